@@ -1,0 +1,57 @@
+# The few commands that people and .ci/run call; `make` lists them.
+# PYTHON=... picks the interpreter for the virtual environment (3.10 or 3.11).
+VENV ?= .venv
+CORE_VENV ?= .venv-core
+export PYTHON
+BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest
+MAKEFLAGS += --no-print-directory
+
+.DEFAULT_GOAL := help
+.PHONY: help install venv quickstart test test-all test-core lint format bench-quick clean
+
+help:  ## List the targets
+	@echo "obert_modifiers needs Python 3.10 or 3.11; no target needs a GPU. Targets:"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install:  ## Make .venv, or bring it up to date, with the package in it
+	@tools/venv.sh $(VENV) full
+
+venv: install
+
+quickstart: install  ## Prune the embedded encoder: dense, GMP* and oBERT, one table
+	@echo "==> Running the quickstart, up to 10 minutes on 2 cores"
+	@$(BIN)/obert quickstart
+
+test: install  ## Run the quick tests
+	@echo "==> Running the quick tests"
+	@$(PYTEST) -m "not slow"
+
+test-all: install  ## Run every test, the slow ones too
+	@echo "==> Running all tests"
+	@$(PYTEST)
+
+test-core:  ## Test kernels and core where sparseml and transformers are not installed
+	@tools/venv.sh $(CORE_VENV) core
+	@echo "==> Running the tests of kernels and core in $(CORE_VENV)"
+	@$(CORE_VENV)/bin/python -m pytest -m "not slow" tests/core tests/kernels
+
+lint: install  ## Check style (ruff) and the types of kernels and core (mypy)
+	@echo "==> ruff"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@echo "==> mypy"
+	@$(BIN)/mypy
+
+format: install  ## Format the code and sort its imports
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench-quick: install  ## Run every benchmark in its short form
+	@set -e; for file in benchmarks/bench_*.py; do \
+		[ -e "$$file" ] || { echo "no benchmarks/bench_*.py here"; exit 1; }; \
+		echo "==> $$file --quick"; $(BIN)/python "$$file" --quick; \
+	done
+
+clean:  ## Remove the environments and the caches
+	rm -rf $(VENV) $(CORE_VENV) build dist .mypy_cache .pytest_cache .ruff_cache

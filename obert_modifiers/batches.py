@@ -1,0 +1,213 @@
+"""Batches of a task's data: for training, evaluation and gradient sampling."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Sampler
+
+from obert_modifiers.core.gradients import GradientSource, SampleRequest
+from obert_modifiers.core.parallel import world
+
+GRADIENT_BATCH_SIZE = 32
+_SAMPLING_OPTIONS = ("batch_size",)
+_GROUP_BATCHES = 50  # batches that are sorted by length together
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """What training needs to know of a task.
+
+    Attributes:
+        train: Samples by index, each a dict with ``input_ids`` and ``labels``.
+        validation: The same for evaluation.
+        collate: Makes a batch of tensors by name, ``labels`` among them.
+        sample_loss: Called with the model's outputs and a batch; gives the loss of
+            each sample, ``(k,)``.
+        metrics: Called with logits and labels as arrays; gives figures by name.
+    """
+
+    train: Sequence[dict[str, Any]]
+    validation: Sequence[dict[str, Any]]
+    collate: Callable[[list[dict[str, Any]]], dict[str, Tensor]]
+    sample_loss: Callable[[Any, dict[str, Tensor]], Tensor]
+    metrics: Callable[[Any, Any], dict[str, float]]
+
+
+def lengths_of(samples: Sequence[dict[str, Any]]) -> list[int]:
+    """Count the tokens of each sample.
+
+    Args:
+        samples: Samples with ``input_ids``; a data set of the datasets library is
+            read by column.
+
+    Returns:
+        Number of tokens of each.
+    """
+    if hasattr(samples, "column_names"):
+        return [len(ids) for ids in samples["input_ids"]]
+    return [len(sample["input_ids"]) for sample in samples]
+
+
+class EpochBatches(Sampler[list[int]]):
+    """Indices of shuffled batches, of similar lengths where that is wanted.
+
+    The order depends on seed and epoch alone, so that every process has the same one
+    and a run can be repeated.
+    """
+
+    def __init__(
+        self, lengths: Sequence[int], batch_size: int, *, seed: int, by_length: bool
+    ) -> None:
+        """Prepare the batches of epoch 0.
+
+        Args:
+            lengths: Number of tokens of each sample.
+            batch_size: Samples of a batch; the last one may have fewer.
+            seed: Seed of the order.
+            by_length: True puts samples of similar length together.
+        """
+        self.lengths = lengths
+        self.batch_size = batch_size
+        self.drop_last = False
+        self.by_length = by_length
+        self._seed = seed
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of an epoch.
+
+        Args:
+            epoch: Number of the epoch, counted from 0.
+        """
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        """Return the number of batches of an epoch."""
+        return -(-len(self.lengths) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yield the indices of each batch."""
+        generator = torch.Generator().manual_seed(self._seed + 7919 * self._epoch)
+        order = torch.randperm(len(self.lengths), generator=generator).tolist()
+        if self.by_length:
+            group = self.batch_size * _GROUP_BATCHES
+            order = [
+                index
+                for start in range(0, len(order), group)
+                for index in sorted(
+                    order[start : start + group], key=self.lengths.__getitem__
+                )
+            ]
+        batches = list(_cut(order, self.batch_size))
+        if self.by_length:
+            shuffled = torch.randperm(len(batches), generator=generator).tolist()
+            batches = [batches[i] for i in shuffled]
+        yield from batches
+
+
+def sorted_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Cut all samples into batches by length, for evaluation.
+
+    Args:
+        lengths: Number of tokens of each sample.
+        batch_size: Samples of a batch; the last one may have fewer.
+
+    Returns:
+        Indices of each batch.
+    """
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    return list(_cut(order, batch_size))
+
+
+def gradient_source(
+    data: TaskData,
+    forward: Callable[..., Any],
+    device: torch.device | str,
+    *,
+    seed: int,
+) -> GradientSource:
+    """Draw gradient samples from a task's training data.
+
+    Each draw takes other samples, by seed and number alone; with several processes
+    each takes its share of the same draw. Samples for per-sample gradients are sorted
+    by length, which changes none of them.
+
+    Args:
+        data: The task.
+        forward: The model's forward function, in full precision.
+        device: Where the model is.
+        seed: Seed of the draws.
+
+    Returns:
+        A source for second-order pruning.
+    """
+    lengths = lengths_of(data.train)
+
+    def batches(request: SampleRequest) -> Iterable[dict[str, Tensor]]:
+        size = check_sampling_options(request.options)
+        by_batch = request.granularity == "batch"
+        wanted = request.num_samples * (size if by_batch else 1)
+        indices = _draw(len(lengths), wanted, seed + 104729 * (request.draw + 1))
+        if not by_batch:
+            indices.sort(key=lengths.__getitem__)
+        for part in _cut(indices, size):
+            batch = data.collate([data.train[i] for i in part])
+            yield {name: values.to(device) for name, values in batch.items()}
+
+    def loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        return data.sample_loss(forward(**inputs_of(batch)), batch)
+
+    return GradientSource(batches, loss)
+
+
+def check_sampling_options(options: dict[str, Any] | None) -> int:
+    """Check a recipe's ``grad_sampler_kwargs``.
+
+    Args:
+        options: The mapping of the recipe, or None.
+
+    Returns:
+        Batch size of the gradient samples.
+
+    Raises:
+        ValueError: If an option is unknown.
+    """
+    options = options or {}
+    unknown = sorted(set(options) - set(_SAMPLING_OPTIONS))
+    if unknown:
+        raise ValueError(
+            f"grad_sampler_kwargs={unknown} is unknown; expected "
+            f"{', '.join(_SAMPLING_OPTIONS)}; leave the others out"
+        )
+    return int(options.get("batch_size", GRADIENT_BATCH_SIZE))
+
+
+def inputs_of(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Take the labels out of a batch.
+
+    Args:
+        batch: Tensors by name.
+
+    Returns:
+        What the model is called with.
+    """
+    return {name: values for name, values in batch.items() if name != "labels"}
+
+
+def _draw(available: int, wanted: int, seed: int) -> list[int]:
+    """Draw this process's share of samples, all different while there are enough."""
+    rank, ranks = world()
+    generator = torch.Generator().manual_seed(seed)
+    indices: list[int] = []
+    while len(indices) < wanted:
+        order = torch.randperm(available, generator=generator).tolist()
+        indices += order[rank::ranks]
+    return indices[:wanted]
+
+
+def _cut(indices: list[int], size: int) -> Iterator[list[int]]:
+    for start in range(0, len(indices), size):
+        yield indices[start : start + size]

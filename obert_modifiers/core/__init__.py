@@ -1,0 +1,4 @@
+"""Pruning algorithms on plain tensors.
+
+Imports torch, ``torch.distributed`` and :mod:`obert_modifiers.kernels` only.
+"""

@@ -1,0 +1,357 @@
+"""Gradients of single samples, or of batches, without disturbing training.
+
+Per-sample gradients of a Linear layer come from its inputs x and the gradients dy of
+its outputs, all samples in one backward pass: ``G_i = sum_t dy_it x_it^T``. They are
+handed on layer by layer and never exist for the whole model at once.
+"""
+
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+MAX_SKIPPED_SHARE = 0.1
+_CHUNK_ELEMENTS = 48_000_000  # floats of per-sample gradients held at a time
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """What a pruning event asks of the training data.
+
+    Attributes:
+        num_samples: Gradients wanted of this process: samples, or batches where the
+            granularity is ``"batch"``.
+        draw: Number of the draw, counted from 0; equal draws give equal samples.
+        options: ``grad_sampler_kwargs`` of the recipe, such as ``batch_size``.
+        granularity: ``"sample"`` or ``"batch"``.
+    """
+
+    num_samples: int
+    draw: int
+    options: dict[str, Any]
+    granularity: str = "sample"
+
+
+@dataclass(frozen=True)
+class GradientSource:
+    """Where second-order pruning gets its gradients from.
+
+    Attributes:
+        batches: Called with a :class:`SampleRequest`; gives the batches, any type.
+        loss: Called with the model and a batch; gives the loss of each sample,
+            ``(k,)``. A 0-dimensional result is taken as the mean over the batch,
+            whose size ``batch_size`` then has to tell.
+        batch_size: Number of samples of a batch; needed only for a scalar loss.
+    """
+
+    batches: Callable[[SampleRequest], Iterable[Any]]
+    loss: Callable[[nn.Module, Any], Tensor]
+    batch_size: Callable[[Any], int] | None = None
+
+    def sample_losses(self, model: nn.Module, batch: Any) -> Tensor:
+        """Return the losses of a batch so that their sum has per-sample gradients.
+
+        Args:
+            model: The model.
+            batch: One item of :attr:`batches`.
+
+        Returns:
+            ``(k,)``, one loss per sample.
+
+        Raises:
+            ValueError: If the loss is a scalar and the batch's size is unknown.
+        """
+        losses = self.loss(model, batch)
+        if losses.ndim:
+            return losses.reshape(-1)
+        if self.batch_size is None:
+            raise ValueError(
+                "loss=scalar does not tell the samples apart; expected one loss per "
+                "sample, shape (k,); give GradientSource a batch_size function"
+            )
+        return losses.expand(self.batch_size(batch))
+
+
+@dataclass
+class GradientCount:
+    """Gradients used and left out in one collection.
+
+    Attributes:
+        used: Gradients handed on.
+        skipped: Gradients left out because they or their loss were not finite.
+    """
+
+    used: int = 0
+    skipped: int = 0
+
+
+Consume = Callable[[int, Tensor], None]
+
+
+def collect_gradients(
+    model: nn.Module,
+    parameters: Sequence[nn.Parameter],
+    batches: Iterable[Any],
+    losses: Callable[[nn.Module, Any], Tensor],
+    consume: Consume,
+    *,
+    granularity: str = "sample",
+    limit: int | None = None,
+) -> GradientCount:
+    """Hand the gradients of parameters to a consumer, batch by batch.
+
+    The gradient of sample i is that of its own loss, not divided by the batch size.
+    With ``granularity="batch"`` it is the gradient of the batch's mean loss, as
+    SparseML takes it. The model is in eval mode meanwhile. ``.grad`` of every
+    parameter, the train or eval mode of every submodule, ``requires_grad`` and the
+    random state are as before when this returns or raises.
+
+    Args:
+        model: The model, not wrapped for distributed training.
+        parameters: Parameters of the model whose gradients are wanted.
+        batches: Batches for ``losses``.
+        losses: Called with model and batch; gives the loss of each sample, ``(k,)``.
+        consume: Called with the position of a parameter and gradients ``(k', numel)``
+            in the parameter's dtype; may be called several times per batch.
+        granularity: ``"sample"`` or ``"batch"``.
+        limit: Stop after this many gradients, finite or not; None takes all batches.
+
+    Returns:
+        How many gradients were handed on and how many left out.
+
+    Raises:
+        ValueError: If the granularity is unknown.
+    """
+    if granularity not in ("sample", "batch"):
+        raise ValueError(
+            f"grad_granularity={granularity} is unknown; expected sample or batch; "
+            "use sample"
+        )
+    collect = _sample_gradients if granularity == "sample" else _batch_gradient
+    count = GradientCount()
+    with _undisturbed(model):
+        plan = _plan(model, parameters)
+        for batch in batches:
+            left = None if limit is None else limit - count.used - count.skipped
+            if left is not None and left <= 0:
+                break
+            collect(model, plan, batch, losses, consume, count, left)
+    return count
+
+
+@dataclass(frozen=True)
+class _Plan:
+    parameters: Sequence[nn.Parameter]
+    linear: dict[nn.Module, int]  # module -> position of its weight
+    other: list[int]  # positions that go the slow way
+
+
+def _plan(model: nn.Module, parameters: Sequence[nn.Parameter]) -> _Plan:
+    positions = {id(p): i for i, p in enumerate(parameters)}
+    owners: dict[int, list[nn.Module]] = {}
+    for module in model.modules():
+        for param in module.parameters(recurse=False):
+            if id(param) in positions:
+                owners.setdefault(positions[id(param)], []).append(module)
+    linear, other = {}, []
+    for position in range(len(parameters)):
+        modules = owners.get(position, [])
+        # A weight tied between modules gets gradients from all of them.
+        if len(modules) == 1 and _is_linear_weight(modules[0], parameters[position]):
+            linear[modules[0]] = position
+        else:
+            other.append(position)
+    return _Plan(parameters, linear, other)
+
+
+def _is_linear_weight(module: nn.Module, parameter: nn.Parameter) -> bool:
+    return type(module) is nn.Linear and module.weight is parameter
+
+
+def _sample_gradients(
+    model: nn.Module,
+    plan: _Plan,
+    batch: Any,
+    losses: Callable[[nn.Module, Any], Tensor],
+    consume: Consume,
+    count: GradientCount,
+    left: int | None,
+) -> None:
+    others = [plan.parameters[i] for i in plan.other]
+    with _requiring_grad(model, others), _captured(plan.linear) as calls:
+        sample_losses = losses(model, batch)
+        size = sample_losses.shape[0]
+        wanted = size if left is None else min(size, left)
+        finite = torch.isfinite(sample_losses.detach())
+        grads = torch.autograd.grad(
+            torch.where(finite, sample_losses, 0.0).sum(),
+            [call.output for call in calls],
+            retain_graph=bool(others),
+            allow_unused=True,
+        )
+        for call, grad in zip(calls, grads, strict=True):
+            call.output_grad = grad
+            finite &= _finite_samples(call, size)
+        finite[wanted:] = False
+        slow, slow_finite = _one_by_one(sample_losses, others, finite)
+    rows = finite.nonzero().flatten()[slow_finite]
+    count.used += len(rows)
+    count.skipped += wanted - len(rows)
+    if len(rows) == 0:
+        return
+    _fold_linear(plan, calls, rows, consume)
+    for position, values in zip(plan.other, slow, strict=True):
+        consume(position, values[slow_finite])
+
+
+@dataclass(eq=False)
+class _Call:
+    module: nn.Module
+    inputs: Tensor
+    output: Tensor
+    output_grad: Tensor | None = None
+
+
+@contextmanager
+def _captured(linear: dict[nn.Module, int]) -> Iterator[list[_Call]]:
+    calls: list[_Call] = []
+
+    def keep(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():  # first pass of a reentrant checkpoint
+            raise ValueError(
+                "gradient checkpointing with use_reentrant=True hides the layers' "
+                "outputs; expected a plain forward pass; use use_reentrant=False"
+            )
+        if not output.requires_grad:
+            output.requires_grad_(True)
+        calls.append(_Call(module, args[0].detach(), output))
+        return output
+
+    handles = [module.register_forward_hook(keep) for module in linear]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _finite_samples(call: _Call, size: int) -> Tensor:
+    if call.inputs.shape[0] != size:
+        raise ValueError(
+            f"layer input has {call.inputs.shape[0]} rows for {size} samples; "
+            "expected the sample as first dimension; use grad_granularity: batch"
+        )
+    finite = torch.isfinite(call.inputs).reshape(size, -1).all(dim=1)
+    if call.output_grad is not None:
+        finite &= torch.isfinite(call.output_grad).reshape(size, -1).all(dim=1)
+    return finite
+
+
+def _fold_linear(
+    plan: _Plan, calls: list[_Call], rows: Tensor, consume: Consume
+) -> None:
+    by_module: dict[nn.Module, list[_Call]] = {}
+    for call in calls:
+        if call.output_grad is not None:
+            by_module.setdefault(call.module, []).append(call)
+    for module, position in plan.linear.items():
+        numel = plan.parameters[position].numel()
+        for chunk in rows.split(max(1, _CHUNK_ELEMENTS // numel)):
+            # A layer that took no part in the loss has gradient zero.
+            grads = plan.parameters[position].new_zeros(len(chunk), numel)
+            for nth, call in enumerate(by_module.get(module, [])):
+                part = _linear_gradient(call, chunk).reshape(len(chunk), numel)
+                grads = part if nth == 0 else grads.add_(part)
+            consume(position, grads)
+
+
+def _linear_gradient(call: _Call, rows: Tensor) -> Tensor:
+    assert call.output_grad is not None
+    weight_dtype = next(call.module.parameters()).dtype
+    dtype = torch.promote_types(weight_dtype, torch.float32)
+    inputs, output_grad = call.inputs[rows].to(dtype), call.output_grad[rows].to(dtype)
+    x = inputs.reshape(len(rows), -1, inputs.shape[-1])
+    dy = output_grad.reshape(len(rows), -1, output_grad.shape[-1])
+    return torch.bmm(dy.transpose(1, 2), x)  # (k, out, in)
+
+
+def _one_by_one(
+    sample_losses: Tensor, parameters: list[nn.Parameter], finite: Tensor
+) -> tuple[list[Tensor], Tensor]:
+    if parameters and len(sample_losses) > 1 and sample_losses.stride(0) == 0:
+        raise ValueError(
+            "loss=scalar gives single gradients of Linear weights only; expected one "
+            "loss per sample, shape (k,); or use grad_granularity: batch"
+        )
+    rows = finite.nonzero().flatten().tolist()
+    good = torch.ones(len(rows), dtype=torch.bool, device=sample_losses.device)
+    if not parameters:
+        return [], good
+    found: list[list[Tensor]] = [[] for _ in parameters]
+    for nth, row in enumerate(rows):
+        grads = torch.autograd.grad(
+            sample_losses[row], parameters, retain_graph=True, allow_unused=True
+        )
+        for kept, grad, param in zip(found, grads, parameters, strict=True):
+            grad = torch.zeros_like(param) if grad is None else grad
+            good[nth] &= torch.isfinite(grad).all()
+            kept.append(grad.detach().reshape(-1))
+    return [torch.stack(kept) if kept else torch.empty(0) for kept in found], good
+
+
+def _batch_gradient(
+    model: nn.Module,
+    plan: _Plan,
+    batch: Any,
+    losses: Callable[[nn.Module, Any], Tensor],
+    consume: Consume,
+    count: GradientCount,
+    left: int | None,
+) -> None:
+    with _requiring_grad(model, plan.parameters):
+        loss = losses(model, batch).mean()
+        grads = torch.autograd.grad(loss, list(plan.parameters), allow_unused=True)
+    found = [
+        torch.zeros_like(param) if grad is None else grad
+        for param, grad in zip(plan.parameters, grads, strict=True)
+    ]
+    if not all(torch.isfinite(t).all() for t in (loss.detach(), *found)):
+        count.skipped += 1
+        return
+    count.used += 1
+    for position, grad in enumerate(found):
+        consume(position, grad.reshape(1, -1))
+
+
+@contextmanager
+def _requiring_grad(
+    model: nn.Module, parameters: Sequence[nn.Parameter]
+) -> Iterator[None]:
+    before = [(param, param.requires_grad) for param in model.parameters()]
+    wanted = {id(param) for param in parameters}
+    try:
+        for param, _ in before:
+            param.requires_grad_(id(param) in wanted)
+        yield
+    finally:
+        for param, flag in before:
+            param.requires_grad_(flag)
+
+
+@contextmanager
+def _undisturbed(model: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    python_state = random.getstate()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
+    try:
+        with torch.random.fork_rng(devices=devices), torch.enable_grad():
+            model.eval()
+            yield
+    finally:
+        random.setstate(python_state)
+        for module, mode in modes:
+            module.training = mode

@@ -1,0 +1,24 @@
+"""Tensor kernels: one public function per operation, with a choice of backend.
+
+``backend="auto"`` takes the compiled CPU backend (numba) where it is installed and
+the tensors are on a CPU, and plain torch otherwise.
+"""
+
+from obert_modifiers.kernels.fisher import (
+    accumulate_blocks_,
+    inverse_blocks,
+    inverse_group_blocks,
+    multiply_inverse,
+)
+from obert_modifiers.kernels.greedy import GreedyOrder, eliminate_greedily
+from obert_modifiers.kernels.joint import solve_joint_update
+
+__all__ = [
+    "GreedyOrder",
+    "accumulate_blocks_",
+    "eliminate_greedily",
+    "inverse_blocks",
+    "inverse_group_blocks",
+    "multiply_inverse",
+    "solve_joint_update",
+]

@@ -1,0 +1,77 @@
+"""Joint update: the best remaining weights once a whole set of weights is zero."""
+
+import torch
+from torch import Tensor
+
+from obert_modifiers.kernels._backend import (
+    block_chunks,
+    check_definite,
+    cholesky,
+    choose_backend,
+    dampened,
+)
+
+
+def solve_joint_update(
+    sums: Tensor,
+    scale: float,
+    damp: float,
+    weights: Tensor,
+    pruned: Tensor,
+    *,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    r"""Minimise the quadratic loss increase with all pruned weights at zero.
+
+    The minimiser of :math:`\frac12 d^T F d` subject to :math:`d_P = -w_P` (oBERT
+    equation (3) with Q the whole pruned set P of a block) is
+    :math:`d_K = F_{KK}^{-1} F_{KP} w_P`, with K the kept weights.
+
+    Time: ``O(|K|^3)`` per block; memory: the result.
+
+    Args:
+        sums: ``(num_blocks, B, B)``.
+        scale: One over the number of gradients.
+        damp: Dampening, larger than 0.
+        weights: ``(num_blocks, B)``, before pruning.
+        pruned: ``(num_blocks, B)``, bool, True = zero from now on.
+        backend: ``"auto"``, ``"torch"`` or ``"numba"``.
+
+    Returns:
+        The updated weights ``(num_blocks, B)``, float64, exactly zero where pruned,
+        and the loss increase of each block ``(num_blocks,)``, float64, >= 0.
+
+    Raises:
+        FloatingPointError: If a block is not numerically positive definite.
+    """
+    updated = torch.empty(weights.shape, dtype=torch.float64, device=weights.device)
+    costs = torch.empty(weights.shape[0], dtype=torch.float64, device=weights.device)
+    if choose_backend(backend, sums) == "numba":
+        from obert_modifiers.kernels._compiled import solve_joint_blocks
+
+        arrays = (weights.double(), pruned, updated, costs)
+        failed = solve_joint_blocks(
+            sums.numpy(), scale, damp, *(array.contiguous().numpy() for array in arrays)
+        )
+        check_definite(int(failed))
+        return updated, costs
+    for part in block_chunks(*sums.shape[:2]):
+        updated[part], costs[part] = _solve_torch(
+            dampened(sums[part], scale, damp), weights[part].double(), pruned[part]
+        )
+    return updated, costs
+
+
+def _solve_torch(
+    fisher: Tensor, weights: Tensor, pruned: Tensor
+) -> tuple[Tensor, Tensor]:
+    kept = ~pruned
+    removed = torch.where(pruned, weights, 0.0).unsqueeze(2)  # (n, B, 1)
+    pull = fisher @ removed
+    dense_cost = (removed * pull).sum(dim=(1, 2))
+    right = pull * kept.unsqueeze(2)
+    inner = fisher * (kept.unsqueeze(2) & kept.unsqueeze(1))
+    inner.diagonal(dim1=1, dim2=2).add_(pruned.double())
+    step = torch.cholesky_solve(right, cholesky(inner))
+    costs = 0.5 * (dense_cost - (right * step).sum(dim=(1, 2))).clamp(min=0.0)
+    return torch.where(pruned, 0.0, weights + step.squeeze(2)), costs

@@ -1,0 +1,353 @@
+"""Load, check and drive a recipe: SparseML's modifier manager behind a narrow door."""
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from obert_modifiers.core.gradients import GradientSource
+from obert_modifiers.core.pruning_step import PruneReport
+from obert_modifiers.modifiers._host import Modifier, ScheduledModifierManager
+from obert_modifiers.recipe import (
+    LoadedRecipe,
+    Problem,
+    RecipeError,
+    from_modifiers,
+    load_recipe,
+)
+from obert_modifiers.recipe.surroundings import (
+    data_faults,
+    model_faults,
+    teacher_faults,
+)
+
+__all__ = ["Problem", "RecipeError", "RecipeManager"]
+
+_SPARSEML_NAME = "<SparseML manager>"
+
+
+class RecipeManager:
+    """A checked recipe that can be applied to a model while it trains.
+
+    The order of the calls is SparseML's: :meth:`initialize` once, then for every
+    optimizer step :meth:`loss`, :meth:`update`, :meth:`pre_step`, the optimizer's own
+    step, :meth:`post_step`; :meth:`finalize` at the end. Epochs are fractions, counted
+    in optimizer steps.
+
+    Attributes:
+        host: SparseML's manager, which holds the modifiers.
+        source: Path of the recipe as it was given, or what stands for it.
+        text: The recipe as it is run: every variable and expression is worked out, and
+            loading it again gives the same modifiers.
+    """
+
+    def __init__(self, recipe: LoadedRecipe, host: ScheduledModifierManager):
+        """Take a recipe and SparseML's manager of its modifiers.
+
+        Use :meth:`from_recipe` or :meth:`from_sparseml`.
+
+        Args:
+            recipe: The checked recipe.
+            host: A manager of the same modifiers.
+        """
+        self.host = host
+        self.source = recipe.file
+        self.text = recipe.text
+        self._recipe = recipe
+        self._sparsity: float | None = 0.0
+
+    @classmethod
+    def from_recipe(
+        cls,
+        recipe: str | Path,
+        recipe_args: Mapping[str, Any] | str | None = None,
+    ) -> "RecipeManager":
+        """Load a recipe and check it completely, before any training.
+
+        Args:
+            recipe: Path of a ``.yaml``, ``.yml`` or ``.md`` file, the last with front
+                matter, or the recipe's text, known by its line breaks.
+            recipe_args: Values for the recipe's variables: a dict, a JSON object as
+                text, or ``name=value`` pairs separated by commas.
+
+        Returns:
+            The manager.
+
+        Raises:
+            RecipeError: With everything that is wrong with the recipe.
+        """  # noqa: DOC502  raised by load_recipe
+        loaded = load_recipe(recipe, recipe_args)
+        groups = loaded.groups
+        modifiers = groups if loaded.staged else groups[""]
+        return cls(loaded, ScheduledModifierManager(modifiers=modifiers))
+
+    @classmethod
+    def from_sparseml(cls, manager: ScheduledModifierManager) -> "RecipeManager":
+        """Take over a manager that SparseML has loaded.
+
+        Args:
+            manager: The manager; it is used as it is.
+
+        Returns:
+            A manager around it. Its recipe is written anew, and problems name lines
+            of that :attr:`text`.
+
+        Raises:
+            RecipeError: If two of its pruning modifiers are the same.
+        """  # noqa: DOC502  raised by from_modifiers
+        return cls(from_modifiers(manager.modifiers, _SPARSEML_NAME), manager)
+
+    @property
+    def modifiers(self) -> list[Modifier]:
+        """All modifiers, SparseML's and ours, as they run, stage after stage."""
+        return list(self.host.iter_modifiers())
+
+    @property
+    def pruning(self) -> list[Modifier]:
+        """The modifiers that prune."""
+        return self.host.pruning_modifiers
+
+    @property
+    def distillation(self) -> list[Modifier]:
+        """The modifiers that distil."""
+        return self.host.distillation_modifiers
+
+    @property
+    def max_epochs(self) -> float | None:
+        """Epoch at which the last modifier ends, rounded up; None if left open."""
+        epochs = self.host.max_epochs
+        return float(epochs) if epochs > 0 else None
+
+    @property
+    def sets_learning_rate(self) -> bool:
+        """Whether a modifier of the recipe sets the learning rate."""
+        return bool(self.host.learning_rate_modifiers)
+
+    @property
+    def events(self) -> list[PruneReport]:
+        """Reports of our modifiers' pruning events so far, in their order."""
+        found = [one for m in self.modifiers for one in getattr(m, "events", ())]
+        return sorted(found, key=lambda event: (event.epoch, event.step))
+
+    def check_model(self, model: Module) -> None:
+        """Check that every parameter and layer that the recipe names is in the model.
+
+        Args:
+            model: The model, wrapped for parallel training or not.
+
+        Raises:
+            RecipeError: With all names and patterns that match nothing, and the
+                nearest names of the model.
+        """  # noqa: DOC502
+        self._check(lambda modifier: model_faults(modifier, model))
+
+    def check_data(self, num_train_samples: int) -> None:
+        """Check that there is a training sample for each gradient the recipe wants.
+
+        Args:
+            num_train_samples: Samples in the training set.
+
+        Raises:
+            RecipeError: With each of our modifiers that wants more gradients.
+        """  # noqa: DOC502
+        self._check(lambda modifier: data_faults(modifier, num_train_samples))
+
+    def check_teacher(self, teacher: Module | str | None) -> None:
+        """Check that there is a teacher if the recipe distils.
+
+        Args:
+            teacher: The dense model, ``"self"``, ``"disable"`` or None.
+
+        Raises:
+            RecipeError: With each distillation modifier, if there is none.
+        """  # noqa: DOC502
+        self._check(lambda modifier: teacher_faults(modifier, teacher))
+
+    def _check(self, faults: Callable[[Modifier], Iterable[tuple[str, str]]]) -> None:
+        problems = [
+            self._recipe.problem(modifier, key, message)
+            for modifier in self.modifiers
+            for key, message in faults(modifier)
+        ]
+        if problems:
+            raise RecipeError(problems)
+
+    def initialize(
+        self,
+        model: Module,
+        *,
+        epoch: float = 0.0,
+        gradient_source: GradientSource | None = None,
+        grad_sampler: Mapping[str, Any] | None = None,
+        teacher: Module | str | None = None,
+        loggers: Any = None,
+    ) -> None:
+        """Attach the modifiers to a model.
+
+        Args:
+            model: The model.
+            epoch: Epoch to start from; ``inf`` applies the whole recipe at once.
+            gradient_source: Where our second-order modifiers get their gradients.
+            grad_sampler: SparseML's ``data_loader_builder`` and ``loss_function``.
+            teacher: The dense model to distil from, ``"self"`` or ``"disable"``.
+            loggers: SparseML's loggers.
+        """
+        offered = {
+            "gradient_source": gradient_source,
+            "grad_sampler": grad_sampler,
+            "distillation_teacher": teacher,
+        }
+        given = {key: value for key, value in offered.items() if value is not None}
+        self.host.initialize(model, epoch=epoch, loggers=loggers, **given)
+        self._sparsity = None
+
+    def update(
+        self, model: Module, optimizer: Any, epoch: float, steps_per_epoch: int
+    ) -> None:
+        """Let the modifiers act that are due, before the optimizer step.
+
+        Args:
+            model: The model.
+            optimizer: The optimizer.
+            epoch: Progress in epochs of optimizer steps.
+            steps_per_epoch: Optimizer steps in an epoch.
+        """
+        if any(m.update_ready(epoch, steps_per_epoch) for m in self.pruning):
+            self._sparsity = None
+        self.host.update(model, optimizer, epoch, steps_per_epoch)
+
+    def pre_step(
+        self, model: Module, optimizer: Any, epoch: float, steps_per_epoch: int
+    ) -> None:
+        """Tell the modifiers that the optimizer step comes next.
+
+        Takes what :meth:`update` takes.
+        """
+        self.host.optimizer_pre_step(model, optimizer, epoch, steps_per_epoch)
+
+    def post_step(
+        self, model: Module, optimizer: Any, epoch: float, steps_per_epoch: int
+    ) -> None:
+        """Tell the modifiers that the optimizer step is done; masks are applied.
+
+        Takes what :meth:`update` takes.
+        """
+        self.host.optimizer_post_step(model, optimizer, epoch, steps_per_epoch)
+
+    def loss(
+        self,
+        loss: Tensor,
+        model: Module,
+        optimizer: Any,
+        epoch: float,
+        steps_per_epoch: int,
+        *,
+        student_outputs: Any,
+        student_inputs: Any,
+    ) -> Tensor:
+        """Let the modifiers change the loss, for distillation.
+
+        Args:
+            loss: The task's loss.
+            model: The model.
+            optimizer: The optimizer.
+            epoch: Progress in epochs of optimizer steps.
+            steps_per_epoch: Optimizer steps in an epoch.
+            student_outputs: What the model returned for this batch.
+            student_inputs: The batch, as the teacher shall get it.
+
+        Returns:
+            The loss to train with.
+        """
+        return self.host.loss_update(
+            loss,
+            model,
+            optimizer,
+            epoch,
+            steps_per_epoch,
+            student_outputs=student_outputs,
+            student_inputs=student_inputs,
+        )
+
+    def finalize(self, model: Module) -> None:
+        """Let go of the model; :meth:`sparsity` keeps its last value.
+
+        Args:
+            model: The model.
+        """
+        self.sparsity()
+        self.host.finalize(model)
+
+    def sparsity(self) -> float:
+        """Return the share of the pruning modifiers' weights that is pruned now.
+
+        Weights that several modifiers prune count once. Masks that are switched off
+        count as keeping everything.
+
+        Returns:
+            The sparsity in [0, 1]; 0.0 before anything is pruned. Counted anew only
+            after a pruning modifier has acted.
+        """
+        if self._sparsity is None:
+            self._sparsity = _masked_share(self.pruning)
+        return self._sparsity
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the modifiers' state.
+
+        Returns:
+            State by SparseML's identifier of the modifier.
+        """
+        return {m.identifier(): m.state_dict() for m in self.modifiers}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a state; call it after :meth:`initialize`.
+
+        Args:
+            state: As from :meth:`state_dict`, of the same recipe.
+
+        Raises:
+            ValueError: If the state is that of another recipe.
+        """
+        found = {modifier.identifier(): modifier for modifier in self.modifiers}
+        if set(found) != set(state):
+            missing = ", ".join(sorted(set(found) - set(state))) or "none"
+            extra = ", ".join(sorted(set(state) - set(found))) or "none"
+            raise ValueError(
+                f"state is of another recipe (missing: {missing}; extra: {extra}); "
+                f"expected the modifiers of {self.source}; resume with the recipe that "
+                "the state was saved with"
+            )
+        for name, modifier in found.items():
+            modifier.load_state_dict(state[name])
+        self._sparsity = None
+
+    def save(self, path: str | Path) -> None:
+        """Write :attr:`text` to a file, and its folder where it is missing.
+
+        Args:
+            path: The file.
+        """
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(self.text, encoding="utf-8")
+
+
+def _masked_share(modifiers: Iterable[Any]) -> float:
+    """Return the share of weights that some modifiers' masks prune."""
+    kept: dict[str, Tensor] = {}
+    for modifier in modifiers:
+        masks = getattr(modifier, "module_masks", None)
+        if masks is None:
+            continue
+        names = zip(masks.layer_names, masks.param_names, strict=True)
+        for name, mask in zip(names, masks.param_masks, strict=True):
+            mask = mask.bool() if masks.enabled else torch.ones_like(mask).bool()
+            full = ".".join(name)
+            kept[full] = kept[full] & mask if full in kept else mask
+    total = sum(mask.numel() for mask in kept.values())
+    left = sum(int(mask.sum()) for mask in kept.values())
+    return (total - left) / total if total else 0.0

@@ -1,0 +1,11 @@
+"""SparseML modifiers; importing this package registers their YAML tags."""
+
+from obert_modifiers.modifiers.distillation import LogitDistillationModifier
+from obert_modifiers.modifiers.gmp_star import GMPStarPruningModifier
+from obert_modifiers.modifiers.obert import OBERTPruningModifier
+
+__all__ = [
+    "GMPStarPruningModifier",
+    "LogitDistillationModifier",
+    "OBERTPruningModifier",
+]

@@ -1,0 +1,389 @@
+"""What all gradual pruning modifiers share: when, how much, and the masks."""
+
+import logging
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from obert_modifiers.core.memory import peak_memory
+from obert_modifiers.core.parallel import world
+from obert_modifiers.core.pruning_step import PruneReport, StepResult
+from obert_modifiers.core.schedule import (
+    INTERPOLATIONS,
+    interpolate_sparsity,
+)
+from obert_modifiers.core.selection import make_pools
+from obert_modifiers.modifiers._goals import read_goals
+from obert_modifiers.modifiers._host import (
+    ModifierProp,
+    ScheduledUpdateModifier,
+    SparsificationTypes,
+    recipe_key,
+)
+from obert_modifiers.modifiers._masks import ParameterMasks
+from obert_modifiers.modifiers._targets import (
+    ALL_ENCODER,
+    ALL_PRUNABLE,
+    encoder_weights,
+    find_targets,
+    match_names,
+    unwrap,
+)
+from obert_modifiers.modifiers._validate import (
+    as_choice,
+    as_flag,
+    as_float,
+    as_fraction,
+    check_range,
+)
+
+FROM_PARAM = "__FROM_PARAM__"
+MASK_TYPES = ("unstructured",)
+
+_LOGGER = logging.getLogger(__name__)
+_SCHEDULE_KEY = "__schedule__"
+
+
+class GradualPruningModifier(ScheduledUpdateModifier):
+    """Base of the pruning modifiers; decides when, and holds no maths.
+
+    Order of its hooks: ``initialize`` resolves the parameters; ``update``, when the
+    schedule says so, prunes before the optimizer step; ``optimizer_post_step``
+    applies the masks after it; ``finalize`` applies them a last time.
+
+    Subclasses implement :meth:`prune_step`.
+    """
+
+    params = recipe_key("params", "Names, re: patterns or a token.")
+    init_sparsity = recipe_key("init_sparsity", "Sparsity of the first event.")
+    final_sparsity = recipe_key("final_sparsity", "Sparsity of the last event.")
+    inter_func = recipe_key("inter_func", "Shape of the sparsity schedule.")
+    global_sparsity = recipe_key("global_sparsity", "One threshold for all.")
+    mask_type = recipe_key("mask_type", "Structure of the sparsity.")
+    leave_enabled = recipe_key("leave_enabled", "Keep masking after end_epoch.")
+
+    def __init__(
+        self,
+        *,
+        params: str | Sequence[str] | None,
+        init_sparsity: float | str,
+        final_sparsity: float | dict[float, list[str]],
+        start_epoch: float,
+        end_epoch: float,
+        update_frequency: float,
+        leave_enabled: bool,
+        inter_func: str,
+        global_sparsity: bool,
+        mask_type: str,
+    ) -> None:
+        """Check and keep the keys that the pruning modifiers share.
+
+        Args:
+            params: Names, ``re:`` patterns or tokens of the parameters to prune.
+            init_sparsity: Sparsity of the first event, or ``__FROM_PARAM__`` for what
+                each parameter has.
+            final_sparsity: Sparsity of the last event, or a mapping from sparsities
+                to lists of parameters.
+            start_epoch: Epoch of the first event.
+            end_epoch: Epoch of the last event.
+            update_frequency: Epochs from one event to the next; -1 for every step.
+            leave_enabled: True keeps the masks on after ``end_epoch``.
+            inter_func: linear, cubic or inverse_cubic.
+            global_sparsity: True for one threshold over all parameters that share a
+                target, False to bring each parameter to it.
+            mask_type: Structure of the sparsity.
+
+        Raises:
+            ValueError: If a value breaks its rule; the message says which and how to
+                fix it.
+        """
+        start, end = (
+            as_float("start_epoch", start_epoch),
+            as_float("end_epoch", end_epoch),
+        )
+        check_range(start, end)
+        super().__init__(
+            start_epoch=start,
+            end_epoch=end,
+            end_comparator=-1,
+            update_frequency=as_float("update_frequency", update_frequency),
+            min_frequency=-1.0,
+        )
+        self._goals = read_goals(params, final_sparsity)
+        self._params = params if params is not None else []
+        self._init_sparsity = (
+            FROM_PARAM
+            if init_sparsity == FROM_PARAM
+            else as_fraction("init_sparsity", init_sparsity)
+        )
+        self._final_sparsity = (
+            final_sparsity if isinstance(final_sparsity, dict) else self._goals[0][0]
+        )
+        self._inter_func = as_choice("inter_func", inter_func, INTERPOLATIONS)
+        self._global_sparsity = as_flag("global_sparsity", global_sparsity)
+        self._mask_type = as_choice("mask_type", mask_type, MASK_TYPES)
+        self._leave_enabled = as_flag("leave_enabled", leave_enabled)
+        self._masks: ParameterMasks | None = None
+        self._model: nn.Module | None = None
+        self._starts: list[float] = []
+        self._ends: list[float] = []
+        self._applied_sparsity: list[float] | None = None
+        self._events: list[PruneReport] = []
+
+    @ModifierProp(serializable=False)
+    def sparsification_types(self) -> list[SparsificationTypes]:
+        """Kinds of compression that this modifier applies."""  # noqa: DOC201 property
+        return [SparsificationTypes.pruning]
+
+    @property
+    def module_masks(self) -> ParameterMasks | None:
+        """Masks of the selected parameters; None before and after training."""
+        return self._masks
+
+    @property
+    def applied_sparsity(self) -> list[float] | None:
+        """Latest target sparsity of each parameter; None before the first event."""
+        return self._applied_sparsity
+
+    @property
+    def events(self) -> list[PruneReport]:
+        """Reports of the pruning events so far, in order."""
+        return self._events
+
+    def prune_step(self, sparsities: Sequence[float]) -> StepResult:
+        """Prune the selected parameters to target sparsities; writes them.
+
+        Args:
+            sparsities: Target of each parameter, in [0, 1].
+        """
+        raise NotImplementedError(f"{type(self).__name__} has to define prune_step")
+
+    def resolve_targets(self, model: nn.Module) -> list[str]:
+        """Name the parameters that this modifier would prune.
+
+        Args:
+            model: The model, wrapped or not.
+
+        Returns:
+            Full names in the unwrapped model.
+        """
+        return [name for name, _ in self._resolve(unwrap(model))]
+
+    def _resolve(self, model: nn.Module) -> list[tuple[str, float]]:
+        found: dict[str, float] = {}
+        for sparsity, patterns in self._goals:
+            for name in match_names(model, patterns):
+                found.setdefault(name, sparsity)
+            if ALL_PRUNABLE in patterns:
+                _warn_of_extras(model, found)
+        return list(found.items())
+
+    def initialize(
+        self, module: nn.Module, epoch: float = 0, loggers: Any = None, **kwargs: Any
+    ) -> None:
+        """Resolve the parameters; with an infinite epoch, prune at once.
+
+        Args:
+            module: The model.
+            epoch: Epoch to start from; ``inf`` prunes to the final sparsity now.
+            loggers: SparseML loggers.
+            **kwargs: What the caller offers to all modifiers.
+        """
+        super().initialize(module, epoch, loggers, **kwargs)
+        self._model = unwrap(module)
+        resolved = self._resolve(self._model)
+        targets = find_targets(self._model, [name for name, _ in resolved])
+        self._masks = ParameterMasks(self._model, targets)
+        self._ends = [sparsity for _, sparsity in resolved]
+        self._starts = [
+            _zero_fraction(t.parameter)
+            if self._init_sparsity == FROM_PARAM
+            else self._init_sparsity
+            for t in targets
+        ]
+        if math.isinf(epoch):
+            self._event(epoch, 1)
+
+    def update(
+        self, module: nn.Module, optimizer: Any, epoch: float, steps_per_epoch: int
+    ) -> None:
+        """Prune to the sparsity of this epoch; called by SparseML when it is time.
+
+        Args:
+            module: The model.
+            optimizer: The optimizer.
+            epoch: Progress in epochs.
+            steps_per_epoch: Optimizer steps in an epoch.
+        """
+        super().update(module, optimizer, epoch, steps_per_epoch)
+        if self.started or self.start_pending(epoch, steps_per_epoch):
+            self._event(epoch, steps_per_epoch)
+        if self.end_pending(epoch, steps_per_epoch) and not self._leave_enabled:
+            self._masks.enabled = False
+
+    def _event(self, epoch: float, steps_per_epoch: int) -> None:
+        masks = self._masks
+        masks.enabled = True
+        self._applied_sparsity = [
+            interpolate_sparsity(
+                epoch, self.start_epoch, self.end_epoch, start, end, self._inter_func
+            )
+            for start, end in zip(self._starts, self._ends, strict=True)
+        ]
+        if not self._anything_to_do():
+            return
+        started, before = time.perf_counter(), masks.sparsity()
+        result = self.prune_step(self._applied_sparsity)
+        masks.set_param_masks(result.masks)
+        finite = math.isfinite(epoch)
+        report = PruneReport(
+            modifier=type(self).__name__,
+            epoch=epoch if finite else -1.0,
+            step=round(epoch * steps_per_epoch) if finite else -1,
+            sparsity_before=before,
+            sparsity_after=masks.sparsity(),
+            predicted_loss_increase=result.predicted_loss_increase,
+            seconds=time.perf_counter() - started,
+            peak_memory_bytes=peak_memory(masks.targets[0].parameter.device),
+            num_gradients=result.gradients.used,
+            skipped_gradients=result.gradients.skipped,
+            damp=result.damp,
+            layers=masks.counts(),
+        )
+        self._events.append(report)
+
+    def _anything_to_do(self) -> bool:
+        counts = self._masks.counts()
+        pools = make_pools(
+            [c.numel for c in counts], self._applied_sparsity, self._global_sparsity
+        )
+        return any(
+            pool.count > sum(counts[i].pruned for i in pool.members) for pool in pools
+        )
+
+    def optimizer_post_step(
+        self, module: nn.Module, optimizer: Any, epoch: float, steps_per_epoch: int
+    ) -> None:
+        """Apply the masks, as the optimizer may have moved pruned weights.
+
+        Args:
+            module: The model.
+            optimizer: The optimizer.
+            epoch: Progress in epochs.
+            steps_per_epoch: Optimizer steps in an epoch.
+        """
+        super().optimizer_post_step(module, optimizer, epoch, steps_per_epoch)
+        if self._masks.enabled:
+            self._masks.apply()
+
+    def log_update(
+        self, module: nn.Module, optimizer: Any, epoch: float, steps_per_epoch: int
+    ) -> None:
+        """Log the sparsity of each parameter to SparseML's loggers.
+
+        Args:
+            module: The model.
+            optimizer: The optimizer.
+            epoch: Progress in epochs.
+            steps_per_epoch: Optimizer steps in an epoch.
+        """
+        super().log_update(module, optimizer, epoch, steps_per_epoch)
+        for count in self._masks.counts():
+            self.log_scalar(
+                tag=f"ParamPruning/{count.name}",
+                value=count.pruned / count.numel,
+                epoch=epoch,
+                steps_per_epoch=steps_per_epoch,
+            )
+
+    def finalize(
+        self, module: nn.Module | None = None, reset_loggers: bool = True, **kwargs: Any
+    ) -> None:
+        """Apply the masks a last time and let go of the model.
+
+        Args:
+            module: The model.
+            reset_loggers: True forgets the loggers.
+            **kwargs: What the caller offers to all modifiers.
+        """
+        super().finalize(module, reset_loggers, **kwargs)
+        if self._masks.enabled:
+            self._masks.apply()
+        self._masks = None
+        self._model = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the masks by parameter name, and where the schedule stands."""
+        state: dict[str, Any] = dict(
+            zip(self._masks.names, self._masks.param_masks, strict=True)
+        )
+        state[_SCHEDULE_KEY] = {
+            "started": self._started,
+            "ended": self._ended,
+            "last_update_epoch": self._last_update_epoch,
+            "enabled": self._masks.enabled,
+            "applied_sparsity": self._applied_sparsity,
+            "starts": self._starts,
+        }
+        return state
+
+    @staticmethod
+    def schedule_state(state_dict: dict[str, Any]) -> dict[str, Any]:
+        """Find what is not a mask in a state.
+
+        Args:
+            state_dict: As from :meth:`state_dict`.
+
+        Returns:
+            The part of it that tells where the schedule stands.
+        """
+        return state_dict[_SCHEDULE_KEY]
+
+    def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True) -> None:
+        """Continue where :meth:`state_dict` was taken; writes the parameters.
+
+        Args:
+            state_dict: As from :meth:`state_dict`.
+            strict: Ignored: a missing or extra name is always an error.
+
+        Raises:
+            RuntimeError: If the modifier is not initialized.
+            IndexError: If the names differ from the selected parameters.
+        """
+        if not self.initialized:
+            raise RuntimeError("Cannot load state dict for an uninitialized modifier")
+        masks = {k: v for k, v in state_dict.items() if k != _SCHEDULE_KEY}
+        if set(masks) != set(self._masks.names):
+            missing = sorted(set(self._masks.names) - set(masks))
+            extra = sorted(set(masks) - set(self._masks.names))
+            raise IndexError(
+                f"state has other parameters than the model: missing {missing}, extra "
+                f"{extra}; expected the same names; use the model it was saved from"
+            )
+        schedule = self.schedule_state(state_dict)
+        self._started, self._ended = schedule["started"], schedule["ended"]
+        self._last_update_epoch = schedule["last_update_epoch"]
+        self._applied_sparsity = schedule["applied_sparsity"]
+        self._starts = schedule["starts"]
+        self._masks.enabled = schedule["enabled"]
+        self._masks.set_param_masks([masks[name] for name in self._masks.names])
+
+
+def _zero_fraction(parameter: nn.Parameter) -> float:
+    return float((parameter.detach() == 0).sum() / parameter.numel())
+
+
+def _warn_of_extras(model: nn.Module, names: dict[str, float]) -> None:
+    encoder = set(encoder_weights(model))
+    extras = [name for name in names if name not in encoder]
+    if extras and world()[0] == 0:
+        _LOGGER.warning(
+            "%s prunes embeddings, pooler and head too: %s; use %s for the encoder's "
+            "linear weights alone",
+            ALL_PRUNABLE,
+            ", ".join(extras),
+            ALL_ENCODER,
+        )

@@ -1,0 +1,61 @@
+"""SparseML's source of gradients as ours."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from obert_modifiers.core.gradients import GradientSource, SampleRequest
+
+
+def from_sparseml(grad_sampler: Mapping[str, Any]) -> GradientSource:
+    """Adapt SparseML's ``grad_sampler`` dict.
+
+    Args:
+        grad_sampler: ``data_loader_builder``, called with ``grad_sampler_kwargs``,
+            gives ``(args, kwargs, target)`` items; ``loss_function`` gives the loss
+            of outputs and target, for a batch as the mean over its samples.
+
+    Returns:
+        A source with the same batches and losses.
+
+    Raises:
+        RuntimeError: If an entry is missing.
+    """
+    missing = {"data_loader_builder", "loss_function"} - set(grad_sampler)
+    if missing:
+        raise RuntimeError(
+            f"grad_sampler has no {', '.join(sorted(missing))}; expected "
+            "data_loader_builder and loss_function; must be provided to initialize "
+            "GradSampler"
+        )
+    build, loss_function = (
+        grad_sampler["data_loader_builder"],
+        grad_sampler["loss_function"],
+    )
+
+    def batches(request: SampleRequest) -> Iterable[Any]:
+        found = build(request.options or None)
+        return found() if callable(found) else found
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        args, kwargs, target = batch
+        outputs = model(*args, **kwargs)
+        # SparseML's convention for models that give (logits, probabilities).
+        if type(outputs) is tuple:
+            outputs = outputs[0]
+        return loss_function(outputs, target)
+
+    return GradientSource(batches, loss, batch_size=_first_dimension)
+
+
+def _first_dimension(batch: Any) -> int:
+    args, kwargs, _ = batch
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, torch.Tensor) and value.ndim:
+            return value.shape[0]
+    raise ValueError(
+        "batch holds no tensor; expected model inputs with the sample as first "
+        "dimension; check data_loader_builder"
+    )

@@ -1,0 +1,174 @@
+"""From the ``params`` of a recipe to parameters of a model."""
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from obert_modifiers.core.pruning_step import Target
+
+ALL = "__ALL__"
+ALL_PRUNABLE = "__ALL_PRUNABLE__"
+ALL_ENCODER = "__ALL_ENCODER__"
+TOKENS = (ALL, ALL_PRUNABLE, ALL_ENCODER)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A module and one of its own parameters, as SparseML's masks list them.
+
+    Attributes:
+        module: The module that owns the parameter.
+        module_name: Its full name.
+        param_name: Name of the parameter inside the module.
+    """
+
+    module: nn.Module
+    module_name: str
+    param_name: str
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Take the wrappers of distributed training and ``torch.compile`` off a model.
+
+    Args:
+        model: Any model.
+
+    Returns:
+        The innermost model, whose parameter names have no prefix.
+    """
+    while True:
+        if isinstance(model, (DistributedDataParallel, DataParallel)):
+            model = model.module
+        elif hasattr(model, "_orig_mod"):
+            model = model._orig_mod
+        else:
+            return model
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Tell linear layers, the transposed ones of GPT-2 (Conv1D) among them.
+
+    Args:
+        module: Any module.
+
+    Returns:
+        True for a linear layer.
+    """
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+
+
+def encoder_weights(model: nn.Module) -> list[str]:
+    """Name the weights of the linear layers inside the encoder's repeated layers.
+
+    Those are the weights that oBERT and GMP★ prune and report on (GMP★ section 2:
+    "approximately 85M weights of encoder layers" of BERT-base): items of an
+    ``nn.ModuleList``, so neither embeddings, nor pooler, nor the task's head.
+
+    Args:
+        model: Unwrapped model.
+
+    Returns:
+        Full parameter names in the order of the model.
+    """
+    lists = [n for n, m in model.named_modules() if isinstance(m, nn.ModuleList)]
+    inside = tuple(f"{name}." if name else "" for name in lists)
+    return [
+        f"{name}.weight"
+        for name, module in model.named_modules()
+        if inside and name.startswith(inside) and is_linear(module)
+    ]
+
+
+def prunable_weights(model: nn.Module) -> list[str]:
+    """Name what SparseML calls prunable: Linear, Conv, Conv1D, Embedding weights.
+
+    Args:
+        model: Unwrapped model.
+
+    Returns:
+        Full parameter names in the order of the model.
+    """
+    kinds = (nn.Embedding, nn.modules.conv._ConvNd)
+    return [
+        f"{name}.weight"
+        for name, module in model.named_modules()
+        if is_linear(module) or isinstance(module, kinds)
+    ]
+
+
+def match_names(model: nn.Module, patterns: Sequence[str]) -> list[str]:
+    """Resolve names, ``re:`` patterns and tokens to parameter names.
+
+    Args:
+        model: Unwrapped model.
+        patterns: Names, patterns with the prefix ``re:``, matched from the start of
+            the name, or one of :data:`TOKENS`.
+
+    Returns:
+        Full names without repetition, in the order of the model.
+
+    Raises:
+        ValueError: If a pattern matches nothing, with the nearest names.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    chosen: set[str] = set()
+    for pattern in patterns:
+        found = set(_match(model, names, pattern))
+        if not found:
+            raise ValueError(
+                f"params={pattern} matches no parameter; expected a name, a re: "
+                f"pattern or one of {', '.join(TOKENS)}; nearest: "
+                f"{_nearest(pattern, names)}"
+            )
+        chosen |= found
+    return [name for name in names if name in chosen]
+
+
+def _match(model: nn.Module, names: list[str], pattern: str) -> Iterable[str]:
+    if pattern == ALL:
+        return names
+    if pattern == ALL_PRUNABLE:
+        return prunable_weights(model)
+    if pattern == ALL_ENCODER:
+        return encoder_weights(model)
+    if pattern.startswith("re:"):
+        return [name for name in names if re.match(pattern[3:], name)]
+    return [pattern] if pattern in names else []
+
+
+def _nearest(pattern: str, names: list[str]) -> str:
+    text = re.sub(r"^re:|[\\^$*+?()\[\]]", "", pattern)
+    near = difflib.get_close_matches(text, names, n=3, cutoff=0.0)
+    return ", ".join(near)
+
+
+def find_targets(model: nn.Module, names: Sequence[str]) -> list[Target]:
+    """Look up parameters by their full names.
+
+    Args:
+        model: Unwrapped model.
+        names: Full names that exist.
+
+    Returns:
+        A target for each.
+    """
+    parameters = dict(model.named_parameters())
+    return [Target(name, parameters[name]) for name in names]
+
+
+def find_layer(model: nn.Module, name: str) -> Layer:
+    """Look up the module that owns a parameter.
+
+    Args:
+        model: Unwrapped model.
+        name: Full name of the parameter.
+
+    Returns:
+        The module and both names.
+    """
+    module_name, _, param_name = name.rpartition(".")
+    return Layer(model.get_submodule(module_name), module_name, param_name)

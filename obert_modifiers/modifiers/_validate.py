@@ -1,0 +1,159 @@
+"""Checks of recipe values, with messages that say how to fix them."""
+
+import difflib
+import math
+from collections.abc import Sequence
+from typing import Any
+
+
+def as_float(name: str, value: Any) -> float:
+    """Read a number; PyYAML gives ``1e-7`` as a string.
+
+    Args:
+        name: Key of the recipe.
+        value: Number or string.
+
+    Returns:
+        The number.
+
+    Raises:
+        ValueError: If it is not a finite number.
+    """
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if isinstance(value, bool) or not math.isfinite(number):
+        raise ValueError(
+            f"{name}={value} is not a number; expected a finite number; write it "
+            "without quotes or units"
+        )
+    return number
+
+
+def as_count(name: str, value: Any) -> int:
+    """Read a whole number of at least 1.
+
+    Args:
+        name: Key of the recipe.
+        value: Number or string.
+
+    Returns:
+        The number.
+
+    Raises:
+        ValueError: If it is not a whole number of at least 1.
+    """
+    number = as_float(name, value)
+    if number != int(number) or number < 1:
+        raise ValueError(
+            f"{name}={value} is not a positive whole number; expected 1 or more; "
+            "write a count"
+        )
+    return int(number)
+
+
+def as_positive(name: str, value: Any) -> float:
+    """Read a number above zero.
+
+    Args:
+        name: Key of the recipe.
+        value: Number or string.
+
+    Returns:
+        The number.
+
+    Raises:
+        ValueError: If it is not above zero.
+    """
+    number = as_float(name, value)
+    if number <= 0.0:
+        raise ValueError(
+            f"{name}={value} is not positive; expected a number above 0; raise it"
+        )
+    return number
+
+
+def as_fraction(name: str, value: Any) -> float:
+    """Read a fraction in [0, 1], and recognise percent.
+
+    Args:
+        name: Key of the recipe.
+        value: Number or string.
+
+    Returns:
+        The fraction.
+
+    Raises:
+        ValueError: If it is outside [0, 1].
+    """
+    number = as_float(name, value)
+    if not 0.0 <= number <= 1.0:
+        fix = f"write {number / 100:g}, not {number:g}" if 1 < number <= 100 else ""
+        raise ValueError(
+            f"{name}={value} is outside [0, 1]; expected a fraction; "
+            f"{fix or 'write a number between 0 and 1'}"
+        )
+    return number
+
+
+def as_flag(name: str, value: Any) -> bool:
+    """Read a truth value.
+
+    Args:
+        name: Key of the recipe.
+        value: ``true`` or ``false``.
+
+    Returns:
+        The value.
+
+    Raises:
+        ValueError: If it is not a truth value.
+    """
+    if not isinstance(value, bool):
+        raise ValueError(
+            f"{name}={value} is not a truth value; expected true or false; write it "
+            "without quotes"
+        )
+    return value
+
+
+def as_choice(name: str, value: Any, choices: Sequence[str]) -> str:
+    """Read one of several words.
+
+    Args:
+        name: Key of the recipe.
+        value: The word.
+        choices: Words that are known.
+
+    Returns:
+        The word.
+
+    Raises:
+        ValueError: If it is not one of them.
+    """
+    if value not in choices:
+        near = difflib.get_close_matches(str(value), choices, n=1)
+        raise ValueError(
+            f"{name}={value} is unknown; expected one of {', '.join(choices)}; use "
+            f"{(near or choices)[0]}"
+        )
+    return value
+
+
+def check_range(start_epoch: float, end_epoch: float) -> None:
+    """Check that a pruning schedule ends after it starts.
+
+    Args:
+        start_epoch: First epoch, at least 0 or -1 for at once.
+        end_epoch: Last epoch.
+
+    Raises:
+        ValueError: If the schedule is empty or runs backwards.
+    """
+    if end_epoch < max(start_epoch, 0.0):
+        raise ValueError(
+            f"end_epoch={end_epoch:g} lies before start_epoch={start_epoch:g}; "
+            "expected a schedule that ends after it starts; swap them or raise "
+            "end_epoch"
+        )

@@ -1,0 +1,13 @@
+"""Recipes: read them, say everything that is wrong with them, build their modifiers."""
+
+from obert_modifiers.recipe.load import LoadedRecipe, from_modifiers, load_recipe
+from obert_modifiers.recipe.problems import Problem, RecipeError, nearest
+
+__all__ = [
+    "LoadedRecipe",
+    "Problem",
+    "RecipeError",
+    "from_modifiers",
+    "load_recipe",
+    "nearest",
+]

@@ -1,0 +1,148 @@
+"""From a recipe's path or text, or from modifiers, to a checked recipe."""
+
+import inspect
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from obert_modifiers.modifiers._host import Modifier, SparsificationTypes
+from obert_modifiers.recipe.arguments import parse_recipe_args
+from obert_modifiers.recipe.check import ModifierBuilder
+from obert_modifiers.recipe.outline import outline
+from obert_modifiers.recipe.problems import Problem, RecipeError
+from obert_modifiers.recipe.text import RecipeText, compose, read_source
+from obert_modifiers.recipe.values import ModifierSettings, Resolver
+from obert_modifiers.recipe.writing import modifiers_text
+
+Groups = dict[str, list[Modifier]]
+
+
+@dataclass(frozen=True)
+class LoadedRecipe:
+    """A recipe without faults.
+
+    Attributes:
+        file: Path of the recipe as it was given, or what stands for it.
+        text: The recipe with every variable and expression worked out.
+        staged: True for a recipe of stages.
+        groups: The modifiers by stage; those of a flat recipe under ``""``.
+        settings: What the recipe says about a modifier, by ``id`` of the modifier.
+    """
+
+    file: str
+    text: str
+    staged: bool
+    groups: Groups
+    settings: dict[int, ModifierSettings]
+
+    def problem(self, modifier: Modifier, key: str, message: str) -> Problem:
+        """Describe a problem with one of the modifiers, with its line.
+
+        Args:
+            modifier: One of the recipe's modifiers.
+            key: The key that it is about.
+            message: What is wrong; what is expected; how to fix it.
+
+        Returns:
+            The problem.
+        """
+        settings = self.settings[id(modifier)]
+        line = settings.line_of(key)
+        return Problem(self.file, line, settings.name, key, message)
+
+
+def load_recipe(
+    source: str | Path, recipe_args: Mapping[str, Any] | str | None = None
+) -> LoadedRecipe:
+    """Load a recipe and check it completely.
+
+    Args:
+        source: A path, or the recipe's text.
+        recipe_args: Values for the recipe's variables.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        RecipeError: With everything that is wrong with the recipe.
+    """
+    text = read_source(source)
+    parts = outline(text, compose(text))
+    try:
+        variables = parse_recipe_args(recipe_args)
+    except (TypeError, ValueError) as error:
+        parts.report(text.first_line, "recipe_args", "", str(error))
+        variables = {}
+    resolver = Resolver(parts, variables)
+    builder = ModifierBuilder(text.file)
+    groups: Groups = {}
+    settings: dict[int, ModifierSettings] = {}
+    for one in resolver.settings:
+        modifier = builder.build(one)
+        if modifier is not None:
+            groups.setdefault(one.stage, []).append(modifier)
+            settings[id(modifier)] = one
+    loaded = LoadedRecipe(text.file, resolver.text(), parts.staged, groups, settings)
+    problems = [*parts.problems, *builder.problems, *_repeated(loaded)]
+    if problems:
+        raise RecipeError(problems)
+    return loaded
+
+
+def from_modifiers(
+    modifiers: list[Modifier] | Mapping[str, list[Modifier]], file: str
+) -> LoadedRecipe:
+    """Write a recipe for modifiers that exist already.
+
+    Args:
+        modifiers: A list, or lists by stage.
+        file: What to call the recipe in messages.
+
+    Returns:
+        The recipe; its lines are those of its text.
+
+    Raises:
+        RecipeError: If two pruning modifiers are the same.
+    """
+    staged = isinstance(modifiers, Mapping)
+    groups = {k: list(v) for k, v in modifiers.items()} if staged else {"": modifiers}
+    named = {stage: [_described(m) for m in group] for stage, group in groups.items()}
+    source = RecipeText(file, modifiers_text(named, staged))
+    resolver = Resolver(outline(source, compose(source)), {})
+    everyone = [modifier for group in groups.values() for modifier in group]
+    settings = {
+        id(modifier): one
+        for modifier, one in zip(everyone, resolver.settings, strict=True)
+    }
+    loaded = LoadedRecipe(file, source.text, staged, groups, settings)
+    problems = list(_repeated(loaded))
+    if problems:
+        raise RecipeError(problems)
+    return loaded
+
+
+def _described(modifier: Modifier) -> tuple[str, dict[str, Any]]:
+    """Return a modifier's name and those properties that its constructor takes."""
+    cls = type(modifier)
+    keys = inspect.signature(cls.__init__).parameters
+    values = modifier.props(only_serializable=True)
+    return cls.__name__, {key: values[key] for key in keys if key in values}
+
+
+def _repeated(loaded: LoadedRecipe) -> Iterable[Problem]:
+    # SparseML keeps the state of modifiers by a hash of their settings.
+    first: dict[str, int] = {}
+    for modifier in (m for group in loaded.groups.values() for m in group):
+        if SparsificationTypes.pruning not in modifier.sparsification_types:
+            continue
+        line = loaded.settings[id(modifier)].line
+        before = first.setdefault(modifier.identifier(), line)
+        if before != line:
+            yield loaded.problem(
+                modifier,
+                "",
+                f"the modifier repeats the one on line {before}; expected pruning "
+                "modifiers that differ, since their state is kept by their settings; "
+                "remove one",
+            )

@@ -1,0 +1,252 @@
+"""Find the variables, stages and modifiers in a recipe's YAML nodes."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import yaml
+
+from obert_modifiers.recipe.problems import Problem, nearest
+from obert_modifiers.recipe.text import RecipeText
+
+_GROUP_WORD = "modifiers"
+_GROUPS = ("modifiers", "pruning_modifiers", "training_modifiers")
+
+_NULL = "tag:yaml.org,2002:null"
+
+
+@dataclass(frozen=True)
+class ModifierNode:
+    """A modifier as it stands in the recipe.
+
+    Attributes:
+        name: Its tag, without exclamation mark.
+        stage: Name of its stage; empty in a recipe without stages.
+        node: Its YAML node.
+    """
+
+    name: str
+    stage: str
+    node: yaml.Node
+
+
+@dataclass
+class Outline:
+    """The parts of a recipe.
+
+    Attributes:
+        source: The text and its file.
+        staged: True for a recipe of stages.
+        variables: Value node by variable name, by stage; the stage ``""`` holds those
+            of the whole recipe.
+        modifiers: The modifiers, in the order of the recipe.
+        problems: What is wrong with the arrangement.
+    """
+
+    source: RecipeText
+    staged: bool = False
+    variables: dict[str, dict[str, yaml.Node]] = field(default_factory=dict)
+    modifiers: list[ModifierNode] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+    def report(
+        self, place: yaml.Node | int, modifier: str, key: str, message: str
+    ) -> None:
+        """Add a problem.
+
+        Args:
+            place: The node that it is about, or a line of the file.
+            modifier: Name of the modifier, or empty.
+            key: The key, or empty.
+            message: What is wrong; what is expected; how to fix it.
+        """
+        line = place if isinstance(place, int) else self.source.line_of(place)
+        self.problems.append(Problem(self.source.file, line, modifier, key, message))
+
+
+def outline(source: RecipeText, root: yaml.MappingNode) -> Outline:
+    """Sort the nodes of a recipe into variables, stages and modifiers.
+
+    A recipe with a key that holds the word "modifiers" is flat. Otherwise every
+    mapping with such a key is a stage. All other keys are variables.
+
+    Args:
+        source: The recipe's text.
+        root: What :func:`~obert_modifiers.recipe.text.compose` made of it.
+
+    Returns:
+        The parts, with problems for repeated keys, misplaced modifiers and a recipe
+        without any.
+    """
+    found = Outline(source)
+    _report_repeated_keys(found, root)
+    stages = {
+        str(key.value): value
+        for key, value in root.value
+        if isinstance(value, yaml.MappingNode) and _has_groups(value)
+    }
+    found.staged = bool(stages) and not _has_groups(root)
+    found.variables[""] = {}
+    known: set[int] = set()
+    for key, value in root.value:
+        name = str(key.value)
+        if name not in stages:
+            _sort(found, "", key, value)
+        elif found.staged:
+            found.variables[name] = {}
+            for inner, below in value.value:
+                _sort(found, name, inner, below)
+        else:
+            known |= {id(node) for node, _ in walk(value)}
+            found.report(
+                key,
+                "",
+                name,
+                "a stage stands beside modifiers of the whole recipe; expected either "
+                "stages or groups of modifiers; move those modifiers into a stage",
+            )
+    _report_misplaced(found, root, known)
+    _report_missing(found, root, stages)
+    return found
+
+
+def _has_groups(node: yaml.MappingNode) -> bool:
+    return any(_GROUP_WORD in str(key.value) for key, _ in node.value)
+
+
+def _sort(found: Outline, stage: str, key: yaml.Node, value: yaml.Node) -> None:
+    """Put one entry of the recipe, or of a stage, where it belongs."""
+    name = str(key.value)
+    if _GROUP_WORD not in name:
+        found.variables[stage][name] = value
+    elif isinstance(value, yaml.SequenceNode):
+        for item in value.value:
+            if is_modifier(item):
+                found.modifiers.append(ModifierNode(modifier_name(item), stage, item))
+            else:
+                found.report(
+                    item,
+                    "",
+                    name,
+                    "an entry of the list is not a modifier; expected a tag such as "
+                    "!EpochRangeModifier; put it after the dash",
+                )
+    elif value.tag != _NULL:
+        found.report(
+            key,
+            "",
+            name,
+            f"{name} is a {value.id}; expected a list of modifiers; begin each with "
+            "a dash",
+        )
+
+
+def _report_repeated_keys(found: Outline, root: yaml.Node) -> None:
+    for node, _ in walk(root):
+        if not isinstance(node, yaml.MappingNode):
+            continue
+        modifier = modifier_name(node) if is_modifier(node) else ""
+        first: dict[tuple[str, str], yaml.Node] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.value == "<<":
+                continue
+            before = first.setdefault((key.tag, key.value), key)
+            if before is not key:
+                line = found.source.line_of(before)
+                found.report(
+                    key,
+                    modifier,
+                    key.value,
+                    f"{key.value} is given again after line {line}; expected each key "
+                    "once; remove one of the two",
+                )
+
+
+def _report_misplaced(found: Outline, root: yaml.Node, known: set[int]) -> None:
+    known = known | {id(modifier.node) for modifier in found.modifiers}
+    for node, key in walk(root):
+        if not is_modifier(node) or id(node) in known:
+            continue
+        if any(problem.key == key for problem in found.problems):
+            continue  # the group itself is already reported
+        group = (nearest(key, _GROUPS) or [f"{key}_modifiers"])[0]
+        found.report(
+            node,
+            modifier_name(node),
+            "",
+            f"the modifier stands under '{key}', where SparseML does not look for "
+            f"any; expected a list under a key with 'modifiers' in its name; rename "
+            f"the key to {group}",
+        )
+
+
+def _report_missing(
+    found: Outline, root: yaml.Node, stages: dict[str, yaml.MappingNode]
+) -> None:
+    if found.problems:
+        return
+    with_modifiers = {modifier.stage for modifier in found.modifiers}
+    empty = [name for name in stages if name not in with_modifiers]
+    if found.staged and with_modifiers:
+        for name in empty:
+            found.report(
+                stages[name],
+                "",
+                name,
+                "the stage has no modifiers; expected at least one; add it or remove "
+                "the stage",
+            )
+    elif not found.modifiers:
+        found.report(
+            root,
+            "",
+            "",
+            "the recipe has no modifiers; expected at least one in a list under a key "
+            "such as 'modifiers'; add '- !EpochRangeModifier' there",
+        )
+
+
+def is_modifier(node: yaml.Node) -> bool:
+    """Tell whether a node carries a modifier's tag.
+
+    Args:
+        node: Any node.
+
+    Returns:
+        True for a node such as ``!EpochRangeModifier``.
+    """
+    return node.tag.startswith("!")
+
+
+def modifier_name(node: yaml.Node) -> str:
+    """Return the name of the modifier in a node's tag.
+
+    Args:
+        node: A node for which :func:`is_modifier` holds.
+
+    Returns:
+        The name, without ``!``.
+    """
+    return node.tag[1:]
+
+
+def walk(node: yaml.Node) -> Iterator[tuple[yaml.Node, str]]:
+    """Visit a node and everything below it, each node once.
+
+    Args:
+        node: Where to begin.
+
+    Yields:
+        A node and the innermost key above it.
+    """
+    seen: set[int] = set()
+    stack = [(node, "")]
+    while stack:
+        node, key = stack.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        yield node, key
+        if isinstance(node, yaml.SequenceNode):
+            stack.extend((item, key) for item in node.value)
+        elif isinstance(node, yaml.MappingNode):
+            stack.extend((value, str(name.value)) for name, value in node.value)

@@ -1,0 +1,127 @@
+"""Hold a modifier against what it will meet: the model, the data and the teacher."""
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from torch import nn
+
+from obert_modifiers.modifiers import OBERTPruningModifier
+from obert_modifiers.modifiers._host import Modifier, SparsificationTypes
+from obert_modifiers.modifiers._targets import unwrap
+
+_TOKENS = ("__ALL__", "__ALL_PRUNABLE__")
+_TEACHER_WORDS = ("self", "disable")
+
+
+def model_faults(modifier: Modifier, model: nn.Module) -> Iterator[tuple[str, str]]:
+    """Find names and patterns of a modifier that match nothing in a model.
+
+    Args:
+        modifier: SparseML's or ours; nothing is initialized.
+        model: The model, wrapped for parallel training or not.
+
+    Yields:
+        The key of the recipe, and what is wrong.
+    """
+    if hasattr(modifier, "resolve_targets"):
+        yield from _own_faults(modifier, model)
+        return
+    if not getattr(modifier, "params_strict", True):
+        return
+    model = unwrap(model)
+    for key, kind, names in (
+        ("params", "parameter", _parameter_names(model)),
+        ("layers", "layer", [name for name, _ in model.named_modules() if name]),
+    ):
+        for place, pattern in _patterns(modifier, key):
+            if pattern.upper() in _TOKENS or _matches(pattern, names):
+                continue
+            near = ", ".join(_nearest_names(pattern, names))
+            yield (
+                place,
+                f"{key}={pattern} matches no {kind}; expected a name in the model, a "
+                f"re: pattern or one of {', '.join(_TOKENS)}; nearest: {near}",
+            )
+
+
+def data_faults(
+    modifier: Modifier, num_train_samples: int
+) -> Iterator[tuple[str, str]]:
+    """Find a modifier that wants more gradients than there are samples.
+
+    Args:
+        modifier: SparseML's or ours.
+        num_train_samples: Samples in the training set.
+
+    Yields:
+        The key of the recipe, and what is wrong.
+    """
+    if not isinstance(modifier, OBERTPruningModifier):
+        return
+    if modifier.num_grads > num_train_samples:
+        yield (
+            "num_grads",
+            f"num_grads={modifier.num_grads} is more than the {num_train_samples} "
+            "training samples; expected a sample for each gradient; lower num_grads "
+            f"to {num_train_samples} or train on more samples",
+        )
+
+
+def teacher_faults(modifier: Modifier, teacher: Any) -> Iterator[tuple[str, str]]:
+    """Find a distillation modifier that has nothing to distil from.
+
+    Args:
+        modifier: SparseML's or ours.
+        teacher: A model, ``"self"``, ``"disable"`` or None.
+
+    Yields:
+        An empty key, as it is about the whole modifier, and what is wrong.
+    """
+    if SparsificationTypes.distillation not in modifier.sparsification_types:
+        return
+    if not (isinstance(teacher, nn.Module) or teacher in _TEACHER_WORDS):
+        yield (
+            "",
+            f"teacher={teacher} cannot be distilled from; expected a model; pass one, "
+            "as with --distill_teacher, or 'disable', or remove this modifier",
+        )
+
+
+def _own_faults(modifier: Any, model: nn.Module) -> Iterator[tuple[str, str]]:
+    try:
+        modifier.resolve_targets(model)
+    except ValueError as error:
+        place = next((place for place, _ in _patterns(modifier, "params")), "params")
+        yield place, str(error)
+
+
+def _parameter_names(model: nn.Module) -> list[str]:
+    """Return names as SparseML forms them: each module's own, shared ones too."""
+    return [
+        f"{module_name}.{name}"
+        for module_name, module in model.named_modules()
+        for name, _ in module.named_parameters(recurse=False)
+    ]
+
+
+def _patterns(modifier: Any, key: str) -> list[tuple[str, str]]:
+    """Return a modifier's names and patterns, each after the key it stands under."""
+    goals = getattr(modifier, "final_sparsity", None)
+    if key == "params" and isinstance(goals, dict):
+        return [("final_sparsity", one) for names in goals.values() for one in names]
+    value = getattr(modifier, key, None)
+    listed: Iterable[Any] = [value] if isinstance(value, str) else value or ()
+    return [(key, one) for one in listed if isinstance(one, str)]
+
+
+def _matches(pattern: str, names: list[str]) -> bool:
+    if pattern.startswith("re:"):
+        return any(re.match(pattern[len("re:") :], name) for name in names)
+    return pattern in names
+
+
+def _nearest_names(pattern: str, names: list[str]) -> list[str]:
+    text = re.sub(r"^re:|[\\^$*+?()\[\]|]", "", pattern)
+    return difflib.get_close_matches(text, names, n=3, cutoff=0.0)

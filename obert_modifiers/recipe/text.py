@@ -1,0 +1,168 @@
+"""Read a recipe's text and parse it into YAML nodes, which know their lines.
+
+SparseML's own helpers rewrite the text several times before they load it, and lose
+its lines on the way.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from obert_modifiers.recipe.problems import Problem, RecipeError, nearest
+
+TEXT_NAME = "<recipe text>"
+SUFFIXES = (".yaml", ".yml", ".md")
+_FENCES = ("---", "+++")
+
+
+@dataclass(frozen=True)
+class RecipeText:
+    """The YAML of a recipe and where it came from.
+
+    Attributes:
+        file: Path of the recipe as it was given, or ``<recipe text>``.
+        text: The YAML, without the fences of front matter.
+        first_line: Line of the file in which ``text`` begins, from 1.
+    """
+
+    file: str
+    text: str
+    first_line: int = 1
+
+    def line_of(self, node: yaml.Node) -> int:
+        """Return the line of the file on which a node begins.
+
+        Args:
+            node: A node composed from ``text``.
+
+        Returns:
+            The line, from 1.
+        """
+        return node.start_mark.line + self.first_line
+
+
+def read_source(source: str | Path) -> RecipeText:
+    """Read a recipe from a file or take it as text.
+
+    Args:
+        source: Path of a ``.yaml``, ``.yml`` or ``.md`` file, or the text itself,
+            which is known by its line breaks. Front matter between two lines of
+            ``---`` (or ``+++``) is taken out of ``.md`` files and of text.
+
+    Returns:
+        The YAML and its place.
+
+    Raises:
+        RecipeError: If there is no such file, or it cannot hold a recipe.
+        TypeError: If the source is neither a path nor text.
+    """
+    if not isinstance(source, (str, Path)):
+        raise TypeError(
+            f"recipe={source!r} is a {type(source).__name__}; expected a path or a "
+            "recipe's text; give one of them"
+        )
+    if isinstance(source, str) and ("\n" in source or "\r" in source):
+        return _front_matter(TEXT_NAME, source, required=False)
+    path = Path(source).expanduser()
+    wrong = _path_fault(str(source), path)
+    if wrong:
+        raise RecipeError([Problem(str(source), 1, "", "", wrong)])
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        wrong = f"cannot be read ({error}); expected UTF-8 text; make it readable"
+        raise RecipeError([Problem(str(source), 1, "", "", wrong)]) from error
+    if path.suffix.lower() == ".md":
+        return _front_matter(str(source), text, required=True)
+    return RecipeText(str(source), text)
+
+
+def _path_fault(name: str, path: Path) -> str:
+    if name.startswith("zoo:"):
+        return (
+            "zoo: stubs cannot be loaded, since SparseZoo is gone; expected a local "
+            "file; save the recipe and pass its path"
+        )
+    if path.is_dir():
+        inside = sorted(p.name for p in path.iterdir() if p.suffix in SUFFIXES)
+        return f"is a directory; expected a recipe file; use {_choice(inside)}"
+    if not path.exists():
+        beside = path.parent.iterdir() if path.parent.is_dir() else ()
+        names = sorted(p.name for p in beside if p.suffix in SUFFIXES)
+        stems = nearest(path.stem, {Path(name).stem for name in names}, count=3)
+        near = [name for name in names if Path(name).stem in stems]
+        near = near or [name for name in names if not name.endswith(".md")]
+        return f"there is no such file; expected a recipe; use {_choice(near)}"
+    if path.suffix.lower() not in SUFFIXES:
+        return (
+            f"suffix={path.suffix or 'none'} is not a recipe's; expected one of "
+            f"{', '.join(SUFFIXES)}; rename the file"
+        )
+    return ""
+
+
+def _choice(names: list[str]) -> str:
+    return " or ".join(names[:5]) or "the path of a .yaml file"
+
+
+def _front_matter(file: str, text: str, required: bool) -> RecipeText:
+    lines = text.splitlines(keepends=True)
+    first = next((n for n, line in enumerate(lines) if line.strip()), 0)
+    fence = lines[first].rstrip() if lines else ""
+    if fence in _FENCES:
+        for number in range(first + 1, len(lines)):
+            if lines[number].rstrip() == fence:
+                inside = "".join(lines[first + 1 : number])
+                return RecipeText(file, inside, first + 2)
+        wrong = (
+            "the front matter that begins here is not closed; expected a second line "
+            f"of {fence}; add it after the recipe"
+        )
+    else:
+        wrong = (
+            "the file does not begin with front matter; expected the recipe between "
+            "two lines of ---; put it there"
+        )
+    # Text may well begin with YAML's own document start and have no second fence.
+    if required or fence == "+++":
+        raise RecipeError([Problem(file, first + 1, "", "", wrong)])
+    return RecipeText(file, text)
+
+
+def compose(source: RecipeText) -> yaml.MappingNode:
+    """Parse the YAML of a recipe into nodes.
+
+    Args:
+        source: The recipe's text.
+
+    Returns:
+        The node of the whole recipe.
+
+    Raises:
+        RecipeError: If the text is empty, not valid YAML or not a mapping.
+    """
+    try:
+        root = yaml.compose(source.text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        raise RecipeError([_syntax_problem(source, error)]) from error
+    if isinstance(root, yaml.MappingNode):
+        return root
+    what = "is empty" if root is None else f"is a {root.id}, not a mapping"
+    wrong = (
+        f"the recipe {what}; expected modifiers in a list under a key such as "
+        "'modifiers'; write 'modifiers:' above them"
+    )
+    raise RecipeError([Problem(source.file, source.first_line, "", "", wrong)])
+
+
+def _syntax_problem(source: RecipeText, error: yaml.YAMLError) -> Problem:
+    if isinstance(error, yaml.MarkedYAMLError):
+        mark = error.problem_mark or error.context_mark
+        what = " ".join(part for part in (error.problem, error.context) if part)
+        line = mark.line if mark else 0
+    else:  # a character that YAML does not allow
+        what = f"{error.reason} (character #x{error.character:02x})"
+        line = source.text.count("\n", 0, error.position)
+    message = f"{what}; expected valid YAML; correct this line or the one above it"
+    return Problem(source.file, line + source.first_line, "", "", message)

@@ -1,0 +1,1 @@
+"""L5: what to train on: data, collation, losses and metrics by task."""

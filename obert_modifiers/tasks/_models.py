@@ -1,0 +1,219 @@
+"""The model, its tokenizer and its teacher."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from obert_modifiers import embedded
+from obert_modifiers.tasks._arguments import ModelArguments
+from obert_modifiers.tasks._data import Labels
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A model before it is loaded: where it is and what it is.
+
+    Attributes:
+        source: The folder or hub id of the weights.
+        config: Its configuration.
+        tokenizer: Its tokenizer.
+        description: What it is called in the log.
+    """
+
+    source: str
+    config: PreTrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    description: str
+
+    @property
+    def classes(self) -> dict[str, int]:
+        """The classes that the model was trained with, empty where it was not."""
+        trained = self.config.architectures or []
+        if not any(name.endswith("ForSequenceClassification") for name in trained):
+            return {}
+        return {str(name): int(i) for name, i in self.config.label2id.items()}
+
+    def max_length(self, asked: int) -> int:
+        """Cut a sequence length to what model and tokenizer can take.
+
+        Args:
+            asked: The length asked for.
+
+        Returns:
+            That length, or the longest that works.
+        """
+        most = min(asked, self.tokenizer.model_max_length)
+        return min(most, getattr(self.config, "max_position_embeddings", None) or most)
+
+
+def find(args: ModelArguments) -> Pretrained:
+    """Find the model that the flags name; without any, the embedded encoder.
+
+    Args:
+        args: The flags.
+
+    Returns:
+        The model, not loaded yet.
+
+    Raises:
+        ValueError: If there is no such folder and the hub does not give it either.
+    """
+    source, description = args.model_name_or_path, args.model_name_or_path
+    if source is None:
+        source = str(embedded.encoder_path())
+        description = f"the embedded {embedded.ENCODER_NAME}"
+    config = _fetch(AutoConfig, "--config_name", args.config_name or source, args)
+    tokenizer = _fetch(
+        AutoTokenizer, "--tokenizer_name", args.tokenizer_name or source, args
+    )
+    return Pretrained(source, config, tokenizer, str(description))
+
+
+def load_student(
+    found: Pretrained, labels: Labels, args: ModelArguments, seed: int
+) -> PreTrainedModel:
+    """Load the model with a head for the data set's classes.
+
+    Args:
+        found: The model, from `find`.
+        labels: The classes; their names go into the model's configuration.
+        args: The flags.
+        seed: Fixes the numbers in a new head; the caller's generator is left alone.
+
+    Returns:
+        The model in float32.
+    """
+    config = found.config
+    config.num_labels = labels.num_labels
+    config.problem_type = "regression" if labels.regression else None
+    if labels.names:
+        config.id2label = dict(enumerate(labels.names))
+        config.label2id = {name: number for number, name in enumerate(labels.names)}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model, report = _fetch(
+            AutoModelForSequenceClassification,
+            "--model_name_or_path",
+            found.source,
+            args,
+            config=config,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            dtype=torch.float32,
+        )
+    new = sorted({*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])})
+    if new:
+        logger.info("new weights, from seed %d: %s", seed, ", ".join(new))
+    return model
+
+
+def load_teacher(
+    found: Pretrained, labels: Labels, args: ModelArguments
+) -> nn.Module | str | None:
+    """Load the teacher that `distill_teacher` names.
+
+    Args:
+        found: The student, whose tokens the teacher reads.
+        labels: The classes, which the teacher must have too.
+        args: The flags.
+
+    Returns:
+        The teacher in eval mode, or ``self``, ``disable`` or None as it was given.
+
+    Raises:
+        ValueError: If the teacher's classes or vocabulary are not the student's.
+    """
+    name = args.distill_teacher
+    if name in (None, "self", "disable"):
+        return name
+    flag = "--distill_teacher"
+    config = _fetch(AutoConfig, flag, name, args)
+    tokenizer = _fetch(AutoTokenizer, flag, name, args)
+    if tokenizer.get_vocab() != found.tokenizer.get_vocab():
+        raise ValueError(
+            f"{flag}={name} has another vocabulary than the model; expected the same "
+            "tokens; take a teacher with the model's tokenizer"
+        )
+    names = tuple(str(config.id2label[i]) for i in sorted(config.id2label))
+    if config.num_labels != labels.num_labels or (
+        set(names) == set(labels.names) and names != labels.names
+    ):
+        raise ValueError(
+            f"{flag}={name} has the classes {', '.join(names)}; expected "
+            f"{', '.join(labels.names) or 'one number'}; train it on this data set"
+        )
+    teacher = _fetch(AutoModelForSequenceClassification, flag, name, args)
+    return teacher.float().eval()
+
+
+def load_saved(folder: Path) -> PreTrainedModel:
+    """Load a model that this package saved.
+
+    Args:
+        folder: Its folder.
+
+    Returns:
+        The model in float32.
+    """
+    return AutoModelForSequenceClassification.from_pretrained(
+        folder, dtype=torch.float32
+    )
+
+
+def _fetch(
+    kind: Any, flag: str, name: str, args: ModelArguments, **options: Any
+) -> Any:
+    """Load a configuration, tokenizer or model from a folder or the hub.
+
+    Args:
+        kind: The class whose ``from_pretrained`` loads it.
+        flag: The flag that names it, for errors.
+        name: The folder or hub id.
+        args: The flags.
+        **options: Passed on to ``from_pretrained``.
+
+    Returns:
+        What ``from_pretrained`` gives.
+
+    Raises:
+        ValueError: If there is no such folder, the hub does not give it, or the folder
+            does not hold it.
+    """
+    flag = "--model_name_or_path" if name == args.model_name_or_path else flag
+    if name.startswith("zoo:"):
+        raise ValueError(
+            f"{flag}={name} is a SparseZoo stub, and the SparseZoo is closed; expected "
+            "a folder or hub id; download the model and give its local path"
+        )
+    local = Path(name).exists()
+    if not local:
+        logger.info("asking the hub for %s", name)
+    try:
+        return kind.from_pretrained(
+            name, cache_dir=args.cache_dir, revision=args.model_revision, **options
+        )
+    except (OSError, ValueError) as error:
+        why = (
+            "cannot be loaded"
+            if local
+            else "is no folder here, and the hub did not give it"
+        )
+        raise ValueError(
+            f"{flag}={name} {why} ({str(error).splitlines()[0][:200]}); expected a "
+            "folder with config.json, weights and tokenizer, or a hub id and a network;"
+            " give a local folder, or no model for the embedded encoder"
+        ) from error

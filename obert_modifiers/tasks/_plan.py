@@ -1,0 +1,343 @@
+"""Load and check everything that a run needs, before any training."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from transformers import DataCollatorWithPadding, PreTrainedModel
+
+from obert_modifiers.manager import RecipeManager
+from obert_modifiers.modifiers._targets import encoder_weights, match_names
+from obert_modifiers.tasks import _data, _labels, _metrics, _models
+from obert_modifiers.tasks._arguments import Arguments
+from obert_modifiers.training import SCHEDULES, TaskData, TrainConfig
+
+logger = logging.getLogger(__name__)
+
+_PAD_MULTIPLE = 8  # tensor cores want it in half precision
+_SPLIT_FLAGS = {
+    "train": ("do_train", "--train_file"),
+    "validation": ("do_eval", "--validation_file or --validation_ratio"),
+    "test": ("do_predict", "--test_file"),
+}
+
+
+@dataclass
+class Notes:
+    """What a run says before training starts; logged, and kept for the record.
+
+    Attributes:
+        texts: What was said.
+    """
+
+    texts: list[str] = field(default_factory=list)
+
+    def say(self, text: str) -> None:
+        """Log a sentence and keep it.
+
+        Args:
+            text: The sentence.
+        """
+        self.texts.append(text)
+        logger.info(text)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that was loaded and checked.
+
+    Attributes:
+        arguments: The flags, with what is to be done filled in.
+        manager: The recipe, or None.
+        found: Where the model came from, and its tokenizer.
+        labels: The classes.
+        model: The model, with a head for the classes.
+        teacher: A model, ``self``, ``disable`` or None.
+        data: Training and validation samples with losses and metrics.
+        test: Samples without labels, to be predicted, or None.
+        config: The training loop's settings.
+        prunable: Names of the parameters whose sparsity is reported.
+        source: What the data is called in the log.
+    """
+
+    arguments: Arguments
+    manager: RecipeManager | None
+    found: _models.Pretrained
+    labels: _data.Labels
+    model: PreTrainedModel
+    teacher: Any
+    data: TaskData
+    test: Dataset | None
+    config: TrainConfig
+    prunable: list[str]
+    source: str
+
+
+def what_to_do(arguments: Arguments) -> Arguments:
+    """Fill in the do_* flags: without any of them, train and evaluate.
+
+    Args:
+        arguments: The flags as given.
+
+    Returns:
+        The flags with what they mean.
+
+    Raises:
+        ValueError: If there is a recipe and no training.
+    """
+    train = arguments.train
+    if not (train.do_train or train.do_eval or train.do_predict):
+        train = replace(train, do_train=True, do_eval=True)
+    if train.recipe is None and train.recipe_args is not None:
+        raise ValueError(
+            f"--recipe_args={train.recipe_args} has no recipe; expected --recipe beside"
+            " it; add the recipe"
+        )
+    if train.recipe is not None and not train.do_train:
+        raise ValueError(
+            f"--recipe={train.recipe} needs training; expected --do_train beside it; "
+            "add it, or leave the recipe out"
+        )
+    return replace(arguments, train=train)
+
+
+def load_recipe(arguments: Arguments) -> RecipeManager | None:
+    """Load and check the recipe, before anything slow happens.
+
+    Args:
+        arguments: The flags.
+
+    Returns:
+        Its manager, or None without a recipe.
+    """
+    train = arguments.train
+    if train.recipe is None:
+        return None
+    return RecipeManager.from_recipe(train.recipe, train.recipe_args)
+
+
+def prepare(
+    arguments: Arguments,
+    manager: RecipeManager | None,
+    state: PartialState,
+    notes: Notes,
+) -> Plan:
+    """Load the data, the model and the teacher, and check the recipe against them.
+
+    Args:
+        arguments: The flags, from `what_to_do`.
+        manager: The recipe's.
+        state: The process among its peers.
+        notes: Takes what there is to say.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ValueError: If something is missing or does not fit.
+    """  # noqa: DOC502  raised by what is called
+    found = _models.find(arguments.model)
+    data = _data.load(arguments.data, arguments.model.cache_dir, arguments.train.seed)
+    data = _only_needed(data, arguments)
+    labels = _labels.understand(data, found.classes)
+    _describe(arguments, found, data, labels, notes)
+    if manager is not None and "train" in data.splits:
+        manager.check_data(len(data.splits["train"]))
+    config = train_config(arguments, state)
+    model = _models.load_student(found, labels, arguments.model, arguments.train.seed)
+    teacher = _models.load_teacher(found, labels, arguments.model)
+    if manager is not None:
+        manager.check_model(model)
+        manager.check_teacher(teacher)
+    if teacher not in (None, "disable") and not (manager and manager.distillation):
+        notes.say(
+            f"the teacher {arguments.model.distill_teacher} is not used: no "
+            "distillation modifier is in the recipe"
+        )
+    samples = _labels.tokenize(
+        data,
+        labels,
+        found.tokenizer,
+        found.max_length(arguments.data.max_seq_length),
+        arguments.data.pad_to_max_length,
+        arguments.data.preprocessing_num_workers,
+    )
+    return Plan(
+        arguments,
+        manager,
+        found,
+        labels,
+        model,
+        teacher,
+        _task_data(samples, labels, found, half_on_gpu(config, state)),
+        samples.get("test"),
+        config,
+        prunable_names(model, manager),
+        data.description,
+    )
+
+
+def _only_needed(data: _data.TextData, arguments: Arguments) -> _data.TextData:
+    """Keep the splits that are used, and see that they are there.
+
+    Args:
+        data: The data set.
+        arguments: The flags.
+
+    Returns:
+        The data set with these splits.
+
+    Raises:
+        ValueError: If a split is missing.
+    """
+    needed = [
+        split
+        for split, (flag, _) in _SPLIT_FLAGS.items()
+        if getattr(arguments.train, flag)
+    ]
+    for split in needed:
+        if split not in data.splits:
+            flag, way = _SPLIT_FLAGS[split]
+            raise ValueError(
+                f"data={data.description} has no {split} split, only "
+                f"{', '.join(data.splits)}; expected one for --{flag}; give {way}"
+            )
+    return replace(data, splits={split: data.splits[split] for split in needed})
+
+
+def _describe(
+    arguments: Arguments,
+    found: _models.Pretrained,
+    data: _data.TextData,
+    labels: _data.Labels,
+    notes: Notes,
+) -> None:
+    """Say what was found and which defaults were taken.
+
+    Args:
+        arguments: The flags.
+        found: The model.
+        data: The data set.
+        labels: The classes.
+        notes: Takes what there is to say.
+    """
+    if arguments.model.model_name_or_path is None:
+        notes.say(f"no --model_name_or_path: training {found.description}")
+    if data.description.startswith("the embedded"):
+        notes.say(f"no data flags: reading {data.description}")
+    sizes = ", ".join(f"{len(rows):,} {name}" for name, rows in data.splits.items())
+    kind = "a number" if labels.regression else f"classes {', '.join(labels.names)}"
+    notes.say(
+        f"data: {sizes} samples; text in {' and '.join(data.text_columns)}, "
+        f"{kind} in {labels.column}"
+    )
+
+
+def train_config(arguments: Arguments, state: PartialState) -> TrainConfig:
+    """Turn the flags into the training loop's settings.
+
+    Args:
+        arguments: The flags.
+        state: The process among its peers.
+
+    Returns:
+        The settings.
+
+    Raises:
+        ValueError: If fp16 is asked for on a CPU, or the schedule is unknown.
+    """
+    train = arguments.train
+    if train.fp16 and state.device.type == "cpu":
+        raise ValueError(
+            "--fp16 runs on a CPU here; expected a GPU; use --bf16 or leave it out"
+        )
+    if train.lr_scheduler_type not in SCHEDULES:
+        raise ValueError(
+            f"--lr_scheduler_type={train.lr_scheduler_type} is unknown; expected one "
+            f"of {', '.join(SCHEDULES)}; use linear"
+        )
+    return TrainConfig(
+        output_dir=Path(train.output_dir),
+        num_train_epochs=train.num_train_epochs,
+        learning_rate=train.learning_rate,
+        weight_decay=train.weight_decay,
+        per_device_train_batch_size=train.per_device_train_batch_size,
+        per_device_eval_batch_size=train.per_device_eval_batch_size,
+        gradient_accumulation_steps=train.gradient_accumulation_steps,
+        max_grad_norm=train.max_grad_norm,
+        warmup_ratio=train.warmup_ratio,
+        lr_scheduler_type=train.lr_scheduler_type,
+        mixed_precision="fp16" if train.fp16 else "bf16" if train.bf16 else "no",
+        seed=train.seed,
+        logging_steps=train.logging_steps,
+        group_by_length=train.group_by_length,
+        eval_each_epoch=train.do_eval and train.eval_strategy == "epoch",
+        cpu=train.use_cpu,
+    )
+
+
+def half_on_gpu(config: TrainConfig, state: PartialState) -> bool:
+    """Tell whether the run computes in half precision on a GPU.
+
+    Args:
+        config: The training loop's settings.
+        state: The process among its peers.
+
+    Returns:
+        True where padding to a multiple of eight pays.
+    """
+    return config.mixed_precision != "no" and state.device.type != "cpu"
+
+
+def _task_data(
+    samples: dict[str, Dataset],
+    labels: _data.Labels,
+    found: _models.Pretrained,
+    half: bool,
+) -> TaskData:
+    collate = DataCollatorWithPadding(
+        found.tokenizer, pad_to_multiple_of=_PAD_MULTIPLE if half else None
+    )
+    loss, metrics = _metrics.classification_loss, _metrics.classification_metrics
+    if labels.regression:
+        loss, metrics = _metrics.regression_loss, _metrics.regression_metrics
+    return TaskData(
+        train=samples.get("train", []),
+        validation=samples.get("validation", []),
+        collate=collate,
+        sample_loss=loss,
+        metrics=metrics,
+    )
+
+
+def prunable_names(
+    model: torch.nn.Module, manager: RecipeManager | None
+) -> list[str]:
+    """Name the parameters whose sparsity a run reports.
+
+    Args:
+        model: The model, not wrapped.
+        manager: The recipe's, or None.
+
+    Returns:
+        What the recipe's pruning modifiers prune; without any, the linear weights of
+        the encoder's layers. In the order of the model.
+    """
+    chosen: set[str] = set()
+    for modifier in manager.pruning if manager else []:
+        chosen |= set(_targets_of(modifier, model))
+    if not chosen:
+        return encoder_weights(model)
+    return [name for name, _ in model.named_parameters() if name in chosen]
+
+
+def _targets_of(modifier: Any, model: torch.nn.Module) -> Sequence[str]:
+    if hasattr(modifier, "resolve_targets"):
+        return modifier.resolve_targets(model)
+    params = getattr(modifier, "params", None) or []
+    return match_names(model, [params] if isinstance(params, str) else list(params))

@@ -1,0 +1,172 @@
+"""What a run leaves on record: figures of the saved file, versions, the machine."""
+
+import gzip
+import json
+import os
+import platform
+from collections.abc import Iterable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from safetensors import safe_open
+
+from obert_modifiers import __version__
+
+MB = 1_000_000
+_CHUNK = 1 << 20
+_PACKAGES = ("torch", "transformers", "accelerate", "datasets", "sparseml", "numpy")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """List the safetensors files of a saved model.
+
+    Args:
+        folder: The model's folder.
+
+    Returns:
+        One file, or the shards of a large model.
+
+    Raises:
+        FileNotFoundError: If there is none.
+    """
+    files = sorted(folder.glob("model*.safetensors"))
+    if not files:
+        raise FileNotFoundError(
+            f"model={folder} has no weights; expected model.safetensors; save it with "
+            "save_pretrained"
+        )
+    return files
+
+
+def count_zeros(folder: Path, names: Iterable[str]) -> list[dict[str, Any]]:
+    """Count the zeros of some parameters in the files of a saved model.
+
+    Args:
+        folder: The model's folder.
+        names: Full names of the parameters.
+
+    Returns:
+        For each ``{"name", "numel", "pruned"}``, in the order of the names.
+
+    Raises:
+        ValueError: If a parameter is in none of the files.
+    """
+    names, found = list(names), {}
+    for path in weight_files(folder):
+        with safe_open(path, framework="pt") as file:
+            for name in set(names) & set(file.keys()):
+                weight = file.get_tensor(name)
+                zeros = weight.numel() - int(torch.count_nonzero(weight))
+                found[name] = {"name": name, "numel": weight.numel(), "pruned": zeros}
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise ValueError(
+            f"model={folder} lacks {', '.join(missing)}; expected every pruned "
+            "parameter in the saved file; save the model that was trained"
+        )
+    return [found[name] for name in names]
+
+
+def sparsity_of(layers: Sequence[dict[str, Any]]) -> float:
+    """Return the share of zeros over some layers.
+
+    Args:
+        layers: As from `count_zeros`.
+
+    Returns:
+        The sparsity in [0, 1]; 0.0 without layers.
+    """
+    total = sum(layer["numel"] for layer in layers)
+    return sum(layer["pruned"] for layer in layers) / total if total else 0.0
+
+
+class _Counter:
+    """A file that keeps only how many bytes were written to it."""
+
+    def __init__(self) -> None:
+        self.size = 0
+
+    def write(self, data: bytes) -> int:
+        self.size += len(data)
+        return len(data)
+
+    def flush(self) -> None:
+        pass
+
+
+def sizes_mb(folder: Path) -> tuple[float, float]:
+    """Measure the weights on disk, as they are and gzipped.
+
+    Args:
+        folder: The model's folder.
+
+    Returns:
+        Both sizes in MB of 1,000,000 bytes; gzip is at level 6.
+    """
+    files = weight_files(folder)
+    counter: BinaryIO = _Counter()  # type: ignore[assignment]
+    with gzip.GzipFile(fileobj=counter, mode="wb", compresslevel=6, mtime=0) as packed:
+        for path in files:
+            with path.open("rb") as file:
+                while chunk := file.read(_CHUNK):
+                    packed.write(chunk)
+    plain = sum(path.stat().st_size for path in files)
+    return plain / MB, counter.size / MB
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python, of this package and of what it stands on.
+
+    Returns:
+        Version by name.
+    """
+    found = {"python": platform.python_version(), "obert_modifiers": __version__}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """Describe the machine.
+
+    Returns:
+        ``cpu`` (model), ``cores`` (that this process may use), ``threads`` (of torch)
+        and ``gpu`` (model or None).
+    """
+    return {
+        "cpu": _cpu_model(),
+        "cores": _cores(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def write_json(path: Path, record: dict[str, Any]) -> None:
+    """Write a record as JSON with two spaces of indentation.
+
+    Args:
+        path: The file.
+        record: Plain Python values and paths.
+    """
+    text = json.dumps(record, indent=2, ensure_ascii=False, default=str)
+    path.write_text(text + "\n", encoding="utf-8")

@@ -1,0 +1,173 @@
+"""Who may import whom: every import of the package against one table."""
+
+import ast
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+PACKAGE = "obert_modifiers"
+ROOT = Path(__file__).resolve().parent.parent / PACKAGE
+NUMERIC = {"numpy", "torch"}
+HUGGING_FACE = {"accelerate", "datasets", "tokenizers", "transformers"}
+SHOW = {"jinja2", "matplotlib", "rich", "typer"}
+HOST = {"sparseml", "sparsezoo"}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What one layer may import beside itself and the standard library."""
+
+    internal: frozenset[str] = frozenset()
+    external: frozenset[str] = frozenset()
+
+
+def layer(internal: set[str] = frozenset(), external: set[str] = frozenset()) -> Layer:
+    return Layer(frozenset(internal), frozenset(external))
+
+
+LOADING = {"core", "modifiers", "recipe", "manager"}
+RUNNING = LOADING | {"training", "tasks", "embedded", "resources"}
+# The first part of a module's name below the package, or a file named in full.
+LAYERS = {
+    "__init__": layer({"manager"}),
+    "resources": layer(),
+    "kernels": layer(set(), {"numba", "numpy", "torch", "triton"}),
+    "core": layer({"kernels"}, {"torch"}),
+    "modifiers": layer({"kernels", "core"}, {"torch"}),
+    "modifiers/_host.py": layer(set(), {"sparseml", "sparsezoo", "torch", "yaml"}),
+    "recipe": layer({"core", "modifiers"}, {"torch", "yaml"}),
+    "manager": layer({"core", "modifiers", "recipe"}, {"torch", "yaml"}),
+    "training": layer({"core", "recipe", "manager"}, NUMERIC | {"accelerate"}),
+    "embedded": layer(),
+    "tasks": layer(
+        LOADING | {"training", "embedded", "resources"},
+        NUMERIC | HUGGING_FACE | {"pandas", "pyarrow", "safetensors", "sklearn"},
+    ),
+    "report": layer(RUNNING, NUMERIC | HUGGING_FACE | SHOW | {"safetensors"}),
+    "quickstart": layer(
+        RUNNING | {"report"}, NUMERIC | HUGGING_FACE | SHOW | {"safetensors", "yaml"}
+    ),
+    "cli": layer(
+        RUNNING | {"kernels", "report", "quickstart", "__init__"},
+        NUMERIC | HUGGING_FACE | SHOW | {"safetensors", "yaml"},
+    ),
+}
+
+
+def layer_of(path: Path) -> str | None:
+    """Return the row of a file (relative to the package), None without one."""
+    if path.as_posix() in LAYERS:
+        return path.as_posix()
+    first = path.with_suffix("").parts[0]
+    return first if first in LAYERS else None
+
+
+def imported_modules(tree: ast.AST, module: str) -> set[str]:
+    """Return the absolute names of what a module imports, lazily or not."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parts = module.split(".")[: -node.level]
+                base = ".".join([*parts, *([base] if base else [])])
+            names |= {f"{base}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Call) and node.args:
+            function = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            first = node.args[0]
+            if function in ("import_module", "__import__", "find_spec") and isinstance(
+                first, ast.Constant
+            ):
+                names.add(str(first.value))
+    return names
+
+
+def violations(path: Path, source: str) -> list[str]:
+    """Return the imports of a file (relative to the package) that its row forbids."""
+    name = layer_of(path)
+    if name is None:
+        return [f"{path}: no layer; add its first part to LAYERS"]
+    row, own = LAYERS[name], name.split("/")[0]
+    module = ".".join((PACKAGE, *path.with_suffix("").parts))
+    bad = []
+    for imported in sorted(imported_modules(ast.parse(source), module)):
+        top, *rest = imported.split(".")
+        if top == PACKAGE:
+            # `from obert_modifiers import __version__` imports the package itself.
+            target = rest[0] if rest and not rest[0].startswith("__") else "__init__"
+            allowed = target in row.internal | {own, "__init__"}
+        else:
+            allowed = top in row.external or top in sys.stdlib_module_names
+        if not allowed:
+            bad.append(f"{path}: {name} may not import {imported}")
+    return bad
+
+
+def python_files() -> list[Path]:
+    return sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))
+
+
+def test_every_file_has_a_layer_and_imports_what_it_may():
+    visited, bad = [], []
+    for path in python_files():
+        visited.append(ROOT / path)
+        bad += violations(path, (ROOT / path).read_text(encoding="utf-8"))
+    on_disk = {
+        Path(folder) / name
+        for folder, _, names in os.walk(ROOT)
+        for name in names
+        if name.endswith(".py")
+    }
+    assert set(visited) == on_disk
+    assert len(visited) > 10
+    assert not bad, "\n".join(bad)
+
+
+def test_sparseml_is_in_one_file_alone():
+    rows = {name for name, row in LAYERS.items() if row.external & HOST}
+    assert rows == {"modifiers/_host.py"}
+    assert (ROOT / "modifiers" / "_host.py").is_file()
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("core/x.py", "import sparseml"),
+        ("core/x.py", "def f():\n    import transformers.models"),
+        ("core/x.py", "from obert_modifiers.modifiers import gmp_star"),
+        ("core/x.py", "from obert_modifiers import manager"),
+        ("core/x.py", "from ..modifiers import gmp_star"),
+        ("core/x.py", "import importlib\nimportlib.import_module('accelerate')"),
+        ("kernels/x.py", "from obert_modifiers.core import blocks"),
+        ("kernels/x.py", "import yaml"),
+        ("modifiers/x.py", "from sparseml.pytorch.optim import Modifier"),
+        ("manager.py", "import sparseml"),
+        ("training.py", "from obert_modifiers.cli import main"),
+        ("tasks/x.py", "import rich"),
+        ("cli/x.py", "import sparseml"),
+        ("unheard_of.py", "import os"),
+        ("unheard_of/x.py", "import os"),
+    ],
+)
+def test_a_planted_import_is_found(path, source):
+    assert len(violations(Path(path), source)) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("core/x.py", "import math, torch\nfrom torch import distributed"),
+        ("core/x.py", "from . import blocks\nfrom .blocks import view"),
+        ("core/x.py", "from ..kernels import solve"),
+        ("modifiers/x.py", "from obert_modifiers.modifiers import _host"),
+        ("modifiers/_host.py", "from sparseml.pytorch.optim import Modifier"),
+        ("cli/x.py", "from obert_modifiers import __version__"),
+    ],
+)
+def test_an_allowed_import_passes(path, source):
+    assert not violations(Path(path), source)

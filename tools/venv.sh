@@ -1,0 +1,77 @@
+#!/bin/sh
+# Make or reuse a virtual environment: tools/venv.sh FOLDER full|core
+# full: the package (editable) with everything that users, tests and linters need.
+# core: torch, numpy, numba and pytest alone, for the tests of kernels and core.
+# PYTHON=... in the environment picks the interpreter.
+set -eu
+venv=$1
+kind=$2
+supported='import sys, venv, ensurepip
+sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 11))'
+
+find_python() {
+    for candidate in ${PYTHON:-python3.11 python3.10 python3}; do
+        # A version manager's shim can exist and yet fail: run it.
+        if "$candidate" -c "$supported" 2>/dev/null; then
+            echo "$candidate"
+            return
+        fi
+    done
+}
+
+python=$(find_python)
+if [ -z "$python" ]; then
+    {
+        echo "error: no supported Python among: ${PYTHON:-python3.11 python3.10 python3}"
+        for candidate in ${PYTHON:-python3.11 python3.10 python3}; do
+            if command -v "$candidate" >/dev/null; then
+                echo "  $candidate: $("$candidate" --version 2>&1 | head -n 1)"
+            else
+                echo "  $candidate: not found"
+            fi
+        done
+        echo "Python 3.10 and 3.11 work, with their venv module: transformers 5 needs 3.10,"
+        echo "and sparseml 1.8.0 needs onnx<1.15, which has no wheels for 3.12 and later."
+        echo "Install one of them, or name it: make PYTHON=/path/to/python3.11"
+    } >&2
+    exit 1
+fi
+
+version=$("$python" -c 'import platform; print(platform.python_version())')
+stamp="$kind $version $(cat setup.cfg setup.py pyproject.toml constraints.txt "$0" | cksum)"
+if [ -f "$venv/.stamp" ] && [ "$(cat "$venv/.stamp")" = "$stamp" ] &&
+    "$venv/bin/python" -c '' 2>/dev/null; then
+    echo "==> $venv is up to date (Python $version)"
+    exit 0
+fi
+
+current=$("$venv/bin/python" -c 'import platform; print(platform.python_version())' \
+    2>/dev/null) || current=
+if [ "$current" = "$version" ]; then
+    echo "==> Updating $venv (Python $version)"
+else
+    echo "==> Making $venv with $python (Python $version)"
+    "$python" -m venv --clear "$venv"
+fi
+rm -f "$venv/.stamp"
+
+install() {
+    "$venv/bin/python" -m pip install -qq --disable-pip-version-check \
+        -c constraints.txt "$@"
+}
+
+# First and alone: resolved among the rest, an unpinned torch brings CUDA's libraries.
+torch=$(sed -n 's/^\(torch==[^ ;]*\).*/\1/p' constraints.txt)
+echo "==> Installing $torch (its default Linux build is several GB; for a CPU build"
+echo "    point pip's index-url or find-links at one)"
+install "$torch"
+if [ "$kind" = core ]; then
+    echo "==> Installing numpy, numba and pytest, without sparseml and transformers"
+    install numpy numba pytest
+else
+    echo "==> Installing obert_modifiers (editable) and what it needs, 1 to 5 minutes"
+    install -e '.[demo,test,dev]'
+    "$venv/bin/python" -m pip check --disable-pip-version-check
+fi
+echo "$stamp" >"$venv/.stamp"
+echo "==> $venv is ready"
