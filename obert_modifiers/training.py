@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
@@ -266,6 +267,9 @@ def _check(
 
 
 def _accelerator(config: TrainConfig) -> Accelerator:
+    # accelerate keeps one precision per process; a second run may want another. The
+    # process group stays.
+    AcceleratorState._reset_state()
     return Accelerator(
         cpu=config.cpu,
         mixed_precision=config.mixed_precision,

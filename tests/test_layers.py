@@ -29,7 +29,7 @@ def layer(internal: set[str] = frozenset(), external: set[str] = frozenset()) ->
 
 
 LOADING = {"core", "modifiers", "recipe", "manager"}
-RUNNING = LOADING | {"training", "tasks", "embedded", "resources"}
+RUNNING = LOADING | {"batches", "training", "tasks", "embedded", "resources"}
 # The first part of a module's name below the package, or a file named in full.
 LAYERS = {
     "__init__": layer({"manager"}),
@@ -40,10 +40,13 @@ LAYERS = {
     "modifiers/_host.py": layer(set(), {"sparseml", "sparsezoo", "torch", "yaml"}),
     "recipe": layer({"core", "modifiers"}, {"torch", "yaml"}),
     "manager": layer({"core", "modifiers", "recipe"}, {"torch", "yaml"}),
-    "training": layer({"core", "recipe", "manager"}, NUMERIC | {"accelerate"}),
+    "batches": layer({"core"}, {"torch"}),
+    "training": layer(
+        {"batches", "core", "recipe", "manager"}, NUMERIC | {"accelerate"}
+    ),
     "embedded": layer(),
     "tasks": layer(
-        LOADING | {"training", "embedded", "resources"},
+        LOADING | {"batches", "training", "embedded", "resources"},
         NUMERIC | HUGGING_FACE | {"pandas", "pyarrow", "safetensors", "sklearn"},
     ),
     "report": layer(RUNNING, NUMERIC | HUGGING_FACE | SHOW | {"safetensors"}),

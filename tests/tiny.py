@@ -18,9 +18,7 @@ def save_model(folder: Path, **config) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     words = [*SPECIAL, *GOOD, *BAD, *OTHER]
     (folder / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
-    tokenizer = BertTokenizerFast(
-        vocab=str(folder / "vocab.txt"), model_max_length=32
-    )
+    tokenizer = BertTokenizerFast(vocab=str(folder / "vocab.txt"), model_max_length=32)
     shape = {
         "vocab_size": len(words),
         "hidden_size": 32,

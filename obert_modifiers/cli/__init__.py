@@ -1,1 +1,242 @@
-"""L6: the ``obert`` command."""
+"""L6: the ``obert`` command; light until a command needs more."""
+
+import logging
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from obert_modifiers import __version__
+from obert_modifiers.cli.progress import LogLines, PlainReporter, make_reporter
+
+PACKAGE = "obert_modifiers"
+
+app = typer.Typer(
+    name="obert",
+    help="Prune BERT-class encoders with oBERT and GMP★, by SparseML recipes.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+train_app = typer.Typer(help="Train a model with a recipe.", no_args_is_help=True)
+recipe_app = typer.Typer(help="Work on recipes.", no_args_is_help=True)
+app.add_typer(train_app, name="train")
+app.add_typer(recipe_app, name="recipe")
+
+_PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"obert_modifiers {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show."),
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error.")
+    ] = False,
+) -> None:
+    """Prune BERT-class encoders with oBERT and GMP★, by SparseML recipes."""
+
+
+@train_app.command(
+    "text_classification",
+    context_settings={**_PASS_ON, "help_option_names": []},
+    help="Classify texts, or predict a number; `--help` lists the flags.",
+)
+def _train_text_classification(context: typer.Context) -> None:
+    with _reporting("--disable_tqdm" in context.args) as reporter:
+        from obert_modifiers.tasks import text_classification
+
+        record = text_classification.main(context.args, reporter)
+        _finish(record, reporter)
+
+
+@app.command("quickstart")
+def _quickstart(
+    output_dir: Annotated[
+        Path, typer.Option("--output_dir", "--output-dir", help="Where it is written.")
+    ] = Path("runs/quickstart"),
+    seed: Annotated[int, typer.Option(help="Seed of all three runs.")] = 0,
+    only: Annotated[
+        str, typer.Option(help="Some of dense,gmp,obert, with commas.")
+    ] = "dense,gmp,obert",
+) -> None:
+    """Prune the embedded encoder: dense, GMP★ and oBERT, in one table."""
+    with _reporting() as reporter:
+        from obert_modifiers import quickstart
+
+        names = tuple(name.strip() for name in only.split(","))
+        quickstart.run(output_dir, seed=seed, only=names, reporter=reporter)
+
+
+@app.command("report")
+def _report(run: Annotated[Path, typer.Argument(help="The run's folder.")]) -> None:
+    """Write report.html and report.png of a run that is finished."""
+    from obert_modifiers.report import write_report
+
+    typer.echo(write_report(run))
+
+
+@recipe_app.command("check")
+def _check_recipe(
+    recipe: Annotated[str, typer.Argument(help="A .yaml file, or .md with one on top.")],
+    recipe_args: Annotated[
+        str | None,
+        typer.Option("--recipe_args", "--recipe-args", help="Variables, as JSON."),
+    ] = None,
+) -> None:
+    """Check a recipe completely and print everything that is wrong with it."""
+    with _quiet_host():
+        from obert_modifiers.manager import RecipeError, RecipeManager
+
+        try:
+            manager = RecipeManager.from_recipe(recipe, recipe_args)
+        except RecipeError as error:
+            typer.echo(str(error), err=True)
+            raise typer.Exit(1) from None
+    names = ", ".join(type(modifier).__name__ for modifier in manager.modifiers)
+    typer.echo(f"{recipe}: no problems; {len(manager.modifiers)} modifiers: {names}")
+
+
+def _finish(record: dict[str, Any], reporter: PlainReporter) -> None:
+    """Write the report and say where everything is.
+
+    Args:
+        record: What the run wrote.
+        reporter: Who prints.
+    """
+    if _rank() != 0:
+        return
+    figures = ", ".join(
+        f"{name} {record[name]:.4f}"
+        for name in ("accuracy", "pearson", "loss", "sparsity")
+        if record.get(name) is not None
+    )
+    reporter.message(f"done in {record['minutes']:.1f} min: {figures}")
+    if "sparsity" in record:
+        from obert_modifiers.report import write_report
+
+        page = write_report(record["config"]["output_dir"])
+        reporter.message(f"model and metrics.json in {page.parent}, report in {page}")
+
+
+@contextmanager
+def _reporting(plain: bool = False) -> Iterator[PlainReporter]:
+    """Show what the package logs, on the first process alone.
+
+    Args:
+        plain: Never show a bar.
+
+    Yields:
+        Who prints.
+    """
+    console = Console(highlight=False)
+    reporter = make_reporter(console, plain)
+    logger = logging.getLogger(PACKAGE)
+    handler = LogLines(reporter)
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO if _rank() == 0 else logging.ERROR)
+    try:
+        with _quiet_host():
+            yield reporter
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+@contextmanager
+def _quiet_host() -> Iterator[None]:
+    """Leave out the warnings that SparseML's import gives on every start.
+
+    Yields:
+        Nothing.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        yield
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def raised_on_purpose(error: BaseException) -> bool:
+    """Tell errors that the package raised from those that came from below it.
+
+    Args:
+        error: What was caught.
+
+    Returns:
+        True where the innermost frame of the traceback is the package's.
+    """
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    module = frame.tb_frame.f_globals.get("__name__", "") if frame else ""
+    return module == PACKAGE or module.startswith(f"{PACKAGE}.")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; a user's error is one message and exit code 2.
+
+    Args:
+        argv: The words after the program's name; those of this process without.
+
+    Returns:
+        The exit code.
+    """
+    words = sys.argv[1:] if argv is None else list(argv)
+    debug = "--debug" in words or os.environ.get("OBERT_DEBUG", "") not in ("", "0")
+    words = [word for word in words if word != "--debug"]
+    try:
+        return app(words, prog_name="obert", standalone_mode=False) or 0
+    except typer.Exit as stop:
+        return stop.exit_code
+    except typer.Abort:
+        return 130
+    except KeyboardInterrupt:
+        print("obert: interrupted", file=sys.stderr)
+        return 130
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 1
+    except Exception as error:
+        return _fail(error, debug)
+
+
+def _fail(error: Exception, debug: bool) -> int:
+    """Print an error: a message where the user can help it, else the traceback.
+
+    Args:
+        error: What ended the command.
+        debug: Always print the traceback.
+
+    Returns:
+        The exit code.
+    """
+    if hasattr(error, "format_message"):  # a word that typer does not know
+        if error.format_message():  # empty where the help was shown instead
+            print(f"obert: {error.format_message()}", file=sys.stderr)
+        return 2
+    expected = isinstance(error, (ValueError, OSError)) and raised_on_purpose(error)
+    if debug or not expected:
+        traceback.print_exception(error)
+        return 2 if expected else 1
+    rank = f"[process {_rank()}] " if _rank() else ""
+    print(f"obert: {rank}{error}", file=sys.stderr)
+    return 2

@@ -106,7 +106,8 @@ def collect_gradients(
 
     The gradient of sample i is that of its own loss, not divided by the batch size.
     With ``granularity="batch"`` it is the gradient of the batch's mean loss, as
-    SparseML takes it. The model is in eval mode meanwhile. ``.grad`` of every
+    SparseML takes it. Non-finite samples are left out; for parameters of other layers
+    than Linear their batch mates may go with them. The model is in eval mode meanwhile. ``.grad`` of every
     parameter, the train or eval mode of every submodule, ``requires_grad`` and the
     random state are as before when this returns or raises.
 
@@ -187,13 +188,8 @@ def _sample_gradients(
         size = sample_losses.shape[0]
         wanted = size if left is None else min(size, left)
         finite = torch.isfinite(sample_losses.detach())
-        grads = torch.autograd.grad(
-            torch.where(finite, sample_losses, 0.0).sum(),
-            [call.output for call in calls],
-            retain_graph=bool(others),
-            allow_unused=True,
-        )
-        for call, grad in zip(calls, grads, strict=True):
+        total = torch.where(finite, sample_losses, 0.0).sum()
+        for call, grad in zip(calls, _output_grads(total, calls, others), strict=True):
             call.output_grad = grad
             finite &= _finite_samples(call, size)
         finite[wanted:] = False
@@ -237,6 +233,17 @@ def _captured(linear: dict[nn.Module, int]) -> Iterator[list[_Call]]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _output_grads(
+    total: Tensor, calls: list[_Call], others: list[nn.Parameter]
+) -> Sequence[Tensor | None]:
+    if not calls:
+        return ()
+    outputs = [call.output for call in calls]
+    return torch.autograd.grad(
+        total, outputs, retain_graph=bool(others), allow_unused=True
+    )
 
 
 def _finite_samples(call: _Call, size: int) -> Tensor:

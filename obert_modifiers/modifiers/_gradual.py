@@ -37,6 +37,7 @@ from obert_modifiers.modifiers._validate import (
     as_flag,
     as_float,
     as_fraction,
+    as_frequency,
     check_range,
 )
 
@@ -109,7 +110,7 @@ class GradualPruningModifier(ScheduledUpdateModifier):
             start_epoch=start,
             end_epoch=end,
             end_comparator=-1,
-            update_frequency=as_float("update_frequency", update_frequency),
+            update_frequency=as_frequency("update_frequency", update_frequency),
             min_frequency=-1.0,
         )
         self._goals = read_goals(params, final_sparsity)

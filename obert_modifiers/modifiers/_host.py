@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 import yaml
 
 _OPT_OUT = "NM_DISABLE_ANALYTICS"
@@ -26,6 +27,9 @@ def _analytics_declined() -> Iterator[None]:
         else:
             os.environ[_OPT_OUT] = before
 
+
+# SparseML puts a function that warns in place of torch.compile; it is put back.
+_compile = torch.compile
 
 with _analytics_declined():
     import sparseml.pytorch.optim  # noqa: F401  registers SparseML's own tags
@@ -48,6 +52,8 @@ with _analytics_declined():
     )
     from sparseml.sparsification import SparsificationTypes
     from sparsezoo.analytics import sparsezoo_analytics
+
+torch.compile = _compile
 
 # SparseML may have been imported before us, with its analytics on.
 sparseml_analytics._disabled = True

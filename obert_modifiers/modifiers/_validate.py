@@ -97,6 +97,28 @@ def as_fraction(name: str, value: Any) -> float:
     return number
 
 
+def as_frequency(name: str, value: Any) -> float:
+    """Read the epochs from one event to the next.
+
+    Args:
+        name: Key of the recipe.
+        value: Number or string.
+
+    Returns:
+        A number above 0, or -1 for every optimizer step.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    number = as_float(name, value)
+    if number <= 0.0 and number != -1.0:
+        raise ValueError(
+            f"{name}={value} is not positive; expected epochs between events, or -1 "
+            "for every step; write a fraction of an epoch"
+        )
+    return number
+
+
 def as_flag(name: str, value: Any) -> bool:
     """Read a truth value.
 

@@ -26,11 +26,13 @@ COLOURS = {
     "muted": "#6a6f77",
     "grid": "#e5e6e3",
     "on": "#fffffe",
-    "c0": "#2563c9",
+    "c0": "#1f58bd",
     "c1": "#d2691e",
     "c2": "#1e8a5a",
 }
 _RUNS = ("c0", "c1", "c2")
+# Where two runs coincide, the gaps of the one above show the one below.
+_LINES = ("-", "-", (0, (4, 2.5)))
 _PNG_DPI = 144
 _ROW = 0.34  # inches for a row of the layers' chart
 
@@ -86,7 +88,8 @@ def _frame(ax: Axes, runs: Sequence[Run], title: str) -> None:
     ax.grid(axis="y", linewidth=0.8)
     ax.tick_params(length=0)
     ax.yaxis.set_major_locator(MaxNLocator(5))
-    ax.margins(x=0.02)
+    last = max((run.steps[-1]["epoch"] for run in runs if run.steps), default=1.0)
+    ax.set_xlim(-0.02 * last, 1.02 * last)
     for epoch in sorted({event["epoch"] for run in runs for event in run.prunes}):
         ax.axvline(
             epoch, color=COLOURS["muted"], linewidth=0.8, linestyle=(0, (2, 3)), zorder=0
@@ -100,7 +103,8 @@ def loss_panel(ax: Axes, runs: Sequence[Run]) -> None:
         ax: The axes.
         runs: One run, or several to compare.
     """
-    _frame(ax, runs, "Loss")
+    one = len(runs) == 1
+    _frame(ax, runs, "Loss" if one else "Loss on validation data (faint: training)")
     for number, run in enumerate(runs):
         ax.plot(
             [line["epoch"] for line in run.steps],
@@ -108,7 +112,7 @@ def loss_panel(ax: Axes, runs: Sequence[Run]) -> None:
             color=_colour(number),
             alpha=0.4,
             linewidth=1.1,
-            label="training" if len(runs) == 1 else None,
+            label="training" if one else None,
         )
         _dots(ax, run, "loss", number, _label(run, runs, "validation"))
     ax.set_ylim(bottom=0)
@@ -127,11 +131,12 @@ def metric_panel(ax: Axes, runs: Sequence[Run]) -> None:
     for number, run in enumerate(runs):
         _dots(ax, run, metric, number, _label(run, runs, metric))
         if run.evals and len(runs) == 1:
-            last = run.evals[-1]
+            before, last = run.evals[-2:] if len(run.evals) > 1 else run.evals * 2
+            rising = last[metric] >= before[metric]
             ax.annotate(
                 f"{last[metric]:.3f}",
                 (last["epoch"], last[metric]),
-                xytext=(0, -14),
+                xytext=(0, 8 if rising else -15),
                 textcoords="offset points",
                 ha="right",
             )
@@ -166,6 +171,7 @@ def rate_panel(ax: Axes, runs: Sequence[Run]) -> None:
             [line["epoch"] for line in run.steps],
             [line["learning_rate"] for line in run.steps],
             color=_colour(number),
+            linestyle=_LINES[number % len(_LINES)],
             linewidth=1.8,
             label=_label(run, runs, "learning rate"),
         )
@@ -192,6 +198,7 @@ def sparsity_panel(ax: Axes, runs: Sequence[Run]) -> None:
             sparsities,
             drawstyle="steps-post",
             color=_colour(number),
+            linestyle=_LINES[number % len(_LINES)],
             linewidth=1.8,
             label=_label(run, runs, "sparsity"),
         )
@@ -222,9 +229,9 @@ def _name_events(ax: Axes, runs: Sequence[Run]) -> None:
         ax.annotate(
             f"{event['sparsity_after']:.0%}".replace("%", " %"),
             (event["epoch"], event["sparsity_after"]),
-            xytext=(0, 6),
+            xytext=(-4, 4),
             textcoords="offset points",
-            ha="center",
+            ha="right",
             fontsize=8,
         )
 
@@ -267,14 +274,14 @@ def layers_panel(ax: Axes, runs: Sequence[Run]) -> None:
     ax.set_title("Sparsity by layer, counted from the saved file", pad=10)
     for (row, column), sparsity in cells.items():
         x, y = columns.index(column), rows.index(row)
-        # The full colour would swallow the numbers' contrast between 40 and 60 %.
+        strength = 0.06 + 0.94 * sparsity**2
         ax.add_patch(
             Rectangle(
                 (x + 0.02, y + 0.04),
                 0.96,
                 0.92,
                 facecolor=COLOURS["c0"],
-                alpha=0.06 + 0.94 * sparsity**2,
+                alpha=strength,
                 linewidth=0,
             )
         )
@@ -284,7 +291,7 @@ def layers_panel(ax: Axes, runs: Sequence[Run]) -> None:
             f"{100 * sparsity:.1f}",
             ha="center",
             va="center_baseline",
-            color=COLOURS["on" if sparsity > 0.7 else "ink"],
+            color=COLOURS["on" if strength > 0.75 else "ink"],
         )
     ax.set_xlim(0, len(columns))
     ax.set_ylim(len(rows), 0)

@@ -40,6 +40,7 @@ def write_report(folder: str | Path) -> Path:
 
 def write_comparison(
     folder: str | Path,
+    title: str,
     runs: Mapping[str, str | Path],
     rows: Sequence[Sequence[str]],
     notes: Sequence[str],
@@ -48,6 +49,7 @@ def write_comparison(
 
     Args:
         folder: Where the page goes.
+        title: What stands on top.
         runs: The folder of each run by the name it is called.
         rows: The table of the runs; its first row is the head.
         notes: Sentences below the table.
@@ -61,7 +63,7 @@ def write_comparison(
     found = [read_run(Path(path), name) for name, path in runs.items()]
     first = found[0].record
     context = {
-        "title": ", ".join(run.name for run in found),
+        "title": title,
         "subtitle": f"{_path(first.get('model'))} on {_path(first.get('data'))}",
         "comparison": {"head": rows[0], "rows": rows[1:], "notes": notes},
     }
@@ -179,7 +181,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
             f"{name} {value}" for name, value in record.get("versions", {}).items()
         ),
     }
-    return [(name, str(value)) for name, value in found.items() if value]
+    return [(name, str(value)) for name, value in found.items() if value not in (None, "")]
 
 
 def number(value: float | None, digits: int) -> str:

@@ -1,6 +1,25 @@
-"""One valid set of values for every modifier that a recipe can name."""
+"""Recipes and parts of recipes that load."""
 
 import yaml
+
+EPOCHS = "  - !EpochRangeModifier\n      start_epoch: 0\n      end_epoch: 3\n"
+GMP = """\
+  - !GMPruningModifier
+      init_sparsity: 0.0
+      final_sparsity: 0.8
+      start_epoch: 0.0
+      end_epoch: 3.0
+      update_frequency: 1.0
+      params: __ALL_PRUNABLE__
+"""
+OBERT = """\
+  - !OBERTPruningModifier
+      init_sparsity: 0.0
+      final_sparsity: 0.8
+      start_epoch: 0.0
+      end_epoch: 3.0
+      update_frequency: 1.0
+"""
 
 GRADUAL = {
     "init_sparsity": 0.05,
@@ -13,6 +32,7 @@ GRADUAL = {
 SPAN = {"start_epoch": 0.0, "end_epoch": 3.0}
 PERIOD = {**SPAN, "update_frequency": 1.0, "params": "__ALL_PRUNABLE__"}
 
+# One valid set of values for every modifier that a recipe can name.
 SAMPLES = {
     "ACDCPruningModifier": {"compression_sparsity": 0.9, **PERIOD, "end_epoch": 30.0},
     "ConstantPruningModifier": {"params": "__ALL_PRUNABLE__"},
@@ -86,3 +106,13 @@ def one_modifier(name: str, values: dict) -> str:
     for line in yaml.safe_dump(values, sort_keys=False).splitlines():
         text += f"      {line}\n"
     return text
+
+
+def group(*modifiers: str) -> str:
+    """Return a recipe with one group of modifiers."""
+    return "modifiers:\n" + "".join(modifiers)
+
+
+def same_modifiers(one, two) -> bool:
+    """Tell whether two lists hold the same modifiers with the same settings."""
+    return [m.identifier() for m in one] == [m.identifier() for m in two]

@@ -1,0 +1,224 @@
+"""Show a run while it goes on: a progress bar, or plain lines where it is piped."""
+
+import logging
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+_LINES = 20  # plain lines about training steps in a run
+
+
+def status(record: dict[str, Any]) -> str:
+    """Say where training is.
+
+    Args:
+        record: A ``step`` record: epoch, loss, learning_rate, sparsity.
+
+    Returns:
+        One short line.
+    """
+    return (
+        f"epoch {record['epoch']:.2f}  loss {record['loss']:.4f}  "
+        f"lr {record['learning_rate']:.2e}  sparsity {record['sparsity']:.2%}"
+    )
+
+
+def pruning_line(record: dict[str, Any]) -> str:
+    """Say what a pruning event did.
+
+    Args:
+        record: A ``prune`` record, see `PruneReport`.
+
+    Returns:
+        One line.
+    """
+    increase = record["predicted_loss_increase"]
+    predicted = "" if increase is None else f"predicted loss increase {increase:.4g}, "
+    skipped = record.get("skipped_gradients", 0)
+    lost = f", {skipped} gradients skipped" if skipped else ""
+    return (
+        f"pruned at epoch {record['epoch']:.2f} (step {record['step']}): sparsity "
+        f"{record['sparsity_before']:.2%} -> {record['sparsity_after']:.2%}, "
+        f"{predicted}{record['seconds']:.1f} s, "
+        f"peak memory {record['peak_memory_bytes'] / 1e9:.2f} GB{lost} "
+        f"[{record['modifier']}]"
+    )
+
+
+def evaluation_line(record: dict[str, Any]) -> str:
+    """Say what an evaluation gave.
+
+    Args:
+        record: An ``eval`` record.
+
+    Returns:
+        One line.
+    """
+    figures = ", ".join(
+        f"{name} {record[name]:.4f}"
+        for name in ("accuracy", "pearson", "loss")
+        if name in record
+    )
+    return f"validation at epoch {record['epoch']:.2f}: {figures}"
+
+
+class PlainReporter:
+    """Plain lines, without control characters, for pipes and log files."""
+
+    def __init__(self, console: Console) -> None:
+        """Write to a console.
+
+        Args:
+            console: Where the lines go.
+        """
+        self._console = console
+        self._total = 0
+        self._next = 0
+
+    def start(self, total_steps: int) -> None:
+        """Learn how many optimizer steps there will be.
+
+        Args:
+            total_steps: Their number.
+        """
+        self._total, self._next = total_steps, 0
+
+    def step(self, record: dict[str, Any]) -> None:
+        """Print where training is, now and then.
+
+        Args:
+            record: A ``step`` record.
+        """
+        if record["step"] >= min(self._next, self._total):
+            self._next = record["step"] + max(1, self._total // _LINES)
+            self.message(f"step {record['step']}/{self._total}  {status(record)}")
+
+    def prune(self, record: dict[str, Any]) -> None:
+        """Print what a pruning event did.
+
+        Args:
+            record: A ``prune`` record.
+        """
+        self.message(pruning_line(record))
+
+    def eval(self, record: dict[str, Any]) -> None:
+        """Print what an evaluation gave.
+
+        Args:
+            record: An ``eval`` record.
+        """
+        self.message(evaluation_line(record))
+
+    def message(self, text: str) -> None:
+        """Print a line.
+
+        Args:
+            text: The line.
+        """
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def show(self, picture: Any) -> None:
+        """Print a table.
+
+        Args:
+            picture: Anything that rich can draw.
+        """
+        self._console.print(picture)
+
+    def close(self) -> None:
+        """End the run; there is nothing to tidy up."""
+
+
+class BarReporter(PlainReporter):
+    """A progress bar at the bottom of a terminal, with lines above it."""
+
+    def __init__(self, console: Console) -> None:
+        """Write to a terminal.
+
+        Args:
+            console: The terminal.
+        """
+        super().__init__(console)
+        self._progress: Progress | None = None
+        self._task = TaskID(0)
+
+    def start(self, total_steps: int) -> None:
+        """Show the bar.
+
+        Args:
+            total_steps: Optimizer steps of the run.
+        """
+        super().start(total_steps)
+        self._progress = Progress(
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TextColumn("{task.description}", markup=False),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+        )
+        self._task = self._progress.add_task("starting", total=total_steps)
+        self._progress.start()
+
+    def step(self, record: dict[str, Any]) -> None:
+        """Move the bar.
+
+        Args:
+            record: A ``step`` record.
+        """
+        if self._progress is not None:
+            self._progress.update(
+                self._task, completed=record["step"], description=status(record)
+            )
+
+    def close(self) -> None:
+        """Remove the bar."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+
+class LogLines(logging.Handler):
+    """Passes what the package logs on to a reporter, so that bar and lines agree."""
+
+    def __init__(self, reporter: PlainReporter) -> None:
+        """Take the reporter.
+
+        Args:
+            reporter: Who prints.
+        """
+        super().__init__(logging.INFO)
+        self._reporter = reporter
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a log record.
+
+        Args:
+            record: The record; warnings say that they are.
+        """
+        mark = "warning: " if record.levelno >= logging.WARNING else ""
+        self._reporter.message(f"{mark}{record.getMessage()}")
+
+
+def make_reporter(console: Console, plain: bool = False) -> PlainReporter:
+    """Choose how to show runs.
+
+    Args:
+        console: Where to.
+        plain: Never show a bar.
+
+    Returns:
+        A bar on a terminal, else plain lines.
+    """
+    bar = console.is_terminal and not plain
+    return BarReporter(console) if bar else PlainReporter(console)

@@ -1,0 +1,99 @@
+"""The one table of all modifiers; the contract tests run over it."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from obert_modifiers import modifiers
+from obert_modifiers.core.gradients import GradientSource
+
+
+class TinyModel(nn.Module):
+    """An embedding, two repeated layers of two linears, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(11, 8)
+        self.layers = nn.ModuleList(
+            nn.Sequential(nn.Linear(8, 12), nn.Tanh(), nn.Linear(12, 8))
+            for _ in range(2)
+        )
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
+        hidden = self.embedding(tokens)
+        for layer in self.layers:
+            hidden = hidden + layer(hidden)
+        return {"logits": self.head(hidden.mean(dim=1))}
+
+
+ENCODER = [f"layers.{i}.{j}.weight" for i in range(2) for j in (0, 2)]
+
+
+def make_model(seed: int = 0) -> TinyModel:
+    torch.manual_seed(seed)
+    return TinyModel()
+
+
+def make_batch(seed: int = 0, size: int = 8) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(0, 11, (size, 5), generator=generator)
+    return {"tokens": tokens, "labels": (tokens.sum(dim=1) % 2)}
+
+
+def sample_loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    logits = model(batch["tokens"])["logits"]
+    return nn.functional.cross_entropy(logits, batch["labels"], reduction="none")
+
+
+def make_source() -> GradientSource:
+    return GradientSource(
+        lambda request: [make_batch(100 * request.draw + i) for i in range(4)],
+        sample_loss,
+    )
+
+
+SCHEDULE = {
+    "init_sparsity": 0.3,
+    "final_sparsity": 0.75,
+    "start_epoch": 1.0,
+    "end_epoch": 3.0,
+    "update_frequency": 0.5,
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One modifier and what the contract tests need of it.
+
+    Attributes:
+        cls: The class.
+        keys: Arguments of a small sensible instance.
+        prunes: True for a pruning modifier.
+        extras: Arguments of ``initialize``.
+    """
+
+    cls: type
+    keys: dict[str, Any]
+    prunes: bool = True
+    extras: dict[str, Any] = field(default_factory=dict)
+
+
+TABLE = [
+    Row(
+        modifiers.OBERTPruningModifier,
+        {**SCHEDULE, "num_grads": 24, "fisher_block_size": 10},
+        extras={"gradient_source": make_source()},
+    ),
+    Row(modifiers.GMPStarPruningModifier, SCHEDULE),
+    Row(
+        modifiers.LogitDistillationModifier,
+        {"hardness": 0.7, "temperature": 3.0, "start_epoch": 1.0, "end_epoch": 2.0},
+        prunes=False,
+        extras={"distillation_teacher": "self"},
+    ),
+]
+assert len(TABLE) == 3
+PRUNERS = [row for row in TABLE if row.prunes]

@@ -1,0 +1,201 @@
+"""What every modifier has to keep, over the table of all modifiers."""
+
+import pytest
+import torch
+
+from obert_modifiers import modifiers
+from obert_modifiers.modifiers import _host
+from tests.modifiers.table import (
+    ENCODER,
+    PRUNERS,
+    TABLE,
+    make_batch,
+    make_model,
+    sample_loss,
+)
+
+STEPS = 4  # optimizer steps in an epoch
+
+
+def _name(row) -> str:
+    return row.cls.__name__
+
+
+every = pytest.mark.parametrize("row", TABLE, ids=_name)
+pruners = pytest.mark.parametrize("row", PRUNERS, ids=_name)
+
+
+def _drive(row, modifier, model, optimizer, steps, start=0, watch=None) -> None:
+    """Run SparseML's lifecycle as its step wrapper does."""
+    for step in range(start, steps):
+        epoch = step / STEPS
+        batch = make_batch(step)
+        loss = sample_loss(model, batch).mean()
+        loss = modifier.loss_update(
+            loss,
+            model,
+            optimizer,
+            epoch,
+            STEPS,
+            student_outputs=model(batch["tokens"]),
+            student_inputs=batch,
+        )
+        loss.backward()
+        if modifier.update_ready(epoch, STEPS):
+            modifier.scheduled_update(model, optimizer, epoch, STEPS)
+        modifier.optimizer_pre_step(model, optimizer, epoch, STEPS)
+        optimizer.step()
+        optimizer.zero_grad()
+        modifier.optimizer_post_step(model, optimizer, epoch, STEPS)
+        if watch is not None:
+            watch(step, modifier, model)
+
+
+def _start(row, seed=0):
+    model = make_model(seed)
+    modifier = row.cls(**row.keys)
+    if not row.prunes:  # the distillation modifier's teacher reads `tokens` alone
+        model_call = model.forward
+        model.forward = lambda tokens: model_call(tokens)
+    modifier.initialize(model, **row.extras)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    return modifier, model, optimizer
+
+
+def test_every_exported_modifier_has_a_row() -> None:
+    assert {row.cls for row in TABLE} == {
+        getattr(modifiers, name) for name in modifiers.__all__
+    }
+
+
+@every
+def test_name_does_not_replace_one_of_sparsemls(row) -> None:
+    import sparseml.pytorch.optim
+
+    assert not hasattr(sparseml.pytorch.optim, row.cls.__name__)
+    assert _host.modifier_classes()[row.cls.__name__] is row.cls
+
+
+@every
+def test_yaml_round_trip(row) -> None:
+    modifier = row.cls(**row.keys)
+    again = _host.Modifier.load_obj(str(modifier))
+    assert type(again) is row.cls
+    assert again.props(only_serializable=True) == modifier.props(only_serializable=True)
+    assert again.identifier() == modifier.identifier()
+    for key, value in row.keys.items():
+        assert again.props(only_serializable=True)[key] == value
+
+
+@every
+def test_sample_yaml_of_the_docstring_loads(row) -> None:
+    text = row.cls.__doc__.split("Sample YAML::")[1]
+    assert type(_host.Modifier.load_obj(text.strip("\n "))) is row.cls
+
+
+@every
+def test_lifecycle_called_out_of_order_is_an_error(row) -> None:
+    modifier, model = row.cls(**row.keys), make_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(RuntimeError, match="must be initialized first"):
+        modifier.scheduled_update(model, optimizer, 1.0, STEPS)
+    with pytest.raises(RuntimeError, match="must be initialized first"):
+        modifier.optimizer_post_step(model, optimizer, 1.0, STEPS)
+    with pytest.raises(RuntimeError, match="must be initialized first"):
+        modifier.finalize(model)
+
+
+@every
+def test_nothing_is_left_on_the_model(row) -> None:
+    before = make_model()
+    modifier, model, optimizer = _start(row)
+    _drive(row, modifier, model, optimizer, 14)
+    modifier.finalize(model)
+    assert model.state_dict().keys() == before.state_dict().keys()
+    for module in model.modules():
+        assert not module._forward_hooks and not module._forward_pre_hooks
+        assert not module._backward_hooks
+    assert all(p.requires_grad for p in model.parameters())
+
+
+@pruners
+def test_sparsity_is_exact_nested_and_kept(row) -> None:
+    modifier, model, optimizer = _start(row)
+    seen = []
+
+    def watch(step, modifier, model) -> None:
+        masks = modifier.module_masks.param_masks
+        seen.append([m.clone() for m in masks])
+        for name, mask in zip(ENCODER, masks, strict=True):
+            assert (model.get_parameter(name)[~mask] == 0).all()
+        if len(seen) > 1:
+            for old, new in zip(seen[-2], masks, strict=True):
+                assert not (new & ~old).any()
+
+    _drive(row, modifier, model, optimizer, 16, watch=watch)
+    assert modifier.module_masks.names == ENCODER
+    assert modifier.module_masks.sparsity() == 0.75
+    assert modifier.applied_sparsity == [0.75] * 4
+    # Events at epochs 1, 1.5, 2, 2.5 and 3, cubic from 0.3 to 0.75.
+    assert [event.epoch for event in modifier.events] == [1.0, 1.5, 2.0, 2.5, 3.0]
+    assert [event.step for event in modifier.events] == [4, 6, 8, 10, 12]
+    assert modifier.events[0].sparsity_before == 0.0
+    assert modifier.events[-1].sparsity_after == 0.75
+    for before, after in zip(modifier.events, modifier.events[1:], strict=False):
+        assert before.sparsity_after == after.sparsity_before
+    modifier.finalize(model)
+    zeros = sum(int((model.get_parameter(n) == 0).sum()) for n in ENCODER)
+    assert zeros == 288  # 0.75 * 384
+
+
+@pruners
+def test_state_comes_back_in_mid_schedule(row) -> None:
+    modifier, model, optimizer = _start(row)
+    _drive(row, modifier, model, optimizer, 8)
+    state = modifier.state_dict()
+    masks = [m.clone() for m in modifier.module_masks.param_masks]
+    other, fresh, _ = _start(row, seed=0)
+    other.load_state_dict(state)
+    for ours, theirs in zip(other.module_masks.param_masks, masks, strict=True):
+        assert torch.equal(ours, theirs)
+    for name, mask in zip(ENCODER, masks, strict=True):
+        assert (fresh.get_parameter(name)[~mask] == 0).all()
+    for step in range(8, 13):
+        assert other.update_ready(step / STEPS, STEPS) == modifier.update_ready(
+            step / STEPS, STEPS
+        )
+    with pytest.raises(IndexError, match="state has other parameters"):
+        other.load_state_dict({**state, "head.weight": masks[0]})
+    with pytest.raises(RuntimeError, match="uninitialized modifier"):
+        row.cls(**row.keys).load_state_dict(state)
+
+
+@pruners
+def test_one_shot(row) -> None:
+    model = make_model()
+    modifier = row.cls(**row.keys)
+    modifier.apply(model, **row.extras)
+    zeros = sum(int((model.get_parameter(n) == 0).sum()) for n in ENCODER)
+    assert zeros == 288
+    assert (model.head.weight != 0).all() and (model.embedding.weight != 0).all()
+
+
+@pruners
+def test_leave_enabled_false_lets_weights_grow_back(row) -> None:
+    modifier, model, optimizer = _start(
+        type(row)(row.cls, {**row.keys, "leave_enabled": False}, extras=row.extras)
+    )
+    _drive(row, modifier, model, optimizer, 16)
+    zeros = sum(int((model.get_parameter(n) == 0).sum()) for n in ENCODER)
+    assert zeros < 288
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own
+@pruners
+def test_wrapped_models_have_the_same_names(row) -> None:
+    class Wrapper(torch.nn.parallel.DataParallel):
+        pass
+
+    modifier = row.cls(**row.keys)
+    assert modifier.resolve_targets(Wrapper(make_model())) == ENCODER
+    assert modifier.resolve_targets(torch.compile(make_model())) == ENCODER

@@ -1,0 +1,187 @@
+"""Broken recipes: values, one modifier at a time."""
+
+from tests.recipe.broken import Broken
+from tests.recipe.samples import EPOCHS, GMP, OBERT, group
+
+VALUES = [
+    Broken(
+        "unknown modifier",
+        group(GMP.replace("GMPruning", "GMPrunning")),
+        (
+            "2: GMPrunningModifier: there is no modifier GMPrunningModifier; expected "
+            "one of SparseML's or obert_modifiers' modifiers; write "
+            "!GMPruningModifier",
+        ),
+    ),
+    Broken(
+        "unknown modifier unlike any",
+        group(EPOCHS, "  - !Qqq\n      a: 1\n"),
+        (
+            "5: Qqq: there is no modifier Qqq; expected one of SparseML's or "
+            "obert_modifiers' modifiers; remove it",
+        ),
+    ),
+    Broken(
+        "unknown key",
+        group(EPOCHS, "      end_epochs: 4\n"),
+        (
+            "5: EpochRangeModifier.end_epochs: end_epochs is not a key of "
+            "EpochRangeModifier; expected one of end_epoch, start_epoch; write "
+            "end_epoch",
+        ),
+    ),
+    Broken(
+        "unknown key of ours",
+        group(
+            "  - !LogitDistillationModifier\n      hardnes: 0.5\n      qqq: 1\n",
+        ),
+        (
+            "3: LogitDistillationModifier.hardnes: hardnes is not a key of "
+            "LogitDistillationModifier; expected one of end_epoch, hardness, "
+            "start_epoch, temperature; write hardness",
+            "4: LogitDistillationModifier.qqq: qqq is not a key of "
+            "LogitDistillationModifier; expected one of end_epoch, hardness, "
+            "start_epoch, temperature; remove it",
+        ),
+    ),
+    Broken(
+        "missing keys",
+        group("  - !EpochRangeModifier\n"),
+        (
+            "2: EpochRangeModifier.end_epoch: end_epoch is missing; expected a value, "
+            "since it has no default; add 'end_epoch: ...' to the modifier on this "
+            "line",
+            "2: EpochRangeModifier.start_epoch: start_epoch is missing; expected a "
+            "value, since it has no default; add 'start_epoch: ...' to the modifier "
+            "on this line",
+        ),
+    ),
+    Broken(
+        "percent",
+        group(OBERT.replace("0.8", "80")),
+        (
+            "4: OBERTPruningModifier.final_sparsity: final_sparsity=80 is outside "
+            "[0, 1]; expected a fraction; write 0.8, not 80",
+        ),
+    ),
+    Broken(
+        "percent sign, with SparseML's modifier",
+        group(GMP.replace("0.8", "87.5%")),
+        (
+            "4: GMPruningModifier.final_sparsity: final_sparsity=87.5% is a "
+            "percentage; expected a fraction; write 0.875, not 87.5%",
+        ),
+    ),
+    Broken(
+        "percent as a key",
+        group(
+            GMP.replace("0.8", "{0.5: [a], 90: [b]}").replace("__ALL_PRUNABLE__", "[]")
+        ),
+        (
+            "4: GMPruningModifier.final_sparsity: final_sparsity=90 is outside [0, 1]; "
+            "expected a fraction; write 0.9, not 90",
+        ),
+    ),
+    Broken(
+        "negative sparsity",
+        group(GMP.replace("init_sparsity: 0.0", "init_sparsity: -0.1")),
+        (
+            "3: GMPruningModifier.init_sparsity: init_sparsity=-0.1 is outside [0, 1]; "
+            "expected a fraction; write a number from 0 to 1",
+        ),
+    ),
+    Broken(
+        "sparsity above any percentage",
+        group(GMP.replace("0.8", "800")),
+        (
+            "4: GMPruningModifier.final_sparsity: final_sparsity=800 is outside "
+            "[0, 1]; expected a fraction; write a number from 0 to 1",
+        ),
+    ),
+    Broken(
+        "sparsity that is no number",
+        group(GMP.replace("0.8", "high")),
+        (
+            "4: GMPruningModifier.final_sparsity: final_sparsity=high is not a "
+            "number; expected a fraction; write one in [0, 1]",
+        ),
+    ),
+    Broken(
+        "start after end",
+        group(EPOCHS.replace("start_epoch: 0", "start_epoch: 4")),
+        (
+            "3: EpochRangeModifier.start_epoch: start_epoch=4 comes after end_epoch=3; "
+            "expected the start before the end; swap them or move one",
+        ),
+    ),
+    Broken(
+        "epoch that is no number",
+        group(EPOCHS.replace("end_epoch: 3", "end_epoch: last")),
+        (
+            "4: EpochRangeModifier.end_epoch: end_epoch=last is not a number; expected "
+            "an epoch; write one",
+        ),
+    ),
+    Broken(
+        "epoch that is not a number at all",
+        group(EPOCHS.replace("end_epoch: 3", "end_epoch: .nan")),
+        (
+            "4: EpochRangeModifier.end_epoch: end_epoch=nan is not a number; expected "
+            "an epoch; write one",
+        ),
+    ),
+    Broken(
+        "unknown inter_func",
+        group(OBERT, "      inter_func: cubik\n"),
+        (
+            "8: OBERTPruningModifier.inter_func: inter_func=cubik is unknown; expected "
+            "one of linear, cubic, inverse_cubic; write cubic",
+        ),
+    ),
+    Broken(
+        "unknown mask_type",
+        group(GMP, "      mask_type: blok4\n"),
+        (
+            "9: GMPruningModifier.mask_type: mask_type=blok4 is unknown; expected one "
+            "of unstructured, block4, tensorrt, filter, channel, N:M or a list of two "
+            "numbers; write block4",
+        ),
+    ),
+    Broken(
+        "bad regular expression",
+        group(OBERT, "      params: ['re:a(']\n"),
+        (
+            "8: OBERTPruningModifier.params: params=re:a( is not a regular expression "
+            "(missing ), unterminated subpattern at position 1); expected one after "
+            "re:; correct it",
+        ),
+    ),
+    Broken(
+        "what our constructors refuse, all of it",
+        group(OBERT, "      num_grads: 0\n      fisher_block_size: 4.5\n"),
+        (
+            "8: OBERTPruningModifier.num_grads: num_grads=0 is not a positive whole "
+            "number; expected 1 or more; write a count",
+            "9: OBERTPruningModifier.fisher_block_size: fisher_block_size=4.5 is not a "
+            "positive whole number; expected 1 or more; write a count",
+        ),
+    ),
+    Broken(
+        "what SparseML's constructors refuse",
+        group(GMP.replace("__ALL_PRUNABLE__", "encoder")),
+        (
+            "8: GMPruningModifier.params: GMPruningModifier refuses its values "
+            "(unsupported string (encoder) given in GMPruningModifier for params); "
+            "expected values as in its documentation; correct them",
+        ),
+    ),
+    Broken(
+        "a scalar where a list belongs",
+        group("  - !LayerPruningModifier\n      layers: 3\n"),
+        (
+            "3: LayerPruningModifier.layers: LayerPruningModifier refuses its values "
+            "(unsupported type (3) given in LayerPruningModifier for layers); expected "
+            "values as in its documentation; correct them",
+        ),
+    ),
+]

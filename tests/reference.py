@@ -1,0 +1,121 @@
+"""Dense float64 oracles, written from the definitions; nothing of ours is imported.
+
+Each one works on one Fisher block or one small problem, with explicit loops, so that
+it can be read beside the papers.
+"""
+
+import itertools
+import math
+
+import numpy as np
+
+
+def dense_fisher(grads: np.ndarray, damp: float) -> np.ndarray:
+    """oBERT equation (2): ``lam I + 1/m sum_i g_i g_i^T``."""
+    count, width = grads.shape
+    fisher = damp * np.eye(width)
+    for grad in grads.astype(np.float64):
+        fisher += np.outer(grad, grad) / count
+    return fisher
+
+
+def block_diagonal(fisher: np.ndarray, block: int) -> np.ndarray:
+    """Keep the diagonal blocks of a dense matrix, the last one possibly smaller."""
+    kept = np.zeros_like(fisher)
+    for start in range(0, len(fisher), block):
+        part = slice(start, start + block)
+        kept[part, part] = fisher[part, part]
+    return kept
+
+
+def group_saliency(fisher: np.ndarray, weights: np.ndarray, group: list[int]) -> float:
+    """oBERT section 3.1: ``1/2 w_Q^T ([F^-1]_QQ)^-1 w_Q``."""
+    inverse = np.linalg.inv(fisher)
+    inner = np.linalg.inv(inverse[np.ix_(group, group)])
+    return 0.5 * float(weights[group] @ inner @ weights[group])
+
+
+def best_update(
+    fisher: np.ndarray, weights: np.ndarray, pruned: list[int]
+) -> tuple[np.ndarray, float]:
+    """Minimise ``1/2 d^T F d`` with ``d_P = -w_P`` through its KKT system."""
+    width, held = len(weights), len(pruned)
+    system = np.zeros((width + held, width + held))
+    system[:width, :width] = fisher
+    right = np.zeros(width + held)
+    for row, index in enumerate(pruned):
+        system[width + row, index] = system[index, width + row] = 1.0
+        right[width + row] = -weights[index]
+    step = np.linalg.solve(system, right)[:width]
+    return weights + step, 0.5 * float(step @ fisher @ step)
+
+
+def single_updates_added(
+    fisher: np.ndarray, weights: np.ndarray, pruned: list[int]
+) -> np.ndarray:
+    """Sum the update of each pruned weight as if it went alone, then zero them."""
+    total = weights.astype(np.float64).copy()
+    for index in pruned:
+        total += best_update(fisher, weights, [index])[0] - weights
+    total[pruned] = 0.0
+    return total
+
+
+def greedy_elimination(
+    fisher: np.ndarray, weights: np.ndarray, eligible: list[int]
+) -> tuple[list[int], list[float]]:
+    """Remove the cheapest weight, re-solve for the rest from scratch, repeat.
+
+    The marginal cost of a removal is the exact loss increase of the whole set so far
+    minus that of the set before it.
+    """
+    order: list[int] = []
+    costs: list[float] = []
+    spent = 0.0
+    while len(order) < len(eligible):
+        options = []
+        for index in eligible:
+            if index not in order:
+                increase = best_update(fisher, weights, [*order, index])[1]
+                options.append((increase, index))
+        increase, index = min(options)
+        order.append(index)
+        costs.append(increase - spent)
+        spent = increase
+    return order, costs
+
+
+def best_set(
+    fisher: np.ndarray, weights: np.ndarray, count: int
+) -> tuple[tuple[int, ...], float]:
+    """Try every set of ``count`` weights; only for a handful of weights."""
+    sets = itertools.combinations(range(len(weights)), count)
+    priced = [(best_update(fisher, weights, list(s))[1], s) for s in sets]
+    price, found = min(priced)
+    return found, price
+
+
+def lowest(saliency: np.ndarray, living: np.ndarray, count: int) -> np.ndarray:
+    """Mark the ``count`` living entries of lowest saliency, ties by index."""
+    ranked = sorted(
+        (i for i in range(len(saliency)) if living[i]), key=lambda i: (saliency[i], i)
+    )
+    chosen = np.zeros(len(saliency), dtype=bool)
+    chosen[ranked[:count]] = True
+    return chosen
+
+
+def cubic(epoch: float, start: float, end: float, first: float, last: float) -> float:
+    """Zhu and Gupta 2018: ``s_f + (s_i - s_f) (1 - x)^3``."""
+    x = min(max((epoch - start) / (end - start), 0.0), 1.0)
+    return last + (first - last) * (1.0 - x) ** 3
+
+
+def softened_kl(student: np.ndarray, teacher: np.ndarray, temperature: float) -> float:
+    """Hinton et al. 2015: ``T^2 KL(p_teacher || p_student)`` for one row."""
+    p = np.exp(teacher / temperature)
+    q = np.exp(student / temperature)
+    p, q = p / p.sum(), q / q.sum()
+    return temperature**2 * sum(
+        a * (math.log(a) - math.log(b)) for a, b in zip(p, q, strict=True)
+    )

@@ -1,0 +1,22 @@
+"""A tiny model and tiny data sets, made once."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from tests import tiny
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory):
+    """Return paths of a tiny model, its data, a recipe and a cache folder."""
+    folder = tmp_path_factory.mktemp("small")
+    (folder / "recipe.yaml").write_text(tiny.RECIPE, encoding="utf-8")
+    return SimpleNamespace(
+        folder=folder,
+        model=tiny.save_model(folder / "model"),
+        train=tiny.write_rows(folder / "train.json", tiny.sentences(64)),
+        validation=tiny.write_rows(folder / "validation.json", tiny.sentences(48, 1)),
+        recipe=folder / "recipe.yaml",
+        cache=folder / "cache",
+    )

@@ -1,0 +1,247 @@
+"""Data sets: every format, the columns, the labels, and what is wrong with them."""
+
+import csv
+import json
+
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features, Value
+from transformers import AutoTokenizer
+
+from obert_modifiers.tasks import _data, _labels, _metrics
+from obert_modifiers.tasks._arguments import DataArguments
+
+ROWS = [
+    {"text": "a fine film", "label": "good"},
+    {"text": "a dull film", "label": "bad"},
+    {"text": "the plot", "label": "mixed"},
+]
+
+
+def load(tmp_path, **flags):
+    flags = {key: str(v) if key.endswith("file") else v for key, v in flags.items()}
+    return _data.load(DataArguments(**flags), str(tmp_path / "cache"), seed=0)
+
+
+def write(path, rows):
+    if path.suffix == ".parquet":
+        Dataset.from_list(rows).to_parquet(path)
+    elif path.suffix == ".jsonl" or path.suffix == ".json":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(
+                file, rows[0], delimiter="\t" if path.suffix == ".tsv" else ","
+            )
+            writer.writeheader()
+            writer.writerows(rows)
+    return path
+
+
+def in_memory(rows, columns=("text",), **splits):
+    made = {"train": Dataset.from_list(rows)}
+    made |= {name: Dataset.from_list(more) for name, more in splits.items()}
+    return _data.TextData(made, columns, "label", "rows")
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".json", ".jsonl", ".parquet"])
+def test_every_format_reads_alike(tmp_path, suffix):
+    data = load(tmp_path, train_file=write(tmp_path / f"rows{suffix}", ROWS))
+    assert data.splits["train"].to_list() == ROWS
+    assert data.text_columns == ("text",)
+
+
+def test_a_folder_is_a_data_set(tmp_path):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    write(folder / "train.parquet", ROWS)
+    write(folder / "validation.parquet", ROWS[:2])
+    data = load(tmp_path, dataset_name=str(folder))
+    assert {name: len(rows) for name, rows in data.splits.items()} == {
+        "train": 3,
+        "validation": 2,
+    }
+
+
+def test_without_flags_the_embedded_data_is_read(tmp_path):
+    data = load(tmp_path, max_train_samples=7)
+    assert data.description == "the embedded movie_snippets"
+    assert {name: len(rows) for name, rows in data.splits.items()} == {
+        "train": 7,
+        "validation": 1000,
+    }
+    assert data.text_columns == ("sentence",)
+
+
+def test_validation_ratio_splits_the_training_data(tmp_path):
+    path = write(tmp_path / "rows.json", ROWS * 10)
+    first = load(tmp_path, train_file=path, validation_ratio=0.2)
+    again = load(tmp_path, train_file=path, validation_ratio=0.2)
+    assert [len(first.splits[name]) for name in ("train", "validation")] == [24, 6]
+    assert first.splits["train"].to_list() == again.splits["train"].to_list()
+
+
+@pytest.mark.parametrize(
+    ("names", "flags", "expected"),
+    [
+        (("sentence", "label", "idx"), {}, ("sentence",)),
+        (("question", "sentence", "label"), {}, ("question", "sentence")),
+        (("headline", "body", "label"), {}, ("headline", "body")),
+        (("id", "review", "label"), {}, ("review",)),
+        (("a", "b", "c", "label"), {"input_column_names": "c,a"}, ("c", "a")),
+        (("sentence1", "sentence2", "label"), {"task_name": "rte"}, None),
+    ],
+)
+def test_text_columns(names, flags, expected):
+    rows = Dataset.from_list([dict.fromkeys(names, "x")])
+    found = _data.text_columns(rows, DataArguments(**flags), "rows")
+    assert found == (expected or ("sentence1", "sentence2"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"label_column_name": "lable"}, "expected one of text, label.*mean label\\?"),
+        ({"input_column_names": "txet"}, "--input_column_names=txet.*mean text\\?"),
+        ({"input_column_names": "text,text,label"}, "names 3 columns"),
+    ],
+)
+def test_a_missing_column_names_the_nearest(tmp_path, flags, message):
+    path = write(tmp_path / "rows.json", ROWS)
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path, train_file=path, **flags)
+
+
+def test_unclear_text_columns_are_an_error(tmp_path):
+    path = write(tmp_path / "rows.json", [{"a": "x", "b": "x", "c": "x", "label": 0}])
+    with pytest.raises(ValueError, match="columns a, b, c, label, of which 3 could"):
+        load(tmp_path, train_file=path)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"train_file": "rosw.json"}, "does not exist.*mean rows.json\\?"),
+        ({"train_file": "rows.xml"}, "unknown kind; expected a name that ends in"),
+        ({"train_file": "empty.csv"}, "cannot be read as csv|no rows"),
+        ({"train_file": "broken.json"}, "cannot be read as json"),
+        ({"task_name": "sst3"}, "no GLUE task.*mean sst2\\?"),
+        ({"task_name": "sst2"}, "hub did not give it.*--train_file"),
+        ({"dataset_name": "nobody/nothing"}, "hub did not give it.*--train_file"),
+        ({"dataset_name": "nothing"}, "has no data that can be read"),
+    ],
+)
+def test_data_that_is_not_there(tmp_path, monkeypatch, flags, message):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "rows.json", ROWS)
+    (tmp_path / "rows.xml").touch()
+    (tmp_path / "empty.csv").touch()
+    (tmp_path / "nothing").mkdir()
+    (tmp_path / "broken.json").write_text('{"text": "a", \n')
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path, **flags)
+
+
+def test_texts_are_sorted_classes():
+    labels = _labels.understand(in_memory(ROWS))
+    assert labels.names == ("bad", "good", "mixed")
+    assert labels.ids == {"bad": 0, "good": 1, "mixed": 2}
+
+
+@pytest.mark.parametrize(
+    ("values", "ids", "names"),
+    [
+        ([1, 0, 1], {0: 0, 1: 1}, ("0", "1")),
+        ([4, 0, 4], {0: 0, 4: 1}, ("0", "4")),
+        ([-1, 1, 1], {-1: 0, 1: 1}, ("-1", "1")),
+        ([True, False, True], {False: 0, True: 1}, ("False", "True")),
+    ],
+)
+def test_whole_numbers_are_classes(values, ids, names):
+    rows = [{"text": "a", "label": value} for value in values]
+    labels = _labels.understand(in_memory(rows))
+    assert (labels.ids, labels.names, labels.num_labels) == (ids, names, 2)
+
+
+def test_floats_are_to_be_predicted():
+    labels = _labels.understand(in_memory([{"text": "a", "label": 2.5}]))
+    assert labels.regression and labels.num_labels == 1
+    assert _labels.numbers([2, 0.5], labels) == [2.0, 0.5]
+
+
+def test_a_data_sets_own_classes_keep_their_order():
+    features = Features({
+        "text": Value("string"),
+        "label": ClassLabel(names=["z", "a"]),
+    })
+    rows = Dataset.from_dict({"text": ["x"], "label": [1]}, features=features)
+    data = _data.TextData({"train": rows}, ("text",), "label", "rows")
+    assert _labels.understand(data).names == ("z", "a")
+
+
+def test_a_trained_model_keeps_its_classes():
+    known = {"Mixed": 0, "Good": 1, "Bad": 2}
+    labels = _labels.understand(in_memory(ROWS[:2]), known)
+    assert labels.names == ("Mixed", "Good", "Bad")
+    assert labels.ids == {"good": 1, "bad": 2}
+    numbers = in_memory([{"text": "a", "label": 1}])
+    assert _labels.understand(numbers, {"no": 0, "yes": 1}).names == ("no", "yes")
+
+
+def test_one_class_is_an_error():
+    with pytest.raises(ValueError, match="holds the one class good"):
+        _labels.understand(in_memory(ROWS[:1]))
+
+
+@pytest.mark.parametrize("column", ["text", "label"])
+def test_an_empty_cell_is_an_error(small, column):
+    rows = [*ROWS, {**ROWS[0], column: None}]
+    tokenizer = AutoTokenizer.from_pretrained(small.model)
+    data = in_memory(rows)
+    with pytest.raises(ValueError, match=f"column {column} of rows.*first in row 3"):
+        _labels.tokenize(data, _labels.understand(data), tokenizer, 16)
+
+
+def test_tokens_of_pairs_and_labels(small):
+    rows = [{"a": "fine film", "b": "a dull plot", "label": 1}]
+    data = in_memory(rows * 2, ("a", "b"), test=[{"a": "x", "b": "y", "label": None}])
+    tokenizer = AutoTokenizer.from_pretrained(small.model)
+    labels = _data.Labels("label", {0: 0, 1: 1}, ("0", "1"))
+    made = _labels.tokenize(data, labels, tokenizer, 7)
+    row = made["train"][0]
+    assert len(row["input_ids"]) == 7 and row["labels"] == 1
+    assert tokenizer.decode(row["input_ids"]).count("[SEP]") == 2
+    assert "labels" not in made["test"].column_names
+    padded = _labels.tokenize(data, labels, tokenizer, 12, pad_to_max_length=True)
+    assert len(padded["train"][0]["input_ids"]) == 12
+
+
+def test_losses_are_those_of_each_sample():
+    logits = torch.tensor([[2.0, 0.0], [0.0, 1.0]], dtype=torch.bfloat16)
+    batch = {"labels": torch.tensor([0, 0])}
+    expected = torch.logsumexp(logits.double(), -1) - logits.double()[:, 0]
+    losses = _metrics.classification_loss({"logits": logits}, batch)
+    assert losses.dtype == torch.float32
+    torch.testing.assert_close(losses.double(), expected, rtol=1e-6, atol=0)
+    numbers = {"labels": torch.tensor([1.0, 3.0])}
+    squares = _metrics.regression_loss(
+        {"logits": torch.tensor([[0.0], [1.0]])}, numbers
+    )
+    assert squares.tolist() == [1.0, 4.0]
+
+
+def test_metrics_against_their_definitions():
+    labels = torch.tensor([1, 1, 0, 0, 1]).numpy()
+    logits = torch.tensor([[0, 1], [1, 0], [1, 0], [0, 1], [0, 1]]).numpy()
+    found = _metrics.classification_metrics(logits, labels)
+    # Two hits, one miss, one false alarm, one right rejection.
+    assert found["accuracy"] == pytest.approx(3 / 5)
+    assert found["f1"] == pytest.approx(2 * 2 / (2 * 2 + 1 + 1))
+    matthews = (2 * 1 - 1 * 1) / (3 * 2 * 3 * 2) ** 0.5
+    assert found["matthews_correlation"] == pytest.approx(matthews)
+    constant = _metrics.classification_metrics(logits * 0, labels)
+    assert constant["f1"] == constant["matthews_correlation"] == 0.0
+    values = torch.tensor([1.0, 2.0, 2.0, 5.0]).numpy()
+    found = _metrics.regression_metrics(values[:, None] ** 3, values)
+    assert found["spearman"] == pytest.approx(1.0)
+    assert 0.8 < found["pearson"] < 1.0
