@@ -40,7 +40,7 @@ class Settings:
             model; else from the encoder. The teacher is the dense model either way.
     """
 
-    sentences: int = 3072
+    sentences: int = 2560
     batch_size: int = 32
     dense_epochs: float = 2.0
     dense_learning_rate: float = 8e-5
@@ -172,18 +172,16 @@ def table(summary: Mapping[str, Mapping[str, float]]) -> list[tuple[str, ...]]:
     rows = [_HEAD]
     for name, figures in summary.items():
         recovery = figures["accuracy"] / summary["dense"]["accuracy"]
-        rows.append(
-            (
-                TITLES[name],
-                f"{figures['accuracy']:.3f}",
-                f"{figures['loss']:.4f}",
-                f"{100 * recovery:.1f} %",
-                f"{100 * figures['sparsity']:.2f} %",
-                f"{figures['size_mb']:.1f}",
-                f"{figures['gzip_mb']:.1f}",
-                f"{figures['minutes']:.1f}",
-            )
-        )
+        rows.append((
+            TITLES[name],
+            f"{figures['accuracy']:.3f}",
+            f"{figures['loss']:.4f}",
+            f"{100 * recovery:.1f} %",
+            f"{100 * figures['sparsity']:.2f} %",
+            f"{figures['size_mb']:.1f}",
+            f"{figures['gzip_mb']:.1f}",
+            f"{figures['minutes']:.1f}",
+        ))
     return rows
 
 
@@ -203,15 +201,17 @@ def notes(
     dense = records["dense"]
     machine = dense["machine"]
     start = "the dense model" if settings.students_start_dense else "the encoder"
-    lines = [
-        f"Data: the first {dense['train_samples']:,} training sentences of the embedded "
-        f"movie_snippets (fixed shuffle), all {dense['samples']:,} validation sentences.",
-        f"Epochs: dense {settings.dense_epochs:g}{_sparse_epochs(records, start)}; "
-        f"batches of {settings.batch_size} sorted by length; seed {seed}.",
-        "Sparsity is that of the encoder's linear weights, counted from the saved file.",
+    epochs = f"dense {settings.dense_epochs:g}{_sparse_epochs(records, start)}"
+    return [
+        f"Data: the first {dense['train_samples']:,} training sentences of the "
+        f"embedded movie_snippets (fixed shuffle), all {dense['samples']:,} validation "
+        "sentences.",
+        f"Epochs: {epochs}; batches of {settings.batch_size} sorted by length; "
+        f"seed {seed}.",
+        "Sparsity is that of the encoder's linear weights, counted from the saved "
+        "file.",
         f"Machine: {machine['gpu'] or machine['cpu']}, {machine['cores']} cores.",
     ]
-    return lines
 
 
 def _sparse_epochs(records: Mapping[str, Any], start: str) -> str:

@@ -291,7 +291,7 @@ def test_two_processes_have_the_same_bits_at_every_step(tmp_path) -> None:
     script.write_text(TWO_RANKS)
     root = Path(__file__).parents[1]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
-    command += ["--master_port=29577", str(script), str(tmp_path)]
+    command += ["--standalone", str(script), str(tmp_path)]
     environment = {
         **os.environ,
         "PYTHONPATH": str(root),

@@ -26,6 +26,7 @@ def save_model(folder: Path, **config) -> Path:
         "num_attention_heads": 2,
         "intermediate_size": 64,
         "max_position_embeddings": 32,
+        "initializer_range": 0.2,
     }
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -61,7 +62,7 @@ modifiers:
       end_epoch: 2.0
   - !LearningRateFunctionModifier
       lr_func: linear
-      init_lr: 1e-3
+      init_lr: 5e-3
       final_lr: 0.0
       start_epoch: 0.0
       end_epoch: 2.0

@@ -93,13 +93,15 @@ def _report(run: Annotated[Path, typer.Argument(help="The run's folder.")]) -> N
 
 @recipe_app.command("check")
 def _check_recipe(
-    recipe: Annotated[str, typer.Argument(help="A .yaml file, or .md with one on top.")],
+    recipe: Annotated[
+        str, typer.Argument(help="A .yaml file, or .md with one on top.")
+    ],
     recipe_args: Annotated[
         str | None,
         typer.Option("--recipe_args", "--recipe-args", help="Variables, as JSON."),
     ] = None,
 ) -> None:
-    """Check a recipe completely and print everything that is wrong with it."""
+    """Check a recipe completely and print everything that is wrong with it."""  # noqa: DOC501  typer shows the docstring
     with _quiet_host():
         from obert_modifiers.manager import RecipeError, RecipeManager
 
@@ -211,7 +213,7 @@ def main(argv: list[str] | None = None) -> int:
     except typer.Abort:
         return 130
     except KeyboardInterrupt:
-        print("obert: interrupted", file=sys.stderr)
+        typer.echo("obert: interrupted", err=True)
         return 130
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 1
@@ -231,12 +233,12 @@ def _fail(error: Exception, debug: bool) -> int:
     """
     if hasattr(error, "format_message"):  # a word that typer does not know
         if error.format_message():  # empty where the help was shown instead
-            print(f"obert: {error.format_message()}", file=sys.stderr)
+            typer.echo(f"obert: {error.format_message()}", err=True)
         return 2
     expected = isinstance(error, (ValueError, OSError)) and raised_on_purpose(error)
     if debug or not expected:
         traceback.print_exception(error)
         return 2 if expected else 1
     rank = f"[process {_rank()}] " if _rank() else ""
-    print(f"obert: {rank}{error}", file=sys.stderr)
+    typer.echo(f"obert: {rank}{error}", err=True)
     return 2

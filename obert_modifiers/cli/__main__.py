@@ -1,4 +1,4 @@
-"""``python -m obert_modifiers.cli``, for ``accelerate launch -m`` and ``torchrun -m``."""
+"""The command as a module, for ``accelerate launch -m`` and ``torchrun -m``."""
 
 import sys
 

@@ -7,6 +7,9 @@ cache. Blocks are independent: the result does not depend on the number of threa
 import numpy as np
 from numba import njit, prange
 
+# Fused multiply-add and no care for the sign of zero; NaN and order are kept.
+_FAST = {"contract", "nsz"}
+
 
 @njit(cache=True)
 def _gather(sums, scale, damp, chosen, count, block):
@@ -54,9 +57,12 @@ def _solve(block, count, right):
         right[i] = value / block[i, i]
 
 
-@njit(cache=True)
-def _invert(block, count):
+@njit(cache=True, error_model="numpy", fastmath=_FAST)
+def _invert(block, count, pivot_row):
     """Invert a symmetric positive definite block by sweeps.
+
+    The pivot's row is worked on in a buffer of its own: only then does the compiler
+    know that rows do not overlap, and uses vector instructions.
 
     Returns:
         False if the block is not positive definite.
@@ -66,53 +72,56 @@ def _invert(block, count):
         if not pivot > 0.0:
             return False
         for j in range(count):
-            block[p, j] /= pivot
-        block[p, p] = 1.0 / pivot
+            pivot_row[j] = block[p, j] / pivot
+        pivot_row[p] = 1.0 / pivot
         for i in range(count):
-            if i == p:
-                continue
             factor = block[i, p]
             block[i, p] = 0.0
             for j in range(count):
-                block[i, j] -= factor * block[p, j]
+                block[i, j] -= factor * pivot_row[j]
+        for j in range(count):
+            block[p, j] = pivot_row[j]
     return True
 
 
-@njit(cache=True)
-def _eliminate(inverse, weights, chosen, count, order, costs):
+@njit(cache=True, error_model="numpy", fastmath=_FAST)
+def _eliminate(inverse, weights, chosen, count, order, costs, column, price):
     """Remove the cheapest weight again and again, downdating the inverse.
 
     Row and column of a removed weight are overwritten by the last living ones, so
     that the living part stays dense and shrinks.
     """
-    living = count
     for rank in range(count):
-        best, best_cost = 0, np.inf
-        for i in range(living):
-            cost = weights[i] * weights[i] / (2.0 * inverse[i, i])
-            if cost < best_cost or (cost == best_cost and chosen[i] < chosen[best]):
-                best, best_cost = i, cost
-        order[rank] = chosen[best]
-        costs[rank] = best_cost
-        pivot = inverse[best, best]
-        step = weights[best] / pivot
+        living = count - rank
         last = living - 1
         for i in range(living):
-            if i == best:
-                continue
-            factor = inverse[i, best] / pivot
-            weights[i] -= inverse[i, best] * step
-            for j in range(living):
-                inverse[i, j] -= factor * inverse[best, j]
+            price[i] = weights[i] * weights[i] / inverse[i, i]
+        best = 0
+        for i in range(1, living):
+            if price[i] < price[best] or (
+                price[i] == price[best] and chosen[i] < chosen[best]
+            ):
+                best = i
+        order[rank] = chosen[best]
+        costs[rank] = 0.5 * price[best]
+        pivot = inverse[best, best]
+        step = weights[best] / pivot
+        for j in range(living):
+            column[j] = inverse[best, j]
         if best != last:
             for j in range(living):
                 inverse[best, j] = inverse[last, j]
             for i in range(last):
                 inverse[i, best] = inverse[i, last]
             inverse[best, best] = inverse[last, last]
+            column[best] = column[last]
             weights[best] = weights[last]
             chosen[best] = chosen[last]
-        living = last
+        for i in range(last):
+            weights[i] -= column[i] * step
+            factor = column[i] / pivot
+            for j in range(last):
+                inverse[i, j] -= factor * column[j]
 
 
 @njit(parallel=True, cache=True)
@@ -128,7 +137,7 @@ def invert_group_blocks(sums, scale, damp, group_size, found):
         everything = np.arange(width)
         block = np.empty((width, width), np.float64)
         _gather(sums[b], scale, damp, everything, width, block)
-        if not _invert(block, width):
+        if not _invert(block, width, np.empty(width, np.float64)):
             failed[b] = 1
             continue
         for i in range(width):
@@ -163,8 +172,11 @@ def eliminate_blocks(sums, scale, damp, weights, eligible, order, costs):
                 rest -= 1
                 order[b, rest] = i
         _gather(sums[b], scale, damp, chosen, count, block)
-        if _invert(block, count):
-            _eliminate(block, living, chosen, count, order[b], costs[b])
+        scratch = np.empty((2, width), np.float64)
+        if _invert(block, count, scratch[0]):
+            _eliminate(
+                block, living, chosen, count, order[b], costs[b], scratch[0], scratch[1]
+            )
         else:
             failed[b] = 1
     return failed.sum()

@@ -55,9 +55,9 @@ class Run:
             Epochs and sparsities, to be joined by steps; from 0 to the end.
         """
         points = [(0.0, 0, 0.0)]
-        # At one epoch the pruning event comes before the step that logs it.
-        points += [(line["epoch"], 0, line["sparsity_after"]) for line in self.prunes]
-        points += [(line["epoch"], 1, line["sparsity"]) for line in self.steps]
+        # An event at epoch 0.5 comes after the step that ended there was logged.
+        points += [(line["epoch"], 0, line["sparsity"]) for line in self.steps]
+        points += [(line["epoch"], 1, line["sparsity_after"]) for line in self.prunes]
         points.sort(key=lambda point: point[:2])
         return [point[0] for point in points], [point[2] for point in points]
 

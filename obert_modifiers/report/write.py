@@ -7,7 +7,8 @@ from typing import Any
 
 import jinja2
 
-from obert_modifiers.report.charts import COLOURS, PANELS, layers_svg, save_png, svg
+from obert_modifiers.report.draw import layers_svg, save_png, svg
+from obert_modifiers.report.panels import COLOURS, PANELS
 from obert_modifiers.report.read import Run, read_run
 
 _TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
@@ -181,7 +182,9 @@ def facts(run: Run) -> list[tuple[str, str]]:
             f"{name} {value}" for name, value in record.get("versions", {}).items()
         ),
     }
-    return [(name, str(value)) for name, value in found.items() if value not in (None, "")]
+    return [
+        (name, str(value)) for name, value in found.items() if value not in (None, "")
+    ]
 
 
 def number(value: float | None, digits: int) -> str:
@@ -226,8 +229,17 @@ def memory(size: int) -> str:
 
 
 def _path(value: str | None) -> str:
-    """Shorten what may be a path to its last part."""
+    """Shorten what may be a path, or several with commas.
+
+    Args:
+        value: The text, or None.
+
+    Returns:
+        The last part of each absolute path; other texts as they are.
+    """
     if not value:
         return ""
     parts = [part.strip() for part in value.split(",")]
-    return ", ".join(Path(part).name if part.startswith("/") else part for part in parts)
+    return ", ".join(
+        Path(part).name if part.startswith("/") else part for part in parts
+    )

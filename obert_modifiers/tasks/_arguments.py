@@ -212,7 +212,9 @@ def _unknown(rest: list[str], parser: _Parser) -> str:
             f"here yet; expected a flag that --help lists; {way}"
         )
     ours = [option for option in parser._option_string_actions if "_" in option]
-    ours += [option for option in parser._option_string_actions if "-" not in option[2:]]
+    ours += [
+        option for option in parser._option_string_actions if "-" not in option[2:]
+    ]
     near = [option for option in ours if option.startswith(f"--{name}")]
     near += difflib.get_close_matches(f"--{name}", ours, n=1, cutoff=0.5)
     return f"--{name} is unknown; expected a flag that --help lists; " + (

@@ -116,9 +116,7 @@ def load(args: DataArguments, cache_dir: str | None, seed: int) -> TextData:
     return TextData(splits, columns, args.label_column_name, description)
 
 
-def _read(
-    args: DataArguments, cache_dir: str | None
-) -> tuple[dict[str, Dataset], str]:
+def _read(args: DataArguments, cache_dir: str | None) -> tuple[dict[str, Dataset], str]:
     """Find the splits of a data set by name, in files, or the embedded one.
 
     Args:

@@ -82,7 +82,14 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
-    """Rank values; equal ones share the mean of their ranks."""
+    """Rank values.
+
+    Args:
+        values: Numbers (n,).
+
+    Returns:
+        Ranks (n,) from 1; equal values share the mean of theirs.
+    """
     _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
     ends = counts.cumsum()
     return (ends - (counts - 1) / 2)[place]

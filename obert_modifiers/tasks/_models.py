@@ -1,6 +1,7 @@
 """The model, its tokenizer and its teacher."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from transformers import (
 )
 
 from obert_modifiers import embedded
+from obert_modifiers.manager import RecipeManager
+from obert_modifiers.modifiers._targets import encoder_weights, match_names
 from obert_modifiers.tasks._arguments import ModelArguments
 from obert_modifiers.tasks._data import Labels
 
@@ -115,7 +118,10 @@ def load_student(
             ignore_mismatched_sizes=True,
             dtype=torch.float32,
         )
-    new = sorted({*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])})
+    new = sorted({
+        *report["missing_keys"],
+        *(key[0] for key in report["mismatched_keys"]),
+    })
     if new:
         logger.info("new weights, from seed %d: %s", seed, ", ".join(new))
     return model
@@ -172,6 +178,32 @@ def load_saved(folder: Path) -> PreTrainedModel:
     return AutoModelForSequenceClassification.from_pretrained(
         folder, dtype=torch.float32
     )
+
+
+def prunable_names(model: nn.Module, manager: RecipeManager | None) -> list[str]:
+    """Name the parameters whose sparsity a run reports.
+
+    Args:
+        model: The model, not wrapped.
+        manager: The recipe's, or None.
+
+    Returns:
+        What the recipe's pruning modifiers prune; without any, the linear weights of
+        the encoder's layers. In the order of the model.
+    """
+    chosen: set[str] = set()
+    for modifier in manager.pruning if manager else []:
+        chosen |= set(_targets_of(modifier, model))
+    if not chosen:
+        return encoder_weights(model)
+    return [name for name, _ in model.named_parameters() if name in chosen]
+
+
+def _targets_of(modifier: Any, model: nn.Module) -> Sequence[str]:
+    if hasattr(modifier, "resolve_targets"):
+        return modifier.resolve_targets(model)
+    params = getattr(modifier, "params", None) or []
+    return match_names(model, [params] if isinstance(params, str) else list(params))
 
 
 def _fetch(

@@ -1,18 +1,15 @@
 """Load and check everything that a run needs, before any training."""
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
 from datasets import Dataset
 from transformers import DataCollatorWithPadding, PreTrainedModel
 
 from obert_modifiers.manager import RecipeManager
-from obert_modifiers.modifiers._targets import encoder_weights, match_names
 from obert_modifiers.tasks import _data, _labels, _metrics, _models
 from obert_modifiers.tasks._arguments import Arguments
 from obert_modifiers.training import SCHEDULES, TaskData, TrainConfig
@@ -177,7 +174,7 @@ def prepare(
         _task_data(samples, labels, found, half_on_gpu(config, state)),
         samples.get("test"),
         config,
-        prunable_names(model, manager),
+        _models.prunable_names(model, manager),
         data.description,
     )
 
@@ -313,31 +310,3 @@ def _task_data(
         sample_loss=loss,
         metrics=metrics,
     )
-
-
-def prunable_names(
-    model: torch.nn.Module, manager: RecipeManager | None
-) -> list[str]:
-    """Name the parameters whose sparsity a run reports.
-
-    Args:
-        model: The model, not wrapped.
-        manager: The recipe's, or None.
-
-    Returns:
-        What the recipe's pruning modifiers prune; without any, the linear weights of
-        the encoder's layers. In the order of the model.
-    """
-    chosen: set[str] = set()
-    for modifier in manager.pruning if manager else []:
-        chosen |= set(_targets_of(modifier, model))
-    if not chosen:
-        return encoder_weights(model)
-    return [name for name, _ in model.named_parameters() if name in chosen]
-
-
-def _targets_of(modifier: Any, model: torch.nn.Module) -> Sequence[str]:
-    if hasattr(modifier, "resolve_targets"):
-        return modifier.resolve_targets(model)
-    params = getattr(modifier, "params", None) or []
-    return match_names(model, [params] if isinstance(params, str) else list(params))

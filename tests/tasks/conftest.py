@@ -15,7 +15,7 @@ def small(tmp_path_factory):
     return SimpleNamespace(
         folder=folder,
         model=tiny.save_model(folder / "model"),
-        train=tiny.write_rows(folder / "train.json", tiny.sentences(64)),
+        train=tiny.write_rows(folder / "train.json", tiny.sentences(256)),
         validation=tiny.write_rows(folder / "validation.json", tiny.sentences(48, 1)),
         recipe=folder / "recipe.yaml",
         cache=folder / "cache",

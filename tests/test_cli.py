@@ -1,0 +1,274 @@
+"""The ``obert`` command: light, clean in its errors, plain in a pipe."""
+
+import io
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+import obert_modifiers
+from obert_modifiers import cli, embedded
+from obert_modifiers.cli.progress import (
+    BarReporter,
+    LogLines,
+    PlainReporter,
+    make_reporter,
+    pruning_line,
+)
+from tests import tiny
+
+EVENT = {
+    "modifier": "OBERTPruningModifier",
+    "epoch": 0.5,
+    "step": 48,
+    "sparsity_before": 0.0,
+    "sparsity_after": 0.6,
+    "predicted_loss_increase": 0.01234,
+    "seconds": 14.2,
+    "peak_memory_bytes": 2_500_000_000,
+    "num_gradients": 512,
+    "skipped_gradients": 0,
+}
+
+
+def call(capsys, words: str) -> tuple[int, str, str]:
+    code = cli.main(words.split())
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def process(words: list, **environment) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "obert_modifiers.cli", *map(str, words)],
+        cwd=Path(obert_modifiers.__file__).parent.parent,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+def step(number, **changes):
+    return {
+        "step": number,
+        "epoch": number / 10,
+        "loss": 0.5,
+        "learning_rate": 5e-5,
+        "sparsity": 0.6,
+    } | changes
+
+
+def test_help_and_version_load_no_torch():
+    code = (
+        "import sys; from obert_modifiers import cli; "
+        "assert cli.main(['--help']) == cli.main(['--version']) == 0; "
+        "assert not {'torch', 'transformers', 'matplotlib'} & set(sys.modules)"
+    )
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"obert_modifiers {obert_modifiers.__version__}" in done.stdout
+    assert time.monotonic() - started < 30
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("trian", "No such command 'trian'"),
+        ("train text_clasification", "No such command 'text_clasification'"),
+        ("train text_classification --recpie r", "did you mean --recipe?"),
+        ("train text_classification --recipe zoo:r", "zoo:r"),
+        ("report nowhere", "run=nowhere has no metrics.json"),
+        ("quickstart --only bert", "only=bert names no run"),
+        ("report a b", "unexpected extra argument"),
+    ],
+)
+def test_a_users_error_is_one_message(capsys, words, message):
+    code, out, err = call(capsys, words)
+    assert code == 2
+    assert err.startswith("obert: ") and message in err
+    assert "Traceback" not in err and len(err.splitlines()) == 1
+
+
+def test_debug_shows_where_it_comes_from(capsys, monkeypatch):
+    code, _, err = call(capsys, "--debug report nowhere")
+    assert code == 2 and "Traceback" in err
+    monkeypatch.setenv("OBERT_DEBUG", "1")
+    assert "Traceback" in call(capsys, "report nowhere")[2]
+
+
+def test_a_fault_of_ours_keeps_its_traceback(capsys, monkeypatch):
+    def fail(*args):
+        int("not a number")  # a ValueError, but nobody raised it on purpose
+        json.loads("{")
+
+    monkeypatch.setattr("obert_modifiers.report.write_report", fail)
+    code, _, err = call(capsys, "report .")
+    assert code == 1 and "Traceback" in err
+
+
+def test_the_flags_are_listed(capsys):
+    code, out, _ = call(capsys, "train text_classification --help")
+    assert code == 0
+    assert {"--recipe", "--distill_teacher", "--no_cuda", "--task_name"} <= set(
+        re.findall(r"--\w+", out)
+    )
+
+
+def test_recipe_check(capsys, tmp_path):
+    good, bad = tmp_path / "good.yaml", tmp_path / "bad.yaml"
+    good.write_text(tiny.RECIPE)
+    bad.write_text(tiny.RECIPE.replace("final_sparsity: 0.8", "final_sparsity: 80"))
+    code, out, err = call(capsys, f"recipe check {good}")
+    assert (code, err) == (0, "") and "no problems; 3 modifiers" in out
+    code, out, err = call(capsys, f"recipe check {bad}")
+    assert (code, out) == (1, "")
+    assert err.startswith(f"{bad}:13: OBERTPruningModifier.final_sparsity: ")
+
+
+def test_training_in_a_pipe_and_its_report(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(tiny.RECIPE)
+    data = tiny.write_rows(tmp_path / "data.json", tiny.sentences(32))
+    model = tiny.save_model(tmp_path / "model")
+    flags = {
+        "model_name_or_path": model,
+        "train_file": data,
+        "validation_file": data,
+        "recipe": recipe,
+        "output_dir": tmp_path / "out",
+        "cache_dir": tmp_path / "cache",
+    }
+    words = [word for name, value in flags.items() for word in (f"--{name}", value)]
+    done = process(["train", "text_classification", *words])
+    assert done.returncode == 0, done.stderr
+    assert not re.search(r"[\x00-\x08\x0b-\x1f]", done.stdout)
+    pruned = [x for x in done.stdout.splitlines() if x.startswith("pruned at epoch")]
+    assert len(pruned) == 3
+    assert re.fullmatch(
+        r"pruned at epoch 0\.50 \(step 2\): sparsity 0\.00% -> 50\.00%, predicted loss "
+        r"increase \S+, \d+\.\d s, peak memory \d+\.\d\d GB \[OBERTPruningModifier\]",
+        pruned[0],
+    )
+    assert "The recipe sets the number of epochs" in done.stdout
+    assert "done in" in done.stdout and "sparsity 0.8000" in done.stdout
+    assert "pkg_resources" not in done.stderr
+    page = (tmp_path / "out" / "report.html").read_text()
+    (tmp_path / "out" / "report.html").unlink()
+    again = process(["report", tmp_path / "out"])
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "out" / "report.html").read_text() == page
+
+
+def test_two_processes_write_one_result(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(tiny.RECIPE)
+    data = tiny.write_rows(tmp_path / "data.json", tiny.sentences(36))
+    out = tmp_path / "out"
+    flags = {
+        "model_name_or_path": tiny.save_model(tmp_path / "model"),
+        "train_file": data,
+        "validation_file": data,
+        "recipe": recipe,
+        "output_dir": out,
+        "cache_dir": tmp_path / "cache",
+        "per_device_train_batch_size": 3,
+    }
+    words = [str(word) for pair in flags.items() for word in (f"--{pair[0]}", pair[1])]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
+    module = ["--standalone", "-m", "obert_modifiers.cli"]
+    done = subprocess.run(
+        [*launcher, *module, "train", "text_classification", "--use_cpu", *words],
+        cwd=Path(obert_modifiers.__file__).parent.parent,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    record = json.loads((out / "metrics.json").read_text())
+    assert record["machine"]["processes"] == 2
+    # 36 samples in batches of 2 x 3, for 2 epochs.
+    assert record["steps"] == 12 and record["samples"] == 36
+    assert record["sparsity"] == 13107 / 16384
+    assert done.stdout.count("pruned at epoch") == 3
+    assert done.stdout.count("done in") == 1 and (out / "report.html").is_file()
+
+
+def test_the_other_processes_are_quiet(tmp_path):
+    done = process(
+        ["train", "text_classification", "--output_dir", Path(__file__)], RANK="1"
+    )
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("obert: [process 1] --output_dir=")
+
+
+def test_plain_lines_come_now_and_then():
+    stream = io.StringIO()
+    reporter = PlainReporter(Console(file=stream, width=40))
+    reporter.start(100)
+    for number in range(1, 101):
+        reporter.step(step(number))
+    reporter.prune(EVENT)
+    reporter.eval({"epoch": 1.0, "accuracy": 0.8, "loss": 0.4, "step": 10})
+    reporter.message("[bold] is no markup")
+    reporter.close()
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 20 + 1 + 3
+    assert lines[0] == (
+        "step 1/100  epoch 0.10  loss 0.5000  lr 5.00e-05  sparsity 60.00%"
+    )
+    assert lines[-4].startswith("step 100/100")
+    assert lines[-3] == pruning_line(EVENT)
+    assert lines[-2] == "validation at epoch 1.00: accuracy 0.8000, loss 0.4000"
+    assert lines[-1] == "[bold] is no markup"
+
+
+def test_the_bar_shows_where_training_is():
+    console = Console(file=io.StringIO(), force_terminal=True, width=120)
+    reporter = make_reporter(console)
+    assert isinstance(reporter, BarReporter)
+    for _ in range(2):  # a reporter serves several runs
+        reporter.start(10)
+        reporter.step(step(5))
+        reporter.prune(EVENT)
+        reporter.step(step(10))
+        reporter.close()
+        reporter.close()
+    shown = console.file.getvalue()
+    for part in ("10/10", "lr 5.00e-05", "sparsity 60.00%", "predicted loss increase"):
+        assert part in shown
+    assert not isinstance(make_reporter(console, plain=True), BarReporter)
+
+
+def test_magnitude_pruning_predicts_nothing():
+    line = pruning_line(EVENT | {"predicted_loss_increase": None})
+    assert "predicted" not in line
+    assert "3 gradients skipped" in pruning_line(EVENT | {"skipped_gradients": 3})
+
+
+def test_the_log_goes_through_the_reporter():
+    stream = io.StringIO()
+    handler = LogLines(PlainReporter(Console(file=stream)))
+    for level, text in ((logging.INFO, "news"), (logging.WARNING, "take care")):
+        handler.handle(logging.LogRecord("x", level, "", 0, text, (), None))
+    assert stream.getvalue() == "news\nwarning: take care\n"
+
+
+def test_the_embedded_encoder_is_found_without_importing_it(monkeypatch):
+    assert (embedded.encoder_path() / "model.safetensors").is_file()
+    assert embedded.ENCODER_PACKAGE not in sys.modules
+    monkeypatch.setattr(embedded, "find_spec", lambda name: None)
+    with pytest.raises(FileNotFoundError, match=r"pip install obert-modifiers\[demo\]"):
+        embedded.encoder_path()
+
+
+def test_missing_embedded_data_is_said(monkeypatch, tmp_path):
+    assert all(path.is_file() for path in embedded.movie_snippets().values())
+    monkeypatch.setattr(embedded, "_HERE", tmp_path)
+    with pytest.raises(FileNotFoundError, match="install the package again"):
+        embedded.movie_snippets()

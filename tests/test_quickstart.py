@@ -1,0 +1,107 @@
+"""The quickstart on the tiny model: three runs, one table, one summary."""
+
+import io
+import json
+
+import pytest
+from datasets import Dataset
+from rich.console import Console
+
+from obert_modifiers import embedded, quickstart
+from obert_modifiers.cli.progress import PlainReporter
+from obert_modifiers.manager import RecipeManager
+from obert_modifiers.resources import recipe_path
+from tests import tiny
+
+SMALL = quickstart.Settings(sentences=64, batch_size=8, dense_epochs=1.0)
+
+
+@pytest.fixture
+def embedded_tiny(tmp_path, monkeypatch):
+    """Put a tiny model, tiny data and small recipes in the place of what ships."""
+    model = tiny.save_model(tmp_path / "model")
+    files = {}
+    for seed, name in enumerate(("train", "validation")):
+        files[name] = tmp_path / f"{name}.parquet"
+        Dataset.from_list(tiny.sentences(80, seed)).to_parquet(files[name])
+    for name in quickstart.RECIPES.values():
+        text = recipe_path(name).read_text().replace("num_grads: 512", "num_grads: 16")
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(embedded, "encoder_path", lambda: model)
+    monkeypatch.setattr(embedded, "movie_snippets", lambda: files)
+    monkeypatch.setattr(quickstart, "recipe_path", lambda name: tmp_path / name)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    return tmp_path
+
+
+def test_three_runs_one_table(embedded_tiny):
+    out, stream = embedded_tiny / "out", io.StringIO()
+    reporter = PlainReporter(Console(file=stream, width=100))
+    summary = quickstart.run(out, settings=SMALL, reporter=reporter)
+    assert json.loads((out / "summary.json").read_text()) == summary
+    assert list(summary) == ["dense", "gmp", "obert"]
+    for name, figures in summary.items():
+        assert set(figures) == {
+            "accuracy", "loss", "sparsity", "size_mb", "gzip_mb", "minutes",
+        }  # fmt: skip
+        assert figures["sparsity"] == (0.0 if name == "dense" else 13107 / 16384)
+        assert (out / name / "report.html").is_file()
+    record = json.loads((out / "obert" / "metrics.json").read_text())
+    assert record["model"] == record["teacher"] == str(out / "dense")
+    assert (out / "report.html").is_file() and (out / "report.png").is_file()
+    shown = stream.getvalue()
+    for part in ("GMP★", "recovery", "100.0 %", "80.00 %", "the first 64 training"):
+        assert part in shown
+    assert "num_grads 16" in shown and "seed 0" in shown
+
+    stream.truncate(0)
+    again = quickstart.run(out, only=("gmp",), settings=SMALL, reporter=reporter)
+    assert "== GMP★" in stream.getvalue() and "== dense" not in stream.getvalue()
+    assert again["obert"] == summary["obert"]
+    assert again["gmp"]["loss"] == summary["gmp"]["loss"]
+
+
+def test_what_is_needed_is_run(embedded_tiny):
+    out = embedded_tiny / "out"
+    summary = quickstart.run(out, only=("gmp",), settings=SMALL, seed=1)
+    assert list(summary) == ["dense", "gmp"]
+    assert quickstart._earlier(out / "dense", 2, SMALL) is None
+
+
+def test_students_can_start_from_the_encoder(tmp_path):
+    settings = quickstart.Settings(students_start_dense=False)
+    found = quickstart.arguments("obert", tmp_path, 0, settings)
+    assert found.model.model_name_or_path is None
+    assert found.model.distill_teacher == str(tmp_path / "dense")
+
+
+def test_events_fall_on_whole_optimizer_steps():
+    settings = quickstart.Settings()
+    steps, rest = divmod(settings.sentences, settings.batch_size)
+    assert rest == 0
+    for name in quickstart.RECIPES.values():
+        (modifier,) = RecipeManager.from_recipe(recipe_path(name)).pruning
+        for epochs in (
+            modifier.start_epoch,
+            modifier.end_epoch,
+            modifier.update_frequency,
+        ):
+            assert (epochs * steps).is_integer()
+        assert modifier.final_sparsity == 0.8
+        assert getattr(modifier, "num_grads", 0) <= settings.sentences
+
+
+def test_both_recipes_differ_in_the_method_alone():
+    recipes = [
+        RecipeManager.from_recipe(recipe_path(name)).text
+        for name in quickstart.RECIPES.values()
+    ]
+    gmp, obert = (
+        [
+            line
+            for line in text.splitlines()
+            if "PruningModifier" not in line and not line.startswith("#")
+        ]
+        for text in recipes
+    )
+    assert set(gmp) <= set(obert)

@@ -1,0 +1,102 @@
+"""The README is true: its commands, recipe and code run, in a scaled form."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from obert_modifiers.manager import RecipeManager
+from obert_modifiers.resources import recipe_names
+from obert_modifiers.tasks._arguments import parse
+from tests import tiny
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+EXECUTED_BY_CI = {"make quickstart", "make test"}
+INSTALLING = {"pip install torch==2.13.0", "pip install -c constraints.txt -e '.[demo]'"}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def commands() -> list[str]:
+    joined = "".join(blocks("console")).replace("\\\n", " ")
+    lines = [re.sub(r"\s+", " ", line.split("#")[0]).strip() for line in joined.split("\n")]
+    return [line for line in lines if line]
+
+
+def training_commands() -> list[list[str]]:
+    found = [shlex.split(line) for line in commands()]
+    return [words for words in found if "text_classification" in words]
+
+
+def test_every_command_is_accounted_for() -> None:
+    plain = {c for c in commands() if "text_classification" not in c}
+    assert plain == EXECUTED_BY_CI | INSTALLING
+    assert len(training_commands()) == 3
+    targets = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for command in EXECUTED_BY_CI:
+        assert f"\n{command.split()[1]}:" in targets
+
+
+def test_the_recipe_loads_and_the_shipped_ones_are_listed() -> None:
+    (recipe,) = blocks("yaml")
+    manager = RecipeManager.from_recipe(recipe)
+    assert manager.max_epochs == 5.0
+    assert len(manager.modifiers) == 4
+    for name in recipe_names():
+        assert f"`recipes/{name}.yaml`" in README or f"`recipes/{name}`" in README
+
+
+def test_the_python_runs() -> None:
+    (code,) = blocks("python")
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_training_commands_run_scaled_down(number: int, tmp_path: Path) -> None:
+    """The same command with a tiny model, a tiny data set and a short recipe."""
+    words = training_commands()[number]
+    split = words.index("text_classification") + 1
+    launcher, flags = words[:split], words[split:]
+    parse(flags, "obert")  # every flag as it stands in the README is known
+    data = tiny.write_rows(tmp_path / "data.json", tiny.sentences(48))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("final_sparsity: 0.8\n" + tiny.RECIPE, encoding="utf-8")
+    model = tiny.save_model(tmp_path / "model")
+    small = {
+        "--model_name_or_path": model,
+        "--train_file": data,
+        "--validation_file": data,
+        "--recipe": recipe,
+        "--output_dir": tmp_path / "out",
+        "--cache_dir": tmp_path / "cache",
+        "--per_device_train_batch_size": 4,
+    }
+    kept = [word for word in flags if word.startswith("--") and word not in small]
+    kept = [w for w in kept if w not in ("--distill_teacher", "--recipe_args")]
+    launcher = [str(Path(sys.executable).parent / launcher[0]), *launcher[1:]]
+    if "torchrun" in launcher[0]:
+        launcher.insert(1, "--standalone")
+    pairs = [str(word) for pair in small.items() for word in pair]
+    done = subprocess.run(
+        [*launcher, *kept, *pairs, "--use_cpu"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+    assert done.stdout.count("pruned at epoch") == 3
