@@ -85,6 +85,100 @@ def greedy_elimination(
     return order, costs
 
 
+def greedy_group_elimination(
+    fisher: np.ndarray, weights: np.ndarray, groups: list[list[int]]
+) -> tuple[list[int], list[float]]:
+    """Remove the cheapest group, re-solve for the rest from scratch, repeat."""
+    order: list[int] = []
+    costs: list[float] = []
+    gone: list[int] = []
+    spent = 0.0
+    while len(order) < len(groups):
+        options = [
+            (best_update(fisher, weights, gone + members)[1], g)
+            for g, members in enumerate(groups)
+            if g not in order
+        ]
+        increase, best = min(options)
+        order.append(best)
+        costs.append(increase - spent)
+        gone, spent = gone + groups[best], increase
+    return order, costs
+
+
+def greedy_n_m_elimination(
+    fisher: np.ndarray, weights: np.ndarray, eligible: list[int], n_m: tuple[int, int]
+) -> tuple[list[int], list[float]]:
+    """As for single weights, but N of every M consecutive weights have to stay."""
+    kept, size = n_m
+    order: list[int] = []
+    costs: list[float] = []
+    spent = 0.0
+    while True:
+        left = [i for i in eligible if i not in order]
+        options = [
+            (best_update(fisher, weights, [*order, i])[1], i)
+            for i in left
+            if sum(j // size == i // size for j in left) > kept
+        ]
+        if not options:
+            return order, costs
+        increase, best = min(options)
+        order.append(best)
+        costs.append(increase - spent)
+        spent = increase
+
+
+def cheapest_subset(
+    fisher: np.ndarray,
+    weights: np.ndarray,
+    group: list[int],
+    pruned: list[int],
+    size: int,
+) -> tuple[tuple[int, ...], float]:
+    """Try every set of ``size`` weights of a group that holds what is pruned."""
+    sets = itertools.combinations(group, size)
+    priced = [
+        (best_update(fisher, weights, list(s))[1], s)
+        for s in sets
+        if set(pruned) <= set(s)
+    ]
+    price, found = min(priced)
+    return found, price
+
+
+def group_updates_added(
+    fisher: np.ndarray, weights: np.ndarray, sets: list[list[int]]
+) -> np.ndarray:
+    """Sum the update of each set of weights as if it went alone, then zero them."""
+    total = weights.astype(np.float64).copy()
+    for members in sets:
+        total += best_update(fisher, weights, members)[0] - weights
+    for members in sets:
+        total[members] = 0.0
+    return total
+
+
+def group_indices(
+    shape: tuple[int, int], rows: int, columns: int, transposed: bool
+) -> list[list[int]]:
+    """List the flat indices of each group of a weight matrix, one by one.
+
+    ``shape`` is that of the parameter; output by input, or the reverse if transposed.
+    """
+    out, width = shape[::-1] if transposed else shape
+    groups = []
+    for top in range(0, out, rows):
+        for left in range(0, width, columns):
+            cells = itertools.product(
+                range(top, top + rows), range(left, left + columns)
+            )
+            groups.append([
+                j * out + i if transposed else i * width + j for i, j in cells
+            ])
+    return groups
+
+
 def best_set(
     fisher: np.ndarray, weights: np.ndarray, count: int
 ) -> tuple[tuple[int, ...], float]:

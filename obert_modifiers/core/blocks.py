@@ -4,12 +4,240 @@ A weight tensor is flattened in row-major order and cut into consecutive blocks 
 ``B = fisher_block_size`` weights. The last block is padded with zeros where B does
 not divide the number of weights d; padding carries zero gradient and is never
 selectable. A block may straddle two rows of the weight matrix.
+
+Where weights live or die in groups, the flattened weights are first brought into an
+order in which the members of a group are consecutive. B is a multiple of the group
+size, so that no group straddles two blocks.
 """
 
+import difflib
 import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+MASK_TYPES = ("unstructured", "block4", "block:RxC", "N:M")
+_EXAMPLES = ("unstructured", "block4", "block:2x2", "1:4", "2:4", "4:8")
+_BLOCK = re.compile(r"block:([1-9][0-9]*)x([1-9][0-9]*)")
+_N_M = re.compile(r"([1-9][0-9]*):([1-9][0-9]*)")
+
+
+@dataclass(frozen=True)
+class MaskPattern:
+    """Structure of the sparsity: which weights live or die together.
+
+    Attributes:
+        name: The recipe's word for it, such as ``block4``.
+        rows: Output rows R of a group.
+        columns: Input columns C of a group; M for N:M.
+        n_m: (N, M), N kept of every M along the input dimension; None for groups
+            that live or die as a whole, single weights among them.
+    """
+
+    name: str
+    rows: int = 1
+    columns: int = 1
+    n_m: tuple[int, int] | None = None
+
+    @property
+    def kind(self) -> str:
+        """One of ``unstructured``, ``block`` and ``n_m``."""  # noqa: DOC201 property
+        if self.n_m:
+            return "n_m"
+        return "block" if self.group_size > 1 else "unstructured"
+
+    @property
+    def group_size(self) -> int:
+        """Weights Q of a group; M for N:M."""  # noqa: DOC201 property
+        return self.rows * self.columns
+
+    @property
+    def unit(self) -> int:
+        """Weights that a group loses: Q, or M - N."""  # noqa: DOC201 property
+        return self.group_size - (self.n_m[0] if self.n_m else 0)
+
+    @property
+    def limit(self) -> float:
+        """Highest sparsity: 1, or (M - N) / M."""  # noqa: DOC201 property
+        return self.unit / self.group_size
+
+
+UNSTRUCTURED = MaskPattern("unstructured")
+
+
+def parse_mask_type(text: str) -> MaskPattern:
+    """Read the ``mask_type`` of a recipe.
+
+    ``block4`` and ``block:RxC`` are groups of 1 x 4 and R x C weights (output rows x
+    input columns); ``N:M`` keeps N of every M weights along the input dimension.
+
+    Args:
+        text: One of ``unstructured``, ``block4``, ``block:RxC`` and ``N:M``.
+
+    Returns:
+        The pattern.
+
+    Raises:
+        ValueError: If the word is unknown, with the nearest one, or keeps everything.
+    """
+    if text == "unstructured":
+        return UNSTRUCTURED
+    if text == "block4":
+        return MaskPattern(text, columns=4)
+    if block := _BLOCK.fullmatch(text):
+        return MaskPattern(text, int(block[1]), int(block[2]))
+    if found := _N_M.fullmatch(text):
+        kept, size = int(found[1]), int(found[2])
+        if kept >= size:
+            use = f"{size}:{kept}" if kept > size else f"{max(size // 2, 1)}:{size}"
+            raise ValueError(
+                f"mask_type={text} keeps {kept} of every {size} weights; expected "
+                f"fewer kept than M; use {'1:2' if use == '1:1' else use}"
+            )
+        return MaskPattern(text, columns=size, n_m=(kept, size))
+    near = difflib.get_close_matches(text, _EXAMPLES, n=1, cutoff=0.4)
+    raise ValueError(
+        f"mask_type={text} is unknown; expected one of {', '.join(MASK_TYPES)}; use "
+        f"{(near or _EXAMPLES)[0]}"
+    )
+
+
+def check_block_size(fisher_block_size: int, pattern: MaskPattern) -> None:
+    """Check that no group would straddle two Fisher blocks.
+
+    Args:
+        fisher_block_size: Width B of a block.
+        pattern: Structure of the sparsity.
+
+    Raises:
+        ValueError: If the group size does not divide the block size.
+    """
+    size = pattern.group_size
+    if fisher_block_size % size:
+        raise ValueError(
+            f"fisher_block_size={fisher_block_size} is not a multiple of "
+            f"group_size={size} (mask_type: {pattern.name}); use "
+            f"{max(fisher_block_size // size, 1) * size}"
+        )
+
+
+@dataclass(frozen=True)
+class GroupLayout:
+    """Order of a parameter's weights in which the members of a group are consecutive.
+
+    Groups are laid out along the input dimension, then along the output dimension;
+    inside a group the weights are in row-major order. For groups of one row it is the
+    row-major order of the parameter itself.
+
+    Attributes:
+        pattern: Structure of the sparsity.
+        shape: Output rows and input columns of the weight matrix.
+        transposed: True where the parameter is stored as input x output.
+    """
+
+    pattern: MaskPattern
+    shape: tuple[int, int]
+    transposed: bool = False
+
+    @property
+    def _unchanged(self) -> bool:
+        pattern = self.pattern
+        return pattern.group_size == 1 or (pattern.rows == 1 and not self.transposed)
+
+    @property
+    def _sizes(self) -> tuple[int, int, int, int]:
+        rows, columns = self.pattern.rows, self.pattern.columns
+        return self.shape[0] // rows, rows, self.shape[1] // columns, columns
+
+    def arrange(self, values: Tensor) -> Tensor:
+        """Bring flattened weights into the order of the groups.
+
+        Args:
+            values: ``(..., d)``, any dtype, in the row-major order of the parameter.
+
+        Returns:
+            ``(..., d)``; the tensor itself where the order is the same.
+        """
+        if self._unchanged:
+            return values
+        lead = values.shape[:-1]
+        if self.transposed:
+            values = values.reshape(*lead, *self.shape[::-1]).transpose(-1, -2)
+        tiles = values.reshape(*lead, *self._sizes)  # (..., down, R, across, C)
+        return tiles.transpose(-3, -2).reshape(*lead, -1)
+
+    def restore(self, values: Tensor) -> Tensor:
+        """Undo :meth:`arrange`.
+
+        Args:
+            values: ``(..., d)``, any dtype, in the order of the groups.
+
+        Returns:
+            ``(..., d)`` in the row-major order of the parameter.
+        """
+        if self._unchanged:
+            return values
+        lead = values.shape[:-1]
+        down, rows, across, columns = self._sizes
+        tiles = values.reshape(*lead, down, across, rows, columns)
+        matrix = tiles.transpose(-3, -2).reshape(*lead, *self.shape)
+        if self.transposed:
+            matrix = matrix.transpose(-1, -2)
+        return matrix.reshape(*lead, -1)
+
+    def groups(self, values: Tensor) -> Tensor:
+        """Cut a parameter, or a tensor of its shape, into groups.
+
+        Args:
+            values: Any shape with d elements.
+
+        Returns:
+            ``(d / Q, Q)``, a view where the order is the parameter's own.
+        """
+        return self.arrange(values.reshape(-1)).reshape(-1, self.pattern.group_size)
+
+
+def make_layout(
+    pattern: MaskPattern, name: str, shape: Sequence[int], transposed: bool = False
+) -> GroupLayout:
+    """Check that a parameter consists of whole groups, and lay them out.
+
+    The first dimension is the output, all others together are the input: a
+    convolution's weight ``(out, in, kh, kw)`` is the matrix ``(out, in * kh * kw)``.
+
+    Args:
+        pattern: Structure of the sparsity.
+        name: Name of the parameter, for the error.
+        shape: Shape of the parameter.
+        transposed: True for ``(in, out)`` weights, as of GPT-2's Conv1D layers.
+
+    Returns:
+        The order of the weights.
+
+    Raises:
+        ValueError: If the groups do not divide the shape.
+    """
+    if pattern.group_size > 1 and len(shape) < 2:
+        raise ValueError(
+            f"mask_type={pattern.name} has no groups in {name} of shape "
+            f"{tuple(shape)}; expected two dimensions or more; leave it out of params"
+        )
+    matrix = (shape[0] if shape else 1, math.prod(shape[1:]))
+    out, width = matrix[::-1] if transposed else matrix
+    for size, step, what in (
+        (out, pattern.rows, "output rows"),
+        (width, pattern.columns, "input columns"),
+    ):
+        if size % step:
+            raise ValueError(
+                f"mask_type={pattern.name} does not divide the {size} {what} of "
+                f"{name}, shape {tuple(shape)}; expected a multiple of {step}; leave "
+                "it out of params"
+            )
+    return GroupLayout(pattern, (out, width), transposed)
 
 
 def count_blocks(numel: int, fisher_block_size: int) -> int:

@@ -7,7 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from obert_modifiers.core.blocks import to_blocks
+from obert_modifiers.core.blocks import (
+    UNSTRUCTURED,
+    GroupLayout,
+    MaskPattern,
+    check_block_size,
+    make_layout,
+    to_blocks,
+)
 from obert_modifiers.core.fisher import BlockFisher, resolve_damp
 from obert_modifiers.core.gradients import (
     MAX_SKIPPED_SHARE,
@@ -19,14 +26,15 @@ from obert_modifiers.core.gradients import (
 from obert_modifiers.core.parallel import all_reduce_count, share_of, world
 from obert_modifiers.core.saliency import (
     living_blocks,
-    magnitude_saliency,
-    obs_saliency,
+    magnitude_candidates,
+    obs_candidates,
     running_maximum,
 )
 from obert_modifiers.core.selection import (
+    Pool,
     make_pools,
-    select_greedily,
-    select_independently,
+    select_candidates,
+    select_ranked,
 )
 from obert_modifiers.core.update import UPDATES
 from obert_modifiers.kernels import eliminate_greedily
@@ -41,10 +49,23 @@ class Target:
     Attributes:
         name: Full name of the parameter in the unwrapped model.
         parameter: The parameter.
+        transposed: True for ``(in, out)`` weights, as of GPT-2's Conv1D layers.
     """
 
     name: str
     parameter: nn.Parameter
+    transposed: bool = False
+
+    def layout(self, pattern: MaskPattern) -> GroupLayout:
+        """Lay the parameter out in groups.
+
+        Args:
+            pattern: Structure of the sparsity.
+
+        Returns:
+            The order of the weights; an error if the groups do not divide its shape.
+        """
+        return make_layout(pattern, self.name, self.parameter.shape, self.transposed)
 
 
 @dataclass(frozen=True)
@@ -113,6 +134,7 @@ class SecondOrderConfig:
         update: ``"joint"`` or ``"independent"``.
         num_recomputations: Sub-steps with a fresh Fisher each.
         options: ``grad_sampler_kwargs`` of the recipe.
+        pattern: Structure of the sparsity.
     """
 
     num_grads: int = 1024
@@ -124,6 +146,7 @@ class SecondOrderConfig:
     update: str = "joint"
     num_recomputations: int = 1
     options: tuple[tuple[str, Any], ...] = ()
+    pattern: MaskPattern = UNSTRUCTURED
 
 
 @dataclass(frozen=True)
@@ -149,21 +172,31 @@ def magnitude_step_(
     sparsities: Sequence[float],
     *,
     global_sparsity: bool,
+    pattern: MaskPattern = UNSTRUCTURED,
 ) -> StepResult:
-    """Prune the weights of smallest magnitude; writes the parameters.
+    """Prune the weights or groups of smallest magnitude; writes the parameters.
 
     Args:
         targets: Parameters to prune.
         masks: Current mask of each, True = kept.
         sparsities: Target sparsity of each, in [0, 1].
         global_sparsity: True for one threshold over all that share a target.
+        pattern: Structure of the sparsity.
 
     Returns:
         The new masks.
     """
-    saliencies = [magnitude_saliency(t.parameter) for t in targets]
-    pools = make_pools([s.numel() for s in saliencies], sparsities, global_sparsity)
-    fresh = select_independently(saliencies, masks, pools)
+    layouts = [t.layout(pattern) for t in targets]
+    kept = [layout.groups(m) for layout, m in zip(layouts, masks, strict=True)]
+    candidates = [
+        magnitude_candidates(layout.groups(t.parameter.detach()), mask, pattern)
+        for layout, t, mask in zip(layouts, targets, kept, strict=True)
+    ]
+    pools = make_pools(
+        [m.numel() for m in masks], sparsities, global_sparsity, pattern.unit
+    )
+    found = select_candidates(candidates, kept, pools, pattern.unit)
+    fresh = _restore(layouts, found, masks)
     write_parameters_(targets, [t.parameter.detach() for t in targets], fresh)
     return StepResult(fresh)
 
@@ -203,8 +236,11 @@ def second_order_step_(
     Raises:
         FloatingPointError: If more than a tenth of the gradients is not finite, or a
             Fisher block is not positive definite.
-        ValueError: If no gradient could be had, or all are zero.
+        ValueError: If no gradient could be had, or all are zero, or the groups do not
+            divide a parameter or the Fisher blocks.
     """
+    check_block_size(config.fisher_block_size, config.pattern)
+    layouts = [t.layout(config.pattern) for t in targets]
     before = [t.parameter.detach().clone() for t in targets]
     start = _present_sparsities(masks, sparsities, global_sparsity)
     current, total, gradients = list(masks), 0.0, GradientCount()
@@ -216,19 +252,35 @@ def second_order_step_(
                 s + (t - s) * share for s, t in zip(start, sparsities, strict=True)
             ]
             request = draw * config.num_recomputations + nth - 1
-            fishers, count = _collect(model, targets, current, config, source, request)
-            damp = resolve_damp(fishers, current, config.damp, config.damp_fraction)
-            fresh = _select(
-                targets, fishers, current, goals, global_sparsity, damp, config
+            kept = [
+                layout.groups(mask)
+                for layout, mask in zip(layouts, current, strict=True)
+            ]
+            fishers, count = _collect(
+                model, targets, layouts, kept, config, source, request
             )
-            total += _update_(targets, fishers, fresh, damp, config)
-            current = fresh
+            damp = resolve_damp(fishers, kept, config.damp, config.damp_fraction)
+            weights = [
+                layout.groups(t.parameter.detach())
+                for layout, t in zip(layouts, targets, strict=True)
+            ]
+            pools = make_pools(
+                [f.numel for f in fishers],
+                goals,
+                global_sparsity,
+                config.pattern.unit,
+            )
+            fresh = _select(weights, kept, fishers, pools, damp, config)
+            values, increase = _update(weights, fresh, fishers, damp, config)
+            total += increase
+            current = _restore(layouts, fresh, masks)
+            write_parameters_(targets, _restore(layouts, values, masks), current)
             gradients.used += count.used
             gradients.skipped += count.skipped
     except BaseException:
         with torch.no_grad():
-            for target, values in zip(targets, before, strict=True):
-                target.parameter.copy_(values)
+            for target, old in zip(targets, before, strict=True):
+                target.parameter.copy_(old)
         raise
     return StepResult(current, total, gradients, damp)
 
@@ -249,6 +301,16 @@ def write_parameters_(
             target.parameter.copy_(torch.where(mask, shaped, 0.0))
 
 
+def _restore(
+    layouts: Sequence[GroupLayout], values: Sequence[Tensor], like: Sequence[Tensor]
+) -> list[Tensor]:
+    # From the order of the groups into the parameters' shapes.
+    return [
+        layout.restore(value.reshape(-1)).reshape(model.shape)
+        for layout, value, model in zip(layouts, values, like, strict=True)
+    ]
+
+
 def _present_sparsities(
     masks: Sequence[Tensor], sparsities: Sequence[float], global_sparsity: bool
 ) -> list[float]:
@@ -264,14 +326,15 @@ def _present_sparsities(
 def _collect(
     model: nn.Module,
     targets: Sequence[Target],
+    layouts: Sequence[GroupLayout],
     masks: Sequence[Tensor],
     config: SecondOrderConfig,
     source: GradientSource,
     draw: int,
 ) -> tuple[list[BlockFisher], GradientCount]:
     parameters = [t.parameter for t in targets]
-    kept = [mask.reshape(-1) for mask in masks]
-    dense = [bool(mask.all()) for mask in masks]
+    # In the order of the groups, as the Fisher is.
+    kept = [None if bool(mask.all()) else mask.reshape(-1) for mask in masks]
     fishers = [
         BlockFisher(
             p.numel(),
@@ -289,7 +352,7 @@ def _collect(
         parameters,
         source.batches(request),
         source.sample_losses,
-        lambda i, grads: fishers[i].add_(grads, None if dense[i] else kept[i]),
+        lambda i, grads: fishers[i].add_(layouts[i].arrange(grads), kept[i]),
         granularity=config.grad_granularity,
         limit=wanted,
     )
@@ -307,48 +370,49 @@ def _collect(
 
 
 def _select(
-    targets: Sequence[Target],
-    fishers: Sequence[BlockFisher],
+    weights: Sequence[Tensor],
     masks: Sequence[Tensor],
-    sparsities: Sequence[float],
-    global_sparsity: bool,
+    fishers: Sequence[BlockFisher],
+    pools: Sequence[Pool],
     damp: float,
     config: SecondOrderConfig,
 ) -> list[Tensor]:
-    pools = make_pools([f.numel for f in fishers], sparsities, global_sparsity)
+    pattern = config.pattern
     if config.selection == "independent":
-        saliencies = [
-            obs_saliency(t.parameter, f, damp)
-            for t, f in zip(targets, fishers, strict=True)
+        candidates = [
+            obs_candidates(weight, mask, fisher, damp, pattern)
+            for weight, mask, fisher in zip(weights, masks, fishers, strict=True)
         ]
-        return select_independently(saliencies, masks, pools)
+        return select_candidates(candidates, masks, pools, pattern.unit)
     keys, orders = [], []
-    for target, fisher, mask in zip(targets, fishers, masks, strict=True):
+    for weight, mask, fisher in zip(weights, masks, fishers, strict=True):
         width = fisher.fisher_block_size
         greedy = eliminate_greedily(
             fisher.sums,
             fisher.scale,
             damp,
-            to_blocks(target.parameter.detach().reshape(-1), width),
+            to_blocks(weight.reshape(-1), width),
             living_blocks(mask, width),
+            group_size=1 if pattern.n_m else pattern.group_size,
+            n_m=pattern.n_m,
         )
         keys.append(running_maximum(greedy.costs))
         orders.append(greedy.order)
-    return select_greedily(keys, orders, masks, pools)
+    return select_ranked(keys, orders, masks, pools, pattern)
 
 
-def _update_(
-    targets: Sequence[Target],
-    fishers: Sequence[BlockFisher],
+def _update(
+    weights: Sequence[Tensor],
     masks: Sequence[Tensor],
+    fishers: Sequence[BlockFisher],
     damp: float,
     config: SecondOrderConfig,
-) -> float:
+) -> tuple[list[Tensor], float]:
     update = UPDATES[config.update]
     total, values = 0.0, []
-    for target, fisher, mask in zip(targets, fishers, masks, strict=True):
-        value, increase = update(target.parameter, fisher, damp, mask)
+    for weight, mask, fisher in zip(weights, masks, fishers, strict=True):
+        size = config.pattern.group_size
+        value, increase = update(weight, fisher, damp, mask, size)
         values.append(value)
         total += increase
-    write_parameters_(targets, values, masks)
-    return total
+    return values, total

@@ -1,11 +1,20 @@
 """Saliency of weights: the loss increase that their removal is predicted to cost."""
 
+import math
+
 import torch
 from torch import Tensor
 
-from obert_modifiers.core.blocks import from_blocks, to_blocks
+from obert_modifiers.core.blocks import MaskPattern, from_blocks, to_blocks
 from obert_modifiers.core.fisher import BlockFisher
-from obert_modifiers.kernels import inverse_group_blocks
+from obert_modifiers.core.selection import Candidates
+from obert_modifiers.kernels import (
+    cheapest_subsets,
+    inverse_group_blocks,
+    solve_groups,
+)
+
+MAX_SUBSETS = 70  # masks of an N:M group that are scored one by one; 70 for 4:8
 
 
 def magnitude_saliency(weight: Tensor) -> Tensor:
@@ -39,6 +48,94 @@ def obs_saliency(weight: Tensor, fisher: BlockFisher, damp: float) -> Tensor:
     blocks = inverse_group_blocks(fisher.sums, fisher.scale, damp, group_size=1)
     diagonal = from_blocks(blocks, fisher.numel)
     return weight.detach().reshape(-1).double().square() / (2.0 * diagonal)
+
+
+def magnitude_candidates(
+    weights: Tensor, kept: Tensor, pattern: MaskPattern
+) -> Candidates:
+    """Price each group by the sum of the magnitudes that it would lose.
+
+    For whole groups this is the order of SparseML's block masks, which take the mean
+    magnitude. An N:M group loses its M - N smallest weights, ties by index.
+
+    Args:
+        weights: ``(groups, Q)``.
+        kept: ``(groups, Q)``, current mask, True = kept.
+        pattern: Structure of the sparsity.
+
+    Returns:
+        One candidate for each group.
+    """
+    sizes = magnitude_saliency(weights).reshape(weights.shape)
+    if pattern.n_m is None:
+        return _whole_groups(sizes.sum(dim=1), kept)
+    members = _first_in_group(sizes, kept, pattern.unit)
+    return Candidates((sizes * members).sum(dim=1), members, _unfinished(kept, pattern))
+
+
+def obs_candidates(
+    weights: Tensor,
+    kept: Tensor,
+    fisher: BlockFisher,
+    damp: float,
+    pattern: MaskPattern,
+) -> Candidates:
+    r"""Price what each group would lose by the loss increase that it costs.
+
+    :math:`\rho_P = \frac12 w_P^T ([F^{-1}]_{PP})^{-1} w_P`, oBERT section 3.1, with P
+    the whole group. For N:M, P are the M - N weights of the group for which that is
+    lowest: all sets are tried where there are at most :data:`MAX_SUBSETS`, otherwise
+    P are the weights of lowest single saliency.
+
+    Args:
+        weights: ``(groups, Q)``, in the order of the Fisher.
+        kept: ``(groups, Q)``, current mask, True = kept.
+        fisher: State of the parameter.
+        damp: Dampening, larger than 0.
+        pattern: Structure of the sparsity.
+
+    Returns:
+        One candidate for each group; costs in float64, >= 0.
+    """
+    size = pattern.group_size
+    if size == 1:
+        return _whole_groups(obs_saliency(weights, fisher, damp), kept)
+    width, count = fisher.fisher_block_size, len(weights)
+    inverse = inverse_group_blocks(fisher.sums, fisher.scale, damp, size)
+    values = to_blocks(weights.detach().reshape(-1), width).reshape(inverse.shape[:3])
+    gone = to_blocks(~kept.reshape(-1), width).bool().reshape(inverse.shape[:3])
+    if pattern.n_m is None:
+        pull = solve_groups(inverse, values, torch.ones_like(gone))
+        costs = 0.5 * (values * pull).sum(dim=2)
+        return _whole_groups(costs.reshape(-1)[:count], kept)
+    if math.comb(size, pattern.unit) <= MAX_SUBSETS:
+        costs, members = cheapest_subsets(inverse, values, gone, pattern.unit)
+    else:
+        diagonal = inverse.diagonal(dim1=2, dim2=3)
+        singles = values.double().square() / (2.0 * diagonal)
+        members = _first_in_group(singles, ~gone, pattern.unit)
+        costs = 0.5 * (values * solve_groups(inverse, values, members)).sum(dim=2)
+    return Candidates(
+        costs.reshape(-1)[:count],
+        members.reshape(-1, size)[:count],
+        _unfinished(kept, pattern),
+    )
+
+
+def _whole_groups(costs: Tensor, kept: Tensor) -> Candidates:
+    everything = torch.ones(1, dtype=torch.bool, device=kept.device)
+    return Candidates(costs, everything.expand_as(kept), kept.any(dim=1))
+
+
+def _unfinished(kept: Tensor, pattern: MaskPattern) -> Tensor:
+    return (~kept).sum(dim=1) < pattern.unit
+
+
+def _first_in_group(saliency: Tensor, kept: Tensor, count: int) -> Tensor:
+    # Those pruned earlier come first; ties go by index.
+    keys = torch.where(kept, saliency, -1.0)
+    lowest = keys.argsort(dim=-1, stable=True)[..., :count]
+    return torch.zeros_like(kept).scatter_(-1, lowest, True)
 
 
 def living_blocks(mask: Tensor, fisher_block_size: int) -> Tensor:

@@ -3,15 +3,16 @@
 INTERPOLATIONS = ("linear", "cubic", "inverse_cubic")
 
 
-def sparsity_to_count(sparsity: float, numel: int) -> int:
+def sparsity_to_count(sparsity: float, numel: int, unit: int = 1) -> int:
     """Turn a sparsity into the number of weights to prune.
 
     Args:
         sparsity: Fraction of zeros in [0, 1].
         numel: Number of prunable weights.
+        unit: Weights that are pruned together.
 
     Returns:
-        ``round(sparsity * numel)``, between 0 and ``numel``.
+        The multiple of ``unit`` nearest to ``sparsity * numel``.
 
     Raises:
         ValueError: If the sparsity is outside [0, 1].
@@ -21,7 +22,7 @@ def sparsity_to_count(sparsity: float, numel: int) -> int:
             f"sparsity={sparsity} is outside [0, 1]; expected a fraction of the "
             "prunable weights; write 0.8 for 80 percent"
         )
-    return round(sparsity * numel)
+    return round(sparsity * numel / unit) * unit
 
 
 def interpolate_sparsity(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from obert_modifiers.core.blocks import MaskPattern
 from obert_modifiers.core.schedule import sparsity_to_count
 
 
@@ -22,8 +23,26 @@ class Pool:
     count: int
 
 
+@dataclass(frozen=True)
+class Candidates:
+    """What each group of a parameter would lose next, and at which cost.
+
+    Attributes:
+        costs: ``(groups,)``, saliency of the removal.
+        members: ``(groups, Q)``, bool, True = goes with it.
+        living: ``(groups,)``, bool, True = has not lost its members yet.
+    """
+
+    costs: Tensor
+    members: Tensor
+    living: Tensor
+
+
 def make_pools(
-    numels: Sequence[int], sparsities: Sequence[float], global_sparsity: bool
+    numels: Sequence[int],
+    sparsities: Sequence[float],
+    global_sparsity: bool,
+    unit: int = 1,
 ) -> list[Pool]:
     """Turn target sparsities into exact counts.
 
@@ -32,20 +51,24 @@ def make_pools(
         sparsities: Target sparsity of each parameter, in [0, 1].
         global_sparsity: True lets the parameters that share a target compete with
             each other; False prunes each to its own target.
+        unit: Weights that are pruned together; counts are multiples of it.
 
     Returns:
         Pools that cover every parameter once.
     """
     if not global_sparsity:
         return [
-            Pool((i,), sparsity_to_count(sparsity, numel))
+            Pool((i,), sparsity_to_count(sparsity, numel, unit))
             for i, (numel, sparsity) in enumerate(zip(numels, sparsities, strict=True))
         ]
     by_target: dict[float, list[int]] = {}
     for i, sparsity in enumerate(sparsities):
         by_target.setdefault(sparsity, []).append(i)
+    totals = {
+        target: sum(numels[i] for i in members) for target, members in by_target.items()
+    }
     return [
-        Pool(tuple(members), sparsity_to_count(target, sum(numels[i] for i in members)))
+        Pool(tuple(members), sparsity_to_count(target, totals[target], unit))
         for target, members in by_target.items()
     ]
 
@@ -150,6 +173,68 @@ def select_greedily(
             fresh[i] &= ~gone
             start += size
     return fresh
+
+
+def select_candidates(
+    candidates: Sequence[Candidates],
+    kept: Sequence[Tensor],
+    pools: Sequence[Pool],
+    unit: int,
+) -> list[Tensor]:
+    """Prune the candidates of lowest cost in each pool.
+
+    Args:
+        candidates: Of each parameter, one for each group.
+        kept: ``(groups, Q)`` of each parameter, current mask, True = kept.
+        pools: As from :func:`make_pools`.
+        unit: Weights that a group loses; the pools' counts are multiples of it.
+
+    Returns:
+        New masks, ``(groups, Q)``, each a subset of the old one.
+    """
+    left = select_independently(
+        [c.costs for c in candidates],
+        [c.living for c in candidates],
+        [Pool(pool.members, pool.count // unit) for pool in pools],
+    )
+    return [
+        mask & ~((c.living & ~lives).unsqueeze(1) & c.members)
+        for mask, c, lives in zip(kept, candidates, left, strict=True)
+    ]
+
+
+def select_ranked(
+    keys: Sequence[Tensor],
+    orders: Sequence[Tensor],
+    kept: Sequence[Tensor],
+    pools: Sequence[Pool],
+    pattern: MaskPattern,
+) -> list[Tensor]:
+    """Prune in the greedy order of each block, for any structure.
+
+    Args:
+        keys: As for :func:`select_greedily`, by rank of a group where groups go as a
+            whole, by rank of a weight otherwise.
+        orders: The same for the index inside the block.
+        kept: ``(groups, Q)`` of each parameter, current mask, True = kept.
+        pools: As from :func:`make_pools` with the pattern's unit.
+        pattern: Structure of the sparsity.
+
+    Returns:
+        New masks, ``(groups, Q)``, each a subset of the old one.
+    """
+    if pattern.n_m is None:
+        scaled = [Pool(pool.members, pool.count // pattern.unit) for pool in pools]
+        living = [mask.any(dim=1) for mask in kept]
+        left = select_greedily(keys, orders, living, scaled)
+        return [m & alive.unsqueeze(1) for m, alive in zip(kept, left, strict=True)]
+    # What a group lost beyond its pattern does not spare another group.
+    excess = [int((~m).sum(dim=1).sub(pattern.unit).clamp(min=0).sum()) for m in kept]
+    raised = [
+        Pool(pool.members, pool.count + sum(excess[i] for i in pool.members))
+        for pool in pools
+    ]
+    return select_greedily(keys, orders, kept, raised)
 
 
 def _write_masks(fresh: list[Tensor], kept: Tensor, members: Sequence[int]) -> None:

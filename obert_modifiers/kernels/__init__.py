@@ -11,14 +11,17 @@ from obert_modifiers.kernels.fisher import (
     multiply_inverse,
 )
 from obert_modifiers.kernels.greedy import GreedyOrder, eliminate_greedily
+from obert_modifiers.kernels.groups import cheapest_subsets, solve_groups
 from obert_modifiers.kernels.joint import solve_joint_update
 
 __all__ = [
     "GreedyOrder",
     "accumulate_blocks_",
+    "cheapest_subsets",
     "eliminate_greedily",
     "inverse_blocks",
     "inverse_group_blocks",
     "multiply_inverse",
+    "solve_groups",
     "solve_joint_update",
 ]

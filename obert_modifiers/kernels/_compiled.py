@@ -2,6 +2,9 @@
 
 One block is worked on at a time, in float64, so that it stays in the first-level
 cache. Blocks are independent: the result does not depend on the number of threads.
+
+All of them are in one file because numba, when it looks whether its cached code is
+still good, looks at the file of the function alone and not at those of its callees.
 """
 
 import numpy as np
@@ -124,6 +127,166 @@ def _eliminate(inverse, weights, chosen, count, order, costs, column, price):
                 inverse[i, j] -= factor * column[j]
 
 
+@njit(cache=True)
+def _drop(inverse, weights, chosen, place, last):
+    """Overwrite one row and column of the living part by the last ones."""
+    if place != last:
+        for j in range(last + 1):
+            inverse[place, j] = inverse[last, j]
+        for i in range(last):
+            inverse[i, place] = inverse[i, last]
+        weights[place] = weights[last]
+        chosen[place] = chosen[last]
+
+
+@njit(cache=True, error_model="numpy", fastmath=_FAST)
+def _eliminate_n_m(
+    inverse, weights, chosen, count, left, size, order, costs, column, price
+):
+    """Remove the cheapest weight again and again while its group may lose one.
+
+    ``left`` holds how many weights each group of ``size`` may still lose. What a
+    group keeps for good is dropped without a downdate: it stays in the Fisher, and
+    nobody asks for its row again.
+
+    Returns:
+        The number of weights removed.
+    """
+    living, rank = count, 0
+    for i in range(living - 1, -1, -1):
+        if left[chosen[i] // size] <= 0:
+            living -= 1
+            _drop(inverse, weights, chosen, i, living)
+    while living > 0:
+        for i in range(living):
+            price[i] = weights[i] * weights[i] / inverse[i, i]
+        best = 0
+        for i in range(1, living):
+            if price[i] < price[best] or (
+                price[i] == price[best] and chosen[i] < chosen[best]
+            ):
+                best = i
+        group = chosen[best] // size
+        order[rank] = chosen[best]
+        costs[rank] = 0.5 * price[best]
+        rank += 1
+        pivot = inverse[best, best]
+        step = weights[best] / pivot
+        for j in range(living):
+            column[j] = inverse[best, j]
+        living -= 1
+        _drop(inverse, weights, chosen, best, living)
+        column[best] = column[living]
+        for i in range(living):
+            weights[i] -= column[i] * step
+            factor = column[i] / pivot
+            for j in range(living):
+                inverse[i, j] -= factor * column[j]
+        left[group] -= 1
+        if left[group] == 0:
+            for i in range(living - 1, -1, -1):
+                if chosen[i] // size == group:
+                    living -= 1
+                    _drop(inverse, weights, chosen, i, living)
+    return rank
+
+
+@njit(cache=True, error_model="numpy", fastmath=_FAST)
+def _half_solve(block, count, right):
+    """Solve with the lower factor alone, in place of ``right``.
+
+    Returns:
+        The squared norm of the solution: ``right^T block^-1 right``.
+    """
+    total = 0.0
+    for i in range(count):
+        value = right[i]
+        for k in range(i):
+            value -= block[i, k] * right[k]
+        right[i] = value / block[i, i]
+        total += right[i] * right[i]
+    return total
+
+
+@njit(cache=True, error_model="numpy", fastmath=_FAST)
+def _factor_group(inverse, weights, start, size, block, right):
+    """Factor the group that starts at a row, and half-solve for its weights.
+
+    Returns:
+        Twice its saliency; NaN if the group is not positive definite.
+    """
+    for i in range(size):
+        for j in range(i + 1):
+            block[i, j] = inverse[start + i, start + j]
+        right[i] = weights[start + i]
+    if not _factor(block, size):
+        return np.nan
+    return _half_solve(block, size, right)
+
+
+@njit(cache=True, error_model="numpy", fastmath=_FAST)
+def _downdate_group(inverse, weights, end, size, rows, right):
+    """Take a removed group's share out of the first ``end`` rows and weights."""
+    for i in range(end):
+        for q in range(size):
+            factor = rows[q, i]
+            weights[i] -= factor * right[q]
+            for j in range(end):
+                inverse[i, j] -= factor * rows[q, j]
+
+
+@njit(cache=True, error_model="numpy", fastmath=_FAST)
+def _eliminate_groups(inverse, weights, chosen, groups, size, order, costs):
+    """Remove the cheapest group again and again, downdating the inverse.
+
+    As for single weights, the last living group takes the place of the removed one.
+
+    Returns:
+        False if a group is not positive definite.
+    """
+    rows = np.empty((size, groups * size), np.float64)
+    block = np.empty((size, size), np.float64)
+    right = np.empty(size, np.float64)
+    price = np.empty(groups, np.float64)
+    for rank in range(groups):
+        last = groups - rank - 1
+        best = 0
+        for g in range(last + 1):
+            price[g] = _factor_group(inverse, weights, g * size, size, block, right)
+            if np.isnan(price[g]):
+                return False
+            if price[g] < price[best] or (
+                price[g] == price[best] and chosen[g] < chosen[best]
+            ):
+                best = g
+        order[rank] = chosen[best]
+        costs[rank] = 0.5 * price[best]
+        start, end = best * size, last * size
+        _factor_group(inverse, weights, start, size, block, right)
+        for q in range(size):
+            for j in range(end + size):
+                rows[q, j] = inverse[start + q, j]
+            for k in range(q):
+                for j in range(end + size):
+                    rows[q, j] -= block[q, k] * rows[k, j]
+            for j in range(end + size):
+                rows[q, j] /= block[q, q]
+        if best != last:
+            chosen[best] = chosen[last]
+            for q in range(size):
+                weights[start + q] = weights[end + q]
+                for j in range(end + size):
+                    inverse[start + q, j] = inverse[end + q, j]
+            for i in range(end):
+                for q in range(size):
+                    inverse[i, start + q] = inverse[i, end + q]
+            for k in range(size):
+                for q in range(size):
+                    rows[k, start + q] = rows[k, end + q]
+        _downdate_group(inverse, weights, end, size, rows, right)
+    return True
+
+
 @njit(parallel=True, cache=True)
 def invert_group_blocks(sums, scale, damp, group_size, found):
     """Keep the diagonal group blocks of every inverted block.
@@ -179,6 +342,172 @@ def eliminate_blocks(sums, scale, damp, weights, eligible, order, costs):
             )
         else:
             failed[b] = 1
+    return failed.sum()
+
+
+@njit(cache=True)
+def _append_rest(order, taken, rank):
+    """Put what was not taken at the end of the order, by index."""
+    for i in range(taken.shape[0]):
+        if not taken[i]:
+            order[rank] = i
+            rank += 1
+
+
+@njit(parallel=True, cache=True)
+def eliminate_n_m_blocks(
+    sums, scale, damp, weights, eligible, size, loss, order, costs
+):
+    """Order the eligible weights, ``loss`` of every group of ``size`` at most.
+
+    Returns:
+        The number of blocks that are not positive definite.
+    """
+    num_blocks, width = weights.shape
+    failed = np.zeros(num_blocks, np.int64)
+    for b in prange(num_blocks):
+        chosen = np.empty(width, np.int64)
+        living = np.empty(width, np.float64)
+        block = np.empty((width, width), np.float64)
+        scratch = np.empty((2, width), np.float64)
+        left = np.full(width // size, loss, np.int64)
+        count = 0
+        for i in range(width):
+            if eligible[b, i]:
+                chosen[count] = i
+                living[count] = weights[b, i]
+                count += 1
+            else:
+                left[i // size] -= 1
+        _gather(sums[b], scale, damp, chosen, count, block)
+        if not _invert(block, count, scratch[0]):
+            failed[b] = 1
+            continue
+        gone = _eliminate_n_m(
+            block,
+            living,
+            chosen,
+            count,
+            left,
+            size,
+            order[b],
+            costs[b],
+            scratch[0],
+            scratch[1],
+        )
+        taken = np.zeros(width, np.bool_)
+        for i in range(gone):
+            taken[order[b, i]] = True
+        _append_rest(order[b], taken, gone)
+    return failed.sum()
+
+
+@njit(parallel=True, cache=True)
+def eliminate_group_blocks(sums, scale, damp, weights, eligible, size, order, costs):
+    """Order the groups of every block that have an eligible weight.
+
+    Returns:
+        The number of blocks that are not positive definite.
+    """
+    num_blocks, width = weights.shape
+    failed = np.zeros(num_blocks, np.int64)
+    for b in prange(num_blocks):
+        chosen = np.empty(width, np.int64)
+        living = np.empty(width, np.float64)
+        block = np.empty((width, width), np.float64)
+        taken = np.zeros(width // size, np.bool_)
+        names = np.empty(width // size, np.int64)
+        groups = 0
+        for g in range(width // size):
+            for i in range(g * size, (g + 1) * size):
+                taken[g] |= eligible[b, i]
+            if taken[g]:
+                names[groups] = g
+                for q in range(size):
+                    chosen[groups * size + q] = g * size + q
+                    living[groups * size + q] = weights[b, g * size + q]
+                groups += 1
+        _append_rest(order[b], taken, groups)
+        count = groups * size
+        _gather(sums[b], scale, damp, chosen, count, block)
+        if not (
+            _invert(block, count, np.empty(width, np.float64))
+            and _eliminate_groups(
+                block, living, names, groups, size, order[b], costs[b]
+            )
+        ):
+            failed[b] = 1
+    return failed.sum()
+
+
+@njit(parallel=True, cache=True)
+def solve_group_blocks(groups, weights, members, solved):
+    """Solve the system of every group restricted to its members.
+
+    Returns:
+        The number of blocks with a system that is not positive definite.
+    """
+    num_blocks, count, size = weights.shape
+    failed = np.zeros(num_blocks, np.int64)
+    for b in prange(num_blocks):
+        chosen = np.empty(size, np.int64)
+        right = np.empty(size, np.float64)
+        block = np.empty((size, size), np.float64)
+        for g in range(count):
+            held = 0
+            for i in range(size):
+                if members[b, g, i]:
+                    chosen[held] = i
+                    right[held] = weights[b, g, i]
+                    held += 1
+            _gather(groups[b, g], 1.0, 0.0, chosen, held, block)
+            if not _factor(block, held):
+                failed[b] = 1
+                break
+            _solve(block, held, right)
+            for i in range(held):
+                solved[b, g, chosen[i]] = right[i]
+    return failed.sum()
+
+
+@njit(cache=True)
+def _holds(pruned, subset):
+    """Return whether a subset holds every pruned weight of its group."""
+    missing = 0
+    for i in range(pruned.shape[0]):
+        missing += pruned[i]
+    for k in range(subset.shape[0]):
+        missing -= pruned[subset[k]]
+    return missing == 0
+
+
+@njit(parallel=True, cache=True)
+def find_cheapest_subsets(groups, weights, pruned, subsets, costs, found):
+    """Find the cheapest subset of every group among those that hold what is pruned.
+
+    Returns:
+        The number of blocks with a system that is not positive definite.
+    """
+    num_blocks, count = weights.shape[:2]
+    size = subsets.shape[1]
+    failed = np.zeros(num_blocks, np.int64)
+    for b in prange(num_blocks):
+        right = np.empty(size, np.float64)
+        block = np.empty((size, size), np.float64)
+        for g in range(count):
+            for s in range(subsets.shape[0]):
+                if not _holds(pruned[b, g], subsets[s]):
+                    continue
+                _gather(groups[b, g], 1.0, 0.0, subsets[s], size, block)
+                if not _factor(block, size):
+                    failed[b] = 1
+                    break
+                for k in range(size):
+                    right[k] = weights[b, g, subsets[s, k]]
+                price = 0.5 * _half_solve(block, size, right)
+                if price < costs[b, g]:
+                    costs[b, g] = price
+                    found[b, g] = s
     return failed.sum()
 
 

@@ -1,7 +1,9 @@
 """Greedy elimination: the order in which a Fisher block should lose its weights."""
 
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,11 +20,13 @@ from obert_modifiers.kernels._backend import (
 class GreedyOrder:
     """Order of elimination inside every block.
 
+    With groups of Q > 1 weights the ranks are those of groups: B is then B / Q.
+
     Attributes:
         order: ``(num_blocks, B)``, int64. The index inside the block of the weight
-            that goes first, second, ...; the ineligible ones follow at the end.
+            (or group) that goes first, second, ...; those that stay follow by index.
         costs: ``(num_blocks, B)``, float64. Loss increase of each removal by rank,
-            given the removals before it; infinite for the ineligible ones.
+            given the removals before it; infinite for those that stay.
     """
 
     order: Tensor
@@ -36,18 +40,23 @@ def eliminate_greedily(
     weights: Tensor,
     eligible: Tensor,
     *,
+    group_size: int = 1,
+    n_m: tuple[int, int] | None = None,
     backend: str = "auto",
 ) -> GreedyOrder:
-    r"""Remove one weight at a time inside each block, downdating the inverse.
+    r"""Remove one weight or group at a time inside each block, downdating the inverse.
 
-    Starting from :math:`A = F^{-1}` over the eligible weights, repeat: take
-    :math:`q = \arg\min w_q^2 / (2 A_{qq})`, then
-    :math:`w \leftarrow w - A_{:q} w_q / A_{qq}` and
-    :math:`A \leftarrow A - A_{:q} A_{q:} / A_{qq}`, which is oBERT's update for one
-    weight (section 3.1) applied again and again. Ties go to the lower index.
+    Starting from :math:`A = F^{-1}` over the eligible weights, repeat: take the group
+    Q of lowest :math:`\frac12 w_Q^T A_{QQ}^{-1} w_Q`, which for a single weight is
+    :math:`w_q^2 / (2 A_{qq})`, then
+    :math:`w \leftarrow w - A_{:Q} A_{QQ}^{-1} w_Q` and
+    :math:`A \leftarrow A - A_{:Q} A_{QQ}^{-1} A_{Q:}`, which is oBERT's update for one
+    group (section 3.1) applied again and again. Ties go to the lower index. With
+    ``n_m`` single weights go, and a group that has lost its M - N is passed over.
 
     Weights that are not eligible (pruned earlier, or padding) have zero gradient, so
-    that leaving them out of F changes nothing for the others.
+    that leaving them out of F changes nothing for the others. A group with some of
+    them goes at the cost of its others.
 
     Time: ``O(B^3)`` per block; memory: the result.
 
@@ -55,8 +64,10 @@ def eliminate_greedily(
         sums: ``(num_blocks, B, B)``, zero in the rows of ineligible weights.
         scale: One over the number of gradients.
         damp: Dampening, larger than 0.
-        weights: ``(num_blocks, B)``.
+        weights: ``(num_blocks, B)``; ineligible ones count as zero.
         eligible: ``(num_blocks, B)``, bool, True = may be removed.
+        group_size: Weights Q that go together, consecutive ones; divides B.
+        n_m: (N, M) to keep N of every M consecutive weights; M divides B.
         backend: ``"auto"``, ``"torch"`` or ``"numba"``.
 
     Returns:
@@ -65,28 +76,66 @@ def eliminate_greedily(
     Raises:
         FloatingPointError: If a block is not numerically positive definite.
     """
-    order = torch.empty(weights.shape, dtype=torch.int64, device=weights.device)
+    num_blocks, width = weights.shape
+    _check_groups(width, group_size, n_m)
+    shape = (num_blocks, width // group_size)
+    order = torch.empty(shape, dtype=torch.int64, device=weights.device)
     costs = torch.full_like(order, torch.inf, dtype=torch.float64)
     if choose_backend(backend, sums) == "numba":
-        from obert_modifiers.kernels._compiled import eliminate_blocks
-
-        arrays = (weights.double(), eligible, order, costs)
-        failed = eliminate_blocks(
-            sums.numpy(), scale, damp, *(array.contiguous().numpy() for array in arrays)
+        found = (order.numpy(), costs.numpy())
+        structure = (n_m[1], n_m[1] - n_m[0]) if n_m else (group_size,)
+        values = weights.double() * eligible
+        failed = _eliminate_numba(
+            (sums, values, eligible), scale, damp, structure, found
         )
-        check_definite(int(failed))
+        check_definite(failed)
         return GreedyOrder(order, costs)
-    for part in block_chunks(*sums.shape[:2]):
-        order[part], costs[part] = _eliminate_torch(
-            dampened(sums[part], scale, damp),
-            weights[part].double(),
-            eligible[part].clone(),
-        )
+    for part in block_chunks(num_blocks, width):
+        fisher = dampened(sums[part], scale, damp)
+        values, living = weights[part].double(), eligible[part].clone()
+        if group_size > 1:
+            order[part], costs[part] = _eliminate_groups_torch(
+                fisher, values * living, living, group_size
+            )
+        else:
+            order[part], costs[part] = _eliminate_torch(fisher, values, living, n_m)
     return GreedyOrder(order, costs)
 
 
+def _check_groups(width: int, group_size: int, n_m: tuple[int, int] | None) -> None:
+    if n_m and group_size > 1:
+        raise ValueError(
+            f"group_size={group_size} and n_m={n_m} are both given; expected one "
+            "structure; leave group_size out"
+        )
+    size = n_m[1] if n_m else group_size
+    if width % size:
+        raise ValueError(
+            f"fisher_block_size={width} is not a multiple of group_size={size}; "
+            "expected whole groups in a block; use a multiple"
+        )
+
+
+def _eliminate_numba(
+    tensors: tuple[Tensor, Tensor, Tensor],
+    scale: float,
+    damp: float,
+    structure: tuple[int, ...],
+    found: tuple[np.ndarray, np.ndarray],
+) -> int:
+    from obert_modifiers.kernels import _compiled
+
+    sums, *blocks = (tensor.contiguous().numpy() for tensor in tensors)
+    kernel: Any = _compiled.eliminate_group_blocks  # each has arguments of its own
+    if len(structure) == 2:
+        kernel = _compiled.eliminate_n_m_blocks
+    elif structure == (1,):
+        kernel, structure = _compiled.eliminate_blocks, ()
+    return int(kernel(sums, scale, damp, *blocks, *structure, *found))
+
+
 def _eliminate_torch(
-    fisher: Tensor, weights: Tensor, living: Tensor
+    fisher: Tensor, weights: Tensor, living: Tensor, n_m: tuple[int, int] | None
 ) -> tuple[Tensor, Tensor]:
     num_blocks, width = weights.shape
     rows = torch.arange(num_blocks, device=weights.device)
@@ -95,11 +144,10 @@ def _eliminate_torch(
     costs = torch.full_like(weights, torch.inf)
     for rank in range(width):
         diagonal = inverse.diagonal(dim1=1, dim2=2)
-        cost = torch.where(living, weights.square() / (2.0 * diagonal), torch.inf)
-        # Where nothing lives any more, the ineligible ones follow by index.
-        left = torch.where(living, cost, torch.inf)
+        removable = living & _open_groups(living, n_m) if n_m else living
+        left = torch.where(removable, weights.square() / (2.0 * diagonal), torch.inf)
         best = left.argmin(dim=1)
-        alive = living[rows, best]
+        alive = removable[rows, best]
         order[:, rank] = torch.where(alive, best, -1)
         costs[:, rank] = left[rows, best]
         column = inverse[rows, :, best]  # (num_blocks, B)
@@ -110,13 +158,65 @@ def _eliminate_torch(
             (column * gone[:, None]).unsqueeze(2), column.unsqueeze(1), alpha=-1
         )
         living = living.clone()
-        living[rows, best] = False
+        living[rows, best] &= ~alive
         # A removed weight must not be divided by again.
         inverse[rows, best, best] = torch.where(alive, 1.0, inverse[rows, best, best])
-    return _append_missing(order, width), costs
+    return _append_missing(order), costs
 
 
-def _append_missing(order: Tensor, width: int) -> Tensor:
+def _open_groups(living: Tensor, n_m: tuple[int, int]) -> Tensor:
+    kept, size = n_m  # a group is open until it has lost its M - N
+    alive = living.reshape(len(living), -1, size).sum(dim=2) > kept
+    return alive.repeat_interleave(size, dim=1)
+
+
+def _eliminate_groups_torch(
+    fisher: Tensor, weights: Tensor, eligible: Tensor, size: int
+) -> tuple[Tensor, Tensor]:
+    num_blocks, width = weights.shape
+    groups = width // size
+    rows = torch.arange(num_blocks, device=weights.device)
+    inverse = torch.cholesky_inverse(cholesky(fisher))
+    living = eligible.reshape(num_blocks, groups, size).any(dim=2)
+    order = torch.empty(num_blocks, groups, dtype=torch.int64, device=weights.device)
+    costs = torch.full_like(order, torch.inf, dtype=torch.float64)
+    inside = torch.arange(size, device=weights.device)
+    for rank in range(groups):
+        tiles = inverse.reshape(num_blocks, groups, size, groups, size)
+        # (n, Q, Q, groups) -> (n, groups, Q, Q)
+        factor = cholesky(tiles.diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2))
+        right = weights.reshape(num_blocks, groups, size, 1)
+        half = torch.linalg.solve_triangular(factor, right, upper=False).squeeze(3)
+        price = torch.where(living, 0.5 * half.square().sum(dim=2), torch.inf)
+        best = price.argmin(dim=1)
+        alive = living[rows, best]
+        order[:, rank] = torch.where(alive, best, -1)
+        costs[:, rank] = price[rows, best]
+        members = best[:, None] * size + inside  # (n, Q)
+        columns = inverse[rows[:, None], members]  # (n, Q, B)
+        share = torch.linalg.solve_triangular(factor[rows, best], columns, upper=False)
+        share *= alive[:, None, None]
+        step = share.transpose(1, 2) @ half[rows, best].unsqueeze(2)
+        weights = weights - step.squeeze(2)
+        inverse.baddbmm_(share.transpose(1, 2), share, alpha=-1)
+        _reset_(inverse, weights, members, alive)
+        living = living.clone()
+        living[rows, best] = False
+    return _append_missing(order), costs
+
+
+def _reset_(inverse: Tensor, weights: Tensor, members: Tensor, alive: Tensor) -> None:
+    """Make removed groups independent of all others, so that they still factor."""
+    rows = torch.arange(len(inverse), device=inverse.device)
+    gone = torch.zeros_like(weights, dtype=torch.bool)
+    gone[rows[:, None], members] = alive[:, None]
+    inverse.masked_fill_(gone.unsqueeze(1) | gone.unsqueeze(2), 0.0)
+    inverse.diagonal(dim1=1, dim2=2).masked_fill_(gone, 1.0)
+    weights.masked_fill_(gone, 0.0)
+
+
+def _append_missing(order: Tensor) -> Tensor:
+    width = order.shape[1]
     taken = torch.zeros(order.shape[0], width + 1, dtype=torch.bool)
     taken = taken.to(order.device)
     taken.scatter_(1, torch.where(order < 0, width, order), True)

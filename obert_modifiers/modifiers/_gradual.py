@@ -38,11 +38,12 @@ from obert_modifiers.modifiers._validate import (
     as_float,
     as_fraction,
     as_frequency,
+    as_pattern,
+    as_pattern_sparsity,
     check_range,
 )
 
 FROM_PARAM = "__FROM_PARAM__"
-MASK_TYPES = ("unstructured",)
 
 _LOGGER = logging.getLogger(__name__)
 _SCHEDULE_KEY = "__schedule__"
@@ -95,7 +96,9 @@ class GradualPruningModifier(ScheduledUpdateModifier):
             inter_func: linear, cubic or inverse_cubic.
             global_sparsity: True for one threshold over all parameters that share a
                 target, False to bring each parameter to it.
-            mask_type: Structure of the sparsity.
+            mask_type: Structure of the sparsity: ``unstructured``, ``block4``,
+                ``block:RxC`` (output rows x input columns) or ``N:M`` (N kept of
+                every M along the input dimension, whose sparsity is (M - N) / M).
 
         Raises:
             ValueError: If a value breaks its rule; the message says which and how to
@@ -113,19 +116,25 @@ class GradualPruningModifier(ScheduledUpdateModifier):
             update_frequency=as_frequency("update_frequency", update_frequency),
             min_frequency=-1.0,
         )
-        self._goals = read_goals(params, final_sparsity)
+        self._pattern = as_pattern("mask_type", mask_type)
+        self._mask_type = self._pattern.name
+        self._goals = [
+            (as_pattern_sparsity("final_sparsity", goal, self._pattern), names)
+            for goal, names in read_goals(params, final_sparsity)
+        ]
         self._params = params if params is not None else []
-        self._init_sparsity = (
-            FROM_PARAM
-            if init_sparsity == FROM_PARAM
-            else as_fraction("init_sparsity", init_sparsity)
-        )
+        self._init_sparsity = init_sparsity
+        if init_sparsity != FROM_PARAM:
+            self._init_sparsity = as_pattern_sparsity(
+                "init_sparsity",
+                as_fraction("init_sparsity", init_sparsity),
+                self._pattern,
+            )
         self._final_sparsity = (
             final_sparsity if isinstance(final_sparsity, dict) else self._goals[0][0]
         )
         self._inter_func = as_choice("inter_func", inter_func, INTERPOLATIONS)
         self._global_sparsity = as_flag("global_sparsity", global_sparsity)
-        self._mask_type = as_choice("mask_type", mask_type, MASK_TYPES)
         self._leave_enabled = as_flag("leave_enabled", leave_enabled)
         self._masks: ParameterMasks | None = None
         self._model: nn.Module | None = None
@@ -197,10 +206,12 @@ class GradualPruningModifier(ScheduledUpdateModifier):
         self._model = unwrap(module)
         resolved = self._resolve(self._model)
         targets = find_targets(self._model, [name for name, _ in resolved])
+        for target in targets:
+            target.layout(self._pattern)  # fails now rather than at the first event
         self._masks = ParameterMasks(self._model, targets)
         self._ends = [sparsity for _, sparsity in resolved]
         self._starts = [
-            _zero_fraction(t.parameter)
+            min(_zero_fraction(t.parameter), self._pattern.limit)
             if self._init_sparsity == FROM_PARAM
             else self._init_sparsity
             for t in targets
@@ -259,7 +270,10 @@ class GradualPruningModifier(ScheduledUpdateModifier):
     def _anything_to_do(self) -> bool:
         counts = self._masks.counts()
         pools = make_pools(
-            [c.numel for c in counts], self._applied_sparsity, self._global_sparsity
+            [c.numel for c in counts],
+            self._applied_sparsity,
+            self._global_sparsity,
+            self._pattern.unit,
         )
         return any(
             pool.count > sum(counts[i].pruned for i in pool.members) for pool in pools

@@ -157,7 +157,14 @@ def find_targets(model: nn.Module, names: Sequence[str]) -> list[Target]:
         A target for each.
     """
     parameters = dict(model.named_parameters())
-    return [Target(name, parameters[name]) for name in names]
+    return [
+        Target(name, parameters[name], _is_transposed(model, name)) for name in names
+    ]
+
+
+def _is_transposed(model: nn.Module, name: str) -> bool:
+    owner = find_layer(model, name).module
+    return type(owner).__name__ == "Conv1D"
 
 
 def find_layer(model: nn.Module, name: str) -> Layer:

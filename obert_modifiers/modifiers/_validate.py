@@ -5,6 +5,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from obert_modifiers.core.blocks import MaskPattern, parse_mask_type
+
+_PATTERN_TOLERANCE = 1e-3  # 1:3 cannot be written exactly in decimals
+
 
 def as_float(name: str, value: Any) -> float:
     """Read a number; PyYAML gives ``1e-7`` as a string.
@@ -179,3 +183,53 @@ def check_range(start_epoch: float, end_epoch: float) -> None:
             "expected a schedule that ends after it starts; swap them or raise "
             "end_epoch"
         )
+
+
+def as_pattern(name: str, value: Any) -> MaskPattern:
+    """Read a structure of sparsity; PyYAML gives ``2:4`` as the number 124.
+
+    YAML 1.1 has numbers in base 60, written with colons. No other number is a
+    structure, so that such a one is read back.
+
+    Args:
+        name: Key of the recipe.
+        value: Word, or a number in base 60.
+
+    Returns:
+        The pattern.
+    """
+    if type(value) is int and value > 60 and value % 60:
+        value = f"{value // 60}:{value % 60}"
+    return parse_mask_type(str(value))
+
+
+def as_pattern_sparsity(name: str, value: float, pattern: MaskPattern) -> float:
+    """Hold a sparsity against what a structure can have.
+
+    Args:
+        name: Key of the recipe, ``init_sparsity`` or ``final_sparsity``.
+        value: A fraction.
+        pattern: Structure of the sparsity.
+
+    Returns:
+        The fraction; for ``final_sparsity`` the exact one of N:M.
+
+    Raises:
+        ValueError: If N:M ends at another sparsity, or starts above its own.
+    """
+    if pattern.n_m is None:
+        return value
+    exact = f"{pattern.limit:.4g}"
+    if name == "final_sparsity":
+        if abs(value - pattern.limit) > _PATTERN_TOLERANCE:
+            raise ValueError(
+                f"{name}={value} is not the sparsity of mask_type={pattern.name}; "
+                f"expected {exact}; write {exact}"
+            )
+        return pattern.limit
+    if value > pattern.limit + _PATTERN_TOLERANCE:
+        raise ValueError(
+            f"{name}={value} is above the sparsity of mask_type={pattern.name}; "
+            f"expected at most {exact}; write {exact} to reach it in one step"
+        )
+    return min(value, pattern.limit)

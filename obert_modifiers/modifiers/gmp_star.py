@@ -14,7 +14,8 @@ class GMPStarPruningModifier(GradualPruningModifier):
 
     Kurtic and Alistarh 2022 (GMP★), section 2.1 and Appendix B: a first step to 70 %
     sparsity, then a cubic schedule with ten events per epoch from epoch 2 to two
-    epochs before the end, each parameter pruned to the same sparsity.
+    epochs before the end, each parameter pruned to the same sparsity. Groups of
+    ``mask_type`` compete by the sum of their magnitudes.
 
     Hooks run in the order of
     :class:`~obert_modifiers.modifiers._gradual.GradualPruningModifier`.
@@ -56,7 +57,8 @@ class GMPStarPruningModifier(GradualPruningModifier):
             leave_enabled: True keeps the masks on after ``end_epoch``.
             inter_func: linear, cubic or inverse_cubic.
             global_sparsity: True for one threshold over all parameters.
-            mask_type: Structure of the sparsity: unstructured.
+            mask_type: Structure of the sparsity: ``unstructured``, ``block4``,
+                ``block:RxC`` or ``N:M``, as in ``2:4``.
         """
         super().__init__(
             params=params,
@@ -85,4 +87,5 @@ class GMPStarPruningModifier(GradualPruningModifier):
             self._masks.param_masks,
             sparsities,
             global_sparsity=self._global_sparsity,
+            pattern=self._pattern,
         )

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from obert_modifiers.core.blocks import check_block_size
 from obert_modifiers.core.pruning_step import (
     SELECTIONS,
     SecondOrderConfig,
@@ -32,7 +33,8 @@ class OBERTPruningModifier(GradualPruningModifier):
     SparseML's ``OBSPruningModifier`` and four more: ``damp_fraction``,
     ``grad_granularity``, ``selection`` and ``update``. With ``batch`` gradients,
     ``independent`` selection and update, and an absolute ``damp`` it is that method;
-    the defaults here prune to a lower loss.
+    the defaults here prune to a lower loss. ``fisher_block_size`` is a multiple of the
+    group size of ``mask_type``.
 
     Needs at ``initialize`` either ``gradient_source``, a
     :class:`~obert_modifiers.core.gradients.GradientSource`, or SparseML's
@@ -99,7 +101,8 @@ class OBERTPruningModifier(GradualPruningModifier):
             leave_enabled: True keeps the masks on after ``end_epoch``.
             inter_func: linear, cubic or inverse_cubic.
             global_sparsity: True for one threshold over all parameters.
-            mask_type: Structure of the sparsity: unstructured.
+            mask_type: Structure of the sparsity: ``unstructured``, ``block4``,
+                ``block:RxC`` or ``N:M``, as in ``2:4``.
             num_grads: Gradients m, over all processes.
             damp: Absolute dampening as in oBERT equation (2).
             damp_fraction: Dampening as a fraction of the mean Fisher diagonal over
@@ -143,6 +146,7 @@ class OBERTPruningModifier(GradualPruningModifier):
         )
         self._num_grads = as_count("num_grads", num_grads)
         self._fisher_block_size = as_count("fisher_block_size", fisher_block_size)
+        check_block_size(self._fisher_block_size, self._pattern)
         self._num_recomputations = as_count("num_recomputations", num_recomputations)
         self._grad_granularity = as_choice(
             "grad_granularity", grad_granularity, ("sample", "batch")
@@ -213,6 +217,7 @@ class OBERTPruningModifier(GradualPruningModifier):
             update=self._update_rule,
             num_recomputations=self._num_recomputations,
             options=tuple((self._grad_sampler_kwargs or {}).items()),
+            pattern=self._pattern,
         )
         result = second_order_step_(
             self._model,

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from obert_modifiers.core.schedule import INTERPOLATIONS
+from obert_modifiers.modifiers._gradual import GradualPruningModifier
 from obert_modifiers.modifiers._host import Modifier, modifier_classes
 from obert_modifiers.recipe.problems import Problem, nearest
 from obert_modifiers.recipe.values import ModifierSettings
@@ -191,13 +192,9 @@ def _value_faults(cls: type, values: dict[str, Any]) -> Iterator[tuple[str, str]
         yield from ((key, wrong) for wrong in _pattern_faults(key, value))
     yield from _schedule_faults(cls, values)
     mask_type = values.get("mask_type", "unstructured")
-    if not _is_mask_type(mask_type):
-        near = nearest(str(mask_type), _MASK_WORDS) or ["unstructured"]
-        yield (
-            "mask_type",
-            f"mask_type={mask_type} is unknown; expected one of "
-            f"{', '.join(_MASK_WORDS)}, N:M or a list of two numbers; write {near[0]}",
-        )
+    # Our constructors know their own words, and say what is wrong.
+    if not issubclass(cls, GradualPruningModifier) and not _is_mask_type(mask_type):
+        yield "mask_type", _mask_type_fault(mask_type)
     func = values.get("inter_func", "linear")
     if func not in INTERPOLATIONS:
         near = nearest(str(func), INTERPOLATIONS) or ["cubic"]
@@ -206,6 +203,17 @@ def _value_faults(cls: type, values: dict[str, Any]) -> Iterator[tuple[str, str]
             f"inter_func={func} is unknown; expected one of "
             f"{', '.join(INTERPOLATIONS)}; write {near[0]}",
         )
+
+
+def _mask_type_fault(value: Any) -> str:
+    near = nearest(str(value), _MASK_WORDS) or ["unstructured"]
+    fix = f"write {near[0]}"
+    if type(value) is int and value > 60 and value % 60:  # YAML reads 2:4 in base 60
+        fix = f"write '{value // 60}:{value % 60}' in quotes"
+    return (
+        f"mask_type={value} is unknown; expected one of {', '.join(_MASK_WORDS)}, N:M "
+        f"or a list of two numbers; {fix}"
+    )
 
 
 def _is_mask_type(value: Any) -> bool:

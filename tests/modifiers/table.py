@@ -71,6 +71,7 @@ class Row:
     Attributes:
         cls: The class.
         keys: Arguments of a small sensible instance.
+        label: What tells rows of one class apart.
         prunes: True for a pruning modifier.
         extras: Arguments of ``initialize``.
     """
@@ -79,15 +80,44 @@ class Row:
     keys: dict[str, Any]
     prunes: bool = True
     extras: dict[str, Any] = field(default_factory=dict)
+    label: str = ""
+
+    @property
+    def final(self) -> float:
+        """Sparsity after the last event."""
+        return self.keys["final_sparsity"]
+
+
+def _obert(label: str = "", block: int = 10, **keys: Any) -> Row:
+    return Row(
+        modifiers.OBERTPruningModifier,
+        {**SCHEDULE, "num_grads": 24, "fisher_block_size": block, **keys},
+        extras={"gradient_source": make_source()},
+        label=label,
+    )
+
+
+def _gmp(label: str = "", **keys: Any) -> Row:
+    return Row(modifiers.GMPStarPruningModifier, {**SCHEDULE, **keys}, label=label)
 
 
 TABLE = [
-    Row(
-        modifiers.OBERTPruningModifier,
-        {**SCHEDULE, "num_grads": 24, "fisher_block_size": 10},
-        extras={"gradient_source": make_source()},
+    _obert(),
+    _obert("block4", 20, mask_type="block4"),
+    _obert("block:2x2", 20, mask_type="block:2x2", selection="independent"),
+    _obert("2:4", 20, mask_type="2:4", final_sparsity=0.5),
+    _obert(
+        "2:4 by single groups",
+        20,
+        mask_type="2:4",
+        final_sparsity=0.5,
+        selection="independent",
+        update="independent",
     ),
-    Row(modifiers.GMPStarPruningModifier, SCHEDULE),
+    _gmp(),
+    _gmp("block4", mask_type="block4", global_sparsity=True),
+    _gmp("block:2x2", mask_type="block:2x2", global_sparsity=True),
+    _gmp("2:4", mask_type="2:4", final_sparsity=0.5, global_sparsity=True),
     Row(
         modifiers.LogitDistillationModifier,
         {"hardness": 0.7, "temperature": 3.0, "start_epoch": 1.0, "end_epoch": 2.0},
@@ -95,5 +125,5 @@ TABLE = [
         extras={"distillation_teacher": "self"},
     ),
 ]
-assert len(TABLE) == 3
+assert len(TABLE) == 10
 PRUNERS = [row for row in TABLE if row.prunes]

@@ -18,7 +18,7 @@ STEPS = 4  # optimizer steps in an epoch
 
 
 def _name(row) -> str:
-    return row.cls.__name__
+    return f"{row.cls.__name__} {row.label}".strip()
 
 
 every = pytest.mark.parametrize("row", TABLE, ids=_name)
@@ -134,18 +134,18 @@ def test_sparsity_is_exact_nested_and_kept(row) -> None:
 
     _drive(row, modifier, model, optimizer, 16, watch=watch)
     assert modifier.module_masks.names == ENCODER
-    assert modifier.module_masks.sparsity() == 0.75
-    assert modifier.applied_sparsity == [0.75] * 4
-    # Events at epochs 1, 1.5, 2, 2.5 and 3, cubic from 0.3 to 0.75.
+    assert modifier.module_masks.sparsity() == row.final
+    assert modifier.applied_sparsity == [row.final] * 4
+    # Events at epochs 1, 1.5, 2, 2.5 and 3, cubic from 0.3 to the end.
     assert [event.epoch for event in modifier.events] == [1.0, 1.5, 2.0, 2.5, 3.0]
     assert [event.step for event in modifier.events] == [4, 6, 8, 10, 12]
     assert modifier.events[0].sparsity_before == 0.0
-    assert modifier.events[-1].sparsity_after == 0.75
+    assert modifier.events[-1].sparsity_after == row.final
     for before, after in zip(modifier.events, modifier.events[1:], strict=False):
         assert before.sparsity_after == after.sparsity_before
     modifier.finalize(model)
     zeros = sum(int((model.get_parameter(n) == 0).sum()) for n in ENCODER)
-    assert zeros == 288  # 0.75 * 384
+    assert zeros == row.final * 384
 
 
 @pruners
@@ -176,8 +176,23 @@ def test_one_shot(row) -> None:
     modifier = row.cls(**row.keys)
     modifier.apply(model, **row.extras)
     zeros = sum(int((model.get_parameter(n) == 0).sum()) for n in ENCODER)
-    assert zeros == 288
+    assert zeros == row.final * 384
     assert (model.head.weight != 0).all() and (model.embedding.weight != 0).all()
+
+
+@pruners
+def test_reloaded_zeros_are_taken_up(row) -> None:
+    sparse, model = make_model(), make_model(1)
+    row.cls(**row.keys).apply(sparse, **row.extras)
+    model.load_state_dict(sparse.state_dict())
+    keys = {**row.keys, "init_sparsity": "__FROM_PARAM__"}
+    modifier = row.cls(**keys)
+    modifier.initialize(model, **row.extras)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    modifier.scheduled_update(model, optimizer, row.keys["start_epoch"], STEPS)
+    for name, mask in zip(ENCODER, modifier.module_masks.param_masks, strict=True):
+        assert torch.equal(mask, sparse.get_parameter(name) != 0)
+        assert torch.equal(model.get_parameter(name), sparse.get_parameter(name))
 
 
 @pruners
@@ -187,7 +202,7 @@ def test_leave_enabled_false_lets_weights_grow_back(row) -> None:
     )
     _drive(row, modifier, model, optimizer, 16)
     zeros = sum(int((model.get_parameter(n) == 0).sum()) for n in ENCODER)
-    assert zeros < 288
+    assert zeros < row.final * 384
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own

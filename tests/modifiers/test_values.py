@@ -11,32 +11,8 @@ from obert_modifiers.modifiers import (
     OBERTPruningModifier,
 )
 from obert_modifiers.modifiers._host import Modifier
+from tests.modifiers.broken_values import BROKEN, BROKEN_OBERT
 from tests.modifiers.table import ENCODER, SCHEDULE, make_batch, make_model, make_source
-
-BROKEN = [
-    ({"final_sparsity": 80}, "final_sparsity=80 is outside [0, 1]; expected a fraction; write 0.8, not 80"),
-    ({"init_sparsity": -0.1}, "init_sparsity=-0.1 is outside [0, 1]; expected a fraction; write a number between 0 and 1"),
-    ({"final_sparsity": "most"}, "final_sparsity=most is not a number; expected a finite number; write it without quotes or units"),
-    ({"final_sparsity": {1.5: ["a"]}, "params": []}, "final_sparsity=1.5 is outside [0, 1]; expected a fraction; write 0.015, not 1.5"),
-    ({"end_epoch": 0.5}, "end_epoch=0.5 lies before start_epoch=1; expected a schedule that ends after it starts; swap them or raise end_epoch"),
-    ({"inter_func": "cubik"}, "inter_func=cubik is unknown; expected one of linear, cubic, inverse_cubic; use cubic"),
-    ({"mask_type": "unstructred"}, "mask_type=unstructred is unknown; expected one of unstructured; use unstructured"),
-    ({"global_sparsity": "yes"}, "global_sparsity=yes is not a truth value; expected true or false; write it without quotes"),
-    ({"update_frequency": 0}, "update_frequency=0 is not positive; expected epochs between events, or -1 for every step; write a fraction of an epoch"),
-    ({"params": [3]}, "params=3 is not a name; expected names or re: patterns; write a list of strings"),
-    ({"final_sparsity": {0.5: ["a"]}, "params": ["b"]}, "params=['b'] and a mapping in final_sparsity are both given; expected the parameters in one place; write params: []"),
-]  # fmt: skip
-BROKEN_OBERT = [
-    ({"num_grads": 0}, "num_grads=0 is not a positive whole number; expected 1 or more; write a count"),
-    ({"fisher_block_size": 2.5}, "fisher_block_size=2.5 is not a positive whole number; expected 1 or more; write a count"),
-    ({"damp": 0.0}, "damp=0.0 is not positive; expected a number above 0; raise it"),
-    ({"damp": 1e-7, "damp_fraction": 0.1}, "damp=1e-07 and damp_fraction=0.1 are both given; expected one of them; leave damp out"),
-    ({"selection": "gready"}, "selection=gready is unknown; expected one of independent, greedy; use greedy"),
-    ({"update": "none"}, "update=none is unknown; expected one of joint, independent; use joint"),
-    ({"grad_granularity": "token"}, "grad_granularity=token is unknown; expected one of sample, batch; use sample"),
-    ({"grad_sampler_kwargs": 8}, "grad_sampler_kwargs=8 is not a mapping; expected options of the loader; write batch_size: 32 below it"),
-]  # fmt: skip
-assert (len(BROKEN), len(BROKEN_OBERT)) == (11, 8)
 
 
 @pytest.mark.parametrize(("keys", "message"), BROKEN)
@@ -221,3 +197,98 @@ def test_distillation_outside_its_epochs_and_disabled(caplog) -> None:
         disabled.initialize(model)
     assert "distillation_teacher=disable" in caplog.text
     assert float(disabled.loss_update(loss, model, None, 1.0, 4)) == 1.5
+
+
+HALF = {**SCHEDULE, "mask_type": "2:4"}
+
+
+def test_n_m_has_one_final_sparsity() -> None:
+    with pytest.raises(ValueError) as error:
+        GMPStarPruningModifier(**HALF)
+    assert str(error.value) == (
+        "final_sparsity=0.75 is not the sparsity of mask_type=2:4; expected 0.5; "
+        "write 0.5"
+    )
+    with pytest.raises(ValueError) as error:
+        GMPStarPruningModifier(**{**HALF, "init_sparsity": 0.7, "final_sparsity": 0.5})
+    assert str(error.value) == (
+        "init_sparsity=0.7 is above the sparsity of mask_type=2:4; expected at most "
+        "0.5; write 0.5 to reach it in one step"
+    )
+    goals = {0.5: [ENCODER[0]], 0.75: [ENCODER[1]]}
+    with pytest.raises(ValueError, match=r"final_sparsity=0\.75 is not the sparsity"):
+        GMPStarPruningModifier(**{**HALF, "final_sparsity": goals, "params": []})
+    third = {**SCHEDULE, "mask_type": "1:3", "final_sparsity": 0.667}
+    assert GMPStarPruningModifier(**third).final_sparsity == 2 / 3
+
+
+def test_n_m_of_yaml_without_quotes() -> None:
+    """YAML 1.1 reads 2:4 as 2 * 60 + 4."""
+    text = "!GMPStarPruningModifier\n" + "".join(
+        f"    {key}: {value}\n"
+        for key, value in {**HALF, "final_sparsity": 0.5}.items()
+    )
+    assert Modifier.load_obj(text).mask_type == "2:4"
+    for number in (5, 60, 120, True):
+        with pytest.raises(ValueError, match=f"mask_type={number} is unknown|keeps 2"):
+            GMPStarPruningModifier(**{**SCHEDULE, "mask_type": number})
+
+
+def test_fisher_blocks_hold_whole_groups() -> None:
+    with pytest.raises(ValueError) as error:
+        OBERTPruningModifier(**SCHEDULE, mask_type="block4", fisher_block_size=50)
+    assert str(error.value) == (
+        "fisher_block_size=50 is not a multiple of group_size=4 (mask_type: block4); "
+        "use 48"
+    )
+
+
+@pytest.mark.parametrize("mask_type", ["block:5x1", "block:1x5", "3:5"])
+def test_groups_that_do_not_divide_a_parameter(mask_type: str) -> None:
+    keys = {**SCHEDULE, "mask_type": mask_type}
+    if mask_type == "3:5":
+        keys["final_sparsity"] = 0.4
+    modifier = GMPStarPruningModifier(**keys)
+    with pytest.raises(ValueError, match="of layers.0.0.weight, shape"):
+        modifier.initialize(make_model())
+
+
+@pytest.mark.parametrize("cls", [GMPStarPruningModifier, OBERTPruningModifier])
+@pytest.mark.parametrize("final_sparsity", [0.5, {0.5: ["re:layers.*weight"]}])
+def test_every_group_ends_in_the_pattern(cls, final_sparsity) -> None:
+    model = make_model()
+    keys = {
+        **HALF,
+        "init_sparsity": "__FROM_PARAM__",
+        "final_sparsity": final_sparsity,
+        "params": [],
+    }
+    modifier = cls(**keys)
+    modifier.apply(model, gradient_source=make_source())
+    for name in ENCODER:
+        groups = model.get_parameter(name).detach().reshape(-1, 4)
+        assert ((groups != 0).sum(dim=1) == 2).all()
+
+
+def test_blocks_of_rows_and_columns_live_or_die_together() -> None:
+    model = make_model()
+    OBERTPruningModifier(**SCHEDULE, mask_type="block:2x4").apply(
+        model, gradient_source=make_source()
+    )
+    for name in ENCODER:
+        weight = model.get_parameter(name).detach()
+        tiles = weight.unfold(0, 2, 2).unfold(1, 4, 4).reshape(-1, 8)
+        assert set((tiles != 0).sum(dim=1).tolist()) <= {0, 8}
+
+
+def test_transposed_weights_are_grouped_along_the_input() -> None:
+    class Conv1D(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.randn(8, 6))  # input x output
+
+    model = torch.nn.Sequential(Conv1D())
+    keys = {**HALF, "final_sparsity": 0.5, "params": ["0.weight"]}
+    GMPStarPruningModifier(**keys).apply(model)
+    groups = model[0].weight.detach().T.reshape(-1, 4)
+    assert ((groups != 0).sum(dim=1) == 2).all()

@@ -148,6 +148,39 @@ VALUES = [
         ),
     ),
     Broken(
+        "N:M without quotes, which YAML reads in base 60",
+        group(GMP, "      mask_type: 2:4\n"),
+        (
+            "9: GMPruningModifier.mask_type: mask_type=124 is unknown; expected one "
+            "of unstructured, block4, tensorrt, filter, channel, N:M or a list of two "
+            "numbers; write '2:4' in quotes",
+        ),
+    ),
+    Broken(
+        "mask_type of ours",
+        group(OBERT, "      mask_type: tensorrt\n"),
+        (
+            "8: OBERTPruningModifier.mask_type: mask_type=tensorrt is unknown; "
+            "expected one of unstructured, block4, block:RxC, N:M; use unstructured",
+        ),
+    ),
+    Broken(
+        "groups that straddle Fisher blocks",
+        group(OBERT, "      mask_type: block4\n      fisher_block_size: 50\n"),
+        (
+            "9: OBERTPruningModifier.fisher_block_size: fisher_block_size=50 is not a "
+            "multiple of group_size=4 (mask_type: block4); use 48",
+        ),
+    ),
+    Broken(
+        "sparsity that is not the one of N:M",
+        group(OBERT, "      mask_type: 2:4\n"),
+        (
+            "4: OBERTPruningModifier.final_sparsity: final_sparsity=0.8 is not the "
+            "sparsity of mask_type=2:4; expected 0.5; write 0.5",
+        ),
+    ),
+    Broken(
         "bad regular expression",
         group(OBERT, "      params: ['re:a(']\n"),
         (

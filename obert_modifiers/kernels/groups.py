@@ -1,0 +1,128 @@
+"""Small systems inside groups: the saliency of a group and of its subsets."""
+
+import itertools
+
+import torch
+from torch import Tensor
+
+from obert_modifiers.kernels._backend import (
+    block_chunks,
+    check_definite,
+    cholesky,
+    choose_backend,
+)
+
+
+def solve_groups(
+    groups: Tensor, weights: Tensor, members: Tensor, *, backend: str = "auto"
+) -> Tensor:
+    r"""Solve the system of each group restricted to some of its members.
+
+    :math:`x_P = ([F^{-1}]_{PP})^{-1} w_P` for the members P of each group; half the
+    product of x and w is their saliency, and :math:`F^{-1} x` the update that their
+    removal calls for (oBERT section 3.1).
+
+    Time: ``O(d Q^2)``; memory: the result.
+
+    Args:
+        groups: Diagonal ``Q x Q`` blocks of the inverse Fisher,
+            ``(num_blocks, B / Q, Q, Q)``, float64.
+        weights: ``(num_blocks, B / Q, Q)``.
+        members: ``(num_blocks, B / Q, Q)``, bool, True = in P.
+        backend: ``"auto"``, ``"torch"`` or ``"numba"``.
+
+    Returns:
+        ``(num_blocks, B / Q, Q)``, float64, exactly zero outside of P.
+
+    Raises:
+        FloatingPointError: If a system is not numerically positive definite.
+    """
+    solved = torch.zeros(weights.shape, dtype=torch.float64, device=weights.device)
+    if choose_backend(backend, groups) == "numba":
+        from obert_modifiers.kernels._compiled import solve_group_blocks
+
+        arrays = (groups, weights.double(), members, solved)
+        failed = solve_group_blocks(*(array.contiguous().numpy() for array in arrays))
+        check_definite(int(failed))
+        return solved
+    for part in block_chunks(len(groups), weights.shape[1] * weights.shape[2]):
+        inside = members[part]
+        system = groups[part] * (inside.unsqueeze(3) & inside.unsqueeze(2))
+        system.diagonal(dim1=2, dim2=3).add_((~inside).double())
+        right = (weights[part].double() * inside).unsqueeze(3)
+        solved[part] = torch.cholesky_solve(right, cholesky(system)).squeeze(3)
+    return solved
+
+
+def cheapest_subsets(
+    groups: Tensor,
+    weights: Tensor,
+    pruned: Tensor,
+    size: int,
+    *,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    r"""Find the set of weights that each group loses at the lowest cost.
+
+    Tries all :math:`\binom{Q}{size}` sets P of a group and takes the one of lowest
+    :math:`\frac12 w_P^T ([F^{-1}]_{PP})^{-1} w_P` (oBERT section 3.1), ties by the
+    order of the indices. Only sets that hold everything pruned earlier count.
+
+    Time: ``O(d / Q)`` times the number of sets; memory: the result.
+
+    Args:
+        groups: Diagonal ``Q x Q`` blocks of the inverse Fisher,
+            ``(num_blocks, B / Q, Q, Q)``, float64.
+        weights: ``(num_blocks, B / Q, Q)``, zero where pruned.
+        pruned: ``(num_blocks, B / Q, Q)``, bool, True = pruned earlier.
+        size: Weights of a set, between 1 and Q.
+        backend: ``"auto"``, ``"torch"`` or ``"numba"``.
+
+    Returns:
+        The costs ``(num_blocks, B / Q)``, float64, and the sets
+        ``(num_blocks, B / Q, Q)``, bool. A group that has lost more than ``size``
+        weights has infinite cost and the empty set.
+
+    Raises:
+        FloatingPointError: If a system is not numerically positive definite.
+    """
+    width = weights.shape[2]
+    subsets = torch.tensor(list(itertools.combinations(range(width), size)))
+    costs = torch.full(weights.shape[:2], torch.inf, dtype=torch.float64)
+    costs = costs.to(weights.device)
+    found = torch.full_like(costs, -1, dtype=torch.int64)
+    if choose_backend(backend, groups) == "numba":
+        from obert_modifiers.kernels._compiled import find_cheapest_subsets
+
+        arrays = (groups, weights.double(), pruned, subsets, costs, found)
+        failed = find_cheapest_subsets(
+            *(array.contiguous().numpy() for array in arrays)
+        )
+        check_definite(int(failed))
+    else:
+        for part in block_chunks(len(groups), weights.shape[1] * weights.shape[2]):
+            costs[part], found[part] = _cheapest_torch(
+                groups[part], weights[part].double(), pruned[part], subsets
+            )
+    # The last row, at index -1, is the empty set.
+    table = torch.zeros(len(subsets) + 1, width, dtype=torch.bool)
+    table[:-1].scatter_(1, subsets, True)
+    return costs, table.to(found.device)[found]
+
+
+def _cheapest_torch(
+    groups: Tensor, weights: Tensor, pruned: Tensor, subsets: Tensor
+) -> tuple[Tensor, Tensor]:
+    best = torch.full(weights.shape[:2], torch.inf, dtype=torch.float64)
+    best = best.to(weights.device)
+    found = torch.full_like(best, -1, dtype=torch.int64)
+    held = pruned.sum(dim=2)
+    for nth, subset in enumerate(subsets.to(weights.device)):
+        factor = cholesky(groups[:, :, subset[:, None], subset])
+        right = weights[:, :, subset].unsqueeze(3)
+        half = torch.linalg.solve_triangular(factor, right, upper=False)
+        price = 0.5 * half.square().sum(dim=(2, 3))
+        better = (price < best) & (pruned[:, :, subset].sum(dim=2) == held)
+        best = torch.where(better, price, best)
+        found = torch.where(better, nth, found)
+    return best, found

@@ -1,0 +1,96 @@
+"""Recipe values that the pruning modifiers refuse, and with which words."""
+
+BROKEN = [
+    (
+        {"final_sparsity": 80},
+        "final_sparsity=80 is outside [0, 1]; expected a fraction; write 0.8, not 80",
+    ),
+    (
+        {"init_sparsity": -0.1},
+        "init_sparsity=-0.1 is outside [0, 1]; expected a fraction; write a number "
+        "between 0 and 1",
+    ),
+    (
+        {"final_sparsity": "most"},
+        "final_sparsity=most is not a number; expected a finite number; write it "
+        "without quotes or units",
+    ),
+    (
+        {"final_sparsity": {1.5: ["a"]}, "params": []},
+        "final_sparsity=1.5 is outside [0, 1]; expected a fraction; write 0.015, not "
+        "1.5",
+    ),
+    (
+        {"end_epoch": 0.5},
+        "end_epoch=0.5 lies before start_epoch=1; expected a schedule that ends "
+        "after it starts; swap them or raise end_epoch",
+    ),
+    (
+        {"inter_func": "cubik"},
+        "inter_func=cubik is unknown; expected one of linear, cubic, inverse_cubic; "
+        "use cubic",
+    ),
+    (
+        {"mask_type": "unstructred"},
+        "mask_type=unstructred is unknown; expected one of unstructured, block4, "
+        "block:RxC, N:M; use unstructured",
+    ),
+    (
+        {"global_sparsity": "yes"},
+        "global_sparsity=yes is not a truth value; expected true or false; write it "
+        "without quotes",
+    ),
+    (
+        {"update_frequency": 0},
+        "update_frequency=0 is not positive; expected epochs between events, or -1 "
+        "for every step; write a fraction of an epoch",
+    ),
+    (
+        {"params": [3]},
+        "params=3 is not a name; expected names or re: patterns; write a list of "
+        "strings",
+    ),
+    (
+        {"final_sparsity": {0.5: ["a"]}, "params": ["b"]},
+        "params=['b'] and a mapping in final_sparsity are both given; expected the "
+        "parameters in one place; write params: []",
+    ),
+]
+BROKEN_OBERT = [
+    (
+        {"num_grads": 0},
+        "num_grads=0 is not a positive whole number; expected 1 or more; write a count",
+    ),
+    (
+        {"fisher_block_size": 2.5},
+        "fisher_block_size=2.5 is not a positive whole number; expected 1 or more; "
+        "write a count",
+    ),
+    (
+        {"damp": 0.0},
+        "damp=0.0 is not positive; expected a number above 0; raise it",
+    ),
+    (
+        {"damp": 1e-07, "damp_fraction": 0.1},
+        "damp=1e-07 and damp_fraction=0.1 are both given; expected one of them; "
+        "leave damp out",
+    ),
+    (
+        {"selection": "gready"},
+        "selection=gready is unknown; expected one of independent, greedy; use greedy",
+    ),
+    (
+        {"update": "none"},
+        "update=none is unknown; expected one of joint, independent; use joint",
+    ),
+    (
+        {"grad_granularity": "token"},
+        "grad_granularity=token is unknown; expected one of sample, batch; use sample",
+    ),
+    (
+        {"grad_sampler_kwargs": 8},
+        "grad_sampler_kwargs=8 is not a mapping; expected options of the loader; "
+        "write batch_size: 32 below it",
+    ),
+]
+assert (len(BROKEN), len(BROKEN_OBERT)) == (11, 8)
