@@ -10,7 +10,11 @@ from torch.nn import Module
 
 from obert_modifiers.core.gradients import GradientSource
 from obert_modifiers.core.pruning_step import PruneReport
-from obert_modifiers.modifiers._host import Modifier, ScheduledModifierManager
+from obert_modifiers.modifiers._host import (
+    Modifier,
+    ScheduledModifierManager,
+    silent_loggers,
+)
 from obert_modifiers.recipe import (
     LoadedRecipe,
     Problem,
@@ -193,7 +197,7 @@ class RecipeManager:
             gradient_source: Where our second-order modifiers get their gradients.
             grad_sampler: SparseML's ``data_loader_builder`` and ``loss_function``.
             teacher: The dense model to distil from, ``"self"`` or ``"disable"``.
-            loggers: SparseML's loggers.
+            loggers: SparseML's loggers; None logs to nobody.
         """
         offered = {
             "gradient_source": gradient_source,
@@ -201,6 +205,8 @@ class RecipeManager:
             "distillation_teacher": teacher,
         }
         given = {key: value for key, value in offered.items() if value is not None}
+        # An empty manager of loggers counts as none for SparseML.
+        loggers = loggers or silent_loggers()
         self.host.initialize(model, epoch=epoch, loggers=loggers, **given)
         self._sparsity = None
 

@@ -6,7 +6,8 @@ from pathlib import Path
 FOLDER = Path(__file__).parents[1] / "integrations"
 
 
-def test_plain_loop_with_sparsemls_manager() -> None:
+def test_plain_loop_with_sparsemls_manager(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)  # SparseML writes its log files where it is run
     script = runpy.run_path(str(FOLDER / "sparseml" / "plain_loop.py"))
     assert script["main"]() == 461 / 576  # round(0.8 * 576)
 

@@ -16,7 +16,10 @@ from tests import tiny
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXECUTED_BY_CI = {"make quickstart", "make test"}
-INSTALLING = {"pip install torch==2.13.0", "pip install -c constraints.txt -e '.[demo]'"}
+INSTALLING = {
+    "pip install torch==2.13.0",
+    "pip install -c constraints.txt -e '.[demo]'",
+}
 
 
 def blocks(language: str) -> list[str]:
@@ -25,7 +28,9 @@ def blocks(language: str) -> list[str]:
 
 def commands() -> list[str]:
     joined = "".join(blocks("console")).replace("\\\n", " ")
-    lines = [re.sub(r"\s+", " ", line.split("#")[0]).strip() for line in joined.split("\n")]
+    lines = [
+        re.sub(r"\s+", " ", line.split("#")[0]).strip() for line in joined.split("\n")
+    ]
     return [line for line in lines if line]
 
 

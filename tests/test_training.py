@@ -179,6 +179,12 @@ def test_recipe_sets_epochs_and_learning_rate_and_says_so(tmp_path) -> None:
     assert [r["epoch"] for r in records if r["kind"] == "eval"] == [1.0, 2.0, 3.0]
 
 
+def test_nothing_is_written_outside_the_output_folder(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run(tmp_path / "out", GMP)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_without_a_recipe(tmp_path) -> None:
     before = make_model().double()
     model, result = run(tmp_path, None, num_train_epochs=1.5, learning_rate=1e-2)

@@ -63,13 +63,13 @@ class BlockFisher:
         """Add gradients to the sum, in place.
 
         Args:
-            grads: ``(k, d)``, finite.
-            kept: Mask ``(d,)``, True = kept. Gradients of pruned weights count as
+            grads: ``(k, d)``, finite; changed in place where there is a mask.
+            kept: Mask ``(d,)``, 1 or True = kept. Gradients of pruned weights count as
                 zero, so that only the dampening stays on their diagonal.
         """
         grads = grads.to(self.sums.dtype)
         if kept is not None:
-            grads = grads * kept
+            grads.mul_(kept)
         accumulate_blocks_(self.sums, to_blocks(grads, self.fisher_block_size))
         self.num_grads += grads.shape[0]
 

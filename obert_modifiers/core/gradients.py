@@ -8,7 +8,7 @@ handed on layer by layer and never exist for the whole model at once.
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -117,7 +117,8 @@ def collect_gradients(
         batches: Batches for ``losses``.
         losses: Called with model and batch; gives the loss of each sample, ``(k,)``.
         consume: Called with the position of a parameter and gradients ``(k', numel)``
-            in the parameter's dtype; may be called several times per batch.
+            in the parameter's dtype; may be called several times per batch. The
+            tensor is the consumer's until it returns, to change or to copy.
         granularity: ``"sample"`` or ``"batch"``.
         limit: Stop after this many gradients, finite or not; None takes all batches.
 
@@ -149,6 +150,16 @@ class _Plan:
     parameters: Sequence[nn.Parameter]
     linear: dict[nn.Module, int]  # module -> position of its weight
     other: list[int]  # positions that go the slow way
+    # Memory of the gradients of one layer, used again and again: fresh memory of this
+    # size costs more time than the products that fill it.
+    workspace: dict[torch.dtype, Tensor] = field(default_factory=dict)
+
+    def room(self, like: Tensor, size: int) -> Tensor:
+        """Return ``size`` uninitialized elements of memory that is used again."""
+        kept = self.workspace.get(like.dtype)
+        if kept is None or kept.numel() < size or kept.device != like.device:
+            kept = self.workspace[like.dtype] = like.new_empty(size)
+        return kept[:size]
 
 
 def _plan(model: nn.Module, parameters: Sequence[nn.Parameter]) -> _Plan:
@@ -266,24 +277,29 @@ def _fold_linear(
         if call.output_grad is not None:
             by_module.setdefault(call.module, []).append(call)
     for module, position in plan.linear.items():
-        numel = plan.parameters[position].numel()
-        for chunk in rows.split(max(1, _CHUNK_ELEMENTS // numel)):
-            # A layer that took no part in the loss has gradient zero.
-            grads = plan.parameters[position].new_zeros(len(chunk), numel)
-            for nth, call in enumerate(by_module.get(module, [])):
-                part = _linear_gradient(call, chunk).reshape(len(chunk), numel)
-                grads = part if nth == 0 else grads.add_(part)
-            consume(position, grads)
+        parameter = plan.parameters[position]
+        for chunk in rows.split(max(1, _CHUNK_ELEMENTS // parameter.numel())):
+            grads = _linear_gradients(plan, parameter, by_module.get(module, []), chunk)
+            consume(position, grads.reshape(len(chunk), -1))
 
 
-def _linear_gradient(call: _Call, rows: Tensor) -> Tensor:
-    assert call.output_grad is not None
-    weight_dtype = next(call.module.parameters()).dtype
-    dtype = torch.promote_types(weight_dtype, torch.float32)
-    inputs, output_grad = call.inputs[rows].to(dtype), call.output_grad[rows].to(dtype)
-    x = inputs.reshape(len(rows), -1, inputs.shape[-1])
-    dy = output_grad.reshape(len(rows), -1, output_grad.shape[-1])
-    return torch.bmm(dy.transpose(1, 2), x)  # (k, out, in)
+def _linear_gradients(
+    plan: _Plan, weight: nn.Parameter, calls: list[_Call], rows: Tensor
+) -> Tensor:
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    like = torch.empty(0, dtype=dtype, device=weight.device)
+    found = plan.room(like, len(rows) * weight.numel()).view(len(rows), *weight.shape)
+    if not calls:  # the layer took no part in the loss
+        return found.zero_()
+    for nth, call in enumerate(calls):
+        assert call.output_grad is not None
+        x = call.inputs[rows].to(dtype).reshape(len(rows), -1, weight.shape[1])
+        dy = call.output_grad[rows].to(dtype).reshape(len(rows), -1, weight.shape[0])
+        if nth == 0:
+            torch.bmm(dy.transpose(1, 2), x, out=found)  # (k, out, in)
+        else:
+            found.baddbmm_(dy.transpose(1, 2), x)
+    return found
 
 
 def _one_by_one(

@@ -50,6 +50,7 @@ with _analytics_declined():
         ScheduledModifier,
         ScheduledUpdateModifier,
     )
+    from sparseml.pytorch.utils.logger import LambdaLogger, LoggerManager
     from sparseml.sparsification import SparsificationTypes
     from sparsezoo.analytics import sparsezoo_analytics
 
@@ -74,6 +75,19 @@ def modifier_classes() -> dict[str, type]:
         if f"{_TAG_PREFIX}{cls.__name__}" in tags:
             found[cls.__name__] = cls
     return dict(sorted(found.items()))
+
+
+def silent_loggers() -> LoggerManager:
+    """Make loggers that drop everything.
+
+    Without loggers of its own a manager of SparseML writes log files to a folder
+    ``sparse_logs`` where the process was started.
+
+    Returns:
+        Loggers for ``initialize``.
+    """
+    nobody = LambdaLogger(lambda_func=lambda *args, **kwargs: True)
+    return LoggerManager([nobody], log_python=False)
 
 
 def recipe_key(name: str, doc: str, attribute: str | None = None) -> ModifierProp:
@@ -118,5 +132,6 @@ __all__ = [
     "modifier_classes",
     "parse_recipe_variables",
     "recipe_key",
+    "silent_loggers",
     "update_recipe_variables",
 ]

@@ -265,4 +265,4 @@ def test_the_gzipped_size_is_that_of_gzip(pruned):
     packed = subprocess.run(
         ["gzip", "-6nc", out / "model.safetensors"], capture_output=True, check=True
     )
-    assert record["gzip_mb"] == pytest.approx(len(packed.stdout) / 1e6, rel=1e-3)
+    assert record["gzip_mb"] == pytest.approx(len(packed.stdout) / 1e6, rel=1e-2)
