@@ -462,7 +462,11 @@ def _evaluate(
 
 
 def _gather_rows(rows: torch.Tensor, accelerator: Accelerator) -> torch.Tensor:
-    """Concatenate the rows of all processes, which may have different numbers."""
+    """Concatenate the rows of all processes, which may have different numbers.
+
+    Returns:
+        All rows, equal on all processes.
+    """
     count = torch.tensor([len(rows)], device=rows.device)
     counts = accelerator.gather(count).tolist()
     padded = accelerator.gather(accelerator.pad_across_processes(rows, dim=0))
