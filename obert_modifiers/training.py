@@ -356,7 +356,7 @@ class _Run:
             self._run_epoch()
             number += 1
             over = self.stepper.steps >= self.total_steps
-            if self.config.eval_each_epoch or over:
+            if len(self.data.validation) and (self.config.eval_each_epoch or over):
                 metrics = self._evaluate()
         sparsity = self.manager.sparsity() if self.manager is not None else 0.0
         events = self.manager.events if self.manager is not None else []

@@ -9,7 +9,6 @@ from rich.progress import (
     Progress,
     TaskID,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
@@ -158,11 +157,9 @@ class BarReporter(PlainReporter):
         """
         super().start(total_steps)
         self._progress = Progress(
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=10),  # all of it fits into 80 columns
             TextColumn("{task.completed:.0f}/{task.total:.0f}"),
             TextColumn("{task.description}", markup=False),
-            TimeElapsedColumn(),
-            TextColumn("left"),
             TimeRemainingColumn(),
             console=self._console,
             transient=True,
@@ -178,7 +175,9 @@ class BarReporter(PlainReporter):
         """
         if self._progress is not None:
             self._progress.update(
-                self._task, completed=record["step"], description=status(record)
+                self._task,
+                completed=record["step"],
+                description=status(record).replace("  ", " "),
             )
 
     def close(self) -> None:
