@@ -1,5 +1,6 @@
 """The README is true: its commands, recipe and code run, in a scaled form."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -105,3 +106,5 @@ def test_training_commands_run_scaled_down(number: int, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "out" / "model.safetensors").is_file()
     assert done.stdout.count("pruned at epoch") == 3
+    record = json.loads((tmp_path / "out" / "metrics.json").read_text("utf-8"))
+    assert record["machine"]["processes"] == (1 if words[0] == "obert" else 2)
