@@ -9,7 +9,8 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 
-_RANKED = ("WORLD_SIZE", "RANK", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+_MPI_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+_RANKED = ("WORLD_SIZE", "RANK", *_MPI_SIZES)
 
 
 def processes_asked_for(
