@@ -1,6 +1,6 @@
 """Fine-tune the embedded encoder that the benchmarks prune, once.
 
-    python benchmarks/prepare.py
+python benchmarks/prepare.py
 """
 
 import _common as common
