@@ -8,7 +8,7 @@ PYTEST := $(BIN)/python -m pytest
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
-.PHONY: help install venv quickstart test test-all test-core lint format bench-quick clean
+.PHONY: help install venv quickstart test test-all test-core lint format bench-prepare bench-quick clean
 
 help:  ## List the targets
 	@echo "obert_modifiers needs Python 3.10 or 3.11; no target needs a GPU. Targets:"
@@ -47,7 +47,10 @@ format: install  ## Format the code and sort its imports
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench-quick: install  ## Run every benchmark in its short form
+bench-prepare: install  ## Fine-tune and keep the model that the benchmarks prune
+	@$(BIN)/python benchmarks/prepare.py
+
+bench-quick: bench-prepare  ## Run every benchmark in its short form
 	@set -e; for file in benchmarks/bench_*.py; do \
 		[ -e "$$file" ] || { echo "no benchmarks/bench_*.py here"; exit 1; }; \
 		echo "==> $$file --quick"; $(BIN)/python "$$file" --quick; \

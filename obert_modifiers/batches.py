@@ -198,7 +198,11 @@ def inputs_of(batch: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _draw(available: int, wanted: int, seed: int) -> list[int]:
-    """Draw this process's share of samples, all different while there are enough."""
+    """Draw this process's share of samples, all different while there are enough.
+
+    Returns:
+        Indices of samples.
+    """
     rank, ranks = world()
     generator = torch.Generator().manual_seed(seed)
     indices: list[int] = []

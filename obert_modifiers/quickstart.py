@@ -38,6 +38,7 @@ class Settings:
         dense_learning_rate: Its highest learning rate; linear to 0.
         students_start_dense: Whether sparse runs start from the fine-tuned dense
             model; else from the encoder. The teacher is the dense model either way.
+        bf16: Whether training runs in mixed bfloat16 precision.
     """
 
     sentences: int = 2560
@@ -45,6 +46,7 @@ class Settings:
     dense_epochs: float = 2.0
     dense_learning_rate: float = 8e-5
     students_start_dense: bool = True
+    bf16: bool = False
 
 
 def run(
@@ -135,6 +137,7 @@ def arguments(name: str, folder: Path, seed: int, settings: Settings) -> Argumen
             num_train_epochs=settings.dense_epochs,
             learning_rate=settings.dense_learning_rate,
             per_device_train_batch_size=settings.batch_size,
+            bf16=settings.bf16,
             seed=seed,
         ),
         ("obert", "quickstart", "--seed", str(seed), "--only", name),

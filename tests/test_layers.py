@@ -55,7 +55,7 @@ LAYERS = {
     ),
     "cli": layer(
         RUNNING | {"kernels", "report", "quickstart", "__init__"},
-        NUMERIC | HUGGING_FACE | SHOW | {"safetensors", "yaml"},
+        NUMERIC | HUGGING_FACE | SHOW | {"psutil", "safetensors", "yaml"},
     ),
 }
 

@@ -1,5 +1,6 @@
 """The README is true: its commands, recipe and code run, in a scaled form."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -16,7 +17,10 @@ from tests import tiny
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXECUTED_BY_CI = {"make quickstart", "make test"}
-INSTALLING = {"pip install torch==2.13.0", "pip install -c constraints.txt -e '.[demo]'"}
+INSTALLING = {
+    "pip install torch==2.13.0",
+    "pip install -c constraints.txt -e '.[demo]'",
+}
 
 
 def blocks(language: str) -> list[str]:
@@ -25,7 +29,9 @@ def blocks(language: str) -> list[str]:
 
 def commands() -> list[str]:
     joined = "".join(blocks("console")).replace("\\\n", " ")
-    lines = [re.sub(r"\s+", " ", line.split("#")[0]).strip() for line in joined.split("\n")]
+    lines = [
+        re.sub(r"\s+", " ", line.split("#")[0]).strip() for line in joined.split("\n")
+    ]
     return [line for line in lines if line]
 
 
@@ -100,3 +106,5 @@ def test_training_commands_run_scaled_down(number: int, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "out" / "model.safetensors").is_file()
     assert done.stdout.count("pruned at epoch") == 3
+    record = json.loads((tmp_path / "out" / "metrics.json").read_text("utf-8"))
+    assert record["machine"]["processes"] == (1 if words[0] == "obert" else 2)

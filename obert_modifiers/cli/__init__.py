@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from obert_modifiers import __version__
+from obert_modifiers.cli.launch import start_missing_processes
 from obert_modifiers.cli.progress import LogLines, PlainReporter, make_reporter
 
 PACKAGE = "obert_modifiers"
@@ -204,6 +205,8 @@ def main(argv: list[str] | None = None) -> int:
         The exit code.
     """
     words = sys.argv[1:] if argv is None else list(argv)
+    if argv is None and "MASTER_ADDR" in os.environ:
+        start_missing_processes(words)
     debug = "--debug" in words or os.environ.get("OBERT_DEBUG", "") not in ("", "0")
     words = [word for word in words if word != "--debug"]
     try:

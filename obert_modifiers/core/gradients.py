@@ -107,9 +107,9 @@ def collect_gradients(
     The gradient of sample i is that of its own loss, not divided by the batch size.
     With ``granularity="batch"`` it is the gradient of the batch's mean loss, as
     SparseML takes it. Non-finite samples are left out; for parameters of other layers
-    than Linear their batch mates may go with them. The model is in eval mode meanwhile. ``.grad`` of every
-    parameter, the train or eval mode of every submodule, ``requires_grad`` and the
-    random state are as before when this returns or raises.
+    than Linear their batch mates may go with them. The model is in eval mode
+    meanwhile. ``.grad`` of every parameter, the train or eval mode of every submodule,
+    ``requires_grad`` and the random state are as before when this returns or raises.
 
     Args:
         model: The model, not wrapped for distributed training.

@@ -12,7 +12,6 @@ import datasets
 import torch
 import transformers
 from accelerate import PartialState
-from accelerate.state import AcceleratorState
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
@@ -68,8 +67,6 @@ def run(arguments: Arguments, reporter: Any = None) -> dict[str, Any]:
     """  # noqa: DOC502  raised by the checks
     started = time.monotonic()
     check(arguments)
-    # An earlier run in this process may have had another precision.
-    AcceleratorState._reset_state()
     arguments = what_to_do(arguments)
     manager = load_recipe(arguments)
     state = PartialState(cpu=arguments.train.use_cpu)
@@ -126,7 +123,6 @@ def _execute(plan: Plan, state: PartialState, reporter: Any) -> dict[str, Any]:
         model = _models.load_saved(folder)
     record = _facts(plan, result)
     if flags.do_eval:
-        AcceleratorState._reset_state()
         record |= evaluate(model, plan.data, replace(plan.config, mixed_precision="no"))
     if flags.do_predict and state.is_main_process:
         _predict(plan, model.to(state.device), folder / "predictions.csv")

@@ -1,5 +1,7 @@
 """Recipe values: what is accepted, what is refused, and with which words."""
 
+# ruff: noqa: E501  the tables hold whole messages
+
 import logging
 
 import pytest

@@ -1,0 +1,19 @@
+"""The training loop on ``accelerate``: it alone owns the step rule of a recipe."""
+
+from obert_modifiers.batches import TaskData
+from obert_modifiers.training.config import SCHEDULES, TrainConfig, TrainResult
+from obert_modifiers.training.evaluation import evaluate
+from obert_modifiers.training.journal import Reporter
+from obert_modifiers.training.loop import train
+from obert_modifiers.training.stepper import RecipeStepper
+
+__all__ = [
+    "SCHEDULES",
+    "RecipeStepper",
+    "Reporter",
+    "TaskData",
+    "TrainConfig",
+    "TrainResult",
+    "evaluate",
+    "train",
+]

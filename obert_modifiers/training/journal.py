@@ -1,0 +1,75 @@
+"""What a run tells: ``metrics.jsonl``, and somebody who shows it."""
+
+import json
+from pathlib import Path
+from typing import Any, Protocol
+
+
+class Reporter(Protocol):
+    """Somebody who shows a run while it goes on."""
+
+    def start(self, total_steps: int) -> None:
+        """Learn how many optimizer steps there will be."""
+
+    def step(self, record: dict[str, Any]) -> None:
+        """See step, epoch, loss, learning_rate and sparsity."""
+
+    def prune(self, record: dict[str, Any]) -> None:
+        """See a pruning event."""
+
+    def eval(self, record: dict[str, Any]) -> None:
+        """See the figures of an evaluation."""
+
+    def message(self, text: str) -> None:
+        """See one line."""
+
+    def close(self) -> None:
+        """Learn that the run is over, also when it failed."""
+
+
+class Journal:
+    """Writes ``metrics.jsonl`` and passes records on, on the main process alone."""
+
+    def __init__(self, folder: Path, reporter: Reporter | None, active: bool) -> None:
+        """Open the file.
+
+        Args:
+            folder: Folder of ``metrics.jsonl``.
+            reporter: Somebody who shows the run, or None.
+            active: False drops everything.
+        """
+        self._reporter = reporter if active else None
+        self._file = None
+        if active:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = (folder / "metrics.jsonl").open("w", encoding="utf-8")
+
+    def start(self, total_steps: int) -> None:
+        """Say how many optimizer steps there will be.
+
+        Args:
+            total_steps: Optimizer steps of the run.
+        """
+        if self._reporter is not None:
+            self._reporter.start(total_steps)
+
+    def write(self, kind: str, record: dict[str, Any]) -> None:
+        """Write a record and show it.
+
+        Args:
+            kind: step, prune, eval or message.
+            record: Plain values; ``text`` for a message.
+        """
+        if self._file is not None:
+            self._file.write(json.dumps({"kind": kind, **record}) + "\n")
+            self._file.flush()
+        if self._reporter is not None:
+            value = record["text"] if kind == "message" else record
+            getattr(self._reporter, kind)(value)
+
+    def close(self) -> None:
+        """Close the file and tell the reporter."""
+        if self._file is not None:
+            self._file.close()
+        if self._reporter is not None:
+            self._reporter.close()

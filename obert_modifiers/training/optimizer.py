@@ -1,0 +1,56 @@
+"""Parameter groups and learning-rate schedule where the recipe sets none."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from obert_modifiers.training.config import TrainConfig
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Leave vectors (biases, normalisation weights) out of weight decay.
+
+    Args:
+        model: The model.
+        weight_decay: Decay of the matrices; 0 makes one group.
+
+    Returns:
+        Groups for an optimizer.
+    """
+    if weight_decay == 0.0:
+        return [{"params": list(model.parameters())}]
+    decayed, plain = [], []
+    for param in model.parameters():
+        # Biases and normalisation weights are vectors; decay is for matrices.
+        (decayed if param.ndim > 1 else plain).append(param)
+    return [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+
+
+def rate_factor(config: TrainConfig, total_steps: int) -> Callable[[int], float]:
+    """Make the factor by which the learning rate is multiplied at each step.
+
+    Args:
+        config: Kind of schedule and share of warm-up.
+        total_steps: Optimizer steps of the run.
+
+    Returns:
+        Factor by optimizer step.
+    """
+    warmup = round(config.warmup_ratio * total_steps)
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return step / warmup
+        progress = (step - warmup) / max(1, total_steps - warmup)
+        if config.lr_scheduler_type == "constant":
+            return 1.0
+        if config.lr_scheduler_type == "cosine":
+            return 0.5 * (1.0 + math.cos(math.pi * progress))
+        return max(0.0, 1.0 - progress)
+
+    return factor
