@@ -131,9 +131,9 @@ def gradient_source(
 ) -> GradientSource:
     """Draw gradient samples from a task's training data.
 
-    Each draw takes other samples, by seed and number alone; with several processes
-    each takes its share of the same draw. Samples for per-sample gradients are sorted
-    by length, which changes none of them.
+    Each draw takes other samples, by seed and number alone, and is cut into the same
+    batches however many processes there are; they take turns at the batches. Samples
+    for per-sample gradients are sorted by length, which changes none of them.
 
     Args:
         data: The task.
@@ -153,14 +153,15 @@ def gradient_source(
         indices = _draw(len(lengths), wanted, seed + 104729 * (request.draw + 1))
         if not by_batch:
             indices.sort(key=lengths.__getitem__)
-        for part in _cut(indices, size):
+        rank, ranks = world()
+        for part in list(_cut(indices, size))[rank::ranks]:
             batch = data.collate([data.train[i] for i in part])
             yield {name: values.to(device) for name, values in batch.items()}
 
     def loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         return data.sample_loss(forward(**inputs_of(batch)), batch)
 
-    return GradientSource(batches, loss)
+    return GradientSource(batches, loss, divides=True)
 
 
 def check_sampling_options(options: dict[str, Any] | None) -> int:
@@ -198,17 +199,15 @@ def inputs_of(batch: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _draw(available: int, wanted: int, seed: int) -> list[int]:
-    """Draw this process's share of samples, all different while there are enough.
+    """Draw samples, all different while there are enough.
 
     Returns:
         Indices of samples.
     """
-    rank, ranks = world()
     generator = torch.Generator().manual_seed(seed)
     indices: list[int] = []
     while len(indices) < wanted:
-        order = torch.randperm(available, generator=generator).tolist()
-        indices += order[rank::ranks]
+        indices += torch.randperm(available, generator=generator).tolist()
     return indices[:wanted]
 
 

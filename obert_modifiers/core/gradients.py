@@ -23,14 +23,16 @@ class SampleRequest:
     """What a pruning event asks of the training data.
 
     Attributes:
-        num_samples: Gradients wanted of this process: samples, or batches where the
-            granularity is ``"batch"``.
+        num_samples: Gradients wanted over all processes: samples, or batches where
+            the granularity is ``"batch"``.
+        share: How many of them this process is to give.
         draw: Number of the draw, counted from 0; equal draws give equal samples.
         options: ``grad_sampler_kwargs`` of the recipe, such as ``batch_size``.
         granularity: ``"sample"`` or ``"batch"``.
     """
 
     num_samples: int
+    share: int
     draw: int
     options: dict[str, Any]
     granularity: str = "sample"
@@ -46,11 +48,15 @@ class GradientSource:
             ``(k,)``. A 0-dimensional result is taken as the mean over the batch,
             whose size ``batch_size`` then has to tell.
         batch_size: Number of samples of a batch; needed only for a scalar loss.
+        divides: True if ``batches`` itself gives each process its part of one draw,
+            in whole batches; False if each process takes its share of a draw of its
+            own.
     """
 
     batches: Callable[[SampleRequest], Iterable[Any]]
     loss: Callable[[nn.Module, Any], Tensor]
     batch_size: Callable[[Any], int] | None = None
+    divides: bool = False
 
     def sample_losses(self, model: nn.Module, batch: Any) -> Tensor:
         """Return the losses of a batch so that their sum has per-sample gradients.

@@ -40,6 +40,8 @@ from obert_modifiers.core.update import UPDATES
 from obert_modifiers.kernels import eliminate_greedily
 
 SELECTIONS = ("independent", "greedy")
+_DTYPES = {"float32": torch.float32, "float64": torch.float64}
+FISHER_DTYPES = tuple(_DTYPES)
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,7 @@ class SecondOrderConfig:
         selection: ``"independent"`` or ``"greedy"``.
         update: ``"joint"`` or ``"independent"``.
         num_recomputations: Sub-steps with a fresh Fisher each.
+        fisher_dtype: Precision of the sums, ``"float32"`` or ``"float64"``.
         options: ``grad_sampler_kwargs`` of the recipe.
         pattern: Structure of the sparsity.
     """
@@ -145,6 +148,7 @@ class SecondOrderConfig:
     selection: str = "greedy"
     update: str = "joint"
     num_recomputations: int = 1
+    fisher_dtype: str = "float32"
     options: tuple[tuple[str, Any], ...] = ()
     pattern: MaskPattern = UNSTRUCTURED
 
@@ -340,13 +344,16 @@ def _collect(
             p.numel(),
             config.fisher_block_size,
             device=p.device,
-            dtype=torch.promote_types(p.dtype, torch.float32),
+            dtype=torch.promote_types(p.dtype, _DTYPES[config.fisher_dtype]),
         )
         for p in parameters
     ]
     rank, ranks = world()
-    wanted = share_of(config.num_grads, rank, ranks)
-    request = SampleRequest(wanted, draw, dict(config.options), config.grad_granularity)
+    share = share_of(config.num_grads, rank, ranks)
+    options = dict(config.options)
+    request = SampleRequest(
+        config.num_grads, share, draw, options, config.grad_granularity
+    )
     count = collect_gradients(
         model,
         parameters,
@@ -354,7 +361,7 @@ def _collect(
         source.sample_losses,
         lambda i, grads: fishers[i].add_(layouts[i].arrange(grads), kept[i]),
         granularity=config.grad_granularity,
-        limit=wanted,
+        limit=None if source.divides else share,
     )
     count.used = all_reduce_count(count.used, parameters[0].device)
     count.skipped = all_reduce_count(count.skipped, parameters[0].device)

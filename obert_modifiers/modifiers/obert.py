@@ -8,6 +8,7 @@ from torch import nn
 
 from obert_modifiers.core.blocks import check_block_size
 from obert_modifiers.core.pruning_step import (
+    FISHER_DTYPES,
     SELECTIONS,
     SecondOrderConfig,
     StepResult,
@@ -65,6 +66,7 @@ class OBERTPruningModifier(GradualPruningModifier):
     num_recomputations = recipe_key("num_recomputations", "Sub-steps of an event.")
     grad_granularity = recipe_key("grad_granularity", "sample or batch.")
     selection = recipe_key("selection", "independent or greedy.")
+    fisher_dtype = recipe_key("fisher_dtype", "Precision of the Fisher's sums.")
 
     def __init__(
         self,
@@ -87,6 +89,7 @@ class OBERTPruningModifier(GradualPruningModifier):
         grad_granularity: str = "sample",
         selection: str = "greedy",
         update: str = "joint",
+        fisher_dtype: str = "float32",
     ) -> None:
         """Check and keep the recipe's keys.
 
@@ -115,6 +118,9 @@ class OBERTPruningModifier(GradualPruningModifier):
                 for that of a batch's mean loss, as in SparseML.
             selection: ``independent`` or ``greedy``.
             update: ``joint`` or ``independent``.
+            fisher_dtype: ``float32``, or ``float64`` for twice the memory: for an
+                absolute ``damp`` far below the gradients, and for the same masks on
+                any number of processes.
 
         Raises:
             ValueError: If a value breaks its rule.
@@ -152,6 +158,7 @@ class OBERTPruningModifier(GradualPruningModifier):
             "grad_granularity", grad_granularity, ("sample", "batch")
         )
         self._selection = as_choice("selection", selection, SELECTIONS)
+        self._fisher_dtype = as_choice("fisher_dtype", fisher_dtype, FISHER_DTYPES)
         self._update_rule = as_choice("update", update, tuple(UPDATES))
         self._grad_sampler_kwargs = _as_options(grad_sampler_kwargs)
         self._source = None
@@ -216,6 +223,7 @@ class OBERTPruningModifier(GradualPruningModifier):
             selection=self._selection,
             update=self._update_rule,
             num_recomputations=self._num_recomputations,
+            fisher_dtype=self._fisher_dtype,
             options=tuple((self._grad_sampler_kwargs or {}).items()),
             pattern=self._pattern,
         )
