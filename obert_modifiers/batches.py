@@ -158,10 +158,20 @@ def gradient_source(
             batch = data.collate([data.train[i] for i in part])
             yield {name: values.to(device) for name, values in batch.items()}
 
-    def loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        return data.sample_loss(forward(**inputs_of(batch)), batch)
+    def outputs(model: nn.Module, batch: dict[str, Tensor]) -> Any:
+        return forward(**inputs_of(batch))
 
-    return GradientSource(batches, loss, divides=True)
+    def loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        return data.sample_loss(outputs(model, batch), batch)
+
+    return GradientSource(
+        batches,
+        loss,
+        divides=True,
+        forward=outputs,
+        inputs=inputs_of,
+        output_loss=data.sample_loss,
+    )
 
 
 def check_sampling_options(options: dict[str, Any] | None) -> int:

@@ -9,12 +9,14 @@ from torch import Tensor
 from torch.nn import Module
 
 from obert_modifiers.core.gradients import GradientSource
-from obert_modifiers.core.pruning_step import PruneReport
+from obert_modifiers.core.report import PruneReport
 from obert_modifiers.modifiers._host import (
     Modifier,
     ScheduledModifierManager,
     silent_loggers,
 )
+from obert_modifiers.modifiers._losses import with_distillation
+from obert_modifiers.modifiers.distillation import LogitDistillationModifier
 from obert_modifiers.recipe import (
     LoadedRecipe,
     Problem,
@@ -62,6 +64,7 @@ class RecipeManager:
         self.text = recipe.text
         self._recipe = recipe
         self._sparsity: float | None = 0.0
+        self._epoch = 0.0
 
     @classmethod
     def from_recipe(
@@ -199,6 +202,14 @@ class RecipeManager:
             teacher: The dense model to distil from, ``"self"`` or ``"disable"``.
             loggers: SparseML's loggers; None logs to nobody.
         """
+        self._epoch = epoch
+        if gradient_source is not None:
+            distillers = [
+                m for m in self.modifiers if isinstance(m, LogitDistillationModifier)
+            ]
+            gradient_source = with_distillation(
+                gradient_source, distillers, lambda: self._epoch
+            )
         offered = {
             "gradient_source": gradient_source,
             "grad_sampler": grad_sampler,
@@ -223,6 +234,7 @@ class RecipeManager:
         """
         if any(m.update_ready(epoch, steps_per_epoch) for m in self.pruning):
             self._sparsity = None
+        self._epoch = epoch
         self.host.update(model, optimizer, epoch, steps_per_epoch)
 
     def pre_step(

@@ -143,6 +143,11 @@ class GroupLayout:
     transposed: bool = False
 
     @property
+    def numel(self) -> int:
+        """Number of weights."""
+        return self.shape[0] * self.shape[1]
+
+    @property
     def _unchanged(self) -> bool:
         pattern = self.pattern
         return pattern.group_size == 1 or (pattern.rows == 1 and not self.transposed)
@@ -187,6 +192,18 @@ class GroupLayout:
         if self.transposed:
             matrix = matrix.transpose(-1, -2)
         return matrix.reshape(*lead, -1)
+
+    def band(self, numel: int) -> "GroupLayout":
+        """Lay out some whole rows of groups of the same matrix.
+
+        Args:
+            numel: Weights of the rows.
+
+        Returns:
+            The order of their weights, of a matrix that is not transposed.
+        """
+        width = self.shape[1]
+        return GroupLayout(self.pattern, (numel // width, width))
 
     def groups(self, values: Tensor) -> Tensor:
         """Cut a parameter, or a tensor of its shape, into groups.

@@ -1,13 +1,18 @@
 """Block-diagonal empirical Fisher information of one parameter."""
 
+import math
 from collections.abc import Sequence
+from copy import copy
 
 import torch
 from torch import Tensor
 
-from obert_modifiers.core.blocks import count_blocks, to_blocks
-from obert_modifiers.core.parallel import all_reduce_count, world
-from obert_modifiers.kernels import accumulate_blocks_
+from obert_modifiers.core.blocks import count_blocks, from_blocks, to_blocks
+from obert_modifiers.kernels import (
+    accumulate_blocks_,
+    multiply_inverse,
+    update_inverse_,
+)
 
 
 class BlockFisher:
@@ -27,7 +32,8 @@ class BlockFisher:
         fisher_block_size: int,
         *,
         device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype = torch.float64,
+        with_mean: bool = False,
     ) -> None:
         """Allocate the sum of no gradients.
 
@@ -36,6 +42,7 @@ class BlockFisher:
             fisher_block_size: Width B of a block.
             device: Where the state lives.
             dtype: Precision of the sum, float32 or float64.
+            with_mean: True keeps the sum of the gradients too.
         """
         blocks = count_blocks(numel, fisher_block_size)
         self.numel = numel
@@ -43,6 +50,11 @@ class BlockFisher:
         self.num_grads = 0
         self.sums = torch.zeros(
             blocks, fisher_block_size, fisher_block_size, device=device, dtype=dtype
+        )
+        self.grad_sum = (
+            torch.zeros(numel, device=device, dtype=torch.float64)
+            if with_mean
+            else None
         )
 
     @property
@@ -70,35 +82,90 @@ class BlockFisher:
         grads = grads.to(self.sums.dtype)
         if kept is not None:
             grads.mul_(kept)
+        if self.grad_sum is not None:
+            self.grad_sum += grads.sum(dim=0, dtype=torch.float64)
         accumulate_blocks_(self.sums, to_blocks(grads, self.fisher_block_size))
         self.num_grads += grads.shape[0]
+
+    def to(self, device: torch.device | str) -> "BlockFisher":
+        """Return the same state on a device, itself if it is there.
+
+        Args:
+            device: The device.
+
+        Returns:
+            The state; its gradients are those added so far.
+        """
+        if self.sums.device == torch.device(device):
+            return self
+        moved = copy(self)
+        moved.sums = self.sums.to(device)
+        moved.grad_sum = None if self.grad_sum is None else self.grad_sum.to(device)
+        return moved
+
+    def newton_step(self, damp: float) -> tuple[Tensor, float]:
+        r"""Compute the step to the minimum of the quadratic model, unconstrained.
+
+        :math:`-F^{-1} \bar g` with the mean gradient :math:`\bar g`. Removing weights
+        from the point that it leads to, by the rules for a model at its minimum, is
+        the exact minimiser of :math:`\bar g^T d + \frac12 d^T F d` with
+        :math:`d_P = -w_P`.
+
+        Args:
+            damp: Dampening, larger than 0.
+
+        Returns:
+            The step ``(d,)``, float64, and the change of the model's value that it
+            makes, :math:`-\frac12 \bar g^T F^{-1} \bar g`.
+
+        Raises:
+            ValueError: If the sum of the gradients was not kept.
+        """
+        if self.grad_sum is None:
+            raise ValueError(
+                "with_mean=False keeps no mean gradient; expected with_mean=True; "
+                "allocate the state with it"
+            )
+        mean = self.grad_sum * self.scale
+        blocks = to_blocks(mean, self.fisher_block_size)
+        step = multiply_inverse(self.sums, self.scale, damp, blocks)
+        step = -from_blocks(step, self.numel)
+        return step, 0.5 * float(mean @ step)
 
     def diagonal(self) -> Tensor:
         """Return the mean squared gradient of each weight, ``(d,)``, undampened."""
         diagonal = self.sums.diagonal(dim1=1, dim2=2).reshape(-1)
         return diagonal[: self.numel] * self.scale
 
-    def reduce_(self) -> None:
-        """Sum over all processes, in place; equal bits everywhere afterwards."""
-        if world()[1] > 1:
-            torch.distributed.all_reduce(self.sums)
-            self.num_grads = all_reduce_count(self.num_grads, self.sums.device)
+    def living_trace(self, kept: Tensor | None) -> tuple[float, int]:
+        """Sum the undampened diagonal over the weights that are kept.
+
+        Args:
+            kept: Mask ``(d,)``, True = kept, or None for all.
+
+        Returns:
+            The sum and the number of weights that are kept.
+        """
+        diagonal = self.diagonal()
+        if kept is not None:
+            diagonal = diagonal[kept]
+        return float(diagonal.sum(dtype=torch.float64)), diagonal.numel()
 
 
 def resolve_damp(
-    fishers: Sequence[BlockFisher],
-    masks: Sequence[Tensor],
+    traces: Sequence[float],
+    living: int,
     damp: float | None,
     damp_fraction: float | None,
 ) -> float:
     r"""Choose the dampening of one pruning event.
 
     Args:
-        fishers: State of each selected parameter.
-        masks: Mask of each parameter, True = kept.
+        traces: Sums of the undampened diagonal over the living weights, of all pieces
+            of all selected parameters in their order.
+        living: Number of those weights.
         damp: Absolute :math:`\lambda` as in oBERT equation (2); None to derive it.
-        damp_fraction: Fraction of the mean undampened diagonal over the living
-            weights of all selected parameters.
+        damp_fraction: Fraction of the mean of that diagonal.
 
     Returns:
         :math:`\lambda > 0`, one number for all parameters.
@@ -119,11 +186,7 @@ def resolve_damp(
             "damp and damp_fraction are both missing; expected one of them; use "
             "damp_fraction: 0.01"
         )
-    total, living = 0.0, 0
-    for fisher, mask in zip(fishers, masks, strict=True):
-        kept = mask.reshape(-1)
-        total += float(fisher.diagonal()[kept].sum(dtype=torch.float64))
-        living += int(kept.sum())
+    total = math.fsum(traces)
     if total <= 0.0:
         raise ValueError(
             f"damp_fraction={damp_fraction} of a mean Fisher diagonal of 0 is 0: every "
@@ -131,3 +194,52 @@ def resolve_damp(
             "the loss, or give an absolute damp"
         )
     return damp_fraction * total / living
+
+
+class StreamingInverse:
+    r"""Inverse of the dampened Fisher blocks, kept up to date gradient by gradient.
+
+    oBERT section 3.2.2 with k gradients at a time (Woodbury): with
+    :math:`F^{-1} = I / \lambda` at the start and G the ``(k, B)`` gradients of a block,
+    :math:`F^{-1} \leftarrow F^{-1} - F^{-1} G^T (m I + G F^{-1} G^T)^{-1} G F^{-1}`.
+    For k = 1 it is the paper's recursion. The number of gradients m has to be known
+    beforehand; :class:`BlockFisher` needs less time and is what pruning uses. This is
+    for those who want the inverse of what came in so far.
+
+    Memory: ``num_blocks * B * B`` values.
+    """
+
+    def __init__(
+        self,
+        numel: int,
+        fisher_block_size: int,
+        damp: float,
+        num_grads: int,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float64,
+    ) -> None:
+        """Start with no gradient, ``F^-1 = I / damp``.
+
+        Args:
+            numel: Number of weights d.
+            fisher_block_size: Width B of a block.
+            damp: Dampening, larger than 0.
+            num_grads: Gradients m that will have been added in the end.
+            device: Where the state lives.
+            dtype: Precision of the state and of the arithmetic.
+        """
+        blocks = count_blocks(numel, fisher_block_size)
+        self.numel, self.num_grads = numel, num_grads
+        self.fisher_block_size = fisher_block_size
+        eye = torch.eye(fisher_block_size, device=device, dtype=dtype) / damp
+        self.f_inv = eye.repeat(blocks, 1, 1)  # (num_blocks, B, B)
+
+    def add_(self, grads: Tensor) -> None:
+        """Take gradients into the inverse, in place.
+
+        Args:
+            grads: ``(k, d)``, finite.
+        """
+        blocks = to_blocks(grads.to(self.f_inv.dtype), self.fisher_block_size)
+        update_inverse_(self.f_inv, blocks, self.num_grads)

@@ -1,21 +1,20 @@
 """Gradients of single samples, or of batches, without disturbing training.
 
 Per-sample gradients of a Linear layer come from its inputs x and the gradients dy of
-its outputs, all samples in one backward pass: ``G_i = sum_t dy_it x_it^T``. They are
-handed on layer by layer and never exist for the whole model at once.
+its outputs, all samples in one backward pass: ``G_i = sum_t dy_it x_it^T``. What is
+handed on are x and dy: who adds the gradients up forms them, a piece at a time.
 """
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 MAX_SKIPPED_SHARE = 0.1
-_CHUNK_ELEMENTS = 48_000_000  # floats of per-sample gradients held at a time
 
 
 @dataclass(frozen=True)
@@ -51,12 +50,44 @@ class GradientSource:
         divides: True if ``batches`` itself gives each process its part of one draw,
             in whole batches; False if each process takes its share of a draw of its
             own.
+        forward: Called with the model and a batch; gives the outputs on which other
+            losses can be built, or None.
+        inputs: Called with a batch; gives the model's inputs by name.
+        output_loss: Called with outputs and a batch; gives the same as ``loss``.
+        other_losses: Losses beside ``loss`` by name, called as that one.
     """
 
     batches: Callable[[SampleRequest], Iterable[Any]]
     loss: Callable[[nn.Module, Any], Tensor]
     batch_size: Callable[[Any], int] | None = None
     divides: bool = False
+    forward: Callable[[nn.Module, Any], Any] | None = None
+    inputs: Callable[[Any], Mapping[str, Tensor]] | None = None
+    output_loss: Callable[[Any, Any], Tensor] | None = None
+    other_losses: Mapping[str, Callable[[nn.Module, Any], Tensor]] | None = None
+
+    def of_loss(self, name: str) -> "GradientSource":
+        """Take the gradients of another loss.
+
+        Args:
+            name: ``"task"`` for ``loss``, or one of ``other_losses``.
+
+        Returns:
+            A source of the same samples.
+
+        Raises:
+            ValueError: If there is no such loss.
+        """
+        if name == "task":
+            return self
+        if name not in (self.other_losses or {}):
+            raise ValueError(
+                f"fisher_loss={name} is not to be had from this source of gradients; "
+                "expected a source that gives the model's outputs, and a "
+                "LogitDistillationModifier in the recipe; use fisher_loss: task"
+            )
+        assert self.other_losses is not None
+        return replace(self, loss=self.other_losses[name])
 
     def sample_losses(self, model: nn.Module, batch: Any) -> Tensor:
         """Return the losses of a batch so that their sum has per-sample gradients.
@@ -95,7 +126,36 @@ class GradientCount:
     skipped: int = 0
 
 
-Consume = Callable[[int, Tensor], None]
+@dataclass(frozen=True)
+class Signals:
+    """What the gradients of a Linear weight are made of, for the samples of a batch.
+
+    The gradient of sample i is ``sum_t dy_it x_it^T``, ``(out, in)``.
+
+    Attributes:
+        inputs: x, ``(k, T, in)``. T is 0 where the layer took no part in the loss.
+        output_grads: dy, ``(k, T, out)``.
+    """
+
+    inputs: Tensor
+    output_grads: Tensor
+
+
+@dataclass(frozen=True)
+class BatchGradients:
+    """Gradients of the samples of one batch.
+
+    Attributes:
+        size: Samples k, all finite.
+        parts: Of each parameter, what they are made of, or the gradients themselves,
+            ``(k, numel)``.
+    """
+
+    size: int
+    parts: tuple[Signals | Tensor, ...]
+
+
+Consume = Callable[[BatchGradients], None]
 
 
 def collect_gradients(
@@ -122,9 +182,7 @@ def collect_gradients(
         parameters: Parameters of the model whose gradients are wanted.
         batches: Batches for ``losses``.
         losses: Called with model and batch; gives the loss of each sample, ``(k,)``.
-        consume: Called with the position of a parameter and gradients ``(k', numel)``
-            in the parameter's dtype; may be called several times per batch. The
-            tensor is the consumer's until it returns, to change or to copy.
+        consume: Called once for each batch that has a finite sample.
         granularity: ``"sample"`` or ``"batch"``.
         limit: Stop after this many gradients, finite or not; None takes all batches.
 
@@ -141,7 +199,7 @@ def collect_gradients(
         )
     collect = _sample_gradients if granularity == "sample" else _batch_gradient
     count = GradientCount()
-    with _undisturbed(model):
+    with undisturbed(model):
         plan = _plan(model, parameters)
         for batch in batches:
             left = None if limit is None else limit - count.used - count.skipped
@@ -151,21 +209,40 @@ def collect_gradients(
     return count
 
 
+def sum_losses(
+    model: nn.Module,
+    batches: Iterable[Any],
+    source: GradientSource,
+    limit: int | None = None,
+) -> tuple[float, int]:
+    """Sum the loss over samples, without disturbing training.
+
+    Args:
+        model: The model; in eval mode meanwhile.
+        batches: Batches of the source.
+        source: Tells the losses.
+        limit: Stop after this many samples; None takes all batches.
+
+    Returns:
+        Sum of the losses and number of samples.
+    """
+    total, count = 0.0, 0
+    with undisturbed(model), torch.no_grad():
+        for batch in batches:
+            losses = source.sample_losses(model, batch)
+            losses = losses[: None if limit is None else limit - count]
+            total += float(losses.sum(dtype=torch.float64))
+            count += len(losses)
+            if count == limit:
+                break
+    return total, count
+
+
 @dataclass(frozen=True)
 class _Plan:
     parameters: Sequence[nn.Parameter]
     linear: dict[nn.Module, int]  # module -> position of its weight
     other: list[int]  # positions that go the slow way
-    # Memory of the gradients of one layer, used again and again: fresh memory of this
-    # size costs more time than the products that fill it.
-    workspace: dict[torch.dtype, Tensor] = field(default_factory=dict)
-
-    def room(self, like: Tensor, size: int) -> Tensor:
-        """Return ``size`` uninitialized elements of memory that is used again."""
-        kept = self.workspace.get(like.dtype)
-        if kept is None or kept.numel() < size or kept.device != like.device:
-            kept = self.workspace[like.dtype] = like.new_empty(size)
-        return kept[:size]
 
 
 def _plan(model: nn.Module, parameters: Sequence[nn.Parameter]) -> _Plan:
@@ -216,9 +293,11 @@ def _sample_gradients(
     count.skipped += wanted - len(rows)
     if len(rows) == 0:
         return
-    _fold_linear(plan, calls, rows, consume)
+    parts: dict[int, Signals | Tensor] = _signals(plan, calls, rows)
     for position, values in zip(plan.other, slow, strict=True):
-        consume(position, values[slow_finite])
+        parts[position] = values[slow_finite]
+    ordered = tuple(parts[position] for position in range(len(plan.parameters)))
+    consume(BatchGradients(len(rows), ordered))
 
 
 @dataclass(eq=False)
@@ -275,37 +354,36 @@ def _finite_samples(call: _Call, size: int) -> Tensor:
     return finite
 
 
-def _fold_linear(
-    plan: _Plan, calls: list[_Call], rows: Tensor, consume: Consume
-) -> None:
+def _signals(
+    plan: _Plan, calls: list[_Call], rows: Tensor
+) -> dict[int, Signals | Tensor]:
     by_module: dict[nn.Module, list[_Call]] = {}
     for call in calls:
         if call.output_grad is not None:
             by_module.setdefault(call.module, []).append(call)
-    for module, position in plan.linear.items():
-        parameter = plan.parameters[position]
-        for chunk in rows.split(max(1, _CHUNK_ELEMENTS // parameter.numel())):
-            grads = _linear_gradients(plan, parameter, by_module.get(module, []), chunk)
-            consume(position, grads.reshape(len(chunk), -1))
+    return {
+        position: _signals_of(
+            plan.parameters[position], by_module.get(module, []), rows
+        )
+        for module, position in plan.linear.items()
+    }
 
 
-def _linear_gradients(
-    plan: _Plan, weight: nn.Parameter, calls: list[_Call], rows: Tensor
-) -> Tensor:
+def _signals_of(weight: nn.Parameter, calls: list[_Call], rows: Tensor) -> Signals:
     dtype = torch.promote_types(weight.dtype, torch.float32)
-    like = torch.empty(0, dtype=dtype, device=weight.device)
-    found = plan.room(like, len(rows) * weight.numel()).view(len(rows), *weight.shape)
-    if not calls:  # the layer took no part in the loss
-        return found.zero_()
-    for nth, call in enumerate(calls):
+    out, width = weight.shape
+    inputs = [weight.new_empty(len(rows), 0, width, dtype=dtype)]
+    output_grads = [weight.new_empty(len(rows), 0, out, dtype=dtype)]
+    for call in calls:
         assert call.output_grad is not None
-        x = call.inputs[rows].to(dtype).reshape(len(rows), -1, weight.shape[1])
-        dy = call.output_grad[rows].to(dtype).reshape(len(rows), -1, weight.shape[0])
-        if nth == 0:
-            torch.bmm(dy.transpose(1, 2), x, out=found)  # (k, out, in)
-        else:
-            found.baddbmm_(dy.transpose(1, 2), x)
-    return found
+        inputs.append(call.inputs[rows].to(dtype).reshape(len(rows), -1, width))
+        dy = call.output_grad[rows].to(dtype)
+        output_grads.append(dy.reshape(len(rows), -1, out))
+    # The sum over several calls of a layer is one over all their positions.
+    return Signals(
+        inputs[-1] if len(inputs) <= 2 else torch.cat(inputs, dim=1),
+        output_grads[-1] if len(inputs) <= 2 else torch.cat(output_grads, dim=1),
+    )
 
 
 def _one_by_one(
@@ -352,8 +430,7 @@ def _batch_gradient(
         count.skipped += 1
         return
     count.used += 1
-    for position, grad in enumerate(found):
-        consume(position, grad.reshape(1, -1))
+    consume(BatchGradients(1, tuple(grad.reshape(1, -1) for grad in found)))
 
 
 @contextmanager
@@ -372,7 +449,16 @@ def _requiring_grad(
 
 
 @contextmanager
-def _undisturbed(model: nn.Module) -> Iterator[None]:
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Put a model into eval mode for a while, and leave no other trace.
+
+    Args:
+        model: The model. Mode of every submodule and random state of all devices come
+            back.
+
+    Yields:
+        Once, with gradients enabled.
+    """
     modes = [(module, module.training) for module in model.modules()]
     python_state = random.getstate()
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()

@@ -1,8 +1,12 @@
-"""Memory that a process has used."""
+"""Memory that a process has used, and can use."""
 
+import os
 import sys
+from pathlib import Path
 
 import torch
+
+_MEMINFO = Path("/proc/meminfo")
 
 
 def peak_memory(device: torch.device | str = "cpu") -> int:
@@ -24,3 +28,28 @@ def peak_memory(device: torch.device | str = "cpu") -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
+
+
+def available_memory(device: torch.device | str = "cpu") -> int | None:
+    """Return the memory that a process can still take, in bytes.
+
+    Args:
+        device: A CUDA device tells what its allocator can get; anything else the
+            machine, whose free memory the processes of a launch share evenly.
+
+    Returns:
+        Bytes; None on systems that do not tell (others than Linux).
+    """
+    device = torch.device(device)
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device)
+        unused -= torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + unused
+    if not _MEMINFO.is_file():
+        return None
+    for line in _MEMINFO.read_text(encoding="ascii").splitlines():
+        name, _, value = line.partition(":")
+        if name == "MemAvailable":
+            free = int(value.split()[0]) * 1024  # the kernel writes KiB
+            return free // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return None

@@ -1,13 +1,18 @@
 """The few questions that the algorithms ask of ``torch.distributed``."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
 import torch
+from torch import Tensor
+from torch import distributed as dist
 
 
 def world() -> tuple[int, int]:
     """Return rank and number of processes; (0, 1) where nothing is distributed."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if not (dist.is_available() and dist.is_initialized()):
         return 0, 1
-    return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return dist.get_rank(), dist.get_world_size()
 
 
 def share_of(total: int, rank: int, ranks: int) -> int:
@@ -24,6 +29,22 @@ def share_of(total: int, rank: int, ranks: int) -> int:
     return total // ranks + (rank < total % ranks)
 
 
+def all_reduce_(values: Tensor, least: bool = False) -> Tensor:
+    """Sum a tensor over all processes, in place.
+
+    Args:
+        values: Same shape and dtype on all processes, on a device where the process
+            group can work, such as a parameter's.
+        least: True for the minimum in place of the sum.
+
+    Returns:
+        The tensor, equal bits on all processes.
+    """
+    if world()[1] > 1:
+        dist.all_reduce(values, dist.ReduceOp.MIN if least else dist.ReduceOp.SUM)
+    return values
+
+
 def all_reduce_count(count: int, device: torch.device) -> int:
     """Sum a number over all processes.
 
@@ -36,6 +57,64 @@ def all_reduce_count(count: int, device: torch.device) -> int:
     """
     if world()[1] == 1:
         return count
-    tensor = torch.tensor([count], device=device)
-    torch.distributed.all_reduce(tensor)
-    return int(tensor)
+    return int(all_reduce_(torch.tensor([count], device=device)))
+
+
+def all_gather_row(row: Tensor) -> Tensor:
+    """Collect a row of numbers from every process.
+
+    Args:
+        row: ``(n,)``, same length and dtype on all processes.
+
+    Returns:
+        ``(processes, n)``.
+    """
+    found = [torch.empty_like(row) for _ in range(world()[1])]
+    dist.all_gather(found, row)
+    return torch.stack(found)
+
+
+def exchange(parts: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
+    """Send a flat tensor to every process and get one from each.
+
+    Args:
+        parts: ``(n_r,)`` for each process r; one dtype and device everywhere.
+        sizes: Elements that come from each process.
+
+    Returns:
+        A tensor from each process, in memory of its own.
+    """
+    sent = torch.cat([part.reshape(-1) for part in parts])
+    found = sent.new_empty(sum(sizes))
+    dist.all_to_all_single(found, sent, list(sizes), [p.numel() for p in parts])
+    return [part.clone() for part in found.split(list(sizes))]
+
+
+@contextmanager
+def together(device: torch.device) -> Iterator[None]:
+    """Raise on all processes if the body raises on one of them.
+
+    The body must not talk to other processes.
+
+    Args:
+        device: Where the process group can work, such as a parameter's device.
+
+    Yields:
+        Once, for the body.
+
+    Raises:
+        RuntimeError: If another process failed, so that none waits for it.
+    """
+    try:
+        yield
+    except Exception:
+        all_reduce_count(1, device)
+        raise
+    if all_reduce_count(0, device):
+        raise RuntimeError(OTHER_FAILED)
+
+
+OTHER_FAILED = (
+    "another process failed in this pruning event; expected all to succeed; see its "
+    "message; nothing was pruned"
+)

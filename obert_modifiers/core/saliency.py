@@ -10,6 +10,7 @@ from obert_modifiers.core.fisher import BlockFisher
 from obert_modifiers.core.selection import Candidates
 from obert_modifiers.kernels import (
     cheapest_subsets,
+    eliminate_greedily,
     inverse_group_blocks,
     solve_groups,
 )
@@ -70,7 +71,7 @@ def magnitude_candidates(
     if pattern.n_m is None:
         return _whole_groups(sizes.sum(dim=1), kept)
     members = _first_in_group(sizes, kept, pattern.unit)
-    return Candidates((sizes * members).sum(dim=1), members, _unfinished(kept, pattern))
+    return _patterns((sizes * members).sum(dim=1), members, kept, pattern)
 
 
 def obs_candidates(
@@ -115,20 +116,59 @@ def obs_candidates(
         singles = values.double().square() / (2.0 * diagonal)
         members = _first_in_group(singles, ~gone, pattern.unit)
         costs = 0.5 * (values * solve_groups(inverse, values, members)).sum(dim=2)
-    return Candidates(
-        costs.reshape(-1)[:count],
-        members.reshape(-1, size)[:count],
-        _unfinished(kept, pattern),
+    members = members.reshape(-1, size)[:count]
+    return _patterns(costs.reshape(-1)[:count], members, kept, pattern)
+
+
+def greedy_candidates(
+    weights: Tensor,
+    kept: Tensor,
+    fisher: BlockFisher,
+    damp: float,
+    pattern: MaskPattern,
+) -> Candidates:
+    """Price weights or groups in the order of greedy elimination in their block.
+
+    See :func:`obert_modifiers.kernels.eliminate_greedily`. Blocks compete through the
+    running maximum of their costs, so that the order inside a block is kept.
+
+    Args:
+        weights: ``(groups, Q)``, in the order of the Fisher.
+        kept: ``(groups, Q)``, current mask, True = kept.
+        fisher: State of the piece.
+        damp: Dampening, larger than 0.
+        pattern: Structure of the sparsity.
+
+    Returns:
+        One candidate for each rank in each block; costs in float64, infinite for
+        ranks that stand for nothing.
+    """
+    width = fisher.fisher_block_size
+    size = 1 if pattern.n_m else pattern.group_size
+    greedy = eliminate_greedily(
+        fisher.sums,
+        fisher.scale,
+        damp,
+        to_blocks(weights.reshape(-1), width),
+        living_blocks(kept, width),
+        group_size=size,
+        n_m=pattern.n_m,
     )
+    costs = running_maximum(greedy.costs).reshape(-1)
+    small = torch.int16 if width <= 2**15 else torch.int64
+    return Candidates(costs, None, greedy.order.to(small), size)
 
 
 def _whole_groups(costs: Tensor, kept: Tensor) -> Candidates:
-    everything = torch.ones(1, dtype=torch.bool, device=kept.device)
-    return Candidates(costs, everything.expand_as(kept), kept.any(dim=1))
+    alive = kept.any(dim=1)
+    return Candidates(torch.where(alive, costs, torch.inf), group_size=kept.shape[1])
 
 
-def _unfinished(kept: Tensor, pattern: MaskPattern) -> Tensor:
-    return (~kept).sum(dim=1) < pattern.unit
+def _patterns(
+    costs: Tensor, members: Tensor, kept: Tensor, pattern: MaskPattern
+) -> Candidates:
+    unfinished = (~kept).sum(dim=1) < pattern.unit
+    return Candidates(torch.where(unfinished, costs, torch.inf), members)
 
 
 def _first_in_group(saliency: Tensor, kept: Tensor, count: int) -> Tensor:

@@ -27,7 +27,7 @@ def joint_update(
     Args:
         weight: Weights before pruning in the order of the Fisher, any shape with d
             elements.
-        fisher: State of the parameter.
+        fisher: State of the piece.
         damp: Dampening, larger than 0.
         mask: New mask, True = kept, shape of the weights.
         group_size: Of no influence: the pruned set is taken as a whole.
@@ -59,7 +59,7 @@ def independent_update(
     Args:
         weight: Weights before pruning in the order of the Fisher, any shape with d
             elements.
-        fisher: State of the parameter.
+        fisher: State of the piece.
         damp: Dampening, larger than 0.
         mask: New mask, True = kept, shape of the weights.
         group_size: Weights Q of a group; divides B and d.

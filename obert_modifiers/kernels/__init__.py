@@ -9,6 +9,7 @@ from obert_modifiers.kernels.fisher import (
     inverse_blocks,
     inverse_group_blocks,
     multiply_inverse,
+    update_inverse_,
 )
 from obert_modifiers.kernels.greedy import GreedyOrder, eliminate_greedily
 from obert_modifiers.kernels.groups import cheapest_subsets, solve_groups
@@ -24,4 +25,5 @@ __all__ = [
     "multiply_inverse",
     "solve_groups",
     "solve_joint_update",
+    "update_inverse_",
 ]

@@ -10,7 +10,8 @@ from torch import nn
 
 from obert_modifiers.core.memory import peak_memory
 from obert_modifiers.core.parallel import world
-from obert_modifiers.core.pruning_step import PruneReport, StepResult
+from obert_modifiers.core.pruning_step import StepResult
+from obert_modifiers.core.report import PruneReport
 from obert_modifiers.core.schedule import (
     INTERPOLATIONS,
     interpolate_sparsity,
@@ -34,6 +35,7 @@ from obert_modifiers.modifiers._targets import (
 )
 from obert_modifiers.modifiers._validate import (
     as_choice,
+    as_density,
     as_flag,
     as_float,
     as_fraction,
@@ -66,6 +68,7 @@ class GradualPruningModifier(ScheduledUpdateModifier):
     global_sparsity = recipe_key("global_sparsity", "One threshold for all.")
     mask_type = recipe_key("mask_type", "Structure of the sparsity.")
     leave_enabled = recipe_key("leave_enabled", "Keep masking after end_epoch.")
+    min_density = recipe_key("min_density", "Share that each parameter keeps.")
 
     def __init__(
         self,
@@ -80,6 +83,7 @@ class GradualPruningModifier(ScheduledUpdateModifier):
         inter_func: str,
         global_sparsity: bool,
         mask_type: str,
+        min_density: float,
     ) -> None:
         """Check and keep the keys that the pruning modifiers share.
 
@@ -99,6 +103,8 @@ class GradualPruningModifier(ScheduledUpdateModifier):
             mask_type: Structure of the sparsity: ``unstructured``, ``block4``,
                 ``block:RxC`` (output rows x input columns) or ``N:M`` (N kept of
                 every M along the input dimension, whose sparsity is (M - N) / M).
+            min_density: Share of its weights that each parameter keeps at least,
+                however cheap they are.
 
         Raises:
             ValueError: If a value breaks its rule; the message says which and how to
@@ -136,6 +142,9 @@ class GradualPruningModifier(ScheduledUpdateModifier):
         self._inter_func = as_choice("inter_func", inter_func, INTERPOLATIONS)
         self._global_sparsity = as_flag("global_sparsity", global_sparsity)
         self._leave_enabled = as_flag("leave_enabled", leave_enabled)
+        self._min_density = as_density(
+            min_density, max(goal for goal, _ in self._goals), self._pattern
+        )
         self._masks: ParameterMasks | None = None
         self._model: nn.Module | None = None
         self._starts: list[float] = []
@@ -263,6 +272,7 @@ class GradualPruningModifier(ScheduledUpdateModifier):
             num_gradients=result.gradients.used,
             skipped_gradients=result.gradients.skipped,
             damp=result.damp,
+            memory_plan=result.plan.describe() if result.plan else "",
             layers=masks.counts(),
         )
         self._events.append(report)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from obert_modifiers.core.pruning_step import Target
+from obert_modifiers.core.targets import Target
 
 ALL = "__ALL__"
 ALL_PRUNABLE = "__ALL_PRUNABLE__"

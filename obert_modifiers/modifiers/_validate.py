@@ -2,12 +2,17 @@
 
 import difflib
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from obert_modifiers.core.blocks import MaskPattern, parse_mask_type
 
 _PATTERN_TOLERANCE = 1e-3  # 1:3 cannot be written exactly in decimals
+_AMOUNT = re.compile(
+    r"([0-9]*\.?[0-9]+(?:e\+?[0-9]+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE
+)
+_UNITS = ("", "K", "M", "G", "T")
 
 
 def as_float(name: str, value: Any) -> float:
@@ -99,6 +104,61 @@ def as_fraction(name: str, value: Any) -> float:
             f"{fix or 'write a number between 0 and 1'}"
         )
     return number
+
+
+def as_density(value: Any, sparsity: float, pattern: MaskPattern) -> float:
+    """Hold the share that each parameter keeps against what is to be pruned.
+
+    Args:
+        value: Number or string.
+        sparsity: Highest final sparsity.
+        pattern: Structure of the sparsity.
+
+    Returns:
+        A fraction.
+
+    Raises:
+        ValueError: If the sparsity cannot be reached with it.
+    """
+    density = as_fraction("min_density", value)
+    if density and pattern.n_m is not None:
+        raise ValueError(
+            f"min_density={density:g} and mask_type={pattern.name} are both given; "
+            "expected one of them: N:M prunes all parameters alike; leave min_density "
+            "out"
+        )
+    if density > 1.0 - sparsity:
+        raise ValueError(
+            f"min_density={density:g} leaves no room for final_sparsity={sparsity:g}; "
+            f"expected at most {1.0 - sparsity:g}; lower it"
+        )
+    return density
+
+
+def as_bytes(name: str, value: Any) -> int:
+    """Read an amount of memory.
+
+    Args:
+        name: Key of the recipe.
+        value: Bytes as a number, or with a unit, such as ``8GB`` or ``8GiB``.
+
+    Returns:
+        Bytes.
+
+    Raises:
+        ValueError: If it is not an amount.
+    """
+    found = _AMOUNT.fullmatch(str(value).strip())
+    size = 0
+    if found is not None:
+        power = _UNITS.index(found[2].upper()) if found[2] else 0
+        size = int(float(found[1]) * (1024 if found[3] else 1000) ** power)
+    if size < 1:
+        raise ValueError(
+            f"{name}={value} is not an amount of memory; expected bytes, or a number "
+            "with a unit; write 8GB or 8GiB"
+        )
+    return size
 
 
 def as_frequency(name: str, value: Any) -> float:

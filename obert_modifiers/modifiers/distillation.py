@@ -162,14 +162,29 @@ class LogitDistillationModifier(ScheduledModifier):
                 "student_outputs and student_inputs are missing; expected both for "
                 "distillation; pass them to loss_update"
             )
+        rows = self.sample_losses(student_outputs, student_inputs)
+        return mix_losses(loss, rows.mean(), self._hardness)
+
+    def sample_losses(
+        self, student_outputs: Any, student_inputs: Mapping[str, Tensor]
+    ) -> Tensor:
+        """Compute the distillation loss of each sample.
+
+        Args:
+            student_outputs: Outputs with ``logits``, or a tuple that starts with
+                them.
+            student_inputs: Inputs by name; ``labels`` are not shown to the teacher.
+
+        Returns:
+            ``(k,)``, with gradients to the student's outputs alone.
+        """
         inputs = {k: v for k, v in student_inputs.items() if k != "labels"}
         student = _logits(student_outputs)
         if next(self._teacher.parameters()).device != student.device:
             self._teacher.to(student.device)
         with torch.no_grad():
             teacher = _logits(self._teacher(**inputs))
-        rows = distillation_loss(student, teacher, self._temperature)
-        return mix_losses(loss, rows.mean(), self._hardness)
+        return distillation_loss(student, teacher, self._temperature)
 
     def finalize(
         self, module: nn.Module | None = None, reset_loggers: bool = True, **kwargs: Any

@@ -43,6 +43,7 @@ class GMPStarPruningModifier(GradualPruningModifier):
         inter_func: str = "cubic",
         global_sparsity: bool = False,
         mask_type: str = "unstructured",
+        min_density: float = 0.0,
     ) -> None:
         """Check and keep the recipe's keys.
 
@@ -59,6 +60,7 @@ class GMPStarPruningModifier(GradualPruningModifier):
             global_sparsity: True for one threshold over all parameters.
             mask_type: Structure of the sparsity: ``unstructured``, ``block4``,
                 ``block:RxC`` or ``N:M``, as in ``2:4``.
+            min_density: Share of its weights that each parameter keeps at least.
         """
         super().__init__(
             params=params,
@@ -71,6 +73,7 @@ class GMPStarPruningModifier(GradualPruningModifier):
             inter_func=inter_func,
             global_sparsity=global_sparsity,
             mask_type=mask_type,
+            min_density=min_density,
         )
 
     def prune_step(self, sparsities: Sequence[float]) -> StepResult:
@@ -88,4 +91,5 @@ class GMPStarPruningModifier(GradualPruningModifier):
             sparsities,
             global_sparsity=self._global_sparsity,
             pattern=self._pattern,
+            min_density=self._min_density,
         )

@@ -7,20 +7,31 @@ from typing import Any
 from torch import nn
 
 from obert_modifiers.core.blocks import check_block_size
-from obert_modifiers.core.pruning_step import (
+from obert_modifiers.core.event import (
+    DAMP_GRID,
     FISHER_DTYPES,
     SELECTIONS,
     SecondOrderConfig,
-    StepResult,
-    second_order_step_,
+    plan_targets,
 )
+from obert_modifiers.core.parallel import world
+from obert_modifiers.core.pruning_step import StepResult, second_order_step_
+from obert_modifiers.core.sharding import MemoryPlan
 from obert_modifiers.core.update import UPDATES
 from obert_modifiers.modifiers._gradual import GradualPruningModifier
 from obert_modifiers.modifiers._host import PyTorchModifierYAML, recipe_key
+from obert_modifiers.modifiers._losses import FISHER_LOSSES
 from obert_modifiers.modifiers._sampling import from_sparseml
 from obert_modifiers.modifiers._targets import ALL_ENCODER
-from obert_modifiers.modifiers._validate import as_choice, as_count, as_positive
+from obert_modifiers.modifiers._validate import (
+    as_bytes,
+    as_choice,
+    as_count,
+    as_flag,
+    as_positive,
+)
 
+AUTO = "auto"
 DEFAULT_DAMP_FRACTION = 0.01
 
 _LOGGER = logging.getLogger(__name__)
@@ -31,8 +42,9 @@ class OBERTPruningModifier(GradualPruningModifier):
     """Prune by second-order saliency, gradually, and update what remains.
 
     Kurtic et al. 2022 (oBERT), sections 3.1 to 3.4. The recipe keys are those of
-    SparseML's ``OBSPruningModifier`` and four more: ``damp_fraction``,
-    ``grad_granularity``, ``selection`` and ``update``. With ``batch`` gradients,
+    SparseML's ``OBSPruningModifier`` and these: ``damp_fraction``,
+    ``grad_granularity``, ``fisher_loss``, ``selection``, ``update``, ``first_order``,
+    ``min_density``, ``fisher_dtype`` and ``memory_budget``. With ``batch`` gradients,
     ``independent`` selection and update, and an absolute ``damp`` it is that method;
     the defaults here prune to a lower loss. ``fisher_block_size`` is a multiple of the
     group size of ``mask_type``.
@@ -67,6 +79,9 @@ class OBERTPruningModifier(GradualPruningModifier):
     grad_granularity = recipe_key("grad_granularity", "sample or batch.")
     selection = recipe_key("selection", "independent or greedy.")
     fisher_dtype = recipe_key("fisher_dtype", "Precision of the Fisher's sums.")
+    fisher_loss = recipe_key("fisher_loss", "task, distillation or train.")
+    first_order = recipe_key("first_order", "Whether the mean gradient counts.")
+    memory_budget = recipe_key("memory_budget", "Memory that an event may take.")
 
     def __init__(
         self,
@@ -80,8 +95,9 @@ class OBERTPruningModifier(GradualPruningModifier):
         inter_func: str = "cubic",
         global_sparsity: bool = True,
         mask_type: str = "unstructured",
+        min_density: float = 0.0,
         num_grads: int = 1024,
-        damp: float | None = None,
+        damp: float | str | None = None,
         damp_fraction: float | None = None,
         fisher_block_size: int = 48,
         grad_sampler_kwargs: dict[str, Any] | None = None,
@@ -89,7 +105,10 @@ class OBERTPruningModifier(GradualPruningModifier):
         grad_granularity: str = "sample",
         selection: str = "greedy",
         update: str = "joint",
-        fisher_dtype: str = "float32",
+        fisher_dtype: str = "float64",
+        fisher_loss: str = "task",
+        first_order: bool = False,
+        memory_budget: int | str | None = None,
     ) -> None:
         """Check and keep the recipe's keys.
 
@@ -106,8 +125,11 @@ class OBERTPruningModifier(GradualPruningModifier):
             global_sparsity: True for one threshold over all parameters.
             mask_type: Structure of the sparsity: ``unstructured``, ``block4``,
                 ``block:RxC`` or ``N:M``, as in ``2:4``.
+            min_density: Share of its weights that each parameter keeps at least.
             num_grads: Gradients m, over all processes.
-            damp: Absolute dampening as in oBERT equation (2).
+            damp: Absolute dampening as in oBERT equation (2), or ``auto`` for the
+                fraction of :data:`~obert_modifiers.core.event.DAMP_GRID` that
+                leaves the lowest loss on 256 other training samples, at each event.
             damp_fraction: Dampening as a fraction of the mean Fisher diagonal over
                 the living weights; 0.01 where neither is given.
             fisher_block_size: Width B of a Fisher block.
@@ -118,9 +140,16 @@ class OBERTPruningModifier(GradualPruningModifier):
                 for that of a batch's mean loss, as in SparseML.
             selection: ``independent`` or ``greedy``.
             update: ``joint`` or ``independent``.
-            fisher_dtype: ``float32``, or ``float64`` for twice the memory: for an
-                absolute ``damp`` far below the gradients, and for the same masks on
-                any number of processes.
+            fisher_dtype: ``float64``, or ``float32`` for half the memory and less
+                time, where the dampening is not far below the gradients.
+            fisher_loss: Loss whose gradients are taken: ``task``, ``distillation``,
+                or ``train`` for the mix of both that is trained at the time.
+            first_order: True takes the mean gradient into account, for a model that
+                is not at a minimum.
+            memory_budget: Memory that an event may take beside the model, in bytes or
+                as in ``8GB``, per process; where the Fisher does not fit, it is
+                collected in several turns, with the same masks. Nine tenths of what
+                is free where it is not given.
 
         Raises:
             ValueError: If a value breaks its rule.
@@ -136,6 +165,7 @@ class OBERTPruningModifier(GradualPruningModifier):
             inter_func=inter_func,
             global_sparsity=global_sparsity,
             mask_type=mask_type,
+            min_density=min_density,
         )
         if damp is not None and damp_fraction is not None:
             raise ValueError(
@@ -144,7 +174,7 @@ class OBERTPruningModifier(GradualPruningModifier):
             )
         if damp is None and damp_fraction is None:
             damp_fraction = DEFAULT_DAMP_FRACTION
-        self._damp = None if damp is None else as_positive("damp", damp)
+        self._damp = damp if damp in (None, AUTO) else as_positive("damp", damp)
         self._damp_fraction = (
             None
             if damp_fraction is None
@@ -157,8 +187,14 @@ class OBERTPruningModifier(GradualPruningModifier):
         self._grad_granularity = as_choice(
             "grad_granularity", grad_granularity, ("sample", "batch")
         )
-        self._selection = as_choice("selection", selection, SELECTIONS)
+        self._selection = as_choice("selection", selection, tuple(SELECTIONS))
         self._fisher_dtype = as_choice("fisher_dtype", fisher_dtype, FISHER_DTYPES)
+        self._fisher_loss = as_choice("fisher_loss", fisher_loss, FISHER_LOSSES)
+        self._first_order = as_flag("first_order", first_order)
+        self._memory_budget = memory_budget
+        self._budget_bytes = (
+            None if memory_budget is None else as_bytes("memory_budget", memory_budget)
+        )
         self._update_rule = as_choice("update", update, tuple(UPDATES))
         self._grad_sampler_kwargs = _as_options(grad_sampler_kwargs)
         self._source = None
@@ -203,7 +239,43 @@ class OBERTPruningModifier(GradualPruningModifier):
                 "of gradients; pass grad_sampler with data_loader_builder and "
                 "loss_function to initialize GradSampler"
             )
+        self._source = self._source.of_loss(self._fisher_loss)
         super().initialize(module, epoch, loggers, **kwargs)
+        plan = self.memory_plan()  # a budget that is too small fails now
+        if world()[0] == 0:
+            _LOGGER.info("%s", plan.describe())
+
+    def memory_plan(self, ranks: int | None = None) -> MemoryPlan:
+        """Plan the Fisher state of an event for the selected parameters.
+
+        Args:
+            ranks: Number of processes; None asks torch, and every process has to
+                call it.
+
+        Returns:
+            The plan; an error if the budget is too small.
+        """
+        return plan_targets(self._masks.targets, self._config(), ranks)
+
+    def _config(self) -> SecondOrderConfig:
+        auto = self._damp == AUTO
+        return SecondOrderConfig(
+            num_grads=self._num_grads,
+            fisher_block_size=self._fisher_block_size,
+            damp=None if auto else self._damp,
+            damp_fraction=self._damp_fraction,
+            damp_grid=DAMP_GRID if auto else (),
+            grad_granularity=self._grad_granularity,
+            selection=self._selection,
+            update=self._update_rule,
+            num_recomputations=self._num_recomputations,
+            fisher_dtype=self._fisher_dtype,
+            memory_budget=self._budget_bytes,
+            first_order=self._first_order,
+            min_density=self._min_density,
+            options=tuple((self._grad_sampler_kwargs or {}).items()),
+            pattern=self._pattern,
+        )
 
     def prune_step(self, sparsities: Sequence[float]) -> StepResult:
         """Collect gradients, prune, and update what remains; writes the parameters.
@@ -214,26 +286,13 @@ class OBERTPruningModifier(GradualPruningModifier):
         Returns:
             The new masks and the figures of the event.
         """
-        config = SecondOrderConfig(
-            num_grads=self._num_grads,
-            fisher_block_size=self._fisher_block_size,
-            damp=self._damp,
-            damp_fraction=self._damp_fraction,
-            grad_granularity=self._grad_granularity,
-            selection=self._selection,
-            update=self._update_rule,
-            num_recomputations=self._num_recomputations,
-            fisher_dtype=self._fisher_dtype,
-            options=tuple((self._grad_sampler_kwargs or {}).items()),
-            pattern=self._pattern,
-        )
         result = second_order_step_(
             self._model,
             self._masks.targets,
             self._masks.param_masks,
             sparsities,
             global_sparsity=self._global_sparsity,
-            config=config,
+            config=self._config(),
             source=self._source,
             draw=self._draws,
         )

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from obert_modifiers.core.pruning_step import PruneReport
+from obert_modifiers.core.report import PruneReport
 
 SCHEDULES = ("linear", "cosine", "constant")
 

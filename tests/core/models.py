@@ -6,7 +6,7 @@ from torch import nn
 
 from obert_modifiers.core.blocks import MaskPattern
 from obert_modifiers.core.gradients import GradientSource, SampleRequest
-from obert_modifiers.core.pruning_step import Target
+from obert_modifiers.core.targets import Target
 from tests import reference
 
 

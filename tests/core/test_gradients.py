@@ -6,10 +6,16 @@ import pytest
 import torch
 from torch import nn
 
-from obert_modifiers.core.gradients import GradientSource, collect_gradients
+from obert_modifiers.core.gradients import GradientSource, Signals, collect_gradients
 from tests.core.models import losses, make_batches, make_model, sample_gradients
 
 NAMES = ("first.weight", "shared.weight", "head.weight", "unused.weight", "first.bias")
+
+
+def _formed(part):
+    if isinstance(part, Signals):
+        return torch.einsum("kto,kti->koi", part.output_grads, part.inputs).flatten(1)
+    return part
 
 
 def _collect(model, names, batches, granularity="sample", limit=None, loss=losses):
@@ -20,7 +26,10 @@ def _collect(model, names, batches, granularity="sample", limit=None, loss=losse
         parameters,
         batches,
         loss,
-        lambda i, grads: rows[i].append(grads.clone()),
+        lambda batch: [
+            found.append(_formed(part))
+            for found, part in zip(rows, batch.parts, strict=True)
+        ],
         granularity=granularity,
         limit=limit,
     )

@@ -141,13 +141,15 @@ def test_candidates_against_brute_force(text: str) -> None:
         group = list(range(g * size, (g + 1) * size))
         gone = [i for i in group if not kept[i]]
         alive = len(gone) < (pattern.unit if pattern.n_m else size)
-        assert bool(found.living[g]) == alive
+        assert bool(torch.isfinite(found.costs[g])) == alive
         if not alive:
             continue
         members, price = reference.cheapest_subset(
             dense, weights.numpy(), group, gone, pattern.unit
         )
-        assert [group[i] for i in found.members[g].nonzero().flatten()] == list(members)
+        one = torch.arange(len(found.costs)) == g
+        lost = found.pruned(one, len(weights)).nonzero().flatten().tolist()
+        assert lost == list(members)
         assert found.costs[g].item() == pytest.approx(price, rel=1e-8)
         singles = [
             reference.group_saliency(dense, weights.numpy(), [i]) for i in members
@@ -164,7 +166,7 @@ def test_candidates_of_large_groups_go_by_single_saliencies(monkeypatch) -> None
     monkeypatch.setattr("obert_modifiers.core.saliency.MAX_SUBSETS", 1)
     found = obs_candidates(*groups, fisher, DAMP, pattern)
     values = weights.numpy()
-    for g in found.living.nonzero().flatten().tolist():
+    for g in torch.isfinite(found.costs).nonzero().flatten().tolist():
         group = list(range(4 * g, 4 * g + 4))
         singles = [reference.group_saliency(dense, values, [i]) for i in group]
         ranked = sorted(range(4), key=lambda i: (bool(kept[group[i]]), singles[i]))
@@ -180,12 +182,12 @@ def test_magnitude_candidates() -> None:
     weights = torch.tensor([[3.0, -1, 1, 0.5], [0, 0, 5, -4], [1, 1, 1, 1]])
     kept = torch.tensor([[True] * 4, [False, True, True, True], [True] * 4])
     whole = magnitude_candidates(weights, kept, parse_mask_type("block4"))
-    assert whole.costs.tolist() == [5.5, 9.0, 4.0] and whole.living.all()
+    assert whole.costs.tolist() == [5.5, 9.0, 4.0] and whole.group_size == 4
     pairs = magnitude_candidates(weights, kept, parse_mask_type("2:4"))
     assert pairs.members.int().tolist() == [[0, 1, 0, 1], [1, 1, 0, 0], [1, 1, 0, 0]]
     assert pairs.costs.tolist() == [1.5, 0.0, 2.0]
     three = magnitude_candidates(weights, kept, parse_mask_type("3:4"))
-    assert three.living.tolist() == [True, False, True]
+    assert torch.isfinite(three.costs).tolist() == [True, False, True]
 
 
 def test_counts_are_whole_groups() -> None:

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from obert_modifiers.core.event import SecondOrderConfig
 from obert_modifiers.core.gradients import GradientSource
 from obert_modifiers.core.parallel import world
-from obert_modifiers.core.pruning_step import SecondOrderConfig, second_order_step_
+from obert_modifiers.core.pruning_step import second_order_step_
 from tests.core.models import losses, make_batches, make_model, targets_of
 
 NAMES = ("first.weight", "shared.weight")

@@ -57,64 +57,9 @@ def test_schedule_refuses_nonsense() -> None:
     assert schedule.sparsity_to_count(0.8, 10_616_832) == 8_493_466
 
 
-@pytest.mark.parametrize("count", [0, 1, 7, 20])
-def test_smallest_is_exact_and_breaks_ties_by_index(count: int) -> None:
-    values = torch.tensor([3.0, 1.0, 1.0, 2.0, 0.0] * 4, dtype=torch.float64)
-    expected = reference.lowest(values.numpy(), np.ones(20, bool), count)
-    assert selection.smallest(values, count).tolist() == expected.tolist()
-
-
-def test_smallest_refuses_nan_and_too_many() -> None:
-    with pytest.raises(FloatingPointError, match="saliency has NaN"):
-        selection.smallest(torch.tensor([1.0, float("nan")]), 1)
-    with pytest.raises(ValueError, match=r"count=3 is outside \[0, 2\]"):
-        selection.smallest(torch.ones(2), 3)
-
-
-@pytest.mark.parametrize("global_sparsity", [True, False])
-@pytest.mark.parametrize("sparsity", [0.0, 0.25, 0.5, 1.0])
-def test_independent_selection_hits_the_count(
-    global_sparsity: bool, sparsity: float
-) -> None:
-    torch.manual_seed(0)
-    saliencies = [torch.rand(15), torch.rand(24) * 3]
-    masks = [torch.rand(3, 5) > 0.2, torch.rand(24) > 0.2]
-    for mask, saliency in zip(masks, saliencies, strict=True):
-        saliency[~mask.reshape(-1)] = 0.0
-    pools = selection.make_pools([15, 24], [sparsity] * 2, global_sparsity)
-    fresh = selection.select_independently(saliencies, masks, pools)
-    for old, new in zip(masks, fresh, strict=True):
-        assert not (new & ~old).any()  # what is pruned stays pruned
-    for pool in pools:
-        pruned = sum(int((~fresh[i]).sum()) for i in pool.members)
-        already = sum(int((~masks[i]).sum()) for i in pool.members)
-        assert pruned == max(pool.count, already)
-        living = np.concatenate([masks[i].reshape(-1).numpy() for i in pool.members])
-        values = np.concatenate([saliencies[i].numpy() for i in pool.members])
-        gone = reference.lowest(values, living, max(0, pool.count - already)) | ~living
-        ours = np.concatenate([(~fresh[i]).reshape(-1).numpy() for i in pool.members])
-        assert (ours == gone).all()
-
-
 def test_pools_group_equal_targets() -> None:
     pools = selection.make_pools([10, 10, 20], [0.5, 0.8, 0.5], True)
     assert [(p.members, p.count) for p in pools] == [((0, 2), 15), ((1,), 8)]
-
-
-def test_all_equal_saliency_prunes_by_index() -> None:
-    masks = [torch.ones(4, 4, dtype=torch.bool)]
-    pools = selection.make_pools([16], [0.5], True)
-    fresh = selection.select_independently([torch.ones(16)], masks, pools)
-    assert fresh[0].reshape(-1).tolist() == [False] * 8 + [True] * 8
-
-
-def test_greedy_selection_keeps_the_order_inside_a_block() -> None:
-    keys = [torch.tensor([[1.0, 1.0, 1.0], [1.0, 2.0, torch.inf]])]
-    orders = [torch.tensor([[2, 0, 1], [1, 0, 2]])]
-    masks = [torch.tensor([True, True, True, True, True])]
-    pools = [selection.Pool((0,), 2)]
-    fresh = selection.select_greedily(keys, orders, masks, pools)
-    assert fresh[0].tolist() == [False, True, False, True, True]
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 5.5])
@@ -211,19 +156,23 @@ def test_damping() -> None:
     fisher, grads, _ = _fisher()
     mask = torch.rand(23) > 0.5
     mean = grads.square().mean(dim=0)[mask].mean().item()
-    found = resolve_damp([fisher], [mask], None, 0.01)
-    assert found == pytest.approx(0.01 * mean)
-    assert resolve_damp([fisher], [mask], 1e-7, None) == 1e-7
+    trace, living = fisher.living_trace(mask)
+    assert living == int(mask.sum())
+    assert resolve_damp([trace], living, None, 0.01) == pytest.approx(0.01 * mean)
+    total, everything = fisher.living_trace(None)
+    assert everything == 23
+    assert total == pytest.approx(grads.square().mean(dim=0).sum().item())
+    assert resolve_damp([], 0, 1e-7, None) == 1e-7
     with pytest.raises(ValueError, match="are both given"):
-        resolve_damp([fisher], [mask], 1e-7, 0.01)
+        resolve_damp([1.0], 1, 1e-7, 0.01)
     with pytest.raises(ValueError, match="are both missing"):
-        resolve_damp([fisher], [mask], None, None)
+        resolve_damp([1.0], 1, None, None)
     silent = BlockFisher(23, 5)
     with pytest.raises(ValueError, match="no gradient was added"):
-        resolve_damp([silent], [mask], None, 0.01)
+        silent.living_trace(mask)
     silent.add_(torch.zeros(4, 23))
     with pytest.raises(ValueError, match="every sampled gradient is zero"):
-        resolve_damp([silent], [mask], None, 0.01)
+        resolve_damp([silent.living_trace(mask)[0]], living, None, 0.01)
 
 
 def test_shares_sum_up() -> None:

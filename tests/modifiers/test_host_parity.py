@@ -8,9 +8,10 @@ import torch
 
 from obert_modifiers.core.blocks import parse_mask_type
 from obert_modifiers.core.fisher import BlockFisher
-from obert_modifiers.core.pruning_step import Target, magnitude_step_
+from obert_modifiers.core.pruning_step import magnitude_step_
 from obert_modifiers.core.saliency import obs_candidates
-from obert_modifiers.core.selection import make_pools, select_candidates
+from obert_modifiers.core.selection import choose, make_pools, make_quotas
+from obert_modifiers.core.targets import Target
 from obert_modifiers.core.update import independent_update
 from obert_modifiers.modifiers import _host  # it has to be imported before SparseML
 
@@ -76,7 +77,8 @@ def test_independent_step_is_its_obs_step(mask_type: str) -> None:
     # It adds 1e-7 to the diagonal of single weights.
     np.testing.assert_allclose(found.costs, each, rtol=1e-5)
     pools = make_pools([weight.numel()], [0.5], True, pattern.unit)
-    mask = select_candidates([found], [kept], pools, pattern.unit)[0]
+    chosen = choose([found], [(0, 0)], 1, make_quotas(pools, [kept], pattern))[0]
+    mask = ~found.pruned(chosen, weight.numel()).reshape(kept.shape)
     assert torch.equal(mask.reshape(SHAPE), theirs.bool())
 
     ours, _ = independent_update(groups, fisher, DAMP, mask, pattern.group_size)

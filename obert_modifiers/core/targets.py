@@ -1,0 +1,94 @@
+"""Parameters that are pruned: how they are laid out, and who writes them."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from obert_modifiers.core.blocks import GroupLayout, MaskPattern, make_layout
+
+
+@dataclass(frozen=True)
+class Target:
+    """One parameter that is pruned.
+
+    Attributes:
+        name: Full name of the parameter in the unwrapped model.
+        parameter: The parameter.
+        transposed: True for ``(in, out)`` weights, as of GPT-2's Conv1D layers.
+    """
+
+    name: str
+    parameter: nn.Parameter
+    transposed: bool = False
+
+    def layout(self, pattern: MaskPattern) -> GroupLayout:
+        """Lay the parameter out in groups.
+
+        Args:
+            pattern: Structure of the sparsity.
+
+        Returns:
+            The order of the weights; an error if the groups do not divide its shape.
+        """
+        return make_layout(pattern, self.name, self.parameter.shape, self.transposed)
+
+
+def write_parameters_(
+    targets: Sequence[Target], values: Sequence[Tensor], masks: Sequence[Tensor]
+) -> None:
+    """Write pruned parameters in place, exactly zero where the mask is False.
+
+    Args:
+        targets: Parameters to write.
+        values: New values of each, any float dtype, same number of elements.
+        masks: Mask of each, True = kept.
+    """
+    with torch.no_grad():
+        for target, value, mask in zip(targets, values, masks, strict=True):
+            shaped = value.reshape(target.parameter.shape)
+            target.parameter.copy_(torch.where(mask, shaped, 0.0))
+
+
+@contextmanager
+def restored(targets: Sequence[Target], *, after_success: bool) -> Iterator[None]:
+    """Bring the parameters back after the body, always or only if it fails.
+
+    Args:
+        targets: The parameters.
+        after_success: True brings them back in any case.
+
+    Yields:
+        Once, for the body.
+    """
+    before = [t.parameter.detach().clone() for t in targets]
+    done = False
+    try:
+        yield
+        done = True
+    finally:
+        if after_success or not done:
+            with torch.no_grad():
+                for target, old in zip(targets, before, strict=True):
+                    target.parameter.copy_(old)
+
+
+def restore_shapes(
+    layouts: Sequence[GroupLayout], values: Sequence[Tensor], like: Sequence[Tensor]
+) -> list[Tensor]:
+    """Bring weights from the order of the groups into the parameters' shapes.
+
+    Args:
+        layouts: Of each parameter.
+        values: ``(d,)`` or ``(groups, Q)`` of each.
+        like: Tensors of the shapes.
+
+    Returns:
+        The same weights in those shapes.
+    """
+    return [
+        layout.restore(value.reshape(-1)).reshape(model.shape)
+        for layout, value, model in zip(layouts, values, like, strict=True)
+    ]

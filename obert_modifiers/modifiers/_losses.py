@@ -1,0 +1,61 @@
+"""Losses of which the Fisher can be taken, beside the task's own."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from obert_modifiers.core.distillation import mix_losses
+from obert_modifiers.core.gradients import GradientSource
+from obert_modifiers.modifiers.distillation import LogitDistillationModifier
+
+FISHER_LOSSES = ("task", "distillation", "train")
+
+
+def with_distillation(
+    source: GradientSource,
+    distillers: Sequence[LogitDistillationModifier],
+    epoch: Callable[[], float],
+) -> GradientSource:
+    """Add the losses of distillation to a source of gradients.
+
+    Args:
+        source: The source; stays as it is where it does not give the model's outputs.
+        distillers: The recipe's modifiers that distil.
+        epoch: Tells the progress in epochs.
+
+    Returns:
+        A source with ``"distillation"``, the distillation loss alone, and ``"train"``,
+        the mix that is trained at that epoch.
+    """
+    if source.forward is None or source.output_loss is None or source.inputs is None:
+        return source
+    if not distillers:
+        return source
+    forward, inputs, output_loss = source.forward, source.inputs, source.output_loss
+
+    def active() -> list[LogitDistillationModifier]:
+        return [one for one in distillers if one.active(epoch())]
+
+    def train(model: nn.Module, batch: Any) -> Tensor:
+        outputs = forward(model, batch)
+        losses = output_loss(outputs, batch)
+        for one in active():
+            rows = one.sample_losses(outputs, inputs(batch))
+            losses = mix_losses(losses, rows, one.hardness)
+        return losses
+
+    def distillation(model: nn.Module, batch: Any) -> Tensor:
+        found = active()
+        if not found:
+            raise ValueError(
+                f"fisher_loss=distillation at epoch {epoch():g}, where no modifier "
+                "distils; expected a teacher at every pruning event; use fisher_loss: "
+                "train"
+            )
+        outputs = forward(model, batch)
+        rows = [one.sample_losses(outputs, inputs(batch)) for one in found]
+        return sum(rows[1:], rows[0])
+
+    return replace(source, other_losses={"distillation": distillation, "train": train})
