@@ -213,3 +213,29 @@ def softened_kl(student: np.ndarray, teacher: np.ndarray, temperature: float) ->
     return temperature**2 * sum(
         a * (math.log(a) - math.log(b)) for a, b in zip(p, q, strict=True)
     )
+
+
+def best_step_from_slope(
+    fisher: np.ndarray, slope: np.ndarray, weights: np.ndarray, pruned: list[int]
+) -> tuple[np.ndarray, float]:
+    """Minimise ``g^T d + 1/2 d^T F d`` with ``d_P = -w_P`` through its KKT system."""
+    width, held = len(weights), len(pruned)
+    system = np.zeros((width + held, width + held))
+    system[:width, :width] = fisher
+    right = np.zeros(width + held)
+    right[:width] = -slope
+    for row, index in enumerate(pruned):
+        system[width + row, index] = system[index, width + row] = 1.0
+        right[width + row] = -weights[index]
+    step = np.linalg.solve(system, right)[:width]
+    return weights + step, float(slope @ step + 0.5 * step @ fisher @ step)
+
+
+def rank_one_recursion(grads: np.ndarray, damp: float, dtype: type) -> np.ndarray:
+    """oBERT section 3.2.2, one gradient at a time, in the precision given."""
+    count, width = grads.shape
+    inverse = np.eye(width, dtype=dtype) / dtype(damp)
+    for grad in grads.astype(dtype):
+        pulled = inverse @ grad
+        inverse -= np.outer(pulled, pulled) / (dtype(count) + grad @ pulled)
+    return inverse
