@@ -137,6 +137,31 @@ def test_sparseml_is_in_one_file_alone():
     assert (ROOT / "modifiers" / "_host.py").is_file()
 
 
+COMPILED = {"numba": {"kernels/_compiled.py"}}
+COMPILED["triton"] = {"kernels/_triton_fisher.py", "kernels/_triton_greedy.py"}
+
+
+@pytest.mark.parametrize("compiler", COMPILED)
+def test_compilers_are_in_files_of_their_own_and_imported_when_chosen(compiler):
+    found, eager = set(), set()
+    for path in python_files():
+        tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+        module = ".".join((PACKAGE, *path.with_suffix("").parts))
+        if compiler in {name.split(".")[0] for name in imported_modules(tree, module)}:
+            found.add(path.as_posix())
+        tree.body = [
+            node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)
+        ]
+        own = {
+            f"{PACKAGE}/{name}"[:-3].replace("/", ".") for name in COMPILED[compiler]
+        }
+        names = imported_modules(tree, module)
+        if module not in own and any(name.startswith(tuple(own)) for name in names):
+            eager.add(path.as_posix())
+    assert found == COMPILED[compiler]
+    assert not eager
+
+
 @pytest.mark.parametrize(
     ("path", "source"),
     [

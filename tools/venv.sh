@@ -1,7 +1,7 @@
 #!/bin/sh
 # Make or reuse a virtual environment: tools/venv.sh FOLDER full|core
 # full: the package (editable) with everything that users, tests and linters need.
-# core: torch, numpy, numba and pytest alone, for the tests of kernels and core.
+# core: torch, numpy, numba, triton and pytest alone, to test kernels and core.
 # PYTHON=... in the environment picks the interpreter.
 set -eu
 venv=$1
@@ -66,8 +66,9 @@ echo "==> Installing $torch (its default Linux build is several GB; for a CPU bu
 echo "    point pip's index-url or find-links at one)"
 install "$torch"
 if [ "$kind" = core ]; then
-    echo "==> Installing numpy, numba and pytest, without sparseml and transformers"
-    install numpy numba pytest
+    echo "==> Installing numpy, numba, triton and pytest, without sparseml and"
+    echo "    transformers"
+    install numpy numba pytest 'triton; platform_system == "Linux"'
 else
     echo "==> Installing obert_modifiers (editable) and what it needs, 1 to 5 minutes"
     install -e '.[demo,test,dev]'

@@ -1,45 +1,107 @@
 """Choice of the backend of a kernel."""
 
-import importlib.util
+import functools
+import importlib.metadata
+import os
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
+BACKENDS = ("torch", "numba", "triton")
+# Triton 3.5 is the first whose dot takes float64.
+_OLDEST = {"numba": (0, 59), "triton": (3, 5)}
+_TRITON_WIDTH = 128  # a float64 tile then takes half of a multiprocessor's registers
 _CHUNK_BYTES = 128 * 2**20  # of float64 working copies in the torch backend
 
 
-def choose_backend(backend: str, tensor: Tensor) -> str:
+def choose_backend(
+    backend: str,
+    tensor: Tensor,
+    *,
+    among: tuple[str, ...] = BACKENDS,
+    tile: int = 1,
+) -> str:
     """Resolve ``"auto"`` and check that a backend can run.
 
+    ``"auto"`` takes numba for tensors on a CPU and triton for those on a GPU, where
+    they are installed and have the kernel, and torch otherwise.
+
+    A Triton program holds one block on chip. Where the block, padded to a power of
+    two, is wider than 128, ``"auto"`` and ``"triton"`` both take torch.
+
     Args:
-        backend: ``"auto"``, ``"torch"`` or ``"numba"``.
+        backend: ``"auto"``, ``"torch"``, ``"numba"`` or ``"triton"``.
         tensor: A tensor that the kernel works on.
+        among: The backends that have the kernel.
+        tile: Width of the tile that a Triton program would hold.
 
     Returns:
-        ``"torch"`` or ``"numba"``.
+        ``"torch"``, ``"numba"`` or ``"triton"``.
 
     Raises:
         ValueError: If the backend is unknown, not installed, or not for the device.
     """
-    installed = importlib.util.find_spec("numba") is not None
     if backend == "auto":
-        return "numba" if installed and tensor.device.type == "cpu" else "torch"
-    if backend not in ("torch", "numba"):
-        raise ValueError(
-            f"backend={backend} is unknown; expected auto, torch or numba; use auto"
+        native = "numba" if tensor.device.type == "cpu" else "triton"
+        able = native in among and not _refusal(native, tensor)
+        backend = native if able else "torch"
+    elif backend not in among:
+        names = f"{', '.join(('auto', *among[:-1]))} or {among[-1]}"
+        known = "has no such kernel" if backend in BACKENDS else "is unknown"
+        raise ValueError(f"backend={backend} {known}; expected {names}; use auto")
+    elif refusal := _refusal(backend, tensor):
+        raise ValueError(f"backend={backend} {refusal}")
+    return "torch" if backend == "triton" and tile > _TRITON_WIDTH else backend
+
+
+def _refusal(backend: str, tensor: Tensor) -> str:
+    """Say why a backend cannot run on a tensor.
+
+    Returns:
+        The rest of the message, empty if it can.
+    """
+    device = tensor.device.type
+    if backend == "numba" and device != "cpu":
+        return f"cannot run on {tensor.device}; expected a CPU tensor; use auto"
+    interpreted = device == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
+    if backend == "triton" and device != "cuda" and not interpreted:
+        return (
+            f"cannot run on {tensor.device}; expected a CUDA tensor, or Triton's "
+            "interpreter for a CPU tensor; use auto, or set TRITON_INTERPRET=1 before "
+            "the start"
         )
-    if backend == "numba" and tensor.device.type != "cpu":
-        raise ValueError(
-            f"backend=numba cannot run on {tensor.device}; expected a CPU tensor; use "
-            "auto"
-        )
-    if backend == "numba" and not installed:
-        raise ValueError(
-            "backend=numba is not installed; expected the package numba; pip install "
-            "numba"
-        )
-    return backend
+    oldest = _OLDEST.get(backend, ())
+    if _version(backend) < oldest:
+        wanted = f"{backend}>={'.'.join(map(str, oldest))}"
+        return f"is not installed; expected the package {wanted}; pip install it"
+    return ""
+
+
+@functools.cache
+def _version(package: str) -> tuple[int, ...]:
+    """Read the first two numbers of an installed package's version.
+
+    Returns:
+        The numbers, none if the package is not installed.
+    """
+    try:
+        version = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ()
+    return tuple(int(part) for part in version.split(".")[:2])
+
+
+def padded_width(count: int) -> int:
+    """Return the lowest power of two that is not below a count.
+
+    Args:
+        count: At least 1.
+
+    Returns:
+        The power of two.
+    """
+    return 1 << (count - 1).bit_length()
 
 
 def block_chunks(num_blocks: int, block_size: int) -> Iterator[slice]:

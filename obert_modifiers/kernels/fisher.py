@@ -9,23 +9,33 @@ from obert_modifiers.kernels._backend import (
     cholesky,
     choose_backend,
     dampened,
+    padded_width,
 )
 
 
-def accumulate_blocks_(sums: Tensor, grads: Tensor) -> Tensor:
+def accumulate_blocks_(sums: Tensor, grads: Tensor, *, backend: str = "auto") -> Tensor:
     """Add the outer products of gradients to each block, in place.
 
     ``S_b += sum_k g_kb g_kb^T``, the sum in oBERT equation (2) before it is divided
-    by the number of gradients. One batched matrix product on permuted views: it runs
-    near the machine's matrix-product rate, and no copy of the gradients is made.
+    by the number of gradients. In torch one batched matrix product on permuted views:
+    it runs near the machine's matrix-product rate, and copies the gradients only if
+    they are not in the dtype of the sums. Triton converts them on chip, and never
+    rounds to TF32.
 
     Args:
-        sums: ``(num_blocks, B, B)``, changed in place.
-        grads: ``(k, num_blocks, B)``, same dtype and device.
+        sums: ``(num_blocks, B, B)``, float32 or float64, changed in place.
+        grads: ``(k, num_blocks, B)``, float32 or the sums' dtype; same device.
+        backend: ``"auto"``, ``"torch"`` or ``"triton"``.
 
     Returns:
         ``sums``.
     """
+    if choose_backend(backend, sums, among=("torch", "triton")) == "triton":
+        from obert_modifiers.kernels import _triton_fisher
+
+        _triton_fisher.accumulate(sums, grads)
+        return sums
+    grads = grads.to(sums.dtype)
     torch.baddbmm(sums, grads.permute(1, 2, 0), grads.permute(1, 0, 2), out=sums)
     return sums
 
@@ -100,7 +110,7 @@ def inverse_group_blocks(
         scale: One over the number of gradients.
         damp: Dampening, larger than 0.
         group_size: Weights Q of a group; divides B.
-        backend: ``"auto"``, ``"torch"`` or ``"numba"``.
+        backend: ``"auto"``, ``"torch"``, ``"numba"`` or ``"triton"``.
 
     Returns:
         ``(num_blocks, B / Q, Q, Q)``, float64.
@@ -119,13 +129,21 @@ def inverse_group_blocks(
     found = torch.empty(
         num_blocks, groups, group_size, group_size, dtype=torch.float64
     ).to(sums.device)
-    if choose_backend(backend, sums) == "numba":
+    chosen = choose_backend(backend, sums, tile=padded_width(width))
+    if chosen == "numba":
         from obert_modifiers.kernels._compiled import invert_group_blocks
 
         failed = invert_group_blocks(
             sums.numpy(), scale, damp, group_size, found.numpy()
         )
         check_definite(int(failed))
+        return found
+    if chosen == "triton":
+        from obert_modifiers.kernels import _triton_fisher
+
+        check_definite(
+            _triton_fisher.invert_group_blocks(sums, scale, damp, group_size, found)
+        )
         return found
     for part in block_chunks(num_blocks, width):
         inverse = torch.cholesky_inverse(cholesky(dampened(sums[part], scale, damp)))

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,6 +12,7 @@ from obert_modifiers.kernels._backend import (
     cholesky,
     choose_backend,
     dampened,
+    padded_width,
 )
 
 
@@ -68,7 +68,7 @@ def eliminate_greedily(
         eligible: ``(num_blocks, B)``, bool, True = may be removed.
         group_size: Weights Q that go together, consecutive ones; divides B.
         n_m: (N, M) to keep N of every M consecutive weights; M divides B.
-        backend: ``"auto"``, ``"torch"`` or ``"numba"``.
+        backend: ``"auto"``, ``"torch"``, ``"numba"`` or ``"triton"``.
 
     Returns:
         The order and the costs; the inputs are left as they were.
@@ -81,13 +81,15 @@ def eliminate_greedily(
     shape = (num_blocks, width // group_size)
     order = torch.empty(shape, dtype=torch.int64, device=weights.device)
     costs = torch.full_like(order, torch.inf, dtype=torch.float64)
-    if choose_backend(backend, sums) == "numba":
-        found = (order.numpy(), costs.numpy())
+    tile = padded_width(width // group_size) * padded_width(group_size)
+    chosen = choose_backend(backend, sums, tile=tile)
+    if chosen != "torch":
+        eliminate: Any = _eliminate_numba
+        if chosen == "triton":
+            from obert_modifiers.kernels._triton_greedy import eliminate
         structure = (n_m[1], n_m[1] - n_m[0]) if n_m else (group_size,)
-        values = weights.double() * eligible
-        failed = _eliminate_numba(
-            (sums, values, eligible), scale, damp, structure, found
-        )
+        tensors = (sums, weights.double() * eligible, eligible)
+        failed = eliminate(tensors, scale, damp, structure, (order, costs))
         check_definite(failed)
         return GreedyOrder(order, costs)
     for part in block_chunks(num_blocks, width):
@@ -121,7 +123,7 @@ def _eliminate_numba(
     scale: float,
     damp: float,
     structure: tuple[int, ...],
-    found: tuple[np.ndarray, np.ndarray],
+    found: tuple[Tensor, Tensor],
 ) -> int:
     from obert_modifiers.kernels import _compiled
 
@@ -131,7 +133,8 @@ def _eliminate_numba(
         kernel = _compiled.eliminate_n_m_blocks
     elif structure == (1,):
         kernel, structure = _compiled.eliminate_blocks, ()
-    return int(kernel(sums, scale, damp, *blocks, *structure, *found))
+    arrays = (array.numpy() for array in found)
+    return int(kernel(sums, scale, damp, *blocks, *structure, *arrays))
 
 
 def _eliminate_torch(

@@ -10,6 +10,7 @@ from obert_modifiers.kernels._backend import (
     check_definite,
     cholesky,
     choose_backend,
+    padded_width,
 )
 
 
@@ -29,7 +30,7 @@ def solve_groups(
             ``(num_blocks, B / Q, Q, Q)``, float64.
         weights: ``(num_blocks, B / Q, Q)``.
         members: ``(num_blocks, B / Q, Q)``, bool, True = in P.
-        backend: ``"auto"``, ``"torch"`` or ``"numba"``.
+        backend: ``"auto"``, ``"torch"``, ``"numba"`` or ``"triton"``.
 
     Returns:
         ``(num_blocks, B / Q, Q)``, float64, exactly zero outside of P.
@@ -38,12 +39,20 @@ def solve_groups(
         FloatingPointError: If a system is not numerically positive definite.
     """
     solved = torch.zeros(weights.shape, dtype=torch.float64, device=weights.device)
-    if choose_backend(backend, groups) == "numba":
+    chosen = choose_backend(backend, groups, tile=padded_width(weights.shape[2]))
+    if chosen == "numba":
         from obert_modifiers.kernels._compiled import solve_group_blocks
 
         arrays = (groups, weights.double(), members, solved)
         failed = solve_group_blocks(*(array.contiguous().numpy() for array in arrays))
         check_definite(int(failed))
+        return solved
+    if chosen == "triton":
+        from obert_modifiers.kernels import _triton_greedy
+
+        check_definite(
+            _triton_greedy.solve_group_blocks(groups, weights, members, solved)
+        )
         return solved
     for part in block_chunks(len(groups), weights.shape[1] * weights.shape[2]):
         inside = members[part]
@@ -76,7 +85,7 @@ def cheapest_subsets(
         weights: ``(num_blocks, B / Q, Q)``, zero where pruned.
         pruned: ``(num_blocks, B / Q, Q)``, bool, True = pruned earlier.
         size: Weights of a set, between 1 and Q.
-        backend: ``"auto"``, ``"torch"`` or ``"numba"``.
+        backend: ``"auto"``, ``"torch"``, ``"numba"`` or ``"triton"``.
 
     Returns:
         The costs ``(num_blocks, B / Q)``, float64, and the sets
@@ -91,7 +100,8 @@ def cheapest_subsets(
     costs = torch.full(weights.shape[:2], torch.inf, dtype=torch.float64)
     costs = costs.to(weights.device)
     found = torch.full_like(costs, -1, dtype=torch.int64)
-    if choose_backend(backend, groups) == "numba":
+    chosen = choose_backend(backend, groups, tile=padded_width(size))
+    if chosen == "numba":
         from obert_modifiers.kernels._compiled import find_cheapest_subsets
 
         arrays = (groups, weights.double(), pruned, subsets, costs, found)
@@ -99,6 +109,14 @@ def cheapest_subsets(
             *(array.contiguous().numpy() for array in arrays)
         )
         check_definite(int(failed))
+    elif chosen == "triton":
+        from obert_modifiers.kernels import _triton_greedy
+
+        check_definite(
+            _triton_greedy.find_cheapest_subsets(
+                groups, weights, pruned, subsets, costs, found
+            )
+        )
     else:
         for part in block_chunks(len(groups), weights.shape[1] * weights.shape[2]):
             costs[part], found[part] = _cheapest_torch(

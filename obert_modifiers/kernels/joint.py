@@ -9,6 +9,7 @@ from obert_modifiers.kernels._backend import (
     cholesky,
     choose_backend,
     dampened,
+    padded_width,
 )
 
 
@@ -35,7 +36,7 @@ def solve_joint_update(
         damp: Dampening, larger than 0.
         weights: ``(num_blocks, B)``, before pruning.
         pruned: ``(num_blocks, B)``, bool, True = zero from now on.
-        backend: ``"auto"``, ``"torch"`` or ``"numba"``.
+        backend: ``"auto"``, ``"torch"``, ``"numba"`` or ``"triton"``.
 
     Returns:
         The updated weights ``(num_blocks, B)``, float64, exactly zero where pruned,
@@ -46,7 +47,8 @@ def solve_joint_update(
     """
     updated = torch.empty(weights.shape, dtype=torch.float64, device=weights.device)
     costs = torch.empty(weights.shape[0], dtype=torch.float64, device=weights.device)
-    if choose_backend(backend, sums) == "numba":
+    chosen = choose_backend(backend, sums, tile=padded_width(weights.shape[1]))
+    if chosen == "numba":
         from obert_modifiers.kernels._compiled import solve_joint_blocks
 
         arrays = (weights.double(), pruned, updated, costs)
@@ -54,6 +56,15 @@ def solve_joint_update(
             sums.numpy(), scale, damp, *(array.contiguous().numpy() for array in arrays)
         )
         check_definite(int(failed))
+        return updated, costs
+    if chosen == "triton":
+        from obert_modifiers.kernels import _triton_fisher
+
+        check_definite(
+            _triton_fisher.solve_joint_blocks(
+                sums, (scale, damp), weights, pruned, updated, costs
+            )
+        )
         return updated, costs
     for part in block_chunks(*sums.shape[:2]):
         updated[part], costs[part] = _solve_torch(
