@@ -61,11 +61,14 @@ def _solve(block, count, right):
 
 
 @njit(cache=True, error_model="numpy", fastmath=_FAST)
-def _invert(block, count, pivot_row):
-    """Invert a symmetric positive definite block by sweeps.
+def _invert(block, count, column):
+    """Invert a symmetric positive definite block by symmetric sweeps.
 
-    The pivot's row is worked on in a buffer of its own: only then does the compiler
-    know that rows do not overlap, and uses vector instructions.
+    A sweep of the pivot p turns ``a_ij`` into ``a_ij - a_ip a_pj / a_pp``, row and
+    column p into themselves over ``a_pp``, and ``a_pp`` into ``-1 / a_pp``; after all
+    of them the block is minus its inverse. Only the lower triangle is worked on. The
+    pivot's column is in a buffer of its own: only then does the compiler know that it
+    does not overlap with the rows, and uses vector instructions.
 
     Returns:
         False if the block is not positive definite.
@@ -74,17 +77,76 @@ def _invert(block, count, pivot_row):
         pivot = block[p, p]
         if not pivot > 0.0:
             return False
-        for j in range(count):
-            pivot_row[j] = block[p, j] / pivot
-        pivot_row[p] = 1.0 / pivot
+        for j in range(p):
+            column[j] = block[p, j]
+        column[p] = 0.0
+        for i in range(p + 1, count):
+            column[i] = block[i, p]
         for i in range(count):
-            factor = block[i, p]
-            block[i, p] = 0.0
-            for j in range(count):
-                block[i, j] -= factor * pivot_row[j]
-        for j in range(count):
-            block[p, j] = pivot_row[j]
+            factor = column[i] / pivot
+            for j in range(i + 1):
+                block[i, j] -= factor * column[j]
+        for j in range(p):
+            block[p, j] = column[j] / pivot
+        for i in range(p + 1, count):
+            block[i, p] = column[i] / pivot
+        block[p, p] = -1.0 / pivot
+    for i in range(count):
+        for j in range(i + 1):
+            block[i, j] = -block[i, j]
+            block[j, i] = block[i, j]
     return True
+
+
+@njit(cache=True, error_model="numpy", fastmath=_FAST)
+def _cheapest(inverse, weights, chosen, living, price):
+    """Find the living weight of lowest cost, ties by its index in the block.
+
+    Returns:
+        Its place among the living; ``price`` has twice the costs.
+    """
+    for i in range(living):
+        price[i] = weights[i] * weights[i] / inverse[i, i]
+    best = 0
+    for i in range(1, living):
+        if price[i] < price[best] or (
+            price[i] == price[best] and chosen[i] < chosen[best]
+        ):
+            best = i
+    return best
+
+
+@njit(cache=True, error_model="numpy", fastmath=_FAST)
+def _drop(inverse, weights, chosen, place, last):
+    """Overwrite one row and column of the living part by the last ones."""
+    if place != last:
+        for j in range(last + 1):
+            inverse[place, j] = inverse[last, j]
+        for i in range(last):
+            inverse[i, place] = inverse[i, last]
+        weights[place] = weights[last]
+        chosen[place] = chosen[last]
+
+
+@njit(cache=True, error_model="numpy", fastmath=_FAST)
+def _remove(inverse, weights, chosen, place, living, column):
+    """Remove a weight from the living part: downdate, and let the last take its place.
+
+    The whole square is worked on: the rows of a part that shrinks are too short for
+    half of them to take less time.
+    """
+    last = living - 1
+    for j in range(living):
+        column[j] = inverse[place, j]
+    pivot = column[place]
+    step = weights[place] / pivot
+    _drop(inverse, weights, chosen, place, last)
+    column[place] = column[last]
+    for i in range(last):
+        weights[i] -= column[i] * step
+        factor = column[i] / pivot
+        for j in range(last):
+            inverse[i, j] -= factor * column[j]
 
 
 @njit(cache=True, error_model="numpy", fastmath=_FAST)
@@ -96,47 +158,10 @@ def _eliminate(inverse, weights, chosen, count, order, costs, column, price):
     """
     for rank in range(count):
         living = count - rank
-        last = living - 1
-        for i in range(living):
-            price[i] = weights[i] * weights[i] / inverse[i, i]
-        best = 0
-        for i in range(1, living):
-            if price[i] < price[best] or (
-                price[i] == price[best] and chosen[i] < chosen[best]
-            ):
-                best = i
+        best = _cheapest(inverse, weights, chosen, living, price)
         order[rank] = chosen[best]
         costs[rank] = 0.5 * price[best]
-        pivot = inverse[best, best]
-        step = weights[best] / pivot
-        for j in range(living):
-            column[j] = inverse[best, j]
-        if best != last:
-            for j in range(living):
-                inverse[best, j] = inverse[last, j]
-            for i in range(last):
-                inverse[i, best] = inverse[i, last]
-            inverse[best, best] = inverse[last, last]
-            column[best] = column[last]
-            weights[best] = weights[last]
-            chosen[best] = chosen[last]
-        for i in range(last):
-            weights[i] -= column[i] * step
-            factor = column[i] / pivot
-            for j in range(last):
-                inverse[i, j] -= factor * column[j]
-
-
-@njit(cache=True)
-def _drop(inverse, weights, chosen, place, last):
-    """Overwrite one row and column of the living part by the last ones."""
-    if place != last:
-        for j in range(last + 1):
-            inverse[place, j] = inverse[last, j]
-        for i in range(last):
-            inverse[i, place] = inverse[i, last]
-        weights[place] = weights[last]
-        chosen[place] = chosen[last]
+        _remove(inverse, weights, chosen, best, living, column)
 
 
 @njit(cache=True, error_model="numpy", fastmath=_FAST)
@@ -158,30 +183,13 @@ def _eliminate_n_m(
             living -= 1
             _drop(inverse, weights, chosen, i, living)
     while living > 0:
-        for i in range(living):
-            price[i] = weights[i] * weights[i] / inverse[i, i]
-        best = 0
-        for i in range(1, living):
-            if price[i] < price[best] or (
-                price[i] == price[best] and chosen[i] < chosen[best]
-            ):
-                best = i
+        best = _cheapest(inverse, weights, chosen, living, price)
         group = chosen[best] // size
         order[rank] = chosen[best]
         costs[rank] = 0.5 * price[best]
         rank += 1
-        pivot = inverse[best, best]
-        step = weights[best] / pivot
-        for j in range(living):
-            column[j] = inverse[best, j]
+        _remove(inverse, weights, chosen, best, living, column)
         living -= 1
-        _drop(inverse, weights, chosen, best, living)
-        column[best] = column[living]
-        for i in range(living):
-            weights[i] -= column[i] * step
-            factor = column[i] / pivot
-            for j in range(living):
-                inverse[i, j] -= factor * column[j]
         left[group] -= 1
         if left[group] == 0:
             for i in range(living - 1, -1, -1):
@@ -311,6 +319,15 @@ def invert_group_blocks(sums, scale, damp, group_size, found):
     return failed.sum()
 
 
+@njit(cache=True)
+def _append_rest(order, taken, rank):
+    """Put what was not taken at the end of the order, by index."""
+    for i in range(taken.shape[0]):
+        if not taken[i]:
+            order[rank] = i
+            rank += 1
+
+
 @njit(parallel=True, cache=True)
 def eliminate_blocks(sums, scale, damp, weights, eligible, order, costs):
     """Order the eligible weights of every block by greedy elimination.
@@ -324,16 +341,13 @@ def eliminate_blocks(sums, scale, damp, weights, eligible, order, costs):
         chosen = np.empty(width, np.int64)
         living = np.empty(width, np.float64)
         block = np.empty((width, width), np.float64)
-        count, rest = 0, width
+        count = 0
         for i in range(width):
             if eligible[b, i]:
                 chosen[count] = i
                 living[count] = weights[b, i]
                 count += 1
-        for i in range(width - 1, -1, -1):
-            if not eligible[b, i]:
-                rest -= 1
-                order[b, rest] = i
+        _append_rest(order[b], eligible[b], count)
         _gather(sums[b], scale, damp, chosen, count, block)
         scratch = np.empty((2, width), np.float64)
         if _invert(block, count, scratch[0]):
@@ -343,15 +357,6 @@ def eliminate_blocks(sums, scale, damp, weights, eligible, order, costs):
         else:
             failed[b] = 1
     return failed.sum()
-
-
-@njit(cache=True)
-def _append_rest(order, taken, rank):
-    """Put what was not taken at the end of the order, by index."""
-    for i in range(taken.shape[0]):
-        if not taken[i]:
-            order[rank] = i
-            rank += 1
 
 
 @njit(parallel=True, cache=True)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from obert_modifiers.core.report import LayerCount
 from obert_modifiers.core.targets import Target
+from obert_modifiers.kernels import apply_mask_
 from obert_modifiers.modifiers._targets import find_layer
 
 
@@ -66,7 +67,7 @@ class ParameterMasks:
     def apply(self) -> None:
         """Set the pruned weights to zero; writes the parameters."""
         for target, mask in zip(self.targets, self.param_masks, strict=True):
-            target.parameter.mul_(mask)
+            apply_mask_(target.parameter, mask)
 
     def counts(self) -> tuple[LayerCount, ...]:
         """Count the pruned weights.
