@@ -258,12 +258,15 @@ class OneShot:
         """Free the Fisher that is held."""
         self._owner = None
 
-    def collect(self, jobs: Sequence[Job], seed: int) -> None:
+    def collect(self, jobs: Sequence[Job], seed: int) -> str:
         """Collect the Fisher that some rows share, in place of the one that is held.
 
         Args:
             jobs: Rows with equal options of the Fisher.
             seed: Seed of the gradient samples.
+
+        Returns:
+            Where it is and how long it took.
         """
         self.release()  # before the next one is allocated
         with_mean = [job for job in jobs if job.first_order]
@@ -281,6 +284,7 @@ class OneShot:
         for _ in self._owner.state.sweep():
             pass
         self._seconds = time.perf_counter() - started
+        return f"{self._owner.plan.describe()}, {self._seconds:.0f} s"
 
     def measure(self, job: Job, seed: int) -> dict[str, Any]:
         """Prune, evaluate, and bring the weights back.

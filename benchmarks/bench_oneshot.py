@@ -40,7 +40,7 @@ SPARSITIES = (0.5, 0.6, 0.7, 0.8, 0.9)
 PATTERNS = {"unstructured": SPARSITIES, "block4": SPARSITIES, "2:4": (0.5,)}
 RULES = (SPARSEML, OURS)
 PARTS = ("core", "samples", "recomputations", "extras")
-QUICK = FisherOptions(num_grads=128)
+QUICK = FisherOptions(num_grads=64)
 SAME_DENSE = 1e-3  # loss of the dense model, in two runs
 
 
@@ -190,12 +190,14 @@ def measure(arguments: argparse.Namespace) -> None:
             print(f"{name}, dense: {show(dense)}")
             check_dense(result, name, dense, arguments.json)
             result["dense"].setdefault(name, dense)
-            warm_up(model, data, tuple(PATTERNS))
+            warm_up(model, data, sorted({job.pattern for job in jobs}))
             bench = OneShot(name, model, data, rankings)
             for seed in seeds:
                 for row in missing_rows(bench, jobs, seed, rows):
                     rows.append(row)
-                    print(f"{label(row)}: {show(row)}, {row['seconds']:.0f} s")
+                    print(
+                        f"{label(row)}: {show(row)}, {row['seconds']:.0f} s", flush=True
+                    )
                     written = {"benchmark": "oneshot", **result, "rows": rows}
                     common.write(arguments.json, written | common.environment())
     for line in table(rows, result["dense"]):
@@ -237,7 +239,7 @@ def missing_rows(
         if job.shares and job.fisher != shared:
             shared = job.fisher
             sharing = [j for j in left if j.shares and j.fisher == shared]
-            bench.collect(sharing, seed)
+            print(bench.collect(sharing, seed), flush=True)
         elif job.num_recomputations > 1:  # needs the memory for its own
             shared = None
             bench.release()
