@@ -30,7 +30,7 @@ from obert_modifiers.tasks.text_classification import run as run_task
 
 MOVIES, SST2 = "movie_snippets", "sst2"
 DATASETS = (MOVIES, SST2)
-DATA_VARIABLE = "OBERT_DATA"
+DATA_VARIABLE = "OBERT_SHARED_DATA"
 KEPT = ROOT / "runs" / "bench"
 MAX_LENGTH = 128
 SST2_SENTENCES = 20_000
@@ -108,7 +108,7 @@ def dense_model(dataset: DataSet | None = None) -> nn.Module:
     """
     dataset = dataset or find(MOVIES)
     if not (dataset.dense / "model.safetensors").is_file():
-        settings = quickstart.Settings(sentences=dataset.sentences)
+        settings = quickstart.Settings(sentences=dataset.sentences, bf16=True)
         flags = quickstart.arguments("dense", KEPT, 0, settings)
         flags.train.output_dir = str(dataset.dense)
         read = DataArguments(
