@@ -21,7 +21,7 @@ from obert_modifiers.batches import (
     sorted_batches,
 )
 from obert_modifiers.cli.progress import PlainReporter
-from obert_modifiers.core.gradients import GradientSource
+from obert_modifiers.core.sampling import GradientSource
 from obert_modifiers.core.targets import Target
 from obert_modifiers.embedded import movie_snippets
 from obert_modifiers.modifiers._targets import encoder_weights, find_targets

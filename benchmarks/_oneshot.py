@@ -21,8 +21,8 @@ from obert_modifiers.core.event import (
     plan_targets,
 )
 from obert_modifiers.core.fisher import BlockFisher
-from obert_modifiers.core.gradients import GradientSource
 from obert_modifiers.core.pruning_step import magnitude_step_, second_order_step_
+from obert_modifiers.core.sampling import GradientSource
 from obert_modifiers.core.selection import Candidates, make_pools
 from obert_modifiers.core.targets import restored, write_parameters_
 
