@@ -1,0 +1,157 @@
+"""When modifiers act, asked of SparseML's own clock without a model or data."""
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from obert_modifiers.modifiers._host import (
+    Modifier,
+    ScheduledModifierManager,
+    ScheduledUpdateModifier,
+    silent_loggers,
+)
+
+GRID = 1024  # points of an epoch at which the learning rate is read, at most
+EVERY_STEP = -1.0
+_CLOSE = 1e-9  # of an epoch; far below a step, far above a sum's rounding
+
+
+def learning_rates(
+    modifiers: Sequence[Modifier], num_epochs: float, steps_per_epoch: int | None
+) -> list[tuple[float, float | None]]:
+    """Read the learning rate over the epochs, by running its modifiers.
+
+    Args:
+        modifiers: Those that set the rate; they are left as they are.
+        num_epochs: Epochs of the recipe.
+        steps_per_epoch: Optimizer steps of an epoch, or None.
+
+    Returns:
+        Pairs of an epoch and the rate of the step made there, None before a modifier
+        has set it; at most :data:`GRID` for an epoch.
+    """
+    if not modifiers:
+        return []
+    per_epoch = min(steps_per_epoch or GRID, GRID)
+    model = nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=math.nan)
+    host = ScheduledModifierManager(modifiers=copy.deepcopy(list(modifiers)))
+    host.initialize(model, epoch=0.0, loggers=silent_loggers())
+    found: list[tuple[float, float | None]] = []
+    for step in range(max(1, round(num_epochs * per_epoch))):
+        epoch = epoch_at(step, per_epoch)
+        host.update(model, optimizer, epoch, per_epoch, log_updates=False)
+        rate = float(optimizer.param_groups[0]["lr"])
+        found.append((epoch, None if math.isnan(rate) else rate))
+    return found
+
+
+def rewinds(rates: Sequence[tuple[float, float | None]]) -> list[float]:
+    """Find where a falling learning rate goes up again.
+
+    Args:
+        rates: As from :func:`learning_rates`.
+
+    Returns:
+        Those epochs.
+    """
+    found = []
+    for (_, before), (_, last), (epoch, rate) in zip(
+        rates, rates[1:], rates[2:], strict=False
+    ):
+        if None not in (before, last, rate) and before > last < rate:
+            found.append(epoch)
+    return found
+
+
+def event_epochs(
+    modifier: Any, num_epochs: float | None, steps_per_epoch: int | None
+) -> list[float] | None:
+    """List the epochs at which a modifier with a frequency acts.
+
+    With the steps of an epoch these are the steps that SparseML's clock gives, on
+    which an event that falls between two steps waits for the second, and so do all
+    after it. Without them they are the epochs that the recipe names.
+
+    Args:
+        modifier: Has ``start_epoch``, ``end_epoch`` and ``update_frequency``.
+        num_epochs: Epochs of the recipe; None where it sets none.
+        steps_per_epoch: Optimizer steps of an epoch, or None.
+
+    Returns:
+        The epochs in order, only those before the recipe's end; None where they
+        depend on steps that are not given.
+    """
+    start = max(0.0, modifier.start_epoch)
+    end = modifier.end_epoch if modifier.end_epoch >= 0.0 else math.inf
+    last = min(end, num_epochs if num_epochs is not None else end)
+    if steps_per_epoch is not None:
+        return _on_steps(
+            modifier, start, end, _steps(num_epochs, last, steps_per_epoch)
+        )
+    if modifier.update_frequency == EVERY_STEP and end > start:
+        return None
+    frequency = modifier.update_frequency
+    count = 1 if end <= start else math.floor((last - start) / frequency + _CLOSE) + 1
+    found = [start + number * frequency for number in range(count)]
+    if end < math.inf and found[-1] < end - _CLOSE:
+        found.append(end)  # the last event comes at the end, whatever the frequency
+    return [e for e in found if num_epochs is None or e < num_epochs - _CLOSE]
+
+
+def epoch_at(step: int, steps_per_epoch: int) -> float:
+    """Turn a step into an epoch, as the training loop does.
+
+    Args:
+        step: Optimizer steps made before.
+        steps_per_epoch: Optimizer steps of an epoch.
+
+    Returns:
+        Progress in epochs.
+    """
+    whole, rest = divmod(step, steps_per_epoch)
+    return whole + rest / steps_per_epoch
+
+
+def _steps(
+    num_epochs: float | None, last: float, steps_per_epoch: int
+) -> tuple[int, int]:
+    """Return the number of steps that are made, and those of an epoch."""
+    if num_epochs is None:
+        return math.ceil(last * steps_per_epoch) + 1, steps_per_epoch
+    return max(1, round(num_epochs * steps_per_epoch)), steps_per_epoch
+
+
+def _on_steps(
+    modifier: Any, start: float, end: float, steps: tuple[int, int]
+) -> list[float]:
+    total, per_epoch = steps
+    frequency = modifier.update_frequency
+    clock = ScheduledUpdateModifier(
+        start_epoch=modifier.start_epoch,
+        end_epoch=modifier.end_epoch,
+        update_frequency=frequency,
+        end_comparator=-1,
+    )
+    model = nn.Linear(1, 1)
+    clock.initialize(model, loggers=silent_loggers())
+    found: list[float] = []
+    step = _just_before(start, per_epoch)
+    while step < total and not clock.ended:
+        epoch = epoch_at(step, per_epoch)
+        step += 1
+        if clock.update_ready(epoch, per_epoch):
+            clock.scheduled_update(model, None, epoch, per_epoch)
+            found.append(epoch)
+            if frequency != EVERY_STEP:  # nothing is due before
+                due = min(epoch + frequency, end)
+                step = max(step, _just_before(due, per_epoch))
+    return found
+
+
+def _just_before(epoch: float, steps_per_epoch: int) -> int:
+    return max(0, math.floor(epoch * steps_per_epoch) - 1)

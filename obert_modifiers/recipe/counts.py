@@ -1,0 +1,96 @@
+"""How many weights a pruning modifier will prune, from the shapes of a model."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from obert_modifiers.core.event import SecondOrderConfig, plan_targets
+from obert_modifiers.core.selection import make_pools
+from obert_modifiers.core.sharding import MemoryPlan
+from obert_modifiers.modifiers._goals import read_goals
+from obert_modifiers.modifiers._gradual import GradualPruningModifier
+from obert_modifiers.modifiers._targets import find_targets, match_names, unwrap
+from obert_modifiers.modifiers._validate import as_bytes, as_pattern
+
+
+@dataclass(frozen=True)
+class PoolCount:
+    """Parameters that share a count.
+
+    Attributes:
+        names: Their names; one where the distribution is uniform.
+        numel: Their weights.
+        pruned: How many of them are pruned in the end.
+    """
+
+    names: tuple[str, ...]
+    numel: int
+    pruned: int
+
+
+def pool_counts(modifier: Any, model: nn.Module) -> tuple[PoolCount, ...]:
+    """Count what a modifier will have pruned after its last event.
+
+    Args:
+        modifier: One of ours; of others nothing is known.
+        model: The model; its shapes alone are read.
+
+    Returns:
+        The exact counts: one for each parameter, or for all that compete with each
+        other, whose split is decided by their saliencies.
+    """
+    if not isinstance(modifier, GradualPruningModifier):
+        return ()
+    goals = _goals(modifier, model)
+    names = list(goals)
+    numels = [t.parameter.numel() for t in find_targets(unwrap(model), names)]
+    pools = make_pools(
+        numels,
+        list(goals.values()),
+        modifier.global_sparsity,
+        as_pattern("mask_type", modifier.mask_type).unit,
+    )
+    return tuple(
+        PoolCount(
+            tuple(names[i] for i in pool.members),
+            sum(numels[i] for i in pool.members),
+            pool.count,
+        )
+        for pool in pools
+    )
+
+
+def fisher_memory(modifier: Any, model: nn.Module) -> MemoryPlan | None:
+    """Plan the Fisher state of a second-order event on one process.
+
+    Args:
+        modifier: Any pruning modifier.
+        model: The model; its shapes and dtypes alone are read.
+
+    Returns:
+        The plan, limited by the recipe's ``memory_budget`` alone; None for a modifier
+        of the first order.
+    """
+    if not getattr(modifier, "num_grads", None):
+        return None
+    if not isinstance(modifier, GradualPruningModifier):
+        return None
+    budget = modifier.memory_budget
+    config = SecondOrderConfig(
+        fisher_block_size=modifier.fisher_block_size,
+        fisher_dtype=modifier.fisher_dtype,
+        memory_budget=None if budget is None else as_bytes("memory_budget", budget),
+        pattern=as_pattern("mask_type", modifier.mask_type),
+    )
+    targets = find_targets(unwrap(model), list(_goals(modifier, model)))
+    return plan_targets(targets, config, ranks=1)
+
+
+def _goals(modifier: GradualPruningModifier, model: nn.Module) -> dict[str, float]:
+    """Return the final sparsity of each parameter; the first that matches counts."""
+    found: dict[str, float] = {}
+    for goal, patterns in read_goals(modifier.params, modifier.final_sparsity):
+        for name in match_names(unwrap(model), patterns):
+            found.setdefault(name, goal)
+    return found
