@@ -1,6 +1,7 @@
 """L6: the ``obert`` command; light until a command needs more."""
 
 import logging
+import math
 import os
 import sys
 import traceback
@@ -31,6 +32,7 @@ recipe_app = typer.Typer(help="Work on recipes.", no_args_is_help=True)
 app.add_typer(train_app, name="train")
 app.add_typer(recipe_app, name="recipe")
 
+_BATCH_SIZE = 8  # as `obert train` has it
 _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
@@ -113,6 +115,60 @@ def _check_recipe(
             raise typer.Exit(1) from None
     names = ", ".join(type(modifier).__name__ for modifier in manager.modifiers)
     typer.echo(f"{recipe}: no problems; {len(manager.modifiers)} modifiers: {names}")
+
+
+@recipe_app.command("plan")
+def _plan_recipe(
+    recipe: Annotated[
+        str, typer.Argument(help="A .yaml file, or .md with one on top.")
+    ],
+    model: Annotated[
+        Path | None, typer.Option(help="A model's folder; its config.json is read.")
+    ] = None,
+    train_samples: Annotated[
+        int | None,
+        typer.Option("--train-samples", "--train_samples", min=1, help="To get steps."),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            "--batch-size", "--batch_size", min=1, help="Samples of a step; 8 if unset."
+        ),
+    ] = None,
+    recipe_args: Annotated[
+        str | None,
+        typer.Option("--recipe_args", "--recipe-args", help="Variables, as JSON."),
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="A .png file to draw.")] = None,
+) -> None:
+    """Say what a recipe does when, without training."""  # noqa: DOC501  typer shows the docstring
+    if batch_size is not None and train_samples is None:
+        raise ValueError(
+            f"--batch-size={batch_size} has no --train-samples beside it; expected both"
+            " to count steps; add the number of samples"
+        )
+    with _quiet_host():
+        from obert_modifiers.cli.plan import shape_model, show_plan
+        from obert_modifiers.recipe import RecipeError, load_recipe
+        from obert_modifiers.recipe.plan import plan_recipe
+
+        try:
+            loaded = load_recipe(recipe, recipe_args)
+        except RecipeError as error:
+            typer.echo(str(error), err=True)
+            raise typer.Exit(1) from None
+        per_step = batch_size or _BATCH_SIZE
+        plan = plan_recipe(
+            loaded,
+            steps_per_epoch=train_samples and math.ceil(train_samples / per_step),
+            model=None if model is None else shape_model(model),
+        )
+    show_plan(plan)
+    if plot is not None:
+        from obert_modifiers.report.draw import save_plan_png
+
+        save_plan_png(plot, plan, Path(recipe).name)
+        typer.echo(f"drawn in {plot}")
 
 
 def _finish(record: dict[str, Any], reporter: PlainReporter) -> None:

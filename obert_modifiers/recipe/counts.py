@@ -45,12 +45,10 @@ def pool_counts(modifier: Any, model: nn.Module) -> tuple[PoolCount, ...]:
     goals = _goals(modifier, model)
     names = list(goals)
     numels = [t.parameter.numel() for t in find_targets(unwrap(model), names)]
-    pools = make_pools(
-        numels,
-        list(goals.values()),
-        modifier.global_sparsity,
-        as_pattern("mask_type", modifier.mask_type).unit,
-    )
+    pattern = as_pattern("mask_type", modifier.mask_type)
+    # N:M leaves nothing to compete for: it takes the same share of every group.
+    together = modifier.global_sparsity and pattern.n_m is None
+    pools = make_pools(numels, list(goals.values()), together, pattern.unit)
     return tuple(
         PoolCount(
             tuple(names[i] for i in pool.members),

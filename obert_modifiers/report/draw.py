@@ -15,13 +15,17 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from obert_modifiers.recipe.planned import RecipePlan
 from obert_modifiers.report.panels import (
     COLOURS,
     PANELS,
     Panel,
     layer_grid,
     layers_panel,
+    rate_panel,
+    sparsity_panel,
 )
+from obert_modifiers.report.plan_panels import distillation_panel, planned_runs
 from obert_modifiers.report.read import Run
 
 _PNG_DPI = 144
@@ -124,5 +128,29 @@ def save_png(path: Path, runs: Sequence[Run], title: str) -> None:
             layers_panel(axes, runs[-1:])
             if len(runs) > 1:
                 axes.set_title(f"Sparsity by layer: {runs[-1].name}", pad=10)
+        FigureCanvasAgg(figure)
+        figure.savefig(path, dpi=_PNG_DPI)
+
+
+def save_plan_png(path: Path, plan: RecipePlan, title: str) -> None:
+    """Draw sparsity, learning rate and distillation of a plan, one above the other.
+
+    Args:
+        path: The file.
+        plan: The plan of a recipe.
+        title: What stands above it.
+    """
+    runs = planned_runs(plan)
+    with _style():
+        figure = Figure(figsize=(9.0, 7.6), layout="constrained")
+        figure.patch.set_facecolor(COLOURS["page"])
+        figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+        figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
+        above, middle, below = figure.subplots(3, height_ratios=(3, 3, 2))
+        sparsity_panel(above, runs)
+        rate_panel(middle, runs[:1])
+        distillation_panel(below, runs, plan.distillation)
+        for axes in (above, middle, below):
+            axes.set_xlim(-0.02 * plan.end, 1.02 * plan.end or 1.0)
         FigureCanvasAgg(figure)
         figure.savefig(path, dpi=_PNG_DPI)

@@ -23,6 +23,7 @@ COLOURS = {
 _RUNS = ("c0", "c1", "c2")
 # Where two runs coincide, the gaps of the one above show the one below.
 _LINES = ("-", "-", (0, (4, 2.5)))
+_MOST_LINES = 40  # events that are marked in every panel; more would be a grey area
 
 Panel = Callable[[Axes, Sequence[Run]], None]
 
@@ -35,7 +36,7 @@ def _label(run: Run, runs: Sequence[Run], what: str) -> str:
     return what if len(runs) == 1 else run.name
 
 
-def _frame(ax: Axes, runs: Sequence[Run], title: str) -> None:
+def frame(ax: Axes, runs: Sequence[Run], title: str) -> None:
     """Set what all panels over time share, and mark the pruning events.
 
     Args:
@@ -52,7 +53,8 @@ def _frame(ax: Axes, runs: Sequence[Run], title: str) -> None:
     ax.yaxis.set_major_locator(MaxNLocator(5))
     last = max((run.steps[-1]["epoch"] for run in runs if run.steps), default=1.0)
     ax.set_xlim(-0.02 * last, 1.02 * last)
-    for epoch in sorted({event["epoch"] for run in runs for event in run.prunes}):
+    events = sorted({event["epoch"] for run in runs for event in run.prunes})
+    for epoch in events if len(events) <= _MOST_LINES else ():
         ax.axvline(
             epoch,
             color=COLOURS["muted"],
@@ -70,7 +72,7 @@ def loss_panel(ax: Axes, runs: Sequence[Run]) -> None:
         runs: One run, or several to compare.
     """
     one = len(runs) == 1
-    _frame(ax, runs, "Loss" if one else "Loss on validation data (faint: training)")
+    frame(ax, runs, "Loss" if one else "Loss on validation data (faint: training)")
     for number, run in enumerate(runs):
         ax.plot(
             [line["epoch"] for line in run.steps],
@@ -93,7 +95,7 @@ def metric_panel(ax: Axes, runs: Sequence[Run]) -> None:
         runs: One run, or several to compare.
     """
     metric = runs[0].metric
-    _frame(ax, runs, f"Validation {metric}")
+    frame(ax, runs, f"Validation {metric}")
     for number, run in enumerate(runs):
         _dots(ax, run, metric, number, _label(run, runs, metric))
         if run.evals and len(runs) == 1:
@@ -131,7 +133,7 @@ def rate_panel(ax: Axes, runs: Sequence[Run]) -> None:
         ax: The axes.
         runs: One run, or several to compare.
     """
-    _frame(ax, runs, "Learning rate")
+    frame(ax, runs, "Learning rate")
     for number, run in enumerate(runs):
         ax.plot(
             [line["epoch"] for line in run.steps],
@@ -156,7 +158,7 @@ def sparsity_panel(ax: Axes, runs: Sequence[Run]) -> None:
         ax: The axes.
         runs: One run, or several to compare.
     """
-    _frame(ax, runs, "Sparsity of the prunable weights")
+    frame(ax, runs, "Sparsity of the prunable weights")
     for number, run in enumerate(runs):
         epochs, sparsities = run.sparsity_curve()
         ax.plot(

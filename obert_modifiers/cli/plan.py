@@ -1,0 +1,189 @@
+"""Print the plan of a recipe, and make the model whose shapes it counts."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+from obert_modifiers.recipe.counts import PoolCount
+from obert_modifiers.recipe.planned import Phase, PruningPlan, RecipePlan, Span
+
+_PIPE_WIDTH = 120
+_GRADIENT = {
+    "sample": ", each of a sample",
+    "batch": ", each the mean of a batch",
+}
+
+
+def shape_model(folder: Path) -> nn.Module:
+    """Build a model without weights, from the configuration in its folder alone.
+
+    Args:
+        folder: A model in Hugging Face's format; ``config.json`` is read.
+
+    Returns:
+        The model on torch's meta device, of the class that the configuration names.
+
+    Raises:
+        FileNotFoundError: If there is no configuration.
+    """
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(
+            f"model={folder} has no config.json; expected the folder of a model; check "
+            "the path"
+        )
+    config = AutoConfig.from_pretrained(folder)
+    named = (getattr(config, "architectures", None) or [""])[0]
+    cls = getattr(transformers, named, None)
+    with torch.device("meta"):
+        if cls is None:
+            return AutoModelForSequenceClassification.from_config(config)
+        return cls(config)
+
+
+def show_plan(plan: RecipePlan) -> None:
+    """Print a plan.
+
+    Args:
+        plan: The plan.
+    """
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=_PIPE_WIDTH)
+    for line in _head(plan):
+        console.print(line, soft_wrap=True)
+    console.print(_phases(plan))
+    for pruning in plan.pruning:
+        for line in _pruning(pruning):
+            console.print(line, soft_wrap=True)
+        if len(pruning.pools) > 1:
+            console.print(_counts(pruning.pools))
+    for note in plan.notes:
+        console.print(f"note: {note}", soft_wrap=True)
+
+
+def _head(plan: RecipePlan) -> Iterator[str]:
+    epochs = plan.num_epochs
+    text = "no number of epochs" if epochs is None else _times(epochs, "epoch")
+    if plan.steps_per_epoch and plan.num_epochs:
+        steps = round(plan.num_epochs * plan.steps_per_epoch)
+        text += f" of {plan.steps_per_epoch:,} optimizer steps, {steps:,} in all"
+    count = plan.num_events
+    events = (
+        "pruning at every step" if count is None else _times(count, "pruning event")
+    )
+    yield f"{plan.file}: {text}; {events}"
+
+
+def _phases(plan: RecipePlan) -> Table:
+    table = Table()
+    others = any(phase.others for phase in plan.phases)
+    columns = ["epochs"]
+    columns += ["steps"] if plan.steps_per_epoch else []
+    columns += ["learning rate", "events", "sparsity", "distillation"]
+    for name in columns + (["also"] if others else []):
+        right = name in ("events", "sparsity", "steps")
+        table.add_column(name, justify="right" if right else "left")
+    for phase in plan.phases:
+        cells = [f"{phase.start:g} to {phase.end:g}"]
+        if plan.steps_per_epoch:
+            first, last = (
+                round(epoch * plan.steps_per_epoch)
+                for epoch in (phase.start, phase.end)
+            )
+            cells.append(f"{first:,} to {last:,}")
+        cells += [_rates(phase), str(phase.events or ""), _sparsity(phase)]
+        cells.append("; ".join(_distils(span) for span in phase.distillation) or "off")
+        cells += [", ".join(span.modifier for span in phase.others)] if others else []
+        table.add_row(*cells)
+    return table
+
+
+def _rates(phase: Phase) -> str:
+    if phase.first_rate is None or phase.last_rate is None:
+        return "-"
+    if phase.first_rate == phase.last_rate:
+        return f"{phase.first_rate:.1e}"
+    return f"{phase.first_rate:.1e} to {phase.last_rate:.1e}"
+
+
+def _sparsity(phase: Phase) -> str:
+    return "; ".join("-" if one is None else _percent(one) for one in phase.sparsities)
+
+
+def _distils(span: Span) -> str:
+    if span.hardness is None or span.temperature is None:
+        return span.modifier
+    return f"hardness {span.hardness:g}, temperature {span.temperature:g}"
+
+
+def _pruning(plan: PruningPlan) -> Iterator[str]:
+    events = plan.events
+    if events is None:
+        yield f"{plan.modifier} (line {plan.line}): prunes at every step"
+    elif not events:
+        yield f"{plan.modifier} (line {plan.line}): no pruning event"
+    else:
+        first, last = events[0], events[-1]
+        where = f"at epoch {first.epoch:.4g}"
+        to = _percent(last.sparsities)
+        if len(events) > 1:
+            where = f"from epoch {first.epoch:.4g} to {last.epoch:.4g}"
+            to = f"{_percent(first.sparsities)} to {to}"
+        yield (
+            f"{plan.modifier} (line {plan.line}): "
+            f"{_times(len(events), 'pruning event')} {where}, {to}"
+        )
+    if plan.num_grads:
+        total = "" if not events else f", {plan.num_grads * len(events):,} in all"
+        kind = _GRADIENT.get(plan.grad_granularity, "")
+        yield f"  {plan.num_grads:,} gradients for an event{total}{kind}"
+    if plan.memory is not None:
+        yield f"  {plan.memory.describe()}; on one process, with the memory it needs"
+    if len(plan.pools) == 1:
+        (pool,) = plan.pools
+        yield f"  in the end {_count(pool)} {_split(pool)}"
+    elif plan.pools:
+        numel = sum(pool.numel for pool in plan.pools)
+        pruned = sum(pool.pruned for pool in plan.pools)
+        yield f"  in the end {pruned:,} of {numel:,} weights are zero:"
+
+
+def _count(pool: PoolCount) -> str:
+    return f"{pool.pruned:,} of {pool.numel:,} weights are zero"
+
+
+def _split(pool: PoolCount) -> str:
+    if len(pool.names) == 1:
+        return f"in {pool.names[0]}"
+    return (
+        f"in {len(pool.names)} parameters; how many in each is decided at run time, "
+        "by the saliencies"
+    )
+
+
+def _counts(pools: Sequence[PoolCount]) -> Table:
+    table = Table("parameter")
+    for name in ("weights", "zero in the end", "sparsity"):
+        table.add_column(name, justify="right")
+    for pool in pools:
+        name = pool.names[0] if len(pool.names) == 1 else f"{len(pool.names)} together"
+        share = f"{100 * pool.pruned / pool.numel:.2f} %"
+        table.add_row(name, f"{pool.numel:,}", f"{pool.pruned:,}", share)
+    return table
+
+
+def _percent(sparsities: Sequence[Any]) -> str:
+    return " / ".join(
+        "as loaded" if one is None else f"{100 * one:.1f} %" for one in sparsities
+    )
+
+
+def _times(count: float, what: str) -> str:
+    return f"{count:,g} {what}" + ("" if count == 1 else "s")
