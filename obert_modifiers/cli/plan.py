@@ -186,4 +186,5 @@ def _percent(sparsities: Sequence[Any]) -> str:
 
 
 def _times(count: float, what: str) -> str:
-    return f"{count:,g} {what}" + ("" if count == 1 else "s")
+    number = f"{count:,}" if isinstance(count, int) else f"{count:g}"
+    return f"{number} {what}" + ("" if count == 1 else "s")
