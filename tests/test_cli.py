@@ -132,6 +132,53 @@ def test_recipe_check(capsys, tmp_path):
     assert err.startswith(f"{bad}:13: OBERTPruningModifier.final_sparsity: ")
 
 
+def test_recipe_plan(capsys, tmp_path):
+    recipe, drawn = tmp_path / "recipe.yaml", tmp_path / "plan.png"
+    recipe.write_text(tiny.RECIPE)
+    model = tiny.save_model(tmp_path / "model")
+    (model / "model.safetensors").unlink()  # the weights are not read
+    capsys.readouterr()
+    words = f"recipe plan {recipe} --model {model} --plot {drawn}"
+    code, out, err = call(capsys, f"{words} --train-samples 50 --batch-size 8")
+    assert (code, err) == (0, "")
+    for part in (
+        "2 epochs of 7 optimizer steps, 14 in all; 3 pruning events",
+        "0.5 to 1",
+        "5.0e-03 to ",
+        "80.0 %",
+        "3 pruning events from epoch 0.5714 to 1.571, 56.0 % to 80.0 %",
+        "16 gradients for an event, 48 in all, each of a sample",
+        "Fisher state 0.00 GiB (float64)",
+        "13,107 of 16,384 weights are zero in 12 parameters; how many in each is",
+    ):
+        assert part in out
+    assert drawn.read_bytes().startswith(b"\x89PNG")
+    recipe.write_text(
+        tiny.RECIPE.replace("num_grads: 16", "global_sparsity: False")
+        + "  - !LogitDistillationModifier {hardness: 0.5}\n"
+    )
+    code, out, err = call(capsys, words)
+    assert code == 0 and "820" not in out
+    assert "819 │  79.98 %" in out and "hardness 0.5, temperature 2" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        ("{bad}", 1, "bad.yaml:13: OBERTPruningModifier.final_sparsity: "),
+        ("{good} --batch-size 4", 2, "--batch-size=4 has no --train-samples"),
+        ("{good} --model nowhere", 2, "model=nowhere has no config.json"),
+        ("{good} --recipe_args x=1", 1, "x is not a variable of this recipe"),
+    ],
+)
+def test_recipe_plan_refuses(capsys, tmp_path, words, code, message):
+    good, bad = tmp_path / "good.yaml", tmp_path / "bad.yaml"
+    good.write_text(tiny.RECIPE)
+    bad.write_text(tiny.RECIPE.replace("final_sparsity: 0.8", "final_sparsity: 80"))
+    found, out, err = call(capsys, "recipe plan " + words.format(good=good, bad=bad))
+    assert (found, out) == (code, "") and message in err
+
+
 def test_training_in_a_pipe_and_its_report(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(tiny.RECIPE)

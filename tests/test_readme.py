@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from obert_modifiers import cli
 from obert_modifiers.manager import RecipeManager
 from obert_modifiers.resources import recipe_names
 from obert_modifiers.tasks._arguments import parse
@@ -40,10 +41,17 @@ def training_commands() -> list[list[str]]:
     return [words for words in found if "text_classification" in words]
 
 
+def planning_commands() -> list[list[str]]:
+    found = [shlex.split(line) for line in commands()]
+    return [words for words in found if words[:3] == ["obert", "recipe", "plan"]]
+
+
 def test_every_command_is_accounted_for() -> None:
-    plain = {c for c in commands() if "text_classification" not in c}
+    run = [*training_commands(), *planning_commands()]
+    plain = {c for c in commands() if shlex.split(c) not in run}
     assert plain == EXECUTED_BY_CI | INSTALLING
     assert len(training_commands()) == 3
+    assert len(planning_commands()) == 1
     targets = (ROOT / "Makefile").read_text(encoding="utf-8")
     for command in EXECUTED_BY_CI:
         assert f"\n{command.split()[1]}:" in targets
@@ -68,6 +76,17 @@ def test_the_python_runs() -> None:
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_plan_is_printed_and_drawn(tmp_path: Path, monkeypatch) -> None:
+    (words,) = planning_commands()
+    model = tiny.save_model(tmp_path / "model")
+    words = [str(model) if word == "path/to/model" else word for word in words]
+    recipe = words.index(next(word for word in words if word.endswith(".yaml")))
+    words[recipe] = str(ROOT / words[recipe])
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(words[1:]) == 0
+    assert (tmp_path / "plan.png").is_file()
 
 
 @pytest.mark.parametrize("number", range(3))

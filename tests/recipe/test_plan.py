@@ -62,7 +62,15 @@ def test_phases_sum_up_the_epochs():
     bounds = [phase.start for phase in plan.phases] + [plan.end]
     assert bounds == sorted([*map(float, range(11)), 7.5])
     by_start = {phase.start: phase for phase in plan.phases}
-    assert [by_start[e].events for e in (0, 1, 2, 6, 7, 7.5, 8)] == [0, 0, 2, 2, 1, 1, 0]
+    assert [by_start[e].events for e in (0, 1, 2, 6, 7, 7.5, 8)] == [
+        0,
+        0,
+        2,
+        2,
+        1,
+        1,
+        0,
+    ]
     assert by_start[1.0].sparsities == (None,)
     assert by_start[2.0].sparsities == (
         (interpolate_sparsity(2.5, 2.0, 7.5, 0.7, 0.9),),
@@ -80,7 +88,9 @@ def test_the_rate_is_that_of_the_modifiers_and_rewinds_begin_phases():
     first = [phase.first_rate for phase in plan.phases]
     assert first[0] == first[2] == first[4] == 1e-3
     assert plan.phases[1].last_rate == pytest.approx(0.0, abs=1e-9)
-    assert first[1] == pytest.approx(5e-4, rel=2e-3)  # SparseML's cycle ends a step early
+    assert first[1] == pytest.approx(
+        5e-4, rel=2e-3
+    )  # SparseML's cycle ends a step early
     half = load_recipe(
         "modifiers:\n  - !LearningRateFunctionModifier {lr_func: linear, init_lr: 0.5,"
         " final_lr: 0.25, start_epoch: 1.0, end_epoch: 2.0}"
@@ -140,8 +150,7 @@ def test_nothing_is_known_of_a_first_sparsity_that_is_loaded():
 
 def test_one_shot_has_no_epochs():
     loaded = load_recipe(
-        "modifiers:\n  - !"
-        + pruning(start_epoch=0.0, end_epoch=0.0, init_sparsity=0.9)
+        "modifiers:\n  - !" + pruning(start_epoch=0.0, end_epoch=0.0, init_sparsity=0.9)
     )
     for steps in (None, 10):
         plan = plan_recipe(loaded, steps_per_epoch=steps)
