@@ -58,7 +58,10 @@ def data_faults(
     Yields:
         The key of the recipe, and what is wrong.
     """
-    if not isinstance(modifier, OBERTPruningModifier):
+    second_order = isinstance(modifier, OBERTPruningModifier) or getattr(
+        modifier, "needs_gradients", False
+    )
+    if not second_order:
         return
     if modifier.num_grads > num_train_samples:
         yield (

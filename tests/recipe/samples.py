@@ -71,6 +71,7 @@ SAMPLES = {
         "mask_type": "2:4",
     },
     "MovementPruningModifier": GRADUAL,
+    "NMPruningModifier": {"mask_type": "2:4", "start_epoch": 1.0},
     "OBERTPruningModifier": {**GRADUAL, "num_grads": 8, "damp": 1e-7},
     "OBSPruningModifier": {
         **GRADUAL,
