@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from obert_modifiers.modifiers import OBERTPruningModifier
+from obert_modifiers.modifiers import LayerDropModifier, OBERTPruningModifier
 from obert_modifiers.modifiers._host import Modifier, SparsificationTypes
 from obert_modifiers.modifiers._targets import unwrap
 
@@ -25,6 +25,12 @@ def model_faults(modifier: Modifier, model: nn.Module) -> Iterator[tuple[str, st
     Yields:
         The key of the recipe, and what is wrong.
     """
+    if isinstance(modifier, LayerDropModifier):
+        try:
+            modifier.plan(model)
+        except ValueError as error:
+            yield "keep", str(error)
+        return
     if hasattr(modifier, "resolve_targets"):
         yield from _own_faults(modifier, model)
         return

@@ -149,8 +149,10 @@ def prepare(
     model = _models.load_student(found, labels, arguments.model, arguments.train.seed)
     teacher = _models.load_teacher(found, labels, arguments.model)
     if manager is not None:
-        manager.check_model(model)
         manager.check_teacher(teacher)
+        # Before any parameter is looked up by its name.
+        manager.apply_structure(model, teacher=teacher)
+        manager.check_model(model)
     if teacher not in (None, "disable") and not (manager and manager.distillation):
         notes.say(
             f"the teacher {arguments.model.distill_teacher} is not used: no "

@@ -73,6 +73,7 @@ class Row:
         keys: Arguments of a small sensible instance.
         label: What tells rows of one class apart.
         prunes: True for a pruning modifier.
+        drops: True for a modifier that takes modules away.
         extras: Arguments of ``initialize``.
         final: Sparsity after the last event.
         epochs: Epochs of the events.
@@ -81,6 +82,7 @@ class Row:
     cls: type
     keys: dict[str, Any]
     prunes: bool = True
+    drops: bool = False
     extras: dict[str, Any] = field(default_factory=dict)
     label: str = ""
     final: float = 0.0
@@ -165,6 +167,7 @@ TABLE = [
         selection="independent",
         **GRADUALLY,
     ),
+    Row(modifiers.LayerDropModifier, {"keep": [1]}, prunes=False, drops=True),
     Row(
         modifiers.LogitDistillationModifier,
         {"hardness": 0.7, "temperature": 3.0, "start_epoch": 1.0, "end_epoch": 2.0},
@@ -172,5 +175,5 @@ TABLE = [
         extras={"distillation_teacher": "self"},
     ),
 ]
-assert len(TABLE) == 15
+assert len(TABLE) == 16
 PRUNERS = [row for row in TABLE if row.prunes]

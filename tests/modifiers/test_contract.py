@@ -113,7 +113,8 @@ def test_nothing_is_left_on_the_model(row) -> None:
     modifier, model, optimizer = _start(row)
     _drive(row, modifier, model, optimizer, 14)
     modifier.finalize(model)
-    assert model.state_dict().keys() == before.state_dict().keys()
+    names, dense = model.state_dict().keys(), before.state_dict().keys()
+    assert names < dense if row.drops else names == dense
     for module in model.modules():
         assert not module._forward_hooks and not module._forward_pre_hooks
         assert not module._backward_hooks

@@ -47,6 +47,7 @@ SAMPLES = {
         "init_val": 0.1,
         "final_val": 0.5,
     },
+    "LayerDropModifier": {"keep": 6, "choice": "interleaved"},
     "LayerPruningModifier": {"layers": ["bert.encoder.layer.6"]},
     "LayerThinningModifier": {"param_group_dependency_map": {"a": ["b"]}},
     "LearningRateFunctionModifier": {
