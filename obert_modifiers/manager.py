@@ -129,6 +129,16 @@ class RecipeManager:
         return self.host.distillation_modifiers
 
     @property
+    def teacher(self) -> str | None:
+        """The teacher that the recipe names: a folder or hub id, self or disable.
+
+        Whoever runs the recipe loads it and passes the model; ``self`` and
+        ``disable`` hold where nothing else is passed.
+        """  # noqa: DOC201 property
+        named = (getattr(modifier, "teacher", None) for modifier in self.distillation)
+        return next((name for name in named if isinstance(name, str)), None)
+
+    @property
     def max_epochs(self) -> float | None:
         """Epoch at which the last modifier ends, rounded up; None if left open."""
         epochs = self.host.max_epochs
@@ -172,12 +182,15 @@ class RecipeManager:
         """Check that there is a teacher if the recipe distils.
 
         Args:
-            teacher: The dense model, ``"self"``, ``"disable"`` or None.
+            teacher: The dense model, ``"self"``, ``"disable"``, or None for the one
+                that the recipe names.
 
         Raises:
-            RecipeError: With each distillation modifier, if there is none.
+            RecipeError: With each distillation modifier, if there is none, or if they
+                name several.
         """  # noqa: DOC502
-        self._check(lambda modifier: teacher_faults(modifier, teacher))
+        named, given = self.teacher, teacher if teacher is not None else self.teacher
+        self._check(lambda modifier: teacher_faults(modifier, given, named))
 
     def _check(
         self,
@@ -213,7 +226,7 @@ class RecipeManager:
         drops = [m for m in self.modifiers if isinstance(m, LayerDropModifier)]
         if self._restructured or not drops:
             return
-        if teacher == "self":
+        if (self.teacher if teacher is None else teacher) == "self":
             self._dense = deepcopy(unwrap(model))
         for modifier in drops:
             self._check(lambda one: model_faults(one, model), [modifier])
@@ -221,7 +234,7 @@ class RecipeManager:
         self._restructured = True
 
     def _dense_teacher(self, teacher: Module | str | None) -> Module | str | None:
-        """Put the model as it was with all its layers in the place of ``self``.
+        """Take the recipe's teacher where none is given, and the dense model for self.
 
         Returns:
             The teacher.
@@ -229,8 +242,9 @@ class RecipeManager:
         Raises:
             RuntimeError: If that model is gone.
         """
-        if teacher != "self" or not self._restructured:
-            return teacher
+        named = self.teacher if teacher is None else teacher
+        if named != "self" or not self._restructured:
+            return named
         if self._dense is None:
             raise RuntimeError(
                 "teacher=self comes after the layers were dropped; expected the dense "
@@ -256,7 +270,8 @@ class RecipeManager:
             epoch: Epoch to start from; ``inf`` applies the whole recipe at once.
             gradient_source: Where our second-order modifiers get their gradients.
             grad_sampler: SparseML's ``data_loader_builder`` and ``loss_function``.
-            teacher: The dense model to distil from, ``"self"`` or ``"disable"``.
+            teacher: The dense model to distil from, ``"self"`` or ``"disable"``; None
+                for what the recipe names.
             loggers: SparseML's loggers; None logs to nobody.
         """
         self.apply_structure(model, teacher=teacher)
