@@ -218,7 +218,8 @@ def square_head_losses(
     r"""Compare the hidden states of one layer.
 
     SquareHead (Kurtic et al. 2023, "Sparse Fine-tuning for Inference Acceleration of
-    Large Language Models"): :math:`MSE(f_s, f_t) / MSE(f_t, 0)` over the batch. With
+    Large Language Models"), normalised as SparseML's ``square_head`` comparison does:
+    :math:`MSE(f_s, f_t) / MSE(f_t, 0)` over the batch. With
     :math:`N_i = \sum (f_s - f_t)^2` and :math:`D_i = \sum f_t^2` over the tokens of
     sample i, this returns :math:`N_i / (\sum_j D_j / k)`, whose mean is that number:
     the normaliser takes no gradient and is the same for all samples.
@@ -256,9 +257,9 @@ def map_layers(
 
     Args:
         layer_map: ``uniform``: layer l of the student's L, counted from 1, with layer
-            floor(l M / L) of the teacher's M (TinyBERT, Jiao et al. 2020, section 3,
-            where L divides M); ``last``: the last with the last alone; or, for each
-            layer of the student, the index of the teacher's, counted from 0.
+            floor(l M / L) of the teacher's M; ``last``: the last with the last alone;
+            or, for each layer of the student, the index of the teacher's, counted
+            from 0.
         student: Layers of the student.
         teacher: Layers of the teacher.
 

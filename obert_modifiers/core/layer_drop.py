@@ -44,8 +44,8 @@ def choose_layers(
     (oBERTa, section 3: "we select interleaved layers for the 6-layer model and the
     first, middle, and last layers for the 3-layer model"); oBERT (section 4.3,
     Appendix A.5) drops "all but 3 or 6" and does not say which. Of 12 layers the
-    choices here are those of the recipes that oBERT's authors published with
-    SparseML: 0, 6, 11 and 0, 2, 4, 6, 8, 11.
+    choices here are those of SparseML's own recipes for BERT with 3 and 6 layers:
+    0, 6, 11 and 0, 2, 4, 6, 8, 11.
 
     Args:
         total: Layers L of the model.

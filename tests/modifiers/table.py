@@ -174,6 +174,12 @@ TABLE = [
         prunes=False,
         extras={"distillation_teacher": "self"},
     ),
+    Row(
+        modifiers.LogitDistillationModifier,
+        {"hardness": 0.5, "teacher": "self", "mask_padding": False},
+        prunes=False,
+        label="named teacher",
+    ),
 ]
-assert len(TABLE) == 16
+assert len(TABLE) == 17
 PRUNERS = [row for row in TABLE if row.prunes]

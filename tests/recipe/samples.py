@@ -62,7 +62,13 @@ SAMPLES = {
         "lr_kwargs": {"gamma": 0.9},
         "init_lr": 0.01,
     },
-    "LogitDistillationModifier": {"hardness": 1.0, "temperature": 5.5},
+    "LogitDistillationModifier": {
+        "hardness": 1.0,
+        "temperature": 5.5,
+        "teacher": "path/to/teacher",
+        "hidden_weight": 0.5,
+        "layer_map": [0, 6, 11],
+    },
     "MFACPruningModifier": {**GRADUAL, "num_grads": {0.0: 64, 0.5: 128}},
     "MagnitudePruningModifier": {
         **GRADUAL,
