@@ -193,8 +193,8 @@ class NMPruningModifier(GradualPruningModifier):
         if self._gradual == BY_N:
             return first, last, (last - first) / max(final.unit - 1, 1)
         raise ValueError(
-            "update_frequency=None is missing with gradual: by_fraction; expected the "
-            "epochs between two events; write update_frequency: 0.5"
+            "gradual=by_fraction comes without update_frequency; expected the epochs "
+            "between two events; write update_frequency: 0.5"
         )
 
     @staticmethod

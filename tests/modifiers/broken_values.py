@@ -124,8 +124,8 @@ BROKEN_NM = [
     ),
     (
         {"gradual": "by_fraction", "end_epoch": 1.0},
-        "update_frequency=None is missing with gradual: by_fraction; expected the "
-        "epochs between two events; write update_frequency: 0.5",
+        "gradual=by_fraction comes without update_frequency; expected the epochs "
+        "between two events; write update_frequency: 0.5",
     ),
     (
         {"num_grads": 64},
