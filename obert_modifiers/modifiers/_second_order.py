@@ -9,9 +9,9 @@ from torch import nn
 
 from obert_modifiers.core.blocks import MaskPattern
 from obert_modifiers.core.event import SecondOrderConfig, plan_targets
-from obert_modifiers.core.gradients import GradientSource
 from obert_modifiers.core.parallel import world
 from obert_modifiers.core.pruning_step import StepResult, second_order_step_
+from obert_modifiers.core.sampling import GradientSource
 from obert_modifiers.core.sharding import MemoryPlan
 from obert_modifiers.core.targets import Target
 from obert_modifiers.modifiers._masks import ParameterMasks
