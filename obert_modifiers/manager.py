@@ -1,6 +1,7 @@
 """Load, check and drive a recipe: SparseML's modifier manager behind a narrow door."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from obert_modifiers.modifiers._host import (
     silent_loggers,
 )
 from obert_modifiers.modifiers._losses import with_distillation
+from obert_modifiers.modifiers._targets import unwrap
 from obert_modifiers.modifiers.distillation import LogitDistillationModifier
+from obert_modifiers.modifiers.layer_drop import LayerDropModifier
 from obert_modifiers.recipe import (
     LoadedRecipe,
     Problem,
@@ -38,10 +41,11 @@ _SPARSEML_NAME = "<SparseML manager>"
 class RecipeManager:
     """A checked recipe that can be applied to a model while it trains.
 
-    The order of the calls is SparseML's: :meth:`initialize` once, then for every
-    optimizer step :meth:`loss`, :meth:`update`, :meth:`pre_step`, the optimizer's own
-    step, :meth:`post_step`; :meth:`finalize` at the end. Epochs are fractions, counted
-    in optimizer steps.
+    The order of the calls is SparseML's: :meth:`initialize` once (and before it, where
+    the recipe drops layers, :meth:`apply_structure` before an optimizer is made), then
+    for every optimizer step :meth:`loss`, :meth:`update`, :meth:`pre_step`, the
+    optimizer's own step, :meth:`post_step`; :meth:`finalize` at the end. Epochs are
+    fractions, counted in optimizer steps.
 
     Attributes:
         host: SparseML's manager, which holds the modifiers.
@@ -65,6 +69,8 @@ class RecipeManager:
         self._recipe = recipe
         self._sparsity: float | None = 0.0
         self._epoch = 0.0
+        self._dense: Module | None = None
+        self._restructured = False
 
     @classmethod
     def from_recipe(
@@ -123,6 +129,16 @@ class RecipeManager:
         return self.host.distillation_modifiers
 
     @property
+    def teacher(self) -> str | None:
+        """The teacher that the recipe names: a folder or hub id, self or disable.
+
+        Whoever runs the recipe loads it and passes the model; ``self`` and
+        ``disable`` hold where nothing else is passed.
+        """  # noqa: DOC201 property
+        named = (getattr(modifier, "teacher", None) for modifier in self.distillation)
+        return next((name for name in named if isinstance(name, str)), None)
+
+    @property
     def max_epochs(self) -> float | None:
         """Epoch at which the last modifier ends, rounded up; None if left open."""
         epochs = self.host.max_epochs
@@ -166,21 +182,76 @@ class RecipeManager:
         """Check that there is a teacher if the recipe distils.
 
         Args:
-            teacher: The dense model, ``"self"``, ``"disable"`` or None.
+            teacher: The dense model, ``"self"``, ``"disable"``, or None for the one
+                that the recipe names.
 
         Raises:
-            RecipeError: With each distillation modifier, if there is none.
+            RecipeError: With each distillation modifier, if there is none, or if they
+                name several.
         """  # noqa: DOC502
-        self._check(lambda modifier: teacher_faults(modifier, teacher))
+        named, given = self.teacher, teacher if teacher is not None else self.teacher
+        self._check(lambda modifier: teacher_faults(modifier, given, named))
 
-    def _check(self, faults: Callable[[Modifier], Iterable[tuple[str, str]]]) -> None:
+    def _check(
+        self,
+        faults: Callable[[Modifier], Iterable[tuple[str, str]]],
+        modifiers: Sequence[Modifier] | None = None,
+    ) -> None:
         problems = [
             self._recipe.problem(modifier, key, message)
-            for modifier in self.modifiers
+            for modifier in (self.modifiers if modifiers is None else modifiers)
             for key, message in faults(modifier)
         ]
         if problems:
             raise RecipeError(problems)
+
+    def apply_structure(
+        self, model: Module, *, teacher: Module | str | None = None
+    ) -> None:
+        """Drop the layers that the recipe drops, of all its stages.
+
+        To be called before anything holds the model's parameters or looks for their
+        names: an optimizer, a wrapper for parallel training, :meth:`check_model`.
+        :meth:`initialize` does it before all else where it was not called. Does
+        nothing in a recipe that drops no layers.
+
+        Args:
+            model: The model, not wrapped; changed in place.
+            teacher: As for :meth:`initialize`; for ``"self"`` a copy of the model as
+                it is now is kept.
+
+        Raises:
+            RecipeError: If the model does not have the layers.
+        """  # noqa: DOC502
+        drops = [m for m in self.modifiers if isinstance(m, LayerDropModifier)]
+        if self._restructured or not drops:
+            return
+        if (self.teacher if teacher is None else teacher) == "self":
+            self._dense = deepcopy(unwrap(model))
+        for modifier in drops:
+            self._check(lambda one: model_faults(one, model), [modifier])
+            modifier.initialize(model, loggers=silent_loggers())
+        self._restructured = True
+
+    def _dense_teacher(self, teacher: Module | str | None) -> Module | str | None:
+        """Take the recipe's teacher where none is given, and the dense model for self.
+
+        Returns:
+            The teacher.
+
+        Raises:
+            RuntimeError: If that model is gone.
+        """
+        named = self.teacher if teacher is None else teacher
+        if named != "self" or not self._restructured:
+            return named
+        if self._dense is None:
+            raise RuntimeError(
+                "teacher=self comes after the layers were dropped; expected the dense "
+                "model; pass teacher to apply_structure too"
+            )
+        dense, self._dense = self._dense, None
+        return dense
 
     def initialize(
         self,
@@ -192,16 +263,19 @@ class RecipeManager:
         teacher: Module | str | None = None,
         loggers: Any = None,
     ) -> None:
-        """Attach the modifiers to a model.
+        """Attach the modifiers to a model, those that change its structure first.
 
         Args:
             model: The model.
             epoch: Epoch to start from; ``inf`` applies the whole recipe at once.
             gradient_source: Where our second-order modifiers get their gradients.
             grad_sampler: SparseML's ``data_loader_builder`` and ``loss_function``.
-            teacher: The dense model to distil from, ``"self"`` or ``"disable"``.
+            teacher: The dense model to distil from, ``"self"`` or ``"disable"``; None
+                for what the recipe names.
             loggers: SparseML's loggers; None logs to nobody.
         """
+        self.apply_structure(model, teacher=teacher)
+        teacher = self._dense_teacher(teacher)
         self._epoch = epoch
         if gradient_source is not None:
             distillers = [
@@ -298,6 +372,7 @@ class RecipeManager:
         """
         self.sparsity()
         self.host.finalize(model)
+        self._restructured, self._dense = False, None
 
     def sparsity(self) -> float:
         """Return the share of the pruning modifiers' weights that is pruned now.

@@ -215,6 +215,19 @@ def softened_kl(student: np.ndarray, teacher: np.ndarray, temperature: float) ->
     )
 
 
+def square_head(student: np.ndarray, teacher: np.ndarray, counted: np.ndarray) -> float:
+    """Kurtic et al. 2023: ``MSE(student, teacher) / MSE(teacher, 0)``, one by one."""
+    error, norm, count = 0.0, 0.0, 0
+    for sample, token in zip(*np.nonzero(counted), strict=True):
+        for ours, theirs in zip(
+            student[sample, token], teacher[sample, token], strict=True
+        ):
+            error += (ours - theirs) ** 2
+            norm += theirs**2
+            count += 1
+    return (error / count) / (norm / count)
+
+
 def best_step_from_slope(
     fisher: np.ndarray, slope: np.ndarray, weights: np.ndarray, pruned: list[int]
 ) -> tuple[np.ndarray, float]:

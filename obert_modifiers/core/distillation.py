@@ -1,10 +1,21 @@
-"""Losses of knowledge distillation on a task's outputs."""
+"""Losses of knowledge distillation on a model's outputs and hidden states."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeGuard
+
+import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
+IGNORED_LABEL = -100  # torch's and transformers' label of what has no loss
+LAYER_MAPS = ("uniform", "last")
+_POSITIONS = ("start_logits", "end_logits")
 
-def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+
+def distillation_loss(
+    student: Tensor, teacher: Tensor, temperature: float, kept: Tensor | None = None
+) -> Tensor:
     r"""Compute the softened KL divergence of each row of logits.
 
     :math:`T^2 \, KL(softmax(z_t / T) \,\|\, softmax(z_s / T))` (Hinton et al. 2015,
@@ -15,6 +26,8 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> T
         student: Logits :math:`z_s` of the student, ``(k, classes)``, floating point.
         teacher: Logits :math:`z_t` of the teacher, same shape.
         temperature: Softening T, larger than 0.
+        kept: ``(k, classes)``, bool; False leaves an entry out of both softmaxes.
+            Each row has one that is True. None keeps all.
 
     Returns:
         Divergence of each row, ``(k,)``, float32 or wider.
@@ -34,8 +47,15 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> T
         )
     # Half-precision logits lose the small differences that distillation is about.
     student, teacher = _at_least_float32(student), _at_least_float32(teacher)
+    if kept is not None:
+        student = student.masked_fill(~kept, -torch.inf)
+        teacher = teacher.masked_fill(~kept, -torch.inf)
     student_log = nnf.log_softmax(student / temperature, dim=-1)
     teacher_log = nnf.log_softmax(teacher / temperature, dim=-1)
+    if kept is not None:
+        # Both are -inf there, and their difference would be no number.
+        student_log = student_log.masked_fill(~kept, 0.0)
+        teacher_log = teacher_log.masked_fill(~kept, 0.0)
     divergence = nnf.kl_div(student_log, teacher_log, reduction="none", log_target=True)
     return divergence.sum(dim=-1) * temperature**2
 
@@ -56,6 +76,256 @@ def mix_losses(task_loss: Tensor, distilled: Tensor, hardness: float) -> Tensor:
     if hardness == 1.0:
         return distilled  # an infinite or NaN task loss must not reach the sum
     return (1.0 - hardness) * task_loss + hardness * distilled
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What of a model's outputs can be distilled.
+
+    Attributes:
+        logits: ``(k, classes)`` or ``(k, T, classes)``; start and end logits of
+            question answering ``(k, T)``.
+        over_positions: True where the classes are the positions of the sequence.
+        hidden: ``(k, T, H)`` after each layer; empty where the model gives none.
+    """
+
+    logits: tuple[Tensor, ...]
+    over_positions: bool = False
+    hidden: tuple[Tensor, ...] = ()
+
+
+def read_outputs(outputs: Any) -> Outputs:
+    """Find logits and hidden states in what a model returned.
+
+    Args:
+        outputs: Mapping with ``start_logits`` and ``end_logits``, or with ``logits``,
+            and with ``hidden_states``, of which the first is the embeddings'; or a
+            tuple that starts with the logits, or the logits.
+
+    Returns:
+        Both.
+    """
+    if isinstance(outputs, Tensor):
+        return Outputs((outputs,))
+    if not isinstance(outputs, Mapping):
+        return Outputs((outputs[0],))
+    hidden = tuple(outputs.get("hidden_states") or ())[1:]
+    if all(name in outputs for name in _POSITIONS):
+        return Outputs(tuple(outputs[name] for name in _POSITIONS), True, hidden)
+    return Outputs((outputs["logits"],), False, hidden)
+
+
+@dataclass(frozen=True)
+class RowLosses:
+    """The distillation loss of each row of logits that counts.
+
+    Attributes:
+        values: ``(n,)``.
+        samples: ``(n,)``, the sample that each row belongs to.
+        size: Number of samples k.
+    """
+
+    values: Tensor
+    samples: Tensor
+    size: int
+
+    def mean(self) -> Tensor:
+        """Return the mean over the rows, 0 without rows."""
+        return self.values.sum() / max(len(self.values), 1)
+
+    def per_sample(self) -> Tensor:
+        """Return the mean over the rows of each sample, ``(k,)``, 0 without rows."""
+        zero = self.values.new_zeros(self.size)
+        count = zero.index_add(0, self.samples, torch.ones_like(self.values))
+        return zero.index_add(0, self.samples, self.values) / count.clamp(min=1.0)
+
+
+def output_losses(
+    student: Outputs,
+    teacher: Outputs,
+    temperature: float,
+    *,
+    attention_mask: Tensor | None = None,
+    labels: Tensor | None = None,
+) -> RowLosses:
+    """Compare the logits row by row, and leave padding out.
+
+    A row is a sample, or for tokens a position; there rows of padding and rows whose
+    label is -100 are left out. For question answering, start and end logits are a row
+    each, and positions of padding are left out of the softmax. Memory: for tokens, the
+    logits of the rows that count, twice.
+
+    Args:
+        student: Outputs of the student.
+        teacher: Outputs of the teacher on the same inputs.
+        temperature: Softening T, larger than 0.
+        attention_mask: ``(k, T)``, 0 for padding; None counts every position.
+        labels: Labels of the task; of interest where there is one for each token.
+
+    Returns:
+        The loss of each row that counts.
+
+    Raises:
+        ValueError: If the outputs of teacher and student do not go together.
+    """
+    if len(student.logits) != len(teacher.logits):
+        raise ValueError(
+            f"teacher gives {len(teacher.logits)} logits; expected the student's "
+            f"{len(student.logits)}; use a teacher of the same task"
+        )
+    values, samples = [], []
+    size = len(student.logits[0])
+    for ours, theirs in zip(student.logits, teacher.logits, strict=True):
+        rows = torch.ones(ours.shape[:-1], dtype=torch.bool, device=ours.device)
+        kept = None
+        if student.over_positions and _fits(attention_mask, ours.shape):
+            kept = attention_mask.ne(0)
+            rows = rows & kept.any(dim=-1)
+        elif ours.ndim == 3:
+            rows = counted_tokens(rows, attention_mask, labels)
+        # Shapes are compared before rows are picked, for the error's sake.
+        if ours.shape == theirs.shape:
+            ours, theirs = ours[rows], theirs[rows]
+        kept = None if kept is None else kept[rows]
+        values.append(distillation_loss(ours, theirs, temperature, kept))
+        samples.append(rows.nonzero()[:, 0])
+    return RowLosses(torch.cat(values), torch.cat(samples), size)
+
+
+def counted_tokens(
+    rows: Tensor, attention_mask: Tensor | None, labels: Tensor | None = None
+) -> Tensor:
+    """Leave padding and tokens without a label out.
+
+    Args:
+        rows: ``(k, T)``, bool.
+        attention_mask: ``(k, T)``, 0 for padding; other shapes and None tell nothing.
+        labels: ``(k, T)``, -100 for tokens without a label; the same.
+
+    Returns:
+        ``(k, T)``, bool.
+    """
+    if _fits(attention_mask, rows.shape):
+        rows = rows & attention_mask.ne(0)
+    if _fits(labels, rows.shape):
+        rows = rows & labels.ne(IGNORED_LABEL)
+    return rows
+
+
+def square_head_losses(
+    student: Tensor, teacher: Tensor, rows: Tensor | None = None
+) -> Tensor:
+    r"""Compare the hidden states of one layer.
+
+    SquareHead (Kurtic et al. 2023, "Sparse Fine-tuning for Inference Acceleration of
+    Large Language Models"), normalised as SparseML's ``square_head`` comparison does:
+    :math:`MSE(f_s, f_t) / MSE(f_t, 0)` over the batch. With
+    :math:`N_i = \sum (f_s - f_t)^2` and :math:`D_i = \sum f_t^2` over the tokens of
+    sample i, this returns :math:`N_i / (\sum_j D_j / k)`, whose mean is that number:
+    the normaliser takes no gradient and is the same for all samples.
+
+    Args:
+        student: Hidden states :math:`f_s` of the student, ``(k, T, H)``.
+        teacher: Hidden states :math:`f_t` of the teacher, same shape.
+        rows: ``(k, T)``, bool, tokens that count; None for all.
+
+    Returns:
+        ``(k,)``, float32 or wider.
+
+    Raises:
+        ValueError: If the shapes differ.
+    """
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"teacher's hidden states have shape {tuple(teacher.shape)}; expected the "
+            f"student's {tuple(student.shape)}; use a teacher of the same width or "
+            "hidden_weight: 0"
+        )
+    student, teacher = _at_least_float32(student), _at_least_float32(teacher)
+    error = (student - teacher).square().sum(dim=-1)  # (k, T)
+    norm = teacher.square().sum(dim=-1)
+    if rows is not None:
+        error, norm = error.masked_fill(~rows, 0.0), norm.masked_fill(~rows, 0.0)
+    scale = norm.sum().clamp(min=torch.finfo(norm.dtype).tiny) / len(norm)
+    return error.sum(dim=-1) / scale
+
+
+def map_layers(
+    layer_map: str | Sequence[int], student: int, teacher: int
+) -> list[tuple[int, int]]:
+    """Pair the layers of a student with layers of its teacher.
+
+    Args:
+        layer_map: ``uniform``: layer l of the student's L, counted from 1, with layer
+            floor(l M / L) of the teacher's M; ``last``: the last with the last alone;
+            or, for each layer of the student, the index of the teacher's, counted
+            from 0.
+        student: Layers of the student.
+        teacher: Layers of the teacher.
+
+    Returns:
+        Indices, counted from 0: the student's and the teacher's.
+
+    Raises:
+        ValueError: If there are no such layers.
+    """
+    if layer_map == "last":
+        return [(student - 1, teacher - 1)]
+    if layer_map == "uniform":
+        if student > teacher:
+            raise ValueError(
+                f"layer_map=uniform maps {student} layers to a teacher with {teacher}; "
+                "expected as many or more; use last"
+            )
+        return [(i, (i + 1) * teacher // student - 1) for i in range(student)]
+    indices = [int(i) for i in layer_map]
+    if len(indices) != student or max(indices) >= teacher:
+        raise ValueError(
+            f"layer_map={indices} does not fit a student of {student} layers and a "
+            f"teacher of {teacher}; expected an index below {teacher} for each of the "
+            f"{student}; correct it or use uniform"
+        )
+    return list(enumerate(indices))
+
+
+def hidden_losses(
+    student: Outputs,
+    teacher: Outputs,
+    layer_map: str | Sequence[int],
+    attention_mask: Tensor | None = None,
+) -> Tensor:
+    """Compare hidden states layer by layer, the mean over the pairs of layers.
+
+    Args:
+        student: Outputs of the student with hidden states.
+        teacher: Outputs of the teacher with hidden states.
+        layer_map: As for :func:`map_layers`.
+        attention_mask: ``(k, T)``, 0 for padding; None counts every position.
+
+    Returns:
+        ``(k,)``, a loss for each sample, whose mean is that of the batch.
+
+    Raises:
+        ValueError: If one of the models gives no hidden states.
+    """
+    for name, outputs in (("student", student), ("teacher", teacher)):
+        if not outputs.hidden:
+            raise ValueError(
+                f"{name} gives no hidden_states; expected them for hidden_weight; "
+                "return them beside the logits or write hidden_weight: 0"
+            )
+    shape = student.hidden[0].shape[:2]
+    rows = attention_mask.ne(0) if _fits(attention_mask, shape) else None
+    pairs = map_layers(layer_map, len(student.hidden), len(teacher.hidden))
+    losses = [
+        square_head_losses(student.hidden[one], teacher.hidden[two], rows)
+        for one, two in pairs
+    ]
+    return torch.stack(losses).mean(dim=0)
+
+
+def _fits(values: Tensor | None, shape: Sequence[int]) -> TypeGuard[Tensor]:
+    return values is not None and tuple(values.shape) == tuple(shape)
 
 
 def _at_least_float32(values: Tensor) -> Tensor:

@@ -2,10 +2,14 @@
 
 from obert_modifiers.modifiers.distillation import LogitDistillationModifier
 from obert_modifiers.modifiers.gmp_star import GMPStarPruningModifier
+from obert_modifiers.modifiers.layer_drop import LayerDropModifier
+from obert_modifiers.modifiers.nm import NMPruningModifier
 from obert_modifiers.modifiers.obert import OBERTPruningModifier
 
 __all__ = [
     "GMPStarPruningModifier",
+    "LayerDropModifier",
     "LogitDistillationModifier",
+    "NMPruningModifier",
     "OBERTPruningModifier",
 ]

@@ -180,6 +180,22 @@ class GradualPruningModifier(ScheduledUpdateModifier):
         """
         raise NotImplementedError(f"{type(self).__name__} has to define prune_step")
 
+    def sparsities_at(self, epoch: float) -> list[float]:
+        """Ask the schedule for the targets of an event.
+
+        Args:
+            epoch: Progress in epochs; ``inf`` for the end.
+
+        Returns:
+            Target of each parameter, in [0, 1].
+        """
+        return [
+            interpolate_sparsity(
+                epoch, self.start_epoch, self.end_epoch, start, end, self._inter_func
+            )
+            for start, end in zip(self._starts, self._ends, strict=True)
+        ]
+
     def resolve_targets(self, model: nn.Module) -> list[str]:
         """Name the parameters that this modifier would prune.
 
@@ -242,18 +258,14 @@ class GradualPruningModifier(ScheduledUpdateModifier):
         super().update(module, optimizer, epoch, steps_per_epoch)
         if self.started or self.start_pending(epoch, steps_per_epoch):
             self._event(epoch, steps_per_epoch)
-        if self.end_pending(epoch, steps_per_epoch) and not self._leave_enabled:
+        # Not end_pending: a schedule of a single event starts and ends in one call.
+        if epoch >= self.end_epoch and not self._leave_enabled:
             self._masks.enabled = False
 
     def _event(self, epoch: float, steps_per_epoch: int) -> None:
         masks = self._masks
         masks.enabled = True
-        self._applied_sparsity = [
-            interpolate_sparsity(
-                epoch, self.start_epoch, self.end_epoch, start, end, self._inter_func
-            )
-            for start, end in zip(self._starts, self._ends, strict=True)
-        ]
+        self._applied_sparsity = self.sparsities_at(epoch)
         if not self._anything_to_do():
             return
         started, before = time.perf_counter(), masks.sparsity()

@@ -1,6 +1,6 @@
 """Losses of which the Fisher can be taken, beside the task's own."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from obert_modifiers.core.distillation import mix_losses
 from obert_modifiers.core.sampling import GradientSource
-from obert_modifiers.modifiers.distillation import LogitDistillationModifier
+from obert_modifiers.modifiers.distillation import LABELS, LogitDistillationModifier
 
 FISHER_LOSSES = ("task", "distillation", "train")
 
@@ -33,7 +33,12 @@ def with_distillation(
         return source
     if not distillers:
         return source
-    forward, inputs, output_loss = source.forward, source.inputs, source.output_loss
+    forward, output_loss = source.forward, source.output_loss
+
+    def inputs(batch: Any) -> dict[str, Tensor]:
+        # The labels say which tokens count.
+        known = batch if isinstance(batch, Mapping) else {}
+        return {k: known[k] for k in LABELS if k in known} | dict(source.inputs(batch))
 
     def active() -> list[LogitDistillationModifier]:
         return [one for one in distillers if one.active(epoch())]

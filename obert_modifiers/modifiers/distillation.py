@@ -1,14 +1,21 @@
-"""Knowledge distillation on the logits of a task."""
+"""Knowledge distillation on the outputs of a task and on hidden states."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from obert_modifiers.core.distillation import distillation_loss, mix_losses
+from obert_modifiers.core.distillation import (
+    LAYER_MAPS,
+    RowLosses,
+    hidden_losses,
+    mix_losses,
+    output_losses,
+    read_outputs,
+)
 from obert_modifiers.modifiers._host import (
     ModifierProp,
     PyTorchModifierYAML,
@@ -17,22 +24,39 @@ from obert_modifiers.modifiers._host import (
     recipe_key,
 )
 from obert_modifiers.modifiers._targets import unwrap
-from obert_modifiers.modifiers._validate import as_float, as_fraction, as_positive
+from obert_modifiers.modifiers._validate import (
+    as_choice,
+    as_flag,
+    as_float,
+    as_fraction,
+    as_positive,
+)
+
+# What the task's loss is computed from, and the teacher is not shown.
+LABELS = ("labels", "start_positions", "end_positions")
+_SWITCH = "output_hidden_states"
 
 _LOGGER = logging.getLogger(__name__)
 
 
 @PyTorchModifierYAML()
 class LogitDistillationModifier(ScheduledModifier):
-    """Train on a teacher's logits, ``(1 - h) * task + h * KL`` at a temperature.
+    """Train on a teacher's outputs, ``(1 - h) * task + h * (KL + w * hidden)``.
 
     GMP★ section 2.1; oBERT and GMP★ use a hardness of 1.0 and temperatures of 2.0 and
-    5.5. The teacher is in eval mode and takes no gradient.
+    5.5. KL is the mean over rows of T^2 KL(teacher || student), where a row is a
+    sample, a token that is neither padding nor without a label, or the start or end
+    logits of a sample over the positions that are no padding;
+    :mod:`obert_modifiers.core.distillation` has the definitions. ``hidden_weight`` w
+    adds a loss on the hidden states of the layers, for students with fewer of them.
+    The teacher is in eval mode, takes no gradient and keeps its own dtype.
 
     Order of its hooks: ``initialize`` takes the teacher (``distillation_teacher``, a
-    module, ``"self"`` for a copy of the model as it is then, or ``"disable"``);
-    ``loss_update`` runs it on the student's inputs and mixes the losses between
-    ``start_epoch`` and ``end_epoch``; ``finalize`` lets go of it.
+    module, ``"self"`` for a copy of the model as it is then, or ``"disable"``) and,
+    with ``hidden_weight``, has the student return its hidden states
+    (``config.output_hidden_states``); ``loss_update`` runs the teacher on the
+    student's inputs and mixes the losses between ``start_epoch`` and ``end_epoch``;
+    ``finalize`` lets go of the teacher and sets the configuration back.
 
     Sample YAML::
 
@@ -41,10 +65,17 @@ class LogitDistillationModifier(ScheduledModifier):
             temperature: 5.5
             start_epoch: 0.0
             end_epoch: -1.0
+            teacher: path/to/teacher
+            hidden_weight: 1.0
+            layer_map: uniform
     """
 
     hardness = recipe_key("hardness", "Weight h of the distillation loss.")
     temperature = recipe_key("temperature", "Softening T of both outputs.")
+    mask_padding = recipe_key("mask_padding", "Whether padding is left out.")
+    teacher = recipe_key("teacher", "Folder or hub id, self or disable.", "_named")
+    hidden_weight = recipe_key("hidden_weight", "Weight w of the hidden states.")
+    layer_map = recipe_key("layer_map", "Which layer learns from which.")
 
     def __init__(
         self,
@@ -52,6 +83,10 @@ class LogitDistillationModifier(ScheduledModifier):
         temperature: float = 2.0,
         start_epoch: float = -1.0,
         end_epoch: float = -1.0,
+        mask_padding: bool = True,
+        teacher: str | None = None,
+        hidden_weight: float = 0.0,
+        layer_map: str | list[int] | None = None,
     ) -> None:
         """Check and keep the recipe's keys.
 
@@ -60,6 +95,18 @@ class LogitDistillationModifier(ScheduledModifier):
             temperature: Softening T, above 0.
             start_epoch: First epoch; -1 for the start.
             end_epoch: Epoch from which on the task's loss is back; -1 for never.
+            mask_padding: False counts padding and ignored labels too, as SparseML's
+                ``DistillationModifier`` does.
+            teacher: Folder or hub id of the teacher, which whoever runs the recipe
+                loads; ``self`` or ``disable``. A teacher given to ``initialize``
+                comes before it.
+            hidden_weight: Weight w of the loss on hidden states, beside that on
+                logits; 0 leaves it out.
+            layer_map: ``uniform`` (the default), ``last``, or for each layer of the
+                student the index of the teacher's, counted from 0.
+
+        Raises:
+            ValueError: If a value breaks its rule.
         """
         super().__init__(
             start_epoch=as_float("start_epoch", start_epoch),
@@ -68,7 +115,17 @@ class LogitDistillationModifier(ScheduledModifier):
         )
         self._hardness = as_fraction("hardness", hardness)
         self._temperature = as_positive("temperature", temperature)
+        self._mask_padding = as_flag("mask_padding", mask_padding)
+        self._named = _as_name(teacher)
+        self._hidden_weight = as_float("hidden_weight", hidden_weight)
+        if self._hidden_weight < 0.0:
+            raise ValueError(
+                f"hidden_weight={hidden_weight} is negative; expected 0 or more; "
+                "write 1.0"
+            )
+        self._layer_map = _as_layer_map(layer_map, self._hidden_weight)
         self._teacher: nn.Module | None = None
+        self._switched: tuple[Any, Any] | None = None
 
     @ModifierProp(serializable=False)
     def sparsification_types(self) -> list[SparsificationTypes]:
@@ -80,7 +137,7 @@ class LogitDistillationModifier(ScheduledModifier):
         module: nn.Module,
         epoch: float = 0,
         loggers: Any = None,
-        distillation_teacher: nn.Module | str = "disable",
+        distillation_teacher: nn.Module | str | None = None,
         **kwargs: Any,
     ) -> None:
         """Take the teacher.
@@ -89,26 +146,39 @@ class LogitDistillationModifier(ScheduledModifier):
             module: The student.
             epoch: Epoch to start from.
             loggers: SparseML loggers.
-            distillation_teacher: A model, ``"self"`` or ``"disable"``.
+            distillation_teacher: A model, ``"self"`` or ``"disable"``; None for the
+                recipe's ``teacher``.
             **kwargs: What the caller offers to all modifiers.
 
         Raises:
-            ValueError: If the teacher is neither.
+            ValueError: If the teacher is neither, or is the student itself.
         """
         super().initialize(module, epoch, loggers, **kwargs)
-        if isinstance(distillation_teacher, nn.Module):
-            self._teacher = distillation_teacher
-        elif distillation_teacher == "self":
-            self._teacher = deepcopy(unwrap(module))
-        elif distillation_teacher == "disable":
+        student = unwrap(module)
+        given = distillation_teacher
+        given = (self._named or "disable") if given is None else given
+        if isinstance(given, nn.Module):
+            if unwrap(given) is student:
+                raise ValueError(
+                    "distillation_teacher is the student itself; expected another "
+                    "model; pass self for a copy of it"
+                )
+            self._teacher = given
+        elif given == "self":
+            self._teacher = deepcopy(student)
+        elif given == "disable":
             _LOGGER.warning("distillation_teacher=disable: training on the task's loss")
             return
         else:
             raise ValueError(
-                f"distillation_teacher={distillation_teacher} is unknown; expected a "
+                f"distillation_teacher={given} is unknown; expected a "
                 "model, self or disable; pass a loaded model"
             )
         self._teacher.eval().requires_grad_(False)
+        config = getattr(student, "config", None)
+        if self._hidden_weight > 0.0 and config is not None:
+            self._switched = (config, getattr(config, _SWITCH, False))
+            setattr(config, _SWITCH, True)
 
     def active(self, epoch: float) -> bool:
         """Tell whether the loss is distilled at an epoch.
@@ -162,34 +232,67 @@ class LogitDistillationModifier(ScheduledModifier):
                 "student_outputs and student_inputs are missing; expected both for "
                 "distillation; pass them to loss_update"
             )
-        rows = self.sample_losses(student_outputs, student_inputs)
-        return mix_losses(loss, rows.mean(), self._hardness)
+        rows, hidden = self._losses(student_outputs, student_inputs)
+        distilled = rows.mean()
+        if hidden is not None:
+            distilled = distilled + self._hidden_weight * hidden.mean()
+        return mix_losses(loss, distilled, self._hardness)
 
     def sample_losses(
         self, student_outputs: Any, student_inputs: Mapping[str, Tensor]
     ) -> Tensor:
         """Compute the distillation loss of each sample.
 
+        For tokens it is the mean over the sample's own tokens that count, 0 where
+        there are none, so that the mean over samples weighs them otherwise than
+        :meth:`loss_update`, where each token counts the same.
+
         Args:
-            student_outputs: Outputs with ``logits``, or a tuple that starts with
-                them.
-            student_inputs: Inputs by name; ``labels`` are not shown to the teacher.
+            student_outputs: Outputs with ``logits``, with ``start_logits`` and
+                ``end_logits``, or a tuple that starts with the logits.
+            student_inputs: Inputs by name; ``labels`` say which tokens count and are
+                not shown to the teacher.
 
         Returns:
             ``(k,)``, with gradients to the student's outputs alone.
         """
-        inputs = {k: v for k, v in student_inputs.items() if k != "labels"}
-        student = _logits(student_outputs)
-        if next(self._teacher.parameters()).device != student.device:
-            self._teacher.to(student.device)
+        rows, hidden = self._losses(student_outputs, student_inputs)
+        losses = rows.per_sample()
+        if hidden is not None:
+            losses = losses + self._hidden_weight * hidden
+        return losses
+
+    def _losses(
+        self, student_outputs: Any, student_inputs: Mapping[str, Tensor]
+    ) -> tuple[RowLosses, Tensor | None]:
+        """Run the teacher and compare.
+
+        Returns:
+            The losses on the logits, and on the hidden states of each sample.
+        """
+        inputs = {k: v for k, v in student_inputs.items() if k not in LABELS}
+        student = read_outputs(student_outputs)
+        device = student.logits[0].device
+        if next(self._teacher.parameters()).device != device:
+            self._teacher.to(device)
+        asked = {}
+        if self._hidden_weight > 0.0 and hasattr(self._teacher, "config"):
+            asked[_SWITCH] = True
         with torch.no_grad():
-            teacher = _logits(self._teacher(**inputs))
-        return distillation_loss(student, teacher, self._temperature)
+            teacher = read_outputs(self._teacher(**inputs, **asked))
+        mask = student_inputs.get("attention_mask") if self._mask_padding else None
+        labels = student_inputs.get("labels") if self._mask_padding else None
+        rows = output_losses(
+            student, teacher, self._temperature, attention_mask=mask, labels=labels
+        )
+        if self._hidden_weight == 0.0:
+            return rows, None
+        return rows, hidden_losses(student, teacher, self._layer_map or "uniform", mask)
 
     def finalize(
         self, module: nn.Module | None = None, reset_loggers: bool = True, **kwargs: Any
     ) -> None:
-        """Let go of the teacher.
+        """Let go of the teacher, and set the student's configuration back.
 
         Args:
             module: The student.
@@ -198,9 +301,36 @@ class LogitDistillationModifier(ScheduledModifier):
         """
         super().finalize(module, reset_loggers, **kwargs)
         self._teacher = None
+        if self._switched is not None:
+            config, before = self._switched
+            setattr(config, _SWITCH, before)
+            self._switched = None
 
 
-def _logits(outputs: Any) -> Tensor:
-    if isinstance(outputs, Tensor):
-        return outputs
-    return outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]
+def _as_name(value: Any) -> str | None:
+    if value is not None and not (isinstance(value, str) and value.strip()):
+        raise ValueError(
+            f"teacher={value} is not a name; expected a folder or hub id, self or "
+            "disable; write it as text"
+        )
+    return value
+
+
+def _as_layer_map(
+    value: str | Sequence[int] | None, hidden_weight: float
+) -> str | list[int] | None:
+    if value is None:
+        return None
+    if hidden_weight == 0.0:
+        raise ValueError(
+            f"layer_map={value} is given without hidden_weight; expected both or none; "
+            "write hidden_weight: 1.0"
+        )
+    if isinstance(value, str):
+        return as_choice("layer_map", value, LAYER_MAPS)
+    if not value or not all(type(one) is int and one >= 0 for one in value):
+        raise ValueError(
+            f"layer_map={value} is not a list of layers; expected indices of the "
+            "teacher's layers from 0 on; write uniform"
+        )
+    return list(value)

@@ -1,6 +1,5 @@
 """oBERT: gradual second-order pruning with an update of the remaining weights."""
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,29 +11,25 @@ from obert_modifiers.core.event import (
     FISHER_DTYPES,
     SELECTIONS,
     SecondOrderConfig,
-    plan_targets,
 )
-from obert_modifiers.core.parallel import world
-from obert_modifiers.core.pruning_step import StepResult, second_order_step_
+from obert_modifiers.core.pruning_step import StepResult
 from obert_modifiers.core.sharding import MemoryPlan
 from obert_modifiers.core.update import UPDATES
 from obert_modifiers.modifiers._gradual import GradualPruningModifier
 from obert_modifiers.modifiers._host import PyTorchModifierYAML, recipe_key
 from obert_modifiers.modifiers._losses import FISHER_LOSSES
-from obert_modifiers.modifiers._sampling import from_sparseml
+from obert_modifiers.modifiers._second_order import (
+    AUTO,
+    SecondOrder,
+    read_damping,
+)
 from obert_modifiers.modifiers._targets import ALL_ENCODER
 from obert_modifiers.modifiers._validate import (
     as_bytes,
     as_choice,
     as_count,
     as_flag,
-    as_positive,
 )
-
-AUTO = "auto"
-DEFAULT_DAMP_FRACTION = 0.01
-
-_LOGGER = logging.getLogger(__name__)
 
 
 @PyTorchModifierYAML()
@@ -167,19 +162,7 @@ class OBERTPruningModifier(GradualPruningModifier):
             mask_type=mask_type,
             min_density=min_density,
         )
-        if damp is not None and damp_fraction is not None:
-            raise ValueError(
-                f"damp={damp} and damp_fraction={damp_fraction} are both given; "
-                "expected one of them; leave damp out"
-            )
-        if damp is None and damp_fraction is None:
-            damp_fraction = DEFAULT_DAMP_FRACTION
-        self._damp = damp if damp in (None, AUTO) else as_positive("damp", damp)
-        self._damp_fraction = (
-            None
-            if damp_fraction is None
-            else as_positive("damp_fraction", damp_fraction)
-        )
+        self._damp, self._damp_fraction = read_damping(damp, damp_fraction)
         self._num_grads = as_count("num_grads", num_grads)
         self._fisher_block_size = as_count("fisher_block_size", fisher_block_size)
         check_block_size(self._fisher_block_size, self._pattern)
@@ -197,8 +180,7 @@ class OBERTPruningModifier(GradualPruningModifier):
         )
         self._update_rule = as_choice("update", update, tuple(UPDATES))
         self._grad_sampler_kwargs = _as_options(grad_sampler_kwargs)
-        self._source = None
-        self._draws = 0
+        self._engine = SecondOrder(self._config(), self._fisher_loss)
 
     def props(self, only_serializable: bool, **kwargs: bool) -> dict[str, Any]:
         """Collect the recipe's keys; ``update`` is also the name of a hook.
@@ -226,24 +208,10 @@ class OBERTPruningModifier(GradualPruningModifier):
             loggers: SparseML loggers.
             **kwargs: ``gradient_source`` or ``grad_sampler``, and what the caller
                 offers to other modifiers.
-
-        Raises:
-            RuntimeError: If there is no source of gradients.
         """
-        self._source = kwargs.get("gradient_source")
-        if self._source is None and kwargs.get("grad_sampler"):
-            self._source = from_sparseml(kwargs["grad_sampler"])
-        if self._source is None:
-            raise RuntimeError(
-                "gradient_source and grad_sampler are both missing; expected a source "
-                "of gradients; pass grad_sampler with data_loader_builder and "
-                "loss_function to initialize GradSampler"
-            )
-        self._source = self._source.of_loss(self._fisher_loss)
+        self._engine.connect(kwargs)
         super().initialize(module, epoch, loggers, **kwargs)
-        plan = self.memory_plan()  # a budget that is too small fails now
-        if world()[0] == 0:
-            _LOGGER.info("%s", plan.describe())
+        self._engine.log_plan(self._masks.targets)
 
     def memory_plan(self, ranks: int | None = None) -> MemoryPlan:
         """Plan the Fisher state of an event for the selected parameters.
@@ -255,7 +223,7 @@ class OBERTPruningModifier(GradualPruningModifier):
         Returns:
             The plan; an error if the budget is too small.
         """
-        return plan_targets(self._masks.targets, self._config(), ranks)
+        return self._engine.plan(self._masks.targets, ranks)
 
     def _config(self) -> SecondOrderConfig:
         auto = self._damp == AUTO
@@ -286,32 +254,18 @@ class OBERTPruningModifier(GradualPruningModifier):
         Returns:
             The new masks and the figures of the event.
         """
-        result = second_order_step_(
+        return self._engine.prune(
             self._model,
-            self._masks.targets,
-            self._masks.param_masks,
+            self._masks,
             sparsities,
             global_sparsity=self._global_sparsity,
-            config=self._config(),
-            source=self._source,
-            draw=self._draws,
+            pattern=self._pattern,
         )
-        self._draws += 1
-        wanted = self._num_grads * self._num_recomputations
-        if result.gradients.used < wanted:
-            _LOGGER.warning(
-                "num_grads=%d: only %d gradients could be used, %d were not finite; "
-                "the Fisher is normalised by those used",
-                wanted,
-                result.gradients.used,
-                result.gradients.skipped,
-            )
-        return result
 
     def state_dict(self) -> dict[str, Any]:
         """Return masks and schedule, and how many draws of samples were made."""
         state = super().state_dict()
-        self.schedule_state(state)["draws"] = self._draws
+        self.schedule_state(state)["draws"] = self._engine.draws
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True) -> None:
@@ -322,7 +276,7 @@ class OBERTPruningModifier(GradualPruningModifier):
             strict: Ignored: a missing or extra name is always an error.
         """
         super().load_state_dict(state_dict, strict)
-        self._draws = self.schedule_state(state_dict)["draws"]
+        self._engine.draws = self.schedule_state(state_dict)["draws"]
 
     def finalize(
         self, module: nn.Module | None = None, reset_loggers: bool = True, **kwargs: Any
@@ -335,7 +289,7 @@ class OBERTPruningModifier(GradualPruningModifier):
             **kwargs: What the caller offers to all modifiers.
         """
         super().finalize(module, reset_loggers, **kwargs)
-        self._source = None
+        self._engine.release()
 
 
 def _as_options(value: Any) -> dict[str, Any] | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from obert_modifiers.modifiers import OBERTPruningModifier
+from obert_modifiers.modifiers import LayerDropModifier, OBERTPruningModifier
 from obert_modifiers.modifiers._host import Modifier, SparsificationTypes
 from obert_modifiers.modifiers._targets import unwrap
 
@@ -25,6 +25,12 @@ def model_faults(modifier: Modifier, model: nn.Module) -> Iterator[tuple[str, st
     Yields:
         The key of the recipe, and what is wrong.
     """
+    if isinstance(modifier, LayerDropModifier):
+        try:
+            modifier.plan(model)
+        except ValueError as error:
+            yield "keep", str(error)
+        return
     if hasattr(modifier, "resolve_targets"):
         yield from _own_faults(modifier, model)
         return
@@ -58,7 +64,10 @@ def data_faults(
     Yields:
         The key of the recipe, and what is wrong.
     """
-    if not isinstance(modifier, OBERTPruningModifier):
+    second_order = isinstance(modifier, OBERTPruningModifier) or getattr(
+        modifier, "needs_gradients", False
+    )
+    if not second_order:
         return
     if modifier.num_grads > num_train_samples:
         yield (
@@ -69,18 +78,29 @@ def data_faults(
         )
 
 
-def teacher_faults(modifier: Modifier, teacher: Any) -> Iterator[tuple[str, str]]:
+def teacher_faults(
+    modifier: Modifier, teacher: Any, named: str | None = None
+) -> Iterator[tuple[str, str]]:
     """Find a distillation modifier that has nothing to distil from.
 
     Args:
         modifier: SparseML's or ours.
         teacher: A model, ``"self"``, ``"disable"`` or None.
+        named: The teacher that the recipe's first distillation modifier names.
 
     Yields:
-        An empty key, as it is about the whole modifier, and what is wrong.
+        The key of the recipe, empty where it is about the whole modifier, and what is
+        wrong.
     """
     if SparsificationTypes.distillation not in modifier.sparsification_types:
         return
+    own = getattr(modifier, "teacher", None)
+    if isinstance(own, str) and own != named:
+        yield (
+            "teacher",
+            f"teacher={own} is not the {named} of another modifier; expected one "
+            "teacher in a recipe; write the same or distil in a run of its own",
+        )
     if not (isinstance(teacher, nn.Module) or teacher in _TEACHER_WORDS):
         yield (
             "",

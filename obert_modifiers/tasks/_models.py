@@ -128,14 +128,15 @@ def load_student(
 
 
 def load_teacher(
-    found: Pretrained, labels: Labels, args: ModelArguments
+    found: Pretrained, labels: Labels, args: ModelArguments, named: str | None = None
 ) -> nn.Module | str | None:
-    """Load the teacher that `distill_teacher` names.
+    """Load the teacher that `distill_teacher` names, or else the recipe.
 
     Args:
         found: The student, whose tokens the teacher reads.
         labels: The classes, which the teacher must have too.
         args: The flags.
+        named: The teacher that the recipe names, or None.
 
     Returns:
         The teacher in eval mode, or ``self``, ``disable`` or None as it was given.
@@ -143,10 +144,10 @@ def load_teacher(
     Raises:
         ValueError: If the teacher's classes or vocabulary are not the student's.
     """
-    name = args.distill_teacher
+    flag = "teacher" if args.distill_teacher is None else "--distill_teacher"
+    name = named if args.distill_teacher is None else args.distill_teacher
     if name in (None, "self", "disable"):
         return name
-    flag = "--distill_teacher"
     config = _fetch(AutoConfig, flag, name, args)
     tokenizer = _fetch(AutoTokenizer, flag, name, args)
     if tokenizer.get_vocab() != found.tokenizer.get_vocab():

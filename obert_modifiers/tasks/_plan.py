@@ -147,10 +147,16 @@ def prepare(
         manager.check_data(len(data.splits["train"]))
     config = train_config(arguments, state)
     model = _models.load_student(found, labels, arguments.model, arguments.train.seed)
-    teacher = _models.load_teacher(found, labels, arguments.model)
+    named = manager.teacher if manager is not None else None
+    flag = arguments.model.distill_teacher
+    if flag is not None and named not in (None, flag):
+        notes.say(f"--distill_teacher {flag} comes before the recipe's teacher {named}")
+    teacher = _models.load_teacher(found, labels, arguments.model, named)
     if manager is not None:
-        manager.check_model(model)
         manager.check_teacher(teacher)
+        # Before any parameter is looked up by its name.
+        manager.apply_structure(model, teacher=teacher)
+        manager.check_model(model)
     if teacher not in (None, "disable") and not (manager and manager.distillation):
         notes.say(
             f"the teacher {arguments.model.distill_teacher} is not used: no "

@@ -180,7 +180,8 @@ def _facts(plan: Plan, result: TrainResult | None) -> dict[str, Any]:
         "model": plan.found.description,
         "data": plan.source,
         "recipe": plan.arguments.train.recipe,
-        "teacher": plan.arguments.model.distill_teacher,
+        "teacher": plan.arguments.model.distill_teacher
+        or (plan.manager.teacher if plan.manager else None),
         "config": asdict(plan.config),
     }
 

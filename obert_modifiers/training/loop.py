@@ -53,7 +53,11 @@ def train(
     Raises:
         ValueError: If recipe, data and teacher do not go together.
     """
-    _check(model, data, config, manager, teacher)
+    _check(data, config, manager, teacher)
+    if manager is not None:
+        # The optimizer and the parallel wrapper must not know dropped layers.
+        manager.apply_structure(model, teacher=teacher)
+        manager.check_model(model)
     accelerator = make_accelerator(config)
     journal = Journal(Path(config.output_dir), reporter, accelerator.is_main_process)
     try:
@@ -64,7 +68,6 @@ def train(
 
 
 def _check(
-    model: nn.Module,
     data: TaskData,
     config: TrainConfig,
     manager: RecipeManager | None,
@@ -76,7 +79,6 @@ def _check(
             f"{', '.join(SCHEDULES)}; use linear"
         )
     if manager is not None:
-        manager.check_model(model)
         manager.check_data(len(data.train))
         manager.check_teacher(teacher)
         for modifier in manager.pruning:

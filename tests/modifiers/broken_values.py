@@ -93,4 +93,59 @@ BROKEN_OBERT = [
         "write batch_size: 32 below it",
     ),
 ]
-assert (len(BROKEN), len(BROKEN_OBERT)) == (11, 8)
+BROKEN_NM = [
+    (
+        {"mask_type": "block4"},
+        "mask_type=block4 is not N:M; expected N kept of every M weights, as in 2:4; "
+        "use OBERTPruningModifier or GMPStarPruningModifier for it",
+    ),
+    (
+        {"mask_type": "4:4"},
+        "mask_type=4:4 keeps 4 of every 4 weights; expected fewer kept than M; use 2:4",
+    ),
+    (
+        {"score": "fisher"},
+        "score=fisher is unknown; expected one of magnitude, obs; use magnitude",
+    ),
+    (
+        {"gradual": "by_m"},
+        "gradual=by_m is unknown; expected one of one_shot, by_fraction, by_n; use "
+        "by_n",
+    ),
+    (
+        {"end_epoch": 2.0},
+        "end_epoch=2 is after start_epoch=0 with gradual: one_shot; expected one "
+        "event; leave end_epoch out or write gradual: by_n",
+    ),
+    (
+        {"gradual": "by_n"},
+        "gradual=by_n has no time between start_epoch=0 and end_epoch=0; expected a "
+        "later end_epoch; raise it or write gradual: one_shot",
+    ),
+    (
+        {"gradual": "by_fraction", "end_epoch": 1.0},
+        "gradual=by_fraction comes without update_frequency; expected the epochs "
+        "between two events; write update_frequency: 0.5",
+    ),
+    (
+        {"num_grads": 64},
+        "num_grads=64 is a key of score: obs; expected none of them with score: "
+        "magnitude; leave it out or write score: obs",
+    ),
+    (
+        {"score": "obs", "fisher_block_size": 50},
+        "fisher_block_size=50 is not a multiple of group_size=4 (mask_type: 2:4); use "
+        "48",
+    ),
+    (
+        {"score": "obs", "damp": 1e-07, "damp_fraction": 0.1},
+        "damp=1e-07 and damp_fraction=0.1 are both given; expected one of them; "
+        "leave damp out",
+    ),
+    (
+        {"score": "obs", "memory_budget": "much"},
+        "memory_budget=much is not an amount of memory; expected bytes, or a number "
+        "with a unit; write 8GB or 8GiB",
+    ),
+]
+assert (len(BROKEN), len(BROKEN_OBERT), len(BROKEN_NM)) == (11, 8, 11)

@@ -73,32 +73,55 @@ class Row:
         keys: Arguments of a small sensible instance.
         label: What tells rows of one class apart.
         prunes: True for a pruning modifier.
+        drops: True for a modifier that takes modules away.
         extras: Arguments of ``initialize``.
+        final: Sparsity after the last event.
+        epochs: Epochs of the events.
     """
 
     cls: type
     keys: dict[str, Any]
     prunes: bool = True
+    drops: bool = False
     extras: dict[str, Any] = field(default_factory=dict)
     label: str = ""
-
-    @property
-    def final(self) -> float:
-        """Sparsity after the last event."""
-        return self.keys["final_sparsity"]
+    final: float = 0.0
+    epochs: tuple[float, ...] = (1.0, 1.5, 2.0, 2.5, 3.0)
 
 
 def _obert(label: str = "", block: int = 10, **keys: Any) -> Row:
+    keys = {**SCHEDULE, "num_grads": 24, "fisher_block_size": block, **keys}
     return Row(
         modifiers.OBERTPruningModifier,
-        {**SCHEDULE, "num_grads": 24, "fisher_block_size": block, **keys},
+        keys,
         extras={"gradient_source": make_source()},
         label=label,
+        final=keys["final_sparsity"],
     )
 
 
 def _gmp(label: str = "", **keys: Any) -> Row:
-    return Row(modifiers.GMPStarPruningModifier, {**SCHEDULE, **keys}, label=label)
+    keys = {**SCHEDULE, **keys}
+    final = keys["final_sparsity"]
+    return Row(modifiers.GMPStarPruningModifier, keys, label=label, final=final)
+
+
+def _n_m(label: str, epochs: tuple[float, ...], **keys: Any) -> Row:
+    if keys.get("score") == "obs":
+        keys = {"num_grads": 24, "fisher_block_size": 24, **keys}
+    kept, size = map(int, keys["mask_type"].split(":"))
+    return Row(
+        modifiers.NMPruningModifier,
+        {"start_epoch": 1.0, **keys},
+        extras={"gradient_source": make_source()},
+        label=label,
+        final=(size - kept) / size,
+        epochs=epochs,
+    )
+
+
+GRADUALLY = {"end_epoch": 3.0, "update_frequency": 0.5}
+EVERY_EVENT = (1.0, 1.5, 2.0, 2.5, 3.0)
 
 
 TABLE = [
@@ -118,12 +141,45 @@ TABLE = [
     _gmp("block4", mask_type="block4", global_sparsity=True),
     _gmp("block:2x2", mask_type="block:2x2", global_sparsity=True),
     _gmp("2:4", mask_type="2:4", final_sparsity=0.5, global_sparsity=True),
+    _n_m("2:4 at once", (1.0,), mask_type="2:4"),
+    _n_m(
+        "1:4 by fraction",
+        EVERY_EVENT,
+        mask_type="1:4",
+        gradual="by_fraction",
+        **GRADUALLY,
+    ),
+    _n_m("2:4 by n", (1.0, 3.0), mask_type="2:4", gradual="by_n", **GRADUALLY),
+    _n_m(
+        "1:4 by n, obs",
+        (1.0, 2.0, 3.0),
+        mask_type="1:4",
+        gradual="by_n",
+        score="obs",
+        end_epoch=3.0,
+    ),
+    _n_m(
+        "2:4 by fraction, obs",
+        EVERY_EVENT,
+        mask_type="2:4",
+        gradual="by_fraction",
+        score="obs",
+        selection="independent",
+        **GRADUALLY,
+    ),
+    Row(modifiers.LayerDropModifier, {"keep": [1]}, prunes=False, drops=True),
     Row(
         modifiers.LogitDistillationModifier,
         {"hardness": 0.7, "temperature": 3.0, "start_epoch": 1.0, "end_epoch": 2.0},
         prunes=False,
         extras={"distillation_teacher": "self"},
     ),
+    Row(
+        modifiers.LogitDistillationModifier,
+        {"hardness": 0.5, "teacher": "self", "mask_padding": False},
+        prunes=False,
+        label="named teacher",
+    ),
 ]
-assert len(TABLE) == 10
+assert len(TABLE) == 17
 PRUNERS = [row for row in TABLE if row.prunes]

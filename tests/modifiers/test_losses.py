@@ -60,6 +60,32 @@ def test_each_loss_is_what_it_says() -> None:
     assert all(p.grad is None for p in teacher.parameters())
 
 
+def test_labels_reach_the_distillation_of_tokens() -> None:
+    """Inputs come without labels; the batch tells which tokens count."""
+
+    class Tagger(nn.Module):
+        def __init__(self, seed: int) -> None:
+            super().__init__()
+            torch.manual_seed(seed)
+            self.table = nn.Embedding(11, 3)
+
+        def forward(self, tokens):
+            return {"logits": self.table(tokens)}
+
+    student, teacher = Tagger(0), Tagger(1)
+    tokens = torch.arange(10).reshape(2, 5)
+    labels = torch.tensor([[-100, 1, 2, -100, -100], [0, -100, -100, -100, -100]])
+    batch = {"tokens": tokens, "labels": labels}
+    source = with_distillation(_source(), [_distiller(student, teacher)], lambda: 1.0)
+    found = source.of_loss("distillation").sample_losses(student, batch)
+    kl = distillation_loss(
+        student(tokens)["logits"].reshape(-1, 3),
+        teacher(tokens)["logits"].reshape(-1, 3),
+        TEMPERATURE,
+    ).reshape(2, 5)
+    torch.testing.assert_close(found, torch.stack([kl[0, 1:3].mean(), kl[1, 0]]))
+
+
 def test_outside_of_the_distilled_epochs() -> None:
     student, batch = make_model(0), make_batch()
     distiller = _distiller(student, make_model(1), start_epoch=2.0)

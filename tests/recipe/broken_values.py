@@ -38,10 +38,12 @@ VALUES = [
         (
             "3: LogitDistillationModifier.hardnes: hardnes is not a key of "
             "LogitDistillationModifier; expected one of end_epoch, hardness, "
-            "start_epoch, temperature; write hardness",
+            "hidden_weight, layer_map, mask_padding, start_epoch, teacher, "
+            "temperature; write hardness",
             "4: LogitDistillationModifier.qqq: qqq is not a key of "
             "LogitDistillationModifier; expected one of end_epoch, hardness, "
-            "start_epoch, temperature; remove it",
+            "hidden_weight, layer_map, mask_padding, start_epoch, teacher, "
+            "temperature; remove it",
         ),
     ),
     Broken(

@@ -47,6 +47,7 @@ SAMPLES = {
         "init_val": 0.1,
         "final_val": 0.5,
     },
+    "LayerDropModifier": {"keep": 6, "choice": "interleaved"},
     "LayerPruningModifier": {"layers": ["bert.encoder.layer.6"]},
     "LayerThinningModifier": {"param_group_dependency_map": {"a": ["b"]}},
     "LearningRateFunctionModifier": {
@@ -61,7 +62,13 @@ SAMPLES = {
         "lr_kwargs": {"gamma": 0.9},
         "init_lr": 0.01,
     },
-    "LogitDistillationModifier": {"hardness": 1.0, "temperature": 5.5},
+    "LogitDistillationModifier": {
+        "hardness": 1.0,
+        "temperature": 5.5,
+        "teacher": "path/to/teacher",
+        "hidden_weight": 0.5,
+        "layer_map": [0, 6, 11],
+    },
     "MFACPruningModifier": {**GRADUAL, "num_grads": {0.0: 64, 0.5: 128}},
     "MagnitudePruningModifier": {
         **GRADUAL,
@@ -71,6 +78,7 @@ SAMPLES = {
         "mask_type": "2:4",
     },
     "MovementPruningModifier": GRADUAL,
+    "NMPruningModifier": {"mask_type": "2:4", "start_epoch": 1.0},
     "OBERTPruningModifier": {**GRADUAL, "num_grads": 8, "damp": 1e-7},
     "OBSPruningModifier": {
         **GRADUAL,

@@ -8,11 +8,12 @@ import pytest
 from obert_modifiers.recipe import RecipeError, load_recipe
 from tests.recipe.broken import problems_of
 from tests.recipe.broken_arrangement import ARRANGEMENT
+from tests.recipe.broken_modifiers import MODIFIERS
 from tests.recipe.broken_values import VALUES
 from tests.recipe.broken_variables import VARIABLES
 from tests.recipe.samples import EPOCHS, GMP, OBERT, group
 
-BROKEN = [*VALUES, *VARIABLES, *ARRANGEMENT]
+BROKEN = [*VALUES, *VARIABLES, *ARRANGEMENT, *MODIFIERS]
 
 
 @pytest.mark.parametrize("broken", BROKEN, ids=lambda broken: broken.name)
@@ -22,7 +23,7 @@ def test_everything_wrong_with_a_recipe_is_said(broken):
 
 
 def test_table_of_broken_recipes_is_whole():
-    assert len(BROKEN) == 55
+    assert len(BROKEN) == 55 + len(MODIFIERS)
     assert len({broken.name for broken in BROKEN}) == len(BROKEN)
 
 

@@ -1,0 +1,304 @@
+"""The distillation modifier on transformers of every task, and where its teacher is."""
+
+import copy
+import importlib
+
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+)
+
+from obert_modifiers.core.distillation import output_losses, read_outputs
+from obert_modifiers.manager import RecipeManager
+from obert_modifiers.modifiers import (
+    LogitDistillationModifier,
+    _host,  # it has to be imported before SparseML
+)
+from obert_modifiers.modifiers._host import silent_loggers
+from obert_modifiers.recipe import RecipeError
+from tests import reference
+from tests.modifiers.table import make_model
+
+SPARSEML = f"{_host.Modifier.__module__.rpartition('.')[0]}.distillation"
+theirs = importlib.import_module(f"{SPARSEML}.modifier_distillation_base")
+T = 3.0
+SIZE = {
+    "vocab_size": 20,
+    "hidden_size": 32,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "max_position_embeddings": 16,
+    "initializer_range": 0.4,
+}
+TASKS = {
+    "classes": BertForSequenceClassification,
+    "tokens": BertForTokenClassification,
+    "mlm": BertForMaskedLM,
+    "answers": BertForQuestionAnswering,
+}
+
+
+def make(task: str, layers: int = 4, seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return TASKS[task](BertConfig(**SIZE, num_hidden_layers=layers)).eval()
+
+
+def make_batch(task: str, width: int = 7) -> dict[str, torch.Tensor]:
+    """Three samples of 7, 4 and 2 tokens; padded to ``width``."""
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(5, 20, (3, 7), generator=generator)
+    mask = (torch.arange(7) < torch.tensor([[7], [4], [2]])).long()
+    labels = torch.randint(0, 2, (3, 7), generator=generator)
+    labels[mask == 0] = labels[:, 0] = -100
+    pad = width - 7
+    batch = {
+        "input_ids": nn.functional.pad(ids * mask, (0, pad)),
+        "attention_mask": nn.functional.pad(mask, (0, pad)),
+    }
+    if task in ("tokens", "mlm"):
+        batch["labels"] = nn.functional.pad(labels, (0, pad), value=-100)
+    elif task == "classes":
+        batch["labels"] = torch.tensor([0, 1, 1])
+    else:
+        batch["start_positions"] = batch["end_positions"] = torch.tensor([1, 2, 1])
+    return batch
+
+
+def run(model: nn.Module, batch: dict[str, torch.Tensor]):
+    return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+
+
+def distiller(student, teacher, **keys) -> LogitDistillationModifier:
+    made = LogitDistillationModifier(hardness=1.0, temperature=T, **keys)
+    made.initialize(student, loggers=silent_loggers(), distillation_teacher=teacher)
+    return made
+
+
+def mixed(made, student, batch, task_loss=0.0) -> torch.Tensor:
+    return made.loss_update(
+        torch.tensor(task_loss),
+        student,
+        None,
+        0.0,
+        4,
+        student_outputs=run(student, batch),
+        student_inputs=batch,
+    )
+
+
+def value(*args) -> float:
+    return float(mixed(*args).detach())
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_padding_changes_no_loss(task) -> None:
+    """Padded further, every task has the same loss; SparseML's has another."""
+    student, teacher = make(task), make(task, seed=1)
+    short, long = make_batch(task), make_batch(task, 12)
+    ours = distiller(student, teacher)
+    assert torch.allclose(mixed(ours, student, short), mixed(ours, student, long))
+    for batch in (short, long):
+        losses = ours.sample_losses(run(student, batch), batch)
+        assert losses.shape == (3,) and (losses > 0).all()
+    hosts = distiller(student, teacher, mask_padding=False)
+    one, two = mixed(hosts, student, short), mixed(hosts, student, long)
+    assert torch.allclose(one, two) == (task == "classes")  # control
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_without_masks_it_is_sparsemls_loss(task) -> None:
+    student, teacher, batch = make(task), make(task, seed=1), make_batch(task)
+    hosts = theirs.kldiv_loss(dict(run(student, batch)), dict(run(teacher, batch)), T)
+    made = distiller(student, teacher, mask_padding=False)
+    torch.testing.assert_close(mixed(made, student, batch), hosts)
+    direct = output_losses(
+        read_outputs(run(student, batch)), read_outputs(run(teacher, batch)), T
+    )
+    torch.testing.assert_close(direct.mean(), hosts)
+
+
+def test_sample_losses_of_tokens_are_means_over_their_own_labels() -> None:
+    student, teacher, batch = (
+        make("tokens"),
+        make("tokens", seed=1),
+        make_batch("tokens"),
+    )
+    ours, wanted = (run(one, batch)["logits"].detach() for one in (student, teacher))
+    rows = [
+        [
+            reference.softened_kl(ours[i, t].numpy(), wanted[i, t].numpy(), T)
+            for t in range(7)
+            if batch["labels"][i, t] != -100
+        ]
+        for i in range(3)
+    ]
+    made = distiller(student, teacher)
+    found = made.sample_losses(run(student, batch), batch)
+    for loss, sample in zip(found.tolist(), rows, strict=True):
+        assert loss == pytest.approx(sum(sample) / len(sample), rel=1e-4)
+    every = [one for sample in rows for one in sample]
+    mean = value(made, student, batch)
+    assert mean == pytest.approx(sum(every) / len(every), rel=1e-4)
+    assert mean != pytest.approx(float(found.detach().mean()), rel=1e-3)  # control
+
+
+def test_the_teacher_is_left_as_it_is() -> None:
+    student, teacher = make("classes"), make("classes", seed=1).bfloat16().train()
+    before = copy.deepcopy(teacher.state_dict())
+    batch = make_batch("classes")
+    loss = mixed(distiller(student, teacher), student, batch)
+    assert loss.dtype == torch.float32
+    loss.backward()
+    assert not teacher.training and teacher.dtype == torch.bfloat16
+    assert all(p.grad is None for p in teacher.parameters())
+    for name, values in teacher.state_dict().items():
+        assert torch.equal(values, before[name])
+    with pytest.raises(ValueError) as error:
+        distiller(student, student)
+    assert str(error.value) == (
+        "distillation_teacher is the student itself; expected another model; pass self "
+        "for a copy of it"
+    )
+
+
+def test_hidden_states_of_a_shallow_student() -> None:
+    """The sum of both losses, from the models' own hidden states."""
+    student, teacher, batch = (
+        make("classes", 2),
+        make("classes", 4, 1),
+        make_batch("classes"),
+    )
+    plain = value(distiller(student, teacher), student, batch)
+    made = distiller(student, teacher, hidden_weight=0.5, layer_map="uniform")
+    assert student.config.output_hidden_states
+    inputs = {k: v for k, v in batch.items() if k != "labels"}
+    with torch.no_grad():
+        ours = student(**inputs, output_hidden_states=True).hidden_states
+        wanted = teacher(**inputs, output_hidden_states=True).hidden_states
+    hidden = sum(
+        reference.square_head(
+            ours[one].numpy(), wanted[two].numpy(), batch["attention_mask"].numpy()
+        )
+        for one, two in ((1, 2), (2, 4))
+    )
+    found = value(made, student, batch)
+    assert found == pytest.approx(plain + 0.5 * hidden / 2, rel=1e-4)
+    samples = made.sample_losses(run(student, batch), batch)
+    assert float(samples.detach().mean()) == pytest.approx(found, rel=1e-5)
+    by_list = distiller(student, teacher, hidden_weight=0.5, layer_map=[1, 3])
+    assert value(by_list, student, batch) == pytest.approx(found, rel=1e-6)
+    other = distiller(student, teacher, hidden_weight=0.5, layer_map=[0, 1])
+    assert value(other, student, batch) != pytest.approx(found, rel=1e-3)
+    samples.sum().backward()
+    assert student.bert.encoder.layer[0].output.dense.weight.grad.abs().sum() > 0
+
+
+def test_the_configuration_is_set_back() -> None:
+    student = make("classes", 2)
+    made = distiller(student, "self", hidden_weight=1.0)
+    assert student.config.output_hidden_states
+    made.finalize(student)
+    assert not student.config.output_hidden_states
+    plain = distiller(make_model(), make_model(1), hidden_weight=1.0)
+    with pytest.raises(ValueError, match="student gives no hidden_states; expected th"):
+        tokens = {"tokens": torch.zeros(2, 3, dtype=torch.long)}
+        plain.sample_losses(make_model()(**tokens), tokens)
+
+
+BROKEN = [
+    (
+        {"hidden_weight": -1.0},
+        "hidden_weight=-1.0 is negative; expected 0 or more; write 1.0",
+    ),
+    (
+        {"layer_map": "uniform"},
+        "layer_map=uniform is given without hidden_weight; expected both or none; "
+        "write hidden_weight: 1.0",
+    ),
+    (
+        {"hidden_weight": 1.0, "layer_map": "evenly"},
+        "layer_map=evenly is unknown; expected one of uniform, last; use uniform",
+    ),
+    (
+        {"hidden_weight": 1.0, "layer_map": [0, -1]},
+        "layer_map=[0, -1] is not a list of layers; expected indices of the teacher's "
+        "layers from 0 on; write uniform",
+    ),
+    (
+        {"teacher": 3},
+        "teacher=3 is not a name; expected a folder or hub id, self or disable; write "
+        "it as text",
+    ),
+    (
+        {"mask_padding": "no"},
+        "mask_padding=no is not a truth value; expected true or false; write it "
+        "without quotes",
+    ),
+]
+assert len(BROKEN) == 6
+
+
+@pytest.mark.parametrize(("keys", "message"), BROKEN)
+def test_broken_values(keys, message) -> None:
+    with pytest.raises(ValueError) as error:
+        LogitDistillationModifier(**keys)
+    assert str(error.value) == message
+
+
+RECIPE = """\
+modifiers:
+  - !LogitDistillationModifier
+      hardness: 1.0
+      teacher: {0}
+      hidden_weight: 1.0
+      layer_map: [0, 3]
+      end_epoch: 1.0
+  - !LogitDistillationModifier
+      hardness: 0.5
+      start_epoch: 1.0
+      teacher: {1}
+"""
+
+
+def test_the_recipe_names_the_teacher() -> None:
+    manager = RecipeManager.from_recipe(RECIPE.format("self", "self"))
+    assert manager.teacher == "self"
+    manager.check_teacher(None)
+    student = make("classes")
+    manager.initialize(student)
+    for one in manager.distillation:
+        assert one._teacher is not student and one._teacher.config is not student.config
+    # A teacher that is given comes before it.
+    given, teacher = RecipeManager.from_recipe(RECIPE.format("a", "a")), make("classes")
+    assert given.teacher == "a"
+    given.check_teacher(teacher)
+    given.initialize(make("classes"), teacher=teacher)
+    assert all(one._teacher is teacher for one in given.distillation)
+    lost = RecipeManager.from_recipe(RECIPE.format("path/a", "path/a"))
+    with pytest.raises(RecipeError, match="teacher=path/a cannot be distilled from"):
+        lost.check_teacher(None)
+    with pytest.raises(ValueError, match="distillation_teacher=path/a is unknown"):
+        lost.initialize(make("classes"))
+    two = RecipeManager.from_recipe(RECIPE.format("path/a", "path/b"))
+    with pytest.raises(RecipeError) as error:
+        two.check_teacher(teacher)
+    assert str(error.value).endswith(
+        "teacher=path/b is not the path/a of another modifier; expected one teacher in "
+        "a recipe; write the same or distil in a run of its own"
+    )
+
+
+def test_yaml_of_every_key() -> None:
+    manager = RecipeManager.from_recipe(RECIPE.format("self", "disable"))
+    again = RecipeManager.from_recipe(manager.text)
+    first = again.distillation[0].props(only_serializable=True)
+    assert first["layer_map"] == [0, 3] and first["teacher"] == "self"
+    assert [m.identifier() for m in again.modifiers] == [
+        m.identifier() for m in manager.modifiers
+    ]
