@@ -3,9 +3,11 @@
 from obert_modifiers.modifiers.distillation import LogitDistillationModifier
 from obert_modifiers.modifiers.gmp_star import GMPStarPruningModifier
 from obert_modifiers.modifiers.obert import OBERTPruningModifier
+from obert_modifiers.modifiers.qat import QATModifier
 
 __all__ = [
     "GMPStarPruningModifier",
     "LogitDistillationModifier",
     "OBERTPruningModifier",
+    "QATModifier",
 ]
