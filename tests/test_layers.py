@@ -49,6 +49,7 @@ LAYERS = {
         LOADING | {"batches", "training", "embedded", "resources"},
         NUMERIC | HUGGING_FACE | {"pandas", "pyarrow", "safetensors", "sklearn"},
     ),
+    "export": layer({"core"}, NUMERIC | {"onnx"}),
     "report": layer(RUNNING, NUMERIC | HUGGING_FACE | SHOW | {"safetensors"}),
     "quickstart": layer(
         RUNNING | {"report"}, NUMERIC | HUGGING_FACE | SHOW | {"safetensors", "yaml"}

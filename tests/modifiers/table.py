@@ -101,6 +101,11 @@ def _gmp(label: str = "", **keys: Any) -> Row:
     return Row(modifiers.GMPStarPruningModifier, {**SCHEDULE, **keys}, label=label)
 
 
+def _qat(label: str = "", **keys: Any) -> Row:
+    keys = {"start_epoch": 1.0, "disable_observer_epoch": 2.0, **keys}
+    return Row(modifiers.QATModifier, keys, prunes=False, label=label)
+
+
 TABLE = [
     _obert(),
     _obert("block4", 20, mask_type="block4"),
@@ -124,6 +129,9 @@ TABLE = [
         prunes=False,
         extras={"distillation_teacher": "self"},
     ),
+    _qat(),
+    _qat("per channel", end_epoch=3.0, freeze="activations", per_channel=True),
+    _qat("linears alone", quantize_embeddings=False, ignore=["head"]),
 ]
-assert len(TABLE) == 10
+assert len(TABLE) == 13
 PRUNERS = [row for row in TABLE if row.prunes]

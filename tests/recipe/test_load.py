@@ -193,9 +193,9 @@ def test_modifiers_are_those_that_sparseml_loads(name):
 
 
 def test_table_of_samples_is_whole():
-    assert len(SAMPLES) == 29
+    assert len(SAMPLES) == 30
     assert set(SAMPLES) == set(modifier_classes())
-    assert len(LOADED_BY_SPARSEML) == 38
+    assert len(LOADED_BY_SPARSEML) == 39
 
 
 def test_stages_see_the_variables_of_the_whole_recipe():
