@@ -138,6 +138,18 @@ def test_sparseml_is_in_one_file_alone():
     assert (ROOT / "modifiers" / "_host.py").is_file()
 
 
+def test_torch_ao_is_in_one_file_alone():
+    found = {
+        path.as_posix()
+        for path in python_files()
+        for name in imported_modules(
+            ast.parse((ROOT / path).read_text(encoding="utf-8")), "x"
+        )
+        if name.startswith(("torch.ao", "torchao"))
+    }
+    assert found == {"core/fake_quant.py"}
+
+
 COMPILED = {"numba": {"kernels/_compiled.py"}}
 COMPILED["triton"] = {"kernels/_triton_fisher.py", "kernels/_triton_greedy.py"}
 
