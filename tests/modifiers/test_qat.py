@@ -15,8 +15,14 @@ from obert_modifiers.core.quantization_file import (
     save_quantization,
 )
 from obert_modifiers.manager import RecipeError, RecipeManager
-from obert_modifiers.modifiers import QATModifier
-from tests.modifiers.table import make_batch, make_model, sample_loss
+from obert_modifiers.modifiers import OBERTPruningModifier, QATModifier
+from tests.modifiers.table import (
+    SCHEDULE,
+    make_batch,
+    make_model,
+    make_source,
+    sample_loss,
+)
 
 STEPS = 4  # optimizer steps in an epoch
 RECIPE = """
@@ -122,6 +128,21 @@ def test_pruned_weights_stay_zero_and_masks_in_force() -> None:
         assert not module._forward_hooks and not module._forward_pre_hooks
         assert not hasattr(module, "parametrizations")
     assert not any(one.observing for one in quantizers_of(model).values())
+
+
+def test_a_second_order_event_takes_gradients_of_the_quantized_model() -> None:
+    model = make_model()
+    qat, obert = QATModifier(), OBERTPruningModifier(**SCHEDULE, num_grads=8)
+    qat.initialize(model)
+    obert.initialize(model, gradient_source=make_source())
+    qat.scheduled_update(model, None, 0.0, STEPS)
+    sample_loss(model, make_batch()).mean()
+    obert.scheduled_update(model, None, 1.0, STEPS)
+    assert obert.module_masks.sparsity() == pytest.approx(0.3, abs=2e-3)
+    assert obert.events[0].num_gradients == 8
+    ranges = quantizers_of(model)["head:input"].scale.clone()
+    sample_loss(model.eval(), make_batch()).mean()
+    assert torch.equal(quantizers_of(model)["head:input"].scale, ranges)
 
 
 def test_every_parameter_learns_through_the_rounding() -> None:
