@@ -178,18 +178,25 @@ class Quantizer:
 def average_ranges_(quantizers: list[Quantizer]) -> None:
     """Give the activations the same ranges on all processes: the mean of theirs.
 
-    One all-reduce of two numbers for each activation that still observes.
+    One all-reduce of three numbers for each activation that still observes; a process
+    that has no range yet takes the mean of those that have one.
 
     Args:
         quantizers: The same ones in the same order on all processes; changed in place.
     """
-    ranks = world()[1]
-    moving = [q for q in quantizers if q.kind == ACTIVATION and q.observing and q.ready]
-    if ranks == 1 or not moving:
+    moving = [q for q in quantizers if q.kind == ACTIVATION and q.observing]
+    if world()[1] == 1 or not moving:
         return
-    ends = [end for q in moving for end in (q._observer.min_val, q._observer.max_val)]
-    mean = all_reduce_(torch.stack(ends)) / ranks
-    for end, value in zip(ends, mean, strict=True):
-        end.copy_(value)
-    for quantizer in moving:
-        quantizer._update_scale()
+    where = moving[0].scale.device
+    rows = torch.zeros(len(moving), 3, device=where)  # least, largest, processes
+    for row, quantizer in zip(rows, moving, strict=True):
+        if quantizer.ready:
+            row[0].copy_(quantizer._observer.min_val)
+            row[1].copy_(quantizer._observer.max_val)
+            row[2] = 1.0
+    all_reduce_(rows)
+    for row, quantizer in zip(rows, moving, strict=True):
+        if bool(row[2] > 0):
+            quantizer._observer.min_val.copy_(row[0] / row[2])
+            quantizer._observer.max_val.copy_(row[1] / row[2])
+            quantizer._update_scale()

@@ -284,9 +284,9 @@ def test_the_embedded_encoder_is_as_accurate_in_int8(products, tmp_path) -> None
         "recipe": tmp_path / "recipe.yaml",
         "output_dir": tmp_path / "out",
         "cache_dir": tmp_path / "cache",
-        "max_train_samples": 1024,
+        "max_train_samples": 640,
         "per_device_train_batch_size": 32,
-        "learning_rate": 8e-5,
+        "learning_rate": 1e-4,
     }
     words = [
         str(word) for name, value in flags.items() for word in (f"--{name}", value)
