@@ -47,7 +47,7 @@ format: install  ## Format the code and sort its imports
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench-prepare: install  ## Fine-tune and keep the model that the benchmarks prune
+bench-prepare: install  ## Fine-tune and keep the models that the benchmarks prune
 	@$(BIN)/python benchmarks/prepare.py
 
 bench-quick: bench-prepare  ## Run every benchmark in its short form

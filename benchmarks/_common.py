@@ -6,7 +6,7 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ import torch
 from obert_modifiers.tasks._record import machine, versions
 
 ROOT = Path(__file__).parents[1]
-DENSE = ROOT / "runs" / "bench" / "dense"
 
 
 def parser(text: str) -> argparse.ArgumentParser:
@@ -67,6 +66,20 @@ def write(path: Path | None, result: dict[str, Any]) -> None:
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def mean_and_spread(values: Sequence[float], digits: int) -> str:
+    """Format mean and sample standard deviation.
+
+    Args:
+        values: One or more; a single one has no spread.
+        digits: Digits behind the point.
+
+    Returns:
+        Such as ``0.853 ± 0.004``.
+    """
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{spread}"
 
 
 def timed(function: Callable[[], Any], repeats: int = 3) -> dict[str, float]:

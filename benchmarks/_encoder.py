@@ -1,60 +1,156 @@
 """The embedded encoder, fine-tuned, with its data: what several benchmarks prune."""
 
+import os
 from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from _common import DENSE
+from _common import ROOT
 from datasets import load_dataset
+from rich.console import Console
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from obert_modifiers import quickstart
 from obert_modifiers.batches import (
     TaskData,
     gradient_source,
     inputs_of,
     sorted_batches,
 )
-from obert_modifiers.core.gradients import GradientSource
+from obert_modifiers.cli.progress import PlainReporter
+from obert_modifiers.core.sampling import GradientSource
+from obert_modifiers.core.targets import Target
 from obert_modifiers.embedded import movie_snippets
-from obert_modifiers.quickstart import Settings
-from obert_modifiers.quickstart import run as run_quickstart
+from obert_modifiers.modifiers._targets import encoder_weights, find_targets
+from obert_modifiers.tasks._arguments import DataArguments
+from obert_modifiers.tasks.text_classification import run as run_task
 
+MOVIES, SST2 = "movie_snippets", "sst2"
+DATASETS = (MOVIES, SST2)
+DATA_VARIABLE = "OBERT_SHARED_DATA"
+KEPT = ROOT / "runs" / "bench"
 MAX_LENGTH = 128
+SST2_SENTENCES = 20_000
 
 
-def dense_model(folder: Path = DENSE) -> nn.Module:
+@dataclass(frozen=True)
+class DataSet:
+    """Sentences with a label, and the encoder that is fine-tuned on them.
+
+    Attributes:
+        name: One of `DATASETS`.
+        files: Parquet files of ``train`` and ``validation``.
+        dense: Folder of the fine-tuned model.
+        sentences: Training sentences, the first of the file.
+    """
+
+    name: str
+    files: dict[str, Path]
+    dense: Path
+    sentences: int
+
+
+def data_folder(named: Path | None = None) -> Path:
+    """Find the folder of the data sets that are not shipped.
+
+    Args:
+        named: What the command line says.
+
+    Returns:
+        That, or what the environment variable `DATA_VARIABLE` names, or
+        ``../shared/data`` beside the checkout; it need not exist.
+    """
+    if named is None and DATA_VARIABLE in os.environ:
+        named = Path(os.environ[DATA_VARIABLE])
+    return named or ROOT.parent / "shared" / "data"
+
+
+def find(name: str, data: Path | None = None) -> DataSet | None:
+    """Find a data set; where its files are missing, say so.
+
+    Args:
+        name: One of `DATASETS`.
+        data: Folder of the data sets that are not shipped; None looks for it.
+
+    Returns:
+        The data set, or None.
+    """
+    if name == MOVIES:
+        return DataSet(name, movie_snippets(), KEPT / "dense", 9072)
+    folder = data_folder(data) / name
+    files = {split: folder / f"{split}.parquet" for split in ("train", "validation")}
+    if not all(path.is_file() for path in files.values()):
+        print(
+            f"{name} is skipped: no train.parquet and validation.parquet in {folder}; "
+            f"name the folder above with --data or in {DATA_VARIABLE}"
+        )
+        return None
+    shuffled = KEPT / f"{name}_train.parquet"
+    if not shuffled.is_file():
+        KEPT.mkdir(parents=True, exist_ok=True)
+        rows = load_dataset("parquet", data_files=str(files["train"]), split="train")
+        part = rows.shuffle(seed=0).select(range(SST2_SENTENCES))
+        part.to_parquet(str(shuffled))
+    return DataSet(name, files | {"train": shuffled}, KEPT / name, SST2_SENTENCES)
+
+
+def dense_model(dataset: DataSet | None = None) -> nn.Module:
     """Load the fine-tuned encoder, fine-tuning it where it is missing.
 
     Args:
-        folder: Where it is kept.
+        dataset: What it is fine-tuned on; None for movie_snippets.
 
     Returns:
         The model in eval mode.
     """
-    if not (folder / "model.safetensors").is_file():
-        settings = Settings(sentences=9072)
-        run_quickstart(folder.parent, seed=0, only=("dense",), settings=settings)
-    return AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    dataset = dataset or find(MOVIES)
+    if not (dataset.dense / "model.safetensors").is_file():
+        settings = quickstart.Settings(sentences=dataset.sentences, bf16=True)
+        flags = quickstart.arguments("dense", KEPT, 0, settings)
+        flags.train.output_dir = str(dataset.dense)
+        read = DataArguments(
+            train_file=str(dataset.files["train"]),
+            validation_file=str(dataset.files["validation"]),
+            input_column_names="sentence",
+            max_train_samples=dataset.sentences,
+            max_seq_length=MAX_LENGTH,
+        )
+        run_task(replace(flags, data=read), PlainReporter(Console()))
+    return AutoModelForSequenceClassification.from_pretrained(dataset.dense).eval()
 
 
-def task_data(folder: Path = DENSE) -> TaskData:
-    """Tokenize movie_snippets.
+def encoder_targets(model: nn.Module) -> list[Target]:
+    """List what is pruned.
 
     Args:
-        folder: Folder of the model, for its tokenizer.
+        model: The model.
 
     Returns:
-        All sentences of both splits.
+        The linear weights of the encoder's layers.
     """
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    files = {split: str(path) for split, path in movie_snippets().items()}
+    return find_targets(model, encoder_weights(model))
+
+
+def task_data(dataset: DataSet | None = None) -> TaskData:
+    """Tokenize a data set.
+
+    Args:
+        dataset: Which; None for movie_snippets.
+
+    Returns:
+        The sentences of both splits.
+    """
+    dataset = dataset or find(MOVIES)
+    tokenizer = AutoTokenizer.from_pretrained(dataset.dense)
+    files = {split: str(path) for split, path in dataset.files.items()}
     rows = load_dataset("parquet", data_files=files)
 
     def samples(split: str) -> list[dict[str, Any]]:
         found = tokenizer(
-            rows[split]["sentence"], truncation=True, max_length=MAX_LENGTH
+            list(rows[split]["sentence"]), truncation=True, max_length=MAX_LENGTH
         )
         pairs = zip(found["input_ids"], rows[split]["label"], strict=True)
         return [{"input_ids": ids, "labels": label} for ids, label in pairs]
@@ -70,9 +166,8 @@ def task_data(folder: Path = DENSE) -> TaskData:
             outputs.logits, batch["labels"], reduction="none"
         )
 
-    return TaskData(
-        samples("train"), samples("validation"), collate, sample_loss, lambda *_: {}
-    )
+    train = samples("train")[: dataset.sentences]
+    return TaskData(train, samples("validation"), collate, sample_loss, lambda *_: {})
 
 
 def source_of(model: nn.Module, data: TaskData, seed: int = 0) -> GradientSource:
@@ -86,7 +181,34 @@ def source_of(model: nn.Module, data: TaskData, seed: int = 0) -> GradientSource
     Returns:
         As in training.
     """
-    return gradient_source(data, model.forward, "cpu", seed=seed)
+    return gradient_source(data, model.forward, model.device, seed=seed)
+
+
+def sampled_labels(source: GradientSource, seed: int) -> GradientSource:
+    """Take the gradients at labels that the model's own predictions draw.
+
+    That is the Fisher in the strict sense; with the data's labels it is empirical.
+
+    Args:
+        source: Gradients at the true labels of a classification.
+        seed: Seed of the draws; a batch gets the same labels whenever it comes.
+
+    Returns:
+        A source of the same samples.
+    """
+
+    def loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        outputs = source.forward(model, batch)
+        generator = torch.Generator().manual_seed(
+            1_000_003 * (seed + 1) + int(batch["input_ids"].sum())
+        )
+        chances = outputs.logits.detach().double().softmax(-1).cpu()
+        drawn = torch.multinomial(chances, 1, generator=generator).squeeze(1)
+        return source.output_loss(
+            outputs, {**batch, "labels": drawn.to(outputs.logits.device)}
+        )
+
+    return replace(source, loss=loss)
 
 
 @torch.no_grad()

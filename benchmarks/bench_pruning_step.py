@@ -1,14 +1,17 @@
 """The whole second-order step on the embedded encoder, ours beside SparseML's.
 
 One-shot pruning of its 10.6 M encoder weights to 80 %: gradients, Fisher, selection and
-update. Ours takes 1024 per-sample gradients. SparseML's ``OBSPruningModifier`` runs
-with its own ``GradSampler`` on batches of 8; its time is split into a part per gradient
-and a fixed part by two short runs and extrapolated, and marked so:
+update. Ours takes 1024 per-sample gradients. The baseline is SparseML's
+``OBSPruningModifier`` with its own ``GradSampler``, or where SparseML is not installed
+the same step in plain torch (the paper's recursion); the result says which. It takes
+batches of 8; its time is split into a part per gradient and a fixed part by two short
+runs and extrapolated, and marked so:
 
-- ``ratio``: as its recipes run it, 1024 batches of 8, eight times our samples;
+- ``ratio``: as SparseML's recipes run it, 1024 batches of 8, eight times our samples;
 - ``ratio_same_samples``: 128 batches of 8, the same number of samples as ours.
 
-Without ``--quick`` its run on the same samples is also made in full, for the loss.
+Without ``--quick`` the baseline's run on the same samples is also made in full, for the
+loss, and ours with float32 sums beside the default float64.
 
     python benchmarks/bench_pruning_step.py [--quick] [--json FILE]
 
@@ -18,91 +21,176 @@ The fine-tuned model is made first where it is missing (``make bench-prepare``).
 import copy
 import math
 import time
-import warnings
+from collections.abc import Callable
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import _common as common
 import _encoder as encoder
+import torch
+from _baseline import RECURSION, rank_one_step_, sparseml_module
 from torch import nn
 
 from obert_modifiers.batches import TaskData
-from obert_modifiers.modifiers import OBERTPruningModifier
+from obert_modifiers.core.event import SecondOrderConfig
+from obert_modifiers.core.memory import peak_memory
+from obert_modifiers.core.pruning_step import second_order_step_
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    from sparseml.pytorch.optim import OBSPruningModifier
-
-SPARSITY, NUM_GRADS, SPARSEML_BATCH, WIDTH = 0.8, 1024, 8, 48
-SHORT, LONG = 8, 24  # gradients of SparseML's two timed runs
+SPARSITY, NUM_GRADS, BASELINE_BATCH, WIDTH = 0.8, 1024, 8, 48
+QUICK_GRADS = 128
+DAMP = 1e-7  # SparseML's default
+SHORT, LONG = 8, 24  # gradients of the baseline's two timed runs
 PARAMS = ["re:.*encoder.layer.*(query|key|value|dense).weight"]
-SCHEDULE = {
-    "init_sparsity": SPARSITY,
-    "final_sparsity": SPARSITY,
-    "start_epoch": 0.0,
-    "end_epoch": 1.0,
-    "update_frequency": 1.0,
-}
+SPARSEML_STEP = "SparseML's OBSPruningModifier"
+Step = Callable[[nn.Module, TaskData, int], None]
 
 
-def ours(model: nn.Module, data: TaskData, num_grads: int) -> dict[str, Any]:
-    """Prune in one shot with our modifier.
+def ours(
+    model: nn.Module, data: TaskData, num_grads: int, fisher_dtype: str = "float64"
+) -> dict[str, Any]:
+    """Prune in one shot with our step.
 
     Args:
         model: The dense model, left as it is.
         data: The task.
         num_grads: Gradients m.
+        fisher_dtype: Precision of the sums.
 
     Returns:
-        Seconds, loss and accuracy, and what the report predicts.
+        Seconds, loss and accuracy, and what the step predicts.
     """
     pruned = copy.deepcopy(model)
-    modifier = OBERTPruningModifier(
-        **SCHEDULE, num_grads=num_grads, fisher_block_size=WIDTH
-    )
-    source = encoder.source_of(pruned, data)
+    targets = encoder.encoder_targets(pruned)
     started = time.perf_counter()
-    modifier.apply(pruned, gradient_source=source, finalize=False)
-    seconds = time.perf_counter() - started
-    report = modifier.events[0]
-    modifier.finalize(pruned)
+    result = second_order_step_(
+        pruned,
+        targets,
+        [torch.ones_like(t.parameter, dtype=torch.bool) for t in targets],
+        [SPARSITY] * len(targets),
+        global_sparsity=True,
+        config=SecondOrderConfig(
+            num_grads=num_grads, fisher_block_size=WIDTH, fisher_dtype=fisher_dtype
+        ),
+        source=encoder.source_of(pruned, data),
+    )
     return {
-        "seconds": seconds,
+        "seconds": time.perf_counter() - started,
         "num_grads": num_grads,
         "samples": num_grads,
-        "peak_memory_bytes": report.peak_memory_bytes,
-        "predicted_loss_increase": report.predicted_loss_increase,
+        "fisher_dtype": fisher_dtype,
+        "memory_plan": result.plan.describe(),
+        "peak_memory_bytes": peak_memory(),
+        "predicted_loss_increase": result.predicted_loss_increase,
         **encoder.validation(pruned, data),
     }
 
 
-def sparsemls(model: nn.Module, data: TaskData, num_grads: int) -> dict[str, Any]:
-    """Prune in one shot with SparseML's modifier.
+def sparseml_step_(modifier: type, model: nn.Module, data: TaskData, m: int) -> None:
+    """Prune in one shot with SparseML's modifier; writes the parameters.
 
     Args:
-        model: The dense model, left as it is.
+        modifier: Its class.
+        model: The model.
         data: The task.
-        num_grads: Gradients m, of batches of 8.
+        m: Gradients, of batches of `BASELINE_BATCH`.
+    """
+    made = modifier(
+        init_sparsity=SPARSITY,
+        final_sparsity=SPARSITY,
+        start_epoch=0.0,
+        end_epoch=1.0,
+        update_frequency=1.0,
+        params=PARAMS,
+        num_grads=m,
+        fisher_block_size=WIDTH,
+        damp=DAMP,
+    )
+    sampler = encoder.sparseml_sampler(data, BASELINE_BATCH)
+    made.apply(model, epoch=math.inf, grad_sampler=sampler)
+
+
+def recursion_step_(model: nn.Module, data: TaskData, m: int) -> None:
+    """Prune in one shot with the paper's recursion; writes the parameters.
+
+    Args:
+        model: The model.
+        data: The task.
+        m: Gradients, of batches of `BASELINE_BATCH`.
+    """
+    sampler = encoder.sparseml_sampler(data, BASELINE_BATCH)
+    batches = islice(sampler["data_loader_builder"](None), m)
+
+    def loss(inputs: dict[str, Any], labels: torch.Tensor) -> torch.Tensor:
+        return sampler["loss_function"](model(**inputs), labels)
+
+    losses = [partial(loss, inputs, labels) for _, inputs, labels in batches]
+    rank_one_step_(encoder.encoder_targets(model), losses, WIDTH, DAMP, SPARSITY)
+
+
+def find_step() -> tuple[str, Step]:
+    """Take SparseML's modifier where it is installed, otherwise the recursion.
 
     Returns:
-        Seconds, and loss and accuracy.
+        Its name for the result, and the function.
+    """
+    module = sparseml_module("sparseml.pytorch.sparsification.pruning")
+    if module is None:
+        return RECURSION, recursion_step_
+    return SPARSEML_STEP, partial(sparseml_step_, module.OBSPruningModifier)
+
+
+def timed_baseline(
+    step_: Step, model: nn.Module, data: TaskData, num_grads: int
+) -> dict[str, Any]:
+    """Prune in one shot with the baseline.
+
+    Args:
+        step_: The baseline.
+        model: The dense model, left as it is.
+        data: The task.
+        num_grads: Gradients m.
+
+    Returns:
+        Seconds.
     """
     pruned = copy.deepcopy(model)
-    modifier = OBSPruningModifier(
-        **SCHEDULE,
-        params=PARAMS,
-        num_grads=num_grads,
-        fisher_block_size=WIDTH,
-        damp=1e-7,
-    )
-    sampler = encoder.sparseml_sampler(data, SPARSEML_BATCH)
     started = time.perf_counter()
-    modifier.apply(pruned, epoch=math.inf, grad_sampler=sampler)
-    seconds = time.perf_counter() - started
+    step_(pruned, data, num_grads)
     return {
-        "seconds": seconds,
+        "seconds": time.perf_counter() - started,
         "num_grads": num_grads,
-        "samples": num_grads * SPARSEML_BATCH,
-        **encoder.validation(pruned.eval(), data),
+        "samples": num_grads * BASELINE_BATCH,
+        "model": pruned.eval(),
+    }
+
+
+def extrapolate(
+    step_: Step, model: nn.Module, data: TaskData, num_grads: int
+) -> dict[str, Any]:
+    """Time the baseline on few gradients.
+
+    Args:
+        step_: The baseline.
+        model: The dense model, left as it is.
+        data: The task.
+        num_grads: Our gradients m.
+
+    Returns:
+        The seconds that it would take, and its parts.
+    """
+    short, long = (
+        timed_baseline(step_, model, data, m)["seconds"] for m in (SHORT, LONG)
+    )
+    per_gradient = (long - short) / (LONG - SHORT)
+    fixed = short - SHORT * per_gradient
+    same_samples = num_grads // BASELINE_BATCH
+    return {
+        "as_its_recipes_run_it_s": fixed + num_grads * per_gradient,
+        "same_samples_s": fixed + same_samples * per_gradient,
+        "seconds_per_gradient": per_gradient,
+        "fixed_s": fixed,
+        "timed_gradients": [SHORT, LONG],
     }
 
 
@@ -110,32 +198,26 @@ def main() -> None:
     """Run the benchmark."""
     arguments = common.parser(__doc__).parse_args()
     model, data = encoder.dense_model(), encoder.task_data()
-    num_grads = 256 if arguments.quick else NUM_GRADS
-    ours(model, data, 32)  # compile and warm up
+    num_grads = QUICK_GRADS if arguments.quick else NUM_GRADS
+    ours(model, data, 8)  # compile and warm up
     mine = ours(model, data, num_grads)
-    short, long = (sparsemls(model, data, count) for count in (SHORT, LONG))
-    per_gradient = (long["seconds"] - short["seconds"]) / (LONG - SHORT)
-    fixed = short["seconds"] - SHORT * per_gradient
-    same_samples = num_grads // SPARSEML_BATCH
-    extrapolated = {
-        "as_its_recipes_run_it_s": fixed + num_grads * per_gradient,
-        "same_samples_s": fixed + same_samples * per_gradient,
-        "seconds_per_gradient": per_gradient,
-        "fixed_s": fixed,
-        "timed_gradients": [SHORT, LONG],
-    }
+    name, step_ = find_step()
+    extrapolated = extrapolate(step_, model, data, num_grads)
     result = {
         "benchmark": "pruning_step",
+        "baseline": name,
         "ratio": extrapolated["as_its_recipes_run_it_s"] / mine["seconds"],
         "ratio_same_samples": extrapolated["same_samples_s"] / mine["seconds"],
         "dense": encoder.validation(model, data),
         "ours": mine,
-        "sparseml_extrapolated": extrapolated,
+        "baseline_extrapolated": extrapolated,
         **common.environment(),
     }
     if not arguments.quick:
-        full = sparsemls(model, data, same_samples)
-        result["sparseml_same_samples"] = full
+        result["ours_float32"] = ours(model, data, num_grads, "float32")
+        full = timed_baseline(step_, model, data, num_grads // BASELINE_BATCH)
+        full |= encoder.validation(full.pop("model"), data)
+        result["baseline_same_samples"] = full
         result["ratio_same_samples_in_full"] = full["seconds"] / mine["seconds"]
     for key, value in result.items():
         print(f"{key}: {value}")

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 
-from obert_modifiers.core.gradients import GradientSource, SampleRequest
 from obert_modifiers.core.parallel import world
+from obert_modifiers.core.sampling import GradientSource, SampleRequest
 
 GRADIENT_BATCH_SIZE = 32
 _SAMPLING_OPTIONS = ("batch_size",)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from obert_modifiers.core.gradients import GradientSource
 from obert_modifiers.core.report import PruneReport
+from obert_modifiers.core.sampling import GradientSource
 from obert_modifiers.modifiers._host import (
     Modifier,
     ScheduledModifierManager,

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from obert_modifiers import RecipeError, RecipeManager
-from obert_modifiers.core.gradients import GradientSource
+from obert_modifiers.core.sampling import GradientSource
 from obert_modifiers.modifiers._host import ScheduledModifierManager
 from obert_modifiers.recipe import load_recipe
 from tests.recipe.samples import SAMPLES, one_modifier

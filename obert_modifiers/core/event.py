@@ -12,10 +12,13 @@ from torch import Tensor, nn
 from obert_modifiers.core.blocks import UNSTRUCTURED, MaskPattern, check_block_size
 from obert_modifiers.core.fisher import BlockFisher, resolve_damp
 from obert_modifiers.core.fisher_state import FisherState, request_of
-from obert_modifiers.core.gradients import GradientSource, sum_losses
+from obert_modifiers.core.gradients import (
+    sum_losses,
+)
 from obert_modifiers.core.memory import available_memory
 from obert_modifiers.core.parallel import all_reduce_, together, world
 from obert_modifiers.core.saliency import greedy_candidates, obs_candidates
+from obert_modifiers.core.sampling import GradientSource
 from obert_modifiers.core.selection import Candidates, Pool, choose, make_quotas
 from obert_modifiers.core.sharding import MemoryPlan, plan_event
 from obert_modifiers.core.targets import (

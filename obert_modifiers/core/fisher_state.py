@@ -13,10 +13,9 @@ from obert_modifiers.core.fisher import BlockFisher
 from obert_modifiers.core.gradients import (
     MAX_SKIPPED_SHARE,
     GradientCount,
-    GradientSource,
-    SampleRequest,
 )
 from obert_modifiers.core.parallel import all_reduce_, share_of, together, world
+from obert_modifiers.core.sampling import GradientSource, SampleRequest
 from obert_modifiers.core.sharding import MemoryPlan
 
 _LOGGER = logging.getLogger(__name__)

@@ -7,8 +7,11 @@ from torch import Tensor, nn
 
 from obert_modifiers.core.blocks import UNSTRUCTURED, MaskPattern
 from obert_modifiers.core.event import PruningEvent, SecondOrderConfig, plan_targets
-from obert_modifiers.core.gradients import GradientCount, GradientSource
+from obert_modifiers.core.gradients import (
+    GradientCount,
+)
 from obert_modifiers.core.saliency import magnitude_candidates
+from obert_modifiers.core.sampling import GradientSource
 from obert_modifiers.core.selection import choose, make_pools, make_quotas
 from obert_modifiers.core.sharding import MemoryPlan
 from obert_modifiers.core.targets import (

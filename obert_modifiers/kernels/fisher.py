@@ -68,28 +68,26 @@ def update_inverse_(f_inv: Tensor, grads: Tensor, num_grads: int) -> Tensor:
     return f_inv.baddbmm_(half.transpose(1, 2), half, alpha=-1)
 
 
-def inverse_blocks(sums: Tensor, scale: float, damp: float) -> Tensor:
-    """Invert the dampened Fisher blocks, ``(damp I + scale S)^-1``.
+def inverse_blocks(
+    sums: Tensor, scale: float, damp: float, *, backend: str = "auto"
+) -> Tensor:
+    """Invert the dampened Fisher blocks, ``(damp I + scale S)^-1``, in float64.
 
-    By Cholesky factorisation in float64. Memory: the result, ``8 d B`` bytes.
+    Memory: the result, ``8 d B`` bytes.
 
     Args:
         sums: ``(num_blocks, B, B)``.
         scale: One over the number of gradients.
         damp: Dampening, larger than 0.
+        backend: ``"auto"``, ``"torch"``, ``"numba"`` or ``"triton"``.
 
     Returns:
-        ``(num_blocks, B, B)``, float64.
-
-    Raises:
-        FloatingPointError: If a block is not numerically positive definite.
+        ``(num_blocks, B, B)``, float64; an error if a block is not numerically
+        positive definite.
     """
-    inverse = torch.empty(sums.shape, dtype=torch.float64, device=sums.device)
-    for part in block_chunks(*sums.shape[:2]):
-        inverse[part] = torch.cholesky_inverse(
-            cholesky(dampened(sums[part], scale, damp))
-        )
-    return inverse
+    width = sums.shape[1]
+    whole = inverse_group_blocks(sums, scale, damp, width, backend=backend)
+    return whole.squeeze(1)
 
 
 def inverse_group_blocks(

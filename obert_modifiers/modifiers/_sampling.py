@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from obert_modifiers.core.gradients import GradientSource, SampleRequest
+from obert_modifiers.core.sampling import GradientSource, SampleRequest
 
 
 def from_sparseml(grad_sampler: Mapping[str, Any]) -> GradientSource:

@@ -50,7 +50,7 @@ class OBERTPruningModifier(GradualPruningModifier):
     group size of ``mask_type``.
 
     Needs at ``initialize`` either ``gradient_source``, a
-    :class:`~obert_modifiers.core.gradients.GradientSource`, or SparseML's
+    :class:`~obert_modifiers.core.sampling.GradientSource`, or SparseML's
     ``grad_sampler`` dict. Hooks run in the order of
     :class:`~obert_modifiers.modifiers._gradual.GradualPruningModifier`.
 

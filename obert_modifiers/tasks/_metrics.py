@@ -7,6 +7,8 @@ import numpy as np
 from torch import Tensor
 from torch.nn import functional
 
+from obert_modifiers.core.outputs import logits_of
+
 
 def classification_loss(outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
     """Return the cross-entropy of each sample.
@@ -18,7 +20,7 @@ def classification_loss(outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
     Returns:
         Losses (k,) in float32.
     """
-    logits = outputs["logits"].float()
+    logits = logits_of(outputs).float()
     return functional.cross_entropy(logits, batch["labels"], reduction="none")
 
 
@@ -32,7 +34,7 @@ def regression_loss(outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
     Returns:
         Losses (k,) in float32.
     """
-    error = outputs["logits"].float().squeeze(-1) - batch["labels"].float()
+    error = logits_of(outputs).float().squeeze(-1) - batch["labels"].float()
     return error.square()
 
 

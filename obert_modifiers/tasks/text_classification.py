@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from obert_modifiers.core import quantization_file
+from obert_modifiers.core.outputs import logits_of
 from obert_modifiers.tasks import _models, _record
 from obert_modifiers.tasks._arguments import Arguments, check, parse
 from obert_modifiers.tasks._plan import Notes, Plan, load_recipe, prepare, what_to_do
@@ -206,7 +207,8 @@ def _predict(plan: Plan, model: PreTrainedModel, path: Path) -> None:
     rows: list[Any] = []
     with torch.no_grad():
         for batch in loader:
-            logits = model(**{k: v.to(model.device) for k, v in batch.items()}).logits
+            outputs = model(**{k: v.to(model.device) for k, v in batch.items()})
+            logits = logits_of(outputs)
             if plan.labels.regression:
                 rows += logits.squeeze(-1).tolist()
             else:

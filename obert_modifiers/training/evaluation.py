@@ -11,6 +11,7 @@ from obert_modifiers.batches import (
     lengths_of,
     sorted_batches,
 )
+from obert_modifiers.core.outputs import logits_of
 from obert_modifiers.training.config import TrainConfig
 
 
@@ -78,7 +79,7 @@ def evaluate_with(
         with accelerator.autocast():
             outputs = model(**inputs_of(batch))
         losses = data.sample_loss(outputs, batch).double()
-        found.append((outputs["logits"].float(), batch["labels"], losses))
+        found.append((logits_of(outputs).float(), batch["labels"], losses))
     model.train(was_training)
     columns = [torch.cat(column)[:taken] for column in zip(*found, strict=True)]
     logits, labels, losses = (_gather_rows(column, accelerator) for column in columns)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from obert_modifiers.core.blocks import MaskPattern
-from obert_modifiers.core.gradients import GradientSource, SampleRequest
+from obert_modifiers.core.sampling import GradientSource, SampleRequest
 from obert_modifiers.core.targets import Target
 from tests import reference
 

@@ -10,8 +10,11 @@ from obert_modifiers.core import collect, sharding
 from obert_modifiers.core import event as event_module
 from obert_modifiers.core.blocks import parse_mask_type
 from obert_modifiers.core.event import PruningEvent, SecondOrderConfig, plan_targets
-from obert_modifiers.core.gradients import GradientSource, sum_losses
+from obert_modifiers.core.gradients import (
+    sum_losses,
+)
 from obert_modifiers.core.pruning_step import second_order_step_
+from obert_modifiers.core.sampling import GradientSource
 from obert_modifiers.core.selection import make_pools
 from obert_modifiers.core.sharding import plan_event
 from obert_modifiers.core.targets import write_parameters_

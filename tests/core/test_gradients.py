@@ -6,7 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from obert_modifiers.core.gradients import GradientSource, Signals, collect_gradients
+from obert_modifiers.core.gradients import (
+    Signals,
+    collect_gradients,
+)
+from obert_modifiers.core.sampling import GradientSource
 from tests.core.models import losses, make_batches, make_model, sample_gradients
 
 NAMES = ("first.weight", "shared.weight", "head.weight", "unused.weight", "first.bias")
@@ -198,3 +202,26 @@ def test_gradient_checkpointing_is_right_or_refused(reentrant: bool) -> None:
         return
     ours = _collect(model, ["shared.weight"], batches, loss=checkpointed)[0][0]
     torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("what", ["input", "output"])
+def test_changes_in_place_are_refused(what: str) -> None:
+    """The gradients would be those of other inputs, or of what follows."""
+    model, batches = make_model(), make_batches()
+
+    def changing(m, batch):
+        x, y = batch
+        hidden = 2.0 * m.first(x)  # nothing that autograd itself would miss
+        found = m.shared(hidden)
+        if what == "input":
+            hidden.detach().add_(1.0)
+        else:
+            found = found.mul_(2.0)
+        return nn.functional.cross_entropy(
+            m.head(found.mean(dim=1)), y, reduction="none"
+        )
+
+    with pytest.raises(ValueError, match="changed in place after the layer has run"):
+        _collect(model, NAMES[:2], batches, loss=changing)
+    count = _collect(model, NAMES[:2], batches, "batch", loss=losses)[1]
+    assert count.used == 3

@@ -6,8 +6,8 @@ import torch
 
 from obert_modifiers.core.blocks import MaskPattern, parse_mask_type
 from obert_modifiers.core.event import SecondOrderConfig
-from obert_modifiers.core.gradients import GradientSource
 from obert_modifiers.core.pruning_step import magnitude_step_, second_order_step_
+from obert_modifiers.core.sampling import GradientSource
 from obert_modifiers.core.targets import Target
 from tests import reference
 from tests.core.models import (

@@ -7,9 +7,9 @@ import torch
 
 from obert_modifiers.core import collect, sharding
 from obert_modifiers.core.event import SecondOrderConfig
-from obert_modifiers.core.gradients import GradientSource
 from obert_modifiers.core.parallel import OTHER_FAILED, world
 from obert_modifiers.core.pruning_step import second_order_step_
+from obert_modifiers.core.sampling import GradientSource
 from tests.core.models import losses, make_batches, make_model, targets_of
 
 NAMES = ("first.weight", "shared.weight", "head.weight", "first.bias")

@@ -31,10 +31,11 @@ def test_accumulated_sums_are_the_fisher(num_blocks: int, width: int) -> None:
         np.testing.assert_allclose(ours, dense[b], rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("num_blocks", "width"), SHAPES)
-def test_inverse_and_its_residual(num_blocks: int, width: int) -> None:
+def test_inverse_and_its_residual(num_blocks: int, width: int, backend: str) -> None:
     sums, _, dense = _problem(num_blocks, width)
-    inverse = kernels.inverse_blocks(sums, 1 / NUM_GRADS, DAMP)
+    inverse = kernels.inverse_blocks(sums, 1 / NUM_GRADS, DAMP, backend=backend)
     for b in range(num_blocks):
         np.testing.assert_allclose(
             inverse[b].numpy(), np.linalg.inv(dense[b]), rtol=1e-8, atol=1e-9

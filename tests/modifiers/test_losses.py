@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from obert_modifiers.core.distillation import distillation_loss
-from obert_modifiers.core.gradients import GradientSource
+from obert_modifiers.core.sampling import GradientSource
 from obert_modifiers.manager import RecipeManager
 from obert_modifiers.modifiers._losses import FISHER_LOSSES, with_distillation
 from obert_modifiers.modifiers.distillation import LogitDistillationModifier

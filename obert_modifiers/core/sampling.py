@@ -1,0 +1,103 @@
+"""Where gradient samples come from, and what is asked for."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """What a pruning event asks of the training data.
+
+    Attributes:
+        num_samples: Gradients wanted over all processes: samples, or batches where
+            the granularity is ``"batch"``.
+        share: How many of them this process is to give.
+        draw: Number of the draw, counted from 0; equal draws give equal samples.
+        options: ``grad_sampler_kwargs`` of the recipe, such as ``batch_size``.
+        granularity: ``"sample"`` or ``"batch"``.
+    """
+
+    num_samples: int
+    share: int
+    draw: int
+    options: dict[str, Any]
+    granularity: str = "sample"
+
+
+@dataclass(frozen=True)
+class GradientSource:
+    """Where second-order pruning gets its gradients from.
+
+    Attributes:
+        batches: Called with a :class:`SampleRequest`; gives the batches, any type.
+        loss: Called with the model and a batch; gives the loss of each sample,
+            ``(k,)``. A 0-dimensional result is taken as the mean over the batch,
+            whose size ``batch_size`` then has to tell.
+        batch_size: Number of samples of a batch; needed only for a scalar loss.
+        divides: True if ``batches`` itself gives each process its part of one draw,
+            in whole batches; False if each process takes its share of a draw of its
+            own.
+        forward: Called with the model and a batch; gives the outputs on which other
+            losses can be built, or None.
+        inputs: Called with a batch; gives the model's inputs by name.
+        output_loss: Called with outputs and a batch; gives the same as ``loss``.
+        other_losses: Losses beside ``loss`` by name, called as that one.
+    """
+
+    batches: Callable[[SampleRequest], Iterable[Any]]
+    loss: Callable[[nn.Module, Any], Tensor]
+    batch_size: Callable[[Any], int] | None = None
+    divides: bool = False
+    forward: Callable[[nn.Module, Any], Any] | None = None
+    inputs: Callable[[Any], Mapping[str, Tensor]] | None = None
+    output_loss: Callable[[Any, Any], Tensor] | None = None
+    other_losses: Mapping[str, Callable[[nn.Module, Any], Tensor]] | None = None
+
+    def of_loss(self, name: str) -> "GradientSource":
+        """Take the gradients of another loss.
+
+        Args:
+            name: ``"task"`` for ``loss``, or one of ``other_losses``.
+
+        Returns:
+            A source of the same samples.
+
+        Raises:
+            ValueError: If there is no such loss.
+        """
+        if name == "task":
+            return self
+        if name not in (self.other_losses or {}):
+            raise ValueError(
+                f"fisher_loss={name} is not to be had from this source of gradients; "
+                "expected a source that gives the model's outputs, and a "
+                "LogitDistillationModifier in the recipe; use fisher_loss: task"
+            )
+        assert self.other_losses is not None
+        return replace(self, loss=self.other_losses[name])
+
+    def sample_losses(self, model: nn.Module, batch: Any) -> Tensor:
+        """Return the losses of a batch so that their sum has per-sample gradients.
+
+        Args:
+            model: The model.
+            batch: One item of :attr:`batches`.
+
+        Returns:
+            ``(k,)``, one loss per sample.
+
+        Raises:
+            ValueError: If the loss is a scalar and the batch's size is unknown.
+        """
+        losses = self.loss(model, batch)
+        if losses.ndim:
+            return losses.reshape(-1)
+        if self.batch_size is None:
+            raise ValueError(
+                "loss=scalar does not tell the samples apart; expected one loss per "
+                "sample, shape (k,); give GradientSource a batch_size function"
+            )
+        return losses.expand(self.batch_size(batch))
