@@ -95,7 +95,7 @@ def _own_faults(modifier: Any, model: nn.Module) -> Iterator[tuple[str, str]]:
     except ValueError as error:
         place = str(error).partition("=")[0]
         if not hasattr(modifier, place):
-            place = ""
+            place = "params" if hasattr(modifier, "params") else ""
         if place == "params":
             place = next((place for place, _ in _patterns(modifier, place)), place)
         yield place, str(error)
