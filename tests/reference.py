@@ -252,3 +252,35 @@ def rank_one_recursion(grads: np.ndarray, damp: float, dtype: type) -> np.ndarra
         pulled = inverse @ grad
         inverse -= np.outer(pulled, pulled) / (dtype(count) + grad @ pulled)
     return inverse
+
+
+def symmetric_grid(values: np.ndarray) -> tuple[float, int]:
+    """Scale and zero point of a weight: ``max |w| / 127`` and 0 (Jacob et al. 2018)."""
+    return max(abs(float(v)) for v in values.flat) / 127.0, 0
+
+
+def asymmetric_grid(low: float, high: float) -> tuple[float, int]:
+    """Scale and zero point of an activation in 0..255, for a range that holds 0."""
+    low, high = min(low, 0.0), max(high, 0.0)
+    scale = (high - low) / 255.0
+    return scale, min(max(round(-low / scale), 0), 255)
+
+
+def moving_range(batches: list[np.ndarray], share: float) -> tuple[float, float]:
+    """Least and largest value, each an exponential moving average over batches."""
+    low, high = float(batches[0].min()), float(batches[0].max())
+    for batch in batches[1:]:
+        low += share * (float(batch.min()) - low)
+        high += share * (float(batch.max()) - high)
+    return low, high
+
+
+def fake_quantize(
+    values: np.ndarray, scale: float, zero_point: int, limits: tuple[int, int]
+) -> np.ndarray:
+    """Jacob et al. 2018, equation (12): round to the grid, clamp, and come back."""
+    found = np.empty(values.shape)
+    for index, value in np.ndenumerate(values.astype(np.float64)):
+        step = round(value / scale) + zero_point  # ties to even
+        found[index] = (min(max(step, limits[0]), limits[1]) - zero_point) * scale
+    return found

@@ -49,6 +49,7 @@ LAYERS = {
         LOADING | {"batches", "training", "embedded", "resources"},
         NUMERIC | HUGGING_FACE | {"pandas", "pyarrow", "safetensors", "sklearn"},
     ),
+    "export": layer({"core"}, NUMERIC | {"onnx"}),
     "report": layer(RUNNING, NUMERIC | HUGGING_FACE | SHOW | {"safetensors"}),
     "quickstart": layer(
         RUNNING | {"report"}, NUMERIC | HUGGING_FACE | SHOW | {"safetensors", "yaml"}
@@ -135,6 +136,18 @@ def test_sparseml_is_in_one_file_alone():
     rows = {name for name, row in LAYERS.items() if row.external & HOST}
     assert rows == {"modifiers/_host.py"}
     assert (ROOT / "modifiers" / "_host.py").is_file()
+
+
+def test_torch_ao_is_in_one_file_alone():
+    found = {
+        path.as_posix()
+        for path in python_files()
+        for name in imported_modules(
+            ast.parse((ROOT / path).read_text(encoding="utf-8")), "x"
+        )
+        if name.startswith(("torch.ao", "torchao"))
+    }
+    assert found == {"core/fake_quant.py"}
 
 
 COMPILED = {"numba": {"kernels/_compiled.py"}}

@@ -5,6 +5,7 @@ from obert_modifiers.modifiers.gmp_star import GMPStarPruningModifier
 from obert_modifiers.modifiers.layer_drop import LayerDropModifier
 from obert_modifiers.modifiers.nm import NMPruningModifier
 from obert_modifiers.modifiers.obert import OBERTPruningModifier
+from obert_modifiers.modifiers.qat import QATModifier
 
 __all__ = [
     "GMPStarPruningModifier",
@@ -12,4 +13,5 @@ __all__ = [
     "LogitDistillationModifier",
     "NMPruningModifier",
     "OBERTPruningModifier",
+    "QATModifier",
 ]

@@ -22,7 +22,12 @@ _FROM_PARAM = "__FROM_PARAM__"
 # Keys that a constructor compares with each other are replaced together.
 _STAND_INS: tuple[dict[str, Any], ...] = (
     {"init_sparsity": 0.0, "final_sparsity": 0.5, "params": "__ALL_PRUNABLE__"},
-    {"start_epoch": 0.0, "end_epoch": 1.0, "update_frequency": 0.5},
+    {
+        "start_epoch": 0.0,
+        "end_epoch": 1.0,
+        "update_frequency": 0.5,
+        "disable_observer_epoch": None,
+    },
 )
 
 

@@ -113,7 +113,11 @@ def _own_faults(modifier: Any, model: nn.Module) -> Iterator[tuple[str, str]]:
     try:
         modifier.resolve_targets(model)
     except ValueError as error:
-        place = next((place for place, _ in _patterns(modifier, "params")), "params")
+        place = str(error).partition("=")[0]
+        if not hasattr(modifier, place):
+            place = "params" if hasattr(modifier, "params") else ""
+        if place == "params":
+            place = next((place for place, _ in _patterns(modifier, place)), place)
         yield place, str(error)
 
 

@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from obert_modifiers import embedded
+from obert_modifiers.core.quantization_file import load_quantization_
 from obert_modifiers.manager import RecipeManager
 from obert_modifiers.modifiers._targets import encoder_weights, match_names
 from obert_modifiers.tasks._arguments import ModelArguments
@@ -174,11 +175,14 @@ def load_saved(folder: Path) -> PreTrainedModel:
         folder: Its folder.
 
     Returns:
-        The model in float32.
+        The model in float32, with its weights and activations on 8-bit grids where it
+        was saved with them.
     """
-    return AutoModelForSequenceClassification.from_pretrained(
+    model = AutoModelForSequenceClassification.from_pretrained(
         folder, dtype=torch.float32
     )
+    load_quantization_(model, folder)
+    return model
 
 
 def prunable_names(model: nn.Module, manager: RecipeManager | None) -> list[str]:

@@ -15,6 +15,7 @@ from accelerate import PartialState
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
+from obert_modifiers.core import quantization_file
 from obert_modifiers.core.outputs import logits_of
 from obert_modifiers.tasks import _models, _record
 from obert_modifiers.tasks._arguments import Arguments, check, parse
@@ -30,6 +31,7 @@ WRITTEN = (
     EVAL_RECORD,
     "metrics.jsonl",
     "predictions.csv",
+    quantization_file.FILE_NAME,
     "recipe.yaml",
     "report.html",
     "report.png",
@@ -122,6 +124,8 @@ def _execute(plan: Plan, state: PartialState, reporter: Any) -> dict[str, Any]:
         state.wait_for_everyone()
         # The file is measured, not what is in memory: it is what people will use.
         model = _models.load_saved(folder)
+    else:
+        quantization_file.load_quantization_(model, plan.found.source)
     record = _facts(plan, result)
     if flags.do_eval:
         record |= evaluate(model, plan.data, replace(plan.config, mixed_precision="no"))
@@ -155,6 +159,7 @@ def _clear(folder: Path, training: bool) -> None:
 
 def _save(plan: Plan, folder: Path) -> None:
     plan.model.save_pretrained(folder)
+    quantization_file.save_quantization(plan.model, folder)
     plan.found.tokenizer.save_pretrained(folder)
     if plan.manager is not None:
         plan.manager.save(folder / "recipe.yaml")

@@ -124,6 +124,11 @@ GRADUALLY = {"end_epoch": 3.0, "update_frequency": 0.5}
 EVERY_EVENT = (1.0, 1.5, 2.0, 2.5, 3.0)
 
 
+def _qat(label: str = "", **keys: Any) -> Row:
+    keys = {"start_epoch": 1.0, "disable_observer_epoch": 2.0, **keys}
+    return Row(modifiers.QATModifier, keys, prunes=False, label=label)
+
+
 TABLE = [
     _obert(),
     _obert("block4", 20, mask_type="block4"),
@@ -180,6 +185,9 @@ TABLE = [
         prunes=False,
         label="named teacher",
     ),
+    _qat(),
+    _qat("per channel", end_epoch=3.0, freeze="activations", per_channel=True),
+    _qat("linears alone", quantize_embeddings=False, ignore=["head"]),
 ]
-assert len(TABLE) == 17
+assert len(TABLE) == 20
 PRUNERS = [row for row in TABLE if row.prunes]

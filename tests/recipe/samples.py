@@ -88,6 +88,12 @@ SAMPLES = {
     },
     "PerLayerDistillationModifier": {"gain": 2.0},
     "PowerpropagationModifier": {**SPAN, "params": "__ALL_PRUNABLE__"},
+    "QATModifier": {
+        "start_epoch": 1.0,
+        "disable_observer_epoch": 2,
+        "per_channel": True,
+        "ignore": ["classifier", "re:.*pooler"],
+    },
     "QuantizationModifier": {
         "start_epoch": 1.0,
         "scheme": {"weights": {"num_bits": 4}},

@@ -74,6 +74,25 @@ def test_the_saved_model_reloads_elsewhere_as_it_was_measured(small, pruned):
     assert record["sparsity"] == zeros / weights
 
 
+def test_a_quantized_model_is_saved_and_measured_as_such(small, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    text = tiny.RECIPE + "  - !QATModifier\n      start_epoch: 1.5\n"
+    recipe.write_text(text, encoding="utf-8")
+    out = tmp_path / "out"
+    record = run(small, out, recipe=recipe)
+    saved = json.loads((out / "quantization.json").read_text())["tensors"]
+    assert len(saved) == 3 + 2 * (6 * 2 + 2)  # embeddings; layers, pooler and head
+    assert "classifier:weight" in saved
+    assert not any("quant" in name for name in load_file(out / "model.safetensors"))
+    # Evaluating the folder gives the same figures, which are not the plain model's.
+    flags = "--do_eval --per_device_eval_batch_size 48"
+    again = run(small, tmp_path / "a", flags, model_name_or_path=out, train_file="")
+    assert again["loss"] == pytest.approx(record["loss"], rel=1e-6)
+    (out / "quantization.json").unlink()
+    plain = run(small, tmp_path / "b", flags, model_name_or_path=out, train_file="")
+    assert plain["loss"] != pytest.approx(record["loss"], rel=1e-6)
+
+
 def test_the_folder_holds_everything(small, pruned):
     out, record = pruned
     written = {path.name for path in out.iterdir()}

@@ -1,0 +1,352 @@
+"""Quantization-aware training to INT8."""
+
+import logging
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from obert_modifiers.core.fake_quant import ACTIVATION, average_ranges_
+from obert_modifiers.core.quantization import (
+    Scheme,
+    find_layers,
+    freeze_,
+    quantize_,
+    quantizers_of,
+)
+from obert_modifiers.modifiers._host import (
+    ModifierProp,
+    PyTorchModifierYAML,
+    ScheduledModifier,
+    SparsificationTypes,
+    recipe_key,
+)
+from obert_modifiers.modifiers._targets import unwrap
+from obert_modifiers.modifiers._validate import as_choice, as_flag, as_float
+
+FREEZES = ("all", "activations")
+
+_LOGGER = logging.getLogger(__name__)
+_SCHEDULE_KEY = "__schedule__"
+
+
+@PyTorchModifierYAML()
+class QATModifier(ScheduledModifier):
+    """Train with weights and activations rounded to 8 bits, as INT8 inference has them.
+
+    oBERT appendix A.7: the embedding matrices, the linear layers of the encoder
+    (attention and feed-forward) and that of the output; here the pooler's too. Weights
+    are symmetric int8, activations (the inputs of the linear layers) asymmetric uint8
+    with fixed ranges. Softmax, LayerNorm and GELU stay in floating point. Pruned
+    weights stay exactly zero, and the masks of pruning modifiers stay in force.
+
+    Order of its hooks: ``initialize`` finds the layers; ``update`` switches the
+    quantization on at ``start_epoch``, before the optimizer step, and fixes the ranges
+    at ``disable_observer_epoch``; ``optimizer_post_step`` averages ranges over
+    processes; ``finalize`` fixes what still moves. The model stays quantized and its
+    ``state_dict`` is that of a plain model; the scales are saved beside it by
+    :func:`~obert_modifiers.core.quantization_file.save_quantization`.
+
+    Sample YAML::
+
+        !QATModifier
+            start_epoch: 0.0
+            disable_observer_epoch: 5.0
+            per_channel: false
+            quantize_attention_matmuls: false
+    """
+
+    disable_observer_epoch = recipe_key(
+        "disable_observer_epoch", "Epoch from which on ranges are fixed."
+    )
+    freeze = recipe_key("freeze", "Which ranges are fixed then.")
+    per_channel = recipe_key("per_channel", "A scale for each output of a layer.")
+    quantize_embeddings = recipe_key("quantize_embeddings", "Embeddings too.")
+    quantize_attention_matmuls = recipe_key(
+        "quantize_attention_matmuls", "Inputs of attention's products too."
+    )
+    ignore = recipe_key("ignore", "Names or re: patterns of layers to leave out.")
+
+    def __init__(
+        self,
+        start_epoch: float = 0.0,
+        end_epoch: float = -1.0,
+        disable_observer_epoch: float | None = None,
+        freeze: str = "all",
+        per_channel: bool = False,
+        quantize_embeddings: bool = True,
+        quantize_attention_matmuls: bool = False,
+        ignore: str | Sequence[str] = (),
+    ) -> None:
+        """Check and keep the recipe's keys.
+
+        Args:
+            start_epoch: Epoch at which quantization begins; -1 for the start.
+            end_epoch: Epoch at which all ranges are fixed at the latest; the model
+                stays quantized. -1 for the end of the training.
+            disable_observer_epoch: Epoch from which on ranges are fixed; None for
+                ``end_epoch``.
+            freeze: Which ranges ``disable_observer_epoch`` fixes: ``all``, as in the
+                paper, or ``activations``, while the scales of weights go on following
+                their largest value.
+            per_channel: True for a scale for each output of a linear layer, False for
+                one for its weight. An embedding has one scale.
+            quantize_embeddings: Whether embedding matrices are quantized.
+            quantize_attention_matmuls: Whether the inputs of the products of query
+                with key and of probabilities with value are quantized.
+            ignore: Names of modules, which stand for all below them, or ``re:``
+                patterns, that stay in floating point.
+
+        Raises:
+            ValueError: If a value breaks its rule; the message says which and how to
+                fix it.
+        """  # noqa: DOC502  raised by the checks
+        start, end = (
+            as_float("start_epoch", start_epoch),
+            as_float("end_epoch", end_epoch),
+        )
+        _check_end(start, end)
+        super().__init__(start_epoch=start, end_epoch=end, end_comparator=-1)
+        self._disable_observer_epoch = _as_disable_epoch(
+            disable_observer_epoch, start, end
+        )
+        self._freeze = as_choice("freeze", freeze, FREEZES)
+        self._ignore = _as_names(ignore)
+        self._per_channel = as_flag("per_channel", per_channel)
+        self._quantize_embeddings = as_flag("quantize_embeddings", quantize_embeddings)
+        self._quantize_attention_matmuls = as_flag(
+            "quantize_attention_matmuls", quantize_attention_matmuls
+        )
+        self._model: nn.Module | None = None
+        self._active = False
+        self._frozen = False
+
+    @ModifierProp(serializable=False)
+    def sparsification_types(self) -> list[SparsificationTypes]:
+        """Kinds of compression that this modifier applies."""  # noqa: DOC201 property
+        return [SparsificationTypes.quantization]
+
+    @property
+    def active(self) -> bool:
+        """Whether the model is quantized by now."""
+        return self._active
+
+    @property
+    def frozen(self) -> bool:
+        """Whether ``disable_observer_epoch`` has fixed ranges by now."""
+        return self._frozen
+
+    def resolve_targets(self, model: nn.Module) -> list[str]:
+        """Name the modules that this modifier would quantize.
+
+        Args:
+            model: The model, wrapped or not.
+
+        Returns:
+            Full names in the unwrapped model.
+        """
+        return find_layers(unwrap(model), self._scheme())
+
+    def _scheme(self) -> Scheme:
+        return Scheme(
+            per_channel=self._per_channel,
+            embeddings=self._quantize_embeddings,
+            attention_matmuls=self._quantize_attention_matmuls,
+            ignore=tuple(self._ignore),
+        )
+
+    def initialize(
+        self, module: nn.Module, epoch: float = 0, loggers: Any = None, **kwargs: Any
+    ) -> None:
+        """Find the layers; changes nothing yet.
+
+        Args:
+            module: The model.
+            epoch: Epoch to start from.
+            loggers: SparseML loggers.
+            **kwargs: What the caller offers to all modifiers.
+
+        Raises:
+            ValueError: If the epoch is infinite, or layers cannot be found.
+        """
+        super().initialize(module, epoch, loggers, **kwargs)
+        if math.isinf(epoch):
+            raise ValueError(
+                "epoch=inf cannot be trained at; expected a finite epoch, since the "
+                "ranges of activations come from training batches; train with the "
+                "recipe"
+            )
+        self.resolve_targets(module)  # fails now rather than at start_epoch
+        self._model = unwrap(module)
+
+    def update_ready(self, epoch: float, steps_per_epoch: int) -> bool:
+        """Tell whether quantization begins, ranges are fixed, or the schedule ends.
+
+        Args:
+            epoch: Progress in epochs.
+            steps_per_epoch: Optimizer steps in an epoch.
+
+        Returns:
+            True if :meth:`update` is due.
+        """
+        ready = super().update_ready(epoch, steps_per_epoch)
+        return ready or (self._enabled and self._started and self._freeze_due(epoch))
+
+    def _freeze_due(self, epoch: float) -> bool:
+        at = self._disable_observer_epoch
+        return not self._frozen and at is not None and epoch >= at
+
+    def update(
+        self, module: nn.Module, optimizer: Any, epoch: float, steps_per_epoch: int
+    ) -> None:
+        """Begin to quantize, or fix ranges; called by SparseML when it is time.
+
+        Args:
+            module: The model.
+            optimizer: The optimizer; its parameters stay the same objects.
+            epoch: Progress in epochs.
+            steps_per_epoch: Optimizer steps in an epoch.
+        """
+        super().update(module, optimizer, epoch, steps_per_epoch)
+        if self.start_pending(epoch, steps_per_epoch):
+            quantize_(self._model, self._scheme())
+            self._active = True
+        if self._freeze_due(epoch):
+            self._fix_ranges(self._freeze == "all")
+            self._frozen = True
+        if self.end_pending(epoch, steps_per_epoch):
+            self._fix_ranges(True)
+
+    def _fix_ranges(self, weights: bool) -> None:
+        unseen = freeze_(self._model, weights)
+        found = quantizers_of(self._model).values()
+        if unseen and len(unseen) == sum(one.kind == ACTIVATION for one in found):
+            raise RuntimeError(
+                f"start_epoch={self.start_epoch:g} is less than a step before the "
+                "ranges are fixed; expected a training step at least, for the ranges "
+                "of activations; start earlier or fix them later"
+            )
+        if unseen:
+            _LOGGER.warning(
+                "not in use, and so not quantized: %s",
+                ", ".join(name.rpartition(":")[0] for name in unseen),
+            )
+
+    def optimizer_post_step(
+        self, module: nn.Module, optimizer: Any, epoch: float, steps_per_epoch: int
+    ) -> None:
+        """Average the ranges of activations over processes, while they move.
+
+        Args:
+            module: The model.
+            optimizer: The optimizer.
+            epoch: Progress in epochs.
+            steps_per_epoch: Optimizer steps in an epoch.
+        """
+        super().optimizer_post_step(module, optimizer, epoch, steps_per_epoch)
+        if self._active and not self._frozen:
+            average_ranges_(list(quantizers_of(self._model).values()))
+
+    def finalize(
+        self, module: nn.Module | None = None, reset_loggers: bool = True, **kwargs: Any
+    ) -> None:
+        """Fix the ranges that still move, and let go of the model.
+
+        Args:
+            module: The model.
+            reset_loggers: True forgets the loggers.
+            **kwargs: What the caller offers to all modifiers.
+        """
+        super().finalize(module, reset_loggers, **kwargs)
+        if self._active:
+            self._fix_ranges(True)
+        else:
+            _LOGGER.warning(
+                "start_epoch=%g was not reached: the model is not quantized",
+                self.start_epoch,
+            )
+        self._model = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the ranges by name, and where the schedule stands."""
+        found = quantizers_of(self._model) if self._active else {}
+        state: dict[str, Any] = {name: one.state() for name, one in found.items()}
+        state[_SCHEDULE_KEY] = {
+            "started": self._started,
+            "ended": self._ended,
+            "active": self._active,
+            "frozen": self._frozen,
+        }
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True) -> None:
+        """Continue where :meth:`state_dict` was taken; quantizes the model.
+
+        Args:
+            state_dict: As from :meth:`state_dict`.
+            strict: Ignored: a missing or extra name is always an error.
+
+        Raises:
+            RuntimeError: If the modifier is not initialized.
+            IndexError: If the names differ from those of the model.
+        """
+        if not self.initialized:
+            raise RuntimeError("Cannot load state dict for an uninitialized modifier")
+        schedule = state_dict[_SCHEDULE_KEY]
+        ranges = {k: v for k, v in state_dict.items() if k != _SCHEDULE_KEY}
+        if schedule["active"] and not self._active:
+            quantize_(self._model, self._scheme())
+            self._active = True
+        found = quantizers_of(self._model) if self._active else {}
+        if set(ranges) != set(found):
+            missing, extra = (
+                sorted(set(found) - set(ranges)),
+                sorted(set(ranges) - set(found)),
+            )
+            raise IndexError(
+                f"state has other layers than the model: missing {missing}, extra "
+                f"{extra}; expected the same names; use the model it was saved from"
+            )
+        for name, quantizer in found.items():
+            quantizer.load_state_(ranges[name])
+        self._started, self._ended = schedule["started"], schedule["ended"]
+        self._frozen = schedule["frozen"]
+
+
+def _check_end(start: float, end: float) -> None:
+    if 0.0 <= end <= max(start, 0.0):
+        raise ValueError(
+            f"end_epoch={end:g} does not lie after start_epoch={start:g}; expected a "
+            "later epoch, or -1 for the end of the training; raise it"
+        )
+
+
+def _as_disable_epoch(value: Any, start: float, end: float) -> float | None:
+    if value is None:
+        return None
+    epoch = as_float("disable_observer_epoch", value)
+    if epoch <= max(start, 0.0):
+        raise ValueError(
+            f"disable_observer_epoch={epoch:g} does not lie after start_epoch={start:g}"
+            "; expected a later epoch, as ranges come from training; raise it"
+        )
+    if 0.0 <= end < epoch:
+        raise ValueError(
+            f"disable_observer_epoch={epoch:g} lies after end_epoch={end:g}, which "
+            "fixes all ranges; expected an earlier epoch; lower it or leave it out"
+        )
+    return epoch
+
+
+def _as_names(value: Any) -> list[str]:
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, Sequence) or isinstance(names, bytes):
+        names = [names]
+    for name in names:
+        if not isinstance(name, str) or not name:
+            raise ValueError(
+                f"ignore={name} is not a name; expected names or re: patterns; write a "
+                "list of strings"
+            )
+    return list(names)

@@ -1,0 +1,374 @@
+"""QATModifier: when ranges move, what stays zero, what a state brings back."""
+
+# ruff: noqa: E501  whole messages
+
+import copy
+import logging
+
+import pytest
+import torch
+from transformers import BertConfig, BertForSequenceClassification
+
+from obert_modifiers.core.quantization import quantizers_of
+from obert_modifiers.core.quantization_file import (
+    load_quantization_,
+    save_quantization,
+)
+from obert_modifiers.manager import RecipeError, RecipeManager
+from obert_modifiers.modifiers import OBERTPruningModifier, QATModifier
+from tests.modifiers.table import (
+    SCHEDULE,
+    make_batch,
+    make_model,
+    make_source,
+    sample_loss,
+)
+
+STEPS = 4  # optimizer steps in an epoch
+RECIPE = """
+modifiers:
+  - !EpochRangeModifier
+      start_epoch: 0.0
+      end_epoch: 4.0
+  - !GMPStarPruningModifier
+      init_sparsity: 0.5
+      final_sparsity: 0.75
+      start_epoch: 0.0
+      end_epoch: 1.0
+      update_frequency: 0.5
+      mask_type: block4
+  - !QATModifier
+      start_epoch: 1.5
+      disable_observer_epoch: 3.0
+      quantize_attention_matmuls: true
+"""
+
+
+def bert(**config) -> BertForSequenceClassification:
+    torch.manual_seed(0)
+    shape = {
+        "vocab_size": 40,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "max_position_embeddings": 24,
+        "initializer_range": 0.2,
+    }
+    return BertForSequenceClassification(BertConfig(**shape | config))
+
+
+def inputs(seed: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(3, 40, (8, 12), generator=generator)
+    mask = torch.ones_like(ids)
+    mask[::2, 7:] = 0
+    return {"input_ids": ids, "attention_mask": mask, "labels": ids[:, 1] % 2}
+
+
+def run(manager, model, optimizer, steps, start=0, watch=None) -> list[float]:
+    """Train with dropout drawn from the step, so that a run can be taken up."""
+    losses = []
+    model.train()
+    for step in range(start, steps):
+        torch.manual_seed(step)
+        loss = model(**inputs(step)).loss
+        loss.backward()
+        losses.append(loss.item())
+        where = (model, optimizer, step / STEPS, STEPS)
+        manager.update(*where)
+        manager.pre_step(*where)
+        optimizer.step()
+        optimizer.zero_grad()
+        manager.post_step(*where)
+        if watch is not None:
+            watch(step)
+    return losses
+
+
+def started(recipe=RECIPE):
+    model, manager = bert(), RecipeManager.from_recipe(recipe)
+    manager.initialize(model)
+    return model, manager, torch.optim.AdamW(model.parameters(), lr=1e-2)
+
+
+def test_pruned_weights_stay_zero_and_masks_in_force() -> None:
+    model, manager, optimizer = started()
+    qat = manager.modifiers[-1]
+    held = list(model.parameters())
+    active, scales = [], []
+
+    def watch(step: int) -> None:
+        active.append(qat.active)
+        found = quantizers_of(model)
+        if found:
+            scales.append({n: q.scale.clone() for n, q in found.items()})
+        masks = manager.pruning[0].module_masks
+        for name, mask in zip(masks.names, masks.param_masks, strict=True):
+            weight = model.get_parameter(name)
+            assert (weight[~mask] == 0).all()
+            if f"{name[:-7]}:weight" in found:
+                rounded = found[f"{name[:-7]}:weight"](weight, False)
+                assert (rounded[~mask] == 0).all()
+        if step >= 4:
+            assert masks.sparsity() == 0.75
+
+    run(manager, model, optimizer, 16, watch=watch)
+    # On at step 6 = epoch 1.5; the ranges of steps 12 to 15 are the same.
+    assert active == [False] * 6 + [True] * 10
+    assert all(a is b for a, b in zip(held, model.parameters(), strict=True))
+    assert len(scales[-1]) == 3 + 2 * (6 * 2 + 4) + 2 * 2
+    for name in scales[-1]:
+        assert torch.equal(scales[6][name], scales[-1][name]), name
+    assert any(not torch.equal(scales[4][n], scales[6][n]) for n in scales[-1])
+    assert qat.frozen
+    manager.finalize(model)
+    assert model.state_dict().keys() == bert().state_dict().keys()
+    for module in model.modules():
+        assert not module._forward_hooks and not module._forward_pre_hooks
+        assert not hasattr(module, "parametrizations")
+    assert not any(one.observing for one in quantizers_of(model).values())
+
+
+def test_a_second_order_event_takes_gradients_of_the_quantized_model() -> None:
+    model = make_model()
+    qat, obert = QATModifier(), OBERTPruningModifier(**SCHEDULE, num_grads=8)
+    qat.initialize(model)
+    obert.initialize(model, gradient_source=make_source())
+    qat.scheduled_update(model, None, 0.0, STEPS)
+    sample_loss(model, make_batch()).mean()
+    obert.scheduled_update(model, None, 1.0, STEPS)
+    assert obert.module_masks.sparsity() == pytest.approx(0.3, abs=2e-3)
+    assert obert.events[0].num_gradients == 8
+    ranges = quantizers_of(model)["head:input"].scale.clone()
+    sample_loss(model.eval(), make_batch()).mean()
+    assert torch.equal(quantizers_of(model)["head:input"].scale, ranges)
+
+
+def test_every_parameter_learns_through_the_rounding() -> None:
+    model, manager, optimizer = started(RECIPE.replace("1.5", "0.0"))
+    run(manager, model, optimizer, 2)
+    model(**inputs(9)).loss.backward()
+    for name, parameter in model.named_parameters():
+        # A key's bias moves all scores of a query alike: softmax does not see it.
+        if not name.endswith("key.bias"):
+            assert parameter.grad.abs().max() > 0, name
+        assert parameter.grad.isfinite().all(), name
+
+
+def test_training_in_8_bits_learns() -> None:
+    model, manager, optimizer = started(RECIPE.replace("1.5", "0.0"))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    seen = []
+    for _ in range(12):
+        seen += run(manager, model, optimizer, 2)
+    assert sum(seen[-4:]) < 0.5 * sum(seen[:4])
+
+
+@pytest.mark.parametrize("stop", [7, 13])  # ranges move; ranges are fixed
+def test_a_state_goes_on_in_mid_schedule(stop: int) -> None:
+    model, manager, optimizer = started()
+    run(manager, model, optimizer, stop)
+    weights = {k: v.clone() for k, v in model.state_dict().items()}
+    # An optimizer's state is not copied when it is loaded.
+    rates, state = copy.deepcopy(optimizer.state_dict()), manager.state_dict()
+
+    other, again, fresh = started()
+    other.load_state_dict(weights)
+    again.load_state_dict(state)
+    fresh.load_state_dict(rates)
+    assert quantizers_of(other).keys() == quantizers_of(model).keys()
+    found = run(again, other, fresh, 16, stop)
+    assert found == run(manager, model, optimizer, 16, stop)
+    for name, one in quantizers_of(model).items():
+        two = quantizers_of(other)[name]
+        assert torch.equal(one.scale, two.scale) and one.observing == two.observing
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, other.state_dict()[name]), name
+
+
+def test_states_that_do_not_fit() -> None:
+    model, modifier = make_model(), QATModifier()
+    with pytest.raises(RuntimeError, match="uninitialized modifier"):
+        modifier.load_state_dict({})
+    modifier.initialize(model)
+    state = modifier.state_dict()
+    assert not state["__schedule__"]["active"] and len(state) == 1
+    modifier.scheduled_update(model, None, 0.0, STEPS)
+    with pytest.raises(IndexError, match="state has other layers than the model"):
+        modifier.load_state_dict(state)
+    full = modifier.state_dict()
+    other = QATModifier(ignore="head")
+    other.initialize(make_model())
+    with pytest.raises(IndexError, match="extra .'head:input', 'head:weight'"):
+        other.load_state_dict(full)
+
+
+def test_freeze_activations_lets_scales_follow_the_weights() -> None:
+    model = make_model()
+    modifier = QATModifier(disable_observer_epoch=1.0, freeze="activations")
+    modifier.initialize(model)
+    modifier.scheduled_update(model, None, 0.0, STEPS)
+    sample_loss(model, make_batch()).mean()
+    modifier.scheduled_update(model, None, 1.0, STEPS)
+    assert modifier.frozen and not modifier.update_ready(1.25, STEPS)
+    found = quantizers_of(model)
+    before = {name: one.scale.clone() for name, one in found.items()}
+    with torch.no_grad():
+        model.head.weight.mul_(3.0)
+        model.embedding.weight.mul_(3.0)
+    sample_loss(model, make_batch(1)).mean()
+    assert torch.equal(found["head:input"].scale, before["head:input"])
+    torch.testing.assert_close(found["head:weight"].scale, 3 * before["head:weight"])
+    modifier.finalize(model)
+    assert not found["head:weight"].observing
+
+
+def test_end_epoch_fixes_all_and_leaves_the_model_quantized() -> None:
+    model, modifier = make_model(), QATModifier(start_epoch=-1, end_epoch=1.0)
+    modifier.initialize(model)
+    modifier.scheduled_update(model, None, 0.0, STEPS)
+    sample_loss(model, make_batch()).mean()
+    assert modifier.update_ready(1.0, STEPS)
+    modifier.scheduled_update(model, None, 1.0, STEPS)
+    assert not any(one.observing for one in quantizers_of(model).values())
+    assert modifier.ended and modifier.active
+
+
+def test_ranges_without_a_training_step_are_refused(caplog) -> None:
+    model, modifier = make_model(), QATModifier(disable_observer_epoch=0.5)
+    modifier.initialize(model)
+    with pytest.raises(RuntimeError) as error:
+        modifier.scheduled_update(model, None, 0.75, STEPS)
+    assert str(error.value) == (
+        "start_epoch=0 is less than a step before the ranges are fixed; expected a training step at least, for the ranges of activations; start earlier or fix them later"
+    )
+    late = QATModifier(start_epoch=9.0)
+    late.initialize(make_model())
+    with caplog.at_level(logging.WARNING):
+        late.finalize()
+    assert "start_epoch=9 was not reached: the model is not quantized" in caplog.text
+    with pytest.raises(ValueError, match="epoch=inf cannot be trained at"):
+        QATModifier().apply(make_model())
+
+
+def test_layers_that_are_not_in_use_are_named(caplog) -> None:
+    model = make_model()
+    model.spare = torch.nn.Linear(3, 3)
+    modifier = QATModifier()
+    modifier.initialize(model)
+    modifier.scheduled_update(model, None, 0.0, STEPS)
+    sample_loss(model, make_batch()).mean()
+    with caplog.at_level(logging.WARNING):
+        modifier.finalize(model)
+    assert "not in use, and so not quantized: spare" in caplog.text
+
+
+def test_the_saved_model_loads_without_us_and_with_its_scales(tmp_path) -> None:
+    model, manager, optimizer = started()
+    run(manager, model, optimizer, 16)
+    manager.finalize(model)
+    model.eval()
+    model.save_pretrained(tmp_path)
+    assert save_quantization(model, tmp_path).name == "quantization.json"
+    again = BertForSequenceClassification.from_pretrained(tmp_path).eval()
+    batch = inputs(50)
+    with torch.no_grad():
+        expected, plain = model(**batch).logits, again(**batch).logits
+        assert load_quantization_(again, tmp_path)
+        assert torch.equal(again(**batch).logits, expected)
+    assert not torch.equal(plain, expected)
+    assert type(BertForSequenceClassification.from_pretrained(tmp_path)) is type(model)
+
+
+BROKEN = [
+    (
+        {"freeze": "weights"},
+        "freeze=weights is unknown; expected one of all, activations; use all",
+    ),
+    (
+        {"per_channel": "yes"},
+        "per_channel=yes is not a truth value; expected true or false; write it without quotes",
+    ),
+    (
+        {"quantize_embeddings": 1},
+        "quantize_embeddings=1 is not a truth value; expected true or false; write it without quotes",
+    ),
+    (
+        {"quantize_attention_matmuls": "false"},
+        "quantize_attention_matmuls=false is not a truth value; expected true or false; write it without quotes",
+    ),
+    (
+        {"start_epoch": "soon"},
+        "start_epoch=soon is not a number; expected a finite number; write it without quotes or units",
+    ),
+    (
+        {"start_epoch": 2, "end_epoch": 2},
+        "end_epoch=2 does not lie after start_epoch=2; expected a later epoch, or -1 for the end of the training; raise it",
+    ),
+    (
+        {"start_epoch": 2, "disable_observer_epoch": 1},
+        "disable_observer_epoch=1 does not lie after start_epoch=2; expected a later epoch, as ranges come from training; raise it",
+    ),
+    (
+        {"start_epoch": -1, "disable_observer_epoch": 0},
+        "disable_observer_epoch=0 does not lie after start_epoch=-1; expected a later epoch, as ranges come from training; raise it",
+    ),
+    (
+        {"disable_observer_epoch": 5, "end_epoch": 4},
+        "disable_observer_epoch=5 lies after end_epoch=4, which fixes all ranges; expected an earlier epoch; lower it or leave it out",
+    ),
+    (
+        {"disable_observer_epoch": "half"},
+        "disable_observer_epoch=half is not a number; expected a finite number; write it without quotes or units",
+    ),
+    (
+        {"ignore": ["head", 3]},
+        "ignore=3 is not a name; expected names or re: patterns; write a list of strings",
+    ),
+    (
+        {"ignore": 3},
+        "ignore=3 is not a name; expected names or re: patterns; write a list of strings",
+    ),
+]
+assert len(BROKEN) == 12
+
+
+@pytest.mark.parametrize(("keys", "message"), BROKEN)
+def test_broken_values(keys, message) -> None:
+    with pytest.raises(ValueError) as error:
+        QATModifier(**keys)
+    assert str(error.value) == message
+
+
+def problems(body: str, model=None) -> list[str]:
+    lines = "".join(f"      {line}\n" for line in body.splitlines())
+    with pytest.raises(RecipeError) as error:
+        manager = RecipeManager.from_recipe(f"modifiers:\n  - !QATModifier\n{lines}")
+        manager.check_model(model)
+    return str(error.value).splitlines()
+
+
+def test_the_recipe_check_knows_the_keys() -> None:
+    assert problems("start_epoch: 1.0\nfreze: all\nper_chanel: true") == [
+        "<recipe text>:4: QATModifier.freze: freze is not a key of QATModifier; expected one of disable_observer_epoch, end_epoch, freeze, ignore, per_channel, quantize_attention_matmuls, quantize_embeddings, start_epoch; write freeze",
+        "<recipe text>:5: QATModifier.per_chanel: per_chanel is not a key of QATModifier; expected one of disable_observer_epoch, end_epoch, freeze, ignore, per_channel, quantize_attention_matmuls, quantize_embeddings, start_epoch; write per_channel",
+    ]
+    assert problems("start_epoch: x\ndisable_observer_epoch: 5") == [
+        "<recipe text>:3: QATModifier.start_epoch: start_epoch=x is not a number; expected an epoch; write one"
+    ]
+    assert problems("ignore: ['re:*']") == [
+        "<recipe text>:3: QATModifier.ignore: ignore=re:* is not a regular expression (nothing to repeat at position 0); expected one after re:; correct it"
+    ]
+    assert problems("freeze: al", bert()) == [
+        "<recipe text>:3: QATModifier.freeze: freeze=al is unknown; expected one of all, activations; use all"
+    ]
+
+
+def test_the_model_check_names_the_key() -> None:
+    assert problems("start_epoch: 1.0\nignore: [bert.poolr]", bert()) == [
+        "<recipe text>:4: QATModifier.ignore: ignore=bert.poolr matches no layer; expected the name of a layer or of a module above it, or a re: pattern; nearest: bert.pooler.dense, bert.embeddings.position_embeddings, bert.embeddings.word_embeddings"
+    ]
+    assert problems("quantize_attention_matmuls: true", make_model()) == [
+        "<recipe text>:3: QATModifier.quantize_attention_matmuls: quantize_attention_matmuls=true finds no module with query, key and value layers in TinyModel; expected an encoder like BERT's; write false"
+    ]
