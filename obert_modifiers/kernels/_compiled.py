@@ -7,8 +7,20 @@ All of them are in one file because numba, when it looks whether its cached code
 still good, looks at the file of the function alone and not at those of its callees.
 """
 
+import numba
 import numpy as np
 from numba import njit, prange
+
+
+def use_threads(count: int) -> None:
+    """Run the loops on so many threads, or on as many as numba was started with.
+
+    Args:
+        count: Threads, at least 1.
+    """
+    most = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
+    numba.set_num_threads(min(count, most))
+
 
 # Fused multiply-add and no care for the sign of zero; NaN and order are kept.
 _FAST = {"contract", "nsz"}

@@ -10,6 +10,7 @@ from obert_modifiers.kernels._backend import (
     choose_backend,
     dampened,
     padded_width,
+    run_compiled,
 )
 
 
@@ -129,12 +130,9 @@ def inverse_group_blocks(
     ).to(sums.device)
     chosen = choose_backend(backend, sums, tile=padded_width(width))
     if chosen == "numba":
-        from obert_modifiers.kernels._compiled import invert_group_blocks
-
-        failed = invert_group_blocks(
-            sums.numpy(), scale, damp, group_size, found.numpy()
+        check_definite(
+            run_compiled("invert_group_blocks", sums, scale, damp, group_size, found)
         )
-        check_definite(int(failed))
         return found
     if chosen == "triton":
         from obert_modifiers.kernels import _triton_fisher

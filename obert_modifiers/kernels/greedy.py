@@ -13,6 +13,7 @@ from obert_modifiers.kernels._backend import (
     choose_backend,
     dampened,
     padded_width,
+    run_compiled,
 )
 
 
@@ -125,16 +126,13 @@ def _eliminate_numba(
     structure: tuple[int, ...],
     found: tuple[Tensor, Tensor],
 ) -> int:
-    from obert_modifiers.kernels import _compiled
-
-    sums, *blocks = (tensor.contiguous().numpy() for tensor in tensors)
-    kernel: Any = _compiled.eliminate_group_blocks  # each has arguments of its own
+    sums, *blocks = tensors
+    name = "eliminate_group_blocks"
     if len(structure) == 2:
-        kernel = _compiled.eliminate_n_m_blocks
+        name = "eliminate_n_m_blocks"
     elif structure == (1,):
-        kernel, structure = _compiled.eliminate_blocks, ()
-    arrays = (array.numpy() for array in found)
-    return int(kernel(sums, scale, damp, *blocks, *structure, *arrays))
+        name, structure = "eliminate_blocks", ()
+    return run_compiled(name, sums, scale, damp, *blocks, *structure, *found)
 
 
 def _eliminate_torch(

@@ -11,6 +11,7 @@ from obert_modifiers.kernels._backend import (
     cholesky,
     choose_backend,
     padded_width,
+    run_compiled,
 )
 
 
@@ -41,11 +42,8 @@ def solve_groups(
     solved = torch.zeros(weights.shape, dtype=torch.float64, device=weights.device)
     chosen = choose_backend(backend, groups, tile=padded_width(weights.shape[2]))
     if chosen == "numba":
-        from obert_modifiers.kernels._compiled import solve_group_blocks
-
         arrays = (groups, weights.double(), members, solved)
-        failed = solve_group_blocks(*(array.contiguous().numpy() for array in arrays))
-        check_definite(int(failed))
+        check_definite(run_compiled("solve_group_blocks", *arrays))
         return solved
     if chosen == "triton":
         from obert_modifiers.kernels import _triton_greedy
@@ -102,13 +100,8 @@ def cheapest_subsets(
     found = torch.full_like(costs, -1, dtype=torch.int64)
     chosen = choose_backend(backend, groups, tile=padded_width(size))
     if chosen == "numba":
-        from obert_modifiers.kernels._compiled import find_cheapest_subsets
-
         arrays = (groups, weights.double(), pruned, subsets, costs, found)
-        failed = find_cheapest_subsets(
-            *(array.contiguous().numpy() for array in arrays)
-        )
-        check_definite(int(failed))
+        check_definite(run_compiled("find_cheapest_subsets", *arrays))
     elif chosen == "triton":
         from obert_modifiers.kernels import _triton_greedy
 

@@ -10,6 +10,7 @@ from obert_modifiers.kernels._backend import (
     choose_backend,
     dampened,
     padded_width,
+    run_compiled,
 )
 
 
@@ -49,13 +50,8 @@ def solve_joint_update(
     costs = torch.empty(weights.shape[0], dtype=torch.float64, device=weights.device)
     chosen = choose_backend(backend, sums, tile=padded_width(weights.shape[1]))
     if chosen == "numba":
-        from obert_modifiers.kernels._compiled import solve_joint_blocks
-
         arrays = (weights.double(), pruned, updated, costs)
-        failed = solve_joint_blocks(
-            sums.numpy(), scale, damp, *(array.contiguous().numpy() for array in arrays)
-        )
-        check_definite(int(failed))
+        check_definite(run_compiled("solve_joint_blocks", sums, scale, damp, *arrays))
         return updated, costs
     if chosen == "triton":
         from obert_modifiers.kernels import _triton_fisher

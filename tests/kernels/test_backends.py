@@ -1,5 +1,8 @@
 """Which backend is chosen, and what is said where one cannot run."""
 
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -87,3 +90,21 @@ def test_a_block_too_wide_for_the_chip_takes_torch(backend, tile, expected) -> N
 def test_padded_width() -> None:
     widths = {1: 1, 2: 2, 3: 4, 48: 64, 50: 64, 96: 128, 128: 128, 129: 256}
     assert {width: _backend.padded_width(width) for width in widths} == widths
+
+
+def test_compiled_loops_leave_torchs_threads_alone() -> None:
+    """Numba sets the number of threads of an OpenMP runtime that both may share."""
+    code = (
+        "import torch; torch.set_num_threads(2)\n"
+        "from obert_modifiers.kernels import inverse_blocks\n"
+        "inverse_blocks(torch.zeros(3, 4, 4).double(), 1.0, 0.1, backend='numba')\n"
+        "print(torch.get_num_threads())"
+    )
+    for count in ("1", "2"):
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"NUMBA_NUM_THREADS": count},
+        )
+        assert done.stdout == "2\n", done.stderr
