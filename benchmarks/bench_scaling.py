@@ -125,7 +125,7 @@ def work(rank: int, processes: int, on_gpu: bool, num_grads: int, folder: str) -
             "turns": event.plan.turns,
             "planned_fisher_bytes": event.plan.state_bytes,
             "peak_memory_bytes": peak_memory(device),
-            "masks": np.packbits(bits),
+            "masks": torch.from_numpy(np.packbits(bits)),
         }
         torch.save(found, f"{folder}/rank{rank}.pt")
     finally:
@@ -156,7 +156,7 @@ def measure(processes: int, on_gpu: bool, num_grads: int) -> dict[str, Any]:
         shared = (processes, on_gpu, num_grads, folder)
         torch.multiprocessing.spawn(work, shared, nprocs=processes)
         ranks = [
-            torch.load(Path(folder) / f"rank{rank}.pt", weights_only=False)
+            torch.load(Path(folder) / f"rank{rank}.pt", weights_only=True)
             for rank in range(processes)
         ]
     parts = ranks[0]["seconds"]
@@ -167,7 +167,7 @@ def measure(processes: int, on_gpu: bool, num_grads: int) -> dict[str, Any]:
         "turns": ranks[0]["turns"],
         "planned_fisher_bytes": ranks[0]["planned_fisher_bytes"],
         "peak_memory_bytes": [one["peak_memory_bytes"] for one in ranks],
-        "masks": [one["masks"] for one in ranks],
+        "masks": [one["masks"].numpy() for one in ranks],
     }
 
 

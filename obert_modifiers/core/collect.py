@@ -156,7 +156,7 @@ class Collector:
                 process group can work.
         """
         self._rank, self._ranks = world()
-        self._plan, self._turn = plan, turn
+        self._plan = plan
         self._layouts, self._kept, self._fishers = layouts, kept, fishers
         self._device, self._dtype = like.device, like.dtype
         self._shares = [shares_of(plan, r, turn) for r in range(self._ranks)]
@@ -302,7 +302,7 @@ class Collector:
         for i, fisher in self._fishers.items():
             piece = self._plan.pieces[i]
             kept = self._kept[piece.target]
-            mine = None if kept is None else kept[piece.start : piece.stop]
+            mine = None if kept is None else piece.of(kept)
             for held in _portions(self._held):
                 grads = self._form(piece, held, starts[piece.target], fisher)
                 fisher.add_(grads, mine)

@@ -12,9 +12,7 @@ from torch import Tensor, nn
 from obert_modifiers.core.blocks import UNSTRUCTURED, MaskPattern, check_block_size
 from obert_modifiers.core.fisher import BlockFisher, resolve_damp
 from obert_modifiers.core.fisher_state import FisherState, request_of
-from obert_modifiers.core.gradients import (
-    sum_losses,
-)
+from obert_modifiers.core.gradients import sum_losses
 from obert_modifiers.core.memory import available_memory
 from obert_modifiers.core.parallel import all_reduce_, together, world
 from obert_modifiers.core.saliency import greedy_candidates, obs_candidates
@@ -25,6 +23,7 @@ from obert_modifiers.core.targets import (
     Target,
     restore_shapes,
     restored,
+    widest_dtype,
     write_parameters_,
 )
 from obert_modifiers.core.update import UPDATES
@@ -112,12 +111,8 @@ def plan_targets(
     return plan_event(
         [t.layout(config.pattern) for t in targets],
         config.fisher_block_size,
-        fisher_dtype=max(
-            (
-                torch.promote_types(t.parameter.dtype, _DTYPES[config.fisher_dtype])
-                for t in targets
-            ),
-            key=lambda dtype: dtype.itemsize,
+        fisher_dtype=torch.promote_types(
+            widest_dtype(t.parameter for t in targets), _DTYPES[config.fisher_dtype]
         ),
         ranks=ranks,
         memory_budget=budget,
@@ -283,7 +278,7 @@ class PruningEvent:
         piece = self.plan.pieces[i]
         layout = self.layouts[piece.target]
         parameter = self.targets[piece.target].parameter.detach()
-        flat = layout.arrange(parameter.reshape(-1))[piece.start : piece.stop]
+        flat = piece.of(layout.arrange(parameter.reshape(-1)))
         if not self.config.first_order:
             return flat, 0.0
         step, change = fisher.newton_step(damp)
@@ -334,9 +329,7 @@ class PruningEvent:
         size = self.config.pattern.group_size
         values: dict[int, Tensor] = {}
         costs = torch.zeros(len(self.plan.pieces), dtype=torch.float64)
-        wide = torch.float32
-        for target in self.targets:
-            wide = torch.promote_types(wide, target.parameter.dtype)
+        wide = widest_dtype(t.parameter for t in self.targets)
         for fishers in self.state.sweep():
             with together(self.device):
                 for i, fisher in fishers.items():
@@ -355,7 +348,7 @@ class PruningEvent:
 
     def _piece(self, flat: Sequence[Tensor], i: int) -> Tensor:
         piece = self.plan.pieces[i]
-        return flat[piece.target].reshape(-1)[piece.start : piece.stop]
+        return piece.of(flat[piece.target])
 
     def _join(self, parts: Mapping[int, Tensor], dtype: torch.dtype) -> list[Tensor]:
         """Bring the pieces of all processes to every process, by parameter.

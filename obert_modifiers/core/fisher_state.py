@@ -17,6 +17,7 @@ from obert_modifiers.core.gradients import (
 from obert_modifiers.core.parallel import all_reduce_, share_of, together, world
 from obert_modifiers.core.sampling import GradientSource, SampleRequest
 from obert_modifiers.core.sharding import MemoryPlan
+from obert_modifiers.core.targets import widest_dtype
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -112,9 +113,7 @@ class FisherState:
                 )
                 for i in plan.owned(self._rank, turn)
             }
-        dtype = torch.float32
-        for parameter in self._parameters:
-            dtype = torch.promote_types(dtype, parameter.dtype)
+        dtype = widest_dtype(self._parameters)
         collector = Collector(
             plan,
             turn,
@@ -157,7 +156,7 @@ class FisherState:
             for i, fisher in fishers.items():
                 piece = self.plan.pieces[i]
                 kept = self._kept[piece.target]
-                mine = None if kept is None else kept[piece.start : piece.stop]
+                mine = None if kept is None else piece.of(kept)
                 sums[0, i], sums[1, i] = fisher.living_trace(mine)
         sums = all_reduce_(sums.to(self.device)).cpu()
         return sums[0].tolist(), int(sums[1].sum())

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from obert_modifiers.core.blocks import GroupLayout, count_blocks
 
@@ -45,6 +46,17 @@ class Piece:
     def numel(self) -> int:
         """Number of weights."""
         return self.stop - self.start
+
+    def of(self, values: Tensor) -> Tensor:
+        """Take this piece of its parameter.
+
+        Args:
+            values: Any shape with d elements, in the order of the groups.
+
+        Returns:
+            ``(numel,)``, a view where the values are contiguous.
+        """
+        return values.reshape(-1)[self.start : self.stop]
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Parameters that are pruned: how they are laid out, and who writes them."""
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -50,6 +51,19 @@ def write_parameters_(
         for target, value, mask in zip(targets, values, masks, strict=True):
             shaped = value.reshape(target.parameter.shape)
             target.parameter.copy_(torch.where(mask, shaped, 0.0))
+
+
+def widest_dtype(tensors: Iterable[Tensor]) -> torch.dtype:
+    """Find the type that holds the values of all tensors, float32 or wider.
+
+    Args:
+        tensors: Floating-point tensors.
+
+    Returns:
+        The type.
+    """
+    types = (tensor.dtype for tensor in tensors)
+    return functools.reduce(torch.promote_types, types, torch.float32)
 
 
 @contextmanager

@@ -332,6 +332,22 @@ def invert_group_blocks(sums, scale, damp, group_size, found):
 
 
 @njit(cache=True)
+def _gather_living(weights, eligible, chosen, living):
+    """Copy the eligible weights of a block and their indices to the front.
+
+    Returns:
+        Their number.
+    """
+    count = 0
+    for i in range(weights.shape[0]):
+        if eligible[i]:
+            chosen[count] = i
+            living[count] = weights[i]
+            count += 1
+    return count
+
+
+@njit(cache=True)
 def _append_rest(order, taken, rank):
     """Put what was not taken at the end of the order, by index."""
     for i in range(taken.shape[0]):
@@ -353,12 +369,7 @@ def eliminate_blocks(sums, scale, damp, weights, eligible, order, costs):
         chosen = np.empty(width, np.int64)
         living = np.empty(width, np.float64)
         block = np.empty((width, width), np.float64)
-        count = 0
-        for i in range(width):
-            if eligible[b, i]:
-                chosen[count] = i
-                living[count] = weights[b, i]
-                count += 1
+        count = _gather_living(weights[b], eligible[b], chosen, living)
         _append_rest(order[b], eligible[b], count)
         _gather(sums[b], scale, damp, chosen, count, block)
         scratch = np.empty((2, width), np.float64)
@@ -388,14 +399,9 @@ def eliminate_n_m_blocks(
         block = np.empty((width, width), np.float64)
         scratch = np.empty((2, width), np.float64)
         left = np.full(width // size, loss, np.int64)
-        count = 0
+        count = _gather_living(weights[b], eligible[b], chosen, living)
         for i in range(width):
-            if eligible[b, i]:
-                chosen[count] = i
-                living[count] = weights[b, i]
-                count += 1
-            else:
-                left[i // size] -= 1
+            left[i // size] -= not eligible[b, i]
         _gather(sums[b], scale, damp, chosen, count, block)
         if not _invert(block, count, scratch[0]):
             failed[b] = 1

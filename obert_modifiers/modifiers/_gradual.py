@@ -25,6 +25,7 @@ from obert_modifiers.modifiers._host import (
     recipe_key,
 )
 from obert_modifiers.modifiers._masks import ParameterMasks
+from obert_modifiers.modifiers._second_order import SecondOrder
 from obert_modifiers.modifiers._targets import (
     ALL_ENCODER,
     ALL_PRUNABLE,
@@ -146,6 +147,7 @@ class GradualPruningModifier(ScheduledUpdateModifier):
             min_density, max(goal for goal, _ in self._goals), self._pattern
         )
         self._masks: ParameterMasks | None = None
+        self._engine: SecondOrder | None = None  # set by those that take gradients
         self._model: nn.Module | None = None
         self._starts: list[float] = []
         self._ends: list[float] = []
@@ -339,7 +341,7 @@ class GradualPruningModifier(ScheduledUpdateModifier):
     def finalize(
         self, module: nn.Module | None = None, reset_loggers: bool = True, **kwargs: Any
     ) -> None:
-        """Apply the masks a last time and let go of the model.
+        """Apply the masks a last time; let go of the model and its gradients.
 
         Args:
             module: The model.
@@ -351,9 +353,11 @@ class GradualPruningModifier(ScheduledUpdateModifier):
             self._masks.apply()
         self._masks = None
         self._model = None
+        if self._engine is not None:
+            self._engine.release()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the masks by parameter name, and where the schedule stands."""
+        """Return masks by parameter name, schedule, and draws of samples so far."""
         state: dict[str, Any] = dict(
             zip(self._masks.names, self._masks.param_masks, strict=True)
         )
@@ -365,19 +369,9 @@ class GradualPruningModifier(ScheduledUpdateModifier):
             "applied_sparsity": self._applied_sparsity,
             "starts": self._starts,
         }
+        if self._engine is not None:
+            state[_SCHEDULE_KEY]["draws"] = self._engine.draws
         return state
-
-    @staticmethod
-    def schedule_state(state_dict: dict[str, Any]) -> dict[str, Any]:
-        """Find what is not a mask in a state.
-
-        Args:
-            state_dict: As from :meth:`state_dict`.
-
-        Returns:
-            The part of it that tells where the schedule stands.
-        """
-        return state_dict[_SCHEDULE_KEY]
 
     def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True) -> None:
         """Continue where :meth:`state_dict` was taken; writes the parameters.
@@ -400,13 +394,15 @@ class GradualPruningModifier(ScheduledUpdateModifier):
                 f"state has other parameters than the model: missing {missing}, extra "
                 f"{extra}; expected the same names; use the model it was saved from"
             )
-        schedule = self.schedule_state(state_dict)
+        schedule = state_dict[_SCHEDULE_KEY]
         self._started, self._ended = schedule["started"], schedule["ended"]
         self._last_update_epoch = schedule["last_update_epoch"]
         self._applied_sparsity = schedule["applied_sparsity"]
         self._starts = schedule["starts"]
         self._masks.enabled = schedule["enabled"]
         self._masks.set_param_masks([masks[name] for name in self._masks.names])
+        if self._engine is not None:
+            self._engine.draws = schedule["draws"]
 
 
 def _zero_fraction(parameter: nn.Parameter) -> float:

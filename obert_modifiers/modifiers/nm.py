@@ -148,7 +148,6 @@ class NMPruningModifier(GradualPruningModifier):
             "update": update,
             "memory_budget": memory_budget,
         }
-        self._engine: SecondOrder | None = None
         if self._score == "obs":
             keys = _read_obs(keys, self._pattern)
             self._engine = SecondOrder(_config(keys, self._pattern))
@@ -280,38 +279,6 @@ class NMPruningModifier(GradualPruningModifier):
         if self._engine is not None:
             return self._engine.prune(self._model, masks, sparsities, **how)
         return magnitude_step_(masks.targets, masks.param_masks, sparsities, **how)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return masks and schedule, and how many draws of samples were made."""
-        state = super().state_dict()
-        if self._engine is not None:
-            self.schedule_state(state)["draws"] = self._engine.draws
-        return state
-
-    def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True) -> None:
-        """Continue where :meth:`state_dict` was taken; writes the parameters.
-
-        Args:
-            state_dict: As from :meth:`state_dict`.
-            strict: Ignored: a missing or extra name is always an error.
-        """
-        super().load_state_dict(state_dict, strict)
-        if self._engine is not None:
-            self._engine.draws = self.schedule_state(state_dict)["draws"]
-
-    def finalize(
-        self, module: nn.Module | None = None, reset_loggers: bool = True, **kwargs: Any
-    ) -> None:
-        """Let go of the model and of the source of gradients.
-
-        Args:
-            module: The model.
-            reset_loggers: True forgets the loggers.
-            **kwargs: What the caller offers to all modifiers.
-        """
-        super().finalize(module, reset_loggers, **kwargs)
-        if self._engine is not None:
-            self._engine.release()
 
 
 def _as_n_m(mask_type: Any) -> MaskPattern:

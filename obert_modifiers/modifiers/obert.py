@@ -262,35 +262,6 @@ class OBERTPruningModifier(GradualPruningModifier):
             pattern=self._pattern,
         )
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return masks and schedule, and how many draws of samples were made."""
-        state = super().state_dict()
-        self.schedule_state(state)["draws"] = self._engine.draws
-        return state
-
-    def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True) -> None:
-        """Continue where :meth:`state_dict` was taken; writes the parameters.
-
-        Args:
-            state_dict: As from :meth:`state_dict`.
-            strict: Ignored: a missing or extra name is always an error.
-        """
-        super().load_state_dict(state_dict, strict)
-        self._engine.draws = self.schedule_state(state_dict)["draws"]
-
-    def finalize(
-        self, module: nn.Module | None = None, reset_loggers: bool = True, **kwargs: Any
-    ) -> None:
-        """Let go of the model and of the source of gradients.
-
-        Args:
-            module: The model.
-            reset_loggers: True forgets the loggers.
-            **kwargs: What the caller offers to all modifiers.
-        """
-        super().finalize(module, reset_loggers, **kwargs)
-        self._engine.release()
-
 
 def _as_options(value: Any) -> dict[str, Any] | None:
     if value is not None and not isinstance(value, dict):
