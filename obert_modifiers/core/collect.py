@@ -24,6 +24,7 @@ from obert_modifiers.core.gradients import (
 )
 from obert_modifiers.core.parallel import (
     OTHER_FAILED,
+    OtherProcessFailed,
     all_gather_row,
     all_reduce_count,
     exchange,
@@ -97,6 +98,9 @@ def collect_blocks(
 
     Returns:
         Gradients of all processes.
+
+    Raises:
+        OtherProcessFailed: If another process failed.
     """
     try:
         count = collect_gradients(
@@ -108,8 +112,10 @@ def collect_blocks(
             granularity=granularity,
             limit=limit,
         )
-    except Exception as error:
-        collector.abort(error)
+    except OtherProcessFailed:
+        raise
+    except Exception:
+        collector.abort()
         raise
     collector.finish()
     device = parameters[0].device
@@ -184,13 +190,9 @@ class Collector:
         with together(self._device):
             self._fold()
 
-    def abort(self, error: Exception) -> None:
-        """Tell the other processes that this one failed.
-
-        Args:
-            error: Why; nothing is sent where the others know.
-        """
-        if self._ranks > 1 and str(error) != OTHER_FAILED:
+    def abort(self) -> None:
+        """Tell the other processes that this one failed."""
+        if self._ranks > 1:
             self._head(_FAILED, None)
 
     def _head(self, status: int, batch: BatchGradients | None) -> list[list[int]]:
@@ -202,7 +204,7 @@ class Collector:
     def _round(self, status: int, batch: BatchGradients | None) -> None:
         heads = self._head(status, batch)
         if any(head[0] == _FAILED for head in heads):
-            raise RuntimeError(OTHER_FAILED)
+            raise OtherProcessFailed(OTHER_FAILED)
         self._over = all(head[0] == _OVER for head in heads)
         if self._over:
             return

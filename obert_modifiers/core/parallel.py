@@ -7,6 +7,15 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+OTHER_FAILED = (
+    "another process failed in this pruning event; expected all to succeed; see its "
+    "message; nothing was pruned"
+)
+
+
+class OtherProcessFailed(RuntimeError):
+    """Another process failed, and all of them know it."""
+
 
 def world() -> tuple[int, int]:
     """Return rank and number of processes; (0, 1) where nothing is distributed."""
@@ -103,7 +112,7 @@ def together(device: torch.device) -> Iterator[None]:
         Once, for the body.
 
     Raises:
-        RuntimeError: If another process failed, so that none waits for it.
+        OtherProcessFailed: If another process failed, so that none waits for it.
     """
     try:
         yield
@@ -111,10 +120,4 @@ def together(device: torch.device) -> Iterator[None]:
         all_reduce_count(1, device)
         raise
     if all_reduce_count(0, device):
-        raise RuntimeError(OTHER_FAILED)
-
-
-OTHER_FAILED = (
-    "another process failed in this pruning event; expected all to succeed; see its "
-    "message; nothing was pruned"
-)
+        raise OtherProcessFailed(OTHER_FAILED)
