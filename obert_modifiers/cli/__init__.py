@@ -63,8 +63,15 @@ def _options(
 def _train_text_classification(context: typer.Context) -> None:
     with _reporting("--disable_tqdm" in context.args) as reporter:
         from obert_modifiers.tasks import text_classification
+        from obert_modifiers.training import TrainingStopped
 
-        record = text_classification.main(context.args, reporter)
+        try:
+            record = text_classification.main(context.args, reporter)
+        except TrainingStopped as stop:
+            if _rank() == 0:
+                command = text_classification.resume_command(context.args)
+                reporter.message(f"{stop}; go on with:\n{command}")
+            return
         _finish(record, reporter)
 
 

@@ -1,6 +1,7 @@
 """Text classification: from a command line to a saved, measured, sparse model."""
 
 import csv
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,9 +19,15 @@ from transformers import PreTrainedModel
 from obert_modifiers.core import quantization_file
 from obert_modifiers.core.outputs import logits_of
 from obert_modifiers.tasks import _models, _record
-from obert_modifiers.tasks._arguments import Arguments, check, parse
+from obert_modifiers.tasks._arguments import (
+    Arguments,
+    TrainArguments,
+    check,
+    parse,
+    resuming,
+)
 from obert_modifiers.tasks._plan import Notes, Plan, load_recipe, prepare, what_to_do
-from obert_modifiers.training import TrainResult, evaluate, train
+from obert_modifiers.training import TrainResult, checkpoint, evaluate, train
 
 PROGRAM = "obert train text_classification"
 TRAIN_RECORD = "metrics.json"
@@ -52,6 +59,18 @@ def main(argv: list[str], reporter: Any = None) -> dict[str, Any]:
         ValueError: If a flag, the recipe, the model or the data cannot be used.
     """  # noqa: DOC502  raised by parse and run
     return run(parse(argv, PROGRAM), reporter)
+
+
+def resume_command(argv: list[str]) -> str:
+    """Write the command that goes on where a run was stopped.
+
+    Args:
+        argv: The run's flags, without a program name.
+
+    Returns:
+        A line for the shell.
+    """
+    return shlex.join([*PROGRAM.split(), *resuming(argv)])
 
 
 def run(arguments: Arguments, reporter: Any = None) -> dict[str, Any]:
@@ -106,7 +125,7 @@ def _execute(plan: Plan, state: PartialState, reporter: Any) -> dict[str, Any]:
         The figures of the record.
     """
     flags, folder = plan.arguments.train, Path(plan.config.output_dir)
-    if state.is_main_process:
+    if state.is_main_process and not _resumes(flags, folder):
         _clear(folder, flags.do_train)
     state.wait_for_everyone()
     result, model = None, plan.model
@@ -143,6 +162,13 @@ def _execute(plan: Plan, state: PartialState, reporter: Any) -> dict[str, Any]:
     return record
 
 
+def _resumes(flags: TrainArguments, folder: Path) -> bool:
+    wanted = flags.resume_from_checkpoint
+    return wanted not in (None, checkpoint.LAST) or (
+        wanted is not None and bool(checkpoint.checkpoints_in(folder))
+    )
+
+
 def _clear(folder: Path, training: bool) -> None:
     """Make the output folder and remove what an earlier run wrote beside its model.
 
@@ -155,6 +181,8 @@ def _clear(folder: Path, training: bool) -> None:
     names = WRITTEN if training else (EVAL_RECORD, "predictions.csv")
     for path in (*stale, *(folder / name for name in names)):
         path.unlink(missing_ok=True)
+    if training:
+        checkpoint.remove_all(folder)
 
 
 def _save(plan: Plan, folder: Path) -> None:
