@@ -480,6 +480,8 @@ class RecipeManager:
     ) -> None:
         """Continue from a state of a recipe that was edited since, where that is safe.
 
+        A recipe whose modifiers are the same, with other comments, is no other one.
+
         Args:
             state: As from :meth:`state_dict`, of the recipe before.
             before: That recipe's :attr:`text`.
@@ -490,6 +492,10 @@ class RecipeManager:
         Raises:
             ValueError: With what differs, where it is not allowed or not safe.
         """
+        old, new = RecipeManager.from_recipe(before)._named(), self._named()
+        if set(old) == set(new):
+            self.load_state_dict(state)
+            return
         shown = differences(before, self.text)
         if not allowed:
             raise ValueError(
@@ -497,7 +503,7 @@ class RecipeManager:
                 "the same; resume with that one, or add --recipe_changed allow\n"
                 f"{shown}"
             )
-        pairs = pair_up(RecipeManager.from_recipe(before)._named(), self._named())
+        pairs = pair_up(old, new)
         now = Now(step, steps_per_epoch, self.max_epochs)
         problems = unsafe_edits(pairs, state, now)
         if not problems:

@@ -202,9 +202,6 @@ def _load_modifiers(
             f"recipe is missing, and {folder} was written with one; expected the same "
             f"recipe; give --recipe {folder / RECIPE}"
         )
-    if parts.manager.text == before:
-        parts.manager.load_state_dict(state)
-        return
     parts.manager.load_changed_state_dict(
         state,
         before,

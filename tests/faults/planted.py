@@ -1,5 +1,6 @@
 """Bugs of a resume, planted on purpose: the comparison has to find each."""
 
+from obert_modifiers import manager
 from obert_modifiers.core.fake_quant import Quantizer
 from obert_modifiers.modifiers import _host_state
 from obert_modifiers.modifiers._gradual import GradualPruningModifier
@@ -82,19 +83,26 @@ def _count(self, value) -> None:
     self.made = 0 if value > getattr(self, "made", 0) + 1 else value
 
 
-def hosts_start_over() -> None:
-    _host_state._SCHEDULE = ()
-
-
-def host_masks_off() -> None:
+def _change_loaded(change) -> None:
     original = _host_state.load_state
 
     def load(modifier, state):
-        original(modifier, {**state, "enabled": False} if "enabled" in state else state)
-
-    from obert_modifiers import manager
+        original(modifier, change(state) if "fields" in state else state)
 
     manager.load_state = load
+
+
+def hosts_start_over() -> None:
+    def forget(state):
+        kept = ("_original", "_lr_set")
+        fields = {k: v for k, v in state["fields"].items() if k in kept}
+        return {**state, "fields": fields}
+
+    _change_loaded(forget)
+
+
+def host_masks_off() -> None:
+    _change_loaded(lambda state: {**state, "enabled": False})
     saving._check_sparsity = lambda parts, before: None
 
 

@@ -1,10 +1,12 @@
 """Checkpoint folders: whole or passed over, limited, flushed, and without pickles."""
 
 import errno
+import gc
 import json
 import logging
 import os
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -40,6 +42,18 @@ def same(one, other) -> bool:
 
 def steps_in(folder: Path) -> list[int]:
     return [int(path.name.split("-")[1]) for path in checkpoint.checkpoints_in(folder)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def light() -> Iterator[None]:
+    """One thread for such small models, and collections that leave out the imports."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,11 @@
 """Killed anywhere and resumed: the same bits as a run that was not killed."""
 
+import json
 from dataclasses import dataclass
 
 import pytest
 
+from tests.faults import world
 from tests.faults.conftest import log
 from tests.faults.kills import Kill
 
@@ -59,7 +61,7 @@ def one(recipe: str, phase: str, *kills: Kill, **more) -> Point:
 POINTS = [
     # Before, in and after a pruning event.
     one("obert", "before an event", Kill(EVENT, 3), quick=True),
-    one("obert", "gradients of an event", Kill("core.event:collect_blocks", 3)),
+    one("obert", "gradients of an event", Kill("core.fisher_state:collect_blocks", 3)),
     one("obert", "in an event, before weights", Kill(WRITE, 2)),
     one("obert", "in an event, after weights", Kill(SOLVE, 2, "after"), quick=True),
     one("obert", "in an event, before masks", Kill(MASKS, 4)),
@@ -176,3 +178,13 @@ def test_a_killed_run_ends_with_the_same_bits(point, runs, compare, tmp_path) ->
 @pytest.mark.parametrize("point", [p for p in POINTS if not p.quick], ids=name_of)
 def test_killed_in_every_phase(point, runs, compare, tmp_path) -> None:
     check(point, runs, compare, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", sorted(world.RECIPES))
+def test_two_processes_end_with_the_same_bits_and_figures(recipe, runs) -> None:
+    whole = runs.whole(recipe, 2)
+    first, second = (
+        json.loads((whole / f"result-{rank}.json").read_text()) for rank in (0, 1)
+    )
+    assert first == second
