@@ -13,6 +13,7 @@ from obert_modifiers import cli
 from obert_modifiers.manager import RecipeManager
 from obert_modifiers.resources import recipe_names
 from obert_modifiers.tasks._arguments import parse
+from obert_modifiers.training import RecipeStepper
 from tests import tiny
 
 ROOT = Path(__file__).parents[1]
@@ -50,7 +51,7 @@ def test_every_command_is_accounted_for() -> None:
     run = [*training_commands(), *planning_commands()]
     plain = {c for c in commands() if shlex.split(c) not in run}
     assert plain == EXECUTED_BY_CI | INSTALLING
-    assert len(training_commands()) == 3
+    assert len(training_commands()) == 5
     assert len(planning_commands()) == 1
     targets = (ROOT / "Makefile").read_text(encoding="utf-8")
     for command in EXECUTED_BY_CI:
@@ -127,3 +128,47 @@ def test_training_commands_run_scaled_down(number: int, tmp_path: Path) -> None:
     assert done.stdout.count("pruned at epoch") == 3
     record = json.loads((tmp_path / "out" / "metrics.json").read_text("utf-8"))
     assert record["machine"]["processes"] == (1 if words[0] == "obert" else 2)
+
+
+def test_a_killed_run_is_resumed_as_it_says(tmp_path: Path, monkeypatch) -> None:
+    """The last two commands, with a tiny model, in one folder."""
+    start, resume = training_commands()[3:]
+    assert resume == [*start, "--resume_from_checkpoint", "last"]
+    data = tiny.write_rows(tmp_path / "data.json", tiny.sentences(48))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(tiny.RECIPE, encoding="utf-8")
+    values = {
+        "recipes/quickstart.yaml": str(recipe),
+        "runs/long": str(tmp_path / "out"),
+        "100": "5",
+    }
+    more = {
+        "--model_name_or_path": tiny.save_model(tmp_path / "model"),
+        "--train_file": data,
+        "--validation_file": data,
+        "--cache_dir": tmp_path / "cache",
+        "--per_device_train_batch_size": 4,
+    }
+    pairs = [str(word) for pair in more.items() for word in pair]
+
+    def run(words: list[str]) -> int:
+        small = [values.get(word, word) for word in words[1:]]
+        return cli.main([*small, *pairs, "--use_cpu"])
+
+    def killed(self) -> bool:
+        if self.steps == 13:
+            raise KeyboardInterrupt
+        return step(self)
+
+    step = RecipeStepper.step
+    with monkeypatch.context() as patched:
+        patched.setattr(RecipeStepper, "step", killed)
+        assert run(start) == 130
+    assert run(start) == 2  # the folder is not empty
+    assert run(resume) == 0
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+    lines = (tmp_path / "out" / "metrics.jsonl").read_text("utf-8").splitlines()
+    steps = [r["step"] for r in map(json.loads, lines) if r["kind"] == "step"]
+    assert steps == [10, 20, 24]
+    folders = sorted(path.name for path in (tmp_path / "out").glob("checkpoint-*"))
+    assert folders == ["checkpoint-15", "checkpoint-20"]
