@@ -6,6 +6,7 @@ is refused by name, and so is a misspelt flag; nothing is ignored in silence.
 
 import dataclasses
 import difflib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -304,6 +305,12 @@ def _check_output(folder: Path, train: TrainArguments) -> None:
         raise ValueError(
             f"--output_dir={folder} is a file; expected a folder; choose another"
         )
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ValueError(
+            f"--output_dir={folder} cannot be written to: no permission for "
+            f"{existing}; expected a folder of yours; choose another"
+        )
     full = train.do_train or not (train.do_eval or train.do_predict)
     if train.resume_from_checkpoint is not None and not full:
         raise ValueError(
@@ -327,6 +334,5 @@ def _goes_on(folder: Path, train: TrainArguments) -> bool:
     if train.resume_from_checkpoint is None:
         return False
     finished = any(folder.glob("model*.safetensors"))
-    return not finished or bool(
-        checkpoints_in(folder) or train.resume_from_checkpoint != LAST
-    )
+    named = train.resume_from_checkpoint != LAST
+    return named or not finished or bool(checkpoints_in(folder))

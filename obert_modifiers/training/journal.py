@@ -78,11 +78,20 @@ class Journal:
             record: Plain values; ``text`` for a message.
         """
         if self._file is not None:
-            self._file.write(json.dumps({"kind": kind, **record}) + "\n")
-            self._file.flush()
+            self._append(json.dumps({"kind": kind, **record}) + "\n")
         if self._reporter is not None:
             value = record["text"] if kind == "message" else record
             getattr(self._reporter, kind)(value)
+
+    def _append(self, line: str) -> None:
+        try:
+            self._file.write(line)
+            self._file.flush()
+        except OSError as error:
+            raise OSError(
+                f"{self._path} cannot be written to: {error}; expected room on the "
+                "disk; make some and resume with --resume_from_checkpoint last"
+            ) from error
 
     def close(self) -> None:
         """Close the file and tell the reporter."""

@@ -1,5 +1,7 @@
 """Bugs of a resume, planted on purpose: the comparison has to find each."""
 
+import torch
+
 from obert_modifiers import manager
 from obert_modifiers.core.fake_quant import Quantizer
 from obert_modifiers.modifiers import _host_state
@@ -104,6 +106,35 @@ def hosts_start_over() -> None:
 def host_masks_off() -> None:
     _change_loaded(lambda state: {**state, "enabled": False})
     saving._check_sparsity = lambda parts, before: None
+
+
+def scaler_forgotten() -> None:
+    loss_scaler()
+    original = saving.restore_
+
+    def restore(parts, folder, run):
+        original(parts, folder, {**run, "scaler": None})
+
+    saving.restore_ = restore
+
+
+class _NearOverflow(torch.amp.GradScaler):
+    def scale(self, outputs):
+        return 4.0 * super().scale(outputs)  # infinite from a scale of 2^126 on
+
+
+def loss_scaler() -> None:
+    """No bug: losses are scaled as in fp16, so that steps are skipped now and then."""
+    original = loop.make_accelerator
+
+    def make(config):
+        accelerator = original(config)
+        accelerator.scaler = _NearOverflow(
+            "cpu", init_scale=2.0**127, growth_factor=2.0, growth_interval=2
+        )
+        return accelerator
+
+    loop.make_accelerator = make
 
 
 # The run that shows each: recipe, and the step before which it is killed.

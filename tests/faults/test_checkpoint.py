@@ -339,6 +339,39 @@ def test_a_full_disk_costs_one_checkpoint(
         assert checkpoint.fault_of(path) is None
 
 
+def test_a_full_disk_for_the_journal_is_a_clear_error(tmp_path, monkeypatch) -> None:
+    """The run stops, and goes on from its last checkpoint."""
+    from obert_modifiers.training.journal import Journal
+
+    original, lines = Journal.open, []
+
+    class Full:
+        def __init__(self, file) -> None:
+            self.file = file
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+        def flush(self) -> None:
+            lines.append(1)
+            if len(lines) == 9:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            self.file.flush()
+
+    def opened(self, before: str = "") -> None:
+        original(self, before)
+        self._file = Full(self._file)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Journal, "open", opened)
+        with pytest.raises(OSError, match="metrics.jsonl cannot be written to"):
+            run(tmp_path / "a")
+    model, _ = run(tmp_path / "a", resume_from_checkpoint="last")
+    whole, _ = run(tmp_path / "b", save_strategy="no")
+    assert same(model, whole)
+    assert world.records_of(tmp_path / "a") == world.records_of(tmp_path / "b")
+
+
 def test_no_permission_to_save(tmp_path, finished, monkeypatch, caplog) -> None:
     original = Path.mkdir
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.faults import planted
+from tests.faults import planted, world
 from tests.faults.conftest import log
 from tests.faults.kills import Kill
 
@@ -39,3 +39,25 @@ def test_without_a_bug_nothing_is_found(recipe, runs, compare, tmp_path) -> None
     assert runs.start(tmp_path, recipe, Kill(STEP, 8), **HOW) == [-9]
     assert runs.start(tmp_path, recipe, **HOW) == [0], log(tmp_path)
     compare(tmp_path, whole)
+
+
+@pytest.mark.slow
+def test_a_loss_scaler_goes_on_where_it_was(runs, compare, tmp_path) -> None:
+    """As in fp16, on a CPU: some optimizer steps are skipped and do not count."""
+    whole, folder = tmp_path / "whole", tmp_path / "killed"
+    assert runs.start(whole, "gmp", plant=["loss_scaler"]) == [0], log(whole)
+    made = (whole / "steps-0").read_text().split("\n")
+    steps = [int(line.split()[0]) for line in made if line]
+    skipped = len(steps) - len(set(steps))
+    assert skipped >= 3
+    how = {**HOW, "save_steps": 2}
+    kill = Kill(STEP, 13)
+    assert runs.start(folder, "gmp", kill, plant=["loss_scaler"], **how) == [-9]
+    assert runs.start(folder, "gmp", plant=["loss_scaler"], **how) == [0], log(folder)
+    results = [(f / "result-0.json").read_text() for f in (whole, folder)]
+    assert results[0] == results[1]
+    assert world.records_of(folder) == world.records_of(whole)
+    again = tmp_path / "forgotten"
+    assert runs.start(again, "gmp", kill, plant=["loss_scaler"], **how) == [-9]
+    assert runs.start(again, "gmp", plant=["scaler_forgotten"], **how) == [0]
+    assert (again / "result-0.json").read_text() != results[0]

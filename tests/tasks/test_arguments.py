@@ -109,3 +109,9 @@ def test_the_words_that_resume_a_run():
         "--resume_from_checkpoint",
         "last",
     ]
+
+
+def test_a_folder_without_permission_is_refused_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)
+    with pytest.raises(ValueError, match=f"no permission for {tmp_path};"):
+        check(flags(f"--output_dir {tmp_path}/runs/new"))
