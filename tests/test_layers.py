@@ -45,6 +45,9 @@ LAYERS = {
         {"batches", "core", "recipe", "manager"},
         NUMERIC | {"accelerate", "safetensors"},
     ),
+    "trainer": layer(
+        {"batches", "core", "manager", "training"}, {"torch", "transformers"}
+    ),
     "embedded": layer(),
     "tasks": layer(
         LOADING | {"batches", "training", "embedded", "resources"},
