@@ -141,6 +141,7 @@ class _Run:
             config.per_device_train_batch_size,
             seed=config.seed,
             by_length=config.group_by_length,
+            short_last=accelerator.num_processes > 1,
         )
         self.collate = SeededCollate(
             data.collate, config.seed, accelerator.process_index
@@ -260,6 +261,8 @@ class _Run:
                 loader.end()
                 break
             yield batch
+        # Where accelerate had no batch left.
+        self._restore_random()
 
     def _restore_random(self) -> None:
         if self.random is not None:
