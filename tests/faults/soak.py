@@ -54,6 +54,7 @@ modifiers:
       end_epoch: {pruned}
       update_frequency: 1.0
       num_grads: 32
+      memory_budget: 2GB
       fisher_block_size: 12
   - !QATModifier
       start_epoch: {quantized}

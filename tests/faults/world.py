@@ -49,6 +49,7 @@ OBERT = (
     + SCHEDULE
     + """
       num_grads: 16
+      memory_budget: 2GB
       fisher_block_size: 12
       fisher_loss: train
       damp: auto
@@ -68,6 +69,7 @@ N_M = (
       gradual: by_n
       score: obs
       num_grads: 12
+      memory_budget: 2GB
       fisher_block_size: 12
 """
 )
@@ -105,6 +107,7 @@ prune_stage:
         end_epoch: 1.6
         update_frequency: 0.4
         num_grads: 12
+        memory_budget: 2GB
         fisher_block_size: 12
         mask_type: block:2x2
 quantize_stage:
