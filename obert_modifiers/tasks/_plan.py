@@ -71,19 +71,25 @@ class Plan:
     prunable: list[str]
 
 
-def what_to_do(arguments: Arguments) -> Arguments:
+def what_to_do(task: Task, arguments: Arguments) -> Arguments:
     """Fill in the do_* flags: without any of them, train and evaluate.
 
     Args:
+        task: The task.
         arguments: The flags as given.
 
     Returns:
         The flags with what they mean.
 
     Raises:
-        ValueError: If there is a recipe and no training.
+        ValueError: If there is a recipe and no training, or nothing to predict.
     """
     train = arguments.train
+    if train.do_predict and task.write_predictions is None:
+        raise ValueError(
+            f"--do_predict has nothing to predict in {task.name}; expected --do_train "
+            "or --do_eval; leave it out"
+        )
     if not (train.do_train or train.do_eval or train.do_predict):
         train = replace(train, do_train=True, do_eval=True)
     if train.recipe is None and train.recipe_args is not None:
@@ -180,7 +186,7 @@ def _inputs(task: Task, arguments: Arguments, notes: Notes) -> Inputs:
     Returns:
         Both, and the classes.
     """
-    found = _models.find(arguments.model)
+    found = _models.find(arguments.model, words=task.words)
     flags, seed = arguments.data, arguments.train.seed
     data = _data.load(flags, arguments.model.cache_dir, seed, task.columns)
     data = _only_needed(data, arguments)
