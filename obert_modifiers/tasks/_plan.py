@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from obert_modifiers.manager import RecipeManager
 from obert_modifiers.tasks import _data, _models
 from obert_modifiers.tasks._arguments import Arguments
+from obert_modifiers.tasks._files import MISMATCHED
 from obert_modifiers.tasks._task import Inputs, Prepared, Task
 from obert_modifiers.training import SCHEDULES, TrainConfig
 
@@ -220,6 +221,8 @@ def _only_needed(data: _data.TextData, arguments: Arguments) -> _data.TextData:
                 f"data={data.description} has no {split} split, only "
                 f"{', '.join(data.splits)}; expected one for --{flag}; give {way}"
             )
+    if "validation" in needed and MISMATCHED in data.splits:
+        needed.append(MISMATCHED)
     return replace(data, splits={split: data.splits[split] for split in needed})
 
 
