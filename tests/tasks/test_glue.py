@@ -88,7 +88,10 @@ def test_a_folder_with_a_tasks_name_is_that_task(small, tmp_path, task):
     assert data.text_columns == columns
     assert glue_task(flags) == task
     assert glue_task(DataArguments(task_name=task)) == task
+    part = DataArguments(dataset_name=f"some/{task}_subset")
+    assert glue_task(part) == task
     assert glue_task(DataArguments(dataset_name="rows")) is None
+    assert glue_task(DataArguments(dataset_name=f"{task}s")) is None
 
 
 def test_the_figures_of_a_task_come_first(small, tmp_path):
