@@ -121,8 +121,8 @@ def answer_question(
     null = min(nulls, key=_score)
     if not search.with_null:
         return Answer(found[0]["text"] if found else "", _weighed(found or [null]))
-    odds = _score(null) - _score(found[0]) if found else np.inf
-    text = "" if odds > search.null_threshold else found[0]["text"]
+    odds = _score(null) - (_score(found[0]) if found else 0.0)
+    text = found[0]["text"] if found and odds <= search.null_threshold else ""
     listed = sorted([*found, null], key=_score, reverse=True)
     # "No answer" stays on the list where it is not among the best.
     listed = listed[: search.n_best_size]
