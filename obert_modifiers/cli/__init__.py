@@ -8,6 +8,7 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,6 +33,9 @@ recipe_app = typer.Typer(help="Work on recipes.", no_args_is_help=True)
 app.add_typer(train_app, name="train")
 app.add_typer(recipe_app, name="recipe")
 
+_TASKS = {
+    "text_classification": "Classify texts, or predict a number",
+}
 _BATCH_SIZE = 8  # as `obert train` has it
 _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
@@ -55,17 +59,19 @@ def _options(
     """Prune BERT-class encoders with oBERT and GMP★, by SparseML recipes."""
 
 
-@train_app.command(
-    "text_classification",
-    context_settings={**_PASS_ON, "help_option_names": []},
-    help="Classify texts, or predict a number; `--help` lists the flags.",
-)
-def _train_text_classification(context: typer.Context) -> None:
+def _train(context: typer.Context) -> None:
     with _reporting("--disable_tqdm" in context.args) as reporter:
-        from obert_modifiers.tasks import text_classification
-
-        record = text_classification.main(context.args, reporter)
+        module = import_module(f"{PACKAGE}.tasks.{context.info_name}")
+        record = module.main(context.args, reporter)
         _finish(record, reporter)
+
+
+for _name, _what in _TASKS.items():
+    train_app.command(
+        _name,
+        context_settings={**_PASS_ON, "help_option_names": []},
+        help=f"{_what}; `--help` lists the flags.",
+    )(_train)
 
 
 @app.command("quickstart")
@@ -182,7 +188,7 @@ def _finish(record: dict[str, Any], reporter: PlainReporter) -> None:
         return
     figures = ", ".join(
         f"{name} {record[name]:.4f}"
-        for name in ("accuracy", "pearson", "loss", "sparsity")
+        for name in (*record["headline"], "loss", "sparsity")
         if record.get(name) is not None
     )
     reporter.message(f"done in {record['minutes']:.1f} min: {figures}")

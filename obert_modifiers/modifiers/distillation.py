@@ -16,6 +16,7 @@ from obert_modifiers.core.distillation import (
     output_losses,
     read_outputs,
 )
+from obert_modifiers.core.outputs import LABELS
 from obert_modifiers.modifiers._host import (
     ModifierProp,
     PyTorchModifierYAML,
@@ -32,8 +33,6 @@ from obert_modifiers.modifiers._validate import (
     as_positive,
 )
 
-# What the task's loss is computed from, and the teacher is not shown.
-LABELS = ("labels", "start_positions", "end_positions")
 _SWITCH = "output_hidden_states"
 
 _LOGGER = logging.getLogger(__name__)

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 from transformers import (
     AutoConfig,
-    AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -43,11 +42,18 @@ class Pretrained:
     tokenizer: PreTrainedTokenizerBase
     description: str
 
-    @property
-    def classes(self) -> dict[str, int]:
-        """The classes that the model was trained with, empty where it was not."""
+    def classes(self, model_class: Any) -> dict[str, int]:
+        """Return the classes that the model was trained with.
+
+        Args:
+            model_class: The task's class of models, ``AutoModelFor...``.
+
+        Returns:
+            Class numbers by name, empty where the model was trained for another task.
+        """
+        head = model_class.__name__.removeprefix("AutoModel")
         trained = self.config.architectures or []
-        if not any(name.endswith("ForSequenceClassification") for name in trained):
+        if not any(name.endswith(head) for name in trained):
             return {}
         return {str(name): int(i) for name, i in self.config.label2id.items()}
 
@@ -88,13 +94,19 @@ def find(args: ModelArguments) -> Pretrained:
 
 
 def load_student(
-    found: Pretrained, labels: Labels, args: ModelArguments, seed: int
+    found: Pretrained,
+    model_class: Any,
+    labels: Labels | None,
+    args: ModelArguments,
+    seed: int,
 ) -> PreTrainedModel:
-    """Load the model with a head for the data set's classes.
+    """Load the model with a head for the task, and for the data set's classes.
 
     Args:
         found: The model, from `find`.
-        labels: The classes; their names go into the model's configuration.
+        model_class: The task's class of models.
+        labels: The classes; their names go into the model's configuration. None where
+            the task has none.
         args: The flags.
         seed: Fixes the numbers in a new head; the caller's generator is left alone.
 
@@ -102,15 +114,16 @@ def load_student(
         The model in float32.
     """
     config = found.config
-    config.num_labels = labels.num_labels
-    config.problem_type = "regression" if labels.regression else None
-    if labels.names:
+    if labels is not None:
+        config.num_labels = labels.num_labels
+        config.problem_type = "regression" if labels.regression else None
+    if labels is not None and labels.names:
         config.id2label = dict(enumerate(labels.names))
         config.label2id = {name: number for number, name in enumerate(labels.names)}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model, report = _fetch(
-            AutoModelForSequenceClassification,
+            model_class,
             "--model_name_or_path",
             found.source,
             args,
@@ -129,13 +142,19 @@ def load_student(
 
 
 def load_teacher(
-    found: Pretrained, labels: Labels, args: ModelArguments, named: str | None = None
+    found: Pretrained,
+    model_class: Any,
+    labels: Labels | None,
+    args: ModelArguments,
+    named: str | None = None,
 ) -> nn.Module | str | None:
     """Load the teacher that `distill_teacher` names, or else the recipe.
 
     Args:
         found: The student, whose tokens the teacher reads.
-        labels: The classes, which the teacher must have too.
+        model_class: The task's class of models.
+        labels: The classes, which the teacher must have too; None where the task has
+            none.
         args: The flags.
         named: The teacher that the recipe names, or None.
 
@@ -156,31 +175,44 @@ def load_teacher(
             f"{flag}={name} has another vocabulary than the model; expected the same "
             "tokens; take a teacher with the model's tokenizer"
         )
+    if labels is not None:
+        _check_classes(config, labels, f"{flag}={name}")
+    return _fetch(model_class, flag, name, args).float().eval()
+
+
+def _check_classes(config: PreTrainedConfig, labels: Labels, named: str) -> None:
+    """Check that a teacher has the data set's classes.
+
+    Args:
+        config: The teacher's configuration.
+        labels: The classes.
+        named: The flag and the teacher, for the error.
+
+    Raises:
+        ValueError: If it has others.
+    """
     names = tuple(str(config.id2label[i]) for i in sorted(config.id2label))
     if config.num_labels != labels.num_labels or (
         set(names) == set(labels.names) and names != labels.names
     ):
         raise ValueError(
-            f"{flag}={name} has the classes {', '.join(names)}; expected "
+            f"{named} has the classes {', '.join(names)}; expected "
             f"{', '.join(labels.names) or 'one number'}; train it on this data set"
         )
-    teacher = _fetch(AutoModelForSequenceClassification, flag, name, args)
-    return teacher.float().eval()
 
 
-def load_saved(folder: Path) -> PreTrainedModel:
+def load_saved(folder: Path, model_class: Any) -> PreTrainedModel:
     """Load a model that this package saved.
 
     Args:
         folder: Its folder.
+        model_class: The task's class of models.
 
     Returns:
         The model in float32, with its weights and activations on 8-bit grids where it
         was saved with them.
     """
-    model = AutoModelForSequenceClassification.from_pretrained(
-        folder, dtype=torch.float32
-    )
+    model = model_class.from_pretrained(folder, dtype=torch.float32)
     load_quantization_(model, folder)
     return model
 

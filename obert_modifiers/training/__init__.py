@@ -2,7 +2,7 @@
 
 from obert_modifiers.batches import TaskData
 from obert_modifiers.training.config import SCHEDULES, TrainConfig, TrainResult
-from obert_modifiers.training.evaluation import evaluate
+from obert_modifiers.training.evaluation import evaluate, predict
 from obert_modifiers.training.journal import Reporter
 from obert_modifiers.training.loop import train
 from obert_modifiers.training.stepper import RecipeStepper
@@ -15,5 +15,6 @@ __all__ = [
     "TrainConfig",
     "TrainResult",
     "evaluate",
+    "predict",
     "train",
 ]

@@ -161,6 +161,8 @@ class _Run:
         metrics, number = {}, 0
         while self.stepper.steps < self.total_steps:
             self.sampler.set_epoch(number)
+            if self.data.start_epoch is not None:
+                self.data.start_epoch(number)
             self._run_epoch()
             number += 1
             over = self.stepper.steps >= self.total_steps
@@ -238,5 +240,6 @@ class _Run:
     def _evaluate(self) -> dict[str, float]:
         metrics = evaluate_with(self.model, self.data, self.config, self.accelerator)
         where = {"step": self.stepper.steps, "epoch": self.stepper.epoch}
-        self.journal.write("eval", {**where, **metrics})
+        figures = {"headline": list(self.data.headline)}
+        self.journal.write("eval", {**where, **metrics, **figures})
         return metrics
