@@ -34,6 +34,7 @@ app.add_typer(train_app, name="train")
 app.add_typer(recipe_app, name="recipe")
 
 _TASKS = {
+    "question_answering": "Find answers in contexts, as in SQuAD",
     "text_classification": "Classify texts, or predict a number",
 }
 _BATCH_SIZE = 8  # as `obert train` has it

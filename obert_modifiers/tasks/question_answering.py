@@ -300,5 +300,5 @@ TASK = Task(
     prepare=_prepare,
     write_predictions=_write,
     prediction_files=(PREDICTIONS, NBEST, NULL_ODDS),
-    read=read,
+    reader=read,
 )
