@@ -36,6 +36,8 @@ app.add_typer(recipe_app, name="recipe")
 _TASKS = {
     "question_answering": "Find answers in contexts, as in SQuAD",
     "text_classification": "Classify texts, or predict a number",
+    "token_classification": "Classify the words of texts, such as named entities",
+    "masked_language_modeling": "Predict words that were masked, for upstream pruning",
 }
 _BATCH_SIZE = 8  # as `obert train` has it
 _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}

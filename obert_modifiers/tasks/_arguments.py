@@ -24,7 +24,7 @@ _NOT_YET = {
 # Flags of SparseML and of the transformers releases that it supports; those of the
 # installed release are added from its TrainingArguments.
 _KNOWN_ELSEWHERE = """
-    adafactor best_model_after_epoch dispatch_batches eval_on_test fp16_backend
+    adafactor best_model_after_epoch dispatch_batches fp16_backend
     fp16_opt_level half_precision_backend include_inputs_for_metrics jit_mode_eval
     logging_dir max_predict_samples mp_parameters num_export_samples one_shot
     overwrite_cache past_index per_gpu_eval_batch_size per_gpu_train_batch_size
@@ -103,6 +103,9 @@ class DataSetArguments:
     validation_ratio: float | None = flag(
         None, "The share of the training data kept for validation, between 0 and 1."
     )
+    eval_on_test: bool = flag(
+        False, "Evaluate on the test data, for data sets like IMDB without others."
+    )
     max_seq_length: int = flag(384, "Longer sequences are cut to this many tokens.")
     pad_to_max_length: bool = flag(
         False, "Pad every sample to max_seq_length, not to the longest of its batch."
@@ -125,6 +128,11 @@ class DataSetArguments:
             raise ValueError(
                 f"--validation_ratio={ratio} is outside (0, 1); expected a share of "
                 "the training data; use 0.1 for a tenth"
+            )
+        if self.eval_on_test and ratio is not None:
+            raise ValueError(
+                "--eval_on_test and --validation_ratio exclude each other; expected one"
+                "; drop one"
             )
         named = [
             f"--{name}={getattr(self, name)}"

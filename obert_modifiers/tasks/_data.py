@@ -105,6 +105,8 @@ def load(
     if args.validation_ratio is not None and "train" in splits:
         parts = splits["train"].train_test_split(args.validation_ratio, seed=seed)
         splits |= {"train": parts["train"], "validation": parts["test"]}
+    if args.eval_on_test and "test" in splits:
+        splits["validation"] = splits["test"]
     for split, rows in splits.items():
         most = args.max_train_samples if split == "train" else args.max_eval_samples
         if most is not None and split != "test":

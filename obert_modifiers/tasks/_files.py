@@ -26,6 +26,13 @@ GLUE_COLUMNS = {
     "stsb": ("sentence1", "sentence2"),
     "wnli": ("sentence1", "sentence2"),
 }
+# What the papers report of a task that is not accuracy alone.
+GLUE_FIGURES = {
+    "cola": ("matthews_correlation",),
+    "mnli": ("accuracy", "accuracy_mm"),
+    "mrpc": ("accuracy", "f1"),
+    "qqp": ("accuracy", "f1"),
+}
 _FORMATS = {
     ".csv": "csv",
     ".tsv": "csv",
@@ -34,6 +41,8 @@ _FORMATS = {
     ".parquet": "parquet",
     ".txt": "text",
 }
+_PARTS = ("validation", "test")
+MISMATCHED = "validation_mismatched"  # MNLI's second validation set
 _LOCAL_WAY = "give the files with --train_file and --validation_file, or a folder"
 
 
@@ -60,7 +69,7 @@ def read(
         return _read_glue(task.lower(), cache_dir)
     if args.dataset_name is not None:
         found = _read_named(args.dataset_name, args.dataset_config_name, cache_dir)
-        return dict(found), args.dataset_name
+        return _matched(found), args.dataset_name
     if files:
         splits = {
             split: _read_file(f"--{split}_file", Path(path), cache_dir)
@@ -80,12 +89,51 @@ def _read_glue(task: str, cache_dir: str | None) -> tuple[dict[str, Dataset], st
             f"--task_name={task} is no GLUE task; expected one of "
             f"{', '.join(GLUE_COLUMNS)}; {nearest(task, GLUE_COLUMNS)}"
         )
-    found = dict(_read_named("glue", task, cache_dir))
-    if task == "mnli":
-        found["validation"] = found["validation_matched"]
-        found["test"] = found["test_matched"]
-    splits = ("train", "validation", "test")
-    return {split: found[split] for split in splits}, f"GLUE {task}"
+    return _matched(_read_named("glue", task, cache_dir)), f"GLUE {task}"
+
+
+def glue_task(args: DataSetArguments) -> str | None:
+    """Tell which GLUE task the flags name.
+
+    Args:
+        args: The flags: the task, or a folder or configuration with its name.
+
+    Returns:
+        The task in small letters, or None.
+    """
+    named = Path(args.dataset_name).name if args.dataset_name is not None else None
+    for name in (getattr(args, "task_name", None), args.dataset_config_name, named):
+        if name is not None and name.lower() in GLUE_COLUMNS:
+            return name.lower()
+    return None
+
+
+def _matched(found: Mapping[str, Dataset]) -> dict[str, Dataset]:
+    """Take MNLI's matched sets for validation and test, beside the mismatched ones.
+
+    Args:
+        found: The splits of any data set.
+
+    Returns:
+        The splits by the usual names.
+    """
+    return {split.removesuffix("_matched"): rows for split, rows in found.items()}
+
+
+def _files_by_split(folder: Path) -> dict[str, str] | None:
+    """Find MNLI's files in a folder, which the datasets library would throw together.
+
+    Args:
+        folder: Any folder.
+
+    Returns:
+        The files of each split, or None where the library finds the splits itself.
+    """
+    splits = [f"{part}_{kind}matched" for part in _PARTS for kind in ("", "mis")]
+    if not any(folder.glob(f"{splits[0]}*")):
+        return None
+    named = ("train", *splits)
+    return {name: f"{name}[-.]*" for name in named if any(folder.glob(f"{name}[-.]*"))}
 
 
 def _read_named(
@@ -107,8 +155,11 @@ def _read_named(
     local = Path(name).exists()
     if not local:
         logger.info("asking the hub for the data set %s", name)
+    files = _files_by_split(Path(name)) if local else None
     try:
-        return datasets.load_dataset(name, config, cache_dir=cache_dir)
+        return datasets.load_dataset(
+            name, config, cache_dir=cache_dir, data_files=files
+        )
     except (OSError, ValueError, DatasetsError) as error:
         if local:
             why, rule = "has no data that can be read", "csv, json or parquet files"

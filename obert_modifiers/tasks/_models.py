@@ -25,6 +25,9 @@ from obert_modifiers.tasks._data import Labels
 
 logger = logging.getLogger(__name__)
 
+# Their positions are counted from the padding token's number on.
+_LATE_POSITIONS = ("camembert", "longformer", "mpnet", "roberta", "xlm-roberta")
+
 
 @dataclass(frozen=True)
 class Pretrained:
@@ -67,14 +70,19 @@ class Pretrained:
             That length, or the longest that works.
         """
         most = min(asked, self.tokenizer.model_max_length)
-        return min(most, getattr(self.config, "max_position_embeddings", None) or most)
+        positions = getattr(self.config, "max_position_embeddings", None)
+        if positions and self.config.model_type in _LATE_POSITIONS:
+            positions -= self.config.pad_token_id + 1
+        return min(most, positions or most)
 
 
-def find(args: ModelArguments) -> Pretrained:
+def find(args: ModelArguments, *, words: bool = False) -> Pretrained:
     """Find the model that the flags name; without any, the embedded encoder.
 
     Args:
         args: The flags.
+        words: True for texts that are lists of words: a tokenizer that tells a word's
+            start by the space before it then puts one before each.
 
     Returns:
         The model, not loaded yet.
@@ -87,10 +95,21 @@ def find(args: ModelArguments) -> Pretrained:
         source = str(embedded.encoder_path())
         description = f"the embedded {embedded.ENCODER_NAME}"
     config = _fetch(AutoConfig, "--config_name", args.config_name or source, args)
-    tokenizer = _fetch(
-        AutoTokenizer, "--tokenizer_name", args.tokenizer_name or source, args
-    )
+    named = ("--tokenizer_name", args.tokenizer_name or source, args)
+    tokenizer = _fetch(AutoTokenizer, *named)
+    if words and _marks_spaces(tokenizer):
+        tokenizer = _fetch(AutoTokenizer, *named, add_prefix_space=True)
     return Pretrained(source, config, tokenizer, str(description))
+
+
+def _marks_spaces(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Tell byte-level tokenizers, whose tokens hold the space before a word.
+
+    Returns:
+        True for these.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return "ByteLevel" in repr(getattr(backend, "pre_tokenizer", None))
 
 
 def load_student(

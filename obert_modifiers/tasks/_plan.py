@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from obert_modifiers.manager import RecipeManager
 from obert_modifiers.tasks import _data, _models
 from obert_modifiers.tasks._arguments import Arguments
+from obert_modifiers.tasks._files import MISMATCHED
 from obert_modifiers.tasks._task import Inputs, Prepared, Task
 from obert_modifiers.training import SCHEDULES, TrainConfig
 
@@ -71,19 +72,25 @@ class Plan:
     prunable: list[str]
 
 
-def what_to_do(arguments: Arguments) -> Arguments:
+def what_to_do(task: Task, arguments: Arguments) -> Arguments:
     """Fill in the do_* flags: without any of them, train and evaluate.
 
     Args:
+        task: The task.
         arguments: The flags as given.
 
     Returns:
         The flags with what they mean.
 
     Raises:
-        ValueError: If there is a recipe and no training.
+        ValueError: If there is a recipe and no training, or nothing to predict.
     """
     train = arguments.train
+    if train.do_predict and task.write_predictions is None:
+        raise ValueError(
+            f"--do_predict has nothing to predict in {task.name}; expected --do_train "
+            "or --do_eval; leave it out"
+        )
     if not (train.do_train or train.do_eval or train.do_predict):
         train = replace(train, do_train=True, do_eval=True)
     if train.recipe is None and train.recipe_args is not None:
@@ -180,7 +187,7 @@ def _inputs(task: Task, arguments: Arguments, notes: Notes) -> Inputs:
     Returns:
         Both, and the classes.
     """
-    found = _models.find(arguments.model)
+    found = _models.find(arguments.model, words=task.words)
     flags, seed = arguments.data, arguments.train.seed
     cache = arguments.model.cache_dir
     data = _data.load(flags, cache, seed, task.columns, task.reader)
@@ -215,6 +222,8 @@ def _only_needed(data: _data.TextData, arguments: Arguments) -> _data.TextData:
                 f"data={data.description} has no {split} split, only "
                 f"{', '.join(data.splits)}; expected one for --{flag}; give {way}"
             )
+    if "validation" in needed and MISMATCHED in data.splits:
+        needed.append(MISMATCHED)
     return replace(data, splits={split: data.splits[split] for split in needed})
 
 

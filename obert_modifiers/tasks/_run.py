@@ -67,7 +67,7 @@ def run(task: Task, arguments: Arguments, reporter: Any = None) -> dict[str, Any
     """  # noqa: DOC502  raised by the checks
     started = time.monotonic()
     check(arguments)
-    arguments = what_to_do(arguments)
+    arguments = what_to_do(task, arguments)
     manager = load_recipe(arguments)
     state = PartialState(cpu=arguments.train.use_cpu)
     notes = Notes()

@@ -80,11 +80,13 @@ class Task:
             of text and that of labels (or None), or raises.
         prepare: Makes the samples.
         write_predictions: Called with what `TaskData.keep` kept of the test samples,
-            what they were made from, and the folder that they are written into.
+            what they were made from, and the folder that they are written into. None
+            for a task that predicts nothing.
         labels: Called with data, flags and the classes that the model was trained with;
             tells the classes, which become the model's, or None.
         prediction_files: Names of the files that `write_predictions` writes.
         reader: Called with flags and the cache's folder; finds the splits.
+        words: Texts are lists of words, and the tokenizer must know where each starts.
     """
 
     name: str
@@ -92,10 +94,11 @@ class Task:
     model_class: Any
     columns: ColumnRule
     prepare: Callable[[Inputs], Prepared]
-    write_predictions: Callable[[dict[str, np.ndarray], Inputs, Path], None]
+    write_predictions: Callable[[dict[str, np.ndarray], Inputs, Path], None] | None
     labels: Callable[[TextData, Any, Mapping[str, int]], Labels | None] = no_labels
     prediction_files: tuple[str, ...] = ("predictions.csv",)
     reader: Reader = read
+    words: bool = False
 
     @property
     def program(self) -> str:

@@ -12,6 +12,7 @@ from obert_modifiers.batches import TaskData
 from obert_modifiers.tasks import _labels, _metrics, _run
 from obert_modifiers.tasks._arguments import Arguments, DataArguments
 from obert_modifiers.tasks._data import Labels, TextData, text_and_label
+from obert_modifiers.tasks._files import GLUE_FIGURES, MISMATCHED, glue_task
 from obert_modifiers.tasks._run import TRAIN_RECORD
 from obert_modifiers.tasks._task import Inputs, Prepared, Task
 
@@ -60,8 +61,11 @@ def _prepare(inputs: Inputs) -> Prepared:
         flags.preprocessing_num_workers,
     )
     loss, metrics = _metrics.classification_loss, _metrics.classification_metrics
+    headline = GLUE_FIGURES.get(glue_task(flags), ("accuracy",))
     if labels.regression:
         loss, metrics = _metrics.regression_loss, _metrics.regression_metrics
+        headline = ("pearson", "spearman")
+    second = samples.get(MISMATCHED)
     data = TaskData(
         train=samples.get("train", []),
         validation=samples.get("validation", []),
@@ -70,7 +74,8 @@ def _prepare(inputs: Inputs) -> Prepared:
         ),
         sample_loss=loss,
         metrics=metrics,
-        headline=("pearson", "spearman") if labels.regression else ("accuracy",),
+        headline=headline,
+        more_validation={} if second is None else {"mm": second},
     )
     return Prepared(data, samples.get("test"))
 
