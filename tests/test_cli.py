@@ -83,6 +83,14 @@ def test_help_and_version_load_no_torch():
         ("trian", "No such command 'trian'"),
         ("train text_clasification", "No such command 'text_clasification'"),
         ("train text_classification --recpie r", "did you mean --recipe?"),
+        ("train token_classification --recpie r", "did you mean --recipe?"),
+        ("train token_classification --label_name O", "did you mean --label_names?"),
+        ("train token_classification --label_all_tokens", "not supported here yet"),
+        ("train token_classification --task_name ner", "--task_name is"),
+        ("train masked_language_modeling --line_by_lines", "mean --line_by_line?"),
+        ("train masked_language_modeling --label_column_name a", "is unknown"),
+        ("train masked_language_modeling --mlm_probability 2", "outside (0, 1)"),
+        ("train masked_language_modeling --do_predict", "nothing to predict"),
         ("train text_classification --recipe zoo:r", "zoo:r"),
         ("report nowhere", "run=nowhere has no metrics.json"),
         ("quickstart --only bert", "only=bert names no run"),
@@ -113,12 +121,24 @@ def test_a_fault_of_ours_keeps_its_traceback(capsys, monkeypatch):
     assert code == 1 and "Traceback" in err
 
 
-def test_the_flags_are_listed(capsys):
-    code, out, _ = call(capsys, "train text_classification --help")
+TASK_FLAGS = {
+    "text_classification": {"--task_name", "--input_column_names"},
+    "token_classification": {"--label_column_name", "--label_names"},
+    "masked_language_modeling": {"--line_by_line", "--mlm_probability"},
+}
+
+
+@pytest.mark.parametrize("task", cli._TASKS)
+def test_the_flags_are_listed(capsys, task):
+    code, out, _ = call(capsys, f"train {task} --help")
     assert code == 0
-    assert {"--recipe", "--distill_teacher", "--no_cuda", "--task_name"} <= set(
-        re.findall(r"--\w+", out)
-    )
+    listed = set(re.findall(r"--\w+", out))
+    assert {"--recipe", "--distill_teacher", "--no_cuda", "--eval_on_test"} <= listed
+    assert TASK_FLAGS[task] <= listed
+    for other in set(TASK_FLAGS) - {task}:
+        assert not TASK_FLAGS[other] <= listed
+    assert f"runs/{task}" in out
+    assert task in call(capsys, "train --help")[1]
 
 
 def test_recipe_check(capsys, tmp_path):

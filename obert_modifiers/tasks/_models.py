@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.pre_tokenizers import Sequence as Sequential
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -97,19 +99,24 @@ def find(args: ModelArguments, *, words: bool = False) -> Pretrained:
     config = _fetch(AutoConfig, "--config_name", args.config_name or source, args)
     named = ("--tokenizer_name", args.tokenizer_name or source, args)
     tokenizer = _fetch(AutoTokenizer, *named)
-    if words and _marks_spaces(tokenizer):
+    if words and _byte_levels(tokenizer):
+        # RoBERTa's class keeps the option when it is saved, others their parts.
         tokenizer = _fetch(AutoTokenizer, *named, add_prefix_space=True)
+        for part in _byte_levels(tokenizer):
+            part.add_prefix_space = True
     return Pretrained(source, config, tokenizer, str(description))
 
 
-def _marks_spaces(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Tell byte-level tokenizers, whose tokens hold the space before a word.
+def _byte_levels(tokenizer: PreTrainedTokenizerBase) -> list[ByteLevel]:
+    """Find the parts of a tokenizer whose tokens hold the space before a word.
 
     Returns:
-        True for these.
+        The byte-level parts, none for most tokenizers.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    return "ByteLevel" in repr(getattr(backend, "pre_tokenizer", None))
+    parts = getattr(backend, "pre_tokenizer", None)
+    parts = parts if isinstance(parts, Sequential) else [parts]
+    return [part for part in parts if isinstance(part, ByteLevel)]
 
 
 def load_student(
