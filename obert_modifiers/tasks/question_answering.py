@@ -138,12 +138,12 @@ def answer_losses(outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
             ``start_positions`` and ``end_positions`` (k,).
 
     Returns:
-        Losses (k,) in float32.
+        Losses (k,) in float32 or wider.
     """
     padding = batch["attention_mask"].eq(0)
     losses = []
     for side, logits in _both(outputs).items():
-        logits = logits.float().masked_fill(padding, -torch.inf)
+        logits = logits.masked_fill(padding, -torch.inf)
         labels = batch[f"{side}_positions"]
         labels = labels.masked_fill(labels >= logits.shape[1], IGNORED_LABEL)
         losses.append(
@@ -155,15 +155,24 @@ def answer_losses(outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
 
 
 def _both(outputs: Any) -> dict[str, Tensor]:
+    """Find the logits of starts and ends.
+
+    Returns:
+        Both in float32 or wider.
+    """
     named = isinstance(outputs, Mapping)
-    return {
+    found = {
         side: outputs[f"{side}_logits"] if named else outputs[number]
         for number, side in enumerate(_SIDES)
+    }
+    return {
+        side: logits if logits.element_size() >= 4 else logits.float()
+        for side, logits in found.items()
     }
 
 
 def _keep(outputs: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {f"{side}_logits": x.float() for side, x in _both(outputs).items()}
+    return {f"{side}_logits": logits for side, logits in _both(outputs).items()}
 
 
 @dataclass(frozen=True)

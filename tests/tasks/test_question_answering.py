@@ -1,4 +1,4 @@
-"""Question answering, the whole way on a tiny model, and its loss by definition."""
+"""Question answering, the whole way on a tiny model."""
 
 import json
 import math
@@ -10,17 +10,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import (
-    AutoTokenizer,
-    BertConfig,
-    BertForQuestionAnswering,
-    BertTokenizerFast,
-)
+from transformers import AutoTokenizer, BertForQuestionAnswering
 
-from obert_modifiers.core.distillation import distillation_loss
-from obert_modifiers.modifiers.distillation import LogitDistillationModifier
 from obert_modifiers.resources import recipe_path
-from obert_modifiers.tasks.question_answering import Collate, answer_losses, main
+from obert_modifiers.tasks.question_answering import main
 from tests import questions, tiny
 
 WINDOWS = {"max_seq_length": 24, "doc_stride": 6}
@@ -180,25 +173,42 @@ RECIPE = {
 }
 
 
-def test_the_papers_recipe_prunes_and_distils(asked, trained, tmp_path):
-    flags = {
-        "recipe": recipe_path("bert-base_squad_obert-10ep_unstructured90"),
-        "distill_teacher": trained[0],
-        "max_train_samples": 40,
-    }
-    record = run(asked, tmp_path / "one", recipe_args=json.dumps(RECIPE), **flags)
+def run_recipe(asked, trained, out, **values):
+    return run(
+        asked,
+        out,
+        recipe=recipe_path("bert-base_squad_obert-10ep_unstructured90"),
+        distill_teacher=trained[0],
+        max_train_samples=40,
+        recipe_args=json.dumps(RECIPE | values),
+    )
+
+
+@pytest.fixture(scope="module")
+def pruned(asked, trained, tmp_path_factory):
+    """Return the folder and the record of a run with the paper's recipe."""
+    out = tmp_path_factory.mktemp("runs") / "pruned"
+    return out, run_recipe(asked, trained, out)
+
+
+def test_the_papers_recipe_ends_with_its_sparsity(pruned):
+    out, record = pruned
     weights = [layer["numel"] for layer in record["layers"]]
     zeros = [layer["pruned"] for layer in record["layers"]]
     assert sum(zeros) == round(Fraction(9, 10) * sum(weights)) and len(weights) == 12
     assert record["pruning_events"] == 3
-    saved = load_file(tmp_path / "one" / "model.safetensors")
+    saved = load_file(out / "model.safetensors")
     for layer in record["layers"]:
         assert int((saved[layer["name"]] == 0).sum()) == layer["pruned"]
-    # The teacher matters, and each sample's gradient can be had.
-    other = RECIPE | {"grad_granularity": "sample", "distill_hardness": 0.0}
-    again = run(asked, tmp_path / "two", recipe_args=json.dumps(other), **flags)
-    assert again["sparsity"] == record["sparsity"]
-    assert again["loss"] != record["loss"]
+
+
+@pytest.mark.slow
+def test_each_samples_gradient_and_the_teacher_matter(asked, trained, pruned, tmp_path):
+    again = {"distill_hardness": 0.0}, {"grad_granularity": "sample"}
+    for number, values in enumerate(again):
+        record = run_recipe(asked, trained, tmp_path / str(number), **values)
+        assert record["sparsity"] == pruned[1]["sparsity"]
+        assert record["loss"] != pruned[1]["loss"]
 
 
 @pytest.mark.slow
@@ -257,106 +267,3 @@ def test_bad_input_is_an_error_before_training(
 def test_unanswerable_questions_need_their_flag(asked, tmp_path):
     with pytest.raises(ValueError, match="has no answer.*--version_2_with_negative"):
         run(asked, tmp_path / "out", train_file=asked.train_2)
-
-
-# ------------------------------------------------------------------------------ loss
-
-
-@pytest.fixture(scope="module")
-def batch(small):
-    """Return a model, and three windows of different lengths as one batch."""
-    torch.manual_seed(0)
-    tokenizer = BertTokenizerFast.from_pretrained(small.model)
-    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = BertConfig(
-        vocab_size=len(tokenizer), intermediate_size=16, initializer_range=0.3, **shape
-    )
-    model = BertForQuestionAnswering(config).eval()
-    windows = []
-    for number, words in enumerate(("warm", "the film is warm", "a plot")):
-        encoded = dict(tokenizer("is it", words))
-        places = {"start_positions": 4, "end_positions": 4 + number}
-        windows.append(encoded | places)
-    return model, windows, Collate(tokenizer)
-
-
-def by_definition(model, window: dict) -> float:
-    """The mean of both negative log-likelihoods, in float64, of one window alone."""
-    inputs = {
-        name: torch.tensor([values])
-        for name, values in window.items()
-        if not name.endswith("positions")
-    }
-    with torch.no_grad():
-        outputs = model(**inputs)
-    total = 0.0
-    for side in ("start", "end"):
-        logits = [float(x) for x in outputs[f"{side}_logits"][0]]
-        label = window[f"{side}_positions"]
-        total += math.log(sum(map(math.exp, logits))) - logits[label]
-    return total / 2
-
-
-def test_the_loss_of_a_window_does_not_depend_on_its_batch(batch) -> None:
-    model, windows, collate = batch
-    together = collate(windows)
-    expected = torch.tensor([by_definition(model, window) for window in windows])
-    inputs = {k: v for k, v in together.items() if not k.endswith("positions")}
-    outputs = model(**inputs)
-    torch.testing.assert_close(answer_losses(outputs, together), expected)
-    torch.testing.assert_close(
-        answer_losses(outputs.to_tuple(), together), expected, msg="as a tuple"
-    )
-    # The usual loss, which counts padding, is another.
-    usual = model(**together).loss
-    assert not torch.isclose(usual, expected.mean(), rtol=1e-3)
-    torch.testing.assert_close(
-        model(**collate(windows[1:2])).loss, expected[1], msg="without padding"
-    )
-
-
-def test_a_position_past_the_sequence_adds_no_loss(batch) -> None:
-    model, windows, collate = batch
-    window = windows[1]
-    outputs = model(**collate([window]))
-    past = collate([window | {"end_positions": 99}])
-    whole = answer_losses(outputs, collate([window]))
-    end_only = collate([window | {"start_positions": 99}])
-    torch.testing.assert_close(
-        answer_losses(outputs, past) + answer_losses(outputs, end_only), whole
-    )
-    answer_losses(outputs, past).sum().backward()
-    weight = model.qa_outputs.weight.grad
-    assert weight[0].abs().sum() > 0 and weight[1].abs().sum() == 0
-    model.zero_grad()
-
-
-def test_batches_are_padded_on_the_right(small, batch) -> None:
-    _, windows, collate = batch
-    left = BertTokenizerFast.from_pretrained(small.model, padding_side="left")
-    one, two = collate(windows), Collate(left)(windows)
-    assert all((one[name] == two[name]).all() for name in one)
-    assert one["attention_mask"].sum(dim=1).tolist() == [6, 9, 7]
-    assert (one["attention_mask"][:, 0] == 1).all()
-    assert Collate(left, 24)(windows)["input_ids"].shape == (3, 24)
-    assert Collate(left, None, 8)(windows)["input_ids"].shape == (3, 16)
-
-
-def test_distillation_compares_starts_and_ends_without_padding(batch) -> None:
-    model, windows, collate = batch
-    torch.manual_seed(1)
-    teacher = BertForQuestionAnswering(model.config).eval()
-    modifier = LogitDistillationModifier(hardness=1.0, temperature=2.0)
-    modifier.initialize(model, distillation_teacher=teacher)
-    together = collate(windows)
-    inputs = {k: v for k, v in together.items() if not k.endswith("positions")}
-    found = modifier.sample_losses(model(**inputs), together)
-    for window, loss in zip(windows, found, strict=True):
-        alone = {k: torch.tensor([v]) for k, v in window.items() if k in inputs}
-        ours, theirs = model(**alone), teacher(**alone)
-        expected = [
-            distillation_loss(ours[name], theirs[name], 2.0)
-            for name in ("start_logits", "end_logits")
-        ]
-        torch.testing.assert_close(loss, torch.cat(expected).mean())
-    modifier.finalize(model)
