@@ -91,6 +91,9 @@ def test_help_and_version_load_no_torch():
         ("train masked_language_modeling --label_column_name a", "is unknown"),
         ("train masked_language_modeling --mlm_probability 2", "outside (0, 1)"),
         ("train masked_language_modeling --do_predict", "nothing to predict"),
+        ("train question_answering --doc_strides 1", "did you mean --doc_stride?"),
+        ("train question_answering --task_name squad", "--task_name is"),
+        ("train question_answering --do_eval", "--dataset_name is missing"),
         ("train text_classification --recipe zoo:r", "zoo:r"),
         ("report nowhere", "run=nowhere has no metrics.json"),
         ("quickstart --only bert", "only=bert names no run"),
@@ -122,6 +125,7 @@ def test_a_fault_of_ours_keeps_its_traceback(capsys, monkeypatch):
 
 
 TASK_FLAGS = {
+    "question_answering": {"--doc_stride", "--version_2_with_negative"},
     "text_classification": {"--task_name", "--input_column_names"},
     "token_classification": {"--label_column_name", "--label_names"},
     "masked_language_modeling": {"--line_by_line", "--mlm_probability"},

@@ -14,12 +14,12 @@ from obert_modifiers import cli
 from obert_modifiers.manager import RecipeManager
 from obert_modifiers.resources import recipe_names
 from obert_modifiers.tasks._arguments import parse
-from tests import tiny
+from tests import questions, tiny
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXECUTED_BY_CI = {"make quickstart", "make test"}
-TRAINING = 5  # commands in the README that train
+TRAINING = 6  # commands in the README that train
 INSTALLING = {
     "pip install torch==2.13.0",
     "pip install -c constraints.txt -e '.[demo]'",
@@ -97,7 +97,9 @@ def test_the_plan_is_printed_and_drawn(tmp_path: Path, monkeypatch) -> None:
 
 
 def write_data(task: str, folder: Path) -> Path:
-    """Write the same sentences as the task reads them."""
+    """Write sentences as the task reads them."""
+    if task == "question_answering":
+        return questions.write_document(folder / "data.json", questions.rows(48))
     rows = tiny.sentences(48)
     texts = [row["sentence"] for row in rows]
     if task == "masked_language_modeling":
@@ -134,6 +136,8 @@ def test_training_commands_run_scaled_down(number: int, tmp_path: Path) -> None:
         "--cache_dir": tmp_path / "cache",
         "--per_device_train_batch_size": 4,
     }
+    if task == "question_answering":
+        small["--doc_stride"] = 8  # the tiny model reads 32 tokens
     left_out = {"--distill_teacher", "--recipe_args", "--dataset_name"}
     left_out |= {"--validation_ratio", *small}
     kept, taken = [], True

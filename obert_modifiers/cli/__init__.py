@@ -34,6 +34,7 @@ app.add_typer(train_app, name="train")
 app.add_typer(recipe_app, name="recipe")
 
 _TASKS = {
+    "question_answering": "Find answers in contexts, as in SQuAD",
     "text_classification": "Classify texts, or predict a number",
     "token_classification": "Classify the words of texts, such as named entities",
     "masked_language_modeling": "Predict words that were masked, for upstream pruning",

@@ -55,6 +55,8 @@ class TextData:
 
 # From rows, flags and the data's description to the columns of text and of labels.
 ColumnRule = Callable[[Dataset, Any, str], tuple[tuple[str, ...], str | None]]
+# From flags and the cache's folder to the splits and the data's description.
+Reader = Callable[[Any, str | None], tuple[dict[str, Dataset], str]]
 
 
 def text_and_label(
@@ -82,6 +84,7 @@ def load(
     cache_dir: str | None,
     seed: int,
     columns: ColumnRule = text_and_label,
+    reader: Reader = read,
 ) -> TextData:
     """Read the data set that the flags name; without any, the embedded one.
 
@@ -90,6 +93,7 @@ def load(
         cache_dir: Where the datasets library keeps what it has read.
         seed: Which part of the training data `validation_ratio` keeps.
         columns: Decides which columns the task reads.
+        reader: Finds the splits.
 
     Returns:
         Its splits, cut to the asked numbers of samples, and its columns.
@@ -97,7 +101,7 @@ def load(
     Raises:
         ValueError: If a file, split or column is missing or a value is empty.
     """
-    splits, description = read(args, cache_dir)
+    splits, description = reader(args, cache_dir)
     if args.validation_ratio is not None and "train" in splits:
         parts = splits["train"].train_test_split(args.validation_ratio, seed=seed)
         splits |= {"train": parts["train"], "validation": parts["test"]}

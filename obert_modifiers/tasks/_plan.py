@@ -189,7 +189,8 @@ def _inputs(task: Task, arguments: Arguments, notes: Notes) -> Inputs:
     """
     found = _models.find(arguments.model, words=task.words)
     flags, seed = arguments.data, arguments.train.seed
-    data = _data.load(flags, arguments.model.cache_dir, seed, task.columns)
+    cache = arguments.model.cache_dir
+    data = _data.load(flags, cache, seed, task.columns, task.reader)
     data = _only_needed(data, arguments)
     labels = task.labels(data, flags, found.classes(task.model_class))
     _describe(arguments, found, data, labels, notes)

@@ -9,7 +9,8 @@ import numpy as np
 
 from obert_modifiers.batches import TaskData
 from obert_modifiers.tasks._arguments import DataSetArguments
-from obert_modifiers.tasks._data import ColumnRule, Labels, TextData
+from obert_modifiers.tasks._data import ColumnRule, Labels, Reader, TextData
+from obert_modifiers.tasks._files import read
 from obert_modifiers.tasks._models import Pretrained
 
 
@@ -84,6 +85,7 @@ class Task:
         labels: Called with data, flags and the classes that the model was trained with;
             tells the classes, which become the model's, or None.
         prediction_files: Names of the files that `write_predictions` writes.
+        reader: Called with flags and the cache's folder; finds the splits.
         words: Texts are lists of words, and the tokenizer must know where each starts.
     """
 
@@ -95,6 +97,7 @@ class Task:
     write_predictions: Callable[[dict[str, np.ndarray], Inputs, Path], None] | None
     labels: Callable[[TextData, Any, Mapping[str, int]], Labels | None] = no_labels
     prediction_files: tuple[str, ...] = ("predictions.csv",)
+    reader: Reader = read
     words: bool = False
 
     @property
