@@ -188,7 +188,7 @@ def test_layer_pruning_leaves_a_model_that_does_not_run() -> None:
     model = nn.ModuleDict({"bert": model})
     manager.initialize(model)
     manager.update(model, torch.optim.SGD(model.parameters(), lr=0.1), 0.0, STEPS)
-    assert isinstance(model["bert"].encoder.layer[1], nn.Identity)
+    assert type(model["bert"].encoder.layer[1]).__name__ == "Identity"
     assert model["bert"].config.num_hidden_layers == 3
     with pytest.raises(AttributeError, match="'tuple' object"):
         model["bert"](input_ids=torch.ones(2, 4, dtype=torch.long))
