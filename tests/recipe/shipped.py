@@ -22,8 +22,8 @@ from obert_modifiers.modifiers._targets import encoder_weights
 from obert_modifiers.resources import recipe_path
 from obert_modifiers.training.stepper import RecipeStepper
 
-# Steps of an epoch, two of each cycle of the learning rate.
-CYCLES = {"_mlm_obert": 8, "_mlm_gmp": 4}
+# Steps of an epoch, at least two of each cycle of the learning rate; else 2.
+CYCLES = {"_mlm_obert": 8, "_mlm_gmp": 4, "mobilebert": 1}
 SMALL = {"num_grads": 4, "grad_batch_size": 2}
 SHAPE = {
     "vocab_size": 40,

@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 
+from obert_modifiers import cli
 from obert_modifiers.core.layer_drop import find_layers
 from obert_modifiers.core.quantization import quantizers_of
 from obert_modifiers.manager import RecipeManager
@@ -97,7 +98,8 @@ def test_a_small_run_keeps_the_promise(name: str) -> None:
     pruned, numel = zeros(model)
     parts = len(encoder_weights(model))  # each count is rounded where uniform
     unit = 4 if "4block" in name else 1
-    assert abs(pruned - promise.sparsity * numel) <= max(parts, unit) / 2
+    most = max(parts, unit) if promise.events else parts * unit
+    assert abs(pruned - promise.sparsity * numel) <= most / 2
     assert all(torch.isfinite(p).all() for p in model.parameters())
     check_groups(name, model)
     if promise.schedule:
@@ -141,7 +143,9 @@ def check_quantization(model: torch.nn.Module) -> None:
         assert (rounded[weight == 0] == 0).all()
         steps = rounded / quantizer.scale
         assert torch.allclose(steps, steps.round(), atol=1e-3)
-        assert steps.abs().max() <= 127.001 and not torch.equal(rounded, weight)
+        assert steps.abs().max() <= 127.001
+        # A global threshold may take all of a small weight.
+        assert not torch.equal(rounded, weight) or not weight.any()
         assert "_embeddings" in name or f"{layer}:input" in found
 
 
@@ -162,3 +166,13 @@ def test_embeddings_are_frozen_until_quantization() -> None:
         assert torch.equal(first[0][kind], before[0][kind])
         assert not torch.equal(before[0][kind], after[0][kind])
     assert not torch.equal(first[1], before[1])
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_command_checks_and_plans_it(name: str, capsys) -> None:
+    path = str(recipe_path(name))
+    assert cli.main(["recipe", "check", path]) == 0
+    assert "no problems" in capsys.readouterr().out
+    few = ["--train-samples", "64", "--batch-size", "16"]
+    assert cli.main(["recipe", "plan", path, *few]) == 0
+    assert "epoch" in capsys.readouterr().out
