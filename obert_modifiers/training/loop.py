@@ -92,8 +92,8 @@ def _check_evaluations(data: TaskData, config: TrainConfig) -> None:
         raise ValueError(
             f"eval_each_epoch={config.eval_each_epoch} with {len(data.validation)} "
             "validation samples leaves EarlyStoppingModifier nothing to go by; "
-            "expected an evaluation after each epoch; switch it on or remove the "
-            "modifier"
+            "expected an evaluation after each epoch; give --do_eval and "
+            "--eval_strategy epoch, or remove the modifier"
         )
 
 
