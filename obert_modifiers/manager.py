@@ -31,6 +31,7 @@ from obert_modifiers.recipe import (
 from obert_modifiers.recipe.surroundings import (
     data_faults,
     model_faults,
+    step_faults,
     teacher_faults,
 )
 
@@ -178,6 +179,17 @@ class RecipeManager:
             RecipeError: With each of our modifiers that wants more gradients.
         """  # noqa: DOC502
         self._check(lambda modifier: data_faults(modifier, num_train_samples))
+
+    def check_steps(self, steps_per_epoch: int) -> None:
+        """Check that what the recipe does several times in an epoch has the steps.
+
+        Args:
+            steps_per_epoch: Optimizer steps of an epoch.
+
+        Raises:
+            RecipeError: With each recurring learning rate whose cycle is too short.
+        """  # noqa: DOC502
+        self._check(lambda modifier: step_faults(modifier, steps_per_epoch))
 
     def check_teacher(self, teacher: Module | str | None) -> None:
         """Check that there is a teacher if the recipe distils.

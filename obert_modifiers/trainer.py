@@ -126,6 +126,7 @@ class RecipeCallback(TrainerCallback):
         steps = max(1, -(-len(loader) // args.gradient_accumulation_steps))
         self._check(args, state, steps)
         self.manager.check_data(len(loader.dataset))
+        self.manager.check_steps(steps)
         self.manager.check_teacher(self._teacher)
         # Mixed precision wraps the model's forward function; gradients want it plain.
         forward = getattr(model, "_original_forward", model.forward)

@@ -132,6 +132,8 @@ class _Run:
             model, optimizer, loader
         )
         steps = math.ceil(len(self.loader) / config.gradient_accumulation_steps)
+        if manager is not None:
+            manager.check_steps(steps)
         self.stepper = RecipeStepper(manager, model, self.optimizer, steps)
         self.total_steps = self._count_steps(steps)
         self.scheduler = self._make_scheduler(optimizer)

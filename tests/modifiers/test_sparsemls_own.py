@@ -12,8 +12,10 @@ from torch import nn
 from transformers import BertConfig, BertModel
 
 from obert_modifiers.core.quantization import quantizers_of
-from obert_modifiers.manager import RecipeManager
+from obert_modifiers.manager import RecipeError, RecipeManager
 from obert_modifiers.modifiers import _host
+from obert_modifiers.recipe import load_recipe
+from obert_modifiers.recipe.plan import plan_recipe
 from obert_modifiers.training import TrainConfig, train
 from obert_modifiers.training.optimizer import parameter_groups
 from tests.modifiers.table import ENCODER, make_batch, make_model, sample_loss
@@ -130,9 +132,23 @@ def test_a_rate_that_is_rewound_again_and_again(cycle) -> None:
     assert rates == pytest.approx(one * (4 * STEPS // steps), rel=1e-9)
 
 
-def test_a_cycle_of_a_single_step_is_beyond_sparseml() -> None:
+def test_a_cycle_of_a_single_step_is_beyond_sparseml(tmp_path) -> None:
     with pytest.raises(ZeroDivisionError):
         rates_of((0.0, 4.0, "cyclic_linear", 5e-4, 5e-6, 1 / STEPS))
+    text = HEAD.format(epochs=4.0) + "  - !LearningRateFunctionModifier\n"
+    text += "      start_epoch: 0.0\n      end_epoch: 4.0\n"
+    text += "      lr_func: cyclic_linear\n      cycle_epochs: 0.125\n"
+    text += "      init_lr: 0.1\n      final_lr: 0.01\n"
+    said = "9: .* cycle_epochs=0.125 is 1 of the 8 steps .* expected two steps"
+    manager = RecipeManager.from_recipe(text)
+    manager.check_steps(2 * STEPS)
+    with pytest.raises(RecipeError, match=said):
+        manager.check_steps(STEPS)
+    with pytest.raises(RecipeError, match=said):
+        plan_recipe(load_recipe(text), steps_per_epoch=STEPS)
+    config = TrainConfig(tmp_path, per_device_train_batch_size=8, cpu=True)
+    with pytest.raises(RecipeError, match=said):
+        train(make_model(), make_task(), config, manager)
 
 
 def test_weight_decay_of_the_matrices_alone(tmp_path) -> None:

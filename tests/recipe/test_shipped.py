@@ -174,6 +174,6 @@ def test_the_command_checks_and_plans_it(name: str, capsys) -> None:
     path = str(recipe_path(name))
     assert cli.main(["recipe", "check", path]) == 0
     assert "no problems" in capsys.readouterr().out
-    few = ["--train-samples", "64", "--batch-size", "16"]
+    few = ["--train-samples", "128", "--batch-size", "16"]
     assert cli.main(["recipe", "plan", path, *few]) == 0
     assert "epoch" in capsys.readouterr().out
