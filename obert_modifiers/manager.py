@@ -19,6 +19,7 @@ from obert_modifiers.modifiers._host import (
 from obert_modifiers.modifiers._losses import with_distillation
 from obert_modifiers.modifiers._targets import unwrap
 from obert_modifiers.modifiers.distillation import LogitDistillationModifier
+from obert_modifiers.modifiers.early_stopping import EarlyStoppingModifier
 from obert_modifiers.modifiers.layer_drop import LayerDropModifier
 from obert_modifiers.recipe import (
     LoadedRecipe,
@@ -30,6 +31,7 @@ from obert_modifiers.recipe import (
 from obert_modifiers.recipe.surroundings import (
     data_faults,
     model_faults,
+    step_faults,
     teacher_faults,
 )
 
@@ -177,6 +179,17 @@ class RecipeManager:
             RecipeError: With each of our modifiers that wants more gradients.
         """  # noqa: DOC502
         self._check(lambda modifier: data_faults(modifier, num_train_samples))
+
+    def check_steps(self, steps_per_epoch: int) -> None:
+        """Check that what the recipe does several times in an epoch has the steps.
+
+        Args:
+            steps_per_epoch: Optimizer steps of an epoch.
+
+        Raises:
+            RecipeError: With each recurring learning rate whose cycle is too short.
+        """  # noqa: DOC502
+        self._check(lambda modifier: step_faults(modifier, steps_per_epoch))
 
     def check_teacher(self, teacher: Module | str | None) -> None:
         """Check that there is a teacher if the recipe distils.
@@ -364,6 +377,42 @@ class RecipeManager:
             student_inputs=student_inputs,
         )
 
+    @property
+    def early_stopping(self) -> EarlyStoppingModifier | None:
+        """The modifier that ends the training early, if the recipe has one."""
+        found = (m for m in self.modifiers if isinstance(m, EarlyStoppingModifier))
+        return next(found, None)
+
+    def evaluated(
+        self, model: Module, metrics: Mapping[str, float], epoch: float
+    ) -> bool:
+        """Tell the recipe what an evaluation found.
+
+        Args:
+            model: The model as it was evaluated.
+            metrics: Figures by name, equal on all processes.
+            epoch: Progress in epochs of optimizer steps.
+
+        Returns:
+            True if the training should end now.
+        """
+        stopper = self.early_stopping
+        return stopper is not None and stopper.evaluated(model, metrics, epoch)
+
+    def restore_best(self, model: Module) -> bool:
+        """Go back to the weights of the best evaluation, if the recipe says so.
+
+        :meth:`finalize` does it where it was not called.
+
+        Args:
+            model: The model.
+
+        Returns:
+            True if the model had other weights, and is to be evaluated again.
+        """
+        stopper = self.early_stopping
+        return stopper is not None and stopper.restore(model)
+
     def finalize(self, model: Module) -> None:
         """Let go of the model; :meth:`sparsity` keeps its last value.
 
@@ -371,6 +420,7 @@ class RecipeManager:
             model: The model.
         """
         self.sparsity()
+        self.restore_best(model)
         self.host.finalize(model)
         self._restructured, self._dense = False, None
 

@@ -11,6 +11,7 @@ from obert_modifiers.recipe.arguments import parse_recipe_args
 from obert_modifiers.recipe.check import ModifierBuilder
 from obert_modifiers.recipe.outline import outline
 from obert_modifiers.recipe.problems import Problem, RecipeError
+from obert_modifiers.recipe.stopping import stopping_faults
 from obert_modifiers.recipe.text import RecipeText, compose, read_source
 from obert_modifiers.recipe.values import ModifierSettings, Resolver
 from obert_modifiers.recipe.writing import modifiers_text
@@ -84,7 +85,7 @@ def load_recipe(
             groups.setdefault(one.stage, []).append(modifier)
             settings[id(modifier)] = one
     loaded = LoadedRecipe(text.file, resolver.text(), parts.staged, groups, settings)
-    problems = [*parts.problems, *builder.problems, *_repeated(loaded)]
+    problems = [*parts.problems, *builder.problems, *_arrangement(loaded)]
     if problems:
         raise RecipeError(problems)
     return loaded
@@ -103,7 +104,7 @@ def from_modifiers(
         The recipe; its lines are those of its text.
 
     Raises:
-        RecipeError: If two pruning modifiers are the same.
+        RecipeError: If the modifiers do not go together.
     """
     staged = isinstance(modifiers, Mapping)
     groups = {k: list(v) for k, v in modifiers.items()} if staged else {"": modifiers}
@@ -116,7 +117,7 @@ def from_modifiers(
         for modifier, one in zip(everyone, resolver.settings, strict=True)
     }
     loaded = LoadedRecipe(file, source.text, staged, groups, settings)
-    problems = list(_repeated(loaded))
+    problems = list(_arrangement(loaded))
     if problems:
         raise RecipeError(problems)
     return loaded
@@ -128,6 +129,13 @@ def _described(modifier: Modifier) -> tuple[str, dict[str, Any]]:
     keys = inspect.signature(cls.__init__).parameters
     values = modifier.props(only_serializable=True)
     return cls.__name__, {key: values[key] for key in keys if key in values}
+
+
+def _arrangement(loaded: LoadedRecipe) -> Iterable[Problem]:
+    yield from _repeated(loaded)
+    everyone = [modifier for group in loaded.groups.values() for modifier in group]
+    for modifier, message in stopping_faults(everyone):
+        yield loaded.problem(modifier, message.partition("=")[0], message)
 
 
 def _repeated(loaded: LoadedRecipe) -> Iterable[Problem]:

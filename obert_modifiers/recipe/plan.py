@@ -23,6 +23,8 @@ from obert_modifiers.recipe.planned import (
     RecipePlan,
     Span,
 )
+from obert_modifiers.recipe.problems import RecipeError
+from obert_modifiers.recipe.surroundings import step_faults
 
 _KINDS = SparsificationTypes
 
@@ -45,10 +47,12 @@ def plan_recipe(
         The plan.
 
     Raises:
-        ValueError: If a modifier names parameters that the model does not have, or
-            its ``memory_budget`` is too small.
+        ValueError: If a modifier names parameters that the model does not have, its
+            ``memory_budget`` is too small, or an epoch has too few steps for it.
     """  # noqa: DOC502  raised while the parameters are looked up
     modifiers = [m for group in recipe.groups.values() for m in group]
+    if steps_per_epoch is not None:
+        check_steps(recipe, steps_per_epoch)
     copies = copy.deepcopy(modifiers)
     epochs = float(ScheduledModifierManager(modifiers=copies).max_epochs)
     num_epochs = epochs if epochs > 0.0 else None
@@ -81,6 +85,26 @@ def plan_recipe(
         rates=tuple(rates),
         notes=tuple(_notes(pruning, num_epochs)),
     )
+
+
+def check_steps(recipe: LoadedRecipe, steps_per_epoch: int) -> None:
+    """Check that what a recipe does several times in an epoch has the steps.
+
+    Args:
+        recipe: A checked recipe.
+        steps_per_epoch: Optimizer steps of an epoch.
+
+    Raises:
+        RecipeError: With each modifier for which they are too few.
+    """
+    problems = [
+        recipe.problem(modifier, key, message)
+        for group in recipe.groups.values()
+        for modifier in group
+        for key, message in step_faults(modifier, steps_per_epoch)
+    ]
+    if problems:
+        raise RecipeError(problems)
 
 
 def _of_kind(modifiers: Sequence[Modifier], kind: Any) -> list[Modifier]:

@@ -78,6 +78,30 @@ def data_faults(
         )
 
 
+def step_faults(modifier: Modifier, steps_per_epoch: int) -> Iterator[tuple[str, str]]:
+    """Find a recurring learning rate whose cycle is less than two steps.
+
+    SparseML divides by one less than the steps of a cycle.
+
+    Args:
+        modifier: SparseML's or ours.
+        steps_per_epoch: Optimizer steps of an epoch.
+
+    Yields:
+        The key of the recipe, and what is wrong.
+    """
+    if getattr(modifier, "lr_func", "") != "cyclic_linear":
+        return
+    steps = modifier.cycle_epochs * steps_per_epoch
+    if steps < 2.0:
+        yield (
+            "cycle_epochs",
+            f"cycle_epochs={modifier.cycle_epochs:g} is {steps:g} of the "
+            f"{steps_per_epoch} steps of an epoch; expected two steps at least, from "
+            "init_lr to final_lr; raise it, or train on more or smaller batches",
+        )
+
+
 def teacher_faults(
     modifier: Modifier, teacher: Any, named: str | None = None
 ) -> Iterator[tuple[str, str]]:
