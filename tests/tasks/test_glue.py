@@ -122,6 +122,9 @@ def test_test_data_can_be_evaluated_on(small, tmp_path):
     flags = DataArguments(**paths, eval_on_test=True)
     data = _data.load(flags, str(small.cache), seed=0)
     assert data.splits["validation"].to_list() == tiny.sentences(5)
+    with pytest.raises(ValueError, match="has no test split, only train; expected"):
+        alone = DataArguments(train_file=paths["train_file"], eval_on_test=True)
+        _data.load(alone, str(small.cache), seed=0)
     with pytest.raises(ValueError, match="exclude each other"):
         DataArguments(eval_on_test=True, validation_ratio=0.1).check()
 
