@@ -10,6 +10,7 @@ from torch import nn
 from obert_modifiers.modifiers import LayerDropModifier, OBERTPruningModifier
 from obert_modifiers.modifiers._host import Modifier, SparsificationTypes
 from obert_modifiers.modifiers._targets import unwrap
+from obert_modifiers.recipe.cross_epochs import other_teacher
 
 _TOKENS = ("__ALL__", "__ALL_PRUNABLE__")
 _TEACHER_WORDS = ("self", "disable")
@@ -96,11 +97,7 @@ def teacher_faults(
         return
     own = getattr(modifier, "teacher", None)
     if isinstance(own, str) and own != named:
-        yield (
-            "teacher",
-            f"teacher={own} is not the {named} of another modifier; expected one "
-            "teacher in a recipe; write the same or distil in a run of its own",
-        )
+        yield "teacher", other_teacher(own, named)
     if not (isinstance(teacher, nn.Module) or teacher in _TEACHER_WORDS):
         yield (
             "",

@@ -8,7 +8,7 @@ from torch import nn
 
 from obert_modifiers.core.schedule import interpolate_sparsity, sparsity_to_count
 from obert_modifiers.modifiers._host import ScheduledModifierManager, silent_loggers
-from obert_modifiers.recipe import load_recipe
+from obert_modifiers.recipe import RecipeError, load_recipe
 from obert_modifiers.recipe.clock import epoch_at
 from obert_modifiers.recipe.plan import plan_recipe
 from obert_modifiers.training.stepper import RecipeStepper
@@ -134,7 +134,10 @@ def test_steps_are_counted_as_the_training_loop_counts():
 
 
 def test_what_will_not_happen_is_said():
-    late = plan_recipe(recipe(pruning(end_epoch=10.0)))
+    with pytest.raises(RecipeError, match="end_epoch=10 has its last pruning event"):
+        recipe(pruning(end_epoch=10.0))
+    # Where nothing says how long training lasts, it may go on.
+    late = plan_recipe(load_recipe(f"modifiers:\n  - !{pruning(end_epoch=10.0)}\n"))
     assert late.num_events == 16 and not late.pruning[0].reaches_goal
     (note,) = late.notes
     assert "does not reach final_sparsity=0.9" in note and "epoch 10" in note
