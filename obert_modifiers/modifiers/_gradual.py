@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from obert_modifiers.core.event import SecondOrderConfig
 from obert_modifiers.core.memory import peak_memory
 from obert_modifiers.core.parallel import world
 from obert_modifiers.core.pruning_step import StepResult
@@ -173,6 +174,11 @@ class GradualPruningModifier(ScheduledUpdateModifier):
     def events(self) -> list[PruneReport]:
         """Reports of the pruning events so far, in order."""
         return self._events
+
+    @property
+    def second_order(self) -> SecondOrderConfig | None:
+        """How its events take gradients; None for pruning by magnitude."""
+        return None if self._engine is None else self._engine.config
 
     def prune_step(self, sparsities: Sequence[float]) -> StepResult:
         """Prune the selected parameters to target sparsities; writes them.

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,7 +45,10 @@ def learning_rates(
     found: list[tuple[float, float | None]] = []
     for step in range(max(1, round(num_epochs * per_epoch))):
         epoch = epoch_at(step, per_epoch)
-        host.update(model, optimizer, epoch, per_epoch, log_updates=False)
+        with warnings.catch_warnings():
+            # torch says that no step of the optimizer was made; none is.
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
+            host.update(model, optimizer, epoch, per_epoch, log_updates=False)
         rate = float(optimizer.param_groups[0]["lr"])
         found.append((epoch, None if math.isnan(rate) else rate))
     return found
