@@ -37,6 +37,22 @@ class Target:
         return make_layout(pattern, self.name, self.parameter.shape, self.transposed)
 
 
+def is_conv1d(module: nn.Module) -> bool:
+    """Tell the linear layers of GPT-2, whose weights are input x output.
+
+    They are known by their shape, as the library that has them is not imported here.
+
+    Args:
+        module: Any module.
+
+    Returns:
+        True for one that has ``nf`` outputs in the second dimension of its weight.
+    """
+    weight, outputs = getattr(module, "weight", None), getattr(module, "nf", None)
+    matrix = isinstance(weight, nn.Parameter) and weight.ndim == 2
+    return matrix and not isinstance(module, nn.Linear) and weight.shape[1] == outputs
+
+
 def write_parameters_(
     targets: Sequence[Target], values: Sequence[Tensor], masks: Sequence[Tensor]
 ) -> None:
