@@ -127,6 +127,11 @@ class Quantizer:
         self._observer(values)
         self._update_scale()
 
+    @property
+    def averaging(self) -> float:
+        """Share of a new batch in the range."""
+        return float(self._observer.averaging_constant)
+
     def begin_calibration(self) -> None:
         """Let an activation's range be the mean of the batches' that come now."""
         self._calibrating, self._calibrated = True, 0

@@ -49,8 +49,9 @@ def is_conv1d(module: nn.Module) -> bool:
         True for one that has ``nf`` outputs in the second dimension of its weight.
     """
     weight, outputs = getattr(module, "weight", None), getattr(module, "nf", None)
-    matrix = isinstance(weight, nn.Parameter) and weight.ndim == 2
-    return matrix and not isinstance(module, nn.Linear) and weight.shape[1] == outputs
+    if isinstance(module, nn.Linear) or not isinstance(weight, nn.Parameter):
+        return False
+    return weight.ndim == 2 and weight.shape[1] == outputs
 
 
 def write_parameters_(

@@ -199,7 +199,12 @@ class QATModifier(ScheduledModifier):
         quantize_(self._model, self._scheme())
         self._active = True
         with calibrating(self._model):
-            sum_losses(self._model, source.batches(request), source, limit)
+            _, count = sum_losses(self._model, source.batches(request), source, limit)
+        if count == 0:
+            raise ValueError(
+                "gradient_source gives no batch for the ranges of activations; expected"
+                " one at least; check it, or train with the recipe"
+            )
         average_ranges_(list(quantizers_of(self._model).values()))
         self._fix_ranges(True)
         self._frozen = True

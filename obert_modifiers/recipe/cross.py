@@ -17,7 +17,8 @@ from obert_modifiers.recipe.cross_epochs import (
     never_fixed,
     nothing_to_distil,
     other_teachers,
-    pruned_while_quantized,
+    pruned_when_fixed,
+    pruned_when_quantized,
 )
 from obert_modifiers.recipe.placed import (
     KINDS,
@@ -44,7 +45,7 @@ def cross_faults(everyone: Sequence[Placed], complete: bool) -> Iterator[Fault]:
     yield from _same_weights(everyone)
     yield from _quantized_twice(everyone)
     yield from _dropped_late(everyone)
-    yield from pruned_while_quantized(everyone)
+    yield from pruned_when_fixed(everyone)
     yield from after_the_end(everyone)
     yield from other_teachers(everyone)
     if complete:
@@ -69,6 +70,7 @@ def cross_notes(everyone: Sequence[Placed]) -> Iterator[Fault]:
             "names no teacher; it has to come from outside; pass it, as with "
             "--distill_teacher, or write teacher: self",
         )
+    yield from pruned_when_quantized(everyone)
     for one in everyone:
         yield from cut_cycle(one)
         yield from never_fixed(one, everyone)

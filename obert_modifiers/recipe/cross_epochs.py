@@ -199,8 +199,8 @@ def never_fixed(placed: Placed, everyone: Sequence[Placed]) -> Iterator[Fault]:
         )
 
 
-def pruned_while_quantized(everyone: Sequence[Placed]) -> Iterator[Fault]:
-    """Find pruning events after quantization has begun.
+def pruned_when_fixed(everyone: Sequence[Placed]) -> Iterator[Fault]:
+    """Find pruning events after the ranges of activations were fixed.
 
     Args:
         everyone: The modifiers in the order of the recipe.
@@ -208,18 +208,40 @@ def pruned_while_quantized(everyone: Sequence[Placed]) -> Iterator[Fault]:
     Yields:
         The modifier, the key of the recipe, and what is wrong.
     """
-    for pruner in gradual_in(everyone):
-        for qat in quantizing_in(everyone):
-            if qat.start >= pruner.end or math.isinf(pruner.end):
-                continue
-            fixed = getattr(qat.modifier, "disable_observer_epoch", None)
-            fixed = qat.end if fixed is None else fixed
-            what = f"while {qat.name} quantizes, from epoch {qat.start:g} on"
-            if pruner.end > fixed:
-                what = f"after {qat.name} has fixed its ranges, at epoch {fixed:g}"
+    for pruner, qat, fixed in _pruned_while_quantized(everyone):
+        if pruner.end > fixed:
             yield (
                 pruner.modifier,
                 "end_epoch",
-                f"end_epoch={pruner.end:g} prunes {what}; expected masks that are fixed"
-                f" by then; lower end_epoch to {qat.start:g} or quantize later",
+                f"end_epoch={pruner.end:g} prunes after {qat.name} has fixed its ranges"
+                f", at epoch {fixed:g}; expected masks that are fixed by then; lower "
+                f"end_epoch to {qat.start:g} or quantize later",
             )
+
+
+def pruned_when_quantized(everyone: Sequence[Placed]) -> Iterator[Fault]:
+    """Find pruning events while ranges still move, which is legal.
+
+    Args:
+        everyone: The modifiers in the order of the recipe.
+
+    Yields:
+        The modifier, the key of the recipe, and what to know.
+    """
+    for pruner, qat, _ in _pruned_while_quantized(everyone):
+        yield (
+            pruner.modifier,
+            "end_epoch",
+            f"end_epoch={pruner.end:g} prunes while {qat.name} quantizes, from epoch "
+            f"{qat.start:g} on; the papers quantize last, with fixed masks",
+        )
+
+
+def _pruned_while_quantized(
+    everyone: Sequence[Placed],
+) -> Iterator[tuple[Placed, Placed, float]]:
+    for pruner in gradual_in(everyone):
+        for qat in quantizing_in(everyone):
+            if qat.start < pruner.end < math.inf:
+                fixed = getattr(qat.modifier, "disable_observer_epoch", None)
+                yield pruner, qat, qat.end if fixed is None else fixed

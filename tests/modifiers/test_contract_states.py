@@ -76,7 +76,7 @@ def whole_run(place: int) -> dict[str, torch.Tensor]:
 
 
 @every
-@pytest.mark.parametrize("stop", [3, 9])  # before all, and between events
+@pytest.mark.parametrize("stop", [6, 9])  # ranges move; they are fixed
 def test_a_run_goes_on_bit_for_bit(row, stop) -> None:
     assert equal(run_with_a_break(row, stop), whole_run(TABLE.index(row)))
 
