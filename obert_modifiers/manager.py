@@ -191,11 +191,10 @@ class RecipeManager:
                 that the recipe names.
 
         Raises:
-            RecipeError: With each distillation modifier, if there is none, or if they
-                name several.
+            RecipeError: With each distillation modifier, if there is none.
         """  # noqa: DOC502
-        named, given = self.teacher, teacher if teacher is not None else self.teacher
-        self._check(lambda modifier: teacher_faults(modifier, given, named))
+        given = teacher if teacher is not None else self.teacher
+        self._check(lambda modifier: teacher_faults(modifier, given))
 
     def _check(
         self,

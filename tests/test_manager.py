@@ -202,7 +202,7 @@ def test_a_constant_modifier_holds_what_is_pruned_and_counts_weights_once():
 
 
 def test_weights_that_two_modifiers_prune_are_found_in_the_model():
-    ours = "  - !GMPStarPruningModifier {final_sparsity: 0.5, start_epoch: 2.0, "
+    ours = "  - !GMPStarPruningModifier {final_sparsity: 0.8, start_epoch: 2.0, "
     for params, shared in ((r"['re:layers\.1.*weight']", 1), ("['re:head']", 0)):
         text = f"{GMP}{ours}end_epoch: 3.5, params: {params}}}\n"
         manager = RecipeManager.from_recipe(text.replace("GMPruning", "GMPStarPruning"))

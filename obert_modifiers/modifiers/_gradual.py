@@ -45,6 +45,7 @@ from obert_modifiers.modifiers._validate import (
     as_pattern,
     as_pattern_sparsity,
     check_range,
+    check_rising,
 )
 
 FROM_PARAM = "__FROM_PARAM__"
@@ -138,6 +139,7 @@ class GradualPruningModifier(ScheduledUpdateModifier):
                 as_fraction("init_sparsity", init_sparsity),
                 self._pattern,
             )
+            check_rising(self._init_sparsity, max(goal for goal, _ in self._goals))
         self._final_sparsity = (
             final_sparsity if isinstance(final_sparsity, dict) else self._goals[0][0]
         )
@@ -197,9 +199,10 @@ class GradualPruningModifier(ScheduledUpdateModifier):
         Returns:
             Target of each parameter, in [0, 1].
         """
+        begin = max(self.start_epoch, 0.0)  # -1 is the start of the training
         return [
             interpolate_sparsity(
-                epoch, self.start_epoch, self.end_epoch, start, end, self._inter_func
+                epoch, begin, self.end_epoch, start, end, self._inter_func
             )
             for start, end in zip(self._starts, self._ends, strict=True)
         ]
@@ -211,9 +214,14 @@ class GradualPruningModifier(ScheduledUpdateModifier):
             model: The model, wrapped or not.
 
         Returns:
-            Full names in the unwrapped model.
+            Full names in the unwrapped model; an error if the groups of ``mask_type``
+            do not divide one of them.
         """
-        return [name for name, _ in self._resolve(unwrap(model))]
+        model = unwrap(model)
+        names = [name for name, _ in self._resolve(model)]
+        for target in find_targets(model, names):
+            target.layout(self._pattern)
+        return names
 
     def _resolve(self, model: nn.Module) -> list[tuple[str, float]]:
         found: dict[str, float] = {}

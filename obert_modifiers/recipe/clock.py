@@ -18,6 +18,7 @@ from obert_modifiers.modifiers._host import (
 
 GRID = 1024  # points of an epoch at which the learning rate is read, at most
 EVERY_STEP = -1.0
+MANY = 100_000  # events, beyond which their epochs are not listed
 _CLOSE = 1e-9  # of an epoch; far below a step, far above a sum's rounding
 
 
@@ -100,6 +101,8 @@ def event_epochs(
     if modifier.update_frequency == EVERY_STEP and end > start:
         return None
     frequency = modifier.update_frequency
+    if last - start > MANY * frequency > 0.0:  # far more than there are steps
+        return None
     count = 1 if end <= start else math.floor((last - start) / frequency + _CLOSE) + 1
     found = [start + number * frequency for number in range(count)]
     if end < math.inf and found[-1] < end - _CLOSE:

@@ -45,8 +45,9 @@ def pool_counts(modifier: Any, model: nn.Module) -> tuple[PoolCount, ...]:
         return ()
     goals = _goals(modifier, model)
     names = list(goals)
-    numels = [t.parameter.numel() for t in find_targets(unwrap(model), names)]
     pattern = as_pattern("mask_type", modifier.mask_type)
+    targets = find_targets(unwrap(model), names)
+    numels = [target.layout(pattern).numel for target in targets]
     # N:M leaves nothing to compete for: it takes the same share of every group.
     together = modifier.global_sparsity and pattern.n_m is None
     pools = make_pools(numels, list(goals.values()), together, pattern.unit)

@@ -65,23 +65,12 @@ def other_teachers(everyone: Sequence[Placed]) -> Iterator[Fault]:
     for placed in distillers:
         own = teacher_of(placed)
         if own is not None and own != named:
-            yield placed.modifier, "teacher", other_teacher(own, named)
-
-
-def other_teacher(own: str, named: str | None) -> str:
-    """Say that a recipe names two teachers.
-
-    Args:
-        own: The one of a modifier.
-        named: The one of the first that names one.
-
-    Returns:
-        What is wrong; what is expected; how to fix it.
-    """
-    return (
-        f"teacher={own} is not the {named} of another modifier; expected one "
-        "teacher in a recipe; write the same or distil in a run of its own"
-    )
+            yield (
+                placed.modifier,
+                "teacher",
+                f"teacher={own} is not the {named} of another modifier; expected one "
+                "teacher in a recipe; write the same or distil in a run of its own",
+            )
 
 
 def masks_let_go(everyone: Sequence[Placed]) -> Iterator[Fault]:

@@ -164,7 +164,7 @@ def _pruning(
 def _events(
     modifier: Any, goals: Sequence[float], epochs: Sequence[float]
 ) -> tuple[Event, ...]:
-    start, end = modifier.start_epoch, modifier.end_epoch
+    start, end = max(0.0, modifier.start_epoch), modifier.end_epoch
     found = []
     for epoch in epochs:
         targets: list[float | None] = []

@@ -10,7 +10,6 @@ from torch import nn
 from obert_modifiers.modifiers import LayerDropModifier, OBERTPruningModifier
 from obert_modifiers.modifiers._host import Modifier, SparsificationTypes
 from obert_modifiers.modifiers._targets import unwrap
-from obert_modifiers.recipe.cross_epochs import other_teacher
 
 _TOKENS = ("__ALL__", "__ALL_PRUNABLE__")
 _TEACHER_WORDS = ("self", "disable")
@@ -79,25 +78,19 @@ def data_faults(
         )
 
 
-def teacher_faults(
-    modifier: Modifier, teacher: Any, named: str | None = None
-) -> Iterator[tuple[str, str]]:
+def teacher_faults(modifier: Modifier, teacher: Any) -> Iterator[tuple[str, str]]:
     """Find a distillation modifier that has nothing to distil from.
 
     Args:
         modifier: SparseML's or ours.
         teacher: A model, ``"self"``, ``"disable"`` or None.
-        named: The teacher that the recipe's first distillation modifier names.
 
     Yields:
-        The key of the recipe, empty where it is about the whole modifier, and what is
+        The key of the recipe, empty as it is about the whole modifier, and what is
         wrong.
     """
     if SparsificationTypes.distillation not in modifier.sparsification_types:
         return
-    own = getattr(modifier, "teacher", None)
-    if isinstance(own, str) and own != named:
-        yield "teacher", other_teacher(own, named)
     if not (isinstance(teacher, nn.Module) or teacher in _TEACHER_WORDS):
         yield (
             "",

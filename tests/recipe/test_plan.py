@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from obert_modifiers.core.schedule import interpolate_sparsity, sparsity_to_count
+from obert_modifiers.manager import RecipeManager
 from obert_modifiers.modifiers._host import ScheduledModifierManager, silent_loggers
 from obert_modifiers.recipe import RecipeError, load_recipe
 from obert_modifiers.recipe.clock import epoch_at
@@ -258,3 +259,28 @@ def test_every_modifier_that_there_is_can_be_planned(name):
     ours = [p for p in plan.pruning if p.num_grads]
     known = ("OBERTPruningModifier", "OBSPruningModifier", "RigLPruningModifier")
     assert len(ours) == (name in known)
+
+
+def test_events_beyond_counting_depend_on_the_steps():
+    loaded = recipe(pruning(update_frequency=1e-9))
+    assert plan_recipe(loaded).num_events is None
+    assert plan_recipe(loaded, steps_per_epoch=3).num_events == 6 * 3 + 1
+
+
+def test_minus_one_is_the_start_of_the_training():
+    loaded = recipe(pruning(start_epoch=-1, end_epoch=4.0))
+    events = plan_recipe(loaded, steps_per_epoch=4).pruning[0].events
+    assert (events[0].epoch, events[0].sparsities) == (0.0, (0.7,))
+    modifier = loaded.groups[""][-1]
+    modifier.initialize(make_model())
+    assert modifier.sparsities_at(0.0) == [0.7] * 4
+
+
+def test_groups_that_do_not_divide_are_found_without_training():
+    loaded = recipe(pruning(mask_type="'block:1x3'"))
+    wrong = "mask_type=block:1x3 does not divide the 8 input columns of layers.0.0"
+    with pytest.raises(ValueError, match=wrong):
+        plan_recipe(loaded, model=make_model())
+    manager = RecipeManager.from_recipe(loaded.text)
+    with pytest.raises(RecipeError, match="6: GMPStar.*mask_type: " + wrong):
+        manager.check_model(make_model())

@@ -24,7 +24,7 @@ def test_everything_wrong_with_a_recipe_is_said(broken):
 
 
 def test_table_of_broken_recipes_is_whole():
-    assert len(BROKEN) == 82
+    assert len(BROKEN) == 90
     assert len({broken.name for broken in BROKEN}) == len(BROKEN)
 
 
@@ -113,6 +113,10 @@ def test_files_that_hold_no_recipe(tmp_path: Path):
     assert problems_of("zoo:nlp/text_classification/bert") == [
         "zoo:nlp/text_classification/bert:1: zoo: stubs cannot be loaded, since "
         "SparseZoo is gone; expected a local file; save the recipe and pass its path"
+    ]
+    name = "x" * 5000
+    assert problems_of(name) == [
+        f"{name}:1: cannot be opened (File name too long); expected a path; check it"
     ]
     with pytest.raises(TypeError, match="recipe=3 is a int; expected a path"):
         load_recipe(3)
