@@ -3,7 +3,30 @@
 import runpy
 from pathlib import Path
 
+import datasets
+import pytest
+
+from obert_modifiers.modifiers._targets import encoder_weights
+from tests import tiny
+
 FOLDER = Path(__file__).parents[1] / "integrations"
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> tuple[Path, Path, Path]:
+    """Return a recipe, a model's folder and a file of sentences."""
+    folder = tmp_path_factory.mktemp("files")
+    (folder / "recipe.yaml").write_text(tiny.RECIPE, encoding="utf-8")
+    rows = datasets.Dataset.from_list(tiny.sentences(48))
+    rows.to_parquet(folder / "train.parquet")
+    model = tiny.save_model(folder / "model")
+    return folder / "recipe.yaml", model, folder / "train.parquet"
+
+
+def zeros(model) -> float:
+    weights = [model.get_parameter(name) for name in encoder_weights(model)]
+    pruned = sum(int((weight == 0).sum()) for weight in weights)
+    return pruned / sum(weight.numel() for weight in weights)
 
 
 def test_plain_loop_with_sparsemls_manager(tmp_path, monkeypatch) -> None:
@@ -12,5 +35,26 @@ def test_plain_loop_with_sparsemls_manager(tmp_path, monkeypatch) -> None:
     assert script["main"]() == 461 / 576  # round(0.8 * 576)
 
 
+def test_plain_accelerate_loop(files) -> None:
+    script = runpy.run_path(str(FOLDER / "accelerate" / "plain_loop.py"))
+    model, sparsity = script["main"](*files, batch_size=8)
+    assert sparsity == pytest.approx(0.8, abs=1e-4)
+    assert zeros(model) == pytest.approx(sparsity)
+
+
+def test_hugging_face_trainer(files, tmp_path) -> None:
+    script = runpy.run_path(str(FOLDER / "transformers" / "train.py"))
+    options = {"per_device_train_batch_size": 8, "use_cpu": True}
+    callback, model = script["main"](*files, tmp_path, save_strategy="no", **options)
+    assert callback.manager.sparsity() == pytest.approx(0.8, abs=1e-4)
+    assert zeros(model) == pytest.approx(0.8, abs=1e-4)
+    assert (tmp_path / "recipe.yaml").is_file()
+
+
 def test_every_script_is_run_here() -> None:
-    assert [p.name for p in sorted(FOLDER.rglob("*.py"))] == ["plain_loop.py"]
+    found = sorted(str(p.relative_to(FOLDER)) for p in FOLDER.rglob("*.py"))
+    assert found == [
+        "accelerate/plain_loop.py",
+        "sparseml/plain_loop.py",
+        "transformers/train.py",
+    ]

@@ -44,6 +44,9 @@ LAYERS = {
     "training": layer(
         {"batches", "core", "recipe", "manager"}, NUMERIC | {"accelerate"}
     ),
+    "trainer": layer(
+        {"batches", "core", "manager", "training"}, {"torch", "transformers"}
+    ),
     "embedded": layer(),
     "tasks": layer(
         LOADING | {"batches", "training", "embedded", "resources"},

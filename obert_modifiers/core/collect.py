@@ -23,17 +23,17 @@ from obert_modifiers.core.gradients import (
     collect_gradients,
 )
 from obert_modifiers.core.parallel import (
-    OTHER_FAILED,
     OtherProcessFailed,
     all_gather_row,
     all_reduce_count,
     exchange,
+    ran_out_of_memory,
     together,
     world,
 )
 from obert_modifiers.core.sharding import FOLD_SAMPLES, MemoryPlan, Piece
 
-_MORE, _OVER, _FAILED = 0, 1, 2
+_MORE, _OVER, _FAILED, _OUT_OF_MEMORY = 0, 1, 2, 3
 _GRADIENTS = -1  # in place of a number of positions: the gradients themselves
 # Up to so many positions it costs less to form a gradient in float64 than to copy it.
 _WIDE_POSITIONS = 64
@@ -114,8 +114,8 @@ def collect_blocks(
         )
     except OtherProcessFailed:
         raise
-    except Exception:
-        collector.abort()
+    except Exception as error:
+        collector.abort(error)
         raise
     collector.finish()
     device = parameters[0].device
@@ -190,10 +190,15 @@ class Collector:
         with together(self._device):
             self._fold()
 
-    def abort(self) -> None:
-        """Tell the other processes that this one failed."""
+    def abort(self, error: Exception) -> None:
+        """Tell the other processes that this one failed.
+
+        Args:
+            error: What was raised.
+        """
         if self._ranks > 1:
-            self._head(_FAILED, None)
+            status = _OUT_OF_MEMORY if ran_out_of_memory(error) else _FAILED
+            self._head(status, None)
 
     def _head(self, status: int, batch: BatchGradients | None) -> list[list[int]]:
         positions = _positions(batch) if batch else [0] * len(self._layouts)
@@ -203,8 +208,9 @@ class Collector:
 
     def _round(self, status: int, batch: BatchGradients | None) -> None:
         heads = self._head(status, batch)
-        if any(head[0] == _FAILED for head in heads):
-            raise OtherProcessFailed(OTHER_FAILED)
+        states = {head[0] for head in heads}
+        if states & {_FAILED, _OUT_OF_MEMORY}:
+            raise OtherProcessFailed(_OUT_OF_MEMORY in states)
         self._over = all(head[0] == _OVER for head in heads)
         if self._over:
             return

@@ -191,6 +191,26 @@ class PruningEvent:
             with_mean=config.first_order,
         )
 
+    def next(self, masks: Sequence[Tensor], later: int) -> "PruningEvent":
+        """Make a later sub-step of this event, with a Fisher of its own.
+
+        Args:
+            masks: What was pruned until then, True = kept.
+            later: How many draws of samples later.
+
+        Returns:
+            The sub-step, with the same plan and source.
+        """
+        return PruningEvent(
+            self.model,
+            self.targets,
+            masks,
+            self.plan,
+            self.config,
+            self.source,
+            self.draw + later,
+        )
+
     def best_outcome(self, pools: Sequence[Pool]) -> tuple[Outcome, float]:
         """Prune to the pools' counts, with the dampening that the configuration asks.
 

@@ -14,7 +14,20 @@ OTHER_FAILED = (
 
 
 class OtherProcessFailed(RuntimeError):
-    """Another process failed, and all of them know it."""
+    """Another process failed, and all of them know it.
+
+    Attributes:
+        out_of_memory: Whether one of those that failed ran out of memory.
+    """
+
+    def __init__(self, out_of_memory: bool = False) -> None:
+        """Say that another process has the message.
+
+        Args:
+            out_of_memory: Whether one of those that failed ran out of memory.
+        """
+        super().__init__(OTHER_FAILED)
+        self.out_of_memory = out_of_memory
 
 
 def world() -> tuple[int, int]:
@@ -116,8 +129,36 @@ def together(device: torch.device) -> Iterator[None]:
     """
     try:
         yield
-    except Exception:
-        all_reduce_count(1, device)
+    except Exception as error:
+        _failures(True, ran_out_of_memory(error), device)
         raise
-    if all_reduce_count(0, device):
-        raise OtherProcessFailed(OTHER_FAILED)
+    failed, out_of_memory = _failures(False, False, device)
+    if failed:
+        raise OtherProcessFailed(out_of_memory)
+
+
+def _failures(
+    failed: bool, out_of_memory: bool, device: torch.device
+) -> tuple[bool, bool]:
+    if world()[1] == 1:
+        return failed, out_of_memory
+    counts = torch.tensor([failed, out_of_memory], dtype=torch.int64, device=device)
+    found = all_reduce_(counts).tolist()
+    return found[0] > 0, found[1] > 0
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Tell whether memory was what lacked, here or in another process.
+
+    Args:
+        error: What was raised.
+
+    Returns:
+        True for torch's errors of host and device memory and for Python's.
+    """
+    if isinstance(error, OtherProcessFailed):
+        return error.out_of_memory
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    # torch has no class of its own for memory of the host.
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

@@ -1,15 +1,15 @@
 """One pruning event, from gradients to parameters."""
 
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from torch import Tensor, nn
+from torch import Tensor, cuda, nn
 
 from obert_modifiers.core.blocks import UNSTRUCTURED, MaskPattern
 from obert_modifiers.core.event import PruningEvent, SecondOrderConfig, plan_targets
-from obert_modifiers.core.gradients import (
-    GradientCount,
-)
+from obert_modifiers.core.gradients import GradientCount
+from obert_modifiers.core.parallel import ran_out_of_memory, world
 from obert_modifiers.core.saliency import magnitude_candidates
 from obert_modifiers.core.sampling import GradientSource
 from obert_modifiers.core.selection import choose, make_pools, make_quotas
@@ -20,6 +20,8 @@ from obert_modifiers.core.targets import (
     restored,
     write_parameters_,
 )
+
+_LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -125,26 +127,96 @@ def second_order_step_(
         RuntimeError: If another process failed.
     """  # noqa: DOC502  raised below
     plan = plan_targets(targets, config)
+    goals = _goals(masks, sparsities, global_sparsity, config.num_recomputations)
+    while True:
+        first = draw * config.num_recomputations
+        event = PruningEvent(model, targets, masks, plan, config, source, first)
+        try:
+            with restored(targets, after_success=False):
+                return _prune_(event, goals, global_sparsity)
+        except Exception as error:
+            if not ran_out_of_memory(error):
+                raise
+            config, plan = _smaller(event, error)
+        del event
+        cuda.empty_cache()  # does nothing where CUDA was not used
+
+
+def _smaller(
+    event: PruningEvent, error: Exception
+) -> tuple[SecondOrderConfig, MemoryPlan]:
+    """Plan an event anew with half of the state; its masks are the same.
+
+    Args:
+        event: The one that ran out of memory.
+        error: What it raised.
+
+    Returns:
+        The configuration and the plan.
+
+    Raises:
+        ValueError: If less is not possible.
+    """
+    less = event.plan.working_bytes + event.plan.state_bytes // 2
+    config = replace(event.config, memory_budget=less)
+    try:
+        plan = plan_targets(event.targets, config)
+    except ValueError as too_small:
+        raise too_small from error
+    if world()[0] == 0:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        _LOGGER.warning(
+            "out of memory in the pruning event (%s); starting it again with less: %s",
+            reason,
+            plan.describe(),
+        )
+    return config, plan
+
+
+def _prune_(
+    event: PruningEvent, goals: Sequence[Sequence[float]], global_sparsity: bool
+) -> StepResult:
+    """Prune in sub-steps, each with a Fisher of its own; writes the parameters.
+
+    Args:
+        event: The first sub-step; the draws of the others follow its own.
+        goals: Target sparsity of each parameter, for each sub-step.
+        global_sparsity: True for one threshold over all that share a target.
+
+    Returns:
+        The new masks and figures.
+    """
+    config, targets = event.config, event.targets
+    current, total, gradients, damp = list(event.masks), 0.0, GradientCount(), 0.0
+    numels = [mask.numel() for mask in current]
+    for nth, sparsities in enumerate(goals):
+        step = event if nth == 0 else event.next(current, nth)
+        pools = make_pools(numels, sparsities, global_sparsity, config.pattern.unit)
+        found, damp = step.best_outcome(pools)
+        write_parameters_(targets, found.values, found.masks)
+        total += found.predicted_loss_increase
+        current = found.masks
+        gradients.used += step.state.count.used
+        gradients.skipped += step.state.count.skipped
+    return StepResult(current, total, gradients, damp, event.plan)
+
+
+def _goals(
+    masks: Sequence[Tensor],
+    sparsities: Sequence[float],
+    global_sparsity: bool,
+    count: int,
+) -> list[list[float]]:
+    """Divide the way from the present sparsity into equal parts.
+
+    Returns:
+        Target sparsity of each parameter, for each of the parts.
+    """
     start = _present_sparsities(masks, sparsities, global_sparsity)
-    current, total, gradients, damp = list(masks), 0.0, GradientCount(), 0.0
-    with restored(targets, after_success=False):
-        for nth in range(1, config.num_recomputations + 1):
-            share = nth / config.num_recomputations
-            goals = [
-                s + (t - s) * share for s, t in zip(start, sparsities, strict=True)
-            ]
-            numels = [mask.numel() for mask in masks]
-            unit = config.pattern.unit
-            pools = make_pools(numels, goals, global_sparsity, unit)
-            request = draw * config.num_recomputations + nth - 1
-            event = PruningEvent(model, targets, current, plan, config, source, request)
-            found, damp = event.best_outcome(pools)
-            write_parameters_(targets, found.values, found.masks)
-            total += found.predicted_loss_increase
-            current = found.masks
-            gradients.used += event.state.count.used
-            gradients.skipped += event.state.count.skipped
-    return StepResult(current, total, gradients, damp, plan)
+    return [
+        [s + (t - s) * (nth / count) for s, t in zip(start, sparsities, strict=True)]
+        for nth in range(1, count + 1)
+    ]
 
 
 def _present_sparsities(

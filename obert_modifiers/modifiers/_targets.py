@@ -100,6 +100,30 @@ def prunable_weights(model: nn.Module) -> list[str]:
     ]
 
 
+def non_embedding_weights(model: nn.Module) -> list[str]:
+    """Name the weights of all linear layers, the task's head among them.
+
+    Those are oBERTa's "prunable" parameters (its Table 18, whose caption calls them
+    "all non-embedding parameters": the counts there hold no biases and no
+    normalisation weights). A layer that shares its weight with an embedding, such as
+    the output of masked language modelling, is an embedding.
+
+    Args:
+        model: Unwrapped model.
+
+    Returns:
+        Full parameter names in the order of the model, each shared weight once.
+    """
+    modules = dict(model.named_modules())
+    embeddings = {id(m.weight) for m in modules.values() if isinstance(m, nn.Embedding)}
+    linear = {f"{name}.weight" for name, module in modules.items() if is_linear(module)}
+    return [
+        name
+        for name, parameter in model.named_parameters()
+        if name in linear and id(parameter) not in embeddings
+    ]
+
+
 def match_names(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     """Resolve names, ``re:`` patterns and tokens to parameter names.
 

@@ -11,8 +11,14 @@ from typing import Any, BinaryIO
 
 import torch
 from safetensors import safe_open
+from torch import nn
 
 from obert_modifiers import __version__
+from obert_modifiers.modifiers._targets import (
+    encoder_weights,
+    non_embedding_weights,
+    unwrap,
+)
 
 MB = 1_000_000
 _CHUNK = 1 << 20
@@ -80,6 +86,27 @@ def sparsity_of(layers: Sequence[dict[str, Any]]) -> float:
     """
     total = sum(layer["numel"] for layer in layers)
     return sum(layer["pruned"] for layer in layers) / total if total else 0.0
+
+
+def sparsities(folder: Path, model: nn.Module) -> dict[str, float]:
+    """Count the zeros of a saved model as the papers do, beside the recipe's targets.
+
+    Args:
+        folder: The model's folder.
+        model: The model that was saved there; only its names are read.
+
+    Returns:
+        ``sparsity_encoder``, of the encoder's linear weights, as oBERT and GMP★ report
+        it, and ``sparsity_non_embedding``, of all linear weights, as oBERTa's Table 18
+        does; both in [0, 1].
+    """
+    model = unwrap(model)
+    return {
+        "sparsity_encoder": sparsity_of(count_zeros(folder, encoder_weights(model))),
+        "sparsity_non_embedding": sparsity_of(
+            count_zeros(folder, non_embedding_weights(model))
+        ),
+    }
 
 
 class _Counter:

@@ -47,14 +47,28 @@ class RecipeStepper:
         Returns:
             False if the optimizer skipped the step.
         """
-        where = (self._model, self._optimizer, self.epoch, self.steps_per_epoch)
-        if self._manager is not None:
-            self._manager.update(*where)
-            self._manager.pre_step(*where)
+        self.before()
         self._optimizer.step()
+        return self.after()
+
+    def before(self) -> None:
+        """Let the recipe act; the optimizer's step comes right after it."""
         if self._manager is not None:
-            self._manager.post_step(*where)
+            self._manager.update(*self._where())
+            self._manager.pre_step(*self._where())
+
+    def after(self) -> bool:
+        """Apply masks after the optimizer's step, and advance.
+
+        Returns:
+            False if the optimizer skipped the step; the recipe stays where it was.
+        """
+        if self._manager is not None:
+            self._manager.post_step(*self._where())
         if getattr(self._optimizer, "step_was_skipped", False):
             return False
         self.steps += 1
         return True
+
+    def _where(self) -> tuple[nn.Module, Any, float, int]:
+        return self._model, self._optimizer, self.epoch, self.steps_per_epoch

@@ -1,0 +1,247 @@
+"""A recipe inside the Hugging Face ``Trainer``, as one of its callbacks."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import TrainerCallback, TrainingArguments
+
+from obert_modifiers.batches import TaskData, gradient_source
+from obert_modifiers.core import quantization_file
+from obert_modifiers.core.outputs import logits_of
+from obert_modifiers.manager import RecipeManager
+from obert_modifiers.training import RecipeStepper
+
+IGNORED = -100  # label of a token that does not count
+
+
+def sample_losses(outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
+    """Return the loss of each sample for the usual heads of classification.
+
+    Args:
+        outputs: The model's outputs, with logits (k, classes), (k, 1) for a number, or
+            (k, tokens, classes).
+        batch: The batch with ``labels`` (k,), or (k, tokens) with -100 where a token
+            does not count.
+
+    Returns:
+        (k,) in float32: cross-entropy, squared error, or the mean cross-entropy of the
+        sample's labelled tokens; 0 for a sample without any.
+    """
+    logits, labels = logits_of(outputs).float(), batch["labels"]
+    if labels.is_floating_point():
+        return (logits.squeeze(-1) - labels.float()).square()
+    if labels.ndim == 1:
+        return functional.cross_entropy(logits, labels, reduction="none")
+    losses = functional.cross_entropy(
+        logits.transpose(1, 2), labels, reduction="none", ignore_index=IGNORED
+    )
+    return losses.sum(dim=1) / (labels != IGNORED).sum(dim=1).clamp(min=1)
+
+
+class RecipeCallback(TrainerCallback):
+    """Applies a recipe in ``Trainer.train``.
+
+    To be given to the ``Trainer`` when it is made, as layers are dropped before the
+    optimizer knows them. Before each optimizer step the modifiers act, after it masks
+    are applied; a step that the optimizer skips does not advance the recipe.
+    Distillation changes the loss that the model returns in training. A recipe that
+    sets the learning rate sets it over the ``Trainer``'s own schedule.
+    """
+
+    def __init__(
+        self,
+        recipe: str | Path,
+        recipe_args: Mapping[str, Any] | str | None = None,
+        *,
+        teacher: nn.Module | str | None = None,
+        sample_loss: Callable[[Any, Mapping[str, Tensor]], Tensor] = sample_losses,
+    ) -> None:
+        """Load and check the recipe.
+
+        Args:
+            recipe: Path of a recipe, or its text.
+            recipe_args: Values for its variables.
+            teacher: The dense model, ``"self"``, or None for what the recipe names.
+            sample_loss: Called with outputs and batch; gives the loss of each sample,
+                (k,), of which second-order pruning takes gradients.
+
+        Raises:
+            RecipeError: With everything that is wrong with the recipe.
+        """  # noqa: DOC502  raised by from_recipe
+        self.manager = RecipeManager.from_recipe(recipe, recipe_args)
+        self._teacher = teacher
+        self._sample_loss = sample_loss
+        self._stepper: RecipeStepper | None = None
+        self._model: nn.Module | None = None
+        self._optimizer: Any = None
+        self._rates: list[float] | None = None
+        self._hooks: list[Any] = []
+        self._batches_left = 0
+        self._window = 1  # micro-batches of this optimizer step
+        self._scaled = False  # whether the Trainer leaves it to the model to divide
+
+    def save(self, folder: str | Path) -> None:
+        """Write what belongs beside a saved model: the recipe, and scales after QAT.
+
+        Args:
+            folder: The model's folder, as given to ``Trainer.save_model``.
+
+        Raises:
+            RuntimeError: If nothing was trained yet.
+        """
+        if self._model is None:
+            raise RuntimeError(
+                f"folder={folder} has no trained model to go with; expected "
+                "Trainer.train before; call it first"
+            )
+        self.manager.save(Path(folder) / "recipe.yaml")
+        quantization_file.save_quantization(self._model, Path(folder))
+
+    def on_init_end(self, args, state, control, **kwargs) -> None:
+        """Drop the layers that the recipe drops, before there is an optimizer."""
+        model = kwargs["model"]
+        self.manager.apply_structure(model, teacher=self._teacher)
+        self.manager.check_model(model)
+        self._model = model
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        """Check the recipe against data and arguments, and attach it to the model.
+
+        Raises:
+            ValueError: If the Trainer was made before, or its arguments do not go with
+                the recipe.
+        """
+        model, self._optimizer = kwargs["model"], kwargs["optimizer"]
+        loader = kwargs["train_dataloader"]
+        if self._model is not model:
+            raise ValueError(
+                "callback=RecipeCallback was added to a Trainer that exists; expected "
+                "it before the optimizer is made; give it in Trainer(callbacks=[...])"
+            )
+        steps = max(1, -(-len(loader) // args.gradient_accumulation_steps))
+        self._check(args, state, steps)
+        self.manager.check_data(len(loader.dataset))
+        self.manager.check_teacher(self._teacher)
+        # Mixed precision wraps the model's forward function; gradients want it plain.
+        forward = getattr(model, "_original_forward", model.forward)
+        data = TaskData(
+            loader.dataset,
+            [],
+            loader.collate_fn,
+            self._sample_loss,
+            lambda logits, labels: {},
+        )
+        source = gradient_source(data, forward, args.device, seed=args.seed)
+        if isinstance(self._teacher, nn.Module):
+            self._teacher.to(args.device)
+        self._stepper = RecipeStepper(self.manager, model, self._optimizer, steps)
+        self.manager.initialize(model, gradient_source=source, teacher=self._teacher)
+        if self.manager.distillation:
+            self._hooks = [
+                model.register_forward_pre_hook(self._take_scaling, with_kwargs=True),
+                model.register_forward_hook(self._distil, with_kwargs=True),
+            ]
+
+    def _check(self, args: TrainingArguments, state: Any, steps: int) -> None:
+        """Refuse what would prune wrongly or lose what was pruned.
+
+        Raises:
+            ValueError: With what does not go with a recipe.
+        """
+        epochs = self.manager.max_epochs
+        if epochs is not None and round(epochs * steps) != state.max_steps:
+            raise ValueError(
+                f"num_train_epochs={args.num_train_epochs:g} makes {state.max_steps} "
+                f"optimizer steps and the recipe takes {round(epochs * steps)}; "
+                f"expected the recipe's {epochs:g} epochs; set num_train_epochs to them"
+            )
+        if args.deepspeed or args.fsdp:
+            raise ValueError(
+                f"{'deepspeed' if args.deepspeed else 'fsdp'} shards the parameters; "
+                "expected whole ones, as masks and Fisher blocks are made of them; "
+                "train with torchrun or accelerate's MULTI_GPU (DDP)"
+            )
+        if args.load_best_model_at_end and self.manager.pruning:
+            raise ValueError(
+                "load_best_model_at_end=True brings back weights from before pruning; "
+                "expected False with a recipe that prunes; set it so"
+            )
+
+    def on_epoch_begin(self, args, state, control, **kwargs) -> None:
+        """Count the micro-batches of the epoch."""
+        self._batches_left = len(kwargs["train_dataloader"])
+
+    def on_step_begin(self, args, state, control, **kwargs) -> None:
+        """Learn how many micro-batches the next optimizer step has."""
+        self._window = min(args.gradient_accumulation_steps, self._batches_left)
+        self._batches_left -= self._window
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs) -> None:
+        """Let the modifiers act, with the recipe's learning rate if it sets one."""
+        assert self._stepper is not None
+        groups = self._optimizer.param_groups
+        if self._rates is not None:  # the Trainer's schedule has changed them since
+            for group, rate in zip(groups, self._rates, strict=True):
+                group["lr"] = rate
+        self._stepper.before()
+        if self.manager.sets_learning_rate:
+            self._rates = [group["lr"] for group in groups]
+
+    def on_optimizer_step(self, args, state, control, **kwargs) -> None:
+        """Apply masks, and advance unless the optimizer skipped the step."""
+        assert self._stepper is not None
+        self._stepper.after()
+
+    def on_train_end(self, args, state, control, **kwargs) -> None:
+        """Let go of the model; it keeps its zeros and its quantization."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        self.manager.finalize(kwargs["model"])
+
+    def _take_scaling(self, model: nn.Module, args: tuple, kwargs: dict) -> Any:
+        """Have the model return a mean, which distillation can be mixed with.
+
+        Returns:
+            The arguments without the Trainer's number of items.
+        """
+        self._scaled = kwargs.pop("num_items_in_batch", None) is not None
+        return args, kwargs
+
+    def _distil(
+        self, model: nn.Module, args: tuple, kwargs: dict[str, Any], outputs: Any
+    ) -> Any:
+        """Mix the teacher's loss into the one that the model returns.
+
+        Returns:
+            The outputs.
+
+        Raises:
+            ValueError: If the model returned no loss.
+        """
+        if not (model.training and torch.is_grad_enabled()):
+            return outputs
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else None
+        if loss is None:
+            raise ValueError(
+                "loss=None came from the model, so that nothing would be distilled; "
+                "expected labels in the batch and a model that returns a dict; leave "
+                "compute_loss_func, label_smoothing_factor and return_dict=False out"
+            )
+        assert self._stepper is not None
+        mixed = self.manager.loss(
+            loss,
+            model,
+            self._optimizer,
+            self._stepper.epoch,
+            self._stepper.steps_per_epoch,
+            student_outputs=outputs,
+            student_inputs=kwargs,
+        )
+        # The Trainer does not divide a loss that knows its number of items.
+        outputs["loss"] = mixed / self._window if self._scaled else mixed
+        return outputs

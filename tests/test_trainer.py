@@ -1,0 +1,176 @@
+"""The recipe inside the Hugging Face Trainer."""
+
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    Trainer,
+    TrainingArguments,
+)
+
+from obert_modifiers.modifiers._targets import encoder_weights
+from obert_modifiers.trainer import RecipeCallback, sample_losses
+from tests import tiny
+
+DISTIL = """\
+  - !LogitDistillationModifier
+      hardness: 0.5
+      temperature: 2.0
+"""
+DROP = "  - !LayerDropModifier\n      keep: [0]\n"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tiny.save_model(tmp_path_factory.mktemp("model"))
+
+
+def make_trainer(folder: Path, out: Path, callback, **options) -> Trainer:
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    rows = datasets.Dataset.from_list(tiny.sentences(40))
+    rows = rows.map(lambda row: tokenizer(row["sentence"])).remove_columns("sentence")
+    arguments = TrainingArguments(
+        output_dir=str(out),
+        **{
+            "num_train_epochs": 2,
+            "per_device_train_batch_size": 4,
+            "learning_rate": 3e-3,
+            "save_strategy": "no",
+            "report_to": "none",
+            "logging_steps": 1,
+            "use_cpu": True,
+            "disable_tqdm": True,
+            "seed": 1,
+            **options,
+        },
+    )
+    return Trainer(
+        model,
+        arguments,
+        train_dataset=rows,
+        data_collator=DataCollatorWithPadding(tokenizer),
+        callbacks=[] if callback is None else [callback],
+    )
+
+
+def sparsity(model: nn.Module) -> float:
+    weights = [model.get_parameter(name) for name in encoder_weights(model)]
+    zeros = sum(int((weight == 0).sum()) for weight in weights)
+    return zeros / sum(weight.numel() for weight in weights)
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_a_recipe_runs_in_the_trainer(folder, tmp_path, accumulation) -> None:
+    callback = RecipeCallback(tiny.RECIPE + DISTIL, teacher="self")
+    trainer = make_trainer(
+        folder, tmp_path, callback, gradient_accumulation_steps=accumulation
+    )
+    trainer.train()
+    steps = -(-10 // accumulation)
+    assert [round(event.epoch * steps) for event in callback.manager.events] == [
+        -(-steps // 2),
+        steps,
+        -(-3 * steps // 2),
+    ]
+    assert sparsity(trainer.model) == pytest.approx(0.8, abs=1e-4)
+    # The recipe's last rate, near the end of its way from 5e-3 to 0.
+    assert trainer.optimizer.param_groups[0]["lr"] < 5e-3
+    callback.save(tmp_path)
+    assert (tmp_path / "recipe.yaml").is_file()
+    assert not trainer.model._forward_hooks and not trainer.model._forward_pre_hooks
+
+
+def test_layers_are_dropped_before_there_is_an_optimizer(folder, tmp_path) -> None:
+    trainer = make_trainer(folder, tmp_path, RecipeCallback(tiny.RECIPE + DROP))
+    trainer.train()
+    assert trainer.model.config.num_hidden_layers == 1
+    held = {id(p) for g in trainer.optimizer.param_groups for p in g["params"]}
+    assert held == {id(p) for p in trainer.model.parameters()}
+
+
+def test_the_recipes_rate_is_the_one_that_steps(folder, tmp_path) -> None:
+    callback = RecipeCallback(tiny.RECIPE)
+    trainer = make_trainer(folder, tmp_path, callback)
+    seen = []
+    inner = callback.on_pre_optimizer_step
+
+    def watch(*args, **kwargs) -> None:
+        inner(*args, **kwargs)
+        seen.append(trainer.optimizer.param_groups[0]["lr"])
+
+    callback.on_pre_optimizer_step = watch
+    trainer.train()
+    expected = [5e-3 * (1 - step / 20) for step in range(20)]
+    # SparseML's function ends a step early.
+    assert seen == pytest.approx(expected, abs=5e-3 / 19)
+
+
+@pytest.mark.parametrize("hardness", [0.0, 1.0])
+def test_distillation_is_in_the_loss(folder, tmp_path, hardness) -> None:
+    """With hardness 1 and the dense model as teacher nothing pulls before pruning."""
+    recipe = (
+        "modifiers:\n  - !EpochRangeModifier\n      start_epoch: 0.0\n"
+        "      end_epoch: 1.0\n" + DISTIL.replace("0.5", str(hardness))
+    )
+    callback = RecipeCallback(recipe, teacher="self")
+    # Adam would blow rounding errors up to whole steps.
+    options = {"num_train_epochs": 1, "optim": "sgd"}
+    trainer = make_trainer(folder, tmp_path, callback, **options)
+    for module in trainer.model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    trainer.train()
+    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    if hardness == 1.0:
+        assert max(losses) < 1e-6
+    else:
+        assert min(losses) > 1e-2
+
+
+def refused(folder, out, callback, part, **options) -> None:
+    trainer = make_trainer(folder, out, callback, **options)
+    with pytest.raises(ValueError, match=part):
+        trainer.train()
+
+
+def test_what_does_not_go_with_a_recipe_is_refused(folder, tmp_path) -> None:
+    recipe = RecipeCallback(tiny.RECIPE)
+    refused(folder, tmp_path, recipe, "expected the recipe's 2", num_train_epochs=3)
+    late = make_trainer(folder, tmp_path, None)
+    late.add_callback(RecipeCallback(tiny.RECIPE))
+    with pytest.raises(ValueError, match="Trainer that exists"):
+        late.train()
+    silent = RecipeCallback(tiny.RECIPE + DISTIL, teacher="self")
+    refused(folder, tmp_path, silent, "loss=None", label_smoothing_factor=0.1)
+
+
+def test_sample_losses_of_tokens_are_means_over_labelled_tokens() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 4, 5, generator=generator)
+    labels = torch.tensor([[1, -100, 2, 3], [-100] * 4, [0, 0, 0, 0]])
+    found = sample_losses({"logits": logits}, {"labels": labels})
+    for row, loss in enumerate(found):
+        kept = labels[row] != -100
+        if not kept.any():
+            assert loss == 0.0
+            continue
+        expected = cross_entropy(logits[row][kept], labels[row][kept])
+        torch.testing.assert_close(loss, expected)
+
+
+def test_sample_losses_of_numbers_and_classes() -> None:
+    logits = torch.tensor([[0.5], [2.0]])
+    found = sample_losses({"logits": logits}, {"labels": torch.tensor([1.0, 2.0])})
+    torch.testing.assert_close(found, torch.tensor([0.25, 0.0]))
+    classes = torch.tensor([[0.0, 0.0]])
+    found = sample_losses({"logits": classes}, {"labels": torch.tensor([1])})
+    torch.testing.assert_close(found, torch.tensor([2.0]).log())
