@@ -201,6 +201,25 @@ def test_recipe_plan(capsys, tmp_path):
     assert "819 │  79.98 %" in out and "hardness 0.5, temperature 2" in out
 
 
+def test_recipe_plan_says_when_it_quantizes(capsys, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    keys = "{start_epoch: 1.5, disable_observer_epoch: 1.75}"
+    recipe.write_text(f"{tiny.RECIPE}  - !QATModifier {keys}\n")
+    code, out, err = call(capsys, f"recipe plan {recipe}")
+    rows = [
+        line.split("│") for line in out.splitlines() if " to " in line and "│" in line
+    ]
+    found = {cells[1].strip(): cells[-2].strip() for cells in rows}
+    assert (code, err) == (0, "") and "also" not in out
+    assert found == {
+        "0 to 0.5": "off",
+        "0.5 to 1": "off",
+        "1 to 1.5": "off",
+        "1.5 to 1.75": "on, ranges follow",
+        "1.75 to 2": "on, ranges fixed",
+    }
+
+
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [

@@ -58,10 +58,12 @@ def _head(plan: RecipePlan) -> Iterator[str]:
 
 def _phases(plan: RecipePlan) -> Table:
     table = Table()
-    others = any(phase.others for phase in plan.phases)
+    others = any(_also(phase) for phase in plan.phases)
+    quantized = any(_quantization(phase) for phase in plan.phases)
     columns = ["epochs"]
     columns += ["steps"] if plan.steps_per_epoch else []
     columns += ["learning rate", "events", "sparsity", "distillation"]
+    columns += ["quantization"] if quantized else []
     for name in columns + (["also"] if others else []):
         right = name in ("events", "sparsity", "steps")
         table.add_column(name, justify="right" if right else "left")
@@ -75,7 +77,8 @@ def _phases(plan: RecipePlan) -> Table:
             cells.append(f"{first:,} to {last:,}")
         cells += [_rates(phase), str(phase.events or ""), _sparsity(phase)]
         cells.append("; ".join(_distils(span) for span in phase.distillation) or "off")
-        cells += [", ".join(span.modifier for span in phase.others)] if others else []
+        cells += [_quantization(phase) or "off"] if quantized else []
+        cells += [_also(phase)] if others else []
         table.add_row(*cells)
     return table
 
@@ -90,6 +93,19 @@ def _rates(phase: Phase) -> str:
 
 def _sparsity(phase: Phase) -> str:
     return "; ".join("-" if one is None else _percent(one) for one in phase.sparsities)
+
+
+def _also(phase: Phase) -> str:
+    return ", ".join(span.modifier for span in phase.others if not span.quantizes)
+
+
+def _quantization(phase: Phase) -> str:
+    found = []
+    for span in phase.others:
+        if span.quantizes:
+            fixed = span.fixed is not None and phase.start >= span.fixed
+            found.append(f"on, ranges {'fixed' if fixed else 'follow'}")
+    return "; ".join(found)
 
 
 def _distils(span: Span) -> str:

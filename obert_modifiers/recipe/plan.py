@@ -130,6 +130,8 @@ def _span(modifier: Any, end: float) -> Span:
         stop,
         getattr(modifier, "hardness", None),
         getattr(modifier, "temperature", None),
+        getattr(modifier, "disable_observer_epoch", None),
+        _KINDS.quantization in modifier.sparsification_types,
     )
 
 
@@ -183,6 +185,8 @@ def _cuts(modifiers: Sequence[Any], turns: Sequence[float], end: float) -> list[
     """Return the epochs at which something begins or ends, and all whole ones."""
     cuts = {0.0, end, *turns, *(float(epoch) for epoch in range(1, int(end) + 1))}
     cuts |= {e for m in modifiers for e in (m.start_epoch, m.end_epoch)}
+    fixed = (getattr(m, "disable_observer_epoch", None) for m in modifiers)
+    cuts |= {float(epoch) for epoch in fixed if epoch is not None}
     inside = sorted({round(e, 9) for e in cuts if 0.0 <= e <= end})
     return inside if len(inside) > 1 else [0.0, end]
 
