@@ -17,7 +17,7 @@ from obert_modifiers.recipe.placed import (
 
 
 def after_the_end(everyone: Sequence[Placed]) -> Iterator[Fault]:
-    """Find what would come after the end that EpochRangeModifier sets for a stage.
+    """Find what would come after the end that EpochRangeModifier sets.
 
     Args:
         everyone: The modifiers in the order of the recipe.
@@ -32,7 +32,9 @@ def after_the_end(everyone: Sequence[Placed]) -> Iterator[Fault]:
         last = max(own, key=lambda p: p.end, default=None)
         if last is None or placed in ranges or math.isinf(last.end):
             continue
-        end = math.ceil(last.end)  # SparseML trains whole epochs
+        # SparseML trains whole epochs, and what begins in a stage may go on in others.
+        others = [p.end for p in everyone if p.stage != placed.stage]
+        end = math.ceil(max([last.end, *(e for e in others if e < math.inf)]))
         key, at = "end_epoch", placed.end
         if placed.start >= end > 0:
             key, at = "start_epoch", placed.start

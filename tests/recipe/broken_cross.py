@@ -211,6 +211,15 @@ CROSS = [
         ),
     ),
     Broken(
+        "distillation that outlasts all stages",
+        staged(one=epochs(4) + one(LOGITS, end_epoch=7.0), two=epochs(6) + qat(4)),
+        (
+            "7: LogitDistillationModifier.end_epoch: end_epoch=7 lies after the end of "
+            "EpochRangeModifier on line 3, epoch 4; expected nothing to last longer"
+            + LOWER,
+        ),
+    ),
+    Broken(
         "quantization that never begins",
         group(epochs(6), qat(6)),
         (
@@ -287,7 +296,7 @@ CROSS = [
         ),
     ),
 ]
-assert len(CROSS) == 21
+assert len(CROSS) == 22
 
 # Recipes that come near to one of the above and are right.
 SOUND = {
@@ -303,6 +312,9 @@ SOUND = {
     "the last event before the end": group(epochs(6), gmp(2, 5.5), qat(5.5)),
     "a stage that ends before the recipe does": staged(
         one=epochs(4) + gmp(0, 4), two=epochs(6) + qat(4)
+    ),
+    "distillation through all stages": staged(
+        one=epochs(4) + one(LOGITS, end_epoch=6.0), two=epochs(6) + qat(4)
     ),
     "a second stage without epochs": staged(one=epochs(4), two=gmp(4, 6)),
     "masks that others take over": group(
@@ -321,7 +333,7 @@ SOUND = {
     "layers dropped first": staged(one=DROP + gmp(0, 4), two=qat(4)),
     "one shot": group(gmp(0, 0), qat(0)),
 }
-assert len(SOUND) == 14
+assert len(SOUND) == 15
 
 DISTIL_NOTE = (
     "LogitDistillationModifier: names no teacher; it has to come from outside; pass "
