@@ -28,6 +28,7 @@ from obert_modifiers.recipe import (
     from_modifiers,
     load_recipe,
 )
+from obert_modifiers.recipe.cross import shared_weights
 from obert_modifiers.recipe.surroundings import (
     data_faults,
     model_faults,
@@ -111,7 +112,7 @@ class RecipeManager:
             of that :attr:`text`.
 
         Raises:
-            RecipeError: If two of its pruning modifiers are the same.
+            RecipeError: If its modifiers go against each other.
         """  # noqa: DOC502  raised by from_modifiers
         return cls(from_modifiers(manager.modifiers, _SPARSEML_NAME), manager)
 
@@ -158,16 +159,20 @@ class RecipeManager:
         return sorted(found, key=lambda event: (event.epoch, event.step))
 
     def check_model(self, model: Module) -> None:
-        """Check that every parameter and layer that the recipe names is in the model.
+        """Check what the recipe names against the parameters and layers of the model.
 
         Args:
             model: The model, wrapped for parallel training or not.
 
         Raises:
             RecipeError: With all names and patterns that match nothing, and the
-                nearest names of the model.
+                nearest names of the model, or with weights that two modifiers prune
+                at the same time.
         """  # noqa: DOC502
         self._check(lambda modifier: model_faults(modifier, model))
+        found = self._recipe.problems_of(shared_weights(self._recipe.placed, model))
+        if found:
+            raise RecipeError(found)
 
     def check_data(self, num_train_samples: int) -> None:
         """Check that there is a training sample for each gradient the recipe wants.
@@ -199,11 +204,10 @@ class RecipeManager:
                 that the recipe names.
 
         Raises:
-            RecipeError: With each distillation modifier, if there is none, or if they
-                name several.
+            RecipeError: With each distillation modifier, if there is none.
         """  # noqa: DOC502
-        named, given = self.teacher, teacher if teacher is not None else self.teacher
-        self._check(lambda modifier: teacher_faults(modifier, given, named))
+        given = teacher if teacher is not None else self.teacher
+        self._check(lambda modifier: teacher_faults(modifier, given))
 
     def _check(
         self,

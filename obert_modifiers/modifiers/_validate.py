@@ -257,6 +257,23 @@ def check_range(start_epoch: float, end_epoch: float) -> None:
         )
 
 
+def check_rising(first: float, last: float) -> None:
+    """Check that a schedule prunes more and more.
+
+    Args:
+        first: Sparsity of the first event.
+        last: The largest of the last one.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    if first > last:
+        raise ValueError(
+            f"init_sparsity={first:g} is above final_sparsity={last:g}; expected a "
+            "schedule that prunes more and more; lower it or raise final_sparsity"
+        )
+
+
 def as_pattern(name: str, value: Any) -> MaskPattern:
     """Read a structure of sparsity; PyYAML gives ``2:4`` as the number 124.
 

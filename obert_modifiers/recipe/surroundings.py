@@ -102,29 +102,19 @@ def step_faults(modifier: Modifier, steps_per_epoch: int) -> Iterator[tuple[str,
         )
 
 
-def teacher_faults(
-    modifier: Modifier, teacher: Any, named: str | None = None
-) -> Iterator[tuple[str, str]]:
+def teacher_faults(modifier: Modifier, teacher: Any) -> Iterator[tuple[str, str]]:
     """Find a distillation modifier that has nothing to distil from.
 
     Args:
         modifier: SparseML's or ours.
         teacher: A model, ``"self"``, ``"disable"`` or None.
-        named: The teacher that the recipe's first distillation modifier names.
 
     Yields:
-        The key of the recipe, empty where it is about the whole modifier, and what is
+        The key of the recipe, empty as it is about the whole modifier, and what is
         wrong.
     """
     if SparsificationTypes.distillation not in modifier.sparsification_types:
         return
-    own = getattr(modifier, "teacher", None)
-    if isinstance(own, str) and own != named:
-        yield (
-            "teacher",
-            f"teacher={own} is not the {named} of another modifier; expected one "
-            "teacher in a recipe; write the same or distil in a run of its own",
-        )
     if not (isinstance(teacher, nn.Module) or teacher in _TEACHER_WORDS):
         yield (
             "",

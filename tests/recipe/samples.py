@@ -8,7 +8,7 @@ GMP = """\
       init_sparsity: 0.0
       final_sparsity: 0.8
       start_epoch: 0.0
-      end_epoch: 3.0
+      end_epoch: 2.0
       update_frequency: 1.0
       params: __ALL_PRUNABLE__
 """
