@@ -1,19 +1,38 @@
 """Batches of a task's data: for training, evaluation and gradient sampling."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 
+from obert_modifiers.core.outputs import LABELS, logits_of
 from obert_modifiers.core.parallel import world
 from obert_modifiers.core.sampling import GradientSource, SampleRequest
 
 GRADIENT_BATCH_SIZE = 32
 _SAMPLING_OPTIONS = ("batch_size",)
 _GROUP_BATCHES = 50  # batches that are sorted by length together
+
+
+Batch = dict[str, Tensor]
+
+
+def keep_logits(outputs: Any, batch: Batch) -> Batch:
+    """Keep the logits of a batch and, where there are any, its labels.
+
+    Args:
+        outputs: The model's outputs.
+        batch: What it was given.
+
+    Returns:
+        ``logits`` in float32 or wider, and ``labels``.
+    """
+    logits = logits_of(outputs)
+    kept = {"logits": logits if logits.element_size() >= 4 else logits.float()}
+    return kept | {name: batch[name] for name in ("labels",) if name in batch}
 
 
 @dataclass(frozen=True)
@@ -25,15 +44,30 @@ class TaskData:
         validation: The same for evaluation.
         collate: Makes a batch of tensors by name, ``labels`` among them.
         sample_loss: Called with the model's outputs and a batch; gives the loss of
-            each sample, ``(k,)``.
-        metrics: Called with logits and labels as arrays; gives figures by name.
+            each sample, ``(k,)``; for tokens, the mean over those with a label.
+        metrics: Called with what `keep` kept of all samples, arrays by name, a row for
+            each sample in the order of the samples; gives figures by name. ``loss`` and
+            ``samples`` among them replace the mean of the losses and the row count.
+        keep: Called with the model's outputs and a batch; gives tensors by name, a row
+            for each sample. Rows of different widths are filled up with -100, those of
+            floating-point numbers with minus infinity.
+        headline: The figures that people look at first, the first one foremost.
+        more_validation: Further samples to evaluate on, by the ending that their
+            figures' names get.
+        start_epoch: Called with the number of each epoch before its first batch.
     """
 
     train: Sequence[dict[str, Any]]
     validation: Sequence[dict[str, Any]]
-    collate: Callable[[list[dict[str, Any]]], dict[str, Tensor]]
-    sample_loss: Callable[[Any, dict[str, Tensor]], Tensor]
-    metrics: Callable[[Any, Any], dict[str, float]]
+    collate: Callable[[list[dict[str, Any]]], Batch]
+    sample_loss: Callable[[Any, Batch], Tensor]
+    metrics: Callable[..., dict[str, float]]
+    keep: Callable[[Any, Batch], Batch] = keep_logits
+    headline: tuple[str, ...] = ("accuracy",)
+    more_validation: Mapping[str, Sequence[dict[str, Any]]] = field(
+        default_factory=dict
+    )
+    start_epoch: Callable[[int], None] | None = None
 
 
 def lengths_of(samples: Sequence[dict[str, Any]]) -> list[int]:
@@ -41,11 +75,14 @@ def lengths_of(samples: Sequence[dict[str, Any]]) -> list[int]:
 
     Args:
         samples: Samples with ``input_ids``; a data set of the datasets library is
-            read by column.
+            read by column, and one that counts its tokens itself
+            (``token_counts``) is asked.
 
     Returns:
         Number of tokens of each.
     """
+    if hasattr(samples, "token_counts"):
+        return samples.token_counts()
     if hasattr(samples, "column_names"):
         return [len(ids) for ids in samples["input_ids"]]
     return [len(sample["input_ids"]) for sample in samples]
@@ -217,7 +254,7 @@ def inputs_of(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     Returns:
         What the model is called with.
     """
-    return {name: values for name, values in batch.items() if name != "labels"}
+    return {name: values for name, values in batch.items() if name not in LABELS}
 
 
 def _draw(available: int, wanted: int, seed: int) -> list[int]:

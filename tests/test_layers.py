@@ -51,7 +51,7 @@ LAYERS = {
     "embedded": layer(),
     "tasks": layer(
         LOADING | {"batches", "training", "embedded", "resources"},
-        NUMERIC | HUGGING_FACE | {"pandas", "pyarrow", "safetensors", "sklearn"},
+        NUMERIC | HUGGING_FACE | {"safetensors", "scipy", "seqeval", "sklearn"},
     ),
     "export": layer({"core"}, NUMERIC | {"onnx"}),
     "report": layer(RUNNING, NUMERIC | HUGGING_FACE | SHOW | {"safetensors"}),

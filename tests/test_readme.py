@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,12 @@ from obert_modifiers.manager import RecipeManager
 from obert_modifiers.resources import recipe_names
 from obert_modifiers.tasks._arguments import parse
 from obert_modifiers.training import RecipeStepper
-from tests import tiny
+from tests import questions, tiny
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXECUTED_BY_CI = {"make quickstart", "make test"}
+TRAINING = 6  # commands in the README that train
 INSTALLING = {
     "pip install torch==2.13.0",
     "pip install -c constraints.txt -e '.[demo]'",
@@ -39,7 +41,20 @@ def commands() -> list[str]:
 
 def training_commands() -> list[list[str]]:
     found = [shlex.split(line) for line in commands()]
-    return [words for words in found if "text_classification" in words]
+    return [words for words in found if "train" in words]
+
+
+def resumed_commands() -> list[list[str]]:
+    """The run that is resumed, and the command that resumes it."""
+    return [words for words in training_commands() if "runs/long" in words]
+
+
+def plain_commands() -> list[list[str]]:
+    return [words for words in training_commands() if "runs/long" not in words]
+
+
+def task_of(words: list[str]) -> str:
+    return words[words.index("train") + 1]
 
 
 def planning_commands() -> list[list[str]]:
@@ -51,7 +66,8 @@ def test_every_command_is_accounted_for() -> None:
     run = [*training_commands(), *planning_commands()]
     plain = {c for c in commands() if shlex.split(c) not in run}
     assert plain == EXECUTED_BY_CI | INSTALLING
-    assert len(training_commands()) == 5
+    assert len(training_commands()) == TRAINING + 2
+    assert {task_of(words) for words in training_commands()} == set(cli._TASKS)
     assert len(planning_commands()) == 1
     targets = (ROOT / "Makefile").read_text(encoding="utf-8")
     for command in EXECUTED_BY_CI:
@@ -63,8 +79,12 @@ def test_the_recipe_loads_and_the_shipped_ones_are_listed() -> None:
     manager = RecipeManager.from_recipe(recipe)
     assert manager.max_epochs == 5.0
     assert len(manager.modifiers) == 4
-    for name in recipe_names():
-        assert f"`recipes/{name}.yaml`" in README or f"`recipes/{name}`" in README
+    assert "(docs/recipes.md)" in README
+    table = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| `recipes/(\S+)\.yaml` \|", table, re.MULTILINE)
+    assert sorted(listed) == recipe_names()
+    (papers,) = re.findall(r"ship are (\d+) setups of the papers", README)
+    assert int(papers) == len(recipe_names()) - 2
 
 
 def test_the_python_runs() -> None:
@@ -90,14 +110,34 @@ def test_the_plan_is_printed_and_drawn(tmp_path: Path, monkeypatch) -> None:
     assert (tmp_path / "plan.png").is_file()
 
 
-@pytest.mark.parametrize("number", range(3))
+def write_data(task: str, folder: Path) -> Path:
+    """Write sentences as the task reads them."""
+    if task == "question_answering":
+        return questions.write_document(folder / "data.json", questions.rows(48))
+    rows = tiny.sentences(48)
+    texts = [row["sentence"] for row in rows]
+    if task == "masked_language_modeling":
+        (folder / "data.txt").write_text("\n".join(texts), encoding="utf-8")
+        return folder / "data.txt"
+    if task == "token_classification":
+        lists = [text.split() for text in texts]
+        rows = [
+            {"tokens": words, "ner_tags": [int(word in tiny.GOOD) for word in words]}
+            for words in lists
+        ]
+    return tiny.write_rows(folder / "data.json", rows)
+
+
+@pytest.mark.parametrize("number", range(TRAINING))
 def test_training_commands_run_scaled_down(number: int, tmp_path: Path) -> None:
     """The same command with a tiny model, a tiny data set and a short recipe."""
-    words = training_commands()[number]
-    split = words.index("text_classification") + 1
+    words = plain_commands()[number]
+    task = task_of(words)
+    split = words.index(task) + 1
     launcher, flags = words[:split], words[split:]
-    parse(flags, "obert")  # every flag as it stands in the README is known
-    data = tiny.write_rows(tmp_path / "data.json", tiny.sentences(48))
+    module = import_module(f"obert_modifiers.tasks.{task}")
+    parse(flags, "obert", module.TASK.flags)  # each flag of the README is known
+    data = write_data(task, tmp_path)
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("final_sparsity: 0.8\n" + tiny.RECIPE, encoding="utf-8")
     model = tiny.save_model(tmp_path / "model")
@@ -110,8 +150,15 @@ def test_training_commands_run_scaled_down(number: int, tmp_path: Path) -> None:
         "--cache_dir": tmp_path / "cache",
         "--per_device_train_batch_size": 4,
     }
-    kept = [word for word in flags if word.startswith("--") and word not in small]
-    kept = [w for w in kept if w not in ("--distill_teacher", "--recipe_args")]
+    if task == "question_answering":
+        small["--doc_stride"] = 8  # the tiny model reads 32 tokens
+    left_out = {"--distill_teacher", "--recipe_args", "--dataset_name"}
+    left_out |= {"--validation_ratio", *small}
+    kept, taken = [], True
+    for word in flags:
+        # The value of a flag goes where the flag goes.
+        taken = word not in left_out if word.startswith("--") else taken
+        kept += [word] if taken else []
     launcher = [str(Path(sys.executable).parent / launcher[0]), *launcher[1:]]
     if "torchrun" in launcher[0]:
         launcher.insert(1, "--standalone")
@@ -131,8 +178,8 @@ def test_training_commands_run_scaled_down(number: int, tmp_path: Path) -> None:
 
 
 def test_a_killed_run_is_resumed_as_it_says(tmp_path: Path, monkeypatch) -> None:
-    """The last two commands, with a tiny model, in one folder."""
-    start, resume = training_commands()[3:]
+    """The two commands with a tiny model, in one folder."""
+    start, resume = resumed_commands()
     assert resume == [*start, "--resume_from_checkpoint", "last"]
     data = tiny.write_rows(tmp_path / "data.json", tiny.sentences(48))
     recipe = tmp_path / "recipe.yaml"

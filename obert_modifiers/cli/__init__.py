@@ -1,13 +1,12 @@
 """L6: the ``obert`` command; light until a command needs more."""
 
 import logging
-import math
 import os
 import sys
 import traceback
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,8 +14,10 @@ import typer
 from rich.console import Console
 
 from obert_modifiers import __version__
+from obert_modifiers.cli._host import quiet_host
 from obert_modifiers.cli.launch import start_missing_processes
 from obert_modifiers.cli.progress import LogLines, PlainReporter, make_reporter
+from obert_modifiers.cli.recipe import recipe_app
 
 PACKAGE = "obert_modifiers"
 
@@ -28,11 +29,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 train_app = typer.Typer(help="Train a model with a recipe.", no_args_is_help=True)
-recipe_app = typer.Typer(help="Work on recipes.", no_args_is_help=True)
 app.add_typer(train_app, name="train")
 app.add_typer(recipe_app, name="recipe")
 
-_BATCH_SIZE = 8  # as `obert train` has it
+_TASKS = {
+    "question_answering": "Find answers in contexts, as in SQuAD",
+    "text_classification": "Classify texts, or predict a number",
+    "token_classification": "Classify the words of texts, such as named entities",
+    "masked_language_modeling": "Predict words that were masked, for upstream pruning",
+}
 _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
@@ -55,24 +60,27 @@ def _options(
     """Prune BERT-class encoders with oBERT and GMP★, by SparseML recipes."""
 
 
-@train_app.command(
-    "text_classification",
-    context_settings={**_PASS_ON, "help_option_names": []},
-    help="Classify texts, or predict a number; `--help` lists the flags.",
-)
-def _train_text_classification(context: typer.Context) -> None:
+def _train(context: typer.Context) -> None:
     with _reporting("--disable_tqdm" in context.args) as reporter:
-        from obert_modifiers.tasks import text_classification
+        module = import_module(f"{PACKAGE}.tasks.{context.info_name}")
         from obert_modifiers.training import TrainingStopped
 
         try:
-            record = text_classification.main(context.args, reporter)
+            record = module.main(context.args, reporter)
         except TrainingStopped as stop:
             if _rank() == 0:
-                command = text_classification.resume_command(context.args)
+                command = module.TASK.resume_command(context.args)
                 reporter.message(f"{stop}; go on with:\n{command}")
             return
         _finish(record, reporter)
+
+
+for _name, _what in _TASKS.items():
+    train_app.command(
+        _name,
+        context_settings={**_PASS_ON, "help_option_names": []},
+        help=f"{_what}; `--help` lists the flags.",
+    )(_train)
 
 
 @app.command("quickstart")
@@ -101,83 +109,6 @@ def _report(run: Annotated[Path, typer.Argument(help="The run's folder.")]) -> N
     typer.echo(write_report(run))
 
 
-@recipe_app.command("check")
-def _check_recipe(
-    recipe: Annotated[
-        str, typer.Argument(help="A .yaml file, or .md with one on top.")
-    ],
-    recipe_args: Annotated[
-        str | None,
-        typer.Option("--recipe_args", "--recipe-args", help="Variables, as JSON."),
-    ] = None,
-) -> None:
-    """Check a recipe completely and print everything that is wrong with it."""  # noqa: DOC501  typer shows the docstring
-    with _quiet_host():
-        from obert_modifiers.manager import RecipeError, RecipeManager
-
-        try:
-            manager = RecipeManager.from_recipe(recipe, recipe_args)
-        except RecipeError as error:
-            typer.echo(str(error), err=True)
-            raise typer.Exit(1) from None
-    names = ", ".join(type(modifier).__name__ for modifier in manager.modifiers)
-    typer.echo(f"{recipe}: no problems; {len(manager.modifiers)} modifiers: {names}")
-
-
-@recipe_app.command("plan")
-def _plan_recipe(
-    recipe: Annotated[
-        str, typer.Argument(help="A .yaml file, or .md with one on top.")
-    ],
-    model: Annotated[
-        Path | None, typer.Option(help="A model's folder; its config.json is read.")
-    ] = None,
-    train_samples: Annotated[
-        int | None,
-        typer.Option("--train-samples", "--train_samples", min=1, help="To get steps."),
-    ] = None,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(
-            "--batch-size", "--batch_size", min=1, help="Samples of a step; 8 if unset."
-        ),
-    ] = None,
-    recipe_args: Annotated[
-        str | None,
-        typer.Option("--recipe_args", "--recipe-args", help="Variables, as JSON."),
-    ] = None,
-    plot: Annotated[Path | None, typer.Option(help="A .png file to draw.")] = None,
-) -> None:
-    """Say what a recipe does when, without training."""  # noqa: DOC501  typer shows the docstring
-    if batch_size is not None and train_samples is None:
-        raise ValueError(
-            f"--batch-size={batch_size} has no --train-samples beside it; expected both"
-            " to count steps; add the number of samples"
-        )
-    with _quiet_host():
-        from obert_modifiers.cli.plan import shape_model, show_plan
-        from obert_modifiers.recipe import RecipeError, load_recipe
-        from obert_modifiers.recipe.plan import plan_recipe
-
-        try:
-            loaded = load_recipe(recipe, recipe_args)
-        except RecipeError as error:
-            typer.echo(str(error), err=True)
-            raise typer.Exit(1) from None
-        per_step = batch_size or _BATCH_SIZE
-        plan = plan_recipe(
-            loaded,
-            steps_per_epoch=train_samples and math.ceil(train_samples / per_step),
-            model=None if model is None else shape_model(model),
-        )
-    show_plan(plan)
-    if plot is not None:
-        from obert_modifiers.report.draw import save_plan_png
-
-        save_plan_png(plot, plan, Path(recipe).name)
-        typer.echo(f"drawn in {plot}")
-
-
 def _finish(record: dict[str, Any], reporter: PlainReporter) -> None:
     """Write the report and say where everything is.
 
@@ -189,7 +120,7 @@ def _finish(record: dict[str, Any], reporter: PlainReporter) -> None:
         return
     figures = ", ".join(
         f"{name} {record[name]:.4f}"
-        for name in ("accuracy", "pearson", "loss", "sparsity")
+        for name in (*record["headline"], "loss", "sparsity")
         if record.get(name) is not None
     )
     reporter.message(f"done in {record['minutes']:.1f} min: {figures}")
@@ -218,24 +149,11 @@ def _reporting(plain: bool = False) -> Iterator[PlainReporter]:
     logger.addHandler(handler)
     logger.setLevel(logging.INFO if _rank() == 0 else logging.ERROR)
     try:
-        with _quiet_host():
+        with quiet_host():
             yield reporter
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
-
-
-@contextmanager
-def _quiet_host() -> Iterator[None]:
-    """Leave out the warnings that SparseML's import gives on every start.
-
-    Yields:
-        Nothing.
-    """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
-        warnings.filterwarnings("ignore", category=DeprecationWarning)
-        yield
 
 
 def _rank() -> int:

@@ -63,7 +63,7 @@ def evaluation_line(record: dict[str, Any]) -> str:
     """
     figures = ", ".join(
         f"{name} {record[name]:.4f}"
-        for name in ("accuracy", "pearson", "loss")
+        for name in (*record.get("headline", ("accuracy", "pearson")), "loss")
         if name in record
     )
     return f"validation at epoch {record['epoch']:.2f}: {figures}"

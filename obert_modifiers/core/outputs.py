@@ -5,6 +5,9 @@ from typing import Any
 
 from torch import Tensor
 
+# What a task's loss is computed from, and the model is not called with.
+LABELS = ("labels", "start_positions", "end_positions")
+
 
 def logits_of(outputs: Any) -> Tensor:
     """Find the logits in what a model returned.

@@ -7,8 +7,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from obert_modifiers.core.distillation import mix_losses
+from obert_modifiers.core.outputs import LABELS
 from obert_modifiers.core.sampling import GradientSource
-from obert_modifiers.modifiers.distillation import LABELS, LogitDistillationModifier
+from obert_modifiers.modifiers.distillation import LogitDistillationModifier
 
 FISHER_LOSSES = ("task", "distillation", "train")
 

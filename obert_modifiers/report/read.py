@@ -34,8 +34,9 @@ class Run:
 
     @property
     def metric(self) -> str:
-        """The figure that the report follows: accuracy, or Pearson's correlation."""
-        return next((name for name in METRICS if name in self.record), METRICS[0])
+        """The figure that the report follows: the first of the task's headline."""
+        names = self.record.get("headline", METRICS)
+        return next((name for name in names if name in self.record), names[0])
 
     @property
     def layers(self) -> list[dict[str, Any]]:

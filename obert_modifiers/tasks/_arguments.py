@@ -26,40 +26,67 @@ _NOT_YET = {
 # Flags of SparseML and of the transformers releases that it supports; those of the
 # installed release are added from its TrainingArguments.
 _KNOWN_ELSEWHERE = """
-    adafactor best_model_after_epoch dispatch_batches eval_on_test fp16_backend
+    adafactor best_model_after_epoch dispatch_batches fp16_backend
     fp16_opt_level half_precision_backend include_inputs_for_metrics jit_mode_eval
     logging_dir max_predict_samples mp_parameters num_export_samples one_shot
     overwrite_cache past_index per_gpu_eval_batch_size per_gpu_train_batch_size
     push_to_hub_model_id push_to_hub_organization push_to_hub_token ray_scope
     save_safetensors sharded_ddp split_batches torchdynamo tpu_metrics_debug
     tpu_num_cores trust_remote_code use_auth_token use_fast_tokenizer use_ipex
-    use_mps_device use_teacher_tokenizer xpu_backend
+    label_all_tokens return_entity_level_metrics use_mps_device use_teacher_tokenizer
+    xpu_backend
 """.split()
 
 
-def _flag(default: Any, text: str, *aliases: str) -> Any:
+def flag(default: Any, text: str, *aliases: str) -> Any:
+    """Declare a flag.
+
+    Args:
+        default: Its value where it is not given.
+        text: What ``--help`` says about it.
+        *aliases: Other names of it, with their dashes.
+
+    Returns:
+        The field of a dataclass of flags.
+    """
     metadata: dict[str, Any] = {"help": text}
     if aliases:
         metadata["aliases"] = list(aliases)
     return field(default=default, metadata=metadata)
 
 
+def check_positive(name: str, value: int | None) -> None:
+    """Check a number that counts something.
+
+    Args:
+        name: The flag, without dashes.
+        value: Its value, or None where it is not given.
+
+    Raises:
+        ValueError: If it is below 1.
+    """
+    if value is not None and value < 1:
+        raise ValueError(
+            f"--{name}={value} is not positive; expected 1 or more; raise it"
+        )
+
+
 @dataclass
 class ModelArguments:
     """Which model is trained, and by which teacher."""
 
-    model_name_or_path: str | None = _flag(
+    model_name_or_path: str | None = flag(
         None, "A folder or hub id of the model; without it, the embedded encoder."
     )
-    config_name: str | None = _flag(
+    config_name: str | None = flag(
         None, "A folder or hub id of the configuration, where it is another."
     )
-    tokenizer_name: str | None = _flag(
+    tokenizer_name: str | None = flag(
         None, "A folder or hub id of the tokenizer, where it is another."
     )
-    cache_dir: str | None = _flag(None, "Where models and data of the hub are kept.")
-    model_revision: str = _flag("main", "The branch, tag or commit of a hub model.")
-    distill_teacher: str | None = _flag(
+    cache_dir: str | None = flag(None, "Where models and data of the hub are kept.")
+    model_revision: str = flag("main", "The branch, tag or commit of a hub model.")
+    distill_teacher: str | None = flag(
         None,
         "The teacher that the recipe's distillation modifier learns from: a folder or "
         "hub id, 'self' for the model as it starts, or 'disable'.",
@@ -67,77 +94,116 @@ class ModelArguments:
 
 
 @dataclass
-class DataArguments:
-    """Which data set is read, and how it becomes tokens."""
+class DataSetArguments:
+    """Which data set is read, and how it becomes tokens; the flags of every task."""
 
-    task_name: str | None = _flag(None, "A GLUE task, fetched from the hub.")
-    dataset_name: str | None = _flag(None, "A folder or hub id of a data set.")
-    dataset_config_name: str | None = _flag(None, "The data set's configuration.")
-    train_file: str | None = _flag(None, "A csv, tsv, json, jsonl or parquet file.")
-    validation_file: str | None = _flag(None, "The same, to evaluate on.")
-    test_file: str | None = _flag(None, "The same, to predict.")
-    validation_ratio: float | None = _flag(
+    dataset_name: str | None = flag(None, "A folder or hub id of a data set.")
+    dataset_config_name: str | None = flag(None, "The data set's configuration.")
+    train_file: str | None = flag(None, "A csv, tsv, json, jsonl, parquet or txt file.")
+    validation_file: str | None = flag(None, "The same, to evaluate on.")
+    test_file: str | None = flag(None, "The same, to predict.")
+    validation_ratio: float | None = flag(
         None, "The share of the training data kept for validation, between 0 and 1."
     )
-    input_column_names: str | None = _flag(
-        None, "The column of the text, or two of them with a comma for pairs."
+    eval_on_test: bool = flag(
+        False, "Evaluate on the test data, for data sets like IMDB without others."
     )
-    label_column_name: str = _flag("label", "The column of the labels.")
-    max_seq_length: int = _flag(384, "Longer sequences are cut to this many tokens.")
-    pad_to_max_length: bool = _flag(
+    max_seq_length: int = flag(384, "Longer sequences are cut to this many tokens.")
+    pad_to_max_length: bool = flag(
         False, "Pad every sample to max_seq_length, not to the longest of its batch."
     )
-    max_train_samples: int | None = _flag(None, "Train on the first samples only.")
-    max_eval_samples: int | None = _flag(None, "Evaluate on the first samples only.")
-    preprocessing_num_workers: int | None = _flag(None, "Processes that tokenize.")
+    max_train_samples: int | None = flag(None, "Train on the first samples only.")
+    max_eval_samples: int | None = flag(None, "Evaluate on the first samples only.")
+    preprocessing_num_workers: int | None = flag(None, "Processes that tokenize.")
+
+    def check(self) -> None:
+        """Check each value, and those that exclude each other.
+
+        Raises:
+            ValueError: If a value breaks its rule.
+        """
+        for name in ("max_seq_length", "max_train_samples", "max_eval_samples"):
+            check_positive(name, getattr(self, name))
+        check_positive("preprocessing_num_workers", self.preprocessing_num_workers)
+        ratio = self.validation_ratio
+        if ratio is not None and not 0 < ratio < 1:
+            raise ValueError(
+                f"--validation_ratio={ratio} is outside (0, 1); expected a share of "
+                "the training data; use 0.1 for a tenth"
+            )
+        if self.eval_on_test and ratio is not None:
+            raise ValueError(
+                "--eval_on_test and --validation_ratio exclude each other; expected one"
+                "; drop one"
+            )
+        named = [
+            f"--{name}={getattr(self, name)}"
+            for name in ("task_name", "dataset_name", "train_file")
+            if getattr(self, name, None) is not None
+        ]
+        if len(named) > 1:
+            raise ValueError(
+                f"{' and '.join(named)} name several data sets; expected one; drop one"
+            )
+
+
+@dataclass
+class DataArguments(DataSetArguments):
+    """The flags of text classification's data."""
+
+    task_name: str | None = flag(None, "A GLUE task, fetched from the hub.")
+    input_column_names: str | None = flag(
+        None, "The column of the text, or two of them with a comma for pairs."
+    )
+    label_column_name: str = flag("label", "The column of the labels.")
 
 
 @dataclass
 class TrainArguments:
     """How it is trained, and where the result goes."""
 
-    output_dir: str = _flag("runs/text_classification", "Where the result is written.")
-    overwrite_output_dir: bool = _flag(False, "Write over what output_dir holds.")
-    recipe: str | None = _flag(None, "The recipe: a .yaml file, or .md with it on top.")
-    recipe_args: str | None = _flag(
+    output_dir: str = flag("runs/text_classification", "Where the result is written.")
+    overwrite_output_dir: bool = flag(False, "Write over what output_dir holds.")
+    recipe: str | None = flag(None, "The recipe: a .yaml file, or .md with it on top.")
+    recipe_args: str | None = flag(
         None, "Values for the recipe's variables, as JSON: '{\"num_grads\": 512}'."
     )
-    do_train: bool = _flag(False, "Train; without any do_* flag: train and evaluate.")
-    do_eval: bool = _flag(False, "Evaluate on the validation data.")
-    do_predict: bool = _flag(False, "Write the predictions for the test data.")
-    num_train_epochs: float = _flag(3.0, "Epochs; the recipe's EpochRange overrides.")
-    learning_rate: float = _flag(5e-5, "The rate after warm-up, without a recipe's.")
-    lr_scheduler_type: str = _flag("linear", "The schedule, without a recipe's.")
-    warmup_ratio: float = _flag(0.0, "The share of the steps that warms the rate up.")
-    weight_decay: float = _flag(0.0, "AdamW's; biases and LayerNorms have none.")
-    max_grad_norm: float = _flag(1.0, "Gradients are clipped to this norm.")
-    per_device_train_batch_size: int = _flag(8, "Samples in a batch of a process.")
-    per_device_eval_batch_size: int = _flag(64, "The same when it evaluates.")
-    gradient_accumulation_steps: int = _flag(1, "Batches in an optimizer step.")
-    group_by_length: bool = _flag(True, "Put samples of like length into a batch.")
-    seed: int = _flag(42, "Fixes the new head, the order of the data and dropout.")
-    bf16: bool = _flag(False, "Mixed precision in bfloat16.")
-    fp16: bool = _flag(False, "Mixed precision in float16; needs a GPU.")
-    use_cpu: bool = _flag(False, "Stay on the CPU.", "--no_cuda")
-    logging_steps: int = _flag(10, "Optimizer steps between two lines of the log.")
-    eval_strategy: Literal["no", "epoch"] = _flag(
+    do_train: bool = flag(False, "Train; without any do_* flag: train and evaluate.")
+    do_eval: bool = flag(False, "Evaluate on the validation data.")
+    do_predict: bool = flag(False, "Write the predictions for the test data.")
+    num_train_epochs: float = flag(3.0, "Epochs; the recipe's EpochRange overrides.")
+    learning_rate: float = flag(5e-5, "The rate after warm-up, without a recipe's.")
+    lr_scheduler_type: str = flag("linear", "The schedule, without a recipe's.")
+    warmup_ratio: float = flag(0.0, "The share of the steps that warms the rate up.")
+    weight_decay: float = flag(0.0, "AdamW's; biases and LayerNorms have none.")
+    max_grad_norm: float = flag(1.0, "Gradients are clipped to this norm.")
+    per_device_train_batch_size: int = flag(8, "Samples in a batch of a process.")
+    per_device_eval_batch_size: int = flag(64, "The same when it evaluates.")
+    gradient_accumulation_steps: int = flag(1, "Batches in an optimizer step.")
+    group_by_length: bool = flag(True, "Put samples of like length into a batch.")
+    seed: int = flag(42, "Fixes the new head, the order of the data and dropout.")
+    bf16: bool = flag(False, "Mixed precision in bfloat16.")
+    fp16: bool = flag(False, "Mixed precision in float16; needs a GPU.")
+    use_cpu: bool = flag(False, "Stay on the CPU.", "--no_cuda")
+    logging_steps: int = flag(10, "Optimizer steps between two lines of the log.")
+    eval_strategy: Literal["no", "epoch"] = flag(
         "epoch", "When the validation data is looked at.", "--evaluation_strategy"
     )
-    save_strategy: Literal["no", "epoch", "steps"] = _flag(
+    save_strategy: Literal["no", "epoch", "steps"] = flag(
         "no", "When checkpoints are written, from which a killed run is resumed."
     )
-    save_steps: int = _flag(500, "Optimizer steps between two checkpoints.")
-    save_total_limit: int | None = _flag(
+    save_steps: int = flag(500, "Optimizer steps between two checkpoints.")
+    save_total_limit: int | None = flag(
         None, "Checkpoints that are kept; all if unset."
     )
-    resume_from_checkpoint: str | None = _flag(
+    resume_from_checkpoint: str | None = flag(
         None, "Go on from a checkpoint's folder, or from the last one: 'last'."
     )
-    recipe_changed: Literal["refuse", "allow"] = _flag(
+    recipe_changed: Literal["refuse", "allow"] = flag(
         "refuse", "Whether a run goes on with an edited recipe, where that is safe."
     )
-    report_to: Literal["none"] = _flag("none", "Reports are files in output_dir.")
-    disable_tqdm: bool = _flag(False, "Print lines instead of a progress bar.")
+    report_to: Literal["none"] = flag("none", "Reports are files in output_dir.")
+    disable_tqdm: bool = flag(False, "Print lines instead of a progress bar.")
 
 
 @dataclass(frozen=True)
@@ -152,7 +218,7 @@ class Arguments:
     """
 
     model: ModelArguments = field(default_factory=ModelArguments)
-    data: DataArguments = field(default_factory=DataArguments)
+    data: DataSetArguments = field(default_factory=DataArguments)
     train: TrainArguments = field(default_factory=TrainArguments)
     command: tuple[str, ...] = ()
 
@@ -172,20 +238,26 @@ class _Parser(HfArgumentParser):
         raise ValueError(f"{message}; run with --help for the flags and their values")
 
 
-def _parser(program: str) -> _Parser:
-    return _Parser(
-        (ModelArguments, DataArguments, TrainArguments),
+def _parser(program: str, data: type[DataSetArguments]) -> _Parser:
+    parser = _Parser(
+        (ModelArguments, data, TrainArguments),
         prog=program,
         allow_abbrev=False,
     )
+    parser.set_defaults(output_dir=f"runs/{program.split()[-1]}")
+    return parser
 
 
-def parse(argv: list[str], program: str) -> Arguments:
+def parse(
+    argv: list[str], program: str, data: type[DataSetArguments] = DataArguments
+) -> Arguments:
     """Read a command line.
 
     Args:
         argv: The words after the program's name.
-        program: That name, for the help text.
+        program: That name, for the help text; its last word names the folder that
+            the result is written to by default.
+        data: The task's flags.
 
     Returns:
         The flags, each with a value of its type.
@@ -193,13 +265,13 @@ def parse(argv: list[str], program: str) -> Arguments:
     Raises:
         ValueError: If a flag is unknown, not supported yet or has a bad value.
     """
-    parser = _parser(program)
-    model, data, train, rest = parser.parse_args_into_dataclasses(
+    parser = _parser(program, data)
+    model, found, train, rest = parser.parse_args_into_dataclasses(
         list(argv), return_remaining_strings=True
     )
     if rest:
         raise ValueError(_unknown(rest, parser))
-    return Arguments(model, data, train, (*program.split(), *argv))
+    return Arguments(model, found, train, (*program.split(), *argv))
 
 
 def resuming(argv: Sequence[str]) -> list[str]:
@@ -266,37 +338,19 @@ def check(arguments: Arguments) -> None:
     Raises:
         ValueError: If a value breaks its rule.
     """
-    data, train = arguments.data, arguments.train
-    for owner, names in (
-        (data, ("max_seq_length", "max_train_samples", "max_eval_samples")),
-        (data, ("preprocessing_num_workers",)),
-        (train, ("per_device_train_batch_size", "per_device_eval_batch_size")),
-        (train, ("gradient_accumulation_steps", "logging_steps")),
-        (train, ("save_steps", "save_total_limit")),
+    arguments.data.check()
+    train = arguments.train
+    for name in (
+        "per_device_train_batch_size",
+        "per_device_eval_batch_size",
+        "gradient_accumulation_steps",
+        "logging_steps",
+        "save_steps",
+        "save_total_limit",
     ):
-        for name in names:
-            value = getattr(owner, name)
-            if value is not None and value < 1:
-                raise ValueError(
-                    f"--{name}={value} is not positive; expected 1 or more; raise it"
-                )
+        check_positive(name, getattr(train, name))
     if train.fp16 and train.bf16:
         raise ValueError("--fp16 and --bf16 exclude each other; expected one; drop one")
-    ratio = data.validation_ratio
-    if ratio is not None and not 0 < ratio < 1:
-        raise ValueError(
-            f"--validation_ratio={ratio} is outside (0, 1); expected a share of the "
-            "training data; use 0.1 for a tenth"
-        )
-    named = [
-        f"--{name}={getattr(data, name)}"
-        for name in ("task_name", "dataset_name", "train_file")
-        if getattr(data, name) is not None
-    ]
-    if len(named) > 1:
-        raise ValueError(
-            f"{' and '.join(named)} name several data sets; expected one; drop one"
-        )
     _check_output(Path(train.output_dir), train)
 
 

@@ -1,40 +1,13 @@
-"""Data sets of texts with a label: find them, understand them, make them tokens."""
+"""Data sets of texts: their splits, and which columns hold what."""
 
-import difflib
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import datasets
 from datasets import Dataset
-from datasets.exceptions import DatasetsError
 
-from obert_modifiers import embedded
-from obert_modifiers.tasks._arguments import DataArguments
-
-logger = logging.getLogger(__name__)
-
-GLUE_COLUMNS = {
-    "cola": ("sentence",),
-    "mnli": ("premise", "hypothesis"),
-    "mrpc": ("sentence1", "sentence2"),
-    "qnli": ("question", "sentence"),
-    "qqp": ("question1", "question2"),
-    "rte": ("sentence1", "sentence2"),
-    "sst2": ("sentence",),
-    "stsb": ("sentence1", "sentence2"),
-    "wnli": ("sentence1", "sentence2"),
-}
-_FORMATS = {
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".json": "json",
-    ".jsonl": "json",
-    ".parquet": "parquet",
-}
-_LOCAL_WAY = "give the files with --train_file and --validation_file, or a folder"
+from obert_modifiers.tasks._arguments import DataArguments, DataSetArguments
+from obert_modifiers.tasks._files import GLUE_COLUMNS, nearest, read
 
 
 @dataclass(frozen=True)
@@ -70,23 +43,57 @@ class TextData:
     Attributes:
         splits: ``train``, ``validation`` and ``test``, as far as there are any.
         text_columns: One column, or two for pairs.
-        label_column: The column of the labels.
+        label_column: The column of the labels; None where the task has no such column.
         description: Where the data came from, for the log.
     """
 
     splits: Mapping[str, Dataset]
     text_columns: tuple[str, ...]
-    label_column: str
+    label_column: str | None
     description: str
 
 
-def load(args: DataArguments, cache_dir: str | None, seed: int) -> TextData:
+# From rows, flags and the data's description to the columns of text and of labels.
+ColumnRule = Callable[[Dataset, Any, str], tuple[tuple[str, ...], str | None]]
+# From flags and the cache's folder to the splits and the data's description.
+Reader = Callable[[Any, str | None], tuple[dict[str, Dataset], str]]
+
+
+def text_and_label(
+    rows: Dataset, args: DataArguments, description: str
+) -> tuple[tuple[str, ...], str]:
+    """Decide which columns text classification reads.
+
+    Args:
+        rows: A split.
+        args: The flags.
+        description: Where the data came from, for errors.
+
+    Returns:
+        The columns of the text, and that of the labels.
+
+    Raises:
+        ValueError: If a column is missing or the choice is not clear.
+    """  # noqa: DOC502  raised by what is called
+    need_column(rows, args.label_column_name, "--label_column_name", description)
+    return text_columns(rows, args, description), args.label_column_name
+
+
+def load(
+    args: DataSetArguments,
+    cache_dir: str | None,
+    seed: int,
+    columns: ColumnRule = text_and_label,
+    reader: Reader = read,
+) -> TextData:
     """Read the data set that the flags name; without any, the embedded one.
 
     Args:
         args: The flags.
         cache_dir: Where the datasets library keeps what it has read.
         seed: Which part of the training data `validation_ratio` keeps.
+        columns: Decides which columns the task reads.
+        reader: Finds the splits.
 
     Returns:
         Its splits, cut to the asked numbers of samples, and its columns.
@@ -94,16 +101,21 @@ def load(args: DataArguments, cache_dir: str | None, seed: int) -> TextData:
     Raises:
         ValueError: If a file, split or column is missing or a value is empty.
     """
-    splits, description = _read(args, cache_dir)
+    splits, description = reader(args, cache_dir)
     if args.validation_ratio is not None and "train" in splits:
         parts = splits["train"].train_test_split(args.validation_ratio, seed=seed)
         splits |= {"train": parts["train"], "validation": parts["test"]}
-    for split, most in (
-        ("train", args.max_train_samples),
-        ("validation", args.max_eval_samples),
-    ):
-        if split in splits and most is not None:
-            splits[split] = splits[split].select(range(min(most, len(splits[split]))))
+    if args.eval_on_test:
+        if "test" not in splits:
+            raise ValueError(
+                f"--eval_on_test: data={description} has no test split, only "
+                f"{', '.join(splits)}; expected one; give --test_file or drop the flag"
+            )
+        splits["validation"] = splits["test"]
+    for split, rows in splits.items():
+        most = args.max_train_samples if split == "train" else args.max_eval_samples
+        if most is not None and split != "test":
+            splits[split] = rows.select(range(min(most, len(rows))))
     for split, rows in splits.items():
         if len(rows) == 0:
             raise ValueError(
@@ -111,133 +123,7 @@ def load(args: DataArguments, cache_dir: str | None, seed: int) -> TextData:
                 "least one; check the file"
             )
     first = splits.get("train", next(iter(splits.values())))
-    _need_column(first, args.label_column_name, "--label_column_name", description)
-    columns = text_columns(first, args, description)
-    return TextData(splits, columns, args.label_column_name, description)
-
-
-def _read(args: DataArguments, cache_dir: str | None) -> tuple[dict[str, Dataset], str]:
-    """Find the splits of a data set by name, in files, or the embedded one.
-
-    Args:
-        args: The flags.
-        cache_dir: Where the datasets library keeps what it has read.
-
-    Returns:
-        The splits and where they came from.
-    """
-    files = {
-        "train": args.train_file,
-        "validation": args.validation_file,
-        "test": args.test_file,
-    }
-    files = {split: path for split, path in files.items() if path is not None}
-    if args.task_name is not None:
-        return _read_glue(args.task_name.lower(), cache_dir)
-    if args.dataset_name is not None:
-        found = _read_named(args.dataset_name, args.dataset_config_name, cache_dir)
-        return dict(found), args.dataset_name
-    if files:
-        splits = {
-            split: _read_file(f"--{split}_file", Path(path), cache_dir)
-            for split, path in files.items()
-        }
-        return splits, ", ".join(files.values())
-    splits = {
-        split: _read_file("embedded data", path, cache_dir)
-        for split, path in embedded.movie_snippets().items()
-    }
-    return splits, f"the embedded {embedded.DATA_NAME}"
-
-
-def _read_glue(task: str, cache_dir: str | None) -> tuple[dict[str, Dataset], str]:
-    if task not in GLUE_COLUMNS:
-        raise ValueError(
-            f"--task_name={task} is no GLUE task; expected one of "
-            f"{', '.join(GLUE_COLUMNS)}; {_nearest(task, GLUE_COLUMNS)}"
-        )
-    found = dict(_read_named("glue", task, cache_dir))
-    if task == "mnli":
-        found["validation"] = found["validation_matched"]
-        found["test"] = found["test_matched"]
-    splits = ("train", "validation", "test")
-    return {split: found[split] for split in splits}, f"GLUE {task}"
-
-
-def _read_named(
-    name: str, config: str | None, cache_dir: str | None
-) -> datasets.DatasetDict:
-    """Read a data set from a folder or from the hub.
-
-    Args:
-        name: The folder or hub id.
-        config: Its configuration, where it has several.
-        cache_dir: Where the datasets library keeps what it has read.
-
-    Returns:
-        Its splits.
-
-    Raises:
-        ValueError: If there is no such folder and the hub does not give it either.
-    """
-    local = Path(name).exists()
-    if not local:
-        logger.info("asking the hub for the data set %s", name)
-    try:
-        return datasets.load_dataset(name, config, cache_dir=cache_dir)
-    except (OSError, ValueError, DatasetsError) as error:
-        if local:
-            why, rule = "has no data that can be read", "csv, json or parquet files"
-        else:
-            why = "is no folder here, and the hub did not give it"
-            rule = "a folder, or a hub id and a network"
-        raise ValueError(
-            f"data set={name} {why} ({_first_line(error)}); expected {rule}; "
-            f"{_LOCAL_WAY} with --dataset_name"
-        ) from error
-
-
-def _read_file(flag: str, path: Path, cache_dir: str | None) -> Dataset:
-    """Read one csv, tsv, json, jsonl or parquet file.
-
-    Args:
-        flag: The flag that named it, for errors.
-        path: The file.
-        cache_dir: Where the datasets library keeps what it has read.
-
-    Returns:
-        Its rows.
-
-    Raises:
-        ValueError: If the file is missing, of another kind or cannot be read.
-    """
-    kind = _FORMATS.get(path.suffix.lower())
-    if kind is None:
-        raise ValueError(
-            f"{flag}={path} is of an unknown kind; expected a name that ends in "
-            f"{', '.join(_FORMATS)}; convert it or rename it"
-        )
-    if not path.is_file():
-        siblings = [other.name for other in path.parent.glob(f"*{path.suffix}")]
-        raise ValueError(
-            f"{flag}={path} does not exist; expected a file; "
-            f"{_nearest(path.name, siblings) if siblings else 'check the path'}"
-        )
-    options = {"sep": "\t"} if path.suffix.lower() == ".tsv" else {}
-    try:
-        return datasets.load_dataset(
-            kind,
-            data_files=[str(path)],
-            split="train",
-            cache_dir=cache_dir,
-            **options,
-        )
-    except Exception as error:  # datasets wraps the readers' errors in its own
-        cause = error.__cause__ or error
-        raise ValueError(
-            f"{flag}={path} cannot be read as {kind} ({_first_line(cause)}); expected "
-            "rows with named columns; check the file"
-        ) from error
+    return TextData(splits, *columns(first, args, description), description)
 
 
 def text_columns(
@@ -260,7 +146,7 @@ def text_columns(
     if args.input_column_names is not None:
         names = tuple(name.strip() for name in args.input_column_names.split(","))
         for name in names:
-            _need_column(rows, name, "--input_column_names", description)
+            need_column(rows, name, "--input_column_names", description)
         if len(names) > 2:
             raise ValueError(
                 f"--input_column_names={args.input_column_names} names {len(names)} "
@@ -288,18 +174,20 @@ def text_columns(
     return tuple(texts)
 
 
-def _need_column(rows: Dataset, name: str, flag: str, description: str) -> None:
+def need_column(rows: Dataset, name: str, flag: str, description: str) -> None:
+    """Check that there is a column.
+
+    Args:
+        rows: A split.
+        name: The column.
+        flag: The flag that named it, for errors.
+        description: Where the data came from, for errors.
+
+    Raises:
+        ValueError: If there is none of that name.
+    """
     if name not in rows.column_names:
         raise ValueError(
             f"{flag}={name} is no column of {description}; expected one of "
-            f"{', '.join(rows.column_names)}; {_nearest(name, rows.column_names)}"
+            f"{', '.join(rows.column_names)}; {nearest(name, rows.column_names)}"
         )
-
-
-def _nearest(name: str, names: Sequence[str] | Mapping[str, Any]) -> str:
-    found = difflib.get_close_matches(name, list(names), n=1, cutoff=0.0)
-    return f"did you mean {found[0]}?" if found else "check the name"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

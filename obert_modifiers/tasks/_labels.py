@@ -30,7 +30,7 @@ def understand(data: TextData, known: Mapping[str, int] | None = None) -> Labels
     rows = [split for name, split in data.splits.items() if name != "test"]
     rows = rows or list(data.splits.values())
     for split in rows:
-        _no_gaps(split, column, data.description)
+        no_gaps(split, column, data.description)
     feature = rows[0].features[column]
     if getattr(feature, "dtype", "").startswith(("float", "double")):
         return Labels(column, {}, ())
@@ -41,10 +41,10 @@ def understand(data: TextData, known: Mapping[str, int] | None = None) -> Labels
         values = sorted({value for split in rows for value in split[column]})
         names = tuple(str(value) for value in values)
         ids = {value: number for number, value in enumerate(values)}
-    return _as_the_model_knows(Labels(column, ids, names), known or {}, data)
+    return as_the_model_knows(Labels(column, ids, names), known or {}, data)
 
 
-def _as_the_model_knows(
+def as_the_model_knows(
     labels: Labels, known: Mapping[str, int], data: TextData
 ) -> Labels:
     """Keep the classes that the model was trained with.
@@ -69,7 +69,8 @@ def _as_the_model_knows(
             for value, number in labels.ids.items()
         }
         return Labels(labels.column, ids, names)
-    if known and all(value in range(len(known)) for value in labels.ids):
+    unnamed = all(labels.names[number] == str(v) for v, number in labels.ids.items())
+    if known and unnamed and all(v in range(len(known)) for v in labels.ids):
         return Labels(labels.column, {number: number for number in labels.ids}, names)
     if len(labels.names) < 2:
         raise ValueError(
@@ -79,7 +80,7 @@ def _as_the_model_knows(
     return labels
 
 
-def _no_gaps(rows: Dataset, column: str, description: str) -> None:
+def no_gaps(rows: Dataset, column: str, description: str) -> None:
     """Check that every row has a value.
 
     Args:
@@ -134,7 +135,7 @@ def tokenize(
     encoded = {}
     for name, rows in data.splits.items():
         for column in data.text_columns:
-            _no_gaps(rows, column, data.description)
+            no_gaps(rows, column, data.description)
         kept = [*data.text_columns] + ([labels.column] if name != "test" else [])
         encoded[name] = rows.select_columns(kept).map(
             encode,

@@ -1,9 +1,11 @@
 """Losses and metrics of text classification."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from torch import Tensor
 from torch.nn import functional
 
@@ -50,13 +52,10 @@ def classification_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, 
         ``matthews_correlation``, which GLUE reports for some tasks.
     """
     predicted = logits.argmax(-1)
-    found = {"accuracy": float((predicted == labels).mean())}
+    found = {"accuracy": float(accuracy_score(labels, predicted))}
     if logits.shape[-1] == 2:
-        hits = float(((predicted == 1) & (labels == 1)).sum())
-        wrong = float((predicted != labels).sum())
-        found["f1"] = 2 * hits / (2 * hits + wrong) if hits else 0.0
-        # For two classes Matthews' coefficient is the correlation of the class numbers.
-        found["matthews_correlation"] = _correlation(predicted, labels)
+        found["f1"] = float(f1_score(labels, predicted, zero_division=0.0))
+        found["matthews_correlation"] = _score(matthews_corrcoef, labels, predicted)
     return found
 
 
@@ -70,28 +69,14 @@ def regression_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, floa
     Returns:
         ``pearson`` and ``spearman`` correlation; 0.0 where one side is constant.
     """
-    predicted = logits.reshape(-1)
+    predicted = logits.reshape(-1).astype(np.float64)
+    truth = labels.astype(np.float64)
     return {
-        "pearson": _correlation(predicted, labels),
-        "spearman": _correlation(_ranks(predicted), _ranks(labels)),
+        "pearson": _score(lambda a, b: pearsonr(a, b).statistic, truth, predicted),
+        "spearman": _score(lambda a, b: spearmanr(a, b).statistic, truth, predicted),
     }
 
 
-def _correlation(a: np.ndarray, b: np.ndarray) -> float:
-    if np.ptp(a) == 0 or np.ptp(b) == 0:
-        return 0.0
-    return float(np.corrcoef(a.astype(np.float64), b.astype(np.float64))[0, 1])
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    """Rank values.
-
-    Args:
-        values: Numbers (n,).
-
-    Returns:
-        Ranks (n,) from 1; equal values share the mean of theirs.
-    """
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends = counts.cumsum()
-    return (ends - (counts - 1) / 2)[place]
+def _score(score: Callable[..., Any], a: np.ndarray, b: np.ndarray) -> float:
+    # The libraries warn of constants, of which no correlation is defined.
+    return 0.0 if np.ptp(a) == 0 or np.ptp(b) == 0 else float(score(a, b))

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.pre_tokenizers import Sequence as Sequential
 from torch import nn
 from transformers import (
     AutoConfig,
-    AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -25,6 +26,9 @@ from obert_modifiers.tasks._arguments import ModelArguments
 from obert_modifiers.tasks._data import Labels
 
 logger = logging.getLogger(__name__)
+
+# Their positions are counted from the padding token's number on.
+_LATE_POSITIONS = ("camembert", "longformer", "mpnet", "roberta", "xlm-roberta")
 
 
 @dataclass(frozen=True)
@@ -43,11 +47,18 @@ class Pretrained:
     tokenizer: PreTrainedTokenizerBase
     description: str
 
-    @property
-    def classes(self) -> dict[str, int]:
-        """The classes that the model was trained with, empty where it was not."""
+    def classes(self, model_class: Any) -> dict[str, int]:
+        """Return the classes that the model was trained with.
+
+        Args:
+            model_class: The task's class of models, ``AutoModelFor...``.
+
+        Returns:
+            Class numbers by name, empty where the model was trained for another task.
+        """
+        head = model_class.__name__.removeprefix("AutoModel")
         trained = self.config.architectures or []
-        if not any(name.endswith("ForSequenceClassification") for name in trained):
+        if not any(name.endswith(head) for name in trained):
             return {}
         return {str(name): int(i) for name, i in self.config.label2id.items()}
 
@@ -61,14 +72,19 @@ class Pretrained:
             That length, or the longest that works.
         """
         most = min(asked, self.tokenizer.model_max_length)
-        return min(most, getattr(self.config, "max_position_embeddings", None) or most)
+        positions = getattr(self.config, "max_position_embeddings", None)
+        if positions and self.config.model_type in _LATE_POSITIONS:
+            positions -= self.config.pad_token_id + 1
+        return min(most, positions or most)
 
 
-def find(args: ModelArguments) -> Pretrained:
+def find(args: ModelArguments, *, words: bool = False) -> Pretrained:
     """Find the model that the flags name; without any, the embedded encoder.
 
     Args:
         args: The flags.
+        words: True for texts that are lists of words: a tokenizer that tells a word's
+            start by the space before it then puts one before each.
 
     Returns:
         The model, not loaded yet.
@@ -81,20 +97,42 @@ def find(args: ModelArguments) -> Pretrained:
         source = str(embedded.encoder_path())
         description = f"the embedded {embedded.ENCODER_NAME}"
     config = _fetch(AutoConfig, "--config_name", args.config_name or source, args)
-    tokenizer = _fetch(
-        AutoTokenizer, "--tokenizer_name", args.tokenizer_name or source, args
-    )
+    named = ("--tokenizer_name", args.tokenizer_name or source, args)
+    tokenizer = _fetch(AutoTokenizer, *named)
+    if words and _byte_levels(tokenizer):
+        # RoBERTa's class keeps the option when it is saved, others their parts.
+        tokenizer = _fetch(AutoTokenizer, *named, add_prefix_space=True)
+        for part in _byte_levels(tokenizer):
+            part.add_prefix_space = True
     return Pretrained(source, config, tokenizer, str(description))
 
 
+def _byte_levels(tokenizer: PreTrainedTokenizerBase) -> list[ByteLevel]:
+    """Find the parts of a tokenizer whose tokens hold the space before a word.
+
+    Returns:
+        The byte-level parts, none for most tokenizers.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    parts = getattr(backend, "pre_tokenizer", None)
+    parts = parts if isinstance(parts, Sequential) else [parts]
+    return [part for part in parts if isinstance(part, ByteLevel)]
+
+
 def load_student(
-    found: Pretrained, labels: Labels, args: ModelArguments, seed: int
+    found: Pretrained,
+    model_class: Any,
+    labels: Labels | None,
+    args: ModelArguments,
+    seed: int,
 ) -> PreTrainedModel:
-    """Load the model with a head for the data set's classes.
+    """Load the model with a head for the task, and for the data set's classes.
 
     Args:
         found: The model, from `find`.
-        labels: The classes; their names go into the model's configuration.
+        model_class: The task's class of models.
+        labels: The classes; their names go into the model's configuration. None where
+            the task has none.
         args: The flags.
         seed: Fixes the numbers in a new head; the caller's generator is left alone.
 
@@ -102,15 +140,16 @@ def load_student(
         The model in float32.
     """
     config = found.config
-    config.num_labels = labels.num_labels
-    config.problem_type = "regression" if labels.regression else None
-    if labels.names:
+    if labels is not None:
+        config.num_labels = labels.num_labels
+        config.problem_type = "regression" if labels.regression else None
+    if labels is not None and labels.names:
         config.id2label = dict(enumerate(labels.names))
         config.label2id = {name: number for number, name in enumerate(labels.names)}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model, report = _fetch(
-            AutoModelForSequenceClassification,
+            model_class,
             "--model_name_or_path",
             found.source,
             args,
@@ -129,13 +168,19 @@ def load_student(
 
 
 def load_teacher(
-    found: Pretrained, labels: Labels, args: ModelArguments, named: str | None = None
+    found: Pretrained,
+    model_class: Any,
+    labels: Labels | None,
+    args: ModelArguments,
+    named: str | None = None,
 ) -> nn.Module | str | None:
     """Load the teacher that `distill_teacher` names, or else the recipe.
 
     Args:
         found: The student, whose tokens the teacher reads.
-        labels: The classes, which the teacher must have too.
+        model_class: The task's class of models.
+        labels: The classes, which the teacher must have too; None where the task has
+            none.
         args: The flags.
         named: The teacher that the recipe names, or None.
 
@@ -156,31 +201,44 @@ def load_teacher(
             f"{flag}={name} has another vocabulary than the model; expected the same "
             "tokens; take a teacher with the model's tokenizer"
         )
+    if labels is not None:
+        _check_classes(config, labels, f"{flag}={name}")
+    return _fetch(model_class, flag, name, args).float().eval()
+
+
+def _check_classes(config: PreTrainedConfig, labels: Labels, named: str) -> None:
+    """Check that a teacher has the data set's classes.
+
+    Args:
+        config: The teacher's configuration.
+        labels: The classes.
+        named: The flag and the teacher, for the error.
+
+    Raises:
+        ValueError: If it has others.
+    """
     names = tuple(str(config.id2label[i]) for i in sorted(config.id2label))
     if config.num_labels != labels.num_labels or (
         set(names) == set(labels.names) and names != labels.names
     ):
         raise ValueError(
-            f"{flag}={name} has the classes {', '.join(names)}; expected "
+            f"{named} has the classes {', '.join(names)}; expected "
             f"{', '.join(labels.names) or 'one number'}; train it on this data set"
         )
-    teacher = _fetch(AutoModelForSequenceClassification, flag, name, args)
-    return teacher.float().eval()
 
 
-def load_saved(folder: Path) -> PreTrainedModel:
+def load_saved(folder: Path, model_class: Any) -> PreTrainedModel:
     """Load a model that this package saved.
 
     Args:
         folder: Its folder.
+        model_class: The task's class of models.
 
     Returns:
         The model in float32, with its weights and activations on 8-bit grids where it
         was saved with them.
     """
-    model = AutoModelForSequenceClassification.from_pretrained(
-        folder, dtype=torch.float32
-    )
+    model = model_class.from_pretrained(folder, dtype=torch.float32)
     load_quantization_(model, folder)
     return model
 

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from datasets import Dataset
-from transformers import DataCollatorWithPadding, PreTrainedModel
+from transformers import PreTrainedModel
 
 from obert_modifiers.manager import RecipeManager
-from obert_modifiers.tasks import _data, _labels, _metrics, _models
+from obert_modifiers.tasks import _data, _models
 from obert_modifiers.tasks._arguments import Arguments
-from obert_modifiers.training import SCHEDULES, TaskData, TrainConfig
+from obert_modifiers.tasks._files import MISMATCHED
+from obert_modifiers.tasks._task import Inputs, Prepared, Task
+from obert_modifiers.training import SCHEDULES, TrainConfig
 
 logger = logging.getLogger(__name__)
 
@@ -49,45 +50,47 @@ class Plan:
     """Everything that was loaded and checked.
 
     Attributes:
+        task: The task.
         arguments: The flags, with what is to be done filled in.
         manager: The recipe, or None.
-        found: Where the model came from, and its tokenizer.
-        labels: The classes.
-        model: The model, with a head for the classes.
+        inputs: The data set, its classes, and where the model came from.
+        model: The model, with a head for the task.
         teacher: A model, ``self``, ``disable`` or None.
-        data: Training and validation samples with losses and metrics.
-        test: Samples without labels, to be predicted, or None.
+        samples: The data set as samples.
         config: The training loop's settings.
         prunable: Names of the parameters whose sparsity is reported.
-        source: What the data is called in the log.
     """
 
+    task: Task
     arguments: Arguments
     manager: RecipeManager | None
-    found: _models.Pretrained
-    labels: _data.Labels
+    inputs: Inputs
     model: PreTrainedModel
     teacher: Any
-    data: TaskData
-    test: Dataset | None
+    samples: Prepared
     config: TrainConfig
     prunable: list[str]
-    source: str
 
 
-def what_to_do(arguments: Arguments) -> Arguments:
+def what_to_do(task: Task, arguments: Arguments) -> Arguments:
     """Fill in the do_* flags: without any of them, train and evaluate.
 
     Args:
+        task: The task.
         arguments: The flags as given.
 
     Returns:
         The flags with what they mean.
 
     Raises:
-        ValueError: If there is a recipe and no training.
+        ValueError: If there is a recipe and no training, or nothing to predict.
     """
     train = arguments.train
+    if train.do_predict and task.write_predictions is None:
+        raise ValueError(
+            f"--do_predict has nothing to predict in {task.name}; expected --do_train "
+            "or --do_eval; leave it out"
+        )
     if not (train.do_train or train.do_eval or train.do_predict):
         train = replace(train, do_train=True, do_eval=True)
     if train.recipe is None and train.recipe_args is not None:
@@ -119,6 +122,7 @@ def load_recipe(arguments: Arguments) -> RecipeManager | None:
 
 
 def prepare(
+    task: Task,
     arguments: Arguments,
     manager: RecipeManager | None,
     state: PartialState,
@@ -127,6 +131,7 @@ def prepare(
     """Load the data, the model and the teacher, and check the recipe against them.
 
     Args:
+        task: The task.
         arguments: The flags, from `what_to_do`.
         manager: The recipe's.
         state: The process among its peers.
@@ -138,20 +143,18 @@ def prepare(
     Raises:
         ValueError: If something is missing or does not fit.
     """  # noqa: DOC502  raised by what is called
-    found = _models.find(arguments.model)
-    data = _data.load(arguments.data, arguments.model.cache_dir, arguments.train.seed)
-    data = _only_needed(data, arguments)
-    labels = _labels.understand(data, found.classes)
-    _describe(arguments, found, data, labels, notes)
-    if manager is not None and "train" in data.splits:
-        manager.check_data(len(data.splits["train"]))
+    inputs = _inputs(task, arguments, notes)
     config = train_config(arguments, state)
-    model = _models.load_student(found, labels, arguments.model, arguments.train.seed)
+    flags, seed = arguments.model, arguments.train.seed
+    loading = (inputs.found, task.model_class, inputs.labels, flags)
+    model = _models.load_student(*loading, seed)
     named = manager.teacher if manager is not None else None
-    flag = arguments.model.distill_teacher
-    if flag is not None and named not in (None, flag):
-        notes.say(f"--distill_teacher {flag} comes before the recipe's teacher {named}")
-    teacher = _models.load_teacher(found, labels, arguments.model, named)
+    if flags.distill_teacher is not None and named not in (None, flags.distill_teacher):
+        notes.say(
+            f"--distill_teacher {flags.distill_teacher} comes before the recipe's "
+            f"teacher {named}"
+        )
+    teacher = _models.load_teacher(*loading, named)
     if manager is not None:
         manager.check_teacher(teacher)
         # Before any parameter is looked up by its name.
@@ -159,30 +162,39 @@ def prepare(
         manager.check_model(model)
     if teacher not in (None, "disable") and not (manager and manager.distillation):
         notes.say(
-            f"the teacher {arguments.model.distill_teacher} is not used: no "
-            "distillation modifier is in the recipe"
+            f"the teacher {flags.distill_teacher} is not used: no distillation "
+            "modifier is in the recipe"
         )
-    samples = _labels.tokenize(
-        data,
-        labels,
-        found.tokenizer,
-        found.max_length(arguments.data.max_seq_length),
-        arguments.data.pad_to_max_length,
-        arguments.data.preprocessing_num_workers,
-    )
+    if half_on_gpu(config, state):
+        inputs = replace(inputs, pad_multiple=_PAD_MULTIPLE)
+    samples = task.prepare(inputs)
+    if manager is not None and arguments.train.do_train:
+        manager.check_data(len(samples.data.train))
+    prunable = _models.prunable_names(model, manager)
     return Plan(
-        arguments,
-        manager,
-        found,
-        labels,
-        model,
-        teacher,
-        _task_data(samples, labels, found, half_on_gpu(config, state)),
-        samples.get("test"),
-        config,
-        _models.prunable_names(model, manager),
-        data.description,
+        task, arguments, manager, inputs, model, teacher, samples, config, prunable
     )
+
+
+def _inputs(task: Task, arguments: Arguments, notes: Notes) -> Inputs:
+    """Find the model and read the data set.
+
+    Args:
+        task: The task.
+        arguments: The flags.
+        notes: Takes what there is to say.
+
+    Returns:
+        Both, and the classes.
+    """
+    found = _models.find(arguments.model, words=task.words)
+    flags, seed = arguments.data, arguments.train.seed
+    cache = arguments.model.cache_dir
+    data = _data.load(flags, cache, seed, task.columns, task.reader)
+    data = _only_needed(data, arguments)
+    labels = task.labels(data, flags, found.classes(task.model_class))
+    _describe(arguments, found, data, labels, notes)
+    return Inputs(data, labels, found, flags, seed)
 
 
 def _only_needed(data: _data.TextData, arguments: Arguments) -> _data.TextData:
@@ -210,6 +222,8 @@ def _only_needed(data: _data.TextData, arguments: Arguments) -> _data.TextData:
                 f"data={data.description} has no {split} split, only "
                 f"{', '.join(data.splits)}; expected one for --{flag}; give {way}"
             )
+    if "validation" in needed and MISMATCHED in data.splits:
+        needed.append(MISMATCHED)
     return replace(data, splits={split: data.splits[split] for split in needed})
 
 
@@ -217,7 +231,7 @@ def _describe(
     arguments: Arguments,
     found: _models.Pretrained,
     data: _data.TextData,
-    labels: _data.Labels,
+    labels: _data.Labels | None,
     notes: Notes,
 ) -> None:
     """Say what was found and which defaults were taken.
@@ -226,7 +240,7 @@ def _describe(
         arguments: The flags.
         found: The model.
         data: The data set.
-        labels: The classes.
+        labels: The classes, or None.
         notes: Takes what there is to say.
     """
     if arguments.model.model_name_or_path is None:
@@ -234,11 +248,12 @@ def _describe(
     if data.description.startswith("the embedded"):
         notes.say(f"no data flags: reading {data.description}")
     sizes = ", ".join(f"{len(rows):,} {name}" for name, rows in data.splits.items())
-    kind = "a number" if labels.regression else f"classes {', '.join(labels.names)}"
-    notes.say(
-        f"data: {sizes} samples; text in {' and '.join(data.text_columns)}, "
-        f"{kind} in {labels.column}"
-    )
+    text = f"data: {sizes} rows; text in {' and '.join(data.text_columns)}"
+    if labels is not None:
+        names = ", ".join(labels.names)
+        kind = "a number" if labels.regression else f"classes {names}"
+        text += f", {kind} in {labels.column}"
+    notes.say(text)
 
 
 def train_config(arguments: Arguments, state: PartialState) -> TrainConfig:
@@ -301,24 +316,3 @@ def half_on_gpu(config: TrainConfig, state: PartialState) -> bool:
         True where padding to a multiple of eight pays.
     """
     return config.mixed_precision != "no" and state.device.type != "cpu"
-
-
-def _task_data(
-    samples: dict[str, Dataset],
-    labels: _data.Labels,
-    found: _models.Pretrained,
-    half: bool,
-) -> TaskData:
-    collate = DataCollatorWithPadding(
-        found.tokenizer, pad_to_multiple_of=_PAD_MULTIPLE if half else None
-    )
-    loss, metrics = _metrics.classification_loss, _metrics.classification_metrics
-    if labels.regression:
-        loss, metrics = _metrics.regression_loss, _metrics.regression_metrics
-    return TaskData(
-        train=samples.get("train", []),
-        validation=samples.get("validation", []),
-        collate=collate,
-        sample_loss=loss,
-        metrics=metrics,
-    )

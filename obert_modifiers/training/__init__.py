@@ -2,7 +2,7 @@
 
 from obert_modifiers.batches import TaskData
 from obert_modifiers.training.config import SCHEDULES, TrainConfig, TrainResult
-from obert_modifiers.training.evaluation import evaluate
+from obert_modifiers.training.evaluation import evaluate, predict
 from obert_modifiers.training.journal import Reporter
 from obert_modifiers.training.loop import train
 from obert_modifiers.training.signals import TrainingStopped
@@ -17,5 +17,6 @@ __all__ = [
     "TrainResult",
     "TrainingStopped",
     "evaluate",
+    "predict",
     "train",
 ]

@@ -115,8 +115,20 @@ def _check(
             manager.check_can_be_saved()
         manager.check_data(len(data.train))
         manager.check_teacher(teacher)
+        if manager.early_stopping is not None:
+            _check_evaluations(data, config)
         for modifier in manager.pruning:
             check_sampling_options(getattr(modifier, "grad_sampler_kwargs", None))
+
+
+def _check_evaluations(data: TaskData, config: TrainConfig) -> None:
+    if not (config.eval_each_epoch and len(data.validation)):
+        raise ValueError(
+            f"eval_each_epoch={config.eval_each_epoch} with {len(data.validation)} "
+            "validation samples leaves EarlyStoppingModifier nothing to go by; "
+            "expected an evaluation after each epoch; give --do_eval and "
+            "--eval_strategy epoch, or remove the modifier"
+        )
 
 
 class _Run:
@@ -158,6 +170,8 @@ class _Run:
             model, optimizer, loader
         )
         steps = math.ceil(len(self.loader) / config.gradient_accumulation_steps)
+        if manager is not None:
+            manager.check_steps(steps)
         self.stepper = RecipeStepper(manager, model, self.optimizer, steps)
         self.total_steps = self._count_steps(steps)
         self.scheduler = self._make_scheduler(optimizer)
@@ -212,19 +226,44 @@ class _Run:
             self.random = resume_(self.config, self.parts, self.journal, checkpoint)
         progress = self.progress
         self.journal.start(self.total_steps)
-        while self.stepper.steps < self.total_steps or progress.micro_batch:
+        while not self._is_over():
+            if self.data.start_epoch is not None:
+                self.data.start_epoch(progress.epoch)
             self._run_epoch()
             over = self.stepper.steps >= self.total_steps
             if len(self.data.validation) and (self.config.eval_each_epoch or over):
                 progress.metrics = self._evaluate()
+                self._say_if_over(progress.metrics)
             progress.epoch, progress.micro_batch = progress.epoch + 1, 0
             self.saver.after_epoch()
+        if self.manager is not None and self.manager.restore_best(self.raw_model):
+            progress.metrics = self._evaluate()
         sparsity = self.manager.sparsity() if self.manager is not None else 0.0
         events = self.manager.events if self.manager is not None else []
         if self.manager is not None:
             self.manager.finalize(self.raw_model)
         return TrainResult(
             progress.metrics, events, self.stepper.steps, progress.seconds(), sparsity
+        )
+
+    def _is_over(self) -> bool:
+        stopper = self.manager.early_stopping if self.manager is not None else None
+        if self.progress.micro_batch:  # a run that was resumed within an epoch
+            return False
+        early = stopper is not None and stopper.stopped
+        return early or self.stepper.steps >= self.total_steps
+
+    def _say_if_over(self, metrics: dict[str, float]) -> None:
+        """Tell the recipe what an evaluation found, and the log if that ends it."""
+        if self.manager is None:
+            return
+        epoch = self.stepper.epoch
+        if not self.manager.evaluated(self.raw_model, metrics, epoch):
+            return
+        stopper = self.manager.early_stopping
+        self._message(
+            f"The training ends at epoch {epoch:g}: {stopper.metric} was best "
+            f"({stopper.best:.4f}) at epoch {stopper.best_epoch:g}."
         )
 
     def _run_epoch(self) -> None:
@@ -343,5 +382,6 @@ class _Run:
     def _evaluate(self) -> dict[str, float]:
         metrics = evaluate_with(self.model, self.data, self.config, self.accelerator)
         where = {"step": self.stepper.steps, "epoch": self.stepper.epoch}
-        self.journal.write("eval", {**where, **metrics})
+        figures = {"headline": list(self.data.headline)}
+        self.journal.write("eval", {**where, **metrics, **figures})
         return metrics

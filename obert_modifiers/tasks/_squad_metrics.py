@@ -1,0 +1,138 @@
+"""EM and F1 as the scripts of SQuAD v1.1 and v2.0 define them.
+
+Written from that definition, as no library that works without a network has both:
+transformers removed its own, evaluate fetches its from the hub, and torchmetrics has
+v1.1 alone.
+"""
+
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def normalize(text: str) -> str:
+    """Bring an answer into the form in which answers are compared.
+
+    Args:
+        text: The answer.
+
+    Returns:
+        It in lower case, without ASCII punctuation and English articles, with single
+        spaces.
+    """
+    plain = text.lower().translate(_PUNCTUATION)
+    return " ".join(_ARTICLES.sub(" ", plain).split())
+
+
+def exact_match(predicted: str, truth: str) -> float:
+    """Compare two answers as a whole.
+
+    Args:
+        predicted: One.
+        truth: The other.
+
+    Returns:
+        1.0 where they are the same after `normalize`, else 0.0.
+    """
+    return float(normalize(predicted) == normalize(truth))
+
+
+def f1(predicted: str, truth: str) -> float:
+    """Compare two answers as bags of words.
+
+    Args:
+        predicted: One.
+        truth: The other.
+
+    Returns:
+        The harmonic mean of precision and recall of the words after `normalize`; 0.0
+        without common words, also where both have none.
+    """
+    ours, theirs = normalize(predicted).split(), normalize(truth).split()
+    common = sum((Counter(ours) & Counter(theirs)).values())
+    return 2.0 * common / (len(ours) + len(theirs)) if common else 0.0
+
+
+def f1_or_none(predicted: str, truth: str) -> float:
+    """Compare as `f1`, with "no answer" as an answer; v2.0's rule.
+
+    Args:
+        predicted: One.
+        truth: The other.
+
+    Returns:
+        1.0 where neither has words, else as `f1`.
+    """
+    if not normalize(predicted) and not normalize(truth):
+        return 1.0
+    return f1(predicted, truth)
+
+
+def squad_metrics(
+    predicted: Sequence[str], truths: Sequence[Sequence[str]]
+) -> dict[str, float]:
+    """Measure answers as SQuAD v1.1 does.
+
+    Args:
+        predicted: The answer to each question.
+        truths: The right answers to each, at least one; the best one counts.
+
+    Returns:
+        ``exact_match`` and ``f1``, means over the questions in percent.
+    """
+    return {
+        "exact_match": _mean(_best(exact_match, predicted, truths)),
+        "f1": _mean(_best(f1, predicted, truths)),
+    }
+
+
+def squad_v2_metrics(
+    predicted: Sequence[str], truths: Sequence[Sequence[str]]
+) -> dict[str, float]:
+    """Measure answers as SQuAD v2.0 does.
+
+    Right answers that have no words are left out; where none is left, the right
+    answer is none.
+
+    Args:
+        predicted: The answer to each question, empty for none.
+        truths: The right answers to each; empty where it has none.
+
+    Returns:
+        ``exact_match`` and ``f1`` in percent over all questions; the same with
+        ``HasAns_`` and ``NoAns_`` before it over those with and without right
+        answers, and ``HasAns_total`` and ``NoAns_total``, how many these are; of a
+        kind that there is none of, nothing.
+    """
+    kept = [[text for text in texts if normalize(text)] or [""] for texts in truths]
+    exact = _best(exact_match, predicted, kept)
+    overlap = _best(f1_or_none, predicted, kept)
+    figures = {"exact_match": _mean(exact), "f1": _mean(overlap)}
+    for kind, wanted in (("HasAns", True), ("NoAns", False)):
+        chosen = [i for i, texts in enumerate(truths) if bool(texts) is wanted]
+        if chosen:
+            figures |= {
+                f"{kind}_exact_match": _mean([exact[i] for i in chosen]),
+                f"{kind}_f1": _mean([overlap[i] for i in chosen]),
+                f"{kind}_total": len(chosen),
+            }
+    return figures
+
+
+def _best(
+    compare: Callable[[str, str], float],
+    predicted: Sequence[str],
+    truths: Sequence[Sequence[str]],
+) -> list[float]:
+    return [
+        max(compare(answer, truth) for truth in texts)
+        for answer, texts in zip(predicted, truths, strict=True)
+    ]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return 100.0 * sum(values) / len(values)

@@ -1,0 +1,228 @@
+"""Question answering: a question and a context as the windows that a model reads.
+
+A context that is too long for one sequence is cut into overlapping windows, each with
+the question before it. Every window knows which question it belongs to and which
+characters of the context each of its tokens stands for.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+MAX_QUESTION_TOKENS = 64  # as in BERT's own script; SQuAD's longest are below it
+OUTSIDE = -1  # the characters of a token that is not of the context
+
+
+@dataclass(frozen=True)
+class WindowShape:
+    """How a question and its context become windows.
+
+    Attributes:
+        max_length: The most tokens of a window, question and special tokens included.
+        doc_stride: Tokens of the context that neighbouring windows share.
+    """
+
+    max_length: int
+    doc_stride: int
+
+    def question_tokens(self, tokenizer: PreTrainedTokenizerBase) -> int:
+        """Tell how many tokens of a question fit beside the shared ones and one more.
+
+        Args:
+            tokenizer: The model's tokenizer.
+
+        Returns:
+            At most `MAX_QUESTION_TOKENS`; less than one where nothing fits.
+        """
+        special = tokenizer.num_special_tokens_to_add(pair=True)
+        room = self.max_length - special - self.doc_stride - 1
+        return min(MAX_QUESTION_TOKENS, room)
+
+
+def check_windows(tokenizer: PreTrainedTokenizerBase, shape: WindowShape) -> None:
+    """Check that a tokenizer can make windows of a shape.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        shape: Lengths of windows and of what they share.
+
+    Raises:
+        ValueError: If it gives no offsets, has no token for "no answer", or the shared
+            tokens leave no room for a question.
+    """
+    name = type(tokenizer).__name__
+    if not tokenizer.is_fast:
+        raise ValueError(
+            f"tokenizer={name} tells no offsets; expected a fast tokenizer, which knows"
+            " the characters of each token; save the model with tokenizer.json"
+        )
+    if tokenizer.cls_token_id is None:
+        raise ValueError(
+            f"tokenizer={name} has no classification token; expected one, to point at "
+            "where a window holds no answer; take an encoder such as BERT or RoBERTa"
+        )
+    if shape.question_tokens(tokenizer) < 1:
+        raise ValueError(
+            f"--doc_stride={shape.doc_stride} leaves no room for the question in "
+            f"windows of {shape.max_length} tokens; expected less; use "
+            f"{max(shape.max_length // 3, 1)}"
+        )
+
+
+def cut_questions(
+    tokenizer: PreTrainedTokenizerBase, questions: Sequence[str], most: int
+) -> list[str]:
+    """Cut questions to a number of tokens, and strip white space.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        questions: The questions.
+        most: The most tokens of one, 1 or more.
+
+    Returns:
+        The questions, whose tokens without special ones are at most that many.
+    """
+    texts = [question.strip() for question in questions]
+    # At once for all, as hardly any is too long.
+    lengths = map(len, tokenizer(texts, add_special_tokens=False)["input_ids"])
+    return [
+        text if length <= most else _cut(tokenizer, text, most)
+        for text, length in zip(texts, lengths, strict=True)
+    ]
+
+
+def _cut(tokenizer: PreTrainedTokenizerBase, text: str, most: int) -> str:
+    while True:
+        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        if len(encoded["input_ids"]) <= most:
+            return text
+        # A character may be several tokens; one less makes sure that it ends.
+        end = min(encoded["offset_mapping"][most - 1][1], len(text) - 1)
+        text = text[:end].rstrip()
+
+
+def cut_windows(
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[str],
+    contexts: Sequence[str],
+    shape: WindowShape,
+) -> dict[str, list[Any]]:
+    """Cut contexts into windows behind their questions.
+
+    Args:
+        tokenizer: The model's tokenizer; gives no padding here.
+        questions: The questions.
+        contexts: The context of each.
+        shape: Lengths, from `check_windows`.
+
+    Returns:
+        A list with one entry for each window of: what the tokenizer gives the model
+        (``input_ids``, ``attention_mask``, perhaps ``token_type_ids``); ``question``,
+        the index of its question; ``starts`` and ``ends``, the characters
+        ``[start, end)`` of the context that each token stands for without white space
+        around it, `OUTSIDE` for other tokens; ``null``, the position of the token that
+        stands for "no answer".
+    """
+    encoded = tokenizer(
+        cut_questions(tokenizer, questions, shape.question_tokens(tokenizer)),
+        list(contexts),
+        max_length=shape.max_length,
+        stride=shape.doc_stride,
+        truncation="only_second",
+        padding=False,
+        return_overflowing_tokens=True,
+        return_offsets_mapping=True,
+    )
+    owners = encoded["overflow_to_sample_mapping"]
+    windows: dict[str, list[Any]] = {
+        name: encoded[name] for name in tokenizer.model_input_names if name in encoded
+    }
+    windows |= {"question": list(owners), "starts": [], "ends": [], "null": []}
+    for number, owner in enumerate(owners):
+        starts, ends = _characters(
+            contexts[owner],
+            encoded["offset_mapping"][number],
+            encoded.sequence_ids(number),
+        )
+        windows["starts"].append(starts)
+        windows["ends"].append(ends)
+        ids = encoded["input_ids"][number]
+        windows["null"].append(ids.index(tokenizer.cls_token_id))
+    return windows
+
+
+def _characters(
+    context: str,
+    offsets: Sequence[tuple[int, int]],
+    sequences: Sequence[int | None],
+) -> tuple[list[int], list[int]]:
+    """Tell which characters of the context each token of a window stands for.
+
+    Some tokenizers count the space before a word to the word; an answer does not.
+
+    Args:
+        context: The context.
+        offsets: ``[start, end)`` of each token in its own text.
+        sequences: 1 for tokens of the context.
+
+    Returns:
+        Starts and ends.
+    """
+    starts, ends = [], []
+    for (start, end), sequence in zip(offsets, sequences, strict=True):
+        if sequence != 1:
+            start = end = OUTSIDE
+        while start < end and context[start].isspace():
+            start += 1
+        while start < end and context[end - 1].isspace():
+            end -= 1
+        starts.append(start)
+        ends.append(end)
+    return starts, ends
+
+
+def label_windows(
+    windows: Mapping[str, Sequence[Any]], answers: Sequence[tuple[int, str] | None]
+) -> list[list[int]]:
+    """Find the first and the last token of the answer in each window.
+
+    Args:
+        windows: From `cut_windows`.
+        answers: For each question where its answer starts in the context and its text,
+            or None where it has none.
+
+    Returns:
+        ``[first, last]`` of each window, the smallest run of tokens that covers the
+        answer; twice the position of "no answer" where the window does not hold all
+        of it.
+    """
+    return [
+        _covering(answers[question], starts, ends) or [null, null]
+        for question, starts, ends, null in zip(
+            windows["question"],
+            windows["starts"],
+            windows["ends"],
+            windows["null"],
+            strict=True,
+        )
+    ]
+
+
+def _covering(
+    answer: tuple[int, str] | None, starts: Sequence[int], ends: Sequence[int]
+) -> list[int] | None:
+    if answer is None or not answer[1].strip():
+        return None
+    begin, text = answer
+    begin += len(text) - len(text.lstrip())
+    end = begin + len(text.strip())
+    touched = [
+        position
+        for position, (start, stop) in enumerate(zip(starts, ends, strict=True))
+        if start < end and stop > begin and start != OUTSIDE
+    ]
+    if not touched or starts[touched[0]] > begin or ends[touched[-1]] < end:
+        return None
+    return [touched[0], touched[-1]]

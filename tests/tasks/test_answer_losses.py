@@ -1,0 +1,182 @@
+"""The loss of a window by definition, and the gradients that pruning takes of it."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import transformers
+from transformers import BertConfig, BertForQuestionAnswering, BertTokenizerFast
+
+from obert_modifiers.core.distillation import distillation_loss
+from obert_modifiers.modifiers._targets import encoder_weights
+from obert_modifiers.modifiers.distillation import LogitDistillationModifier
+from obert_modifiers.tasks import _data
+from obert_modifiers.tasks._arguments import ModelArguments
+from obert_modifiers.tasks._models import find
+from obert_modifiers.tasks._task import Inputs
+from obert_modifiers.tasks.question_answering import (
+    TASK,
+    Collate,
+    QuestionAnsweringArguments,
+    answer_losses,
+)
+from tests import questions, reference, tiny
+from tests.tasks.test_families import FAMILIES, SHAPE, save
+from tests.test_gradient_models import COUNT, WIDTH, _blocks
+
+
+@pytest.fixture(scope="module")
+def batch(small):
+    """Return a model, and three windows of different lengths as one batch."""
+    torch.manual_seed(0)
+    tokenizer = BertTokenizerFast.from_pretrained(small.model)
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = BertConfig(
+        vocab_size=len(tokenizer), intermediate_size=16, initializer_range=0.3, **shape
+    )
+    model = BertForQuestionAnswering(config).eval()
+    windows = []
+    for number, words in enumerate(("warm", "the film is warm", "a plot")):
+        encoded = dict(tokenizer("is it", words))
+        places = {"start_positions": 4, "end_positions": 4 + number}
+        windows.append(encoded | places)
+    return model, windows, Collate(tokenizer)
+
+
+def by_definition(model, window: dict) -> float:
+    """The mean of both negative log-likelihoods, in float64, of one window alone."""
+    inputs = {
+        name: torch.tensor([values])
+        for name, values in window.items()
+        if not name.endswith("positions")
+    }
+    with torch.no_grad():
+        outputs = model(**inputs)
+    total = 0.0
+    for side in ("start", "end"):
+        logits = [float(x) for x in outputs[f"{side}_logits"][0]]
+        label = window[f"{side}_positions"]
+        total += math.log(sum(map(math.exp, logits))) - logits[label]
+    return total / 2
+
+
+def test_the_loss_of_a_window_does_not_depend_on_its_batch(batch) -> None:
+    model, windows, collate = batch
+    together = collate(windows)
+    expected = torch.tensor([by_definition(model, window) for window in windows])
+    inputs = {k: v for k, v in together.items() if not k.endswith("positions")}
+    outputs = model(**inputs)
+    torch.testing.assert_close(answer_losses(outputs, together), expected)
+    torch.testing.assert_close(
+        answer_losses(outputs.to_tuple(), together), expected, msg="as a tuple"
+    )
+    # The usual loss, which counts padding, is another.
+    usual = model(**together).loss
+    assert not torch.isclose(usual, expected.mean(), rtol=1e-3)
+    torch.testing.assert_close(
+        model(**collate(windows[1:2])).loss, expected[1], msg="without padding"
+    )
+
+
+def test_a_position_past_the_sequence_adds_no_loss(batch) -> None:
+    model, windows, collate = batch
+    window = windows[1]
+    outputs = model(**collate([window]))
+    past = collate([window | {"end_positions": 99}])
+    whole = answer_losses(outputs, collate([window]))
+    end_only = collate([window | {"start_positions": 99}])
+    torch.testing.assert_close(
+        answer_losses(outputs, past) + answer_losses(outputs, end_only), whole
+    )
+    answer_losses(outputs, past).sum().backward()
+    weight = model.qa_outputs.weight.grad
+    assert weight[0].abs().sum() > 0 and weight[1].abs().sum() == 0
+    model.zero_grad()
+
+
+def test_batches_are_padded_on_the_right(small, batch) -> None:
+    _, windows, collate = batch
+    left = BertTokenizerFast.from_pretrained(small.model, padding_side="left")
+    one, two = collate(windows), Collate(left)(windows)
+    assert all((one[name] == two[name]).all() for name in one)
+    assert one["attention_mask"].sum(dim=1).tolist() == [6, 9, 7]
+    assert (one["attention_mask"][:, 0] == 1).all()
+    assert Collate(left, 24)(windows)["input_ids"].shape == (3, 24)
+    assert Collate(left, None, 8)(windows)["input_ids"].shape == (3, 16)
+
+
+def test_distillation_compares_starts_and_ends_without_padding(batch) -> None:
+    model, windows, collate = batch
+    torch.manual_seed(1)
+    teacher = BertForQuestionAnswering(model.config).eval()
+    modifier = LogitDistillationModifier(hardness=1.0, temperature=2.0)
+    modifier.initialize(model, distillation_teacher=teacher)
+    together = collate(windows)
+    inputs = {k: v for k, v in together.items() if not k.endswith("positions")}
+    found = modifier.sample_losses(model(**inputs), together)
+    for window, loss in zip(windows, found, strict=True):
+        alone = {k: torch.tensor([v]) for k, v in window.items() if k in inputs}
+        ours, theirs = model(**alone), teacher(**alone)
+        expected = [
+            distillation_loss(ours[name], theirs[name], 2.0)
+            for name in ("start_logits", "end_logits")
+        ]
+        torch.testing.assert_close(loss, torch.cat(expected).mean())
+    modifier.finalize(model)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_answers(tmp_path, family: str) -> None:
+    """Windows hold what the model takes, and padding moves no loss."""
+    folder = save(tmp_path / "model", family)
+    tokenizer = find(ModelArguments(model_name_or_path=str(folder))).tokenizer
+    name, changes, *_ = FAMILIES[family]
+    config = getattr(transformers, f"{name}Config")(**SHAPE | changes)
+    config.initializer_range = 0.2
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{name}ForQuestionAnswering")(config).eval()
+    collate = Collate(tokenizer)
+    windows = [
+        dict(tokenizer("is it", words)) | {"start_positions": 4, "end_positions": 4}
+        for words in ("warm", "the film is warm")
+    ]
+    together = collate(windows)
+    inputs = {k: v for k, v in together.items() if not k.endswith("positions")}
+    expected = torch.tensor([by_definition(model, window) for window in windows])
+    with torch.no_grad():
+        found = answer_losses(model(**inputs), together)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_are_those_of_one_window_at_a_time(small, tmp_path) -> None:
+    path = tiny.write_rows(tmp_path / "rows.json", questions.rows(COUNT, 7))
+    flags = QuestionAnsweringArguments(
+        train_file=str(path), max_seq_length=32, doc_stride=8
+    )
+    data = _data.load(flags, str(tmp_path / "cache"), 0, TASK.columns, TASK.reader)
+    found = find(ModelArguments(model_name_or_path=str(small.model)))
+    samples = TASK.prepare(Inputs(data, None, found, flags, 0)).data
+    torch.manual_seed(0)
+    model = BertForQuestionAnswering.from_pretrained(small.model).double().eval()
+    parameters = [model.get_parameter(name) for name in encoder_weights(model)]
+    # A draw of all windows, so that it is known which ones it has.
+    few = [samples.train[i] for i in range(COUNT)]
+    assert len({len(window["input_ids"]) for window in few}) > 1
+    ours = _blocks(model, replace(samples, train=few))
+    rows = [[] for _ in parameters]
+    for window in few:
+        outputs = model(input_ids=torch.tensor([window["input_ids"]]))
+        logits = outputs.start_logits[0], outputs.end_logits[0]
+        places = window["start_positions"], window["end_positions"]
+        loss = sum(
+            x.logsumexp(0) - x[place] for x, place in zip(logits, places, strict=True)
+        )
+        grads = torch.autograd.grad(loss / 2, parameters)
+        for row, grad in zip(rows, grads, strict=True):
+            row.append(grad.reshape(-1)[:WIDTH])
+    for blocks, row in zip(ours, rows, strict=True):
+        dense = reference.dense_fisher(torch.stack(row).numpy(), 0.0) * COUNT
+        torch.testing.assert_close(
+            blocks[0], torch.from_numpy(dense), rtol=1e-6, atol=1e-10
+        )

@@ -1,0 +1,215 @@
+"""Families of encoders: their linear layers by hand, and a small run of each."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import BertTokenizerFast
+
+from obert_modifiers.modifiers._targets import encoder_weights
+from obert_modifiers.tasks._arguments import ModelArguments
+from obert_modifiers.tasks._models import find
+from obert_modifiers.tasks.text_classification import main
+from tests import tiny
+
+WORDS = [*tiny.SPECIAL, *tiny.GOOD, *tiny.BAD, *tiny.OTHER]
+H, WIDE, LAYERS, LENGTH = 16, 24, 2, 32
+SHAPE = {
+    "vocab_size": len(WORDS),
+    "hidden_size": H,
+    "intermediate_size": WIDE,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 2,
+    "max_position_embeddings": LENGTH,
+    "pad_token_id": 0,
+}
+# Query, key, value and output; then up and down.
+BERT = 4 * H * H + 2 * H * WIDE
+NARROW = 8  # of MobileBERT, whose layers begin and end with a bottleneck
+MOBILE = {
+    "attention": 2 * NARROW * NARROW + H * NARROW + NARROW * NARROW,  # value is wide
+    "feed-forward, once more inside": 2 * 2 * NARROW * WIDE,
+    "bottlenecks: input, attention, output": 3 * H * NARROW,
+}
+# Class, changed shape, weights of a layer, matrices of a layer, names of the tokens'
+# inputs that the family knows beside input_ids and attention_mask.
+FAMILIES = {
+    "BERT": ("Bert", {}, BERT, 6, True),
+    "MiniLM": ("Bert", {"num_hidden_layers": 3}, BERT, 6, True),
+    "RoBERTa": ("Roberta", {"max_position_embeddings": LENGTH + 1}, BERT, 6, False),
+    "ELECTRA": ("Electra", {"embedding_size": 12}, BERT, 6, True),
+    "DistilBERT": (
+        "DistilBert",
+        {"dim": H, "hidden_dim": WIDE, "n_layers": LAYERS, "n_heads": 2},
+        BERT,
+        6,
+        False,
+    ),
+    "MobileBERT": (
+        "MobileBert",
+        {
+            "embedding_size": 12,
+            "intra_bottleneck_size": NARROW,
+            "num_feedforward_networks": 2,
+        },
+        sum(MOBILE.values()),
+        4 + 2 * 2 + 3,
+        True,
+    ),
+    # Query, key and value in one matrix; two halves of a gate in another.
+    "ModernBERT": (
+        "ModernBert",
+        {"reference_compile": False, "cls_token_id": 2, "sep_token_id": 3},
+        3 * H * H + H * H + 2 * H * WIDE + WIDE * H,
+        4,
+        False,
+    ),
+}
+RECIPE = """\
+modifiers:
+  - !EpochRangeModifier
+      start_epoch: 0.0
+      end_epoch: 1.0
+  - !OBERTPruningModifier
+      init_sparsity: 0.5
+      final_sparsity: 0.75
+      start_epoch: 0.25
+      end_epoch: 0.75
+      update_frequency: 0.5
+      num_grads: 16
+      fisher_block_size: 16
+"""
+
+
+def save(folder: Path, family: str) -> Path:
+    """Save a tiny random encoder of a family with a tokenizer of words."""
+    name, changes, *_, types = FAMILIES[family]
+    folder.mkdir(parents=True)
+    (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n", encoding="utf-8")
+    names = ["input_ids", "token_type_ids", "attention_mask"]
+    tokenizer = BertTokenizerFast(
+        vocab=str(folder / "vocab.txt"),
+        model_max_length=512,
+        model_input_names=names if types else names[::2],
+    )
+    config = getattr(transformers, f"{name}Config")(**SHAPE | changes)
+    config.initializer_range = 0.2
+    model = getattr(transformers, f"{name}Model")(config)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def layers_of(family: str) -> int:
+    return FAMILIES[family][1].get("num_hidden_layers", LAYERS)
+
+
+def test_the_table_has_every_family() -> None:
+    assert len(FAMILIES) == 7
+
+
+@pytest.mark.parametrize("head", ["SequenceClassification", "MaskedLM"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_encoders_linear_layers_are_found(family: str, head: str) -> None:
+    name, changes, weights, matrices, _ = FAMILIES[family]
+    config = getattr(transformers, f"{name}Config")(**SHAPE | changes)
+    model = getattr(transformers, f"{name}For{head}")(config)
+    found = encoder_weights(model)
+    layers = layers_of(family)
+    assert len(found) == layers * matrices
+    assert sum(model.get_parameter(one).numel() for one in found) == layers * weights
+    assert not any("embedding" in one or "classifier" in one for one in found)
+    # All matrices of the model would be too many.
+    everything = [p for p in model.parameters() if p.ndim == 2]
+    assert sum(p.numel() for p in everything) > layers * weights
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_small_run_ends_with_the_sparsity(small, tmp_path, family: str) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(RECIPE, encoding="utf-8")
+    # As long as the model takes: positions must not run out.
+    rows = [{"sentence": "film " * 40, "label": i % 2} for i in range(16)]
+    flags = {
+        "model_name_or_path": save(tmp_path / "model", family),
+        "train_file": tiny.write_rows(tmp_path / "rows.json", rows),
+        "validation_file": tmp_path / "rows.json",
+        "recipe": recipe,
+        "output_dir": tmp_path / "out",
+        "cache_dir": small.cache,
+        "per_device_train_batch_size": 4,
+    }
+    record = main([str(word) for k, v in flags.items() for word in (f"--{k}", v)])
+    weights = layers_of(family) * FAMILIES[family][2]
+    assert record["sparsity"] == round(0.75 * weights) / weights
+    assert record["pruning_events"] == 2
+    saved = load_file(tmp_path / "out" / "model.safetensors")
+    zeros = sum(int((saved[x["name"]] == 0).sum()) for x in record["layers"])
+    assert zeros == round(0.75 * weights)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    (name,) = config["architectures"]
+    kind = getattr(transformers, name)
+    again, report = kind.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    assert all(
+        torch.equal(v, saved[k]) for k, v in again.state_dict().items() if k in saved
+    )
+
+
+SPECIAL = {
+    "bos_token": "<s>",
+    "pad_token": "<pad>",
+    "eos_token": "</s>",
+    "unk_token": "<unk>",
+    "mask_token": "<mask>",
+}
+
+
+def byte_level(kind: str):
+    """Train a small byte-level tokenizer, of RoBERTa's class or of none."""
+    made = Tokenizer(models.BPE(unk_token="<unk>"))
+    level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    digits = pre_tokenizers.Digits()
+    made.pre_tokenizer = (
+        pre_tokenizers.Sequence([digits, level]) if kind == "sequence" else level
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=list(SPECIAL.values()),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    made.train_from_iterator(["a fine film and a fine plot"] * 9, trainer)
+    if kind != "roberta":
+        return transformers.PreTrainedTokenizerFast(tokenizer_object=made, **SPECIAL)
+    parts = json.loads(made.to_str())["model"]
+    merges = [tuple(merge) for merge in parts["merges"]]
+    return transformers.RobertaTokenizerFast(
+        vocab=parts["vocab"], merges=merges, **SPECIAL
+    )
+
+
+@pytest.mark.parametrize("kind", ["plain", "sequence", "roberta"])
+def test_words_of_byte_level_tokenizers_keep_their_space(tmp_path, kind) -> None:
+    config = transformers.RobertaConfig(**SHAPE | {"vocab_size": 400})
+    config.save_pretrained(tmp_path)
+    byte_level(kind).save_pretrained(tmp_path)
+    args = ModelArguments(model_name_or_path=str(tmp_path))
+    assert find(args).tokenizer.tokenize("a fine film") == ["a", "Ġfine", "Ġfilm"]
+    found = find(args, words=True).tokenizer
+    found.save_pretrained(tmp_path / "again")
+    again = transformers.AutoTokenizer.from_pretrained(tmp_path / "again")
+    for tokenizer in (found, again):
+        encoded = tokenizer("a fine film".split(), is_split_into_words=True)
+        tokens = [token for token in encoded.tokens() if token not in SPECIAL.values()]
+        assert tokens == ["Ġa", "Ġfine", "Ġfilm"]
+
+
+def test_positions_that_start_late_leave_fewer_tokens(tmp_path) -> None:
+    for family, longest in (("BERT", LENGTH), ("RoBERTa", LENGTH)):
+        args = ModelArguments(model_name_or_path=str(save(tmp_path / family, family)))
+        assert find(args).max_length(512) == longest
+        assert find(args).max_length(7) == 7

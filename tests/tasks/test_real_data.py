@@ -1,0 +1,145 @@
+"""Real data sets become the tokens and labels that they should."""
+
+import itertools
+
+import pytest
+from transformers import AutoTokenizer
+
+from obert_modifiers import embedded
+from obert_modifiers.tasks import (
+    _data,
+    _labels,
+    masked_language_modeling,
+    token_classification,
+)
+from obert_modifiers.tasks._arguments import DataArguments, ModelArguments
+from obert_modifiers.tasks._models import find
+from obert_modifiers.tasks._task import Inputs
+from obert_modifiers.tasks.masked_language_modeling import MaskedArguments
+from obert_modifiers.tasks.token_classification import TokenArguments
+
+PAIR = ("sentence1", "sentence2")
+# Rows of the splits, columns of text, number of classes (0: a number).
+GLUE = {
+    "cola": ({"train": 8551, "validation": 1043}, ("sentence",), 2),
+    "rte": ({"train": 2490, "validation": 277}, PAIR, 2),
+    "stsb": ({"train": 5749, "validation": 1500}, PAIR, 0),
+    "qnli": ({"validation": 5463}, ("question", "sentence"), 2),
+    "qqp_subset": (
+        {"train": 20000, "validation": 3497},
+        ("question1", "question2"),
+        2,
+    ),
+    "sst2": ({"train": 67349, "validation": 872}, ("sentence",), 2),
+}
+NAMES = "O,B-PER,I-PER,B-ORG,I-ORG,B-LOC,I-LOC,B-MISC,I-MISC"
+SOME = 50
+
+
+def folder_of(shared_data, name):
+    folder = shared_data / name
+    if not folder.is_dir():
+        pytest.skip(f"no data set in {folder}; name its parent in OBERT_SHARED_DATA")
+    return str(folder)
+
+
+def some(data):
+    """Keep the first rows of each split."""
+    splits = {
+        name: rows.select(range(min(SOME, len(rows))))
+        for name, rows in data.splits.items()
+    }
+    return _data.TextData(
+        splits, data.text_columns, data.label_column, data.description
+    )
+
+
+@pytest.mark.parametrize("name", GLUE)
+def test_glue(shared_data, tmp_path, name):
+    counts, columns, classes = GLUE[name]
+    flags = DataArguments(dataset_name=folder_of(shared_data, name))
+    data = _data.load(flags, str(tmp_path), 0)
+    assert {split: len(rows) for split, rows in data.splits.items()} == counts
+    assert data.text_columns == columns
+    labels = _labels.understand(data)
+    assert len(labels.names) == classes and labels.regression == (classes == 0)
+    tokenizer = AutoTokenizer.from_pretrained(embedded.encoder_path())
+    made = _labels.tokenize(some(data), labels, tokenizer, 512)
+    for row, read in zip(made["validation"], data.splits["validation"], strict=False):
+        parts = [tokenizer.tokenize(read[column]) for column in columns]
+        words = ["[CLS]", *(w for part in parts for w in (*part, "[SEP]"))]
+        assert tokenizer.convert_ids_to_tokens(row["input_ids"]) == words
+        assert row["labels"] == read["label"]
+        second = len(parts[1]) + 1 if len(parts) == 2 else 0
+        assert sum(row["token_type_ids"]) == second
+
+
+def test_conll(shared_data, tmp_path):
+    flags = TokenArguments(
+        dataset_name=folder_of(shared_data, "conll2003"), label_names=NAMES
+    )
+    task = token_classification.TASK
+    data = _data.load(flags, str(tmp_path), 0, task.columns)
+    assert {split: len(rows) for split, rows in data.splits.items()} == {
+        "train": 14041,
+        "validation": 3250,
+        "test": 3453,
+    }
+    labels = task.labels(data, flags, {})
+    assert labels.names == tuple(NAMES.split(","))
+    inputs = Inputs(some(data), labels, find(ModelArguments()), flags, 0)
+    samples = task.prepare(inputs).data
+    tokenizer = inputs.found.tokenizer
+    for row, read in zip(samples.train, data.splits["train"], strict=False):
+        starts = [
+            tokenizer.convert_ids_to_tokens(token)
+            for token, label in zip(row["input_ids"], row["labels"], strict=True)
+            if label != -100
+        ]
+        assert [n for n in row["labels"] if n != -100] == read["ner_tags"]
+        assert len(starts) == len(read["tokens"])
+        for start, word in zip(starts, read["tokens"], strict=True):
+            assert word.lower().startswith(start)
+    assert samples.headline == ("f1", "accuracy")
+
+
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [
+        ("wiki_paragraphs", {"train": 18896, "validation": 2067}),
+        ("wikitext2_raw", {"validation": 3760, "test": 4358}),
+    ],
+)
+@pytest.mark.parametrize("line_by_line", [False, True])
+def test_plain_text(shared_data, tmp_path, name, counts, line_by_line):
+    flags = MaskedArguments(
+        dataset_name=folder_of(shared_data, name),
+        line_by_line=line_by_line,
+        max_seq_length=64,
+    )
+    task = masked_language_modeling.TASK
+    data = _data.load(flags, str(tmp_path), 0, task.columns)
+    assert {split: len(rows) for split, rows in data.splits.items()} == counts
+    inputs = Inputs(some(data), None, find(ModelArguments()), flags, 0)
+    samples = task.prepare(inputs).data.validation
+    blocks = [
+        [
+            token if label == -100 else label
+            for token, label in zip(row["input_ids"], row["labels"], strict=True)
+        ]
+        for row in (samples[i] for i in range(len(samples)))
+    ]
+    tokenizer = inputs.found.tokenizer
+    texts = itertools.islice(data.splits["validation"]["text"], SOME)
+    words = [tokenizer.tokenize(text) for text in texts if text.strip()]
+    if line_by_line:
+        expected = [["[CLS]", *row[:62], "[SEP]"] for row in words]
+        found = [tokenizer.convert_ids_to_tokens(block) for block in blocks]
+    else:
+        expected = [word for row in words for word in ("[CLS]", *row, "[SEP]")]
+        assert {len(block) for block in blocks[:-1]} == {64}
+        found = tokenizer.convert_ids_to_tokens(sum(blocks, []))
+    assert found == expected
+    masked = [label for i in range(len(samples)) for label in samples[i]["labels"]]
+    share = sum(label != -100 for label in masked) / len(masked)
+    assert 0.12 < share < 0.18
