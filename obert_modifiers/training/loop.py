@@ -236,6 +236,7 @@ class _Run:
                 self._say_if_over(progress.metrics)
             progress.epoch, progress.micro_batch = progress.epoch + 1, 0
             self.saver.after_epoch()
+        self._restore_random()  # of a run that was resumed after its last batch
         if self.manager is not None and self.manager.restore_best(self.raw_model):
             progress.metrics = self._evaluate()
         sparsity = self.manager.sparsity() if self.manager is not None else 0.0

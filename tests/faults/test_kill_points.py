@@ -118,10 +118,12 @@ POINTS = [
     one("staged", "the last evaluation", Kill(EVALUATE, 2)),
     # LayerDrop, and SparseML's own modifiers at each of their turns.
     one("drop", "layers dropped", Kill(STRUCTURE, 1, "after")),
-    one("drop", "after masks are off", Kill(STEP, 13)),
+    one("drop", "after the schedule", Kill(STEP, 13)),
     one("hosts", "parameters frozen", Kill(STEP, 6)),
     one("hosts", "learning rate set", Kill(STEP, 9)),
     one("hosts", "parameters free again", Kill(STEP, 13)),
+    one("early", "stopped early", Kill(AFTER_EPOCH, 2, "after"), strategy="epoch"),
+    one("early", "before it is told", Kill(EVALUATE, 2)),
     # Killed again while it resumes, and several times.
     one("obert", "while resuming", Kill(STEP, 8), Kill(RESTORE)),
     one("qat", "while resuming", Kill(STEP, 11), Kill(RESTORE, 1, "after")),

@@ -121,7 +121,7 @@ REFUSED = {
     ),
     "masks off": (
         GMP + "      leave_enabled: false\n",
-        "has begun, and leave_enabled cannot change",
+        "leave_enabled=false lets go of the masks",
     ),
     "another start": (
         edit("start_epoch: 0.4", "start_epoch: 0.2"),

@@ -88,7 +88,7 @@ DROP = (
     + "  - !LayerDropModifier\n      keep: [0, 2]\n"
     + "  - !GMPStarPruningModifier"
     + SCHEDULE
-    + "      global_sparsity: true\n      leave_enabled: false\n"
+    + "      global_sparsity: true\n"
     + SELF
 )
 STAGED = """
@@ -150,7 +150,17 @@ modifiers:
       update_frequency: 0.4
       leave_enabled: true
 """
+EARLY = (
+    HEAD
+    + """
+  - !EarlyStoppingModifier
+      metric: loss
+      mode: max
+      patience: 1
+"""
+)
 RECIPES = {
+    "early": EARLY,
     "obert": OBERT,
     "gmp": GMP,
     "nm": N_M,
