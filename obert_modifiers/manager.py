@@ -19,6 +19,7 @@ from obert_modifiers.modifiers._host import (
 from obert_modifiers.modifiers._losses import with_distillation
 from obert_modifiers.modifiers._targets import unwrap
 from obert_modifiers.modifiers.distillation import LogitDistillationModifier
+from obert_modifiers.modifiers.early_stopping import EarlyStoppingModifier
 from obert_modifiers.modifiers.layer_drop import LayerDropModifier
 from obert_modifiers.recipe import (
     LoadedRecipe,
@@ -27,9 +28,11 @@ from obert_modifiers.recipe import (
     from_modifiers,
     load_recipe,
 )
+from obert_modifiers.recipe.cross import shared_weights
 from obert_modifiers.recipe.surroundings import (
     data_faults,
     model_faults,
+    step_faults,
     teacher_faults,
 )
 
@@ -109,7 +112,7 @@ class RecipeManager:
             of that :attr:`text`.
 
         Raises:
-            RecipeError: If two of its pruning modifiers are the same.
+            RecipeError: If its modifiers go against each other.
         """  # noqa: DOC502  raised by from_modifiers
         return cls(from_modifiers(manager.modifiers, _SPARSEML_NAME), manager)
 
@@ -156,16 +159,20 @@ class RecipeManager:
         return sorted(found, key=lambda event: (event.epoch, event.step))
 
     def check_model(self, model: Module) -> None:
-        """Check that every parameter and layer that the recipe names is in the model.
+        """Check what the recipe names against the parameters and layers of the model.
 
         Args:
             model: The model, wrapped for parallel training or not.
 
         Raises:
             RecipeError: With all names and patterns that match nothing, and the
-                nearest names of the model.
+                nearest names of the model, or with weights that two modifiers prune
+                at the same time.
         """  # noqa: DOC502
         self._check(lambda modifier: model_faults(modifier, model))
+        found = self._recipe.problems_of(shared_weights(self._recipe.placed, model))
+        if found:
+            raise RecipeError(found)
 
     def check_data(self, num_train_samples: int) -> None:
         """Check that there is a training sample for each gradient the recipe wants.
@@ -178,6 +185,17 @@ class RecipeManager:
         """  # noqa: DOC502
         self._check(lambda modifier: data_faults(modifier, num_train_samples))
 
+    def check_steps(self, steps_per_epoch: int) -> None:
+        """Check that what the recipe does several times in an epoch has the steps.
+
+        Args:
+            steps_per_epoch: Optimizer steps of an epoch.
+
+        Raises:
+            RecipeError: With each recurring learning rate whose cycle is too short.
+        """  # noqa: DOC502
+        self._check(lambda modifier: step_faults(modifier, steps_per_epoch))
+
     def check_teacher(self, teacher: Module | str | None) -> None:
         """Check that there is a teacher if the recipe distils.
 
@@ -186,11 +204,10 @@ class RecipeManager:
                 that the recipe names.
 
         Raises:
-            RecipeError: With each distillation modifier, if there is none, or if they
-                name several.
+            RecipeError: With each distillation modifier, if there is none.
         """  # noqa: DOC502
-        named, given = self.teacher, teacher if teacher is not None else self.teacher
-        self._check(lambda modifier: teacher_faults(modifier, given, named))
+        given = teacher if teacher is not None else self.teacher
+        self._check(lambda modifier: teacher_faults(modifier, given))
 
     def _check(
         self,
@@ -364,6 +381,42 @@ class RecipeManager:
             student_inputs=student_inputs,
         )
 
+    @property
+    def early_stopping(self) -> EarlyStoppingModifier | None:
+        """The modifier that ends the training early, if the recipe has one."""
+        found = (m for m in self.modifiers if isinstance(m, EarlyStoppingModifier))
+        return next(found, None)
+
+    def evaluated(
+        self, model: Module, metrics: Mapping[str, float], epoch: float
+    ) -> bool:
+        """Tell the recipe what an evaluation found.
+
+        Args:
+            model: The model as it was evaluated.
+            metrics: Figures by name, equal on all processes.
+            epoch: Progress in epochs of optimizer steps.
+
+        Returns:
+            True if the training should end now.
+        """
+        stopper = self.early_stopping
+        return stopper is not None and stopper.evaluated(model, metrics, epoch)
+
+    def restore_best(self, model: Module) -> bool:
+        """Go back to the weights of the best evaluation, if the recipe says so.
+
+        :meth:`finalize` does it where it was not called.
+
+        Args:
+            model: The model.
+
+        Returns:
+            True if the model had other weights, and is to be evaluated again.
+        """
+        stopper = self.early_stopping
+        return stopper is not None and stopper.restore(model)
+
     def finalize(self, model: Module) -> None:
         """Let go of the model; :meth:`sparsity` keeps its last value.
 
@@ -371,6 +424,7 @@ class RecipeManager:
             model: The model.
         """
         self.sparsity()
+        self.restore_best(model)
         self.host.finalize(model)
         self._restructured, self._dense = False, None
 

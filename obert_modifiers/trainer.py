@@ -82,6 +82,7 @@ class RecipeCallback(TrainerCallback):
         self._hooks: list[Any] = []
         self._batches_left = 0
         self._window = 1  # micro-batches of this optimizer step
+        self._training = False
         self._scaled = False  # whether the Trainer leaves it to the model to divide
 
     def save(self, folder: str | Path) -> None:
@@ -125,6 +126,7 @@ class RecipeCallback(TrainerCallback):
         steps = max(1, -(-len(loader) // args.gradient_accumulation_steps))
         self._check(args, state, steps)
         self.manager.check_data(len(loader.dataset))
+        self.manager.check_steps(steps)
         self.manager.check_teacher(self._teacher)
         # Mixed precision wraps the model's forward function; gradients want it plain.
         forward = getattr(model, "_original_forward", model.forward)
@@ -140,6 +142,7 @@ class RecipeCallback(TrainerCallback):
             self._teacher.to(args.device)
         self._stepper = RecipeStepper(self.manager, model, self._optimizer, steps)
         self.manager.initialize(model, gradient_source=source, teacher=self._teacher)
+        self._training = True
         if self.manager.distillation:
             self._hooks = [
                 model.register_forward_pre_hook(self._take_scaling, with_kwargs=True),
@@ -158,6 +161,11 @@ class RecipeCallback(TrainerCallback):
                 f"num_train_epochs={args.num_train_epochs:g} makes {state.max_steps} "
                 f"optimizer steps and the recipe takes {round(epochs * steps)}; "
                 f"expected the recipe's {epochs:g} epochs; set num_train_epochs to them"
+            )
+        if self.manager.early_stopping is not None and args.eval_strategy == "no":
+            raise ValueError(
+                "eval_strategy=no leaves EarlyStoppingModifier nothing to go by; "
+                "expected evaluations; set it to epoch"
             )
         if args.deepspeed or args.fsdp:
             raise ValueError(
@@ -196,11 +204,24 @@ class RecipeCallback(TrainerCallback):
         assert self._stepper is not None
         self._stepper.after()
 
+    def on_evaluate(self, args, state, control, **kwargs) -> None:
+        """Tell the recipe what an evaluation found; its early stopping may end it."""
+        if not self._training:
+            return
+        assert self._stepper is not None and self._model is not None
+        figures = {
+            name.removeprefix("eval_"): value
+            for name, value in kwargs["metrics"].items()
+        }
+        if self.manager.evaluated(self._model, figures, self._stepper.epoch):
+            control.should_training_stop = True
+
     def on_train_end(self, args, state, control, **kwargs) -> None:
         """Let go of the model; it keeps its zeros and its quantization."""
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
+        self._training = False
         self.manager.finalize(kwargs["model"])
 
     def _take_scaling(self, model: nn.Module, args: tuple, kwargs: dict) -> Any:

@@ -156,6 +156,42 @@ def test_recipe_check(capsys, tmp_path):
     assert err.startswith(f"{bad}:13: OBERTPruningModifier.final_sparsity: ")
 
 
+def test_recipe_check_of_several_files(capsys, tmp_path):
+    texts = {
+        "one": tiny.RECIPE.replace("0.8", "80").replace("num_grads", "num_grad"),
+        "two": tiny.RECIPE + "  - !LogitDistillationModifier {hardness: 0.5}\n",
+        "three": tiny.RECIPE.replace("end_epoch: 1.5", "end_epoch: 2.0"),
+    }
+    for name, text in texts.items():
+        (tmp_path / f"{name}.yaml").write_text(text)
+    files = " ".join(str(tmp_path / f"{name}.yaml") for name in texts)
+    code, out, err = call(capsys, f"recipe check {files} nowhere.yaml")
+    assert code == 1
+    assert [line.split(": ")[0].rpartition("/")[2] for line in err.splitlines()] == [
+        "one.yaml:13",
+        "one.yaml:17",
+        "three.yaml:15",
+        "nowhere.yaml:1",
+    ]
+    assert "num_grad is not a key of OBERTPruningModifier" in err
+    assert err.splitlines()[1].endswith("write num_grads")
+    first, second = out.splitlines()
+    assert first.startswith(str(tmp_path / "two.yaml")) and "no problems" in first
+    assert second.startswith("note: ") and "names no teacher" in second
+
+
+@pytest.mark.slow
+def test_recipe_check_tells_the_shell(tmp_path):
+    bad = tmp_path / "bad.yaml"
+    bad.write_text(tiny.RECIPE.replace("final_sparsity: 0.8", "final_sparsity: 80"))
+    done = process(["recipe", "check", str(bad)])
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        f"{bad}:13: OBERTPruningModifier.final_sparsity: final_sparsity=80 is outside "
+        "[0, 1]; expected a fraction; write 0.8, not 80\n"
+    )
+
+
 def test_recipe_plan(capsys, tmp_path):
     recipe, drawn = tmp_path / "recipe.yaml", tmp_path / "plan.png"
     recipe.write_text(tiny.RECIPE)
@@ -174,16 +210,38 @@ def test_recipe_plan(capsys, tmp_path):
         "16 gradients for an event, 48 in all, each of a sample",
         "Fisher state 0.00 GiB (float64)",
         "13,107 of 16,384 weights are zero in 12 parameters; how many in each is",
+        "inverse, selection and update (timed on 131,072 weights), on one process",
     ):
         assert part in out
+    timed = r"passes \(timed on \d+ random samples? of 32 tokens; shorter texts take"
+    assert re.search(timed, out)
     assert drawn.read_bytes().startswith(b"\x89PNG")
     recipe.write_text(
         tiny.RECIPE.replace("num_grads: 16", "global_sparsity: False")
         + "  - !LogitDistillationModifier {hardness: 0.5}\n"
     )
-    code, out, err = call(capsys, words)
-    assert code == 0 and "820" not in out
+    code, out, err = call(capsys, f"{words} --no-timing")
+    assert code == 0 and "820" not in out and "estimated" not in out
     assert "819 │  79.98 %" in out and "hardness 0.5, temperature 2" in out
+
+
+def test_recipe_plan_says_when_it_quantizes(capsys, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    keys = "{start_epoch: 1.5, disable_observer_epoch: 1.75}"
+    recipe.write_text(f"{tiny.RECIPE}  - !QATModifier {keys}\n")
+    code, out, err = call(capsys, f"recipe plan {recipe}")
+    rows = [
+        line.split("│") for line in out.splitlines() if " to " in line and "│" in line
+    ]
+    found = {cells[1].strip(): cells[-2].strip() for cells in rows}
+    assert (code, err) == (0, "") and "also" not in out
+    assert found == {
+        "0 to 0.5": "off",
+        "0.5 to 1": "off",
+        "1 to 1.5": "off",
+        "1.5 to 1.75": "on, ranges follow",
+        "1.75 to 2": "on, ranges fixed",
+    }
 
 
 @pytest.mark.parametrize(
@@ -193,13 +251,24 @@ def test_recipe_plan(capsys, tmp_path):
         ("{good} --batch-size 4", 2, "--batch-size=4 has no --train-samples"),
         ("{good} --model nowhere", 2, "model=nowhere has no config.json"),
         ("{good} --recipe_args x=1", 1, "x is not a variable of this recipe"),
+        ("{twice} --model {model}", 1, "is pruned by OBERTPruningModifier on line 11"),
     ],
 )
 def test_recipe_plan_refuses(capsys, tmp_path, words, code, message):
     good, bad = tmp_path / "good.yaml", tmp_path / "bad.yaml"
     good.write_text(tiny.RECIPE)
     bad.write_text(tiny.RECIPE.replace("final_sparsity: 0.8", "final_sparsity: 80"))
-    found, out, err = call(capsys, "recipe plan " + words.format(good=good, bad=bad))
+    twice, model = tmp_path / "twice.yaml", tmp_path / "model"
+    if "{model}" in words:
+        tiny.save_model(model)
+    layer = r"['re:.*layer\.0.*query.weight']"
+    twice.write_text(
+        f"{tiny.RECIPE}  - !GMPStarPruningModifier {{final_sparsity: 0.9, "
+        f"start_epoch: 1.0, end_epoch: 1.5, params: {layer}}}\n"
+    )
+    capsys.readouterr()
+    words = words.format(good=good, bad=bad, twice=twice, model=model)
+    found, out, err = call(capsys, f"recipe plan {words}")
     assert (found, out) == (code, "") and message in err
 
 

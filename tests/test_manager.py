@@ -201,8 +201,28 @@ def test_a_constant_modifier_holds_what_is_pruned_and_counts_weights_once():
     assert manager.sparsity() == pytest.approx(pruned)
 
 
+def test_weights_that_two_modifiers_prune_are_found_in_the_model():
+    ours = "  - !GMPStarPruningModifier {final_sparsity: 0.8, start_epoch: 2.0, "
+    for params, shared in ((r"['re:layers\.1.*weight']", 1), ("['re:head']", 0)):
+        text = f"{GMP}{ours}end_epoch: 3.5, params: {params}}}\n"
+        manager = RecipeManager.from_recipe(text.replace("GMPruning", "GMPStarPruning"))
+        if not shared:
+            manager.check_model(Encoder())
+            continue
+        with pytest.raises(RecipeError) as caught:
+            manager.check_model(Encoder())
+        assert str(caught.value) == (
+            "<recipe text>:24: GMPStarPruningModifier.params: params=layers.1.weight (1"
+            " in all) is pruned by GMPStarPruningModifier on line 17 at the same time, "
+            "from epoch 1 to 3; expected one pruning modifier for a weight at a time; "
+            "name other parameters, or begin where the other ends"
+        )
+
+
 def test_masks_that_are_switched_off_prune_nothing():
-    manager = RecipeManager.from_recipe(GMP + "      leave_enabled: False\n")
+    # Without the modifiers that say that training goes on, which would be refused.
+    alone = GMP[: GMP.index("training_modifiers")] + GMP[GMP.index("pruning_mod") :]
+    manager = RecipeManager.from_recipe(alone + "      leave_enabled: False\n")
     model = Encoder()
     manager.initialize(model)
     seen, _ = train(manager, model, 3.2)

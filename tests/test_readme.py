@@ -69,8 +69,12 @@ def test_the_recipe_loads_and_the_shipped_ones_are_listed() -> None:
     manager = RecipeManager.from_recipe(recipe)
     assert manager.max_epochs == 5.0
     assert len(manager.modifiers) == 4
-    for name in recipe_names():
-        assert f"`recipes/{name}.yaml`" in README or f"`recipes/{name}`" in README
+    assert "(docs/recipes.md)" in README
+    table = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| `recipes/(\S+)\.yaml` \|", table, re.MULTILINE)
+    assert sorted(listed) == recipe_names()
+    (papers,) = re.findall(r"ship are (\d+) setups of the papers", README)
+    assert int(papers) == len(recipe_names()) - 2
 
 
 def test_the_python_runs() -> None:

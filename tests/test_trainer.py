@@ -57,6 +57,7 @@ def make_trainer(folder: Path, out: Path, callback, **options) -> Trainer:
         model,
         arguments,
         train_dataset=rows,
+        eval_dataset=rows.select(range(8)),
         data_collator=DataCollatorWithPadding(tokenizer),
         callbacks=[] if callback is None else [callback],
     )
@@ -134,6 +135,39 @@ def test_distillation_is_in_the_loss(folder, tmp_path, hardness) -> None:
         assert max(losses) < 1e-6
     else:
         assert min(losses) > 1e-2
+
+
+STOP = """\
+modifiers:
+  - !EpochRangeModifier
+      start_epoch: 0.0
+      end_epoch: 6.0
+  - !EarlyStoppingModifier
+      metric: loss
+      mode: max
+      patience: 2
+"""
+
+
+def test_early_stopping_ends_it_with_the_best_weights(folder, tmp_path) -> None:
+    """The loss falls, and as a larger one is asked for, the first was the best."""
+    options = {"num_train_epochs": 6, "eval_strategy": "epoch"}
+    trainer = make_trainer(folder, tmp_path, RecipeCallback(STOP), **options)
+    seen = []
+    inner = trainer.evaluate
+
+    def evaluate(*args, **kwargs):
+        seen.append([p.detach().clone() for p in trainer.model.parameters()])
+        return inner(*args, **kwargs)
+
+    trainer.evaluate = evaluate
+    trainer.train()
+    losses = [r["eval_loss"] for r in trainer.state.log_history if "eval_loss" in r]
+    assert len(seen) == len(losses) == 3 and losses[0] > max(losses[1:])
+    for now, best in zip(trainer.model.parameters(), seen[0], strict=True):
+        assert torch.equal(now, best)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(losses[0])
+    refused(folder, tmp_path, RecipeCallback(STOP), "nothing", num_train_epochs=6)
 
 
 def refused(folder, out, callback, part, **options) -> None:

@@ -1,11 +1,9 @@
 """L6: the ``obert`` command; light until a command needs more."""
 
 import logging
-import math
 import os
 import sys
 import traceback
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -16,8 +14,10 @@ import typer
 from rich.console import Console
 
 from obert_modifiers import __version__
+from obert_modifiers.cli._host import quiet_host
 from obert_modifiers.cli.launch import start_missing_processes
 from obert_modifiers.cli.progress import LogLines, PlainReporter, make_reporter
+from obert_modifiers.cli.recipe import recipe_app
 
 PACKAGE = "obert_modifiers"
 
@@ -29,7 +29,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 train_app = typer.Typer(help="Train a model with a recipe.", no_args_is_help=True)
-recipe_app = typer.Typer(help="Work on recipes.", no_args_is_help=True)
 app.add_typer(train_app, name="train")
 app.add_typer(recipe_app, name="recipe")
 
@@ -39,7 +38,6 @@ _TASKS = {
     "token_classification": "Classify the words of texts, such as named entities",
     "masked_language_modeling": "Predict words that were masked, for upstream pruning",
 }
-_BATCH_SIZE = 8  # as `obert train` has it
 _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
@@ -103,83 +101,6 @@ def _report(run: Annotated[Path, typer.Argument(help="The run's folder.")]) -> N
     typer.echo(write_report(run))
 
 
-@recipe_app.command("check")
-def _check_recipe(
-    recipe: Annotated[
-        str, typer.Argument(help="A .yaml file, or .md with one on top.")
-    ],
-    recipe_args: Annotated[
-        str | None,
-        typer.Option("--recipe_args", "--recipe-args", help="Variables, as JSON."),
-    ] = None,
-) -> None:
-    """Check a recipe completely and print everything that is wrong with it."""  # noqa: DOC501  typer shows the docstring
-    with _quiet_host():
-        from obert_modifiers.manager import RecipeError, RecipeManager
-
-        try:
-            manager = RecipeManager.from_recipe(recipe, recipe_args)
-        except RecipeError as error:
-            typer.echo(str(error), err=True)
-            raise typer.Exit(1) from None
-    names = ", ".join(type(modifier).__name__ for modifier in manager.modifiers)
-    typer.echo(f"{recipe}: no problems; {len(manager.modifiers)} modifiers: {names}")
-
-
-@recipe_app.command("plan")
-def _plan_recipe(
-    recipe: Annotated[
-        str, typer.Argument(help="A .yaml file, or .md with one on top.")
-    ],
-    model: Annotated[
-        Path | None, typer.Option(help="A model's folder; its config.json is read.")
-    ] = None,
-    train_samples: Annotated[
-        int | None,
-        typer.Option("--train-samples", "--train_samples", min=1, help="To get steps."),
-    ] = None,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(
-            "--batch-size", "--batch_size", min=1, help="Samples of a step; 8 if unset."
-        ),
-    ] = None,
-    recipe_args: Annotated[
-        str | None,
-        typer.Option("--recipe_args", "--recipe-args", help="Variables, as JSON."),
-    ] = None,
-    plot: Annotated[Path | None, typer.Option(help="A .png file to draw.")] = None,
-) -> None:
-    """Say what a recipe does when, without training."""  # noqa: DOC501  typer shows the docstring
-    if batch_size is not None and train_samples is None:
-        raise ValueError(
-            f"--batch-size={batch_size} has no --train-samples beside it; expected both"
-            " to count steps; add the number of samples"
-        )
-    with _quiet_host():
-        from obert_modifiers.cli.plan import shape_model, show_plan
-        from obert_modifiers.recipe import RecipeError, load_recipe
-        from obert_modifiers.recipe.plan import plan_recipe
-
-        try:
-            loaded = load_recipe(recipe, recipe_args)
-        except RecipeError as error:
-            typer.echo(str(error), err=True)
-            raise typer.Exit(1) from None
-        per_step = batch_size or _BATCH_SIZE
-        plan = plan_recipe(
-            loaded,
-            steps_per_epoch=train_samples and math.ceil(train_samples / per_step),
-            model=None if model is None else shape_model(model),
-        )
-    show_plan(plan)
-    if plot is not None:
-        from obert_modifiers.report.draw import save_plan_png
-
-        save_plan_png(plot, plan, Path(recipe).name)
-        typer.echo(f"drawn in {plot}")
-
-
 def _finish(record: dict[str, Any], reporter: PlainReporter) -> None:
     """Write the report and say where everything is.
 
@@ -220,24 +141,11 @@ def _reporting(plain: bool = False) -> Iterator[PlainReporter]:
     logger.addHandler(handler)
     logger.setLevel(logging.INFO if _rank() == 0 else logging.ERROR)
     try:
-        with _quiet_host():
+        with quiet_host():
             yield reporter
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
-
-
-@contextmanager
-def _quiet_host() -> Iterator[None]:
-    """Leave out the warnings that SparseML's import gives on every start.
-
-    Yields:
-        Nothing.
-    """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
-        warnings.filterwarnings("ignore", category=DeprecationWarning)
-        yield
 
 
 def _rank() -> int:

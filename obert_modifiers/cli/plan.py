@@ -1,17 +1,14 @@
-"""Print the plan of a recipe, and make the model whose shapes it counts."""
+"""Print the plan of a recipe."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
 from rich.console import Console
 from rich.table import Table
-from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification
 
+from obert_modifiers.core.calibration import TIMED_WEIGHTS
 from obert_modifiers.recipe.counts import PoolCount
+from obert_modifiers.recipe.estimate import Timing
 from obert_modifiers.recipe.planned import Phase, PruningPlan, RecipePlan, Span
 
 _PIPE_WIDTH = 120
@@ -21,37 +18,12 @@ _GRADIENT = {
 }
 
 
-def shape_model(folder: Path) -> nn.Module:
-    """Build a model without weights, from the configuration in its folder alone.
-
-    Args:
-        folder: A model in Hugging Face's format; ``config.json`` is read.
-
-    Returns:
-        The model on torch's meta device, of the class that the configuration names.
-
-    Raises:
-        FileNotFoundError: If there is no configuration.
-    """
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(
-            f"model={folder} has no config.json; expected the folder of a model; check "
-            "the path"
-        )
-    config = AutoConfig.from_pretrained(folder)
-    named = (getattr(config, "architectures", None) or [""])[0]
-    cls = getattr(transformers, named, None)
-    with torch.device("meta"):
-        if cls is None:
-            return AutoModelForSequenceClassification.from_config(config)
-        return cls(config)
-
-
-def show_plan(plan: RecipePlan) -> None:
+def show_plan(plan: RecipePlan, timings: Sequence[Timing] = ()) -> None:
     """Print a plan.
 
     Args:
         plan: The plan.
+        timings: Estimates for its second-order modifiers.
     """
     console = Console(highlight=False)
     if not console.is_terminal:
@@ -62,6 +34,9 @@ def show_plan(plan: RecipePlan) -> None:
     for pruning in plan.pruning:
         for line in _pruning(pruning):
             console.print(line, soft_wrap=True)
+        for timing in timings:
+            if timing.line == pruning.line:
+                console.print(_seconds(timing, pruning), soft_wrap=True)
         if len(pruning.pools) > 1:
             console.print(_counts(pruning.pools))
     for note in plan.notes:
@@ -83,10 +58,12 @@ def _head(plan: RecipePlan) -> Iterator[str]:
 
 def _phases(plan: RecipePlan) -> Table:
     table = Table()
-    others = any(phase.others for phase in plan.phases)
+    others = any(_also(phase) for phase in plan.phases)
+    quantized = any(_quantization(phase) for phase in plan.phases)
     columns = ["epochs"]
     columns += ["steps"] if plan.steps_per_epoch else []
     columns += ["learning rate", "events", "sparsity", "distillation"]
+    columns += ["quantization"] if quantized else []
     for name in columns + (["also"] if others else []):
         right = name in ("events", "sparsity", "steps")
         table.add_column(name, justify="right" if right else "left")
@@ -100,7 +77,8 @@ def _phases(plan: RecipePlan) -> Table:
             cells.append(f"{first:,} to {last:,}")
         cells += [_rates(phase), str(phase.events or ""), _sparsity(phase)]
         cells.append("; ".join(_distils(span) for span in phase.distillation) or "off")
-        cells += [", ".join(span.modifier for span in phase.others)] if others else []
+        cells += [_quantization(phase) or "off"] if quantized else []
+        cells += [_also(phase)] if others else []
         table.add_row(*cells)
     return table
 
@@ -115,6 +93,19 @@ def _rates(phase: Phase) -> str:
 
 def _sparsity(phase: Phase) -> str:
     return "; ".join("-" if one is None else _percent(one) for one in phase.sparsities)
+
+
+def _also(phase: Phase) -> str:
+    return ", ".join(span.modifier for span in phase.others if not span.quantizes)
+
+
+def _quantization(phase: Phase) -> str:
+    found = []
+    for span in phase.others:
+        if span.quantizes:
+            fixed = span.fixed is not None and phase.start >= span.fixed
+            found.append(f"on, ranges {'fixed' if fixed else 'follow'}")
+    return "; ".join(found)
 
 
 def _distils(span: Span) -> str:
@@ -153,6 +144,27 @@ def _pruning(plan: PruningPlan) -> Iterator[str]:
         numel = sum(pool.numel for pool in plan.pools)
         pruned = sum(pool.pruned for pool in plan.pools)
         yield f"  in the end {pruned:,} of {numel:,} weights are zero:"
+
+
+def _seconds(timing: Timing, plan: PruningPlan) -> str:
+    one = timing.seconds
+    total = ""
+    if plan.events:
+        total = f", {_duration(one.total * len(plan.events))} in all"
+    return (
+        f"  estimated {_duration(one.total)} for an event on this machine{total}: "
+        f"{_duration(one.passes)} forward and backward passes (timed on "
+        f"{_times(timing.samples, 'random sample')} of {timing.tokens} tokens; shorter "
+        f"texts take less), {_duration(one.collect)} Fisher and "
+        f"{_duration(one.solve)} inverse, selection and update (timed on "
+        f"{TIMED_WEIGHTS:,} weights), on one process"
+    )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.2g} s"
+    return f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:.3g} h"
 
 
 def _count(pool: PoolCount) -> str:

@@ -76,6 +76,8 @@ class Quantizer:
             observer, quant_min=low, quant_max=high, **options
         ).to(device)
         self._fake_quant.disable_observer()  # ours does it
+        self._calibrated = 0  # batches, while calibrating
+        self._calibrating = False
 
     @property
     def scale(self) -> Tensor:
@@ -98,7 +100,8 @@ class Quantizer:
         Returns:
             Values on the grid, same shape and dtype.
         """
-        if self.observing and (training or self.kind == WEIGHT):
+        follows = training or self._calibrating or self.kind == WEIGHT
+        if self.observing and follows:
             self.observe_(values)
         return self._fake_quant(values) if self.ready else values
 
@@ -118,8 +121,26 @@ class Quantizer:
             values = torch.stack(torch.aminmax(values))
             if not bool(values.isfinite().all()):
                 return
+            if self._calibrating:  # a mean over the batches
+                self._calibrated += 1
+                self._observer.averaging_constant = 1.0 / self._calibrated
         self._observer(values)
         self._update_scale()
+
+    @property
+    def averaging(self) -> float:
+        """Share of a new batch in the range."""
+        return float(self._observer.averaging_constant)
+
+    def begin_calibration(self) -> None:
+        """Let an activation's range be the mean of the batches' that come now."""
+        self._calibrating, self._calibrated = True, 0
+
+    def end_calibration(self) -> None:
+        """Let an activation's range follow training batches alone again."""
+        self._calibrating = False
+        if self.kind == ACTIVATION:
+            self._observer.averaging_constant = AVERAGING
 
     def _update_scale(self) -> None:
         scale, zero_point = self._observer.calculate_qparams()

@@ -16,6 +16,7 @@ from obert_modifiers.core.quantized_layers import (
     detach_,
     is_attention,
 )
+from obert_modifiers.core.targets import is_conv1d
 
 
 @dataclass(frozen=True)
@@ -166,9 +167,31 @@ def ranges_held(model: nn.Module) -> Iterator[None]:
             quantizer.observing = True
 
 
+@contextmanager
+def calibrating(model: nn.Module) -> Iterator[None]:
+    """Take the ranges of activations from batches that nobody trains on, for a while.
+
+    They are means over the batches, in eval mode too.
+
+    Args:
+        model: Unwrapped, quantized model.
+
+    Yields:
+        Nothing.
+    """
+    found = quantizers_of(model).values()
+    for quantizer in found:
+        quantizer.begin_calibration()
+    try:
+        yield
+    finally:
+        for quantizer in found:
+            quantizer.end_calibration()
+
+
 def _is_layer(module: nn.Module) -> bool:
     kinds = (nn.Linear, nn.Embedding)
-    return isinstance(module, kinds) or type(module).__name__ == "Conv1D"
+    return isinstance(module, kinds) or is_conv1d(module)
 
 
 def _check_kind(name: str, module: nn.Module) -> None:

@@ -37,6 +37,26 @@ class Target:
         return make_layout(pattern, self.name, self.parameter.shape, self.transposed)
 
 
+def is_conv1d(module: nn.Module) -> bool:
+    """Tell the linear layers of GPT-2, whose weights are input x output.
+
+    They are known by their name or shape, as the library that has them is not
+    imported here.
+
+    Args:
+        module: Any module.
+
+    Returns:
+        True for a Conv1D, or a module with ``nf`` outputs, the second dimension of
+        its weight.
+    """
+    weight, outputs = getattr(module, "weight", None), getattr(module, "nf", None)
+    if isinstance(module, nn.Linear) or not isinstance(weight, nn.Parameter):
+        return False
+    named = type(module).__name__ == "Conv1D"
+    return weight.ndim == 2 and (named or weight.shape[1] == outputs)
+
+
 def write_parameters_(
     targets: Sequence[Target], values: Sequence[Tensor], masks: Sequence[Tensor]
 ) -> None:

@@ -1,6 +1,8 @@
 """SparseML modifiers; importing this package registers their YAML tags."""
 
 from obert_modifiers.modifiers.distillation import LogitDistillationModifier
+from obert_modifiers.modifiers.early_stopping import EarlyStoppingModifier
+from obert_modifiers.modifiers.frozen import FrozenParamsModifier
 from obert_modifiers.modifiers.gmp_star import GMPStarPruningModifier
 from obert_modifiers.modifiers.layer_drop import LayerDropModifier
 from obert_modifiers.modifiers.nm import NMPruningModifier
@@ -8,6 +10,8 @@ from obert_modifiers.modifiers.obert import OBERTPruningModifier
 from obert_modifiers.modifiers.qat import QATModifier
 
 __all__ = [
+    "EarlyStoppingModifier",
+    "FrozenParamsModifier",
     "GMPStarPruningModifier",
     "LayerDropModifier",
     "LogitDistillationModifier",

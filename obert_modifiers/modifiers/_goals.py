@@ -28,20 +28,25 @@ def read_goals(
                 f"params={params} and a mapping in final_sparsity are both given; "
                 "expected the parameters in one place; write params: []"
             )
+        if not final_sparsity:
+            raise ValueError(
+                "final_sparsity={} names no parameters; expected a sparsity, or a "
+                "mapping from sparsities to lists of names; write one"
+            )
         return [
-            (as_fraction("final_sparsity", sparsity), _as_list(names))
+            (as_fraction("final_sparsity", sparsity), _as_list("final_sparsity", names))
             for sparsity, names in final_sparsity.items()
         ]
     goal = as_fraction("final_sparsity", final_sparsity)
-    return [(goal, _as_list(params or ALL_ENCODER))]
+    return [(goal, _as_list("params", params or ALL_ENCODER))]
 
 
-def _as_list(names: str | Sequence[str]) -> list[str]:
-    listed = [names] if isinstance(names, str) else list(names)
+def _as_list(key: str, names: str | Sequence[str]) -> list[str]:
+    listed = list(names) if isinstance(names, (list, tuple)) else [names]
     for name in listed:
         if not isinstance(name, str):
             raise ValueError(
-                f"params={name} is not a name; expected names or re: patterns; write "
+                f"{key}={name} is not a name; expected names or re: patterns; write "
                 "a list of strings"
             )
     return listed

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from obert_modifiers.core.event import SecondOrderConfig
 from obert_modifiers.core.memory import peak_memory
 from obert_modifiers.core.parallel import world
 from obert_modifiers.core.pruning_step import StepResult
@@ -44,6 +45,7 @@ from obert_modifiers.modifiers._validate import (
     as_pattern,
     as_pattern_sparsity,
     check_range,
+    check_rising,
 )
 
 FROM_PARAM = "__FROM_PARAM__"
@@ -137,6 +139,7 @@ class GradualPruningModifier(ScheduledUpdateModifier):
                 as_fraction("init_sparsity", init_sparsity),
                 self._pattern,
             )
+            check_rising(self._init_sparsity, max(goal for goal, _ in self._goals))
         self._final_sparsity = (
             final_sparsity if isinstance(final_sparsity, dict) else self._goals[0][0]
         )
@@ -174,6 +177,11 @@ class GradualPruningModifier(ScheduledUpdateModifier):
         """Reports of the pruning events so far, in order."""
         return self._events
 
+    @property
+    def second_order(self) -> SecondOrderConfig | None:
+        """How its events take gradients; None for pruning by magnitude."""
+        return None if self._engine is None else self._engine.config
+
     def prune_step(self, sparsities: Sequence[float]) -> StepResult:
         """Prune the selected parameters to target sparsities; writes them.
 
@@ -191,9 +199,10 @@ class GradualPruningModifier(ScheduledUpdateModifier):
         Returns:
             Target of each parameter, in [0, 1].
         """
+        begin = max(self.start_epoch, 0.0)  # -1 is the start of the training
         return [
             interpolate_sparsity(
-                epoch, self.start_epoch, self.end_epoch, start, end, self._inter_func
+                epoch, begin, self.end_epoch, start, end, self._inter_func
             )
             for start, end in zip(self._starts, self._ends, strict=True)
         ]
@@ -205,9 +214,14 @@ class GradualPruningModifier(ScheduledUpdateModifier):
             model: The model, wrapped or not.
 
         Returns:
-            Full names in the unwrapped model.
+            Full names in the unwrapped model; an error if the groups of ``mask_type``
+            do not divide one of them.
         """
-        return [name for name, _ in self._resolve(unwrap(model))]
+        model = unwrap(model)
+        names = [name for name, _ in self._resolve(model)]
+        for target in find_targets(model, names):
+            target.layout(self._pattern)
+        return names
 
     def _resolve(self, model: nn.Module) -> list[tuple[str, float]]:
         found: dict[str, float] = {}

@@ -9,6 +9,22 @@ from torch import Tensor, nn
 from obert_modifiers.core.sampling import GradientSource, SampleRequest
 
 
+def find_source(offered: Mapping[str, Any]) -> GradientSource | None:
+    """Find the source of gradients in what a caller offers.
+
+    Args:
+        offered: What the caller offers to all modifiers: ``gradient_source`` or
+            SparseML's ``grad_sampler`` among it.
+
+    Returns:
+        The source, or None.
+    """
+    source = offered.get("gradient_source")
+    if source is None and offered.get("grad_sampler"):
+        source = from_sparseml(offered["grad_sampler"])
+    return source
+
+
 def from_sparseml(grad_sampler: Mapping[str, Any]) -> GradientSource:
     """Adapt SparseML's ``grad_sampler`` dict.
 

@@ -15,7 +15,7 @@ from obert_modifiers.core.sampling import GradientSource
 from obert_modifiers.core.sharding import MemoryPlan
 from obert_modifiers.core.targets import Target
 from obert_modifiers.modifiers._masks import ParameterMasks
-from obert_modifiers.modifiers._sampling import from_sparseml
+from obert_modifiers.modifiers._sampling import find_source
 from obert_modifiers.modifiers._validate import as_positive
 
 AUTO = "auto"
@@ -81,9 +81,7 @@ class SecondOrder:
         Raises:
             RuntimeError: If there is no source of gradients.
         """
-        source = offered.get("gradient_source")
-        if source is None and offered.get("grad_sampler"):
-            source = from_sparseml(offered["grad_sampler"])
+        source = find_source(offered)
         if source is None:
             raise RuntimeError(
                 "gradient_source and grad_sampler are both missing; expected a source "

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from obert_modifiers.core.targets import Target
+from obert_modifiers.core.targets import Target, is_conv1d
 
 ALL = "__ALL__"
 ALL_PRUNABLE = "__ALL_PRUNABLE__"
@@ -58,7 +58,7 @@ def is_linear(module: nn.Module) -> bool:
     Returns:
         True for a linear layer.
     """
-    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+    return isinstance(module, nn.Linear) or is_conv1d(module)
 
 
 def encoder_weights(model: nn.Module) -> list[str]:
@@ -187,8 +187,8 @@ def find_targets(model: nn.Module, names: Sequence[str]) -> list[Target]:
 
 
 def _is_transposed(model: nn.Module, name: str) -> bool:
-    owner = find_layer(model, name).module
-    return type(owner).__name__ == "Conv1D"
+    layer = find_layer(model, name)
+    return layer.param_name == "weight" and is_conv1d(layer.module)
 
 
 def find_layer(model: nn.Module, name: str) -> Layer:

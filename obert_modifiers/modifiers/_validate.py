@@ -219,12 +219,24 @@ def as_choice(name: str, value: Any, choices: Sequence[str]) -> str:
         ValueError: If it is not one of them.
     """
     if value not in choices:
-        near = difflib.get_close_matches(str(value), choices, n=1)
         raise ValueError(
             f"{name}={value} is unknown; expected one of {', '.join(choices)}; use "
-            f"{(near or choices)[0]}"
+            f"{nearest_word(str(value), choices)}"
         )
     return value
+
+
+def nearest_word(word: str, words: Sequence[str]) -> str:
+    """Return the word that looks most like one, the first where none does.
+
+    Args:
+        word: A word that is not among them.
+        words: Words that are known, at least one.
+
+    Returns:
+        One of the words.
+    """
+    return (difflib.get_close_matches(word, words, n=1) or words)[0]
 
 
 def check_range(start_epoch: float, end_epoch: float) -> None:
@@ -242,6 +254,23 @@ def check_range(start_epoch: float, end_epoch: float) -> None:
             f"end_epoch={end_epoch:g} lies before start_epoch={start_epoch:g}; "
             "expected a schedule that ends after it starts; swap them or raise "
             "end_epoch"
+        )
+
+
+def check_rising(first: float, last: float) -> None:
+    """Check that a schedule prunes more and more.
+
+    Args:
+        first: Sparsity of the first event.
+        last: The largest of the last one.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    if first > last:
+        raise ValueError(
+            f"init_sparsity={first:g} is above final_sparsity={last:g}; expected a "
+            "schedule that prunes more and more; lower it or raise final_sparsity"
         )
 
 

@@ -112,6 +112,12 @@ class LogitDistillationModifier(ScheduledModifier):
             end_epoch=as_float("end_epoch", end_epoch),
             end_comparator=-1,
         )
+        if 0.0 <= self.end_epoch <= max(self.start_epoch, 0.0):
+            raise ValueError(
+                f"end_epoch={self.end_epoch:g} does not lie after start_epoch="
+                f"{self.start_epoch:g}; expected epochs to distil in, or -1 for the end"
+                " of the training; raise it"
+            )
         self._hardness = as_fraction("hardness", hardness)
         self._temperature = as_positive("temperature", temperature)
         self._mask_padding = as_flag("mask_padding", mask_padding)

@@ -269,4 +269,6 @@ def _as_options(value: Any) -> dict[str, Any] | None:
             f"grad_sampler_kwargs={value} is not a mapping; expected options of the "
             "loader; write batch_size: 32 below it"
         )
+    if value is not None and "batch_size" in value:
+        as_count("grad_sampler_kwargs", value["batch_size"])
     return value

@@ -8,13 +8,17 @@ from typing import Any
 from torch import nn
 
 from obert_modifiers.core.fake_quant import ACTIVATION, average_ranges_
+from obert_modifiers.core.fisher_state import request_of
+from obert_modifiers.core.gradients import sum_losses
 from obert_modifiers.core.quantization import (
     Scheme,
+    calibrating,
     find_layers,
     freeze_,
     quantize_,
     quantizers_of,
 )
+from obert_modifiers.core.sampling import GradientSource
 from obert_modifiers.modifiers._host import (
     ModifierProp,
     PyTorchModifierYAML,
@@ -22,10 +26,12 @@ from obert_modifiers.modifiers._host import (
     SparsificationTypes,
     recipe_key,
 )
+from obert_modifiers.modifiers._sampling import find_source
 from obert_modifiers.modifiers._targets import unwrap
 from obert_modifiers.modifiers._validate import as_choice, as_flag, as_float
 
 FREEZES = ("all", "activations")
+CALIBRATION_SAMPLES = 512  # of a model that is quantized without training
 
 _LOGGER = logging.getLogger(__name__)
 _SCHEDULE_KEY = "__schedule__"
@@ -44,7 +50,9 @@ class QATModifier(ScheduledModifier):
     Order of its hooks: ``initialize`` finds the layers; ``update`` switches the
     quantization on at ``start_epoch``, before the optimizer step, and fixes the ranges
     at ``disable_observer_epoch``; ``optimizer_post_step`` averages ranges over
-    processes; ``finalize`` fixes what still moves. The model stays quantized and its
+    processes; ``finalize`` fixes what still moves. Applied at once (an infinite epoch),
+    it takes the ranges of activations as means over batches of the source of gradients,
+    after pruning modifiers have pruned. The model stays quantized and its
     ``state_dict`` is that of a plain model; the scales are saved beside it by
     :func:`~obert_modifiers.core.quantization_file.save_quantization`.
 
@@ -163,22 +171,43 @@ class QATModifier(ScheduledModifier):
 
         Args:
             module: The model.
-            epoch: Epoch to start from.
+            epoch: Epoch to start from; ``inf`` quantizes now, with ranges from
+                :data:`CALIBRATION_SAMPLES` samples of the source of gradients.
             loggers: SparseML loggers.
-            **kwargs: What the caller offers to all modifiers.
+            **kwargs: ``gradient_source`` or ``grad_sampler`` where the epoch is
+                infinite, and what the caller offers to other modifiers.
 
         Raises:
-            ValueError: If the epoch is infinite, or layers cannot be found.
+            ValueError: If the epoch is infinite and there is no source, or layers
+                cannot be found.
         """
         super().initialize(module, epoch, loggers, **kwargs)
-        if math.isinf(epoch):
-            raise ValueError(
-                "epoch=inf cannot be trained at; expected a finite epoch, since the "
-                "ranges of activations come from training batches; train with the "
-                "recipe"
-            )
         self.resolve_targets(module)  # fails now rather than at start_epoch
         self._model = unwrap(module)
+        if math.isinf(epoch):
+            self._calibrate(find_source(kwargs))
+
+    def _calibrate(self, source: GradientSource | None) -> None:
+        if source is None:
+            raise ValueError(
+                "epoch=inf cannot be trained at, and gradient_source and grad_sampler "
+                "are both missing; expected batches for the ranges of activations; "
+                "pass one of the two, or train with the recipe"
+            )
+        request = request_of(CALIBRATION_SAMPLES, 0, {}, "sample")
+        limit = None if source.divides else request.share
+        quantize_(self._model, self._scheme())
+        self._active = True
+        with calibrating(self._model):
+            _, count = sum_losses(self._model, source.batches(request), source, limit)
+        if count == 0:
+            raise ValueError(
+                "gradient_source gives no batch for the ranges of activations; expected"
+                " one at least; check it, or train with the recipe"
+            )
+        average_ranges_(list(quantizers_of(self._model).values()))
+        self._fix_ranges(True)
+        self._frozen = True
 
     def update_ready(self, epoch: float, steps_per_epoch: int) -> bool:
         """Tell whether quantization begins, ranges are fixed, or the schedule ends.

@@ -196,6 +196,13 @@ def _value_faults(cls: type, values: dict[str, Any]) -> Iterator[tuple[str, str]
                     yield key, wrong
         yield from ((key, wrong) for wrong in _pattern_faults(key, value))
     yield from _schedule_faults(cls, values)
+    cycle = values.get("cycle_epochs", 1.0)
+    if number(cycle) is None or not number(cycle) > 0.0:
+        yield (
+            "cycle_epochs",
+            f"cycle_epochs={cycle} is not positive; expected the epochs of a cycle; "
+            "write a number above 0",
+        )
     mask_type = values.get("mask_type", "unstructured")
     # Our constructors know their own words, and say what is wrong.
     if not issubclass(cls, GradualPruningModifier) and not _is_mask_type(mask_type):

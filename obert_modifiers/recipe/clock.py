@@ -2,6 +2,7 @@
 
 import copy
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from obert_modifiers.modifiers._host import (
 
 GRID = 1024  # points of an epoch at which the learning rate is read, at most
 EVERY_STEP = -1.0
+MANY = 100_000  # events, beyond which their epochs are not listed
 _CLOSE = 1e-9  # of an epoch; far below a step, far above a sum's rounding
 
 
@@ -44,7 +46,10 @@ def learning_rates(
     found: list[tuple[float, float | None]] = []
     for step in range(max(1, round(num_epochs * per_epoch))):
         epoch = epoch_at(step, per_epoch)
-        host.update(model, optimizer, epoch, per_epoch, log_updates=False)
+        with warnings.catch_warnings():
+            # torch says that no step of the optimizer was made; none is.
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
+            host.update(model, optimizer, epoch, per_epoch, log_updates=False)
         rate = float(optimizer.param_groups[0]["lr"])
         found.append((epoch, None if math.isnan(rate) else rate))
     return found
@@ -96,6 +101,8 @@ def event_epochs(
     if modifier.update_frequency == EVERY_STEP and end > start:
         return None
     frequency = modifier.update_frequency
+    if last - start > MANY * frequency > 0.0:  # far more than there are steps
+        return None
     count = 1 if end <= start else math.floor((last - start) / frequency + _CLOSE) + 1
     found = [start + number * frequency for number in range(count)]
     if end < math.inf and found[-1] < end - _CLOSE:

@@ -8,10 +8,11 @@ from torch import nn
 from obert_modifiers.core.event import SecondOrderConfig, plan_targets
 from obert_modifiers.core.selection import make_pools
 from obert_modifiers.core.sharding import MemoryPlan
+from obert_modifiers.core.targets import Target
 from obert_modifiers.modifiers._goals import read_goals
 from obert_modifiers.modifiers._gradual import GradualPruningModifier
 from obert_modifiers.modifiers._targets import find_targets, match_names, unwrap
-from obert_modifiers.modifiers._validate import as_bytes, as_pattern
+from obert_modifiers.modifiers._validate import as_pattern
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,9 @@ def pool_counts(modifier: Any, model: nn.Module) -> tuple[PoolCount, ...]:
         return ()
     goals = _goals(modifier, model)
     names = list(goals)
-    numels = [t.parameter.numel() for t in find_targets(unwrap(model), names)]
     pattern = as_pattern("mask_type", modifier.mask_type)
+    targets = find_targets(unwrap(model), names)
+    numels = [target.layout(pattern).numel for target in targets]
     # N:M leaves nothing to compete for: it takes the same share of every group.
     together = modifier.global_sparsity and pattern.n_m is None
     pools = make_pools(numels, list(goals.values()), together, pattern.unit)
@@ -70,19 +72,36 @@ def fisher_memory(modifier: Any, model: nn.Module) -> MemoryPlan | None:
         The plan, limited by the recipe's ``memory_budget`` alone; None for a modifier
         of the first order.
     """
-    if not getattr(modifier, "num_grads", None):
+    config = second_order(modifier)
+    if config is None:
         return None
-    if not isinstance(modifier, GradualPruningModifier):
-        return None
-    budget = modifier.memory_budget
-    config = SecondOrderConfig(
-        fisher_block_size=modifier.fisher_block_size,
-        fisher_dtype=modifier.fisher_dtype,
-        memory_budget=None if budget is None else as_bytes("memory_budget", budget),
-        pattern=as_pattern("mask_type", modifier.mask_type),
-    )
-    targets = find_targets(unwrap(model), list(_goals(modifier, model)))
-    return plan_targets(targets, config, ranks=1)
+    return plan_targets(targets_of(modifier, model), config, ranks=1)
+
+
+def second_order(modifier: Any) -> SecondOrderConfig | None:
+    """Tell how a modifier's events take gradients.
+
+    Args:
+        modifier: Any modifier.
+
+    Returns:
+        How; None for one of the first order, or that is not ours.
+    """
+    ours = isinstance(modifier, GradualPruningModifier)
+    return modifier.second_order if ours else None
+
+
+def targets_of(modifier: GradualPruningModifier, model: nn.Module) -> list[Target]:
+    """Find the parameters that a modifier prunes.
+
+    Args:
+        modifier: The modifier; it is not initialized.
+        model: The model.
+
+    Returns:
+        The parameters in their order.
+    """
+    return find_targets(unwrap(model), list(_goals(modifier, model)))
 
 
 def _goals(modifier: GradualPruningModifier, model: nn.Module) -> dict[str, float]:

@@ -9,8 +9,11 @@ from typing import Any
 from obert_modifiers.modifiers._host import Modifier, SparsificationTypes
 from obert_modifiers.recipe.arguments import parse_recipe_args
 from obert_modifiers.recipe.check import ModifierBuilder
+from obert_modifiers.recipe.cross import cross_faults, cross_notes
 from obert_modifiers.recipe.outline import outline
+from obert_modifiers.recipe.placed import Fault, Placed
 from obert_modifiers.recipe.problems import Problem, RecipeError
+from obert_modifiers.recipe.stopping import stopping_faults
 from obert_modifiers.recipe.text import RecipeText, compose, read_source
 from obert_modifiers.recipe.values import ModifierSettings, Resolver
 from obert_modifiers.recipe.writing import modifiers_text
@@ -35,6 +38,31 @@ class LoadedRecipe:
     staged: bool
     groups: Groups
     settings: dict[int, ModifierSettings]
+
+    @property
+    def placed(self) -> list[Placed]:
+        """The modifiers in the order of the recipe, each with its line."""
+        return [
+            Placed(modifier, stage, self.settings[id(modifier)].line)
+            for stage, group in self.groups.items()
+            for modifier in group
+        ]
+
+    @property
+    def notes(self) -> list[Problem]:
+        """What is legal and may not be meant."""
+        return self.problems_of(cross_notes(self.placed))
+
+    def problems_of(self, faults: Iterable[Fault]) -> list[Problem]:
+        """Describe problems with their lines.
+
+        Args:
+            faults: Modifiers, keys and what is wrong.
+
+        Returns:
+            The problems.
+        """
+        return [self.problem(*fault) for fault in faults]
 
     def problem(self, modifier: Modifier, key: str, message: str) -> Problem:
         """Describe a problem with one of the modifiers, with its line.
@@ -84,7 +112,9 @@ def load_recipe(
             groups.setdefault(one.stage, []).append(modifier)
             settings[id(modifier)] = one
     loaded = LoadedRecipe(text.file, resolver.text(), parts.staged, groups, settings)
-    problems = [*parts.problems, *builder.problems, *_repeated(loaded)]
+    problems = [*parts.problems, *builder.problems]
+    complete = len(settings) == len(parts.modifiers)
+    problems += [*_arrangement(loaded), *_crossed(loaded, complete)]
     if problems:
         raise RecipeError(problems)
     return loaded
@@ -103,7 +133,7 @@ def from_modifiers(
         The recipe; its lines are those of its text.
 
     Raises:
-        RecipeError: If two pruning modifiers are the same.
+        RecipeError: If the modifiers do not go together.
     """
     staged = isinstance(modifiers, Mapping)
     groups = {k: list(v) for k, v in modifiers.items()} if staged else {"": modifiers}
@@ -116,7 +146,7 @@ def from_modifiers(
         for modifier, one in zip(everyone, resolver.settings, strict=True)
     }
     loaded = LoadedRecipe(file, source.text, staged, groups, settings)
-    problems = list(_repeated(loaded))
+    problems = [*_arrangement(loaded), *_crossed(loaded, True)]
     if problems:
         raise RecipeError(problems)
     return loaded
@@ -128,6 +158,17 @@ def _described(modifier: Modifier) -> tuple[str, dict[str, Any]]:
     keys = inspect.signature(cls.__init__).parameters
     values = modifier.props(only_serializable=True)
     return cls.__name__, {key: values[key] for key in keys if key in values}
+
+
+def _arrangement(loaded: LoadedRecipe) -> Iterable[Problem]:
+    yield from _repeated(loaded)
+    everyone = [modifier for group in loaded.groups.values() for modifier in group]
+    for modifier, message in stopping_faults(everyone):
+        yield loaded.problem(modifier, message.partition("=")[0], message)
+
+
+def _crossed(loaded: LoadedRecipe, complete: bool) -> list[Problem]:
+    return loaded.problems_of(cross_faults(loaded.placed, complete))
 
 
 def _repeated(loaded: LoadedRecipe) -> Iterable[Problem]:

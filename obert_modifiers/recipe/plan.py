@@ -1,7 +1,7 @@
 """What a recipe does when, worked out without training."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import nn
@@ -14,7 +14,12 @@ from obert_modifiers.modifiers._host import (
     SparsificationTypes,
 )
 from obert_modifiers.recipe.clock import event_epochs, learning_rates, rewinds
-from obert_modifiers.recipe.counts import fisher_memory, pool_counts
+from obert_modifiers.recipe.counts import (
+    fisher_memory,
+    pool_counts,
+    second_order,
+    targets_of,
+)
 from obert_modifiers.recipe.load import LoadedRecipe
 from obert_modifiers.recipe.planned import (
     Event,
@@ -23,6 +28,8 @@ from obert_modifiers.recipe.planned import (
     RecipePlan,
     Span,
 )
+from obert_modifiers.recipe.problems import RecipeError
+from obert_modifiers.recipe.surroundings import step_faults
 
 _KINDS = SparsificationTypes
 
@@ -45,10 +52,12 @@ def plan_recipe(
         The plan.
 
     Raises:
-        ValueError: If a modifier names parameters that the model does not have, or
-            its ``memory_budget`` is too small.
+        ValueError: If a modifier names parameters that the model does not have, its
+            ``memory_budget`` is too small, or an epoch has too few steps for it.
     """  # noqa: DOC502  raised while the parameters are looked up
     modifiers = [m for group in recipe.groups.values() for m in group]
+    if steps_per_epoch is not None:
+        check_steps(recipe, steps_per_epoch)
     copies = copy.deepcopy(modifiers)
     epochs = float(ScheduledModifierManager(modifiers=copies).max_epochs)
     num_epochs = epochs if epochs > 0.0 else None
@@ -79,8 +88,54 @@ def plan_recipe(
         distillation=distillation,
         others=others,
         rates=tuple(rates),
-        notes=tuple(_notes(pruning, num_epochs)),
+        notes=(*_notes(pruning, num_epochs), *_straddling(recipe, model)),
     )
+
+
+def check_steps(recipe: LoadedRecipe, steps_per_epoch: int) -> None:
+    """Check that what a recipe does several times in an epoch has the steps.
+
+    Args:
+        recipe: A checked recipe.
+        steps_per_epoch: Optimizer steps of an epoch.
+
+    Raises:
+        RecipeError: With each modifier for which they are too few.
+    """
+    problems = [
+        recipe.problem(modifier, key, message)
+        for group in recipe.groups.values()
+        for modifier in group
+        for key, message in step_faults(modifier, steps_per_epoch)
+    ]
+    if problems:
+        raise RecipeError(problems)
+
+
+def _straddling(recipe: LoadedRecipe, model: nn.Module | None) -> Iterator[str]:
+    """Find Fisher blocks that hold weights of two rows, which is legal.
+
+    Yields:
+        A note for each modifier.
+    """
+    for placed in recipe.placed:
+        config = second_order(placed.modifier)
+        if model is None or config is None:
+            continue
+        width = config.fisher_block_size
+        found = []
+        for target in targets_of(placed.modifier, model):
+            row = target.layout(config.pattern).shape[1] * config.pattern.rows
+            if row % width:
+                found.append((target.name, row))
+        if found:
+            (name, row), others = found[0], len(found) - 1
+            yield (
+                f"{type(placed.modifier).__name__} (line {placed.line}): Fisher blocks "
+                f"of fisher_block_size={width} straddle the rows of {name} "
+                f"({row} weights) and {others} more parameters; legal, since a block is"
+                " any run of weights; a divisor of the row keeps to one output"
+            )
 
 
 def _of_kind(modifiers: Sequence[Modifier], kind: Any) -> list[Modifier]:
@@ -99,6 +154,8 @@ def _span(modifier: Any, end: float) -> Span:
         stop,
         getattr(modifier, "hardness", None),
         getattr(modifier, "temperature", None),
+        getattr(modifier, "disable_observer_epoch", None),
+        _KINDS.quantization in modifier.sparsification_types,
     )
 
 
@@ -112,15 +169,19 @@ def _pruning(
     final = modifier.final_sparsity
     goals = tuple(float(one) for one in (final if isinstance(final, dict) else [final]))
     epochs = event_epochs(modifier, num_epochs, steps_per_epoch)
-    second_order = getattr(modifier, "num_grads", None)
-    sub_steps = getattr(modifier, "num_recomputations", 1)
+    config = second_order(modifier)
+    num_grads = getattr(modifier, "num_grads", None)
+    if isinstance(num_grads, dict):  # SparseML's M-FAC: by sparsity
+        num_grads = None
+    if config is not None:
+        num_grads = config.num_grads * config.num_recomputations
     return PruningPlan(
         modifier=type(modifier).__name__,
         line=line,
         goals=goals,
         events=None if epochs is None else _events(modifier, goals, epochs),
-        num_grads=(second_order or 0) * sub_steps,
-        grad_granularity=getattr(modifier, "grad_granularity", ""),
+        num_grads=num_grads or 0,
+        grad_granularity="" if config is None else config.grad_granularity,
         pools=() if model is None else pool_counts(modifier, model),
         memory=None if model is None else fisher_memory(modifier, model),
     )
@@ -129,7 +190,7 @@ def _pruning(
 def _events(
     modifier: Any, goals: Sequence[float], epochs: Sequence[float]
 ) -> tuple[Event, ...]:
-    start, end = modifier.start_epoch, modifier.end_epoch
+    start, end = max(0.0, modifier.start_epoch), modifier.end_epoch
     found = []
     for epoch in epochs:
         targets: list[float | None] = []
@@ -148,6 +209,8 @@ def _cuts(modifiers: Sequence[Any], turns: Sequence[float], end: float) -> list[
     """Return the epochs at which something begins or ends, and all whole ones."""
     cuts = {0.0, end, *turns, *(float(epoch) for epoch in range(1, int(end) + 1))}
     cuts |= {e for m in modifiers for e in (m.start_epoch, m.end_epoch)}
+    fixed = (getattr(m, "disable_observer_epoch", None) for m in modifiers)
+    cuts |= {float(epoch) for epoch in fixed if epoch is not None}
     inside = sorted({round(e, 9) for e in cuts if 0.0 <= e <= end})
     return inside if len(inside) > 1 else [0.0, end]
 

@@ -62,6 +62,9 @@ class Span:
         end: Epoch at which it stops; that of the recipe's end where it is left open.
         hardness: Of a distillation modifier, else None.
         temperature: Of a distillation modifier, else None.
+        fixed: Epoch from which on the ranges of a quantizing modifier are fixed, None
+            for its end and for other modifiers.
+        quantizes: Whether it quantizes.
     """
 
     modifier: str
@@ -69,6 +72,8 @@ class Span:
     end: float
     hardness: float | None = None
     temperature: float | None = None
+    fixed: float | None = None
+    quantizes: bool = False
 
 
 @dataclass(frozen=True)

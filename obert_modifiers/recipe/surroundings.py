@@ -78,29 +78,43 @@ def data_faults(
         )
 
 
-def teacher_faults(
-    modifier: Modifier, teacher: Any, named: str | None = None
-) -> Iterator[tuple[str, str]]:
+def step_faults(modifier: Modifier, steps_per_epoch: int) -> Iterator[tuple[str, str]]:
+    """Find a recurring learning rate whose cycle is less than two steps.
+
+    SparseML divides by one less than the steps of a cycle.
+
+    Args:
+        modifier: SparseML's or ours.
+        steps_per_epoch: Optimizer steps of an epoch.
+
+    Yields:
+        The key of the recipe, and what is wrong.
+    """
+    if getattr(modifier, "lr_func", "") != "cyclic_linear":
+        return
+    steps = modifier.cycle_epochs * steps_per_epoch
+    if steps < 2.0:
+        yield (
+            "cycle_epochs",
+            f"cycle_epochs={modifier.cycle_epochs:g} is {steps:g} of the "
+            f"{steps_per_epoch} steps of an epoch; expected two steps at least, from "
+            "init_lr to final_lr; raise it, or train on more or smaller batches",
+        )
+
+
+def teacher_faults(modifier: Modifier, teacher: Any) -> Iterator[tuple[str, str]]:
     """Find a distillation modifier that has nothing to distil from.
 
     Args:
         modifier: SparseML's or ours.
         teacher: A model, ``"self"``, ``"disable"`` or None.
-        named: The teacher that the recipe's first distillation modifier names.
 
     Yields:
-        The key of the recipe, empty where it is about the whole modifier, and what is
+        The key of the recipe, empty as it is about the whole modifier, and what is
         wrong.
     """
     if SparsificationTypes.distillation not in modifier.sparsification_types:
         return
-    own = getattr(modifier, "teacher", None)
-    if isinstance(own, str) and own != named:
-        yield (
-            "teacher",
-            f"teacher={own} is not the {named} of another modifier; expected one "
-            "teacher in a recipe; write the same or distil in a run of its own",
-        )
     if not (isinstance(teacher, nn.Module) or teacher in _TEACHER_WORDS):
         yield (
             "",

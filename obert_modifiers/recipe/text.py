@@ -65,7 +65,10 @@ def read_source(source: str | Path) -> RecipeText:
     if isinstance(source, str) and ("\n" in source or "\r" in source):
         return _front_matter(TEXT_NAME, source, required=False)
     path = Path(source).expanduser()
-    wrong = _path_fault(str(source), path)
+    try:
+        wrong = _path_fault(str(source), path)
+    except OSError as error:  # such as a name that is too long
+        wrong = f"cannot be opened ({error.strerror}); expected a path; check it"
     if wrong:
         raise RecipeError([Problem(str(source), 1, "", "", wrong)])
     try:
@@ -146,6 +149,13 @@ def compose(source: RecipeText) -> yaml.MappingNode:
         root = yaml.compose(source.text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
         raise RecipeError([_syntax_problem(source, error)]) from error
+    except RecursionError as error:
+        wrong = (
+            "the recipe holds lists inside of lists that never seem to end; expected "
+            "plain values; write fewer brackets"
+        )
+        problem = Problem(source.file, source.first_line, "", "", wrong)
+        raise RecipeError([problem]) from error
     if isinstance(root, yaml.MappingNode):
         return root
     what = "is empty" if root is None else f"is a {root.id}, not a mapping"

@@ -105,7 +105,12 @@ def load(
     if args.validation_ratio is not None and "train" in splits:
         parts = splits["train"].train_test_split(args.validation_ratio, seed=seed)
         splits |= {"train": parts["train"], "validation": parts["test"]}
-    if args.eval_on_test and "test" in splits:
+    if args.eval_on_test:
+        if "test" not in splits:
+            raise ValueError(
+                f"--eval_on_test: data={description} has no test split, only "
+                f"{', '.join(splits)}; expected one; give --test_file or drop the flag"
+            )
         splits["validation"] = splits["test"]
     for split, rows in splits.items():
         most = args.max_train_samples if split == "train" else args.max_eval_samples

@@ -96,15 +96,17 @@ def glue_task(args: DataSetArguments) -> str | None:
     """Tell which GLUE task the flags name.
 
     Args:
-        args: The flags: the task, or a folder or configuration with its name.
+        args: The flags: the task, or a folder or configuration that has its name,
+            as it is or before an underscore (``qqp_subset``).
 
     Returns:
         The task in small letters, or None.
     """
-    named = Path(args.dataset_name).name if args.dataset_name is not None else None
-    for name in (getattr(args, "task_name", None), args.dataset_config_name, named):
-        if name is not None and name.lower() in GLUE_COLUMNS:
-            return name.lower()
+    folder = Path(args.dataset_name).name if args.dataset_name is not None else None
+    for name in (getattr(args, "task_name", None), args.dataset_config_name, folder):
+        task = (name or "").lower().split("_")[0]
+        if task in GLUE_COLUMNS:
+            return task
     return None
 
 

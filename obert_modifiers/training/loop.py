@@ -81,8 +81,20 @@ def _check(
     if manager is not None:
         manager.check_data(len(data.train))
         manager.check_teacher(teacher)
+        if manager.early_stopping is not None:
+            _check_evaluations(data, config)
         for modifier in manager.pruning:
             check_sampling_options(getattr(modifier, "grad_sampler_kwargs", None))
+
+
+def _check_evaluations(data: TaskData, config: TrainConfig) -> None:
+    if not (config.eval_each_epoch and len(data.validation)):
+        raise ValueError(
+            f"eval_each_epoch={config.eval_each_epoch} with {len(data.validation)} "
+            "validation samples leaves EarlyStoppingModifier nothing to go by; "
+            "expected an evaluation after each epoch; give --do_eval and "
+            "--eval_strategy epoch, or remove the modifier"
+        )
 
 
 class _Run:
@@ -120,6 +132,8 @@ class _Run:
             model, optimizer, loader
         )
         steps = math.ceil(len(self.loader) / config.gradient_accumulation_steps)
+        if manager is not None:
+            manager.check_steps(steps)
         self.stepper = RecipeStepper(manager, model, self.optimizer, steps)
         self.total_steps = self._count_steps(steps)
         self.scheduler = self._make_scheduler(optimizer)
@@ -168,6 +182,10 @@ class _Run:
             over = self.stepper.steps >= self.total_steps
             if len(self.data.validation) and (self.config.eval_each_epoch or over):
                 metrics = self._evaluate()
+                if self._ends_early(metrics):
+                    break
+        if self.manager is not None and self.manager.restore_best(self.raw_model):
+            metrics = self._evaluate()
         sparsity = self.manager.sparsity() if self.manager is not None else 0.0
         events = self.manager.events if self.manager is not None else []
         if self.manager is not None:
@@ -175,6 +193,19 @@ class _Run:
         return TrainResult(
             metrics, events, self.stepper.steps, time.perf_counter() - started, sparsity
         )
+
+    def _ends_early(self, metrics: dict[str, float]) -> bool:
+        if self.manager is None:
+            return False
+        epoch = self.stepper.epoch
+        if not self.manager.evaluated(self.raw_model, metrics, epoch):
+            return False
+        stopper = self.manager.early_stopping
+        self._message(
+            f"The training ends at epoch {epoch:g}: {stopper.metric} was best "
+            f"({stopper.best:.4f}) at epoch {stopper.best_epoch:g}."
+        )
+        return True
 
     def _run_epoch(self) -> None:
         self.model.train()

@@ -14,13 +14,12 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
     Args:
         model: The model.
-        weight_decay: Decay of the matrices; 0 makes one group.
+        weight_decay: Decay of the matrices, until a recipe sets another.
 
     Returns:
-        Groups for an optimizer.
+        Groups for an optimizer: matrices, which SparseML's ``SetWeightDecayModifier``
+        calls ``param_groups: [0]``, then vectors.
     """
-    if weight_decay == 0.0:
-        return [{"params": list(model.parameters())}]
     decayed, plain = [], []
     for param in model.parameters():
         # Biases and normalisation weights are vectors; decay is for matrices.

@@ -188,6 +188,16 @@ TABLE = [
     _qat(),
     _qat("per channel", end_epoch=3.0, freeze="activations", per_channel=True),
     _qat("linears alone", quantize_embeddings=False, ignore=["head"]),
+    Row(
+        modifiers.EarlyStoppingModifier,
+        {"metric": "loss", "mode": "min", "patience": 2, "min_delta": 0.01},
+        prunes=False,
+    ),
+    Row(
+        modifiers.FrozenParamsModifier,
+        {"params": ["re:.*embedding.*"], "start_epoch": 1.0, "end_epoch": 2.0},
+        prunes=False,
+    ),
 ]
-assert len(TABLE) == 20
+assert len(TABLE) == 22
 PRUNERS = [row for row in TABLE if row.prunes]

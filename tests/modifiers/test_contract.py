@@ -6,62 +6,14 @@ import pytest
 import torch
 
 from obert_modifiers import modifiers
+from obert_modifiers.core.quantization import remove_quantization_
+from obert_modifiers.core.quantized_layers import Quantized
 from obert_modifiers.modifiers import _host
-from tests.modifiers.table import (
-    ENCODER,
-    PRUNERS,
-    TABLE,
-    make_batch,
-    make_model,
-    sample_loss,
-)
+from tests.modifiers.driving import STEPS, drive, name_of, start
+from tests.modifiers.table import ENCODER, PRUNERS, TABLE, make_model
 
-STEPS = 4  # optimizer steps in an epoch
-
-
-def _name(row) -> str:
-    return f"{row.cls.__name__} {row.label}".strip()
-
-
-every = pytest.mark.parametrize("row", TABLE, ids=_name)
-pruners = pytest.mark.parametrize("row", PRUNERS, ids=_name)
-
-
-def _drive(row, modifier, model, optimizer, steps, start=0, watch=None) -> None:
-    """Run SparseML's lifecycle as its step wrapper does."""
-    for step in range(start, steps):
-        epoch = step / STEPS
-        batch = make_batch(step)
-        loss = sample_loss(model, batch).mean()
-        loss = modifier.loss_update(
-            loss,
-            model,
-            optimizer,
-            epoch,
-            STEPS,
-            student_outputs=model(batch["tokens"]),
-            student_inputs=batch,
-        )
-        loss.backward()
-        if modifier.update_ready(epoch, STEPS):
-            modifier.scheduled_update(model, optimizer, epoch, STEPS)
-        modifier.optimizer_pre_step(model, optimizer, epoch, STEPS)
-        optimizer.step()
-        optimizer.zero_grad()
-        modifier.optimizer_post_step(model, optimizer, epoch, STEPS)
-        if watch is not None:
-            watch(step, modifier, model)
-
-
-def _start(row, seed=0):
-    model = make_model(seed)
-    modifier = row.cls(**row.keys)
-    if not row.prunes:  # the distillation modifier's teacher reads `tokens` alone
-        model_call = model.forward
-        model.forward = lambda tokens: model_call(tokens)
-    modifier.initialize(model, **row.extras)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    return modifier, model, optimizer
+every = pytest.mark.parametrize("row", TABLE, ids=name_of)
+pruners = pytest.mark.parametrize("row", PRUNERS, ids=name_of)
 
 
 def test_every_exported_modifier_has_a_row() -> None:
@@ -107,23 +59,40 @@ def test_lifecycle_called_out_of_order_is_an_error(row) -> None:
         modifier.finalize(model)
 
 
+HOOKS = {key for key in vars(torch.nn.Module()) if "hook" in key}
+assert len(HOOKS) == 12
+
+
 @every
 def test_nothing_is_left_on_the_model(row) -> None:
-    before = make_model()
-    modifier, model, optimizer = _start(row)
-    _drive(row, modifier, model, optimizer, 14)
+    before = dict(make_model().named_modules())
+    modifier, model, optimizer = start(row)
+    before_optimizer = set(vars(optimizer))
+    drive(row, modifier, model, optimizer, 14)
     modifier.finalize(model)
-    names, dense = model.state_dict().keys(), before.state_dict().keys()
+    assert all(p.requires_grad and not p._backward_hooks for p in model.parameters())
+    assert set(vars(optimizer)) == before_optimizer
+    assert not optimizer._optimizer_step_pre_hooks
+    assert not optimizer._optimizer_step_post_hooks
+    names, dense = model.state_dict().keys(), make_model().state_dict().keys()
     assert names < dense if row.drops else names == dense
-    for module in model.modules():
-        assert not module._forward_hooks and not module._forward_pre_hooks
-        assert not module._backward_hooks
-    assert all(p.requires_grad for p in model.parameters())
+    assert not list(model.buffers())
+    quantized = row.cls is modifiers.QATModifier
+    if quantized:  # what stays of it by its contract: other classes and their scales
+        found = [m for m in model.modules() if isinstance(m, Quantized)]
+        assert len(found) == len(modifier.resolve_targets(make_model()))
+        assert all(set(one.quantizers) <= {"weight", "input"} for one in found)
+        remove_quantization_(model)
+    for name, module in model.named_modules():
+        assert not any(getattr(module, hooks) for hooks in HOOKS)
+        plain = module if row.drops and name not in before else before[name]
+        assert type(module) is type(plain) and not hasattr(module, "parametrizations")
+        assert set(vars(module)) == set(vars(plain))
 
 
 @pruners
 def test_sparsity_is_exact_nested_and_kept(row) -> None:
-    modifier, model, optimizer = _start(row)
+    modifier, model, optimizer = start(row)
     seen = []
 
     def watch(step, modifier, model) -> None:
@@ -135,7 +104,7 @@ def test_sparsity_is_exact_nested_and_kept(row) -> None:
             for old, new in zip(seen[-2], masks, strict=True):
                 assert not (new & ~old).any()
 
-    _drive(row, modifier, model, optimizer, 16, watch=watch)
+    drive(row, modifier, model, optimizer, 16, watch=watch)
     assert modifier.module_masks.names == ENCODER
     assert modifier.module_masks.sparsity() == row.final
     assert modifier.applied_sparsity == [row.final] * 4
@@ -152,11 +121,11 @@ def test_sparsity_is_exact_nested_and_kept(row) -> None:
 
 @pruners
 def test_state_comes_back_in_mid_schedule(row) -> None:
-    modifier, model, optimizer = _start(row)
-    _drive(row, modifier, model, optimizer, 8)
+    modifier, model, optimizer = start(row)
+    drive(row, modifier, model, optimizer, 8)
     state = modifier.state_dict()
     masks = [m.clone() for m in modifier.module_masks.param_masks]
-    other, fresh, _ = _start(row, seed=0)
+    other, fresh, _ = start(row, seed=0)
     other.load_state_dict(state)
     for ours, theirs in zip(other.module_masks.param_masks, masks, strict=True):
         assert torch.equal(ours, theirs)
@@ -183,7 +152,7 @@ def test_one_shot(row) -> None:
 
 
 @pytest.mark.parametrize(
-    "row", [row for row in PRUNERS if "init_sparsity" in row.keys], ids=_name
+    "row", [row for row in PRUNERS if "init_sparsity" in row.keys], ids=name_of
 )
 def test_reloaded_zeros_are_taken_up(row) -> None:
     sparse, model = make_model(), make_model(1)
@@ -201,10 +170,10 @@ def test_reloaded_zeros_are_taken_up(row) -> None:
 
 @pruners
 def test_leave_enabled_false_lets_weights_grow_back(row) -> None:
-    modifier, model, optimizer = _start(
+    modifier, model, optimizer = start(
         replace(row, keys={**row.keys, "leave_enabled": False})
     )
-    _drive(row, modifier, model, optimizer, 16)
+    drive(row, modifier, model, optimizer, 16)
     zeros = sum(int((model.get_parameter(n) == 0).sum()) for n in ENCODER)
     assert zeros < row.final * 384
 

@@ -4,18 +4,28 @@
 
 import copy
 import logging
+import math
 
 import pytest
 import torch
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+)
 
+from obert_modifiers.core.fake_quant import AVERAGING
 from obert_modifiers.core.quantization import quantizers_of
 from obert_modifiers.core.quantization_file import (
     load_quantization_,
     save_quantization,
 )
+from obert_modifiers.core.sampling import GradientSource
 from obert_modifiers.manager import RecipeError, RecipeManager
 from obert_modifiers.modifiers import OBERTPruningModifier, QATModifier
+from obert_modifiers.modifiers._targets import encoder_weights
+from obert_modifiers.modifiers.qat import CALIBRATION_SAMPLES
 from tests.modifiers.table import (
     SCHEDULE,
     make_batch,
@@ -250,6 +260,117 @@ def test_ranges_without_a_training_step_are_refused(caplog) -> None:
     assert "start_epoch=9 was not reached: the model is not quantized" in caplog.text
     with pytest.raises(ValueError, match="epoch=inf cannot be trained at"):
         QATModifier().apply(make_model())
+
+
+def batch_source(seen=None) -> GradientSource:
+    def batches(request):
+        assert request.num_samples == CALIBRATION_SAMPLES
+        return [inputs(seed) for seed in range(4)]
+
+    def losses(model, batch):
+        if seen is not None:
+            seen.append(model.training)
+        return model(**batch).loss.expand(len(batch["labels"]))
+
+    return GradientSource(batches, losses)
+
+
+def test_at_once_ranges_are_means_over_the_batches() -> None:
+    model, plain, training = bert(), bert().eval(), []
+    model.train()
+    before = copy.deepcopy(model.state_dict())
+    modifier = QATModifier(quantize_attention_matmuls=True, ignore=["bert.embeddings"])
+    modifier.initialize(model, math.inf, gradient_source=batch_source(training))
+    assert training == [False] * 4 and model.training
+    assert modifier.active and modifier.frozen
+    found = quantizers_of(model)
+    assert not any(one.observing for one in found.values())
+    limits = []  # of what the first layer sees, whose inputs nothing quantizes
+    for seed in range(4):
+        batch = inputs(seed)
+        batch.pop("labels")
+        with torch.no_grad():
+            hidden = plain.bert.embeddings(batch["input_ids"])
+        limits.append(torch.stack(torch.aminmax(hidden)))
+    low, high = torch.stack(limits).mean(dim=0)
+    query = found["bert.encoder.layer.0.attention.self.query:input"]
+    torch.testing.assert_close(query.scale, ((high - low) / 255).reshape(1))
+    modifier.finalize(model)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    batch = inputs(50)
+    with torch.no_grad():
+        rounded, exact = model.eval()(**batch).logits, plain(**batch).logits
+    assert not torch.equal(rounded, exact)
+    assert (rounded - exact).norm() < 0.1 * exact.norm()
+    # The observers go on with their own averaging when training follows.
+    assert quantizers_of(model)["classifier:input"].averaging == AVERAGING
+
+
+def test_at_once_a_recipe_prunes_first_and_quantizes_what_is_left() -> None:
+    model, order = bert(), []
+    manager = RecipeManager.from_recipe("""
+modifiers:
+  - !QATModifier {quantize_attention_matmuls: true}
+  - !OBERTPruningModifier
+      {init_sparsity: 0.75, final_sparsity: 0.75, start_epoch: 0.0, end_epoch: 0.0,
+       update_frequency: 1.0, num_grads: 8, fisher_block_size: 16}
+""")
+    source = GradientSource(
+        lambda request: [inputs(seed) for seed in range(4)],
+        lambda model, batch: (
+            order.append(bool(quantizers_of(model))),
+            torch.nn.functional.cross_entropy(
+                model(**{k: v for k, v in batch.items() if k != "labels"}).logits,
+                batch["labels"],
+                reduction="none",
+            ),
+        )[1],
+    )
+    manager.initialize(model, epoch=math.inf, gradient_source=source)
+    manager.finalize(model)
+    assert order == sorted(order) and {*order} == {False, True}
+    found = quantizers_of(model)
+    assert len(found) == 3 + 2 * (6 * 2 + 4) + 2 * 2
+    pruned = 0
+    for name in encoder_weights(model):
+        weight = model.get_parameter(name).detach()
+        rounded = found[f"{name.removesuffix('.weight')}:weight"](weight, False)
+        assert (rounded[weight == 0] == 0).all()
+        pruned += int((weight == 0).sum())
+    assert pruned == 0.75 * 2 * (4 * 32 * 32 + 2 * 32 * 64)
+
+
+def test_at_once_without_batches_is_refused() -> None:
+    with pytest.raises(ValueError) as error:
+        QATModifier().apply(bert())
+    assert str(error.value) == (
+        "epoch=inf cannot be trained at, and gradient_source and grad_sampler are both missing; expected batches for the ranges of activations; pass one of the two, or train with the recipe"
+    )
+    empty = GradientSource(lambda request: [], lambda model, batch: None)
+    with pytest.raises(ValueError) as error:
+        QATModifier().apply(bert(), gradient_source=empty)
+    assert str(error.value) == (
+        "gradient_source gives no batch for the ranges of activations; expected one at least; check it, or train with the recipe"
+    )
+
+
+def test_linear_layers_of_gpt2_are_refused_by_name() -> None:
+    shape = {"n_layer": 1, "n_embd": 8, "n_head": 2, "vocab_size": 11}
+    model = GPT2ForSequenceClassification(GPT2Config(**shape, pad_token_id=0))
+    model.config.architectures = None
+    with pytest.raises(ValueError) as error:
+        QATModifier().initialize(model)
+    assert str(error.value) == (
+        "layer=transformer.h.0.attn.c_attn is a Conv1D; expected nn.Linear or a plain nn.Embedding; name it under ignore"
+    )
+    assert len(encoder_weights(model)) == 4  # they can be pruned
+    modifier = QATModifier(ignore=["transformer.h"])
+    assert modifier.resolve_targets(model) == [
+        "transformer.wte",
+        "transformer.wpe",
+        "score",
+    ]
 
 
 def test_layers_that_are_not_in_use_are_named(caplog) -> None:

@@ -104,6 +104,14 @@ ARRANGEMENT = [
         ),
     ),
     Broken(
+        "brackets without end",
+        f"a: {'[' * 3000}{']' * 3000}\n" + group(EPOCHS),
+        (
+            "1: the recipe holds lists inside of lists that never seem to end; expected"
+            " plain values; write fewer brackets",
+        ),
+    ),
+    Broken(
         "character that YAML forbids",
         "a: 1\nb: \x07\n",
         (

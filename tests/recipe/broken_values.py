@@ -5,6 +5,71 @@ from tests.recipe.samples import EPOCHS, GMP, OBERT, group
 
 VALUES = [
     Broken(
+        "a schedule that falls",
+        group(OBERT.replace("init_sparsity: 0.0", "init_sparsity: 0.9")),
+        (
+            "3: OBERTPruningModifier.init_sparsity: init_sparsity=0.9 is above "
+            "final_sparsity=0.8; expected a schedule that prunes more and more; lower "
+            "it or raise final_sparsity",
+        ),
+    ),
+    Broken(
+        "a number in place of parameters",
+        group(OBERT, "      params: 3\n"),
+        (
+            "8: OBERTPruningModifier.params: params=3 is not a name; expected names or "
+            "re: patterns; write a list of strings",
+        ),
+    ),
+    Broken(
+        "a mapping without sparsities",
+        group(OBERT.replace("0.8", "{}"), "      params: []\n"),
+        (
+            "4: OBERTPruningModifier.final_sparsity: final_sparsity={} names no "
+            "parameters; expected a sparsity, or a mapping from sparsities to lists of "
+            "names; write one",
+        ),
+    ),
+    Broken(
+        "a sparsity without names",
+        group(OBERT.replace("0.8", "{0.8: }"), "      params: []\n"),
+        (
+            "4: OBERTPruningModifier.final_sparsity: final_sparsity=None is not a "
+            "name; expected names or re: patterns; write a list of strings",
+        ),
+    ),
+    Broken(
+        "a batch that is no number of samples",
+        group(OBERT, "      grad_sampler_kwargs: {batch_size: -1}\n"),
+        (
+            "8: OBERTPruningModifier.grad_sampler_kwargs: grad_sampler_kwargs=-1 is "
+            "not a positive whole number; expected 1 or more; write a count",
+        ),
+    ),
+    Broken(
+        "cycles without length",
+        group(
+            "  - !LearningRateFunctionModifier\n",
+            "      {lr_func: cyclic_linear, cycle_epochs: 0, init_lr: 0.1,\n",
+            "       final_lr: 0.0, start_epoch: 0.0, end_epoch: 1.0}\n",
+        ),
+        (
+            "3: LearningRateFunctionModifier.cycle_epochs: cycle_epochs=0 is not "
+            "positive; expected the epochs of a cycle; write a number above 0",
+        ),
+    ),
+    Broken(
+        "distillation without time",
+        group(
+            "  - !LogitDistillationModifier\n      start_epoch: 1\n      end_epoch: 1\n"
+        ),
+        (
+            "4: LogitDistillationModifier.end_epoch: end_epoch=1 does not lie after "
+            "start_epoch=1; expected epochs to distil in, or -1 for the end of the "
+            "training; raise it",
+        ),
+    ),
+    Broken(
         "unknown modifier",
         group(GMP.replace("GMPruning", "GMPrunning")),
         (

@@ -8,7 +8,7 @@ GMP = """\
       init_sparsity: 0.0
       final_sparsity: 0.8
       start_epoch: 0.0
-      end_epoch: 3.0
+      end_epoch: 2.0
       update_frequency: 1.0
       params: __ALL_PRUNABLE__
 """
@@ -37,7 +37,9 @@ SAMPLES = {
     "ACDCPruningModifier": {"compression_sparsity": 0.9, **PERIOD, "end_epoch": 30.0},
     "ConstantPruningModifier": {"params": "__ALL_PRUNABLE__"},
     "DistillationModifier": {"hardness": 0.5, "temperature": 5.5},
+    "EarlyStoppingModifier": {"metric": "accuracy", "patience": 3, "mode": "max"},
     "EpochRangeModifier": SPAN,
+    "FrozenParamsModifier": {"params": ["re:.*embeddings.*"], "end_epoch": 2.0},
     "GMPStarPruningModifier": {"final_sparsity": {0.9: ["re:.*a"]}, "end_epoch": 9},
     "GMPruningModifier": {**GRADUAL, "mask_type": [1, 4]},
     "GlobalMagnitudePruningModifier": {**GRADUAL, "inter_func": "linear"},

@@ -113,7 +113,10 @@ def test_a_variable_of_many_lines_is_replaced():
 def test_values_shared_by_reference_are_not_shared_objects():
     text = "names: [a]\n" + group(
         GMP.replace("__ALL_PRUNABLE__", "eval(names)"),
-        GMP.replace("__ALL_PRUNABLE__", "eval(names)").replace("0.8", "0.9"),
+        GMP
+        .replace("__ALL_PRUNABLE__", "eval(names)")
+        .replace("start_epoch: 0.0", "start_epoch: 2.0")
+        .replace("end_epoch: 2.0", "end_epoch: 3.0"),
     )
     one, two = flat(text)
     one.params.append("b")
@@ -193,7 +196,7 @@ def test_modifiers_are_those_that_sparseml_loads(name):
 
 
 def test_table_of_samples_is_whole():
-    assert len(SAMPLES) == 32
+    assert len(SAMPLES) == 34
     assert set(SAMPLES) == set(modifier_classes())
     assert len(LOADED_BY_SPARSEML) == len(SAMPLES) + 9
 

@@ -7,13 +7,15 @@ import torch
 from torch import nn
 
 from obert_modifiers.core.schedule import interpolate_sparsity, sparsity_to_count
+from obert_modifiers.manager import RecipeManager
 from obert_modifiers.modifiers._host import ScheduledModifierManager, silent_loggers
-from obert_modifiers.recipe import load_recipe
+from obert_modifiers.recipe import RecipeError, load_recipe
 from obert_modifiers.recipe.clock import epoch_at
 from obert_modifiers.recipe.plan import plan_recipe
 from obert_modifiers.training.stepper import RecipeStepper
 from tests import tiny
 from tests.modifiers.table import ENCODER, make_model
+from tests.recipe.samples import SAMPLES, one_modifier
 
 
 def recipe(*modifiers: str, epochs: float = 10.0, init_lr: float = 1e-4):
@@ -134,7 +136,10 @@ def test_steps_are_counted_as_the_training_loop_counts():
 
 
 def test_what_will_not_happen_is_said():
-    late = plan_recipe(recipe(pruning(end_epoch=10.0)))
+    with pytest.raises(RecipeError, match="end_epoch=10 has its last pruning event"):
+        recipe(pruning(end_epoch=10.0))
+    # Where nothing says how long training lasts, it may go on.
+    late = plan_recipe(load_recipe(f"modifiers:\n  - !{pruning(end_epoch=10.0)}\n"))
     assert late.num_events == 16 and not late.pruning[0].reaches_goal
     (note,) = late.notes
     assert "does not reach final_sparsity=0.9" in note and "epoch 10" in note
@@ -215,3 +220,67 @@ def test_the_samples_recipe():
     plan = plan_recipe(load_recipe(tiny.RECIPE), steps_per_epoch=6)
     assert [event.epoch for event in plan.pruning[0].events] == [0.5, 1.0, 1.5]
     assert plan.pruning[0].line == 11
+
+
+def test_blocks_that_straddle_rows_are_a_note():
+    model = make_model()  # rows of 8 and 12 weights
+    notes = {}
+    for width in (4, 8, 50):
+        keys = {"fisher_block_size": width}
+        plan = plan_recipe(recipe(pruning("OBERTPruningModifier", **keys)), model=model)
+        notes[width] = plan.notes
+    assert notes[4] == ()
+    assert notes[8] == (
+        "OBERTPruningModifier (line 6): Fisher blocks of fisher_block_size=8 straddle "
+        "the rows of layers.0.2.weight (12 weights) and 1 more parameters; legal, since"
+        " a block is any run of weights; a divisor of the row keeps to one output",
+    )
+    assert "layers.0.0.weight (8 weights) and 3 more" in notes[50][0]
+    keys = {"mask_type": "'block:2x2'", "fisher_block_size": 8, "num_grads": 2}
+    text = recipe(pruning("OBERTPruningModifier", **keys))
+    assert plan_recipe(text, model=model).notes == ()  # two rows of 12 have 3 blocks
+
+
+def test_n_m_by_second_order_is_planned():
+    keys = "{start_epoch: 1.0, score: obs, fisher_block_size: 8, num_grads: 24}"
+    loaded = recipe(f"NMPruningModifier {keys}")
+    (found,) = plan_recipe(loaded, model=make_model()).pruning
+    assert (found.num_grads, found.grad_granularity) == (24, "sample")
+    assert found.memory.state_bytes == 384 * 8 * 8
+    assert [pool.pruned for pool in found.pools] == [48] * 4
+
+
+@pytest.mark.filterwarnings("ignore::pydantic.PydanticDeprecatedSince20")
+@pytest.mark.parametrize("name", SAMPLES)
+def test_every_modifier_that_there_is_can_be_planned(name):
+    loaded = load_recipe(one_modifier(name, SAMPLES[name]))
+    plan = plan_recipe(loaded, steps_per_epoch=4)
+    assert plan.file == "<recipe text>" and plan.end >= 0.0
+    ours = [p for p in plan.pruning if p.num_grads]
+    known = ("OBERTPruningModifier", "OBSPruningModifier", "RigLPruningModifier")
+    assert len(ours) == (name in known)
+
+
+def test_events_beyond_counting_depend_on_the_steps():
+    loaded = recipe(pruning(update_frequency=1e-9))
+    assert plan_recipe(loaded).num_events is None
+    assert plan_recipe(loaded, steps_per_epoch=3).num_events == 6 * 3 + 1
+
+
+def test_minus_one_is_the_start_of_the_training():
+    loaded = recipe(pruning(start_epoch=-1, end_epoch=4.0))
+    events = plan_recipe(loaded, steps_per_epoch=4).pruning[0].events
+    assert (events[0].epoch, events[0].sparsities) == (0.0, (0.7,))
+    modifier = loaded.groups[""][-1]
+    modifier.initialize(make_model())
+    assert modifier.sparsities_at(0.0) == [0.7] * 4
+
+
+def test_groups_that_do_not_divide_are_found_without_training():
+    loaded = recipe(pruning(mask_type="'block:1x3'"))
+    wrong = "mask_type=block:1x3 does not divide the 8 input columns of layers.0.0"
+    with pytest.raises(ValueError, match=wrong):
+        plan_recipe(loaded, model=make_model())
+    manager = RecipeManager.from_recipe(loaded.text)
+    with pytest.raises(RecipeError, match="6: GMPStar.*mask_type: " + wrong):
+        manager.check_model(make_model())

@@ -8,12 +8,13 @@ import pytest
 from obert_modifiers.recipe import RecipeError, load_recipe
 from tests.recipe.broken import problems_of
 from tests.recipe.broken_arrangement import ARRANGEMENT
+from tests.recipe.broken_cross import CROSS, LOGITS, NOTED, SOUND, obert, one
 from tests.recipe.broken_modifiers import MODIFIERS
 from tests.recipe.broken_values import VALUES
 from tests.recipe.broken_variables import VARIABLES
 from tests.recipe.samples import EPOCHS, GMP, OBERT, group
 
-BROKEN = [*VALUES, *VARIABLES, *ARRANGEMENT, *MODIFIERS]
+BROKEN = [*VALUES, *VARIABLES, *ARRANGEMENT, *MODIFIERS, *CROSS]
 
 
 @pytest.mark.parametrize("broken", BROKEN, ids=lambda broken: broken.name)
@@ -23,8 +24,26 @@ def test_everything_wrong_with_a_recipe_is_said(broken):
 
 
 def test_table_of_broken_recipes_is_whole():
-    assert len(BROKEN) == 55 + len(MODIFIERS)
+    assert len(BROKEN) == 91
     assert len({broken.name for broken in BROKEN}) == len(BROKEN)
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_what_comes_near_to_a_fault_loads(name):
+    load_recipe(SOUND[name])
+
+
+@pytest.mark.parametrize("name", NOTED)
+def test_what_may_not_be_meant_is_a_note(name):
+    text, notes = NOTED[name]
+    found = [str(note) for note in load_recipe(text).notes]
+    assert found == [f"<recipe text>:{note}" for note in notes]
+
+
+def test_nothing_is_missed_where_it_may_be_among_the_broken():
+    text = group(obert(0, 4, fisher_loss="train"), one(LOGITS, hardness=70))
+    (problem,) = problems_of(text)
+    assert "LogitDistillationModifier.hardness" in problem
 
 
 def test_problems_of_several_modifiers_come_together_by_line():
@@ -94,6 +113,10 @@ def test_files_that_hold_no_recipe(tmp_path: Path):
     assert problems_of("zoo:nlp/text_classification/bert") == [
         "zoo:nlp/text_classification/bert:1: zoo: stubs cannot be loaded, since "
         "SparseZoo is gone; expected a local file; save the recipe and pass its path"
+    ]
+    name = "x" * 5000
+    assert problems_of(name) == [
+        f"{name}:1: cannot be opened (File name too long); expected a path; check it"
     ]
     with pytest.raises(TypeError, match="recipe=3 is a int; expected a path"):
         load_recipe(3)

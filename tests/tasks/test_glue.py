@@ -88,7 +88,10 @@ def test_a_folder_with_a_tasks_name_is_that_task(small, tmp_path, task):
     assert data.text_columns == columns
     assert glue_task(flags) == task
     assert glue_task(DataArguments(task_name=task)) == task
+    part = DataArguments(dataset_name=f"some/{task}_subset")
+    assert glue_task(part) == task
     assert glue_task(DataArguments(dataset_name="rows")) is None
+    assert glue_task(DataArguments(dataset_name=f"{task}s")) is None
 
 
 def test_the_figures_of_a_task_come_first(small, tmp_path):
@@ -119,6 +122,9 @@ def test_test_data_can_be_evaluated_on(small, tmp_path):
     flags = DataArguments(**paths, eval_on_test=True)
     data = _data.load(flags, str(small.cache), seed=0)
     assert data.splits["validation"].to_list() == tiny.sentences(5)
+    with pytest.raises(ValueError, match="has no test split, only train; expected"):
+        alone = DataArguments(train_file=paths["train_file"], eval_on_test=True)
+        _data.load(alone, str(small.cache), seed=0)
     with pytest.raises(ValueError, match="exclude each other"):
         DataArguments(eval_on_test=True, validation_ratio=0.1).check()
 

@@ -250,6 +250,15 @@ def test_from_words_to_a_sparse_model_that_finds_entities(small, tmp_path) -> No
     assert {k: again[k] for k in ("f1", "accuracy", "loss")} == {
         k: record[k] for k in ("f1", "accuracy", "loss")
     }
+    # It can teach others that have its classes.
+    some = {"recipe": recipe, "distill_teacher": out, "max_train_samples": 16}
+    taught = command(small, tmp_path / "taught", **data, **some)
+    assert taught["teacher"] == str(out)
+    fewer = tiny.write_rows(
+        tmp_path / "fewer.json", [{"tokens": ["a", "b"], "tags": ["O", "B-X"]}]
+    )
+    with pytest.raises(ValueError, match="expected B-X, O; train it on"):
+        command(small, tmp_path / "no", train_file=fewer, validation_file=fewer, **some)
     # By the model alone, one sentence at a time.
     model = AutoModelForTokenClassification.from_pretrained(out).eval()
     tokenizer = AutoTokenizer.from_pretrained(out)

@@ -1,0 +1,160 @@
+"""What every modifier keeps over a break, and in the state that it ends with."""
+
+import functools
+import io
+
+import pytest
+import torch
+
+from obert_modifiers import modifiers
+from obert_modifiers.core.quantization import quantizers_of
+from tests.modifiers.driving import STEPS, drive, name_of, start
+from tests.modifiers.table import TABLE, make_batch, make_model, sample_loss
+
+every = pytest.mark.parametrize("row", TABLE, ids=name_of)
+QUANTIZED = [row for row in TABLE if row.cls is modifiers.QATModifier]
+assert len(QUANTIZED) == 3
+DISTILLED = [row for row in TABLE if row.cls is modifiers.LogitDistillationModifier]
+assert len(DISTILLED) == 2
+END = 15
+
+
+def on_disk(state):
+    """Write a state and read it, as a checkpoint does."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def bits(modifier, model, optimizer) -> dict[str, torch.Tensor]:
+    """Everything that a run ends with."""
+    found = {f"model {k}": v for k, v in model.state_dict().items()}
+    for name, one in quantizers_of(model).items():
+        found |= {f"scale {name}": one.scale, f"zero {name}": one.zero_point}
+    masks = getattr(modifier, "module_masks", None)
+    if masks is not None:
+        pairs = zip(masks.names, masks.param_masks, strict=True)
+        found |= {f"mask {name}": mask for name, mask in pairs}
+    for number, values in optimizer.state_dict()["state"].items():
+        found |= {f"optimizer {number} {k}": v for k, v in values.items()}
+    return found
+
+
+def run_with_a_break(row, stop: int, wrong=None):
+    """Run, stop, and go on with new objects; ``wrong`` spoils the state."""
+    modifier, model, optimizer = start(row)
+    drive(row, modifier, model, optimizer, stop)
+    saved = on_disk({
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "modifier": modifier.state_dict(),
+    })
+    # A resumed run starts from the model that the first one started from.
+    modifier, model, optimizer = start(row)
+    model.load_state_dict(saved["model"])
+    if wrong is not None:
+        wrong(saved["modifier"])
+    modifier.load_state_dict(saved["modifier"])
+    optimizer.load_state_dict(saved["optimizer"])
+    drive(row, modifier, model, optimizer, END, stop)
+    return bits(modifier, model, optimizer)
+
+
+def equal(one, two) -> bool:
+    """Whether two runs ended with the same bits."""
+    assert one.keys() == two.keys()
+    return all(torch.equal(one[name], two[name]) for name in one)
+
+
+@functools.cache
+def whole_run(place: int) -> dict[str, torch.Tensor]:
+    """Run a row of the table without a break."""
+    run = start(TABLE[place])
+    drive(TABLE[place], *run, END)
+    return bits(*run)
+
+
+@every
+@pytest.mark.parametrize("stop", [6, 9])  # ranges move; they are fixed
+def test_a_run_goes_on_bit_for_bit(row, stop) -> None:
+    assert equal(run_with_a_break(row, stop), whole_run(TABLE.index(row)))
+
+
+def test_a_state_that_lost_something_goes_on_otherwise() -> None:
+    row = TABLE[0]
+
+    def forget(state) -> None:
+        state["__schedule__"]["draws"] = 0  # the samples of the first event again
+
+    assert not equal(run_with_a_break(row, 9, forget), whole_run(0))
+
+
+@pytest.mark.parametrize("row", QUANTIZED, ids=name_of)
+def test_the_quantization_ends_as_the_keys_say(row) -> None:
+    modifier, model, optimizer = start(row)
+    seen, states = [], []
+
+    def watch(step, modifier, model) -> None:
+        found = quantizers_of(model)
+        states.append({k: v.clone() for k, v in model.state_dict().items()})
+        moving = {n for n, one in found.items() if one.observing}
+        seen.append((bool(found), {n.rpartition(":")[2] for n in moving}))
+
+    drive(row, modifier, model, optimizer, 16, watch=watch)
+    weights = row.keys.get("freeze") == "activations"  # go on moving to epoch 3
+    moves = {"weight", "input"}
+    assert seen[:4] == [(False, set())] * 4
+    assert seen[4:8] == [(True, moves)] * 4
+    assert seen[8:12] == [(True, {"weight"} if weights else set())] * 4
+    assert seen[12:] == [(True, set())] * 4
+    modifier.finalize(model)
+    linear = [f"layers.{i}.{j}" for i in range(2) for j in (0, 2)] + ["head"]
+    kept = [name for name in linear if name not in row.keys.get("ignore", [])]
+    names = [f"{name}:{role}" for name in kept for role in ("weight", "input")]
+    if row.keys.get("quantize_embeddings", True):
+        names.append("embedding:weight")
+    at_freezing = states[11 if weights else 7]  # as the step before left them
+    found = quantizers_of(model)
+    assert sorted(found) == sorted(names)
+    for name, one in found.items():
+        assert one.ready and not one.observing
+        weight = name.endswith(":weight")
+        rows = row.keys.get("per_channel") and weight and "embedding" not in name
+        assert not weight or (one.zero_point == 0).all()
+        values = at_freezing[f"{name.rpartition(':')[0]}.weight"]
+        assert one.scale.numel() == (len(values) if rows else 1)
+        if weight:  # symmetric int8: the largest value is 127 steps
+            largest = values.abs().amax(dim=1) if rows else values.abs().max()
+            torch.testing.assert_close(one.scale * 127, largest.reshape(-1))
+            shape = (-1, 1) if rows else (1, 1)
+            steps = one(values, False) / one.scale.reshape(shape)
+            torch.testing.assert_close(steps, steps.round(), atol=1e-4, rtol=0.0)
+
+
+@pytest.mark.parametrize("row", DISTILLED, ids=name_of)
+def test_the_loss_is_distilled_when_the_keys_say(row) -> None:
+    modifier, model, optimizer = start(row)
+    drive(row, modifier, model, optimizer, 4)
+    batch, mixed = make_batch(50), []
+    for epoch in (0.75, 1.0, 1.75, 2.0):
+        outputs = model(batch["tokens"])
+        loss = sample_loss(model, batch).mean()
+        found = modifier.loss_update(
+            loss,
+            model,
+            optimizer,
+            epoch,
+            STEPS,
+            student_outputs=outputs,
+            student_inputs=batch,
+        )
+        logits, teacher = outputs["logits"], make_model()(batch["tokens"])["logits"]
+        t, h = modifier.temperature, modifier.hardness
+        p, q = (torch.log_softmax(one / t, dim=1) for one in (teacher, logits))
+        kl = t**2 * (p.exp() * (p - q)).sum(dim=1).mean()
+        expected = (1 - h) * loss + h * kl
+        mixed.append(bool(torch.isclose(found, expected) and found != loss))
+        assert mixed[-1] or found == loss
+    inside = row.keys.get("end_epoch") == 2.0
+    assert mixed == ([False, True, True, False] if inside else [True] * 4)

@@ -1,0 +1,386 @@
+"""Broken recipes: modifiers that go against each other."""
+
+from tests.recipe.broken import Broken
+from tests.recipe.samples import group
+
+
+def one(name: str, **keys: object) -> str:
+    """Return a modifier of three lines and more: the tag, then a key a line."""
+    lines = "".join(f"      {key}: {value}\n" for key, value in keys.items())
+    return f"  - !{name}\n{lines}"
+
+
+def epochs(end: float) -> str:
+    """Return the modifier that sets the epochs, of three lines."""
+    return one("EpochRangeModifier", start_epoch=0.0, end_epoch=end)
+
+
+def gmp(start: float, end: float, **keys: object) -> str:
+    """Return a pruning modifier of four lines and more."""
+    return one(
+        "GMPStarPruningModifier",
+        final_sparsity=0.9,
+        start_epoch=start,
+        end_epoch=end,
+        **keys,
+    )
+
+
+def qat(start: float, **keys: object) -> str:
+    """Return a quantizing modifier of two lines and more."""
+    return one("QATModifier", start_epoch=start, **keys)
+
+
+def obert(start: float, end: float, **keys: object) -> str:
+    """Return a second-order modifier of six lines and more."""
+    schedule = {"init_sparsity": 0.5, "final_sparsity": 0.9, "update_frequency": 1.0}
+    return one(
+        "OBERTPruningModifier", **schedule, start_epoch=start, end_epoch=end, **keys
+    )
+
+
+def staged(**stages: str) -> str:
+    """Return a recipe of stages; a stage takes two lines more than its modifiers."""
+    return "".join(f"{n}:\n  {n}_modifiers:\n{text}" for n, text in stages.items())
+
+
+DROP = one("LayerDropModifier", keep=3)
+LOGITS = "LogitDistillationModifier"
+AT_A_TIME = (
+    "; expected one pruning modifier for a weight at a time; name other parameters, or "
+    "begin where the other ends"
+)
+FIXED_MASKS = "; expected masks that are fixed by then; lower end_epoch to 4 or "
+LOWER = "; lower it or raise end_epoch there"
+
+CROSS = [
+    Broken(
+        "two pruning modifiers with one token",
+        group(gmp(0, 4), obert(2, 6)),
+        (
+            "6: OBERTPruningModifier.params: params=__ALL_ENCODER__ is pruned by "
+            "GMPStarPruningModifier on line 2 at the same time, from epoch 0 to 4"
+            + AT_A_TIME,
+        ),
+    ),
+    Broken(
+        "two pruning modifiers, a name and a pattern",
+        group(
+            gmp(0, 4, params="['a.weight', 're:b']"),
+            gmp(0, 3, params=r"['re:.*\.weight']"),
+        ),
+        (
+            r"11: GMPStarPruningModifier.params: params=re:.*\.weight is pruned by "
+            "GMPStarPruningModifier on line 2 at the same time, from epoch 0 to 4"
+            + AT_A_TIME,
+        ),
+    ),
+    Broken(
+        "two pruning modifiers, one of SparseML's with a mapping",
+        group(
+            gmp(1, 4, params="__ALL_PRUNABLE__"),
+            one(
+                "MagnitudePruningModifier",
+                init_sparsity=0.0,
+                final_sparsity="{0.5: ['__ALL_PRUNABLE__'], 0.7: [c]}",
+                params="[]",
+                start_epoch=1.0,
+                end_epoch=2.0,
+                update_frequency=0.5,
+            ),
+        ),
+        (
+            "9: MagnitudePruningModifier.final_sparsity: params=__ALL_PRUNABLE__ is "
+            "pruned by GMPStarPruningModifier on line 2 at the same time, from epoch "
+            "1 to 4" + AT_A_TIME,
+        ),
+    ),
+    Broken(
+        "two quantizing modifiers",
+        group(qat(1), qat(2)),
+        (
+            "4: QATModifier: the model is quantized by QATModifier on line 2 already; "
+            "expected one modifier that quantizes; remove one of the two",
+        ),
+    ),
+    Broken(
+        "two quantizing modifiers, ours and SparseML's",
+        group(one("QuantizationModifier", start_epoch=1.0), qat(2)),
+        (
+            "4: QATModifier: the model is quantized by QuantizationModifier on line 2 "
+            "already; expected one modifier that quantizes; remove one of the two",
+        ),
+    ),
+    Broken(
+        "layers dropped twice",
+        group(one("LayerDropModifier", keep=6), DROP),
+        (
+            "5: LayerDropModifier.keep: keep=3 drops layers after LayerDropModifier on "
+            "line 2 did; expected one LayerDropModifier in a stage; write what is to "
+            "be left in one",
+        ),
+    ),
+    Broken(
+        "layers dropped after pruning",
+        staged(one=gmp(0, 4), two=DROP),
+        (
+            "10: LayerDropModifier.keep: keep=3 drops layers before all training, but "
+            "stands in a stage after GMPStarPruningModifier on line 3; expected layers "
+            "to be dropped before weights are pruned or quantized; move it to the "
+            "first stage",
+        ),
+    ),
+    Broken(
+        "layers dropped after quantization",
+        staged(one=qat(0), two=DROP),
+        (
+            "8: LayerDropModifier.keep: keep=3 drops layers before all training, but "
+            "stands in a stage after QATModifier on line 3; expected layers to be "
+            "dropped before weights are pruned or quantized; move it to the first "
+            "stage",
+        ),
+    ),
+    Broken(
+        "pruned after the observers froze",
+        group(gmp(2, 6), qat(4, disable_observer_epoch=5)),
+        (
+            "5: GMPStarPruningModifier.end_epoch: end_epoch=6 prunes after QATModifier "
+            "on line 6 has fixed its ranges, at epoch 5"
+            + FIXED_MASKS
+            + "quantize later",
+        ),
+    ),
+    Broken(
+        "pruned after quantization ended, in another stage",
+        staged(one=qat(4, end_epoch=5), two=gmp(5, 7)),
+        (
+            "11: GMPStarPruningModifier.end_epoch: end_epoch=7 prunes after "
+            "QATModifier on line 3 has fixed its ranges, at epoch 5"
+            + FIXED_MASKS
+            + "quantize later",
+        ),
+    ),
+    Broken(
+        "N:M after quantization",
+        group(
+            qat(0, disable_observer_epoch=2),
+            one("NMPruningModifier", start_epoch=3.0),
+        ),
+        (
+            "5: NMPruningModifier.end_epoch: end_epoch=3 prunes after QATModifier on "
+            "line 2 has fixed its ranges, at epoch 2; expected masks that are fixed by "
+            "then; lower end_epoch to 0 or quantize later",
+        ),
+    ),
+    Broken(
+        "the last pruning event where the recipe ends",
+        group(epochs(6), gmp(2, 6)),
+        (
+            "8: GMPStarPruningModifier.end_epoch: end_epoch=6 has its last pruning "
+            "event where EpochRangeModifier on line 2 ends, and no step is made there; "
+            "expected an earlier epoch, so that final_sparsity is reached" + LOWER,
+        ),
+    ),
+    Broken(
+        "pruning that outlasts the recipe",
+        group(gmp(2, 7), epochs(6)),
+        (
+            "5: GMPStarPruningModifier.end_epoch: end_epoch=7 lies after the end of "
+            "EpochRangeModifier on line 6, epoch 6; expected nothing to last longer"
+            + LOWER,
+        ),
+    ),
+    Broken(
+        "the end before the last cycle of the learning rate",
+        group(
+            epochs(6),
+            one(
+                "LearningRateFunctionModifier",
+                lr_func="cyclic_linear",
+                cycle_epochs=2,
+                init_lr=0.1,
+                final_lr=0.0,
+                start_epoch=0.0,
+                end_epoch=8.0,
+            ),
+        ),
+        (
+            "11: LearningRateFunctionModifier.end_epoch: end_epoch=8 lies after the "
+            "end of EpochRangeModifier on line 2, epoch 6; expected nothing to last "
+            "longer" + LOWER,
+        ),
+    ),
+    Broken(
+        "distillation that outlasts all stages",
+        staged(one=epochs(4) + one(LOGITS, end_epoch=7.0), two=epochs(6) + qat(4)),
+        (
+            "7: LogitDistillationModifier.end_epoch: end_epoch=7 lies after the end of "
+            "EpochRangeModifier on line 3, epoch 4; expected nothing to last longer"
+            + LOWER,
+        ),
+    ),
+    Broken(
+        "quantization that never begins",
+        group(epochs(6), qat(6)),
+        (
+            "6: QATModifier.start_epoch: start_epoch=6 is not reached: "
+            "EpochRangeModifier on line 2 ends at epoch 6; expected an earlier epoch"
+            + LOWER,
+        ),
+    ),
+    Broken(
+        "masks that are let go of",
+        group(epochs(8), gmp(2, 6, leave_enabled=False)),
+        (
+            "9: GMPStarPruningModifier.leave_enabled: leave_enabled=false lets go of "
+            "the masks at epoch 6, while training goes on with EpochRangeModifier on "
+            "line 2; expected masks until the end, or pruned weights grow back; write "
+            "leave_enabled: true",
+        ),
+    ),
+    Broken(
+        "masks that are let go of before quantization",
+        group(gmp(2, 4, leave_enabled=False), qat(4)),
+        (
+            "6: GMPStarPruningModifier.leave_enabled: leave_enabled=false lets go of "
+            "the masks at epoch 4, while training goes on with QATModifier on line 7; "
+            "expected masks until the end, or pruned weights grow back; write "
+            "leave_enabled: true",
+        ),
+    ),
+    Broken(
+        "two teachers",
+        group(one(LOGITS, teacher="a"), one(LOGITS, teacher="b", start_epoch=2.0)),
+        (
+            "5: LogitDistillationModifier.teacher: teacher=b is not the a of another "
+            "modifier; expected one teacher in a recipe; write the same or distil in a "
+            "run of its own",
+        ),
+    ),
+    Broken(
+        "the Fisher of a distillation that is not there",
+        group(obert(0, 4, fisher_loss="train")),
+        (
+            "8: OBERTPruningModifier.fisher_loss: fisher_loss=train finds no "
+            "LogitDistillationModifier in the recipe; expected one that gives the "
+            "loss; add it or write fisher_loss: task",
+        ),
+    ),
+    Broken(
+        "the Fisher of a distillation that is over",
+        group(
+            obert(0, 4, fisher_loss="distillation"),
+            one(LOGITS, start_epoch=0.0, end_epoch=4.0),
+        ),
+        (
+            "8: OBERTPruningModifier.fisher_loss: fisher_loss=distillation prunes at "
+            "epochs at which no modifier distils (LogitDistillationModifier on line 9: "
+            "from 0 to 4); expected a teacher at every pruning event; write "
+            "fisher_loss: train",
+        ),
+    ),
+    Broken(
+        "faults of one modifier and between two come together",
+        group(epochs(6), gmp(2, 6), qat(4, freze="all"), obert(0, 3)),
+        (
+            "8: GMPStarPruningModifier.end_epoch: end_epoch=6 has its last pruning "
+            "event where EpochRangeModifier on line 2 ends, and no step is made there; "
+            "expected an earlier epoch, so that final_sparsity is reached" + LOWER,
+            "11: QATModifier.freze: freze is not a key of QATModifier; expected one of "
+            "disable_observer_epoch, end_epoch, freeze, ignore, per_channel, "
+            "quantize_attention_matmuls, quantize_embeddings, start_epoch; write "
+            "freeze",
+            "12: OBERTPruningModifier.params: params=__ALL_ENCODER__ is pruned by "
+            "GMPStarPruningModifier on line 5 at the same time, from epoch 2 to 6"
+            + AT_A_TIME,
+        ),
+    ),
+]
+assert len(CROSS) == 22
+
+# Recipes that come near to one of the above and are right.
+SOUND = {
+    "one begins where the other ends": group(gmp(0, 4), obert(4, 6)),
+    "other parameters": group(gmp(0, 4, params="[a]"), gmp(0, 4, params="[b]")),
+    "patterns of which only the model knows": group(
+        gmp(0, 4, params="['re:a']"), gmp(0, 4, params="['re:b']")
+    ),
+    "fixed masks beside pruning": group(
+        gmp(0, 4), one("ConstantPruningModifier", params="__ALL_PRUNABLE__")
+    ),
+    "quantized when pruning is over": group(epochs(8), gmp(0, 4), qat(4)),
+    "the last event before the end": group(epochs(6), gmp(2, 5.5), qat(5.5)),
+    "a stage that ends before the recipe does": staged(
+        one=epochs(4) + gmp(0, 4), two=epochs(6) + qat(4)
+    ),
+    "distillation through all stages": staged(
+        one=epochs(4) + one(LOGITS, end_epoch=6.0), two=epochs(6) + qat(4)
+    ),
+    "a second stage without epochs": staged(one=epochs(4), two=gmp(4, 6)),
+    "masks that others take over": group(
+        epochs(8),
+        gmp(2, 4, leave_enabled=False),
+        one("ConstantPruningModifier", params="__ALL_PRUNABLE__", start_epoch=4.0),
+    ),
+    "masks until the end": group(epochs(5), gmp(2, 4.5, leave_enabled=True)),
+    "one teacher named twice": group(
+        one(LOGITS, teacher="a", end_epoch=1.0),
+        one(LOGITS, teacher="a", start_epoch=1.0),
+    ),
+    "a Fisher that is distilled": group(
+        obert(1, 4, fisher_loss="distillation"), one(LOGITS, end_epoch=4.5)
+    ),
+    "layers dropped first": staged(one=DROP + gmp(0, 4), two=qat(4)),
+    "one shot": group(gmp(0, 0), qat(0)),
+}
+assert len(SOUND) == 15
+
+DISTIL_NOTE = (
+    "LogitDistillationModifier: names no teacher; it has to come from outside; pass "
+    "it, as with --distill_teacher, or write teacher: self"
+)
+NOTED = {
+    "no teacher": (group(one(LOGITS, hardness=1.0)), (f"2: {DISTIL_NOTE}",)),
+    "a cycle that is cut off": (
+        group(
+            one(
+                "LearningRateFunctionModifier",
+                lr_func="cyclic_linear",
+                cycle_epochs=2,
+                init_lr=0.1,
+                final_lr=0.0,
+                start_epoch=0.0,
+                end_epoch=5.0,
+            ),
+        ),
+        (
+            "4: LearningRateFunctionModifier.cycle_epochs: cycle_epochs=2 does not "
+            "divide the 5 epochs of the modifier: the last cycle is cut off before "
+            "final_lr",
+        ),
+    ),
+    "ranges that training does not see fixed": (
+        group(epochs(6), qat(4, disable_observer_epoch=6)),
+        (
+            "7: QATModifier.disable_observer_epoch: disable_observer_epoch=6 is not "
+            "reached: the recipe ends at epoch 6; ranges are fixed there, without "
+            "training after it",
+        ),
+    ),
+    "pruned while quantized": (
+        group(gmp(2, 6), qat(4, disable_observer_epoch=6)),
+        (
+            "5: GMPStarPruningModifier.end_epoch: end_epoch=6 prunes while QATModifier "
+            "on line 6 quantizes, from epoch 4 on; the papers quantize last, with fixed"
+            " masks",
+        ),
+    ),
+    "layers dropped in a later stage": (
+        staged(dense=epochs(2), small=DROP),
+        (
+            "9: LayerDropModifier.keep: drops layers before all training, that of the "
+            "stages above it too; to train the whole model first, run that stage alone",
+        ),
+    ),
+}
+assert len(NOTED) == 5

@@ -1,0 +1,297 @@
+"""What each shipped recipe promises, and a small run of one."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+import yaml
+from torch import nn
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    MobileBertConfig,
+    MobileBertForSequenceClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
+
+from obert_modifiers.core.sampling import GradientSource
+from obert_modifiers.manager import RecipeManager
+from obert_modifiers.modifiers._targets import encoder_weights
+from obert_modifiers.resources import recipe_path
+from obert_modifiers.training.stepper import RecipeStepper
+
+# Steps of an epoch, at least two of each cycle of the learning rate; else 2.
+CYCLES = {"_mlm_obert": 8, "_mlm_gmp": 4, "mobilebert": 1}
+SMALL = {"num_grads": 4, "grad_batch_size": 2}
+SHAPE = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "max_position_embeddings": 16,
+    "initializer_range": 0.2,
+}
+NARROW = {"embedding_size": 8, "intra_bottleneck_size": 8}
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """What a recipe promises.
+
+    Attributes:
+        epochs: Its epochs; None where it sets none.
+        events: Its pruning events.
+        sparsity: Of the encoder's linear weights in the end.
+        schedule: Epoch and target sparsity of some events, by hand from the paper.
+        rates: Epoch and learning rate at some epochs, by hand from the paper.
+        slow: True where another test runs the same setup with other numbers.
+        layers: Layers of the encoder before and after, where it drops some.
+        quantized: True where weights and activations end in 8 bits.
+        ends: Epoch at which early stopping ends the small run.
+    """
+
+    epochs: float | None
+    events: int
+    sparsity: float
+    schedule: dict[float, float] = field(default_factory=dict)
+    rates: dict[float, float] = field(default_factory=dict)
+    slow: bool = False
+    layers: tuple[int, int] | None = None
+    quantized: bool = False
+    ends: float | None = None
+
+
+TEN = {2.0: 0.7, 5.0: 0.875, 8.0: 0.9}  # half way is 7/8 of the rest
+THIRTY = {2.0: 0.7, 14.0: 0.875, 26.0: 0.9}
+FEWER = {2.0: 0.3, 14.0: 0.825, 26.0: 0.9}
+FEWER_BLOCKS = {2.0: 0.3, 14.0: 0.7375, 26.0: 0.8}
+SQUAD_30 = {0.0: 8e-5, 1.0: 4.4e-5, 2.0: 8e-5, 8.0: 4.4e-5, 26.0: 8e-5}
+STAR = {0.0: 1e-4, 2.0: 1e-4, 7.0: 5e-5, 8.0: 1e-4}
+LONG_STAR = {2.0: 0.7, 15.0: 0.875, 28.0: 0.9}
+UPSTREAM = {0.0: 5e-4, 0.5: 5e-4, 2.5: 5e-4}
+TEACHER = {0.0: 1e-4, 5.0: 5e-5}
+COMPOUND = {0.0: 8e-5, 8.0: 4.4e-5, 28.0: 4.4e-5, 30.0: 8e-5, 35.0: 4e-5}
+EVENTUALLY = {5.0: 0.7, 7.0: 0.875, 9.0: 0.9}
+AT_ONCE = {0.0: 0.7, 4.0: 0.875, 8.0: 0.9}
+STAGED = UPSTREAM | {5.0: 5e-4, 9.5: 5e-4}
+SHIPPED = {
+    "quickstart": Shipped(3.0, 4, 0.8, {0.5: 0.6, 2.0: 0.8}, {0.0: 1e-4}),
+    "quickstart_gmp": Shipped(3.0, 4, 0.8, {0.5: 0.6, 2.0: 0.8}, {0.0: 1e-4}),
+    # oBERT, downstream
+    "bert-base_squad_obert-10ep_unstructured90": Shipped(
+        10.0, 13, 0.9, TEN, {0.0: 8e-5, 8.0: 8e-5, 4.0: 5.5e-5, 9.0: 5.5e-5}
+    ),
+    "bert-base_glue_obert-10ep_unstructured90": Shipped(
+        10.0, 13, 0.9, TEN, {0.0: 8e-5, 8.0: 8e-5, 4.0: 5e-5, 9.0: 5e-5}, slow=True
+    ),
+    "bert-base_squad_obert-30ep_unstructured90": Shipped(
+        30.0, 7, 0.9, THIRTY, SQUAD_30, slow=True
+    ),
+    "bert-base_glue_obert-30ep_unstructured90": Shipped(
+        30.0, 7, 0.9, THIRTY, {0.0: 5e-5, 2.0: 5e-5, 28.0: 2.75e-5}, slow=True
+    ),
+    "bert-base_squad_obert-30ep_4block80": Shipped(
+        30.0, 7, 0.8, {2.0: 0.7, 14.0: 0.7875, 26.0: 0.8}, SQUAD_30
+    ),
+    "bert-6layer_squad_obert-30ep_unstructured90": Shipped(
+        30.0, 7, 0.9, FEWER, SQUAD_30, slow=True
+    ),
+    "bert-3layer_squad_obert-30ep_unstructured90": Shipped(
+        30.0, 7, 0.9, FEWER, SQUAD_30, slow=True
+    ),
+    "bert-6layer_squad_obert-30ep_4block80": Shipped(
+        30.0, 7, 0.8, FEWER_BLOCKS, SQUAD_30, slow=True
+    ),
+    "bert-3layer_squad_obert-30ep_4block80": Shipped(
+        30.0, 7, 0.8, FEWER_BLOCKS, SQUAD_30, slow=True
+    ),
+    "bert-large_squad_obert-30ep_unstructured90": Shipped(
+        30.0, 7, 0.9, THIRTY, {0.0: 8e-5, 28.0: 4.4e-5}, slow=True
+    ),
+    "bert-base_squad_qat-10ep_4block80": Shipped(
+        10.0, 0, 0.8, rates={0.0: 8e-5, 5.0: 4e-5}, quantized=True
+    ),
+    "bert-large_squad_compound-40ep_4block95": Shipped(
+        40.0,
+        7,
+        0.95,
+        {2.0: 0.7, 14.0: 0.91875, 26.0: 0.95},
+        COMPOUND,
+        slow=True,
+        quantized=True,
+    ),
+    "mobilebert-14layer_squad_compound-40ep_4block50": Shipped(
+        40.0,
+        7,
+        0.5,
+        {2.0: 0.3, 14.0: 0.475, 26.0: 0.5},
+        COMPOUND,
+        slow=True,
+        layers=(24, 14),
+        quantized=True,
+    ),
+    "bert-base_squad_obert-oneshot_2of4-50": Shipped(None, 1, 0.5, {0.0: 0.5}),
+    "bert-base_squad_obert-1ep_2of4-50": Shipped(
+        1.0, 1, 0.5, {0.0: 0.5}, {0.0: 8e-5, 0.5: 5.5e-5}
+    ),
+    # oBERT, upstream and transfer
+    "bert-base_mlm_teacher-10ep_dense0": Shipped(10.0, 0, 0.0, rates=TEACHER),
+    "bert-6layer_mlm_drop-10ep_dense0": Shipped(
+        10.0, 0, 0.0, rates=TEACHER, layers=(12, 6)
+    ),
+    "bert-3layer_mlm_drop-10ep_dense0": Shipped(
+        10.0, 0, 0.0, rates=TEACHER, layers=(12, 3)
+    ),
+    "bert-base_mlm_obert-3ep_unstructured90": Shipped(
+        3.0, 12, 0.9, {0.0: 0.7, 2.75: 0.9}, UPSTREAM | {0.25: 5e-4, 2.75: 5e-4}
+    ),
+    "bert-base_downstream_transfer-8ep_unstructured90": Shipped(
+        8.0, 0, 0.9, rates={0.0: 1.5e-4, 4.0: 7.575e-5}
+    ),
+    "bert-base_downstream_transfer-nokd-8ep_unstructured90": Shipped(
+        8.0, 0, 0.9, rates={0.0: 1.5e-4, 4.0: 7.575e-5}, ends=5.0
+    ),
+    # GMP★
+    "bert-base_downstream_gmp-star-10ep_unstructured90": Shipped(
+        10.0, 61, 0.9, TEN, STAR
+    ),
+    "bert-large_squad_gmp-star-30ep_unstructured90": Shipped(
+        30.0, 261, 0.9, LONG_STAR, STAR, slow=True
+    ),
+    "bert-base_mlm_gmp-star-3ep_unstructured90": Shipped(
+        3.0, 201, 0.9, {0.0: 0.7, 1.0: 0.875, 2.0: 0.9}, UPSTREAM
+    ),
+    "bert-base_squad_obert-star-30ep_unstructured90": Shipped(
+        30.0, 261, 0.9, LONG_STAR, STAR, slow=True
+    ),
+    # oBERTa
+    "roberta-base_squad_obert-10ep_unstructured90": Shipped(
+        10.0, 17, 0.9, AT_ONCE, {0.0: 8e-5, 8.0: 8e-5}
+    ),
+    "roberta-base_squad_gmp-10ep_unstructured90": Shipped(
+        10.0, 17, 0.9, AT_ONCE, {0.0: 8e-5, 8.0: 8e-5}
+    ),
+    "roberta-base_mlm_gmp-5ep_unstructured90": Shipped(
+        5.0, 401, 0.9, {0.0: 0.7, 2.0: 0.875, 4.0: 0.9}, UPSTREAM | {4.5: 5e-4}
+    ),
+    "roberta-base_mlm_gmp-10ep_unstructured90": Shipped(
+        10.0, 401, 0.9, EVENTUALLY, STAGED, slow=True
+    ),
+    "roberta-6layer_mlm_gmp-10ep_unstructured90": Shipped(
+        10.0,
+        401,
+        0.9,
+        EVENTUALLY | {5.0: 0.5, 7.0: 0.85},
+        STAGED,
+        slow=True,
+        layers=(12, 6),
+    ),
+    "roberta-3layer_mlm_gmp-10ep_unstructured90": Shipped(
+        10.0, 401, 0.9, EVENTUALLY | {5.0: 0.3, 7.0: 0.825}, STAGED, layers=(12, 3)
+    ),
+    "roberta-base_downstream_transfer-10ep_unstructured90": Shipped(
+        10.0, 0, 0.9, rates={0.0: 1.5e-4, 5.0: 7.5e-5}, slow=True
+    ),
+    "roberta-base_downstream_transfer-qat-20ep_unstructured90": Shipped(
+        20.0,
+        0,
+        0.9,
+        rates={0.0: 1.5e-4, 5.0: 7.5e-5, 10.0: 5e-5, 15.0: 2.5e-5},
+        quantized=True,
+    ),
+}
+
+
+def tiny_model(name: str) -> nn.Module:
+    """Make a random model of a recipe's family, with the layers it starts from."""
+    layers = SHIPPED[name].layers
+    shape = {**SHAPE, "num_hidden_layers": layers[0] if layers else 1}
+    torch.manual_seed(3)
+    if name.startswith("roberta"):
+        return RobertaForSequenceClassification(RobertaConfig(**shape, pad_token_id=1))
+    if name.startswith("mobilebert"):
+        config = MobileBertConfig(**shape, **NARROW)
+        return MobileBertForSequenceClassification(config)
+    return BertForSequenceClassification(BertConfig(**shape))
+
+
+def batch(seed: int, size: int = 4) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(2, 40, (size, 6), generator=generator)
+    return {"input_ids": tokens, "labels": tokens.sum(dim=1) % 2}
+
+
+def sample_loss(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    logits = model(input_ids=inputs["input_ids"]).logits
+    return nn.functional.cross_entropy(logits, inputs["labels"], reduction="none")
+
+
+def zeros(model: nn.Module) -> tuple[int, int]:
+    """Count zeros among the encoder's linear weights, and those weights."""
+    weights = dict(model.named_parameters())
+    found = [weights[name] for name in encoder_weights(model)]
+    return sum(int((w == 0).sum()) for w in found), sum(w.numel() for w in found)
+
+
+def prune_before(model: nn.Module, sparsity: float, group: int) -> None:
+    """Zero a share of each weight's groups, as a model that was pruned has."""
+    weights = dict(model.named_parameters())
+    with torch.no_grad():
+        for name in encoder_weights(model):
+            rows = weights[name].view(-1, group)
+            order = rows.abs().sum(dim=1).argsort()
+            rows[order[: round(sparsity * len(rows))]] = 0.0
+
+
+def small_run(
+    name: str, watch: Callable[[float, nn.Module], None] | None = None
+) -> tuple[nn.Module, RecipeManager, float]:
+    """Train a tiny model with the recipe, a few steps in an epoch.
+
+    An evaluation after each epoch finds an accuracy that rises for three epochs.
+
+    Returns:
+        The model, the manager, and the epoch at which the run ended.
+    """
+    text = recipe_path(name).read_text(encoding="utf-8")
+    known = yaml.safe_load(re.sub(r"!\w+", "", text))
+    args = {key: value for key, value in SMALL.items() if key in known}
+    manager = RecipeManager.from_recipe(recipe_path(name), args)
+    model, promise = tiny_model(name), SHIPPED[name]
+    if promise.sparsity and not promise.events:
+        prune_before(model, promise.sparsity, 4 if "4block" in name else 1)
+    steps = next((n for part, n in CYCLES.items() if part in name), 2)
+    source = GradientSource(
+        lambda request: [batch(1000 * request.draw + i, 2) for i in range(8)],
+        sample_loss,
+    )
+    manager.initialize(model, gradient_source=source, teacher="self")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    stepper = RecipeStepper(manager, model, optimizer, steps)
+    for step in range(max(1, round((manager.max_epochs or 0.0) * steps))):
+        inputs = batch(step)
+        outputs = model(input_ids=inputs["input_ids"])
+        loss = nn.functional.cross_entropy(outputs.logits, inputs["labels"])
+        loss = manager.loss(
+            loss,
+            model,
+            optimizer,
+            stepper.epoch,
+            steps,
+            student_outputs=outputs,
+            student_inputs=inputs,
+        )
+        loss.backward()
+        stepper.step()
+        optimizer.zero_grad()
+        if watch is not None:
+            watch(stepper.epoch, model)
+        figures = {"accuracy": min(stepper.epoch, 3.0) / 10.0}
+        whole = stepper.epoch == int(stepper.epoch)
+        if whole and manager.evaluated(model, figures, stepper.epoch):
+            break
+    manager.finalize(model)
+    return model, manager, stepper.epoch
