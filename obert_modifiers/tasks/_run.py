@@ -137,6 +137,7 @@ def _execute(plan: Plan, state: PartialState, reporter: Any) -> dict[str, Any]:
         plain, packed = _record.sizes_mb(folder)
         record |= {
             "sparsity": _record.sparsity_of(layers),
+            **_record.sparsities(folder, plan.model),
             "size_mb": plain,
             "gzip_mb": packed,
             "layers": layers,

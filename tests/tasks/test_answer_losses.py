@@ -160,13 +160,14 @@ def test_gradients_are_those_of_one_window_at_a_time(small, tmp_path) -> None:
     torch.manual_seed(0)
     model = BertForQuestionAnswering.from_pretrained(small.model).double().eval()
     parameters = [model.get_parameter(name) for name in encoder_weights(model)]
-    # A draw of all windows, so that it is known which ones it has.
+    # As many windows as gradients, so that the draw has all of them.
     few = [samples.train[i] for i in range(COUNT)]
     assert len({len(window["input_ids"]) for window in few}) > 1
     ours = _blocks(model, replace(samples, train=few))
     rows = [[] for _ in parameters]
     for window in few:
-        outputs = model(input_ids=torch.tensor([window["input_ids"]]))
+        names = ("input_ids", "token_type_ids")
+        outputs = model(**{name: torch.tensor([window[name]]) for name in names})
         logits = outputs.start_logits[0], outputs.end_logits[0]
         places = window["start_positions"], window["end_positions"]
         loss = sum(

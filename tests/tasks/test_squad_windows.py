@@ -232,36 +232,3 @@ def test_what_cannot_make_windows_is_an_error(bert, roberta) -> None:
     roberta = PreTrainedTokenizerFast(tokenizer_object=roberta.backend_tokenizer)
     with pytest.raises(ValueError, match="has no classification token"):
         check_windows(roberta, WindowShape(32, 8))
-
-
-def test_answers_in_squad_come_back(shared_data) -> None:
-    """Tokens give the answer's text, or more where it is a part of a word."""
-    from datasets import load_dataset
-    from transformers import AutoTokenizer
-
-    from obert_modifiers import embedded
-
-    path = shared_data / "squad" / "train.parquet"
-    if not path.is_file():
-        pytest.skip(f"no {path}")
-    tokenizer = AutoTokenizer.from_pretrained(embedded.encoder_path())
-    rows = load_dataset("parquet", data_files=str(path), split="train[:400]")
-    shape = WindowShape(384, 128)
-    found = cut_windows(tokenizer, rows["question"], rows["context"], shape)
-    answers = [(one["answer_start"][0], one["text"][0]) for one in rows["answers"]]
-    texts: dict[int, list[str]] = {row: [] for row in range(len(rows))}
-    for number, (first, last) in enumerate(label_windows(found, answers)):
-        row = found["question"][number]
-        if first:
-            begin, end = found["starts"][number][first], found["ends"][number][last]
-            texts[row].append(rows[row]["context"][begin:end])
-    parts = 0
-    for row, recovered in texts.items():
-        assert recovered, f"no window holds the answer to question {row}"
-        for text in recovered:
-            if text != answers[row][1]:
-                assert answers[row][1] in text
-                # The answer's first or last word is a part of a longer one.
-                assert len(text.split()) == len(answers[row][1].split())
-                parts += 1
-    assert parts <= len(rows) // 50
