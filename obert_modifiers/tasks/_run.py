@@ -18,6 +18,7 @@ from obert_modifiers.tasks._arguments import Arguments, TrainArguments, check, p
 from obert_modifiers.tasks._plan import Notes, Plan, load_recipe, prepare, what_to_do
 from obert_modifiers.tasks._task import Task
 from obert_modifiers.training import TrainResult, checkpoint, evaluate, predict, train
+from obert_modifiers.training.launching import check_environment
 
 TRAIN_RECORD = "metrics.json"
 EVAL_RECORD = "eval_metrics.json"
@@ -67,6 +68,7 @@ def run(task: Task, arguments: Arguments, reporter: Any = None) -> dict[str, Any
     """  # noqa: DOC502  raised by the checks
     started = time.monotonic()
     check(arguments)
+    check_environment()
     arguments = what_to_do(task, arguments)
     manager = load_recipe(arguments)
     state = PartialState(cpu=arguments.train.use_cpu)

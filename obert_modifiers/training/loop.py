@@ -29,6 +29,7 @@ from obert_modifiers.training.checkpoint import find_whole
 from obert_modifiers.training.config import SCHEDULES, TrainConfig, TrainResult
 from obert_modifiers.training.evaluation import evaluate_with, make_accelerator
 from obert_modifiers.training.journal import Journal, Reporter
+from obert_modifiers.training.launching import check_environment, check_whole
 from obert_modifiers.training.optimizer import parameter_groups, rate_factor
 from obert_modifiers.training.saving import Saver, check_saving, resume_
 from obert_modifiers.training.signals import StopRequest, TrainingStopped, listening
@@ -64,10 +65,11 @@ def train(
         Figures of the last evaluation, pruning events, steps, time and sparsity.
 
     Raises:
-        ValueError: If recipe, data and teacher do not go together, or the checkpoint is
-            of another run.
+        ValueError: If recipe, data and teacher do not go together, the checkpoint is
+            of another run, or the parameters are sharded (FSDP, DeepSpeed).
         TrainingStopped: After SIGTERM, once everything is saved.
     """  # noqa: DOC502  raised by what is called
+    check_environment()
     _check(data, config, manager, teacher)
     checkpoint = _find_checkpoint(config)
     if manager is not None:
@@ -75,6 +77,7 @@ def train(
         manager.apply_structure(model, teacher=teacher)
         manager.check_model(model)
     accelerator = make_accelerator(config)
+    check_whole(accelerator, model)
     journal = Journal(Path(config.output_dir), reporter, accelerator.is_main_process)
     if not checkpoint:
         journal.open()

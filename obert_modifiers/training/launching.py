@@ -1,0 +1,62 @@
+"""Ways to share a model over processes that a recipe cannot follow are refused."""
+
+import os
+from collections.abc import Mapping
+
+from accelerate import Accelerator
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+# accelerate launch tells its processes by these, and builds the wrappers from them.
+_SWITCHES = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DEEPSPEED",
+    "ACCELERATE_USE_MEGATRON_LM": "MEGATRON_LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "PARALLELISM_CONFIG",
+}
+_SHARDING = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
+
+
+def check_environment(environment: Mapping[str, str] | None = None) -> None:
+    """Refuse a launcher that was told to shard the parameters.
+
+    It is called before anything is loaded, as accelerate builds the wrappers early.
+
+    Args:
+        environment: Variables of this process; None for its own.
+
+    Raises:
+        ValueError: If accelerate was told to use FSDP, DeepSpeed, Megatron or a
+            parallelism of its own.
+    """
+    environment = os.environ if environment is None else environment
+    for name, kind in _SWITCHES.items():
+        if environment.get(name, "").lower() in ("true", "1", "yes"):
+            raise ValueError(_refusal(kind))
+
+
+def check_whole(accelerator: Accelerator, model: nn.Module) -> None:
+    """Refuse a model of which each process has a part alone.
+
+    Args:
+        accelerator: The run's.
+        model: The model.
+
+    Raises:
+        ValueError: If accelerate shards the parameters or somebody has already.
+    """
+    kind = str(getattr(accelerator.distributed_type, "value", "NO"))
+    if kind in _SHARDING:
+        raise ValueError(_refusal(kind))
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, DTensor):
+            raise ValueError(f"{_refusal('FSDP2')}; {name} is sharded")
+
+
+def _refusal(kind: str) -> str:
+    return (
+        f"distributed_type={kind} shards the parameters; expected whole ones, as masks "
+        "and Fisher blocks are made of them; train with DDP: accelerate launch "
+        "--multi_gpu --num_processes N, or torchrun --nproc_per_node N (the Fisher "
+        "state is shared over the processes anyway)"
+    )
