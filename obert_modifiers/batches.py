@@ -80,12 +80,21 @@ def lengths_of(samples: Sequence[dict[str, Any]]) -> list[int]:
 
     Returns:
         Number of tokens of each.
+
+    Raises:
+        ValueError: If there are more or fewer samples than their ``len()`` says.
     """
     if hasattr(samples, "token_counts"):
         return samples.token_counts()
     if hasattr(samples, "column_names"):
         return [len(ids) for ids in samples["input_ids"]]
-    return [len(sample["input_ids"]) for sample in samples]
+    lengths = [len(sample["input_ids"]) for sample in samples]
+    if len(lengths) != len(samples):
+        raise ValueError(
+            f"data of {len(samples)} samples gives {len(lengths)}; expected as many as "
+            "its len() says; look at the data set"
+        )
+    return lengths
 
 
 class EpochBatches(Sampler[list[int]]):

@@ -90,8 +90,9 @@ def find(args: ModelArguments, *, words: bool = False) -> Pretrained:
         The model, not loaded yet.
 
     Raises:
-        ValueError: If there is no such folder and the hub does not give it either.
-    """
+        ValueError: If there is no such folder and the hub does not give it either, or
+            the tokenizer has tokens that the model does not know.
+    """  # noqa: DOC502  raised by what is called
     source, description = args.model_name_or_path, args.model_name_or_path
     if source is None:
         source = str(embedded.encoder_path())
@@ -104,7 +105,31 @@ def find(args: ModelArguments, *, words: bool = False) -> Pretrained:
         tokenizer = _fetch(AutoTokenizer, *named, add_prefix_space=True)
         for part in _byte_levels(tokenizer):
             part.add_prefix_space = True
+    flag = "--tokenizer_name" if args.tokenizer_name else "--model_name_or_path"
+    _check_vocabulary(config, tokenizer, f"{flag}={named[1]}")
     return Pretrained(source, config, tokenizer, str(description))
+
+
+def _check_vocabulary(
+    config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, named: str
+) -> None:
+    """Check that the model has an embedding for each token.
+
+    Args:
+        config: The model's configuration.
+        tokenizer: The tokenizer.
+        named: The flag and where the tokenizer is, for the error.
+
+    Raises:
+        ValueError: If a token's number is beyond the model's embeddings.
+    """
+    rows = getattr(config, "vocab_size", None)
+    highest = max(tokenizer.get_vocab().values(), default=0)
+    if rows is not None and highest >= rows:
+        raise ValueError(
+            f"{named} has tokens with numbers up to {highest} and the model embeddings "
+            f"for {rows}; expected numbers below that; take the model's own tokenizer"
+        )
 
 
 def _byte_levels(tokenizer: PreTrainedTokenizerBase) -> list[ByteLevel]:
@@ -203,6 +228,7 @@ def load_teacher(
         )
     if labels is not None:
         _check_classes(config, labels, f"{flag}={name}")
+    _check_vocabulary(config, tokenizer, f"{flag}={name}")
     return _fetch(model_class, flag, name, args).float().eval()
 
 
@@ -224,6 +250,14 @@ def _check_classes(config: PreTrainedConfig, labels: Labels, named: str) -> None
         raise ValueError(
             f"{named} has the classes {', '.join(names)}; expected "
             f"{', '.join(labels.names) or 'one number'}; train it on this data set"
+        )
+    named_by_hand = not all(name.startswith("LABEL_") for name in names)
+    if named_by_hand and labels.names and names != labels.names:
+        logger.warning(
+            "%s calls its classes %s and the data set %s; they are taken in this order",
+            named,
+            ", ".join(names),
+            ", ".join(labels.names),
         )
 
 

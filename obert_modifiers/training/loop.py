@@ -28,6 +28,13 @@ from obert_modifiers.training._snapshot import Parts, Progress, settings_of
 from obert_modifiers.training.checkpoint import find_whole
 from obert_modifiers.training.config import SCHEDULES, TrainConfig, TrainResult
 from obert_modifiers.training.evaluation import evaluate_with, make_accelerator
+from obert_modifiers.training.guards import (
+    FiniteGuard,
+    Samples,
+    check_data,
+    check_same_classes,
+    check_same_data,
+)
 from obert_modifiers.training.journal import Journal, Reporter
 from obert_modifiers.training.launching import check_environment, check_whole
 from obert_modifiers.training.optimizer import parameter_groups, rate_factor
@@ -70,6 +77,8 @@ def train(
         TrainingStopped: After SIGTERM, once everything is saved.
     """  # noqa: DOC502  raised by what is called
     check_environment()
+    check_data(data.train)
+    check_same_classes(model, teacher)
     _check(data, config, manager, teacher)
     checkpoint = _find_checkpoint(config)
     if manager is not None:
@@ -151,8 +160,10 @@ class _Run:
         self.accelerator, self.journal = accelerator, journal
         self.raw_model = model
         forward = model.forward  # before prepare() wraps it for mixed precision
+        lengths = lengths_of(data.train)
+        check_same_data(lengths, accelerator.device)
         self.sampler = EpochBatches(
-            lengths_of(data.train),
+            lengths,
             config.per_device_train_batch_size,
             seed=config.seed,
             by_length=config.group_by_length,
@@ -162,7 +173,7 @@ class _Run:
             data.collate, config.seed, accelerator.process_index
         )
         loader = DataLoader(
-            data.train, batch_sampler=self.sampler, collate_fn=self.collate
+            Samples(data.train), batch_sampler=self.sampler, collate_fn=self.collate
         )
         optimizer = torch.optim.AdamW(
             parameter_groups(model, config.weight_decay),
@@ -185,6 +196,7 @@ class _Run:
                 data, forward, accelerator.device, seed=config.seed
             )
             manager.initialize(model, gradient_source=source, teacher=teacher)
+        self.guard = FiniteGuard(accelerator, self._message)
         self.progress = Progress()
         self.parts = Parts(
             model,
@@ -353,15 +365,20 @@ class _Run:
         return loss.detach()
 
     def _step(self) -> bool:
+        norm = None
         if self.config.max_grad_norm > 0.0:
-            self.accelerator.clip_grad_norm_(
+            norm = self.accelerator.clip_grad_norm_(
                 self.model.parameters(), self.config.max_grad_norm
             )
+        usable = self.guard.usable(norm, self.raw_model)
         seen = len(self.manager.events) if self.manager is not None else 0
-        advanced = self.stepper.step()
+        advanced = self.stepper.step() if usable else self.stepper.pass_over()
         self.optimizer.zero_grad()
         for event in (self.manager.events if self.manager is not None else [])[seen:]:
             self.journal.write("prune", event.as_dict())
+        rate = float(self.optimizer.param_groups[0]["lr"])
+        where = f"step {self.stepper.steps + (not advanced)}, learning_rate={rate:g}"
+        self.guard.count(usable, advanced, self.progress.losses[-1], where)
         if advanced and self.scheduler is not None:
             self.scheduler.step()
         return advanced

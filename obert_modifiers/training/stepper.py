@@ -51,6 +51,17 @@ class RecipeStepper:
         self._optimizer.step()
         return self.after()
 
+    def pass_over(self) -> bool:
+        """Advance without gradients: neither weights nor optimizer state change.
+
+        Returns:
+            True, as the recipe advances.
+        """
+        self.before()
+        self._optimizer.zero_grad()
+        self._optimizer.step()
+        return self.after()
+
     def before(self) -> None:
         """Let the recipe act; the optimizer's step comes right after it."""
         if self._manager is not None:

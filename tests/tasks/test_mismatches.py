@@ -1,0 +1,92 @@
+"""A tokenizer, a teacher and classes that do not go with the model."""
+
+import json
+import logging
+
+import pytest
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    BertForSequenceClassification,
+)
+
+from obert_modifiers.tasks import _models
+from obert_modifiers.tasks._arguments import ModelArguments
+from obert_modifiers.tasks._data import Labels
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny.save_model(tmp_path_factory.mktemp("models") / "model")
+
+
+def test_a_tokenizer_with_more_tokens_than_embeddings_is_refused(folder, tmp_path):
+    larger = tiny.save_model(tmp_path / "larger")
+    tokens = _models.find(ModelArguments(str(larger))).tokenizer
+    highest = len(tokens) - 1
+    tokens.add_tokens(["another"])
+    tokens.save_pretrained(larger)
+    good = ModelArguments(str(folder), tokenizer_name=str(folder))
+    assert max(_models.find(good).tokenizer.get_vocab().values()) == highest
+    for arguments, flag in (
+        (ModelArguments(str(folder), tokenizer_name=str(larger)), "--tokenizer_name"),
+        (ModelArguments(str(larger)), "--model_name_or_path"),
+    ):
+        with pytest.raises(
+            ValueError,
+            match=f"{flag}={larger} has tokens with numbers up to {highest + 1} and "
+            f"the model embeddings for {highest + 1}; expected numbers below that",
+        ):
+            _models.find(arguments)
+
+
+def _teacher(folder, tmp_path, names: list[str]):
+    """Save a classifier whose classes have these names."""
+    out = tiny.save_model(tmp_path / "-".join(names))
+    config = AutoConfig.from_pretrained(
+        out,
+        id2label=dict(enumerate(names)),
+        label2id={n: i for i, n in enumerate(names)},
+    )
+    BertForSequenceClassification(config).save_pretrained(out)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("names", "warned", "error"),
+    [
+        (["bad", "good"], False, None),
+        (["LABEL_0", "LABEL_1"], False, None),
+        (["negative", "positive"], True, None),
+        (["good", "bad"], False, "has the classes good, bad; expected bad, good"),
+        (["bad", "fair", "good"], False, "has the classes bad, fair, good; expected"),
+    ],
+)
+def test_the_classes_of_a_teacher(folder, tmp_path, caplog, names, warned, error):
+    teacher = _teacher(folder, tmp_path, names)
+    arguments = ModelArguments(str(folder), distill_teacher=str(teacher))
+    found = _models.find(arguments)
+    labels = Labels("label", {"bad": 0, "good": 1}, ("bad", "good"))
+    load = (found, AutoModelForSequenceClassification, labels, arguments)
+    if error:
+        with pytest.raises(ValueError, match=error):
+            _models.load_teacher(*load)
+        return
+    with caplog.at_level(logging.WARNING, logger="obert_modifiers"):
+        assert _models.load_teacher(*load).config.num_labels == len(names)
+    texts = [r.getMessage() for r in caplog.records]
+    told = [text for text in texts if "calls its classes negative, positive" in text]
+    assert len(told) == int(warned)
+
+
+def test_a_teacher_without_enough_embeddings_is_refused(folder, tmp_path):
+    teacher = _teacher(folder, tmp_path, ["bad", "good"])
+    config = json.loads((teacher / "config.json").read_text())
+    config["vocab_size"] -= 1
+    (teacher / "config.json").write_text(json.dumps(config))
+    arguments = ModelArguments(str(folder), distill_teacher=str(teacher))
+    with pytest.raises(ValueError, match=f"--distill_teacher={teacher} has tokens"):
+        _models.load_teacher(
+            _models.find(arguments), AutoModelForSequenceClassification, None, arguments
+        )
