@@ -1,12 +1,15 @@
-"""Ways to share a model over processes that a recipe cannot follow are refused."""
+"""Ways to share a model that a recipe cannot follow, and processes that are gone."""
 
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from accelerate import Accelerator
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+_LOGGER = logging.getLogger(__name__)
 # accelerate launch tells its processes by these, and builds the wrappers from them.
 _SWITCHES = {
     "ACCELERATE_USE_FSDP": "FSDP",
@@ -14,6 +17,14 @@ _SWITCHES = {
     "ACCELERATE_USE_MEGATRON_LM": "MEGATRON_LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "PARALLELISM_CONFIG",
 }
+# What gloo and NCCL say when the other end of a connection is gone.
+_GONE = (
+    "connection closed by peer",
+    "connection reset by peer",
+    "broken pipe",
+    "socket closed",
+    "remote process exited",
+)
 _SHARDING = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
 
 
@@ -51,6 +62,45 @@ def check_whole(accelerator: Accelerator, model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if isinstance(parameter, DTensor):
             raise ValueError(f"{_refusal('FSDP2')}; {name} is sharded")
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Tell whether an exchange failed because another process is gone.
+
+    Args:
+        error: What was raised.
+
+    Returns:
+        True where gloo or NCCL says so.
+    """
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(sign in text for sign in _GONE)
+
+
+@contextmanager
+def peers_named() -> Iterator[None]:
+    """Say that another process is gone where an exchange with it fails.
+
+    Yields:
+        Once, for the body.
+
+    Raises:
+        ConnectionError: In place of what gloo or NCCL raise.
+        RuntimeError: What has nothing to do with that.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_lost_peer(error):
+            raise
+        text = (
+            f"another process is gone ({str(error).splitlines()[0][:200]}); expected "
+            "all until the end; see its message, or whether it was killed for memory; "
+            "go on with --resume_from_checkpoint last"
+        )
+        # At once: the launcher ends this process too, with SIGTERM.
+        _LOGGER.error(text)
+        raise ConnectionError(text) from error
 
 
 def _refusal(kind: str) -> str:

@@ -36,7 +36,11 @@ from obert_modifiers.training.guards import (
     check_same_data,
 )
 from obert_modifiers.training.journal import Journal, Reporter
-from obert_modifiers.training.launching import check_environment, check_whole
+from obert_modifiers.training.launching import (
+    check_environment,
+    check_whole,
+    peers_named,
+)
 from obert_modifiers.training.optimizer import parameter_groups, rate_factor
 from obert_modifiers.training.saving import Saver, check_saving, resume_
 from obert_modifiers.training.signals import StopRequest, TrainingStopped, listening
@@ -93,7 +97,7 @@ def train(
     try:
         run = _Run(model, data, config, manager, teacher, accelerator, journal)
         listens = config.save_on_sigterm and (manager is None or manager.can_be_saved)
-        with listening(listens) as request:
+        with listening(listens) as request, peers_named():
             return run.run(checkpoint, request)
     finally:
         journal.close()
