@@ -184,6 +184,10 @@ class TrainArguments:
     seed: int = flag(42, "Fixes the new head, the order of the data and dropout.")
     bf16: bool = flag(False, "Mixed precision in bfloat16.")
     fp16: bool = flag(False, "Mixed precision in float16; needs a GPU.")
+    torch_compile: bool = flag(False, "Compile the model; masks cost no recompiling.")
+    torch_compile_backend: str | None = flag(
+        None, "The compiler, inductor if unset; turns --torch_compile on."
+    )
     use_cpu: bool = flag(False, "Stay on the CPU.", "--no_cuda")
     logging_steps: int = flag(10, "Optimizer steps between two lines of the log.")
     eval_strategy: Literal["no", "epoch"] = flag(

@@ -291,6 +291,8 @@ def train_config(arguments: Arguments, state: PartialState) -> TrainConfig:
         warmup_ratio=train.warmup_ratio,
         lr_scheduler_type=train.lr_scheduler_type,
         mixed_precision="fp16" if train.fp16 else "bf16" if train.bf16 else "no",
+        torch_compile=train.torch_compile_backend
+        or ("inductor" if train.torch_compile else None),
         seed=train.seed,
         logging_steps=train.logging_steps,
         group_by_length=train.group_by_length,

@@ -26,6 +26,8 @@ class TrainConfig:
         warmup_ratio: Share of the steps in which the rate rises from 0.
         lr_scheduler_type: linear, cosine or constant.
         mixed_precision: no, bf16 or fp16.
+        torch_compile: Backend of ``torch.compile``, such as inductor, or None; the
+            model keeps its parameters' names.
         seed: Seed of the order of samples and of the draws of gradient samples.
         logging_steps: Optimizer steps from one record to the next.
         group_by_length: True puts samples of similar length into a batch.
@@ -54,6 +56,7 @@ class TrainConfig:
     warmup_ratio: float = 0.0
     lr_scheduler_type: str = "linear"
     mixed_precision: str = "no"
+    torch_compile: str | None = None
     seed: int = 42
     logging_steps: int = 10
     group_by_length: bool = True

@@ -25,7 +25,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     """Make an accelerator with a run's precision.
 
     Args:
-        config: Precision, device and accumulation.
+        config: Precision, device, accumulation and compiler.
 
     Returns:
         A fresh accelerator; the process group, if there is one, stays.
@@ -36,6 +36,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     return Accelerator(
         cpu=config.cpu,
         mixed_precision=config.mixed_precision,
+        dynamo_backend=config.torch_compile,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
     )
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from accelerate import Accelerator
+from accelerate.utils import DynamoBackend
 from torch import nn
 from torch.distributed.tensor import DTensor
 
@@ -44,6 +45,23 @@ def check_environment(environment: Mapping[str, str] | None = None) -> None:
     for name, kind in _SWITCHES.items():
         if environment.get(name, "").lower() in ("true", "1", "yes"):
             raise ValueError(_refusal(kind))
+
+
+def check_compiler(backend: str | None) -> None:
+    """Check the name of a backend of ``torch.compile``.
+
+    Args:
+        backend: Its name, or None for a model that is not compiled.
+
+    Raises:
+        ValueError: If accelerate does not know it.
+    """
+    known = [one.value.lower() for one in DynamoBackend]
+    if backend is not None and backend.lower() not in known:
+        raise ValueError(
+            f"torch_compile={backend} is unknown; expected one of {', '.join(known)}; "
+            "use inductor"
+        )
 
 
 def check_whole(accelerator: Accelerator, model: nn.Module) -> None:

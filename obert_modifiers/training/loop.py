@@ -15,7 +15,6 @@ from torch.utils.data import DataLoader
 from obert_modifiers.batches import (
     EpochBatches,
     TaskData,
-    check_sampling_options,
     gradient_source,
     inputs_of,
     lengths_of,
@@ -26,23 +25,14 @@ from obert_modifiers.training._collate import SeededCollate
 from obert_modifiers.training._random import set_random_state_
 from obert_modifiers.training._snapshot import Parts, Progress, settings_of
 from obert_modifiers.training.checkpoint import find_whole
-from obert_modifiers.training.config import SCHEDULES, TrainConfig, TrainResult
+from obert_modifiers.training.checks import check_run
+from obert_modifiers.training.config import TrainConfig, TrainResult
 from obert_modifiers.training.evaluation import evaluate_with, make_accelerator
-from obert_modifiers.training.guards import (
-    FiniteGuard,
-    Samples,
-    check_data,
-    check_same_classes,
-    check_same_data,
-)
+from obert_modifiers.training.guards import FiniteGuard, Samples, check_same_data
 from obert_modifiers.training.journal import Journal, Reporter
-from obert_modifiers.training.launching import (
-    check_environment,
-    check_whole,
-    peers_named,
-)
+from obert_modifiers.training.launching import check_whole, peers_named
 from obert_modifiers.training.optimizer import parameter_groups, rate_factor
-from obert_modifiers.training.saving import Saver, check_saving, resume_
+from obert_modifiers.training.saving import Saver, resume_
 from obert_modifiers.training.signals import StopRequest, TrainingStopped, listening
 from obert_modifiers.training.stepper import RecipeStepper
 
@@ -80,10 +70,7 @@ def train(
             of another run, or the parameters are sharded (FSDP, DeepSpeed).
         TrainingStopped: After SIGTERM, once everything is saved.
     """  # noqa: DOC502  raised by what is called
-    check_environment()
-    check_data(data.train)
-    check_same_classes(model, teacher)
-    _check(data, config, manager, teacher)
+    check_run(model, data, config, manager, teacher)
     checkpoint = _find_checkpoint(config)
     if manager is not None:
         # The optimizer and the parallel wrapper must not know dropped layers.
@@ -112,39 +99,6 @@ def _find_checkpoint(config: TrainConfig) -> Path | None:
     if found is None:
         _LOGGER.info("no checkpoint in %s yet: starting anew", config.output_dir)
     return found
-
-
-def _check(
-    data: TaskData,
-    config: TrainConfig,
-    manager: RecipeManager | None,
-    teacher: nn.Module | str | None,
-) -> None:
-    if config.lr_scheduler_type not in SCHEDULES:
-        raise ValueError(
-            f"lr_scheduler_type={config.lr_scheduler_type} is unknown; expected one of "
-            f"{', '.join(SCHEDULES)}; use linear"
-        )
-    check_saving(config)
-    if manager is not None:
-        if config.save_strategy != "no":
-            manager.check_can_be_saved()
-        manager.check_data(len(data.train))
-        manager.check_teacher(teacher)
-        if manager.early_stopping is not None:
-            _check_evaluations(data, config)
-        for modifier in manager.pruning:
-            check_sampling_options(getattr(modifier, "grad_sampler_kwargs", None))
-
-
-def _check_evaluations(data: TaskData, config: TrainConfig) -> None:
-    if not (config.eval_each_epoch and len(data.validation)):
-        raise ValueError(
-            f"eval_each_epoch={config.eval_each_epoch} with {len(data.validation)} "
-            "validation samples leaves EarlyStoppingModifier nothing to go by; "
-            "expected an evaluation after each epoch; give --do_eval and "
-            "--eval_strategy epoch, or remove the modifier"
-        )
 
 
 class _Run:
