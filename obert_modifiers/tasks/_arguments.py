@@ -206,7 +206,11 @@ class TrainArguments:
     recipe_changed: Literal["refuse", "allow"] = flag(
         "refuse", "Whether a run goes on with an edited recipe, where that is safe."
     )
-    report_to: Literal["none"] = flag("none", "Reports are files in output_dir.")
+    report_to: Literal["tensorboard", "wandb", "all", "none"] | None = flag(
+        None,
+        "Who gets the figures, beside files in output_dir; if unset tensorboard, "
+        "where it is installed.",
+    )
     disable_tqdm: bool = flag(False, "Print lines instead of a progress bar.")
 
 

@@ -304,6 +304,7 @@ def train_config(arguments: Arguments, state: PartialState) -> TrainConfig:
         resume_from_checkpoint=train.resume_from_checkpoint,
         recipe_changed=train.recipe_changed,
         save_on_sigterm=True,
+        report_to=train.report_to,
     )
 
 

@@ -8,6 +8,7 @@ from obert_modifiers.training.config import SCHEDULES, TrainConfig
 from obert_modifiers.training.guards import check_data, check_same_classes
 from obert_modifiers.training.launching import check_compiler, check_environment
 from obert_modifiers.training.saving import check_saving
+from obert_modifiers.training.trackers import trackers_of
 
 
 def check_run(
@@ -39,6 +40,7 @@ def check_run(
             f"{', '.join(SCHEDULES)}; use linear"
         )
     check_saving(config)
+    trackers_of(config.report_to)
     if manager is not None:
         if config.save_strategy != "no":
             manager.check_can_be_saved()

@@ -8,6 +8,7 @@ from obert_modifiers.core.report import PruneReport
 SCHEDULES = ("linear", "cosine", "constant")
 SAVE_STRATEGIES = ("no", "epoch", "steps")
 RECIPE_CHANGED = ("refuse", "allow")
+REPORT_TO = ("tensorboard", "wandb", "all", "none")
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class TrainConfig:
             safe.
         save_on_sigterm: True takes SIGTERM as a request to save and to end with
             `TrainingStopped`.
+        report_to: tensorboard, wandb, all (that are installed) or none; None for
+            tensorboard where it is installed. ``metrics.jsonl`` is always written.
     """
 
     output_dir: Path
@@ -68,6 +71,7 @@ class TrainConfig:
     resume_from_checkpoint: str | Path | None = None
     recipe_changed: str = "refuse"
     save_on_sigterm: bool = False
+    report_to: str | None = None
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any, Protocol
 
+from obert_modifiers.training.trackers import Trackers
+
 
 class Reporter(Protocol):
     """Somebody who shows a run while it goes on."""
@@ -30,14 +32,22 @@ class Reporter(Protocol):
 class Journal:
     """Writes ``metrics.jsonl`` and passes records on, on the main process alone."""
 
-    def __init__(self, folder: Path, reporter: Reporter | None, active: bool) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        reporter: Reporter | None,
+        active: bool,
+        trackers: Trackers | None = None,
+    ) -> None:
         """Take the folder; the file waits for :meth:`open`.
 
         Args:
             folder: Folder of ``metrics.jsonl``.
             reporter: Somebody who shows the run, or None.
             active: False drops everything.
+            trackers: Get the numbers of the records, or None.
         """
+        self._trackers = trackers if active else None
         self._reporter = reporter if active else None
         self._path = folder / "metrics.jsonl"
         self._active = active
@@ -56,6 +66,8 @@ class Journal:
         fresh.write_text(before, encoding="utf-8")
         fresh.replace(self._path)
         self._file = self._path.open("a", encoding="utf-8")
+        if self._trackers is not None:
+            self._trackers.open(fresh=not before)
 
     def text(self) -> str:
         """Return what has been written so far."""
@@ -79,6 +91,8 @@ class Journal:
         """
         if self._file is not None:
             self._append(json.dumps({"kind": kind, **record}) + "\n")
+            if self._trackers is not None:
+                self._trackers.write(kind, record)
         if self._reporter is not None:
             value = record["text"] if kind == "message" else record
             getattr(self._reporter, kind)(value)
@@ -97,5 +111,7 @@ class Journal:
         """Close the file and tell the reporter."""
         if self._file is not None:
             self._file.close()
+            if self._trackers is not None:
+                self._trackers.close()
         if self._reporter is not None:
             self._reporter.close()

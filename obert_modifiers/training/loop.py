@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from obert_modifiers.training.optimizer import parameter_groups, rate_factor
 from obert_modifiers.training.saving import Saver, resume_
 from obert_modifiers.training.signals import StopRequest, TrainingStopped, listening
 from obert_modifiers.training.stepper import RecipeStepper
+from obert_modifiers.training.trackers import Trackers, trackers_of
 
 _ASK_EVERY = 8  # steps after which several processes ask each other for a SIGTERM
 _LOGGER = logging.getLogger(__name__)
@@ -78,7 +80,9 @@ def train(
         manager.check_model(model)
     accelerator = make_accelerator(config)
     check_whole(accelerator, model)
-    journal = Journal(Path(config.output_dir), reporter, accelerator.is_main_process)
+    folder, main = Path(config.output_dir), accelerator.is_main_process
+    trackers = Trackers(folder, trackers_of(config.report_to), asdict(config))
+    journal = Journal(folder, reporter, main, trackers)
     if not checkpoint:
         journal.open()
     try:
