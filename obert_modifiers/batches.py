@@ -96,7 +96,13 @@ class EpochBatches(Sampler[list[int]]):
     """
 
     def __init__(
-        self, lengths: Sequence[int], batch_size: int, *, seed: int, by_length: bool
+        self,
+        lengths: Sequence[int],
+        batch_size: int,
+        *,
+        seed: int,
+        by_length: bool,
+        short_last: bool = False,
     ) -> None:
         """Prepare the batches of epoch 0.
 
@@ -105,8 +111,12 @@ class EpochBatches(Sampler[list[int]]):
             batch_size: Samples of a batch; the last one may have fewer.
             seed: Seed of the order.
             by_length: True puts samples of similar length together.
+            short_last: True puts a batch with fewer samples at the end, where
+                accelerate wants it when several processes share the batches: it
+                leaves out one that comes earlier.
         """
         self.lengths = lengths
+        self.short_last = short_last
         self.batch_size = batch_size
         self.drop_last = False
         self.by_length = by_length
@@ -142,6 +152,8 @@ class EpochBatches(Sampler[list[int]]):
         if self.by_length:
             shuffled = torch.randperm(len(batches), generator=generator).tolist()
             batches = [batches[i] for i in shuffled]
+        if self.short_last:
+            batches.sort(key=lambda batch: len(batch) < self.batch_size)
         yield from batches
 
 

@@ -1,5 +1,6 @@
 """Load, check and drive a recipe: SparseML's modifier manager behind a narrow door."""
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -16,6 +17,12 @@ from obert_modifiers.modifiers._host import (
     ScheduledModifierManager,
     silent_loggers,
 )
+from obert_modifiers.modifiers._host_state import (
+    cannot_be_saved,
+    known,
+    load_state,
+    state_of,
+)
 from obert_modifiers.modifiers._losses import with_distillation
 from obert_modifiers.modifiers._targets import unwrap
 from obert_modifiers.modifiers.distillation import LogitDistillationModifier
@@ -28,6 +35,14 @@ from obert_modifiers.recipe import (
     from_modifiers,
     load_recipe,
 )
+from obert_modifiers.recipe.changes import (
+    Now,
+    differences,
+    keeps_state,
+    pair_up,
+    take_up_schedule_,
+    unsafe_edits,
+)
 from obert_modifiers.recipe.cross import shared_weights
 from obert_modifiers.recipe.surroundings import (
     data_faults,
@@ -39,6 +54,7 @@ from obert_modifiers.recipe.surroundings import (
 __all__ = ["Problem", "RecipeError", "RecipeManager"]
 
 _SPARSEML_NAME = "<SparseML manager>"
+_LOGGER = logging.getLogger(__name__)
 
 
 class RecipeManager:
@@ -442,13 +458,48 @@ class RecipeManager:
             self._sparsity = _masked_share(self.pruning)
         return self._sparsity
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the modifiers' state.
+    def _named(self) -> dict[str, Modifier]:
+        """Name the modifiers by SparseML's identifiers, made different by numbers.
 
         Returns:
-            State by SparseML's identifier of the modifier.
+            Modifiers by name.
         """
-        return {m.identifier(): m.state_dict() for m in self.modifiers}
+        found: dict[str, Modifier] = {}
+        for modifier in self.modifiers:
+            name, number = modifier.identifier(), 2
+            while name in found:
+                name, number = f"{modifier.identifier()}-{number}", number + 1
+            found[name] = modifier
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of all modifiers, ours and SparseML's.
+
+        Returns:
+            State by SparseML's identifier of the modifier: plain values, tensors and
+            containers of them; an error where it is not known.
+        """
+        self.check_can_be_saved()
+        return {name: state_of(modifier) for name, modifier in self._named().items()}
+
+    @property
+    def can_be_saved(self) -> bool:
+        """Whether the state of each modifier is known."""  # noqa: DOC201 property
+        return not cannot_be_saved(self.modifiers)
+
+    def check_can_be_saved(self) -> None:
+        """Check that the state of each modifier is known.
+
+        Raises:
+            ValueError: If one is not.
+        """
+        unknown = cannot_be_saved(self.modifiers)
+        if unknown:
+            raise ValueError(
+                f"modifier={', '.join(unknown)} has a state that cannot be saved; "
+                f"expected ours, or of SparseML's {', '.join(known())}; replace it or "
+                "train without saving"
+            )
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a state; call it after :meth:`initialize`.
@@ -459,7 +510,7 @@ class RecipeManager:
         Raises:
             ValueError: If the state is that of another recipe.
         """
-        found = {modifier.identifier(): modifier for modifier in self.modifiers}
+        found = self._named()
         if set(found) != set(state):
             missing = ", ".join(sorted(set(found) - set(state))) or "none"
             extra = ", ".join(sorted(set(state) - set(found))) or "none"
@@ -469,7 +520,57 @@ class RecipeManager:
                 "the state was saved with"
             )
         for name, modifier in found.items():
-            modifier.load_state_dict(state[name])
+            load_state(modifier, state[name])
+        self._sparsity = None
+
+    def load_changed_state_dict(
+        self,
+        state: Mapping[str, Any],
+        before: str,
+        *,
+        step: int,
+        steps_per_epoch: int,
+        allowed: bool,
+    ) -> None:
+        """Continue from a state of a recipe that was edited since, where that is safe.
+
+        A recipe whose modifiers are the same, with other comments, is no other one.
+
+        Args:
+            state: As from :meth:`state_dict`, of the recipe before.
+            before: That recipe's :attr:`text`.
+            step: Optimizer steps that are made.
+            steps_per_epoch: Optimizer steps in an epoch.
+            allowed: False refuses every edit.
+
+        Raises:
+            ValueError: With what differs, where it is not allowed or not safe.
+        """
+        old, new = RecipeManager.from_recipe(before)._named(), self._named()
+        if set(old) == set(new):
+            self.load_state_dict(state)
+            return
+        shown = differences(before, self.text)
+        if not allowed:
+            raise ValueError(
+                f"recipe={self.source} is another one than the checkpoint's; expected "
+                "the same; resume with that one, or add --recipe_changed allow\n"
+                f"{shown}"
+            )
+        pairs = pair_up(old, new)
+        now = Now(step, steps_per_epoch, self.max_epochs)
+        problems = unsafe_edits(pairs, state, now)
+        if not problems:
+            for pair in filter(keeps_state, pairs):
+                load_state(pair.new, state[pair.name])
+                problems += filter(None, [take_up_schedule_(pair, now)])
+        if problems:
+            raise ValueError(
+                f"recipe={self.source} was edited in a way that a run cannot take up: "
+                f"{'; '.join(problems)}; expected edits of what is still to come; "
+                f"resume with the recipe as it was\n{shown}"
+            )
+        _LOGGER.warning("going on with an edited recipe:\n%s", shown)
         self._sparsity = None
 
     def save(self, path: str | Path) -> None:

@@ -42,7 +42,8 @@ LAYERS = {
     "manager": layer({"core", "modifiers", "recipe"}, {"torch", "yaml"}),
     "batches": layer({"core"}, {"torch"}),
     "training": layer(
-        {"batches", "core", "recipe", "manager"}, NUMERIC | {"accelerate"}
+        {"batches", "core", "recipe", "manager"},
+        NUMERIC | {"accelerate", "safetensors"},
     ),
     "trainer": layer(
         {"batches", "core", "manager", "training"}, {"torch", "transformers"}

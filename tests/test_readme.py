@@ -14,6 +14,7 @@ from obert_modifiers import cli
 from obert_modifiers.manager import RecipeManager
 from obert_modifiers.resources import recipe_names
 from obert_modifiers.tasks._arguments import parse
+from obert_modifiers.training import RecipeStepper
 from tests import questions, tiny
 
 ROOT = Path(__file__).parents[1]
@@ -43,6 +44,15 @@ def training_commands() -> list[list[str]]:
     return [words for words in found if "train" in words]
 
 
+def resumed_commands() -> list[list[str]]:
+    """The run that is resumed, and the command that resumes it."""
+    return [words for words in training_commands() if "runs/long" in words]
+
+
+def plain_commands() -> list[list[str]]:
+    return [words for words in training_commands() if "runs/long" not in words]
+
+
 def task_of(words: list[str]) -> str:
     return words[words.index("train") + 1]
 
@@ -56,7 +66,7 @@ def test_every_command_is_accounted_for() -> None:
     run = [*training_commands(), *planning_commands()]
     plain = {c for c in commands() if shlex.split(c) not in run}
     assert plain == EXECUTED_BY_CI | INSTALLING
-    assert len(training_commands()) == TRAINING
+    assert len(training_commands()) == TRAINING + 2
     assert {task_of(words) for words in training_commands()} == set(cli._TASKS)
     assert len(planning_commands()) == 1
     targets = (ROOT / "Makefile").read_text(encoding="utf-8")
@@ -121,7 +131,7 @@ def write_data(task: str, folder: Path) -> Path:
 @pytest.mark.parametrize("number", range(TRAINING))
 def test_training_commands_run_scaled_down(number: int, tmp_path: Path) -> None:
     """The same command with a tiny model, a tiny data set and a short recipe."""
-    words = training_commands()[number]
+    words = plain_commands()[number]
     task = task_of(words)
     split = words.index(task) + 1
     launcher, flags = words[:split], words[split:]
@@ -165,3 +175,47 @@ def test_training_commands_run_scaled_down(number: int, tmp_path: Path) -> None:
     assert done.stdout.count("pruned at epoch") == 3
     record = json.loads((tmp_path / "out" / "metrics.json").read_text("utf-8"))
     assert record["machine"]["processes"] == (1 if words[0] == "obert" else 2)
+
+
+def test_a_killed_run_is_resumed_as_it_says(tmp_path: Path, monkeypatch) -> None:
+    """The two commands with a tiny model, in one folder."""
+    start, resume = resumed_commands()
+    assert resume == [*start, "--resume_from_checkpoint", "last"]
+    data = tiny.write_rows(tmp_path / "data.json", tiny.sentences(48))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(tiny.RECIPE, encoding="utf-8")
+    values = {
+        "recipes/quickstart.yaml": str(recipe),
+        "runs/long": str(tmp_path / "out"),
+        "100": "5",
+    }
+    more = {
+        "--model_name_or_path": tiny.save_model(tmp_path / "model"),
+        "--train_file": data,
+        "--validation_file": data,
+        "--cache_dir": tmp_path / "cache",
+        "--per_device_train_batch_size": 4,
+    }
+    pairs = [str(word) for pair in more.items() for word in pair]
+
+    def run(words: list[str]) -> int:
+        small = [values.get(word, word) for word in words[1:]]
+        return cli.main([*small, *pairs, "--use_cpu"])
+
+    def killed(self) -> bool:
+        if self.steps == 13:
+            raise KeyboardInterrupt
+        return step(self)
+
+    step = RecipeStepper.step
+    with monkeypatch.context() as patched:
+        patched.setattr(RecipeStepper, "step", killed)
+        assert run(start) == 130
+    assert run(start) == 2  # the folder is not empty
+    assert run(resume) == 0
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+    lines = (tmp_path / "out" / "metrics.jsonl").read_text("utf-8").splitlines()
+    steps = [r["step"] for r in map(json.loads, lines) if r["kind"] == "step"]
+    assert steps == [10, 20, 24]
+    folders = sorted(path.name for path in (tmp_path / "out").glob("checkpoint-*"))
+    assert folders == ["checkpoint-15", "checkpoint-20"]

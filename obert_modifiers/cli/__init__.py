@@ -63,7 +63,15 @@ def _options(
 def _train(context: typer.Context) -> None:
     with _reporting("--disable_tqdm" in context.args) as reporter:
         module = import_module(f"{PACKAGE}.tasks.{context.info_name}")
-        record = module.main(context.args, reporter)
+        from obert_modifiers.training import TrainingStopped
+
+        try:
+            record = module.main(context.args, reporter)
+        except TrainingStopped as stop:
+            if _rank() == 0:
+                command = module.TASK.resume_command(context.args)
+                reporter.message(f"{stop}; go on with:\n{command}")
+            return
         _finish(record, reporter)
 
 

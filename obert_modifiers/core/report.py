@@ -1,5 +1,6 @@
 """What a pruning event did, as plain values for the log."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -56,3 +57,16 @@ class PruneReport:
     def as_dict(self) -> dict[str, Any]:
         """Return the report as plain Python values, for JSON."""
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "PruneReport":
+        """Make a report again of what :meth:`as_dict` returned.
+
+        Args:
+            values: Plain values by name.
+
+        Returns:
+            The report.
+        """
+        layers = tuple(LayerCount(**layer) for layer in values["layers"])
+        return cls(**{**values, "layers": layers})

@@ -371,7 +371,7 @@ class GradualPruningModifier(ScheduledUpdateModifier):
             self._engine.release()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return masks by parameter name, schedule, and draws of samples so far."""
+        """Return masks by parameter name, schedule, reports, and draws of samples."""
         state: dict[str, Any] = dict(
             zip(self._masks.names, self._masks.param_masks, strict=True)
         )
@@ -382,6 +382,7 @@ class GradualPruningModifier(ScheduledUpdateModifier):
             "enabled": self._masks.enabled,
             "applied_sparsity": self._applied_sparsity,
             "starts": self._starts,
+            "events": [event.as_dict() for event in self._events],
         }
         if self._engine is not None:
             state[_SCHEDULE_KEY]["draws"] = self._engine.draws
@@ -413,10 +414,22 @@ class GradualPruningModifier(ScheduledUpdateModifier):
         self._last_update_epoch = schedule["last_update_epoch"]
         self._applied_sparsity = schedule["applied_sparsity"]
         self._starts = schedule["starts"]
+        self._events = [PruneReport.from_dict(e) for e in schedule.get("events", ())]
         self._masks.enabled = schedule["enabled"]
-        self._masks.set_param_masks([masks[name] for name in self._masks.names])
+        self._masks.replace([masks[name] for name in self._masks.names])
+        if self._masks.enabled:
+            self._masks.apply()
         if self._engine is not None:
             self._engine.draws = schedule["draws"]
+
+    def move_schedule(self, last_event: float, ended: bool) -> None:
+        """Go on after another event than the last one, for an edited schedule.
+
+        Args:
+            last_event: Epoch from which the next event is counted.
+            ended: Whether no event is left.
+        """
+        self._last_update_epoch, self._ended = last_event, ended
 
 
 def _zero_fraction(parameter: nn.Parameter) -> float:

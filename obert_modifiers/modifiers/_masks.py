@@ -57,11 +57,19 @@ class ParameterMasks:
         Args:
             masks: One mask per parameter, True = kept, shape of the parameter.
         """
+        self.replace(masks)
+        self.apply()
+
+    def replace(self, masks: Sequence[Tensor]) -> None:
+        """Replace the masks and leave the parameters as they are.
+
+        Args:
+            masks: One mask per parameter, True = kept, shape of the parameter.
+        """
         self.param_masks = [
             mask.to(device=t.parameter.device, dtype=torch.bool)
             for mask, t in zip(masks, self.targets, strict=True)
         ]
-        self.apply()
 
     @torch.no_grad()
     def apply(self) -> None:

@@ -16,6 +16,7 @@ from obert_modifiers.core.distillation import (
     output_losses,
     read_outputs,
 )
+from obert_modifiers.core.identity import digest_of
 from obert_modifiers.core.outputs import LABELS
 from obert_modifiers.modifiers._host import (
     ModifierProp,
@@ -130,6 +131,7 @@ class LogitDistillationModifier(ScheduledModifier):
             )
         self._layer_map = _as_layer_map(layer_map, self._hidden_weight)
         self._teacher: nn.Module | None = None
+        self._digest: str | None = None
         self._switched: tuple[Any, Any] | None = None
 
     @ModifierProp(serializable=False)
@@ -180,6 +182,7 @@ class LogitDistillationModifier(ScheduledModifier):
                 "model, self or disable; pass a loaded model"
             )
         self._teacher.eval().requires_grad_(False)
+        self._digest = None
         config = getattr(student, "config", None)
         if self._hidden_weight > 0.0 and config is not None:
             self._switched = (config, getattr(config, _SWITCH, False))
@@ -293,6 +296,43 @@ class LogitDistillationModifier(ScheduledModifier):
         if self._hidden_weight == 0.0:
             return rows, None
         return rows, hidden_losses(student, teacher, self._layer_map or "uniform", mask)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the schedule stands, and which teacher there is.
+
+        The teacher's weights are not in it: whoever resumes passes the same teacher,
+        for ``self`` the model as it was when the training began. Their hash, taken
+        once, is.
+        """
+        if self._teacher is not None and self._digest is None:
+            self._digest = digest_of(self._teacher)
+        return {
+            "started": self._started,
+            "ended": self._ended,
+            "teacher": self._digest if self._teacher is not None else None,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True) -> None:
+        """Continue where :meth:`state_dict` was taken, with the same teacher.
+
+        Args:
+            state_dict: As from :meth:`state_dict`.
+            strict: Ignored: another teacher is always an error.
+
+        Raises:
+            RuntimeError: If the modifier is not initialized.
+            ValueError: If the teacher is another one.
+        """
+        if not self.initialized:
+            raise RuntimeError("Cannot load state dict for an uninitialized modifier")
+        known, own = state_dict["teacher"], self.state_dict()["teacher"]
+        if known != own:
+            raise ValueError(
+                f"distillation_teacher has the hash {str(own)[:12]}, that of the state "
+                f"{str(known)[:12]}; expected the teacher that the training began "
+                "with; pass the same one, and for self the model as it was at the start"
+            )
+        self._started, self._ended = state_dict["started"], state_dict["ended"]
 
     def finalize(
         self, module: nn.Module | None = None, reset_loggers: bool = True, **kwargs: Any

@@ -191,8 +191,12 @@ class LayerDropModifier(ScheduledModifier):
         self._gone = []
 
     def state_dict(self) -> dict[str, Any]:
-        """Return which layers stayed."""
-        return {_STATE_KEY: self._kept}
+        """Return which layers stayed, and where the schedule stands."""
+        return {
+            _STATE_KEY: self._kept,
+            "started": self._started,
+            "ended": self._ended,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True) -> None:
         """Check that the state is that of a model with the same layers.
@@ -213,6 +217,7 @@ class LayerDropModifier(ScheduledModifier):
                 f"{list(self._kept)}; expected the same; resume with the model and the "
                 "recipe that the state was saved with"
             )
+        self._started, self._ended = state_dict["started"], state_dict["ended"]
 
 
 def _as_keep(value: Sequence[int] | Any) -> int | list[int]:

@@ -241,11 +241,19 @@ class QATModifier(ScheduledModifier):
         if self.start_pending(epoch, steps_per_epoch):
             quantize_(self._model, self._scheme())
             self._active = True
-        if self._freeze_due(epoch):
+        freezes = self._freeze_due(epoch)
+        ends = self.end_pending(epoch, steps_per_epoch)
+        if freezes or ends:
+            # The last batches that they followed were others on each process.
+            self._average_ranges()
+        if freezes:
             self._fix_ranges(self._freeze == "all")
             self._frozen = True
-        if self.end_pending(epoch, steps_per_epoch):
+        if ends:
             self._fix_ranges(True)
+
+    def _average_ranges(self) -> None:
+        average_ranges_(list(quantizers_of(self._model).values()))
 
     def _fix_ranges(self, weights: bool) -> None:
         unseen = freeze_(self._model, weights)
@@ -275,7 +283,7 @@ class QATModifier(ScheduledModifier):
         """
         super().optimizer_post_step(module, optimizer, epoch, steps_per_epoch)
         if self._active and not self._frozen:
-            average_ranges_(list(quantizers_of(self._model).values()))
+            self._average_ranges()
 
     def finalize(
         self, module: nn.Module | None = None, reset_loggers: bool = True, **kwargs: Any

@@ -6,19 +6,21 @@ is refused by name, and so is a misspelt flag; nothing is ignored in silence.
 
 import dataclasses
 import difflib
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from transformers import HfArgumentParser
 
+from obert_modifiers.training.checkpoint import LAST, checkpoints_in
+
 _NOT_YET = {
     "load_best_model_at_end": "the model of the last step is saved",
     "logging_dir": "the log is OUTPUT_DIR/metrics.jsonl",
     "max_steps": "use --num_train_epochs",
     "optim": "the optimizer is AdamW",
-    "save_steps": "the model is saved once, at the end",
-    "save_total_limit": "the model is saved once, at the end",
     "warmup_steps": "use --warmup_ratio",
 }
 # Flags of SparseML and of the transformers releases that it supports; those of the
@@ -187,7 +189,19 @@ class TrainArguments:
     eval_strategy: Literal["no", "epoch"] = flag(
         "epoch", "When the validation data is looked at.", "--evaluation_strategy"
     )
-    save_strategy: Literal["no"] = flag("no", "The model is saved once, at the end.")
+    save_strategy: Literal["no", "epoch", "steps"] = flag(
+        "no", "When checkpoints are written, from which a killed run is resumed."
+    )
+    save_steps: int = flag(500, "Optimizer steps between two checkpoints.")
+    save_total_limit: int | None = flag(
+        None, "Checkpoints that are kept; all if unset."
+    )
+    resume_from_checkpoint: str | None = flag(
+        None, "Go on from a checkpoint's folder, or from the last one: 'last'."
+    )
+    recipe_changed: Literal["refuse", "allow"] = flag(
+        "refuse", "Whether a run goes on with an edited recipe, where that is safe."
+    )
     report_to: Literal["none"] = flag("none", "Reports are files in output_dir.")
     disable_tqdm: bool = flag(False, "Print lines instead of a progress bar.")
 
@@ -260,6 +274,27 @@ def parse(
     return Arguments(model, found, train, (*program.split(), *argv))
 
 
+def resuming(argv: Sequence[str]) -> list[str]:
+    """Change the words of a command line so that it resumes the run.
+
+    Args:
+        argv: The words after the program's name.
+
+    Returns:
+        The same with ``--resume_from_checkpoint last``.
+    """
+    kept: list[str] = []
+    words = iter(argv)
+    for word in words:
+        name = word.split("=")[0].replace("-", "_")
+        if name == "__resume_from_checkpoint":
+            if "=" not in word:
+                next(words, None)
+        else:
+            kept.append(word)
+    return [*kept, "--resume_from_checkpoint", LAST]
+
+
 def _unknown(rest: list[str], parser: _Parser) -> str:
     """Say why a word that the parser left over is no flag.
 
@@ -310,6 +345,8 @@ def check(arguments: Arguments) -> None:
         "per_device_eval_batch_size",
         "gradient_accumulation_steps",
         "logging_steps",
+        "save_steps",
+        "save_total_limit",
     ):
         check_positive(name, getattr(train, name))
     if train.fp16 and train.bf16:
@@ -322,10 +359,34 @@ def _check_output(folder: Path, train: TrainArguments) -> None:
         raise ValueError(
             f"--output_dir={folder} is a file; expected a folder; choose another"
         )
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ValueError(
+            f"--output_dir={folder} cannot be written to: no permission for "
+            f"{existing}; expected a folder of yours; choose another"
+        )
     full = train.do_train or not (train.do_eval or train.do_predict)
+    if train.resume_from_checkpoint is not None and not full:
+        raise ValueError(
+            f"--resume_from_checkpoint={train.resume_from_checkpoint} needs training; "
+            "expected --do_train beside it; add it"
+        )
     if full and not train.overwrite_output_dir and folder.is_dir():
-        if any(folder.iterdir()):
+        if any(folder.iterdir()) and not _goes_on(folder, train):
             raise ValueError(
                 f"--output_dir={folder} is not empty; expected an empty or new folder; "
                 "choose another or add --overwrite_output_dir"
             )
+
+
+def _goes_on(folder: Path, train: TrainArguments) -> bool:
+    """Tell whether a run takes up what an output folder holds.
+
+    Returns:
+        True where it is resumed; for ``last`` not from a folder with another model.
+    """
+    if train.resume_from_checkpoint is None:
+        return False
+    finished = any(folder.glob("model*.safetensors"))
+    named = train.resume_from_checkpoint != LAST
+    return named or not finished or bool(checkpoints_in(folder))

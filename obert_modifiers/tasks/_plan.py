@@ -296,6 +296,12 @@ def train_config(arguments: Arguments, state: PartialState) -> TrainConfig:
         group_by_length=train.group_by_length,
         eval_each_epoch=train.do_eval and train.eval_strategy == "epoch",
         cpu=train.use_cpu,
+        save_strategy=train.save_strategy,
+        save_steps=train.save_steps,
+        save_total_limit=train.save_total_limit,
+        resume_from_checkpoint=train.resume_from_checkpoint,
+        recipe_changed=train.recipe_changed,
+        save_on_sigterm=True,
     )
 
 

@@ -14,10 +14,10 @@ from accelerate import PartialState
 
 from obert_modifiers.core import quantization_file
 from obert_modifiers.tasks import _models, _record
-from obert_modifiers.tasks._arguments import Arguments, check, parse
+from obert_modifiers.tasks._arguments import Arguments, TrainArguments, check, parse
 from obert_modifiers.tasks._plan import Notes, Plan, load_recipe, prepare, what_to_do
 from obert_modifiers.tasks._task import Task
-from obert_modifiers.training import TrainResult, evaluate, predict, train
+from obert_modifiers.training import TrainResult, checkpoint, evaluate, predict, train
 
 TRAIN_RECORD = "metrics.json"
 EVAL_RECORD = "eval_metrics.json"
@@ -104,7 +104,7 @@ def _execute(plan: Plan, state: PartialState, reporter: Any) -> dict[str, Any]:
     """
     flags, folder = plan.arguments.train, Path(plan.config.output_dir)
     data = plan.samples.data
-    if state.is_main_process:
+    if state.is_main_process and not _resumes(flags, folder):
         _clear(folder, flags.do_train, plan.task)
     state.wait_for_everyone()
     result, model = None, plan.model
@@ -137,11 +137,19 @@ def _execute(plan: Plan, state: PartialState, reporter: Any) -> dict[str, Any]:
         plain, packed = _record.sizes_mb(folder)
         record |= {
             "sparsity": _record.sparsity_of(layers),
+            **_record.sparsities(folder, plan.model),
             "size_mb": plain,
             "gzip_mb": packed,
             "layers": layers,
         }
     return record
+
+
+def _resumes(flags: TrainArguments, folder: Path) -> bool:
+    wanted = flags.resume_from_checkpoint
+    return wanted not in (None, checkpoint.LAST) or (
+        wanted is not None and bool(checkpoint.checkpoints_in(folder))
+    )
 
 
 def _clear(folder: Path, training: bool, task: Task) -> None:
@@ -157,6 +165,8 @@ def _clear(folder: Path, training: bool, task: Task) -> None:
     names = (WRITTEN if training else (EVAL_RECORD,)) + task.prediction_files
     for path in (*stale, *(folder / name for name in names)):
         path.unlink(missing_ok=True)
+    if training:
+        checkpoint.remove_all(folder)
 
 
 def _save(plan: Plan, folder: Path) -> None:

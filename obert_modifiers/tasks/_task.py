@@ -1,5 +1,6 @@
 """What a task adds to the run that all tasks share."""
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from obert_modifiers.batches import TaskData
-from obert_modifiers.tasks._arguments import DataSetArguments
+from obert_modifiers.tasks._arguments import DataSetArguments, resuming
 from obert_modifiers.tasks._data import ColumnRule, Labels, Reader, TextData
 from obert_modifiers.tasks._files import read
 from obert_modifiers.tasks._models import Pretrained
@@ -104,3 +105,14 @@ class Task:
     def program(self) -> str:
         """The command."""
         return f"obert train {self.name}"
+
+    def resume_command(self, argv: Sequence[str]) -> str:
+        """Write the command that goes on where a run was stopped.
+
+        Args:
+            argv: The run's flags, without a program name.
+
+        Returns:
+            A line for the shell.
+        """
+        return shlex.join([*self.program.split(), *resuming(argv)])

@@ -5,6 +5,7 @@ from obert_modifiers.training.config import SCHEDULES, TrainConfig, TrainResult
 from obert_modifiers.training.evaluation import evaluate, predict
 from obert_modifiers.training.journal import Reporter
 from obert_modifiers.training.loop import train
+from obert_modifiers.training.signals import TrainingStopped
 from obert_modifiers.training.stepper import RecipeStepper
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "TaskData",
     "TrainConfig",
     "TrainResult",
+    "TrainingStopped",
     "evaluate",
     "predict",
     "train",

@@ -6,6 +6,8 @@ from pathlib import Path
 from obert_modifiers.core.report import PruneReport
 
 SCHEDULES = ("linear", "cosine", "constant")
+SAVE_STRATEGIES = ("no", "epoch", "steps")
+RECIPE_CHANGED = ("refuse", "allow")
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,16 @@ class TrainConfig:
         group_by_length: True puts samples of similar length into a batch.
         eval_each_epoch: True evaluates after every epoch, not only at the end.
         cpu: True stays on the CPU.
+        save_strategy: no, epoch (after each, evaluated) or steps.
+        save_steps: Optimizer steps from one checkpoint to the next.
+        save_total_limit: Checkpoints that are kept; None for all.
+        resume_from_checkpoint: Folder of a checkpoint or of a run, ``last`` for the
+            last one in ``output_dir``, or None. Model, data and teacher are passed to
+            the training as they were when it began.
+        recipe_changed: refuse, or allow to go on with an edited recipe where that is
+            safe.
+        save_on_sigterm: True takes SIGTERM as a request to save and to end with
+            `TrainingStopped`.
     """
 
     output_dir: Path
@@ -47,6 +59,12 @@ class TrainConfig:
     group_by_length: bool = True
     eval_each_epoch: bool = True
     cpu: bool = False
+    save_strategy: str = "no"
+    save_steps: int = 500
+    save_total_limit: int | None = None
+    resume_from_checkpoint: str | Path | None = None
+    recipe_changed: str = "refuse"
+    save_on_sigterm: bool = False
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ class Journal:
     """Writes ``metrics.jsonl`` and passes records on, on the main process alone."""
 
     def __init__(self, folder: Path, reporter: Reporter | None, active: bool) -> None:
-        """Open the file.
+        """Take the folder; the file waits for :meth:`open`.
 
         Args:
             folder: Folder of ``metrics.jsonl``.
@@ -39,10 +39,27 @@ class Journal:
             active: False drops everything.
         """
         self._reporter = reporter if active else None
+        self._path = folder / "metrics.jsonl"
+        self._active = active
         self._file = None
-        if active:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._file = (folder / "metrics.jsonl").open("w", encoding="utf-8")
+
+    def open(self, before: str = "") -> None:
+        """Begin the file; what another run left there is replaced.
+
+        Args:
+            before: Records of a run that is resumed.
+        """
+        if not self._active:
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = self._path.with_suffix(".partial")
+        fresh.write_text(before, encoding="utf-8")
+        fresh.replace(self._path)
+        self._file = self._path.open("a", encoding="utf-8")
+
+    def text(self) -> str:
+        """Return what has been written so far."""
+        return self._path.read_text(encoding="utf-8") if self._file else ""
 
     def start(self, total_steps: int) -> None:
         """Say how many optimizer steps there will be.
@@ -61,11 +78,20 @@ class Journal:
             record: Plain values; ``text`` for a message.
         """
         if self._file is not None:
-            self._file.write(json.dumps({"kind": kind, **record}) + "\n")
-            self._file.flush()
+            self._append(json.dumps({"kind": kind, **record}) + "\n")
         if self._reporter is not None:
             value = record["text"] if kind == "message" else record
             getattr(self._reporter, kind)(value)
+
+    def _append(self, line: str) -> None:
+        try:
+            self._file.write(line)
+            self._file.flush()
+        except OSError as error:
+            raise OSError(
+                f"{self._path} cannot be written to: {error}; expected room on the "
+                "disk; make some and resume with --resume_from_checkpoint last"
+            ) from error
 
     def close(self) -> None:
         """Close the file and tell the reporter."""

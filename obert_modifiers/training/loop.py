@@ -1,11 +1,13 @@
 """The training loop on ``accelerate``."""
 
+import logging
 import math
-import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, skip_first_batches
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
@@ -18,12 +20,22 @@ from obert_modifiers.batches import (
     inputs_of,
     lengths_of,
 )
+from obert_modifiers.core.parallel import all_reduce_count
 from obert_modifiers.manager import RecipeManager
+from obert_modifiers.training._collate import SeededCollate
+from obert_modifiers.training._random import set_random_state_
+from obert_modifiers.training._snapshot import Parts, Progress, settings_of
+from obert_modifiers.training.checkpoint import find_whole
 from obert_modifiers.training.config import SCHEDULES, TrainConfig, TrainResult
 from obert_modifiers.training.evaluation import evaluate_with, make_accelerator
 from obert_modifiers.training.journal import Journal, Reporter
 from obert_modifiers.training.optimizer import parameter_groups, rate_factor
+from obert_modifiers.training.saving import Saver, check_saving, resume_
+from obert_modifiers.training.signals import StopRequest, TrainingStopped, listening
 from obert_modifiers.training.stepper import RecipeStepper
+
+_ASK_EVERY = 8  # steps after which several processes ask each other for a SIGTERM
+_LOGGER = logging.getLogger(__name__)
 
 
 def train(
@@ -37,7 +49,8 @@ def train(
     """Train a model, with a recipe or without; changes the model in place.
 
     Works in one process or under ``accelerate launch`` and ``torchrun``. The caller
-    seeds torch, as the model's head may have been drawn before.
+    seeds torch, as the model's head may have been drawn before. To resume a run, pass
+    what was passed when it began, and ``resume_from_checkpoint`` in the config.
 
     Args:
         model: The model.
@@ -51,20 +64,38 @@ def train(
         Figures of the last evaluation, pruning events, steps, time and sparsity.
 
     Raises:
-        ValueError: If recipe, data and teacher do not go together.
-    """
+        ValueError: If recipe, data and teacher do not go together, or the checkpoint is
+            of another run.
+        TrainingStopped: After SIGTERM, once everything is saved.
+    """  # noqa: DOC502  raised by what is called
     _check(data, config, manager, teacher)
+    checkpoint = _find_checkpoint(config)
     if manager is not None:
         # The optimizer and the parallel wrapper must not know dropped layers.
         manager.apply_structure(model, teacher=teacher)
         manager.check_model(model)
     accelerator = make_accelerator(config)
     journal = Journal(Path(config.output_dir), reporter, accelerator.is_main_process)
+    if not checkpoint:
+        journal.open()
     try:
-        return _Run(model, data, config, manager, teacher, accelerator, journal).run()
+        run = _Run(model, data, config, manager, teacher, accelerator, journal)
+        listens = config.save_on_sigterm and (manager is None or manager.can_be_saved)
+        with listening(listens) as request:
+            return run.run(checkpoint, request)
     finally:
         journal.close()
         accelerator.free_memory()
+
+
+def _find_checkpoint(config: TrainConfig) -> Path | None:
+    wanted = config.resume_from_checkpoint
+    if wanted is None:
+        return None
+    found = find_whole(wanted, Path(config.output_dir))
+    if found is None:
+        _LOGGER.info("no checkpoint in %s yet: starting anew", config.output_dir)
+    return found
 
 
 def _check(
@@ -78,7 +109,10 @@ def _check(
             f"lr_scheduler_type={config.lr_scheduler_type} is unknown; expected one of "
             f"{', '.join(SCHEDULES)}; use linear"
         )
+    check_saving(config)
     if manager is not None:
+        if config.save_strategy != "no":
+            manager.check_can_be_saved()
         manager.check_data(len(data.train))
         manager.check_teacher(teacher)
         if manager.early_stopping is not None:
@@ -119,9 +153,13 @@ class _Run:
             config.per_device_train_batch_size,
             seed=config.seed,
             by_length=config.group_by_length,
+            short_last=accelerator.num_processes > 1,
+        )
+        self.collate = SeededCollate(
+            data.collate, config.seed, accelerator.process_index
         )
         loader = DataLoader(
-            data.train, batch_sampler=self.sampler, collate_fn=data.collate
+            data.train, batch_sampler=self.sampler, collate_fn=self.collate
         )
         optimizer = torch.optim.AdamW(
             parameter_groups(model, config.weight_decay),
@@ -144,6 +182,19 @@ class _Run:
                 data, forward, accelerator.device, seed=config.seed
             )
             manager.initialize(model, gradient_source=source, teacher=teacher)
+        self.progress = Progress()
+        self.parts = Parts(
+            model,
+            self.optimizer,
+            self.scheduler,
+            accelerator,
+            manager,
+            self.stepper,
+            self.progress,
+            settings_of(config, data, accelerator),
+        )
+        self.saver = Saver(config, self.parts, journal)
+        self.random: dict[str, Any] | None = None  # to be set before the next batch
 
     def _count_steps(self, steps_per_epoch: int) -> int:
         epochs = self.config.num_train_epochs
@@ -169,56 +220,117 @@ class _Run:
     def _message(self, text: str) -> None:
         self.journal.write("message", {"text": text})
 
-    def run(self) -> TrainResult:
-        started = time.perf_counter()
+    def run(self, checkpoint: Path | None, request: StopRequest) -> TrainResult:
+        self.request = request
+        if checkpoint is not None:
+            self.random = resume_(self.config, self.parts, self.journal, checkpoint)
+        progress = self.progress
         self.journal.start(self.total_steps)
-        metrics, number = {}, 0
-        while self.stepper.steps < self.total_steps:
-            self.sampler.set_epoch(number)
+        while not self._is_over():
             if self.data.start_epoch is not None:
-                self.data.start_epoch(number)
+                self.data.start_epoch(progress.epoch)
             self._run_epoch()
-            number += 1
             over = self.stepper.steps >= self.total_steps
             if len(self.data.validation) and (self.config.eval_each_epoch or over):
-                metrics = self._evaluate()
-                if self._ends_early(metrics):
-                    break
+                progress.metrics = self._evaluate()
+                self._say_if_over(progress.metrics)
+            progress.epoch, progress.micro_batch = progress.epoch + 1, 0
+            self.saver.after_epoch()
+        self._restore_random()  # of a run that was resumed after its last batch
         if self.manager is not None and self.manager.restore_best(self.raw_model):
-            metrics = self._evaluate()
+            progress.metrics = self._evaluate()
         sparsity = self.manager.sparsity() if self.manager is not None else 0.0
         events = self.manager.events if self.manager is not None else []
         if self.manager is not None:
             self.manager.finalize(self.raw_model)
         return TrainResult(
-            metrics, events, self.stepper.steps, time.perf_counter() - started, sparsity
+            progress.metrics, events, self.stepper.steps, progress.seconds(), sparsity
         )
 
-    def _ends_early(self, metrics: dict[str, float]) -> bool:
-        if self.manager is None:
+    def _is_over(self) -> bool:
+        stopper = self.manager.early_stopping if self.manager is not None else None
+        if self.progress.micro_batch:  # a run that was resumed within an epoch
             return False
+        early = stopper is not None and stopper.stopped
+        return early or self.stepper.steps >= self.total_steps
+
+    def _say_if_over(self, metrics: dict[str, float]) -> None:
+        """Tell the recipe what an evaluation found, and the log if that ends it."""
+        if self.manager is None:
+            return
         epoch = self.stepper.epoch
         if not self.manager.evaluated(self.raw_model, metrics, epoch):
-            return False
+            return
         stopper = self.manager.early_stopping
         self._message(
             f"The training ends at epoch {epoch:g}: {stopper.metric} was best "
             f"({stopper.best:.4f}) at epoch {stopper.best_epoch:g}."
         )
-        return True
 
     def _run_epoch(self) -> None:
         self.model.train()
-        losses: list[torch.Tensor] = []
-        for batch in self.loader:
+        for batch in self._batches():
+            self.progress.micro_batch += 1
+            with self.accelerator.accumulate(self.model):
+                self.progress.losses.append(self._micro_batch(batch))
+                if self.accelerator.sync_gradients and self._step():
+                    self._log()
+                    self.saver.after_step()
+                    self._leave_if_asked()
+        self.progress.losses = []
+
+    def _batches(self) -> Iterator[dict[str, torch.Tensor]]:
+        """Yield what is left of an epoch's batches."""
+        number, done = self.progress.epoch, self.progress.micro_batch
+        self.loader.set_epoch(number)
+        self.sampler.set_epoch(number)
+        self.collate.epoch, self.collate.number = number, done
+        if done >= len(self.loader) or self.stepper.steps >= self.total_steps:
+            self._restore_random()
+            return
+        loader = skip_first_batches(self.loader, done) if done else self.loader
+        # accelerate counts micro-batches to know when an optimizer step is due.
+        self.accelerator.step = done
+        if not done:
+            self._restore_random()
+        for batch in loader:
+            # To fetch the first batch of an epoch draws a number.
+            self._restore_random()
             if self.stepper.steps >= self.total_steps:
                 # A partial last epoch: the loader has to hear that it is over.
-                self.loader.end()
+                loader.end()
                 break
-            with self.accelerator.accumulate(self.model):
-                losses.append(self._micro_batch(batch))
-                if self.accelerator.sync_gradients and self._step():
-                    losses = self._log(losses)
+            yield batch
+        # Where accelerate had no batch left.
+        self._restore_random()
+
+    def _restore_random(self) -> None:
+        if self.random is not None:
+            set_random_state_(self.random, self.accelerator.device)
+            self.random = None
+
+    def _leave_if_asked(self) -> None:
+        """End the run after a SIGTERM, on all processes after the same step.
+
+        Raises:
+            TrainingStopped: With what was saved.
+            OSError: If nothing could be saved.
+        """
+        alone = self.accelerator.num_processes == 1
+        if not self.request.active or not (
+            alone or self.stepper.steps % _ASK_EVERY == 0
+        ):
+            return
+        if not all_reduce_count(int(self.request.received), self.accelerator.device):
+            return
+        saved = self.saver.save()
+        if saved is None:
+            raise OSError(
+                f"SIGTERM came and step {self.stepper.steps} could not be saved; "
+                "expected room and permission for a checkpoint; resume from the one "
+                "before with --resume_from_checkpoint last"
+            )
+        raise TrainingStopped(saved)
 
     def _micro_batch(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         outputs = self.model(**inputs_of(batch))
@@ -251,10 +363,10 @@ class _Run:
             self.scheduler.step()
         return advanced
 
-    def _log(self, losses: list[torch.Tensor]) -> list[torch.Tensor]:
-        step = self.stepper.steps
+    def _log(self) -> None:
+        step, losses = self.stepper.steps, self.progress.losses
         if step % self.config.logging_steps and step < self.total_steps:
-            return losses
+            return
         loss = self.accelerator.reduce(torch.stack(losses).mean(), reduction="mean")
         self.journal.write(
             "step",
@@ -266,7 +378,7 @@ class _Run:
                 "sparsity": self.manager.sparsity() if self.manager else 0.0,
             },
         )
-        return []
+        losses.clear()
 
     def _evaluate(self) -> dict[str, float]:
         metrics = evaluate_with(self.model, self.data, self.config, self.accelerator)

@@ -1,5 +1,7 @@
 """What every modifier has to keep, over the table of all modifiers."""
 
+import copy
+import json
 from dataclasses import replace
 
 import pytest
@@ -8,7 +10,8 @@ import torch
 from obert_modifiers import modifiers
 from obert_modifiers.core.quantization import remove_quantization_
 from obert_modifiers.core.quantized_layers import Quantized
-from obert_modifiers.modifiers import _host
+from obert_modifiers.modifiers import _host, _host_state
+from obert_modifiers.training._tree import pack, unpack
 from tests.modifiers.driving import STEPS, drive, name_of, start
 from tests.modifiers.table import ENCODER, PRUNERS, TABLE, make_model
 
@@ -139,6 +142,51 @@ def test_state_comes_back_in_mid_schedule(row) -> None:
         other.load_state_dict({**state, "head.weight": masks[0]})
     with pytest.raises(RuntimeError, match="uninitialized modifier"):
         row.cls(**row.keys).load_state_dict(state)
+
+
+@every
+@pytest.mark.parametrize("at", [0, 4, 6, 8, 11])
+def test_resumed_at_any_step_it_goes_on_with_the_same_bits(row, at) -> None:
+    """A new modifier on a new model, with weights, optimizer and state brought over."""
+    modifier, model, optimizer = start(row)
+    drive(row, modifier, model, optimizer, at)
+    state, tensors = pack(_host_state.state_of(modifier))
+    state = unpack(json.loads(json.dumps(state)), tensors)
+    rates = copy.deepcopy(optimizer.state_dict())
+    weights = copy.deepcopy(model.state_dict())
+    other, fresh, again = start(row)
+    _host_state.load_state(other, state)
+    fresh.load_state_dict(weights)
+    again.load_state_dict(rates)
+    for one, place, rate in (
+        (modifier, model, optimizer),
+        (other, fresh, again),
+    ):
+        drive(row, one, place, rate, 14, start=at)
+    for name, values in model.state_dict().items():
+        assert torch.equal(values, fresh.state_dict()[name]), name
+    if row.prunes:
+        ours, theirs = ([_figures(e) for e in m.events] for m in (modifier, other))
+        assert ours == theirs
+        assert modifier.applied_sparsity == other.applied_sparsity
+    assert (modifier.started, modifier.ended) == (other.started, other.ended)
+
+
+def _figures(event) -> dict:
+    changing = ("seconds", "peak_memory_bytes", "memory_plan")
+    return {k: v for k, v in event.as_dict().items() if k not in changing}
+
+
+@pruners
+def test_a_state_loaded_after_the_masks_are_off_writes_nothing(row) -> None:
+    row = replace(row, keys={**row.keys, "leave_enabled": False})
+    modifier, model, optimizer = start(row)
+    drive(row, modifier, model, optimizer, 16)
+    other, fresh, _ = start(row)
+    fresh.load_state_dict(model.state_dict())
+    other.load_state_dict(modifier.state_dict())
+    for name, values in model.state_dict().items():
+        assert torch.equal(values, fresh.state_dict()[name]), name
 
 
 @pruners

@@ -80,6 +80,16 @@ STAGED = UPSTREAM | {5.0: 5e-4, 9.5: 5e-4}
 SHIPPED = {
     "quickstart": Shipped(3.0, 4, 0.8, {0.5: 0.6, 2.0: 0.8}, {0.0: 1e-4}),
     "quickstart_gmp": Shipped(3.0, 4, 0.8, {0.5: 0.6, 2.0: 0.8}, {0.0: 1e-4}),
+    "minilm-l6_movies_compound-3layer-int8_4block80": Shipped(
+        13.0,
+        5,
+        0.8,
+        {3.0: 0.5, 5.0: 0.7625, 7.0: 0.8},
+        {0.0: 1e-4, 3.0: 1e-4, 7.0: 1e-4, 10.0: 5e-5},
+        layers=(6, 3),
+        quantized=True,
+        slow=True,
+    ),
     # oBERT, downstream
     "bert-base_squad_obert-10ep_unstructured90": Shipped(
         10.0, 13, 0.9, TEN, {0.0: 8e-5, 8.0: 8e-5, 4.0: 5.5e-5, 9.0: 5.5e-5}

@@ -2,7 +2,13 @@
 
 import pytest
 
-from obert_modifiers.tasks._arguments import Arguments, TrainArguments, check, parse
+from obert_modifiers.tasks._arguments import (
+    Arguments,
+    TrainArguments,
+    check,
+    parse,
+    resuming,
+)
 
 PROGRAM = "obert train text_classification"
 
@@ -42,7 +48,7 @@ def test_older_spellings_are_the_same_flags():
         ("--max_steps 10", "not supported here yet.*use --num_train_epochs"),
         ("--one_shot", "flag of SparseML's training script that is not supported"),
         ("--gradient-checkpointing", "--gradient_checkpointing is a flag of SparseML"),
-        ("--save_strategy epoch", "invalid choice: 'epoch'"),
+        ("--save_strategy best", "invalid choice: 'best'"),
         ("--learning_rate fast", "invalid float value: 'fast'"),
         ("bert", "argument='bert' belongs to no flag"),
     ],
@@ -57,6 +63,12 @@ def test_what_is_not_a_flag_is_an_error(words, message):
     [
         ("--max_eval_samples 0", "--max_eval_samples=0 is not positive"),
         ("--logging_steps -1", "--logging_steps=-1 is not positive"),
+        ("--save_steps 0", "--save_steps=0 is not positive"),
+        ("--save_total_limit 0", "--save_total_limit=0 is not positive"),
+        (
+            "--do_eval --resume_from_checkpoint last",
+            "--resume_from_checkpoint=last needs training",
+        ),
         ("--fp16 --bf16", "exclude each other"),
         ("--validation_ratio 10", "outside \\(0, 1\\).*use 0.1"),
         ("--train_file a.csv --task_name sst2", "several data sets"),
@@ -74,3 +86,32 @@ def test_a_full_output_folder_is_not_written_over(tmp_path):
         check(arguments)
     arguments.train.overwrite_output_dir = True
     check(arguments)
+
+
+def test_a_run_is_resumed_in_its_own_folder(tmp_path):
+    words = f"--output_dir {tmp_path} --resume_from_checkpoint last"
+    (tmp_path / "metrics.jsonl").touch()
+    check(flags(words))  # a run that was killed before its first checkpoint
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(ValueError, match="add --overwrite_output_dir"):
+        check(flags(words))  # there is nothing to resume, and a model to lose
+    (tmp_path / "checkpoint-3").mkdir()
+    check(flags(words))
+
+
+def test_the_words_that_resume_a_run():
+    words = "--recipe r.yaml --resume_from_checkpoint runs/a --seed 1".split()
+    resumed = "--recipe r.yaml --seed 1 --resume_from_checkpoint last".split()
+    assert resuming(words) == resumed
+    assert resuming(resumed) == resumed
+    assert resuming(["--resume-from-checkpoint=x", "--bf16"]) == [
+        "--bf16",
+        "--resume_from_checkpoint",
+        "last",
+    ]
+
+
+def test_a_folder_without_permission_is_refused_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)
+    with pytest.raises(ValueError, match=f"no permission for {tmp_path};"):
+        check(flags(f"--output_dir {tmp_path}/runs/new"))

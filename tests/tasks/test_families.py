@@ -146,6 +146,8 @@ def test_a_small_run_ends_with_the_sparsity(small, tmp_path, family: str) -> Non
     record = main([str(word) for k, v in flags.items() for word in (f"--{k}", v)])
     weights = layers_of(family) * FAMILIES[family][2]
     assert record["sparsity"] == round(0.75 * weights) / weights
+    assert record["sparsity_encoder"] == record["sparsity"]
+    assert 0.0 < record["sparsity_non_embedding"] < record["sparsity"]  # the head too
     assert record["pruning_events"] == 2
     saved = load_file(tmp_path / "out" / "model.safetensors")
     zeros = sum(int((saved[x["name"]] == 0).sum()) for x in record["layers"])

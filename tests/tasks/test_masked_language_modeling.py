@@ -168,14 +168,17 @@ UPSTREAM = {
     },
     "bert-base_mlm_gmp-star-3ep_unstructured90": {},
     "roberta-base_mlm_gmp-5ep_unstructured90": {},
+    "roberta-base_mlm_gmp-10ep_unstructured90": {},
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", UPSTREAM)
 def test_upstream_recipes_run(small, tmp_path, repo, name) -> None:
-    recipes = {path.stem for path in (repo / "recipes").glob("*_mlm_*.yaml")}
-    assert set(UPSTREAM) == recipes
+    files = (repo / "recipes").glob("*_mlm_*.yaml")
+    # Those that drop layers want more of them than there are here.
+    whole = {f.stem for f in files if "LayerDropModifier" not in f.read_text()}
+    assert set(UPSTREAM) == whole
     flags = {
         "recipe": repo / "recipes" / f"{name}.yaml",
         "recipe_args": json.dumps(UPSTREAM[name]),

@@ -1,0 +1,278 @@
+"""Folders ``checkpoint-<step>``: written completely or not at all, and checked.
+
+A folder is written under a temporary name, every file is flushed to the disk, a
+manifest with the checksums of all files comes last, and only then the folder gets its
+name. So a folder with that name is whole unless the disk has lost something, which the
+checksums tell.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from obert_modifiers.training._tree import pack, unpack
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+LAST = "last"
+# What a disk or a file system can do to a file that is written.
+WRITE_ERRORS = (OSError, SafetensorError)
+
+_NAME = re.compile(r"checkpoint-(\d+)(\.replaced)?")
+_UNFINISHED = "checkpoint-*.partial"
+_CHUNK = 1 << 20
+_LOGGER = logging.getLogger(__name__)
+
+
+def name_of(step: int) -> str:
+    """Name the folder of a step.
+
+    Args:
+        step: Optimizer steps that are made.
+
+    Returns:
+        The folder's name.
+    """
+    return f"checkpoint-{step}"
+
+
+def partial_of(folder: Path, step: int) -> Path:
+    """Name the folder in which a checkpoint is written before it is complete.
+
+    Args:
+        folder: The run's folder.
+        step: Optimizer steps that are made.
+
+    Returns:
+        Its path.
+    """
+    return folder / f"{name_of(step)}.partial"
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """List the checkpoints of a run, whole or damaged.
+
+    Args:
+        folder: The run's folder.
+
+    Returns:
+        Their folders, that of the last step first.
+    """
+    if not folder.is_dir():
+        return []
+    found = []
+    for path in folder.iterdir():
+        match = _NAME.fullmatch(path.name)
+        if match and path.is_dir():
+            found.append((int(match[1]), not match[2], path))
+    return [path for *_, path in sorted(found, reverse=True)]
+
+
+def write_state(folder: Path, name: str, value: Any) -> None:
+    """Write a state as ``<name>.json``, and its tensors as ``<name>.safetensors``.
+
+    Args:
+        folder: An existing folder.
+        name: Name of the files without their endings.
+        value: As :func:`obert_modifiers.training._tree.pack` takes it.
+    """
+    plain, tensors = pack(value)
+    if tensors:
+        save_file(tensors, folder / f"{name}.safetensors")
+        _flush(folder / f"{name}.safetensors")
+    write_text(folder / f"{name}.json", json.dumps(plain))
+
+
+def read_state(folder: Path, name: str) -> Any:
+    """Read what :func:`write_state` wrote.
+
+    Args:
+        folder: The checkpoint's folder.
+        name: Name of the files without their endings.
+
+    Returns:
+        The state, with tensors on the CPU.
+    """
+    plain = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    tensors = folder / f"{name}.safetensors"
+    return unpack(plain, load_file(tensors) if tensors.is_file() else {})
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text and flush it to the disk.
+
+    Args:
+        path: The file.
+        text: What is written.
+    """
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def seal(partial: Path, step: int) -> Path:
+    """Complete a checkpoint whose files are written: manifest, name, flushed folders.
+
+    Args:
+        partial: The folder with its temporary name.
+        step: Optimizer steps that are made.
+
+    Returns:
+        The folder with its name.
+    """
+    files = {path.name: _checksum(path) for path in sorted(partial.iterdir())}
+    text = json.dumps({"format": FORMAT, "step": step, "files": files}, indent=1)
+    write_text(partial / MANIFEST, text)
+    _flush(partial)
+    final = partial.parent / name_of(step)
+    replaced = final.with_name(f"{final.name}.replaced")
+    if final.exists():
+        shutil.rmtree(replaced, ignore_errors=True)
+        final.rename(replaced)
+    partial.rename(final)
+    _flush(partial.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+    return final
+
+
+def fault_of(folder: Path) -> str | None:
+    """Check that a checkpoint is whole.
+
+    Args:
+        folder: The checkpoint's folder.
+
+    Returns:
+        What is wrong with it, None if nothing is.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if manifest["format"] != FORMAT:
+            return f"its format is {manifest['format']}, known is {FORMAT}"
+        for name, expected in manifest["files"].items():
+            if _checksum(folder / name) != expected:
+                return f"{name} is not what was written"
+    except OSError as error:
+        return f"{Path(error.filename or folder).name} cannot be read"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{MANIFEST} is not what was written"
+    return None
+
+
+def find_whole(resume: str | Path, output_dir: Path) -> Path | None:
+    """Find the checkpoint to resume from, passing over damaged ones with a warning.
+
+    Args:
+        resume: ``last`` for the last one of the run, or a checkpoint's folder, or that
+            of a run.
+        output_dir: The run's folder.
+
+    Returns:
+        The checkpoint; None for ``last`` where none was ever written.
+
+    Raises:
+        ValueError: If the folder holds no checkpoint, or all are damaged.
+    """
+    named = None if resume == LAST else Path(resume)
+    if named is not None and not named.is_dir():
+        raise ValueError(
+            f"resume_from_checkpoint={named} is no folder; expected that of a "
+            "checkpoint or of a run; give its path or last"
+        )
+    folder = output_dir if named is None else named
+    candidates = checkpoints_in(folder)
+    if named is not None and not candidates:
+        if not (named / MANIFEST).is_file() and not _NAME.fullmatch(named.name):
+            raise ValueError(
+                f"resume_from_checkpoint={named} holds no checkpoint; expected a "
+                f"folder checkpoint-<step> with {MANIFEST}, as --save_strategy writes "
+                "it, or the folder of a run; give its path or last"
+            )
+        # Those before it stand in for it.
+        same = checkpoints_in(named.parent)
+        candidates = [named, *(p for p in same if _step(p) < _step(named))]
+    if not candidates:
+        return None
+    faults = []
+    for candidate in candidates:
+        fault = fault_of(candidate)
+        if fault is None:
+            if faults:
+                _LOGGER.warning(
+                    "%s; resuming from the one before: %s", "; ".join(faults), candidate
+                )
+            return candidate
+        faults.append(f"{candidate} is damaged: {fault}")
+    raise ValueError(
+        f"resume_from_checkpoint={resume} finds no whole checkpoint: "
+        f"{'; '.join(faults)}; expected one at least; train anew with "
+        "--overwrite_output_dir"
+    )
+
+
+def _step(path: Path) -> int:
+    match = _NAME.fullmatch(path.name)
+    return int(match[1]) if match else -1
+
+
+def remove_old(folder: Path, newest: Path, limit: int | None) -> None:
+    """Remove what is no longer wanted, after a new checkpoint is complete.
+
+    Args:
+        folder: The run's folder.
+        newest: The checkpoint that is complete; it stays.
+        limit: How many stay; None for all.
+    """
+    for path in folder.glob("checkpoint-*.replaced"):
+        shutil.rmtree(path, ignore_errors=True)
+    if limit is None:
+        return
+    others = [path for path in checkpoints_in(folder) if path != newest]
+    for path in others[max(limit - 1, 0) :]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what a killed run left half-written.
+
+    Args:
+        folder: The run's folder.
+    """
+    for path in folder.glob(_UNFINISHED):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def remove_all(folder: Path) -> None:
+    """Remove all checkpoints of a run, for one that starts anew in its folder.
+
+    Args:
+        folder: The run's folder.
+    """
+    remove_unfinished(folder)
+    for path in checkpoints_in(folder):
+        shutil.rmtree(path)
+
+
+def _checksum(path: Path) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return {"sha256": digest.hexdigest(), "bytes": path.stat().st_size}
+
+
+def _flush(path: Path) -> None:
+    """Flush a file or a folder's list of files to the disk."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)

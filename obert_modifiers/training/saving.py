@@ -1,0 +1,232 @@
+"""When a run saves itself, and how it goes on from what was saved."""
+
+import logging
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from obert_modifiers.core.parallel import OtherProcessFailed, together
+from obert_modifiers.training._snapshot import (
+    JOURNAL,
+    MODEL,
+    MODIFIERS,
+    RECIPE,
+    RUN,
+    Parts,
+    check_same_model,
+    check_settings,
+    rank_name,
+    rank_state,
+    restore_,
+    shared_parts,
+    surroundings,
+)
+from obert_modifiers.training.checkpoint import (
+    WRITE_ERRORS,
+    checkpoints_in,
+    partial_of,
+    read_state,
+    remove_old,
+    remove_unfinished,
+    seal,
+    write_state,
+    write_text,
+)
+from obert_modifiers.training.config import (
+    RECIPE_CHANGED,
+    SAVE_STRATEGIES,
+    TrainConfig,
+)
+from obert_modifiers.training.journal import Journal
+
+_LOGGER = logging.getLogger(__name__)
+
+
+def check_saving(config: TrainConfig) -> None:
+    """Check the settings that are about checkpoints.
+
+    Args:
+        config: How to train.
+
+    Raises:
+        ValueError: If one breaks its rule.
+    """
+    for name, choices in (
+        ("save_strategy", SAVE_STRATEGIES),
+        ("recipe_changed", RECIPE_CHANGED),
+    ):
+        value = getattr(config, name)
+        if value not in choices:
+            raise ValueError(
+                f"{name}={value} is unknown; expected one of {', '.join(choices)}; "
+                f"use {choices[0]}"
+            )
+    for name in ("save_steps", "save_total_limit"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise ValueError(
+                f"{name}={value} is not positive; expected 1 or more; raise it"
+            )
+
+
+class Saver:
+    """Saves one run."""
+
+    def __init__(self, config: TrainConfig, parts: Parts, journal: Journal) -> None:
+        """Take the run.
+
+        Args:
+            config: When to save, and where.
+            parts: What is saved.
+            journal: Its records are saved too.
+        """
+        self._config, self._parts, self._journal = config, parts, journal
+        self._folder = Path(config.output_dir)
+        if parts.accelerator.is_main_process:
+            remove_unfinished(self._folder)
+
+    def after_step(self) -> None:
+        """Save if a checkpoint is due after an optimizer step."""
+        due = self._parts.stepper.steps % self._config.save_steps == 0
+        if self._config.save_strategy == "steps" and due:
+            self.save()
+
+    def after_epoch(self) -> None:
+        """Save if a checkpoint is due after an epoch."""
+        if self._config.save_strategy == "epoch":
+            self.save()
+
+    def save(self) -> Path | None:
+        """Write a checkpoint; every process has to call it.
+
+        Where that fails, the run goes on and the checkpoints before stay as they are.
+
+        Returns:
+            The checkpoint; None if it could not be written.
+        """
+        started = time.perf_counter()
+        step, main = self._parts.stepper.steps, self._parts.accelerator.is_main_process
+        partial = partial_of(self._folder, step)
+        try:
+            final = self._write(partial, step, main)
+        except (*WRITE_ERRORS, OtherProcessFailed) as error:
+            if main:
+                shutil.rmtree(partial, ignore_errors=True)
+                self._complain(step, error)
+            return None
+        if main:
+            remove_old(self._folder, final, self._config.save_total_limit)
+            seconds = time.perf_counter() - started
+            _LOGGER.info("saved %s in %.1f s", final, seconds)
+        return final
+
+    def _write(self, partial: Path, step: int, main: bool) -> Path:
+        device = self._parts.accelerator.device
+        with together(device):
+            if main:
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir(parents=True)
+        with together(device):
+            write_state(partial, rank_name(self._parts), rank_state(self._parts))
+            if main:
+                for name, state in shared_parts(self._parts).items():
+                    write_state(partial, name, state())
+                write_text(partial / RECIPE, self._parts.recipe)
+                write_text(partial / JOURNAL, self._journal.text())
+        with together(device):
+            final = seal(partial, step) if main else partial.with_suffix("")
+        return final
+
+    def _complain(self, step: int, error: Exception) -> None:
+        whole = checkpoints_in(self._folder)
+        before = f"the last one is {whole[0]}" if whole else "there is none before it"
+        free = shutil.disk_usage(self._folder).free / 1e6
+        _LOGGER.warning(
+            "the checkpoint of step %d could not be written: %s (%.0f MB are free in "
+            "%s); %s; the training goes on",
+            step,
+            error,
+            free,
+            self._folder,
+            before,
+        )
+
+
+def resume_(
+    config: TrainConfig, parts: Parts, journal: Journal, folder: Path
+) -> dict[str, Any]:
+    """Bring a run that has not begun to where a checkpoint was written.
+
+    Nothing is changed, in memory or on disk, before everything is checked.
+
+    Args:
+        config: How to train.
+        parts: The run; changed in place.
+        journal: Opened with the records of the checkpoint.
+        folder: The checkpoint, whole.
+
+    Returns:
+        State of this process' random generators, to be set before the next batch.
+
+    Raises:
+        ValueError: If the checkpoint is of another run.
+        RuntimeError: If sparsity would be lost.
+    """  # noqa: DOC502  raised by the checks
+    run = read_state(folder, RUN)
+    check_settings(parts.settings, run["settings"])
+    check_same_model(parts.model, read_state(folder, MODEL), folder)
+    own = read_state(folder, rank_name(parts))
+    _load_modifiers(config, parts, folder, run)
+    restore_(parts, folder, run)
+    _check_sparsity(parts, run["sparsity"])
+    if own["losses"] is not None:
+        losses = own["losses"].to(parts.accelerator.device)
+        parts.progress.losses = list(losses.unbind())
+    journal.open((folder / JOURNAL).read_text(encoding="utf-8"))
+    if parts.accelerator.is_main_process:
+        _LOGGER.info("resuming from %s, after step %d", folder, run["step"])
+        _say_what_differs(run["surroundings"])
+    return own["random"]
+
+
+def _load_modifiers(
+    config: TrainConfig, parts: Parts, folder: Path, run: dict[str, Any]
+) -> None:
+    state = read_state(folder, MODIFIERS)
+    before = (folder / RECIPE).read_text(encoding="utf-8")
+    if parts.manager is None and not before:
+        return
+    if parts.manager is None:
+        raise ValueError(
+            f"recipe is missing, and {folder} was written with one; expected the same "
+            f"recipe; give --recipe {folder / RECIPE}"
+        )
+    parts.manager.load_changed_state_dict(
+        state,
+        before,
+        step=run["step"],
+        steps_per_epoch=parts.stepper.steps_per_epoch,
+        allowed=config.recipe_changed == "allow",
+    )
+
+
+def _check_sparsity(parts: Parts, before: float) -> None:
+    now = parts.manager.sparsity() if parts.manager is not None else 0.0
+    if now < before:
+        raise RuntimeError(
+            f"sparsity={now:.4%} is lower than the checkpoint's {before:.4%}; expected "
+            "the same masks; this is a bug, please report it with the recipe"
+        )
+
+
+def _say_what_differs(saved: dict[str, Any]) -> None:
+    for name, now in surroundings().items():
+        if saved.get(name) != now:
+            _LOGGER.warning(
+                "%s was %s and is %s: the run goes on, but its last bits may differ "
+                "from those of one that was not interrupted",
+                name,
+                saved.get(name),
+                now,
+            )

@@ -1,0 +1,179 @@
+"""Kill a run at random times for as long as it takes, and compare it at the end.
+
+    OMP_NUM_THREADS=1 python -m tests.faults.soak --epochs 400 --every 60
+
+First the run is made undisturbed. Then a child is killed with SIGKILL after a random
+time (exponential, ``--every`` seconds on average) and resumed until it is through. It
+prints in which phase each kill fell, and fails unless weights, reports of events and
+records are the same.
+"""
+
+import argparse
+import collections
+import gc
+import importlib
+import json
+import mmap
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+# The innermost one that a process is in counts.
+PHASES = {
+    "resuming": "training.loop:resume_",
+    "forward and backward": "training.loop:_Run._micro_batch",
+    "step": "training.stepper:RecipeStepper.step",
+    "pruning event": "modifiers._gradual:GradualPruningModifier._event",
+    "quantizing": "modifiers.qat:QATModifier.update",
+    "saving": "training.saving:Saver.save",
+    "removing old ones": "training.saving:remove_old",
+    "evaluation": "training.loop:_Run._evaluate",
+}
+OTHER = "between these"
+RECIPE = """
+modifiers:
+  - !EpochRangeModifier
+      start_epoch: 0.0
+      end_epoch: {epochs}
+  - !LearningRateFunctionModifier
+      start_epoch: 0.0
+      end_epoch: {epochs}
+      lr_func: linear
+      init_lr: 1e-2
+      final_lr: 1e-4
+  - !OBERTPruningModifier
+      init_sparsity: 0.1
+      final_sparsity: 0.9
+      start_epoch: 1.0
+      end_epoch: {pruned}
+      update_frequency: 1.0
+      num_grads: 32
+      memory_budget: 2GB
+      fisher_block_size: 12
+  - !QATModifier
+      start_epoch: {quantized}
+      disable_observer_epoch: {fixed}
+  - !LogitDistillationModifier
+      hardness: 0.5
+      teacher: self
+"""
+
+
+def mark_phases(marks: mmap.mmap) -> None:
+    """Let the process write the number of the phase that it is in."""
+
+    def watched(original, number):
+        def call(*args, **kwargs):
+            before = marks[0]
+            marks[0] = number
+            try:
+                return original(*args, **kwargs)
+            finally:
+                marks[0] = before
+
+        return call
+
+    for number, target in enumerate(PHASES.values(), start=1):
+        module, _, name = target.partition(":")
+        owner = importlib.import_module(f"obert_modifiers.{module}")
+        *inside, last = name.split(".")
+        for part in inside:
+            owner = getattr(owner, part)
+        setattr(owner, last, watched(getattr(owner, last), number))
+
+
+def start(folder: Path, recipe: str, marks: mmap.mmap) -> int:
+    """Fork a run that saves every 5 steps and goes on from what is there."""
+    marks[0] = 0
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        from tests.faults import world
+
+        mark_phases(marks)
+        how = {"save_strategy": "steps", "save_steps": 5, "save_total_limit": 2}
+        world.train_once(folder, recipe, resume_from_checkpoint="last", **how)
+        code = 0
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def through(pid: int) -> bool:
+    """Tell whether a child that has ended ended well; it has to, unless killed."""
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if code not in (0, -signal.SIGKILL):
+        raise SystemExit(f"a run failed with exit code {code}")
+    return code == 0
+
+
+def soak(folder: Path, recipe: str, every: float, draw: random.Random) -> dict:
+    """Kill and resume until the run is through; counts kills by phase."""
+    marks = mmap.mmap(-1, 1)
+    counts: collections.Counter = collections.Counter()
+    while True:
+        pid = start(folder, recipe, marks)
+        until = time.monotonic() + draw.expovariate(1.0 / every)
+        while time.monotonic() < until:
+            ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if ended is not None:
+                break
+            time.sleep(min(0.05, every / 20))
+        else:
+            os.kill(pid, signal.SIGKILL)
+        if through(pid):
+            return dict(counts)
+        counts[[OTHER, *PHASES][marks[0]]] += 1
+
+
+def main() -> None:
+    """Read the flags, soak, compare."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--every", type=float, default=60.0, help="seconds")
+    parser.add_argument("--seed", type=int, default=0)
+    flags = parser.parse_args()
+    warnings.simplefilter("ignore")
+    import torch
+
+    from tests.faults import world
+
+    torch.set_num_threads(1)
+    epochs = flags.epochs
+    recipe = RECIPE.format(
+        epochs=float(epochs),
+        pruned=float(int(0.6 * epochs)),
+        quantized=float(int(0.7 * epochs)),
+        fixed=float(int(0.9 * epochs)),
+    )
+    gc.collect()
+    gc.freeze()
+    folder = Path(tempfile.mkdtemp(prefix="soak-"))
+    begun = time.monotonic()
+    if not through(start(folder / "whole", recipe, mmap.mmap(-1, 1))):
+        raise SystemExit("the undisturbed run was killed")
+    alone = time.monotonic() - begun
+    counts = soak(folder / "killed", recipe, flags.every, random.Random(flags.seed))
+    total = time.monotonic() - begun - alone
+    print(f"undisturbed {alone:.0f} s; with {sum(counts.values())} kills {total:.0f} s")
+    for phase in (*PHASES, OTHER):
+        print(f"  {phase}: {counts.get(phase, 0)}")
+    whole, killed = folder / "whole", folder / "killed"
+    results = [(f / "result-0.json").read_text() for f in (whole, killed)]
+    assert json.loads(results[0]) == json.loads(results[1])
+    assert world.records_of(whole) == world.records_of(killed)
+    assert world.digests_of(whole) == world.digests_of(killed)
+    print("the same bits after every step")
+    shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()

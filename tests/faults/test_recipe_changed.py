@@ -1,0 +1,180 @@
+"""An edited recipe: what differs is shown, and only what is to come may differ."""
+
+import json
+import logging
+
+import pytest
+
+from obert_modifiers.recipe.changes import pair_up
+from tests.faults import world
+from tests.faults.test_checkpoint import light, run, steps_in  # noqa: F401
+
+GMP = world.HEAD + (
+    "  - !GMPStarPruningModifier\n"
+    "      init_sparsity: 0.3\n"
+    "      final_sparsity: 0.7\n"
+    "      start_epoch: 0.4\n"
+    "      end_epoch: 2.0\n"
+    "      update_frequency: 0.4\n"
+)
+QUANTIZED = "  - !QATModifier\n      start_epoch: {start}\n"
+# The checkpoint is that of step 8, epoch 1.6; events were at steps 2, 4, 6 (and 7).
+STEP, NEXT = 8, 9
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    run(folder, GMP, save_steps=STEP)
+    return folder
+
+
+def resume(saved, tmp_path, recipe: str, **options):
+    options = {"recipe_changed": "allow", "save_strategy": "no", **options}
+    options["resume_from_checkpoint"] = saved / f"checkpoint-{STEP}"
+    return run(tmp_path, recipe, **options)
+
+
+def edit(old: str, new: str, text: str = GMP) -> str:
+    assert old in text
+    return text.replace(old, new)
+
+
+def test_it_is_refused_and_shown(saved, tmp_path) -> None:
+    recipe = edit("final_sparsity: 0.7", "final_sparsity: 0.8")
+    with pytest.raises(
+        ValueError, match="is another one than the checkpoint's"
+    ) as error:
+        resume(saved, tmp_path, recipe, recipe_changed="refuse")
+    assert "-      final_sparsity: 0.7" in str(error.value)
+    assert "+      final_sparsity: 0.8" in str(error.value)
+    assert "--recipe_changed allow" in str(error.value)
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_comments_and_defaults_make_no_other_recipe(saved, tmp_path) -> None:
+    recipe = "# a comment\n" + GMP + "      leave_enabled: true\n"
+    _, result = resume(saved, tmp_path, recipe, recipe_changed="refuse")
+    assert result.sparsity == pytest.approx(0.7, abs=2e-3)
+
+
+ALLOWED = {
+    "higher": edit("final_sparsity: 0.7", "final_sparsity: 0.9"),
+    "longer": edit("end_epoch: 2.0", "end_epoch: 2.6"),
+    "more often": edit("update_frequency: 0.4", "update_frequency: 0.2"),
+    "less often": edit("update_frequency: 0.4", "update_frequency: 0.8"),
+    "learning rate": edit("final_lr: 1e-3", "final_lr: 1e-2"),
+    "quantized later": GMP + QUANTIZED.format(start=2.2),
+    "distilled": GMP + world.SELF,
+    "more epochs": GMP.replace("end_epoch: 3.0", "end_epoch: 4.0"),
+}
+
+
+@pytest.mark.parametrize("what", ALLOWED, ids=str)
+def test_what_is_still_to_come_may_change(what, saved, tmp_path, caplog) -> None:
+    with caplog.at_level(logging.WARNING, "obert_modifiers"):
+        _, result = resume(saved, tmp_path, ALLOWED[what])
+    assert "going on with an edited recipe" in caplog.text
+    records = world.records_of(tmp_path)
+    sparsities = [r["sparsity"] for r in records if r["kind"] == "step"]
+    assert sparsities == sorted(sparsities)
+    final = 0.9 if what == "higher" else 0.7
+    assert result.sparsity == pytest.approx(final, abs=2e-3)
+    assert result.steps == (20 if what == "more epochs" else 15)
+    # No event but those of the edited schedule from here on.
+    whole = tmp_path / "whole"
+    _, fresh = run(whole, ALLOWED[what], save_strategy="no")
+    due = [event.step for event in fresh.events if event.step >= STEP]
+    made = [event.step for event in result.events if event.step >= STEP]
+    # So little later that not a single weight more was to go.
+    assert made == [step for step in due if (what, step) != ("longer", 9)]
+    if what in ("learning rate", "more epochs"):
+        rates = [r["learning_rate"] for r in records if r["kind"] == "step"]
+        expected = [
+            r["learning_rate"] for r in world.records_of(whole) if r["kind"] == "step"
+        ]
+        assert rates[STEP // 2 :] == expected[STEP // 2 :]
+
+
+REFUSED = {
+    "lower": (
+        edit("final_sparsity: 0.7", "final_sparsity: 0.5"),
+        r"would go to sparsity 0.4996 at epoch 1.8, below the 0.6789",
+    ),
+    "slower": (
+        edit("end_epoch: 2.0\n      update", "end_epoch: 2.9\n      update"),
+        "below the 0.6",
+    ),
+    "gone": (world.HEAD, "GMPStarPruningModifier has begun and is gone"),
+    "another kind": (
+        GMP.replace("GMPStarPruningModifier", "MagnitudePruningModifier")
+        + "      params: ['re:layers.*weight']\n",
+        "GMPStarPruningModifier has begun and is gone",
+    ),
+    "other parameters": (
+        GMP + "      params: ['layers.0.0.weight']\n",
+        "has begun, and params cannot change",
+    ),
+    "other structure": (
+        GMP + "      mask_type: block4\n",
+        "has begun, and mask_type cannot change",
+    ),
+    "masks off": (
+        GMP + "      leave_enabled: false\n",
+        "leave_enabled=false lets go of the masks",
+    ),
+    "another start": (
+        edit("start_epoch: 0.4", "start_epoch: 0.2"),
+        "has begun, and start_epoch cannot change",
+    ),
+    "over": (
+        GMP.replace("end_epoch: 2.0", "end_epoch: 1.2"),
+        "GMPStarPruningModifier ends at epoch 1.2, before the checkpoint's 1.6",
+    ),
+    "quantized before": (
+        GMP + QUANTIZED.format(start=1.0),
+        "QATModifier is new and starts at epoch 1, before",
+    ),
+    "layers dropped": (
+        GMP + "  - !LayerDropModifier\n      keep: [0, 2]\n",
+        "LayerDropModifier is new|is of another model",
+    ),
+    "fewer epochs": (
+        GMP.replace("end_epoch: 3.0", "end_epoch: 1.5").replace("2.0", "1.4"),
+        "EpochRangeModifier ends at epoch 1.5, before",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED, ids=str)
+def test_what_is_done_may_not_change(what, saved, tmp_path) -> None:
+    recipe, message = REFUSED[what]
+    with pytest.raises(ValueError, match=message):
+        resume(saved, tmp_path, recipe)
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_pairs() -> None:
+    class One:
+        pass
+
+    class Two:
+        pass
+
+    a, b, c, d, e = One(), One(), Two(), One(), Two()
+    pairs = pair_up({"a": a, "b": b, "c": c}, {"b": b, "d": d})
+    found = [(pair.name, pair.old, pair.new) for pair in pairs]
+    assert found == [("b", b, b), ("a", a, d), ("c", c, None)]
+    (pair,) = pair_up({}, {"e": e})
+    assert (pair.name, pair.old, pair.new) == (None, None, e)
+
+
+def test_the_checkpoint_of_the_edited_run_has_the_edited_recipe(
+    saved, tmp_path
+) -> None:
+    recipe = ALLOWED["higher"]
+    _, first = resume(saved, tmp_path, recipe, save_strategy="steps", save_steps=10)
+    assert steps_in(tmp_path) == [10]
+    options = {"resume_from_checkpoint": "last", "recipe_changed": "refuse"}
+    _, second = run(tmp_path, recipe, **options)
+    assert json.dumps(first.metrics) == json.dumps(second.metrics)
