@@ -136,7 +136,16 @@ def write_data(task: str, folder: Path) -> Path:
     return tiny.write_rows(folder / "data.json", rows)
 
 
-@pytest.mark.parametrize("number", range(TRAINING))
+QUICK = (0, 3)  # one of classification, one of another task; the others run in test-all
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(n, marks=[] if n in QUICK else [pytest.mark.slow])
+        for n in range(TRAINING)
+    ],
+)
 def test_training_commands_run_scaled_down(number: int, tmp_path: Path) -> None:
     """The same command with a tiny model, a tiny data set and a short recipe."""
     words = plain_commands()[number]

@@ -201,7 +201,10 @@ def resumed(folder, out, recipe, at: int, **options):
 
 
 # Before, at and after the pruning events at steps 5, 10 and 15, and during QAT.
-@pytest.mark.parametrize("at", [3, 5, 6, 10, 12, 15, 18])
+@pytest.mark.parametrize(
+    "at",
+    [5, 12, 18, *(pytest.param(at, marks=pytest.mark.slow) for at in (3, 6, 10, 15))],
+)
 def test_a_run_that_is_resumed_ends_with_the_same_bits(folder, tmp_path, at) -> None:
     recipe = tiny.RECIPE + DISTIL + QAT
     options = {"save_strategy": "steps", "save_steps": 1000}
