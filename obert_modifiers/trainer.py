@@ -1,6 +1,7 @@
 """A recipe inside the Hugging Face ``Trainer``, as one of its callbacks."""
 
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from obert_modifiers.core import quantization_file
 from obert_modifiers.core.outputs import logits_of
 from obert_modifiers.manager import RecipeManager
 from obert_modifiers.training import RecipeStepper
+from obert_modifiers.training.checkpoint import read_state, write_state
 
 IGNORED = -100  # label of a token that does not count
+STATE, RECIPE = "recipe_state", "recipe.yaml"  # beside the Trainer's own checkpoints
 
 
 def sample_losses(outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
@@ -49,7 +52,8 @@ class RecipeCallback(TrainerCallback):
     optimizer knows them. Before each optimizer step the modifiers act, after it masks
     are applied; a step that the optimizer skips does not advance the recipe.
     Distillation changes the loss that the model returns in training. A recipe that
-    sets the learning rate sets it over the ``Trainer``'s own schedule.
+    sets the learning rate sets it over the ``Trainer``'s own schedule. What a recipe
+    needs to go on is written into the ``Trainer``'s checkpoints and read from there.
     """
 
     def __init__(
@@ -99,12 +103,16 @@ class RecipeCallback(TrainerCallback):
                 f"folder={folder} has no trained model to go with; expected "
                 "Trainer.train before; call it first"
             )
-        self.manager.save(Path(folder) / "recipe.yaml")
+        self.manager.save(Path(folder) / RECIPE)
         quantization_file.save_quantization(self._model, Path(folder))
 
     def on_init_end(self, args, state, control, **kwargs) -> None:
         """Drop the layers that the recipe drops, before there is an optimizer."""
         model = kwargs["model"]
+        named = self.manager.teacher if self._teacher is None else self._teacher
+        if self.manager.distillation and named == "self":
+            # Now, as a run that is resumed loads other weights later.
+            self._teacher = deepcopy(model)
         self.manager.apply_structure(model, teacher=self._teacher)
         self.manager.check_model(model)
         self._model = model
@@ -142,6 +150,10 @@ class RecipeCallback(TrainerCallback):
             self._teacher.to(args.device)
         self._stepper = RecipeStepper(self.manager, model, self._optimizer, steps)
         self.manager.initialize(model, gradient_source=source, teacher=self._teacher)
+        if state.global_step:
+            self._resume(model, _checkpoint(args, state))
+        elif args.save_strategy != "no":
+            self.manager.check_can_be_saved()
         self._training = True
         if self.manager.distillation:
             self._hooks = [
@@ -180,8 +192,11 @@ class RecipeCallback(TrainerCallback):
             )
 
     def on_epoch_begin(self, args, state, control, **kwargs) -> None:
-        """Count the micro-batches of the epoch."""
+        """Count the micro-batches of the epoch that are still to come."""
+        assert self._stepper is not None
+        made = state.global_step % self._stepper.steps_per_epoch
         self._batches_left = len(kwargs["train_dataloader"])
+        self._batches_left -= made * args.gradient_accumulation_steps
 
     def on_step_begin(self, args, state, control, **kwargs) -> None:
         """Learn how many micro-batches the next optimizer step has."""
@@ -215,6 +230,54 @@ class RecipeCallback(TrainerCallback):
         }
         if self.manager.evaluated(self._model, figures, self._stepper.epoch):
             control.should_training_stop = True
+
+    def on_save(self, args, state, control, **kwargs) -> None:
+        """Write the recipe and where it is into the Trainer's checkpoint."""
+        if not state.is_world_process_zero or not self._training:
+            return
+        assert self._stepper is not None
+        folder = _checkpoint(args, state)
+        where = {"step": self._stepper.steps, "rates": self._rates}
+        where |= {"sparsity": self.manager.sparsity()}
+        write_state(folder, STATE, {**where, "modifiers": self.manager.state_dict()})
+        self.save(folder)
+
+    def _resume(self, model: nn.Module, folder: Path) -> None:
+        """Bring the recipe to where a checkpoint was written.
+
+        Args:
+            model: The model, with the checkpoint's weights.
+            folder: The checkpoint.
+
+        Raises:
+            ValueError: If it was written without this recipe.
+            RuntimeError: If sparsity would be lost.
+        """
+        assert self._stepper is not None
+        if not (folder / f"{STATE}.json").is_file():
+            raise ValueError(
+                f"resume_from_checkpoint={folder} has no {STATE}.json; expected a "
+                "checkpoint of this output_dir that was written with RecipeCallback; "
+                "resume with the output_dir that the run began with"
+            )
+        saved = read_state(folder, STATE)
+        # The modifiers may write weights, so those of the checkpoint come after them.
+        weights = {name: value.clone() for name, value in model.state_dict().items()}
+        self.manager.load_changed_state_dict(
+            saved["modifiers"],
+            (folder / RECIPE).read_text(encoding="utf-8"),
+            step=saved["step"],
+            steps_per_epoch=self._stepper.steps_per_epoch,
+            allowed=False,
+        )
+        model.load_state_dict(weights)
+        self._stepper.steps, self._rates = saved["step"], saved["rates"]
+        if self.manager.sparsity() < saved["sparsity"]:
+            raise RuntimeError(
+                f"sparsity={self.manager.sparsity():.4%} is lower than the "
+                f"checkpoint's {saved['sparsity']:.4%}; expected the same masks; this "
+                "is a bug, please report it with the recipe"
+            )
 
     def on_train_end(self, args, state, control, **kwargs) -> None:
         """Let go of the model; it keeps its zeros and its quantization."""
@@ -266,3 +329,7 @@ class RecipeCallback(TrainerCallback):
         # The Trainer does not divide a loss that knows its number of items.
         outputs["loss"] = mixed / self._window if self._scaled else mixed
         return outputs
+
+
+def _checkpoint(args: TrainingArguments, state: Any) -> Path:
+    return Path(args.output_dir) / f"checkpoint-{state.global_step}"

@@ -306,6 +306,7 @@ def test_training_in_a_pipe_and_its_report(tmp_path):
     assert (tmp_path / "out" / "report.html").read_text() == page
 
 
+@pytest.mark.slow
 def test_two_processes_write_one_result(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(tiny.RECIPE)

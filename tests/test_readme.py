@@ -8,6 +8,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
+import datasets
 import pytest
 
 from obert_modifiers import cli
@@ -21,6 +22,7 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXECUTED_BY_CI = {"make quickstart", "make test"}
 TRAINING = 6  # commands in the README that train
+INTEGRATIONS = 2
 INSTALLING = {
     "pip install torch==2.13.0",
     "pip install -c constraints.txt -e '.[demo]'",
@@ -62,13 +64,19 @@ def planning_commands() -> list[list[str]]:
     return [words for words in found if words[:3] == ["obert", "recipe", "plan"]]
 
 
+def integration_commands() -> list[list[str]]:
+    found = [shlex.split(line) for line in commands()]
+    return [words for words in found if words[1:2] and "integrations/" in words[1]]
+
+
 def test_every_command_is_accounted_for() -> None:
-    run = [*training_commands(), *planning_commands()]
+    run = [*training_commands(), *planning_commands(), *integration_commands()]
     plain = {c for c in commands() if shlex.split(c) not in run}
     assert plain == EXECUTED_BY_CI | INSTALLING
     assert len(training_commands()) == TRAINING + 2
     assert {task_of(words) for words in training_commands()} == set(cli._TASKS)
     assert len(planning_commands()) == 1
+    assert len(integration_commands()) == INTEGRATIONS
     targets = (ROOT / "Makefile").read_text(encoding="utf-8")
     for command in EXECUTED_BY_CI:
         assert f"\n{command.split()[1]}:" in targets
@@ -84,7 +92,7 @@ def test_the_recipe_loads_and_the_shipped_ones_are_listed() -> None:
     listed = re.findall(r"^\| `recipes/(\S+)\.yaml` \|", table, re.MULTILINE)
     assert sorted(listed) == recipe_names()
     (papers,) = re.findall(r"ship are (\d+) setups of the papers", README)
-    assert int(papers) == len(recipe_names()) - 2
+    assert int(papers) == len(recipe_names()) - 3
 
 
 def test_the_python_runs() -> None:
@@ -128,7 +136,16 @@ def write_data(task: str, folder: Path) -> Path:
     return tiny.write_rows(folder / "data.json", rows)
 
 
-@pytest.mark.parametrize("number", range(TRAINING))
+QUICK = (0, 3)  # one of classification, one of another task; the others run in test-all
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(n, marks=[] if n in QUICK else [pytest.mark.slow])
+        for n in range(TRAINING)
+    ],
+)
 def test_training_commands_run_scaled_down(number: int, tmp_path: Path) -> None:
     """The same command with a tiny model, a tiny data set and a short recipe."""
     words = plain_commands()[number]
@@ -175,6 +192,32 @@ def test_training_commands_run_scaled_down(number: int, tmp_path: Path) -> None:
     assert done.stdout.count("pruned at epoch") == 3
     record = json.loads((tmp_path / "out" / "metrics.json").read_text("utf-8"))
     assert record["machine"]["processes"] == (1 if words[0] == "obert" else 2)
+
+
+@pytest.mark.parametrize("number", range(INTEGRATIONS))
+def test_integrations_run_scaled_down(number: int, tmp_path: Path) -> None:
+    _, script, *flags = integration_commands()[number]
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(tiny.RECIPE, encoding="utf-8")
+    rows = datasets.Dataset.from_list(tiny.sentences(48))
+    rows.to_parquet(tmp_path / "train.parquet")
+    values = {
+        "recipes/quickstart.yaml": recipe,
+        flags[flags.index("--output_dir") + 1]: tmp_path / "out",
+    }
+    flags = [str(values.get(word, word)) for word in flags]
+    flags += ["--model", str(tiny.save_model(tmp_path / "model"))]
+    flags += ["--train_file", str(tmp_path / "train.parquet")]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / script), *flags],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.splitlines()[-1] == "sparsity 0.8000"
+    assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
 def test_a_killed_run_is_resumed_as_it_says(tmp_path: Path, monkeypatch) -> None:

@@ -12,6 +12,7 @@ from transformers import (
     AutoTokenizer,
     DataCollatorWithPadding,
     Trainer,
+    TrainerCallback,
     TrainingArguments,
 )
 
@@ -168,6 +169,80 @@ def test_early_stopping_ends_it_with_the_best_weights(folder, tmp_path) -> None:
         assert torch.equal(now, best)
     assert trainer.evaluate()["eval_loss"] == pytest.approx(losses[0])
     refused(folder, tmp_path, RecipeCallback(STOP), "nothing", num_train_epochs=6)
+
+
+QAT = """\
+  - !QATModifier
+      start_epoch: 1.6
+"""
+
+
+class Stopping(TrainerCallback):
+    """Ends a run after some steps, with a checkpoint."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        if state.global_step == self.step:
+            control.should_save = control.should_training_stop = True
+
+
+def resumed(folder, out, recipe, at: int, **options):
+    trainer = make_trainer(
+        folder, out, RecipeCallback(recipe, teacher="self"), **options
+    )
+    trainer.add_callback(Stopping(at))
+    trainer.train()
+    again = RecipeCallback(recipe, teacher="self")
+    trainer = make_trainer(folder, out, again, **options)
+    trainer.train(resume_from_checkpoint=True)
+    return trainer, again
+
+
+# Before, at and after the pruning events at steps 5, 10 and 15, and during QAT.
+@pytest.mark.parametrize(
+    "at",
+    [5, 12, 18, *(pytest.param(at, marks=pytest.mark.slow) for at in (3, 6, 10, 15))],
+)
+def test_a_run_that_is_resumed_ends_with_the_same_bits(folder, tmp_path, at) -> None:
+    recipe = tiny.RECIPE + DISTIL + QAT
+    options = {"save_strategy": "steps", "save_steps": 1000}
+    whole = make_trainer(
+        folder, tmp_path / "a", RecipeCallback(recipe, teacher="self"), **options
+    )
+    whole.train()
+    found, callback = resumed(folder, tmp_path / "b", recipe, at, **options)
+    for (name, one), two in zip(
+        whole.model.state_dict().items(), found.model.state_dict().values(), strict=True
+    ):
+        assert torch.equal(one, two), name
+    assert len(callback.manager.events) == 3
+    assert sparsity(found.model) == pytest.approx(0.8, abs=1e-4)
+
+
+def test_a_state_that_is_not_restored_is_found(folder, tmp_path, monkeypatch) -> None:
+    """The negative control of the test above."""
+    monkeypatch.setattr(RecipeCallback, "_resume", lambda self, model, checkpoint: None)
+    _, callback = resumed(
+        folder, tmp_path, tiny.RECIPE, 12, save_strategy="steps", save_steps=1000
+    )
+    assert len(callback.manager.events) != 3
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(folder, tmp_path) -> None:
+    options = {"save_strategy": "steps", "save_steps": 1000}
+    trainer = make_trainer(folder, tmp_path, RecipeCallback(tiny.RECIPE), **options)
+    trainer.add_callback(Stopping(3))
+    trainer.train()
+    other = tiny.RECIPE.replace("num_grads: 16", "num_grads: 12")
+    trainer = make_trainer(folder, tmp_path, RecipeCallback(other), **options)
+    with pytest.raises(ValueError, match="another one than the checkpoint's"):
+        trainer.train(resume_from_checkpoint=True)
+    (tmp_path / "checkpoint-3" / "recipe_state.json").unlink()
+    trainer = make_trainer(folder, tmp_path, RecipeCallback(tiny.RECIPE), **options)
+    with pytest.raises(ValueError, match="has no recipe_state.json"):
+        trainer.train(resume_from_checkpoint=True)
 
 
 def refused(folder, out, callback, part, **options) -> None:

@@ -1,11 +1,11 @@
 """Kill a run at random times for as long as it takes, and compare it at the end.
 
-    OMP_NUM_THREADS=1 python -m tests.faults.soak --epochs 400 --every 60
+    OMP_NUM_THREADS=1 python -m tests.faults.soak --epochs 400 --every 60 --minutes 60
 
 First the run is made undisturbed. Then a child is killed with SIGKILL after a random
-time (exponential, ``--every`` seconds on average) and resumed until it is through. It
-prints in which phase each kill fell, and fails unless weights, reports of events and
-records are the same.
+time (exponential, ``--every`` seconds on average) and resumed until it is through, and
+again with other times until the minutes are over. It prints in which phase each kill
+fell, and fails unless weights, reports of events and records are the same every time.
 """
 
 import argparse
@@ -139,14 +139,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--every", type=float, default=60.0, help="seconds")
+    parser.add_argument("--minutes", type=float, default=0.0, help="at least so long")
     parser.add_argument("--seed", type=int, default=0)
     flags = parser.parse_args()
     warnings.simplefilter("ignore")
     import torch
 
-    from tests.faults import world
-
     torch.set_num_threads(1)
+    importlib.import_module("tests.faults.world")  # once, before all children
     epochs = flags.epochs
     recipe = RECIPE.format(
         epochs=float(epochs),
@@ -161,18 +161,31 @@ def main() -> None:
     if not through(start(folder / "whole", recipe, mmap.mmap(-1, 1))):
         raise SystemExit("the undisturbed run was killed")
     alone = time.monotonic() - begun
-    counts = soak(folder / "killed", recipe, flags.every, random.Random(flags.seed))
-    total = time.monotonic() - begun - alone
-    print(f"undisturbed {alone:.0f} s; with {sum(counts.values())} kills {total:.0f} s")
+    counts: collections.Counter = collections.Counter()
+    draw, begun, rounds = random.Random(flags.seed), time.monotonic(), 0
+    while rounds == 0 or time.monotonic() - begun < 60 * flags.minutes:
+        killed = folder / f"killed-{rounds}"
+        counts.update(soak(killed, recipe, flags.every, draw))
+        check_same(folder / "whole", killed)
+        shutil.rmtree(killed)
+        rounds += 1
+    total = time.monotonic() - begun
+    print(f"undisturbed {alone:.0f} s")
+    print(f"{rounds} times with {sum(counts.values())} kills in all {total:.0f} s")
     for phase in (*PHASES, OTHER):
         print(f"  {phase}: {counts.get(phase, 0)}")
-    whole, killed = folder / "whole", folder / "killed"
+    print("the same bits after every step")
+    shutil.rmtree(folder)
+
+
+def check_same(whole: Path, killed: Path) -> None:
+    """Fail unless two runs ended alike, with the same bits after every step."""
+    from tests.faults import world
+
     results = [(f / "result-0.json").read_text() for f in (whole, killed)]
     assert json.loads(results[0]) == json.loads(results[1])
     assert world.records_of(whole) == world.records_of(killed)
     assert world.digests_of(whole) == world.digests_of(killed)
-    print("the same bits after every step")
-    shutil.rmtree(folder)
 
 
 if __name__ == "__main__":
