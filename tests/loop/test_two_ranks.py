@@ -54,3 +54,12 @@ def test_a_weight_that_one_process_alone_prunes_is_seen(tmp_path) -> None:
     [bits], [other] = steps.values(), others.values()
     same = [a == b for a, b in zip(bits, other, strict=True)]
     assert all(same[:4]) and not any(same[4:])
+
+
+@pytest.mark.slow
+def test_two_processes_of_a_compiled_model(tmp_path) -> None:
+    """The bits are those of the model that is not compiled, on both."""
+    (compiled, _), (other, _) = two_processes(tmp_path, "compiled")
+    (tmp_path / "plain").mkdir()
+    (plain, _), _ = two_processes(tmp_path / "plain", "whole")
+    assert compiled == other == plain and len(plain) == 1

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
 from obert_modifiers.manager import RecipeManager
 from obert_modifiers.training import RecipeStepper, TrainConfig, train
@@ -42,7 +43,7 @@ def masks_of(manager: RecipeManager) -> list[Tensor]:
     return [m for one in manager.pruning for m in one.module_masks.param_masks]
 
 
-def run(row: Row, folder: Path, watch, **keys) -> None:
+def run(row: Row, folder: Path, watch, compiler=None, **keys) -> None:
     """Train the tiny model with one modifier; `watch` sees each step."""
     text = HEAD.format(
         epochs=EPOCHS, name=row.cls.__name__, keys=json.dumps({**row.keys, **keys})
@@ -65,6 +66,7 @@ def run(row: Row, folder: Path, watch, **keys) -> None:
         per_device_train_batch_size=BATCH,
         cpu=True,
         report_to="none",
+        torch_compile=compiler,
     )
     try:
         train(model, make_task(SAMPLES), config, manager, teacher)
@@ -74,14 +76,14 @@ def run(row: Row, folder: Path, watch, **keys) -> None:
         RecipeStepper.step = original  # type: ignore[method-assign]
 
 
-def every_step(row: Row, folder: Path) -> list[str]:
+def every_step(row: Row, folder: Path, compiler: str | None = None) -> list[str]:
     """Return the hash of parameters, buffers and masks after each step."""
     found: list[str] = []
 
     def watch(model: nn.Module, manager: RecipeManager) -> None:
         found.append(digest([*model.state_dict().values(), *masks_of(manager)]))
 
-    run(row, folder, watch)
+    run(row, folder, watch, compiler)
     return found
 
 
@@ -99,17 +101,21 @@ def first_masks(row: Row, folder: Path) -> str:
     return found[0]
 
 
-def main(folder: Path, planted: str = "") -> None:
-    """Run the table as one of several processes."""
+def main(folder: Path, part: str = "") -> None:
+    """Run the table as one of several processes, or one row `planted` or `compiled`."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo")
     rank = torch.distributed.get_rank()
-    rows = TABLE[5:6] if planted else TABLE
-    if planted and rank == 1:
+    if part == "planted" and rank == 1:
         _prune_one_more()
-    steps = {name_of(row): every_step(row, folder / "run") for row in rows}
-    pruners = [] if planted else PRUNERS
+    compiler = "eager" if part == "compiled" else None
+    rows = TABLE[5:6] if part else TABLE
+    steps = {name_of(row): every_step(row, folder / "run", compiler) for row in rows}
+    pruners = [] if part else PRUNERS
     first = {name_of(row): first_masks(row, folder / "run") for row in pruners}
+    if compiler:
+        # One graph to train and one to evaluate, however many events there are.
+        assert counters["stats"]["unique_graphs"] == 2
     (folder / f"rank{rank}.json").write_text(json.dumps([steps, first]))
     torch.distributed.destroy_process_group()
 
