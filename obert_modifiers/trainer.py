@@ -7,17 +7,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import TrainerCallback, TrainingArguments
 
 from obert_modifiers.batches import TaskData, gradient_source
 from obert_modifiers.core import quantization_file
-from obert_modifiers.core.outputs import logits_of
+from obert_modifiers.core.losses import (
+    classification_loss,
+    regression_loss,
+    token_loss,
+)
 from obert_modifiers.manager import RecipeManager
 from obert_modifiers.training import RecipeStepper
-from obert_modifiers.training.checkpoint import read_state, write_state
+from obert_modifiers.training.checkpoint import name_of, read_state, write_state
+from obert_modifiers.training.launching import refusal
+from obert_modifiers.training.saving import check_sparsity
 
-IGNORED = -100  # label of a token that does not count
 STATE, RECIPE = "recipe_state", "recipe.yaml"  # beside the Trainer's own checkpoints
 
 
@@ -34,15 +38,10 @@ def sample_losses(outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
         (k,) in float32: cross-entropy, squared error, or the mean cross-entropy of the
         sample's labelled tokens; 0 for a sample without any.
     """
-    logits, labels = logits_of(outputs).float(), batch["labels"]
+    labels = batch["labels"]
     if labels.is_floating_point():
-        return (logits.squeeze(-1) - labels.float()).square()
-    if labels.ndim == 1:
-        return functional.cross_entropy(logits, labels, reduction="none")
-    losses = functional.cross_entropy(
-        logits.transpose(1, 2), labels, reduction="none", ignore_index=IGNORED
-    )
-    return losses.sum(dim=1) / (labels != IGNORED).sum(dim=1).clamp(min=1)
+        return regression_loss(outputs, batch)
+    return (classification_loss if labels.ndim == 1 else token_loss)(outputs, batch)
 
 
 class RecipeCallback(TrainerCallback):
@@ -180,11 +179,7 @@ class RecipeCallback(TrainerCallback):
                 "expected evaluations; set it to epoch"
             )
         if args.deepspeed or args.fsdp:
-            raise ValueError(
-                f"{'deepspeed' if args.deepspeed else 'fsdp'} shards the parameters; "
-                "expected whole ones, as masks and Fisher blocks are made of them; "
-                "train with torchrun or accelerate's MULTI_GPU (DDP)"
-            )
+            raise ValueError(refusal("DEEPSPEED" if args.deepspeed else "FSDP"))
         if args.load_best_model_at_end and self.manager.pruning:
             raise ValueError(
                 "load_best_model_at_end=True brings back weights from before pruning; "
@@ -252,7 +247,7 @@ class RecipeCallback(TrainerCallback):
         Raises:
             ValueError: If it was written without this recipe.
             RuntimeError: If sparsity would be lost.
-        """
+        """  # noqa: DOC502  the second is raised by check_sparsity
         assert self._stepper is not None
         if not (folder / f"{STATE}.json").is_file():
             raise ValueError(
@@ -272,12 +267,7 @@ class RecipeCallback(TrainerCallback):
         )
         model.load_state_dict(weights)
         self._stepper.steps, self._rates = saved["step"], saved["rates"]
-        if self.manager.sparsity() < saved["sparsity"]:
-            raise RuntimeError(
-                f"sparsity={self.manager.sparsity():.4%} is lower than the "
-                f"checkpoint's {saved['sparsity']:.4%}; expected the same masks; this "
-                "is a bug, please report it with the recipe"
-            )
+        check_sparsity(self.manager, saved["sparsity"])
 
     def on_train_end(self, args, state, control, **kwargs) -> None:
         """Let go of the model; it keeps its zeros and its quantization."""
@@ -332,4 +322,4 @@ class RecipeCallback(TrainerCallback):
 
 
 def _checkpoint(args: TrainingArguments, state: Any) -> Path:
-    return Path(args.output_dir) / f"checkpoint-{state.global_step}"
+    return Path(args.output_dir) / name_of(state.global_step)

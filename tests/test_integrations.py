@@ -6,7 +6,6 @@ from pathlib import Path
 import datasets
 import pytest
 
-from obert_modifiers.modifiers._targets import encoder_weights
 from tests import tiny
 
 FOLDER = Path(__file__).parents[1] / "integrations"
@@ -23,12 +22,6 @@ def files(tmp_path_factory) -> tuple[Path, Path, Path]:
     return folder / "recipe.yaml", model, folder / "train.parquet"
 
 
-def zeros(model) -> float:
-    weights = [model.get_parameter(name) for name in encoder_weights(model)]
-    pruned = sum(int((weight == 0).sum()) for weight in weights)
-    return pruned / sum(weight.numel() for weight in weights)
-
-
 def test_plain_loop_with_sparsemls_manager(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)  # SparseML writes its log files where it is run
     script = runpy.run_path(str(FOLDER / "sparseml" / "plain_loop.py"))
@@ -39,7 +32,7 @@ def test_plain_accelerate_loop(files) -> None:
     script = runpy.run_path(str(FOLDER / "accelerate" / "plain_loop.py"))
     model, sparsity = script["main"](*files, batch_size=8)
     assert sparsity == pytest.approx(0.8, abs=1e-4)
-    assert zeros(model) == pytest.approx(sparsity)
+    assert tiny.sparsity(model) == pytest.approx(sparsity)
 
 
 def test_hugging_face_trainer(files, tmp_path) -> None:
@@ -47,7 +40,7 @@ def test_hugging_face_trainer(files, tmp_path) -> None:
     options = {"per_device_train_batch_size": 8, "use_cpu": True}
     callback, model = script["main"](*files, tmp_path, save_strategy="no", **options)
     assert callback.manager.sparsity() == pytest.approx(0.8, abs=1e-4)
-    assert zeros(model) == pytest.approx(0.8, abs=1e-4)
+    assert tiny.sparsity(model) == pytest.approx(0.8, abs=1e-4)
     assert (tmp_path / "recipe.yaml").is_file()
 
 

@@ -16,7 +16,6 @@ from transformers import (
     TrainingArguments,
 )
 
-from obert_modifiers.modifiers._targets import encoder_weights
 from obert_modifiers.trainer import RecipeCallback, sample_losses
 from tests import tiny
 
@@ -64,12 +63,6 @@ def make_trainer(folder: Path, out: Path, callback, **options) -> Trainer:
     )
 
 
-def sparsity(model: nn.Module) -> float:
-    weights = [model.get_parameter(name) for name in encoder_weights(model)]
-    zeros = sum(int((weight == 0).sum()) for weight in weights)
-    return zeros / sum(weight.numel() for weight in weights)
-
-
 @pytest.mark.parametrize("accumulation", [1, 3])
 def test_a_recipe_runs_in_the_trainer(folder, tmp_path, accumulation) -> None:
     callback = RecipeCallback(tiny.RECIPE + DISTIL, teacher="self")
@@ -83,7 +76,7 @@ def test_a_recipe_runs_in_the_trainer(folder, tmp_path, accumulation) -> None:
         steps,
         -(-3 * steps // 2),
     ]
-    assert sparsity(trainer.model) == pytest.approx(0.8, abs=1e-4)
+    assert tiny.sparsity(trainer.model) == pytest.approx(0.8, abs=1e-4)
     # The recipe's last rate, near the end of its way from 5e-3 to 0.
     assert trainer.optimizer.param_groups[0]["lr"] < 5e-3
     callback.save(tmp_path)
@@ -218,7 +211,7 @@ def test_a_run_that_is_resumed_ends_with_the_same_bits(folder, tmp_path, at) -> 
     ):
         assert torch.equal(one, two), name
     assert len(callback.manager.events) == 3
-    assert sparsity(found.model) == pytest.approx(0.8, abs=1e-4)
+    assert tiny.sparsity(found.model) == pytest.approx(0.8, abs=1e-4)
 
 
 def test_a_state_that_is_not_restored_is_found(folder, tmp_path, monkeypatch) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
 
+from obert_modifiers.modifiers._targets import encoder_weights
+
 GOOD = "fine great lovely warm bright funny".split()
 BAD = "dull poor awful cold grim boring".split()
 OTHER = "the film a plot of cast is and story with it scene".split()
@@ -53,6 +55,13 @@ def write_rows(path: Path, rows: list[dict]) -> Path:
     """Write rows as json lines."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+def sparsity(model: torch.nn.Module) -> float:
+    """Count the zeros among the encoder's linear weights."""
+    weights = [model.get_parameter(name) for name in encoder_weights(model)]
+    zeros = sum(int((weight == 0).sum()) for weight in weights)
+    return zeros / sum(weight.numel() for weight in weights)
 
 
 RECIPE = """\

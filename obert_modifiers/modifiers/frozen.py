@@ -73,7 +73,7 @@ class FrozenParamsModifier(ScheduledModifier):
             )
         super().__init__(start_epoch=start, end_epoch=end, end_comparator=-1)
         self._params = params if isinstance(params, str) else list(params)
-        self._model: nn.Module | None = None
+        self._kept: list[nn.Parameter] = []
         self._handles: list[Any] = []
         self._next_epoch = 0.0
 
@@ -94,12 +94,6 @@ class FrozenParamsModifier(ScheduledModifier):
         names = [self._params] if isinstance(self._params, str) else self._params
         return match_names(unwrap(model), names)
 
-    def _parameters(self) -> list[nn.Parameter]:
-        return [
-            self._model.get_parameter(name)
-            for name in self.resolve_targets(self._model)
-        ]
-
     def _in_range(self, epoch: float) -> bool:
         before_end = self.end_epoch < 0.0 or epoch < self.end_epoch - _CLOSE
         return before_end and epoch >= self.start_epoch - _CLOSE
@@ -110,7 +104,7 @@ class FrozenParamsModifier(ScheduledModifier):
         if self._in_range(next_epoch) and not self._handles:
             self._handles = [
                 parameter.register_hook(torch.zeros_like)
-                for parameter in self._parameters()
+                for parameter in self._kept
                 if parameter.requires_grad
             ]
         elif not self._in_range(next_epoch):
@@ -133,8 +127,9 @@ class FrozenParamsModifier(ScheduledModifier):
             **kwargs: What the caller offers to all modifiers.
         """
         super().initialize(module, epoch, loggers, **kwargs)
-        self._model = unwrap(module)
-        self.resolve_targets(module)  # fails now rather than at start_epoch
+        model = unwrap(module)
+        # Looked up once; it fails now rather than at start_epoch.
+        self._kept = [model.get_parameter(n) for n in self.resolve_targets(model)]
         self._prepare(epoch)
 
     def optimizer_pre_step(
@@ -150,7 +145,7 @@ class FrozenParamsModifier(ScheduledModifier):
         """
         super().optimizer_pre_step(module, optimizer, epoch, steps_per_epoch)
         if self._in_range(epoch):
-            for parameter in self._parameters():
+            for parameter in self._kept:
                 parameter.grad = None
 
     def optimizer_post_step(
@@ -170,7 +165,7 @@ class FrozenParamsModifier(ScheduledModifier):
     def finalize(
         self, module: nn.Module | None = None, reset_loggers: bool = True, **kwargs: Any
     ) -> None:
-        """Release the parameters and let go of the model.
+        """Release the parameters and let go of them.
 
         Args:
             module: The model.
@@ -179,7 +174,7 @@ class FrozenParamsModifier(ScheduledModifier):
         """
         super().finalize(module, reset_loggers, **kwargs)
         self._release()
-        self._model = None
+        self._kept = []
 
     def state_dict(self) -> dict[str, Any]:
         """Return the epoch of the step that comes next."""

@@ -1,43 +1,11 @@
-"""Losses and metrics of text classification."""
+"""Metrics of text classification."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
-from torch import Tensor
-from torch.nn import functional
-
-from obert_modifiers.core.outputs import logits_of
-
-
-def classification_loss(outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
-    """Return the cross-entropy of each sample.
-
-    Args:
-        outputs: The model's outputs with ``logits`` (k, classes).
-        batch: What the model was given, with ``labels`` (k,).
-
-    Returns:
-        Losses (k,) in float32.
-    """
-    logits = logits_of(outputs).float()
-    return functional.cross_entropy(logits, batch["labels"], reduction="none")
-
-
-def regression_loss(outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
-    """Return the squared error of each sample.
-
-    Args:
-        outputs: The model's outputs with ``logits`` (k, 1).
-        batch: What the model was given, with ``labels`` (k,).
-
-    Returns:
-        Losses (k,) in float32.
-    """
-    error = logits_of(outputs).float().squeeze(-1) - batch["labels"].float()
-    return error.square()
 
 
 def classification_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:

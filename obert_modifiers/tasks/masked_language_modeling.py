@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,14 @@ from torch import Tensor
 from transformers import AutoModelForMaskedLM
 
 from obert_modifiers.batches import TaskData
+from obert_modifiers.core.losses import token_loss, token_sums
 from obert_modifiers.tasks import _run
-from obert_modifiers.tasks._arguments import Arguments, DataSetArguments, flag
+from obert_modifiers.tasks._arguments import DataSetArguments, flag
 from obert_modifiers.tasks._data import need_column
 from obert_modifiers.tasks._labels import no_gaps
 from obert_modifiers.tasks._masking import MaskedSamples, Masking, masking_of
 from obert_modifiers.tasks._task import Inputs, Prepared, Task
-from obert_modifiers.tasks._tokens import collate_tokens, token_loss, token_sums
+from obert_modifiers.tasks._tokens import collate_tokens
 
 _TEXT_COLUMNS = ("text", "sentence")
 _LARGEST = 700.0  # of which the exponential is still a number
@@ -47,32 +49,6 @@ class MaskedArguments(DataSetArguments):
                 f"--mlm_probability={self.mlm_probability} is outside (0, 1); expected "
                 "a share of the tokens; use 0.15"
             )
-
-
-def main(argv: list[str], reporter: Any = None) -> dict[str, Any]:
-    """Run what a command line asks for; works under every launcher of accelerate.
-
-    Args:
-        argv: The flags, without a program name; see ``--help``.
-        reporter: Shows the progress; see `obert_modifiers.training.train`.
-
-    Returns:
-        The record that was written.
-    """
-    return _run.main(TASK, argv, reporter)
-
-
-def run(arguments: Arguments, reporter: Any = None) -> dict[str, Any]:
-    """Load, check, train, save, reload and measure.
-
-    Args:
-        arguments: All flags.
-        reporter: Shows the progress; see `obert_modifiers.training.train`.
-
-    Returns:
-        The record that was written.
-    """
-    return _run.run(TASK, arguments, reporter)
 
 
 def _columns(
@@ -212,3 +188,5 @@ TASK = Task(
     write_predictions=None,
     prediction_files=(),
 )
+
+main, run = partial(_run.main, TASK), partial(_run.run, TASK)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from obert_modifiers.batches import TaskData
 from obert_modifiers.core.distillation import IGNORED_LABEL
 from obert_modifiers.tasks import _run
 from obert_modifiers.tasks._arguments import (
-    Arguments,
     DataSetArguments,
     check_positive,
     flag,
@@ -97,32 +97,6 @@ class QuestionAnsweringArguments(DataSetArguments):
             self.version_2_with_negative,
             self.null_score_diff_threshold,
         )
-
-
-def main(argv: list[str], reporter: Any = None) -> dict[str, Any]:
-    """Run what a command line asks for; works under every launcher of accelerate.
-
-    Args:
-        argv: The flags, without a program name; see ``--help``.
-        reporter: Shows the progress; see `obert_modifiers.training.train`.
-
-    Returns:
-        The record that was written.
-    """
-    return _run.main(TASK, argv, reporter)
-
-
-def run(arguments: Arguments, reporter: Any = None) -> dict[str, Any]:
-    """Load, check, train, save, reload and measure.
-
-    Args:
-        arguments: All flags.
-        reporter: Shows the progress; see `obert_modifiers.training.train`.
-
-    Returns:
-        The record that was written.
-    """
-    return _run.run(TASK, arguments, reporter)
 
 
 def answer_losses(outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
@@ -311,3 +285,5 @@ TASK = Task(
     prediction_files=(PREDICTIONS, NBEST, NULL_ODDS),
     reader=read,
 )
+
+main, run = partial(_run.main, TASK), partial(_run.run, TASK)

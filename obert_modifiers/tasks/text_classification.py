@@ -2,47 +2,22 @@
 
 import csv
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding
 
 from obert_modifiers.batches import TaskData
+from obert_modifiers.core.losses import classification_loss, regression_loss
 from obert_modifiers.tasks import _labels, _metrics, _run
-from obert_modifiers.tasks._arguments import Arguments, DataArguments
+from obert_modifiers.tasks._arguments import DataArguments
 from obert_modifiers.tasks._data import Labels, TextData, text_and_label
 from obert_modifiers.tasks._files import GLUE_FIGURES, MISMATCHED, glue_task
 from obert_modifiers.tasks._run import TRAIN_RECORD
 from obert_modifiers.tasks._task import Inputs, Prepared, Task
 
 __all__ = ["TASK", "TRAIN_RECORD", "main", "run"]
-
-
-def main(argv: list[str], reporter: Any = None) -> dict[str, Any]:
-    """Run what a command line asks for; works under every launcher of accelerate.
-
-    Args:
-        argv: The flags, without a program name; see ``--help``.
-        reporter: Shows the progress; see `obert_modifiers.training.train`.
-
-    Returns:
-        The record that was written.
-    """
-    return _run.main(TASK, argv, reporter)
-
-
-def run(arguments: Arguments, reporter: Any = None) -> dict[str, Any]:
-    """Load, check, train, save, reload and measure.
-
-    Args:
-        arguments: All flags.
-        reporter: Shows the progress; see `obert_modifiers.training.train`.
-
-    Returns:
-        The record that was written.
-    """
-    return _run.run(TASK, arguments, reporter)
 
 
 def _classes(data: TextData, flags: DataArguments, known: Mapping[str, int]) -> Labels:
@@ -60,10 +35,10 @@ def _prepare(inputs: Inputs) -> Prepared:
         flags.pad_to_max_length,
         flags.preprocessing_num_workers,
     )
-    loss, metrics = _metrics.classification_loss, _metrics.classification_metrics
+    loss, metrics = classification_loss, _metrics.classification_metrics
     headline = GLUE_FIGURES.get(glue_task(flags), ("accuracy",))
     if labels.regression:
-        loss, metrics = _metrics.regression_loss, _metrics.regression_metrics
+        loss, metrics = regression_loss, _metrics.regression_metrics
         headline = ("pearson", "spearman")
     second = samples.get(MISMATCHED)
     data = TaskData(
@@ -109,3 +84,5 @@ TASK = Task(
     write_predictions=_write,
     labels=_classes,
 )
+
+main, run = partial(_run.main, TASK), partial(_run.run, TASK)

@@ -13,12 +13,13 @@ from transformers import AutoModelForTokenClassification
 
 from obert_modifiers.batches import TaskData
 from obert_modifiers.core.distillation import IGNORED_LABEL
+from obert_modifiers.core.losses import token_loss
 from obert_modifiers.tasks import _run
-from obert_modifiers.tasks._arguments import Arguments, DataSetArguments, flag
+from obert_modifiers.tasks._arguments import DataSetArguments, flag
 from obert_modifiers.tasks._data import Labels, TextData, need_column
 from obert_modifiers.tasks._labels import as_the_model_knows, no_gaps
 from obert_modifiers.tasks._task import Inputs, Prepared, Task
-from obert_modifiers.tasks._tokens import collate_tokens, keep_tokens, token_loss
+from obert_modifiers.tasks._tokens import collate_tokens, keep_tokens
 
 _TEXT_COLUMNS = ("tokens", "words")
 _PARTS = ("B-", "I-", "E-", "S-", "L-", "U-")
@@ -38,32 +39,6 @@ class TokenArguments(DataSetArguments):
     label_names: str | None = flag(
         None, "What the label numbers 0, 1, ... mean, with commas: O,B-PER,I-PER."
     )
-
-
-def main(argv: list[str], reporter: Any = None) -> dict[str, Any]:
-    """Run what a command line asks for; works under every launcher of accelerate.
-
-    Args:
-        argv: The flags, without a program name; see ``--help``.
-        reporter: Shows the progress; see `obert_modifiers.training.train`.
-
-    Returns:
-        The record that was written.
-    """
-    return _run.main(TASK, argv, reporter)
-
-
-def run(arguments: Arguments, reporter: Any = None) -> dict[str, Any]:
-    """Load, check, train, save, reload and measure.
-
-    Args:
-        arguments: All flags.
-        reporter: Shows the progress; see `obert_modifiers.training.train`.
-
-    Returns:
-        The record that was written.
-    """
-    return _run.run(TASK, arguments, reporter)
 
 
 def _columns(
@@ -308,3 +283,5 @@ TASK = Task(
     prediction_files=("predictions.txt",),
     words=True,
 )
+
+main, run = partial(_run.main, TASK), partial(_run.run, TASK)

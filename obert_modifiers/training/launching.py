@@ -44,7 +44,7 @@ def check_environment(environment: Mapping[str, str] | None = None) -> None:
     environment = os.environ if environment is None else environment
     for name, kind in _SWITCHES.items():
         if environment.get(name, "").lower() in ("true", "1", "yes"):
-            raise ValueError(_refusal(kind))
+            raise ValueError(refusal(kind))
 
 
 def check_compiler(backend: str | None) -> None:
@@ -76,10 +76,10 @@ def check_whole(accelerator: Accelerator, model: nn.Module) -> None:
     """
     kind = str(getattr(accelerator.distributed_type, "value", "NO"))
     if kind in _SHARDING:
-        raise ValueError(_refusal(kind))
+        raise ValueError(refusal(kind))
     for name, parameter in model.named_parameters():
         if isinstance(parameter, DTensor):
-            raise ValueError(f"{_refusal('FSDP2')}; {name} is sharded")
+            raise ValueError(f"{refusal('FSDP2')}; {name} is sharded")
 
 
 def is_lost_peer(error: BaseException) -> bool:
@@ -121,7 +121,15 @@ def peers_named() -> Iterator[None]:
         raise ConnectionError(text) from error
 
 
-def _refusal(kind: str) -> str:
+def refusal(kind: str) -> str:
+    """Say why sharded parameters are refused, and what to use instead.
+
+    Args:
+        kind: Who shards them, as accelerate names it.
+
+    Returns:
+        The message.
+    """
     return (
         f"distributed_type={kind} shards the parameters; expected whole ones, as masks "
         "and Fisher blocks are made of them; train with DDP: accelerate launch "

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from obert_modifiers.core.parallel import OtherProcessFailed, together
+from obert_modifiers.manager import RecipeManager
 from obert_modifiers.training._snapshot import (
     JOURNAL,
     MODEL,
@@ -179,7 +180,7 @@ def resume_(
     own = read_state(folder, rank_name(parts))
     _load_modifiers(config, parts, folder, run)
     restore_(parts, folder, run)
-    _check_sparsity(parts, run["sparsity"])
+    check_sparsity(parts.manager, run["sparsity"])
     if own["losses"] is not None:
         losses = own["losses"].to(parts.accelerator.device)
         parts.progress.losses = list(losses.unbind())
@@ -211,8 +212,17 @@ def _load_modifiers(
     )
 
 
-def _check_sparsity(parts: Parts, before: float) -> None:
-    now = parts.manager.sparsity() if parts.manager is not None else 0.0
+def check_sparsity(manager: RecipeManager | None, before: float) -> None:
+    """Check that no weight that was pruned has come back.
+
+    Args:
+        manager: The recipe's, after it took up a checkpoint's state; None without one.
+        before: Sparsity when the checkpoint was written.
+
+    Raises:
+        RuntimeError: If it is lower now.
+    """
+    now = manager.sparsity() if manager is not None else 0.0
     if now < before:
         raise RuntimeError(
             f"sparsity={now:.4%} is lower than the checkpoint's {before:.4%}; expected "

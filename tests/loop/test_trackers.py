@@ -150,11 +150,11 @@ def test_the_flag() -> None:
         parse(["--report_to", "comet"], "obert train text_classification")
 
 
-@pytest.mark.skipif(not trackers_of("all"), reason="no tracker is installed")
+@pytest.mark.skipif(
+    "tensorboard" not in trackers_of("all"), reason="TensorBoard is not installed"
+)
 @pytest.mark.filterwarnings("ignore")  # of the trackers themselves
 def test_tensorboard_itself(tmp_path, monkeypatch) -> None:
-    if "tensorboard" not in trackers_of("all"):
-        pytest.skip("TensorBoard is not installed")
     monkeypatch.chdir(tmp_path)
     run(tmp_path / "out", GMP)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -8,6 +8,7 @@ import torch
 from datasets import ClassLabel, Dataset, Features, Value
 from transformers import AutoTokenizer
 
+from obert_modifiers.core import losses
 from obert_modifiers.tasks import _data, _labels, _metrics
 from obert_modifiers.tasks._arguments import DataArguments
 
@@ -220,13 +221,11 @@ def test_losses_are_those_of_each_sample():
     logits = torch.tensor([[2.0, 0.0], [0.0, 1.0]], dtype=torch.bfloat16)
     batch = {"labels": torch.tensor([0, 0])}
     expected = torch.logsumexp(logits.double(), -1) - logits.double()[:, 0]
-    losses = _metrics.classification_loss({"logits": logits}, batch)
-    assert losses.dtype == torch.float32
-    torch.testing.assert_close(losses.double(), expected, rtol=1e-6, atol=0)
+    found = losses.classification_loss({"logits": logits}, batch)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=0)
     numbers = {"labels": torch.tensor([1.0, 3.0])}
-    squares = _metrics.regression_loss(
-        {"logits": torch.tensor([[0.0], [1.0]])}, numbers
-    )
+    squares = losses.regression_loss({"logits": torch.tensor([[0.0], [1.0]])}, numbers)
     assert squares.tolist() == [1.0, 4.0]
 
 

@@ -10,11 +10,11 @@ import torch
 from transformers import AutoModelForMaskedLM
 
 from obert_modifiers.core.distillation import output_losses, read_outputs
+from obert_modifiers.core.losses import token_loss
 from obert_modifiers.tasks import _data, masked_language_modeling
 from obert_modifiers.tasks._arguments import ModelArguments
 from obert_modifiers.tasks._models import find
 from obert_modifiers.tasks._task import Inputs
-from obert_modifiers.tasks._tokens import token_loss
 from obert_modifiers.tasks.masked_language_modeling import MaskedArguments, main
 from tests import tiny
 

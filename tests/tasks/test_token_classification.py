@@ -9,7 +9,8 @@ import torch
 from datasets import ClassLabel, Dataset, Features, Sequence, Value
 from transformers import AutoConfig, AutoModelForTokenClassification, AutoTokenizer
 
-from obert_modifiers.tasks import _data, _tokens, token_classification
+from obert_modifiers.core.losses import token_loss
+from obert_modifiers.tasks import _data, token_classification
 from obert_modifiers.tasks._arguments import ModelArguments
 from obert_modifiers.tasks._models import find
 from obert_modifiers.tasks._task import Inputs
@@ -191,7 +192,7 @@ def test_a_samples_loss_is_the_mean_over_its_labelled_tokens() -> None:
         [-100, 1, -100, -100, -100],
         [-100, -100, -100, -100, -100],
     ])
-    found = _tokens.token_loss({"logits": logits}, {"labels": labels})
+    found = token_loss({"logits": logits}, {"labels": labels})
     expected = []
     for row, truth in zip(logits, labels, strict=True):
         losses = [
