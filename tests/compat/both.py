@@ -91,7 +91,12 @@ class Run:
 
 
 def run(
-    recipe: str, mode: str | None, steps: int, seed: int, noise: float, model: Any = None
+    recipe: str,
+    mode: str | None,
+    steps: int,
+    seed: int,
+    noise: float,
+    model: Any = None,
 ) -> Run:
     """Train with a recipe in SparseML's manager.
 

@@ -1,4 +1,4 @@
-"""Ours in the place of SparseML's, on the same gradients: the same masks and weights."""
+"""Ours in the place of SparseML's: same gradients, same masks and weights."""
 
 import pytest
 import torch
