@@ -49,8 +49,9 @@ LAYERS = {
         {"batches", "core", "manager", "training"}, {"torch", "transformers"}
     ),
     "embedded": layer(),
+    "compat": layer({"core", "modifiers", "recipe", "manager"}, {"torch", "yaml"}),
     "tasks": layer(
-        LOADING | {"batches", "training", "embedded", "resources"},
+        LOADING | {"batches", "compat", "training", "embedded", "resources"},
         NUMERIC | HUGGING_FACE | {"safetensors", "scipy", "seqeval", "sklearn"},
     ),
     "export": layer({"core"}, NUMERIC | {"onnx"}),
@@ -59,7 +60,7 @@ LAYERS = {
         RUNNING | {"report"}, NUMERIC | HUGGING_FACE | SHOW | {"safetensors", "yaml"}
     ),
     "cli": layer(
-        RUNNING | {"kernels", "report", "quickstart", "__init__"},
+        RUNNING | {"compat", "kernels", "report", "quickstart", "__init__"},
         NUMERIC | HUGGING_FACE | SHOW | {"psutil", "safetensors", "yaml"},
     ),
 }

@@ -17,7 +17,7 @@ from obert_modifiers import __version__
 from obert_modifiers.cli._host import quiet_host
 from obert_modifiers.cli.launch import start_missing_processes
 from obert_modifiers.cli.progress import LogLines, PlainReporter, make_reporter
-from obert_modifiers.cli.recipe import recipe_app
+from obert_modifiers.cli.recipe import recipe_app, spelt_out
 
 PACKAGE = "obert_modifiers"
 
@@ -189,7 +189,7 @@ def main(argv: list[str] | None = None) -> int:
     if argv is None and "MASTER_ADDR" in os.environ:
         start_missing_processes(words)
     debug = "--debug" in words or os.environ.get("OBERT_DEBUG", "") not in ("", "0")
-    words = [word for word in words if word != "--debug"]
+    words = spelt_out([word for word in words if word != "--debug"])
     try:
         return app(words, prog_name="obert", standalone_mode=False) or 0
     except typer.Exit as stop:

@@ -8,6 +8,7 @@ from typing import Any
 from accelerate import PartialState
 from transformers import PreTrainedModel
 
+from obert_modifiers.compat import replaced
 from obert_modifiers.manager import RecipeManager
 from obert_modifiers.tasks import _data, _models
 from obert_modifiers.tasks._arguments import Arguments
@@ -118,7 +119,8 @@ def load_recipe(arguments: Arguments) -> RecipeManager | None:
     train = arguments.train
     if train.recipe is None:
         return None
-    return RecipeManager.from_recipe(train.recipe, train.recipe_args)
+    with replaced(train.replace):
+        return RecipeManager.from_recipe(train.recipe, train.recipe_args)
 
 
 def prepare(
