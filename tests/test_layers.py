@@ -29,11 +29,12 @@ def layer(internal: set[str] = frozenset(), external: set[str] = frozenset()) ->
 
 
 LOADING = {"core", "modifiers", "recipe", "manager"}
-RUNNING = LOADING | {"batches", "training", "tasks", "embedded", "resources"}
+RUNNING = LOADING | {"batches", "training", "tasks", "embedded", "resources", "sizes"}
 # The first part of a module's name below the package, or a file named in full.
 LAYERS = {
     "__init__": layer({"manager"}),
     "resources": layer(),
+    "sizes": layer(),
     "kernels": layer(set(), {"numba", "numpy", "torch", "triton"}),
     "core": layer({"kernels"}, {"torch"}),
     "modifiers": layer({"kernels", "core"}, {"torch"}),
@@ -50,10 +51,10 @@ LAYERS = {
     ),
     "embedded": layer(),
     "tasks": layer(
-        LOADING | {"batches", "training", "embedded", "resources"},
+        LOADING | {"batches", "training", "embedded", "resources", "sizes"},
         NUMERIC | HUGGING_FACE | {"safetensors", "scipy", "seqeval", "sklearn"},
     ),
-    "export": layer({"core"}, NUMERIC | {"onnx"}),
+    "export": layer({"core", "sizes"}, NUMERIC | {"onnx", "safetensors"}),
     "report": layer(RUNNING, NUMERIC | HUGGING_FACE | SHOW | {"safetensors"}),
     "quickstart": layer(
         RUNNING | {"report"}, NUMERIC | HUGGING_FACE | SHOW | {"safetensors", "yaml"}
