@@ -29,11 +29,12 @@ def layer(internal: set[str] = frozenset(), external: set[str] = frozenset()) ->
 
 
 LOADING = {"core", "modifiers", "recipe", "manager"}
-RUNNING = LOADING | {"batches", "training", "tasks", "embedded", "resources"}
+RUNNING = LOADING | {"batches", "training", "tasks", "embedded", "resources", "sizes"}
 # The first part of a module's name below the package, or a file named in full.
 LAYERS = {
     "__init__": layer({"manager"}),
     "resources": layer(),
+    "sizes": layer(),
     "kernels": layer(set(), {"numba", "numpy", "torch", "triton"}),
     "core": layer({"kernels"}, {"torch"}),
     "modifiers": layer({"kernels", "core"}, {"torch"}),
@@ -51,10 +52,11 @@ LAYERS = {
     "embedded": layer(),
     "compat": layer({"core", "modifiers", "recipe", "manager"}, {"torch", "yaml"}),
     "tasks": layer(
-        LOADING | {"batches", "compat", "training", "embedded", "resources"},
+        LOADING
+        | {"batches", "compat", "training", "embedded", "resources", "sizes"},
         NUMERIC | HUGGING_FACE | {"safetensors", "scipy", "seqeval", "sklearn"},
     ),
-    "export": layer({"core"}, NUMERIC | {"onnx"}),
+    "export": layer({"core", "sizes"}, NUMERIC | {"onnx", "safetensors"}),
     "report": layer(RUNNING, NUMERIC | HUGGING_FACE | SHOW | {"safetensors"}),
     "quickstart": layer(
         RUNNING | {"report"}, NUMERIC | HUGGING_FACE | SHOW | {"safetensors", "yaml"}

@@ -18,6 +18,7 @@ from obert_modifiers.cli._host import quiet_host
 from obert_modifiers.cli.launch import start_missing_processes
 from obert_modifiers.cli.progress import LogLines, PlainReporter, make_reporter
 from obert_modifiers.cli.recipe import recipe_app, spelt_out
+from obert_modifiers.cli.sizes import show_sizes
 
 PACKAGE = "obert_modifiers"
 
@@ -31,6 +32,7 @@ app = typer.Typer(
 train_app = typer.Typer(help="Train a model with a recipe.", no_args_is_help=True)
 app.add_typer(train_app, name="train")
 app.add_typer(recipe_app, name="recipe")
+app.command("sizes")(show_sizes)
 
 _TASKS = {
     "question_answering": "Find answers in contexts, as in SQuAD",
