@@ -52,8 +52,7 @@ LAYERS = {
     "embedded": layer(),
     "compat": layer({"core", "modifiers", "recipe", "manager"}, {"torch", "yaml"}),
     "tasks": layer(
-        LOADING
-        | {"batches", "compat", "training", "embedded", "resources", "sizes"},
+        LOADING | {"batches", "compat", "training", "embedded", "resources", "sizes"},
         NUMERIC | HUGGING_FACE | {"safetensors", "scipy", "seqeval", "sklearn"},
     ),
     "export": layer({"core", "sizes"}, NUMERIC | {"onnx", "safetensors"}),
