@@ -7,7 +7,12 @@ from typing import Any
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from obert_modifiers.core.layer_drop import CHOICES, drop_layers_, plan_layers
+from obert_modifiers.core.layer_drop import (
+    CHOICES,
+    drop_layers_,
+    find_layers,
+    plan_layers,
+)
 from obert_modifiers.modifiers._host import (
     ModifierProp,
     PyTorchModifierYAML,
@@ -115,6 +120,16 @@ class LayerDropModifier(ScheduledModifier):
         if self._applied_to(model):
             return self._kept
         return plan_layers(model, self._keep, self._choice)
+
+    def adopt(self, model: nn.Module) -> None:
+        """Take a model that was saved after its layers were dropped: drop no more.
+
+        Args:
+            model: The model, wrapped or not.
+        """
+        model = unwrap(model)
+        self._kept = tuple(range(len(find_layers(model)[1])))
+        self._model = weakref.ref(model)
 
     def _applied_to(self, model: nn.Module) -> bool:
         return self._model is not None and self._model() is model
