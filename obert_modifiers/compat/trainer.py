@@ -62,6 +62,36 @@ def safetensors_reload(patch: Patch) -> None:
     patch(module.RecipeManagerTrainerInterface, "_reload_model_state", reload)
 
 
+@fix("shared-buffers", versions="transformers 4.35 and later")
+def shared_buffers(patch: Patch) -> None:
+    """SparseML's quantized layers hold buffers twice, which safetensors refuses.
+
+    Copies are saved, each under its name.
+
+    Args:
+        patch: Sets an attribute of an object.
+    """
+    from sparseml.transformers.sparsification import trainer as module
+
+    from obert_modifiers.modifiers._targets import unwrap
+
+    original = module.TransformersTrainer._save
+
+    def save(self: Any, output_dir: str | None = None, state_dict: Any = None) -> None:
+        model = unwrap(self.model)
+        quantized = any(hasattr(one, "fake_quant_enabled") for one in model.modules())
+        if quantized and state_dict is None:
+            # Not the parameters: transformers knows which of them are tied.
+            buffers = {name for name, _ in model.named_buffers(remove_duplicate=False)}
+            state_dict = {
+                name: value.clone() if name in buffers else value
+                for name, value in model.state_dict().items()
+            }
+        original(self, output_dir, state_dict)
+
+    patch(module.TransformersTrainer, "_save", save)
+
+
 @fix("saved-structure", versions="all")
 def saved_structure(patch: Patch) -> None:
     """A folder's recipe is applied again on loading, and 8-bit ranges are not saved.
@@ -76,6 +106,7 @@ def saved_structure(patch: Patch) -> None:
     from sparseml.transformers.sparsification import trainer as module
 
     from obert_modifiers.core import quantization_file
+    from obert_modifiers.core.quantized_layers import Quantized
     from obert_modifiers.modifiers import LayerDropModifier
     from obert_modifiers.modifiers._targets import unwrap
 
@@ -90,9 +121,11 @@ def saved_structure(patch: Patch) -> None:
                     modifier.adopt(self.model)
         applied = apply_manager(self, epoch, checkpoint)
         if first and math.isinf(epoch) and os.path.isdir(self.model_state_path):
-            quantization_file.load_quantization_(
-                unwrap(self.model), self.model_state_path
-            )
+            model = unwrap(self.model)
+            quantization_file.load_quantization_(model, self.model_state_path)
+            for layer in model.modules():
+                if isinstance(layer, Quantized):
+                    layer.qconfig = True  # SparseML's export looks for it
         self._obert_loaded = True
         return applied
 
