@@ -194,3 +194,32 @@ def resume_epoch(patch: Patch) -> None:
     patch(saving, "_save_checkpoint", save)
     patch(ScheduledOptimizer, "load_state_dict", load_state_dict)
     patch(ScheduledOptimizer, "state_dict", state_dict)
+
+
+@fix("early-stopping", versions="all")
+def early_stopping(patch: Patch) -> None:
+    """SparseML's trainer tells a recipe nothing of its evaluations.
+
+    They are told to `EarlyStoppingModifier`, which may end the training.
+
+    Args:
+        patch: Sets an attribute of an object.
+    """
+    from sparseml.transformers.sparsification import trainer as module
+
+    from obert_modifiers.modifiers import EarlyStoppingModifier
+    from obert_modifiers.modifiers._targets import unwrap
+
+    original = module.TrainerInterface.evaluate
+
+    def evaluate(self: Any, *args: Any, **kwargs: Any) -> dict[str, float]:
+        metrics = original(self, *args, **kwargs)
+        running = self.manager_initialized and not self.manager_finalized
+        for modifier in self.manager.iter_modifiers() if running else ():
+            if isinstance(modifier, EarlyStoppingModifier):
+                named = {k.removeprefix("eval_"): v for k, v in metrics.items()}
+                if modifier.evaluated(unwrap(self.model), named, self.state.epoch):
+                    self.control.should_training_stop = True
+        return metrics
+
+    patch(module.TrainerInterface, "evaluate", evaluate)
