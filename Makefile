@@ -6,6 +6,10 @@ SPARSEML_VENV ?= .venv-sparseml-cli
 export PYTHON
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
+# A worker for each core, a file's tests on one worker. Threads that wait sleep: the
+# workers and the processes that they start would spin on each other's cores.
+WORKERS := -n auto --dist loadscope
+test: export OMP_WAIT_POLICY = PASSIVE
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
@@ -30,7 +34,7 @@ quickstart: install  ## Prune the embedded encoder: dense, GMP* and oBERT, one t
 
 test: install  ## Run the quick tests
 	@echo "==> Running the quick tests"
-	@$(PYTEST) -m "not slow"
+	@$(PYTEST) -m "not slow" $(WORKERS)
 
 test-all: install  ## Run every test, the slow ones too
 	@echo "==> Running all tests"

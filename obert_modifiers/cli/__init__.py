@@ -18,7 +18,8 @@ from obert_modifiers.cli._host import quiet_host
 from obert_modifiers.cli.compat import run_script, show_doctor
 from obert_modifiers.cli.launch import start_missing_processes
 from obert_modifiers.cli.progress import LogLines, PlainReporter, make_reporter
-from obert_modifiers.cli.recipe import recipe_app
+from obert_modifiers.cli.recipe import recipe_app, spelt_out
+from obert_modifiers.cli.sizes import show_sizes
 
 PACKAGE = "obert_modifiers"
 
@@ -32,6 +33,7 @@ app = typer.Typer(
 train_app = typer.Typer(help="Train a model with a recipe.", no_args_is_help=True)
 app.add_typer(train_app, name="train")
 app.add_typer(recipe_app, name="recipe")
+app.command("sizes")(show_sizes)
 
 _TASKS = {
     "question_answering": "Find answers in contexts, as in SQuAD",
@@ -199,7 +201,7 @@ def main(argv: list[str] | None = None) -> int:
     if argv is None and "MASTER_ADDR" in os.environ:
         start_missing_processes(words)
     debug = "--debug" in words or os.environ.get("OBERT_DEBUG", "") not in ("", "0")
-    words = [word for word in words if word != "--debug"]
+    words = spelt_out([word for word in words if word != "--debug"])
     try:
         return app(words, prog_name="obert", standalone_mode=False) or 0
     except typer.Exit as stop:

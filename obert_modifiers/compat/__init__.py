@@ -1,27 +1,29 @@
-"""L5: what SparseML's own command line and recipes need to run again."""
+"""What SparseML's recipes and command line need to run again; light until used."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from obert_modifiers.compat.replace import replace_sparseml_modifiers
-
-__all__ = ["replace_sparseml_modifiers"]
+_LAZY = {
+    "replace_sparseml_modifiers": "replace",
+    "restore_sparseml_modifiers": "replace",
+    "replaced": "replace",
+    "convert_recipe": "replace_convert",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Import the public function on first use.
+    """Import what is asked for on first use.
 
     Args:
         name: The attribute asked for.
 
     Returns:
-        The function of that name.
+        It.
 
     Raises:
-        AttributeError: If the package has no such attribute.
+        AttributeError: If there is no such attribute.
     """
-    if name in __all__:
-        from obert_modifiers.compat import replace
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
 
-        return getattr(replace, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)

@@ -68,7 +68,9 @@ COMMANDS |= {
     "plain_obs": Command(train("mlm", "obs", evaluate=""), "console"),
     "plain_quantization": Command(train("mlm", "quantization", evaluate=""), "console"),
     "obs": Command(train("text", "obs")),
-    "obs_without_samples": Command(f"--without=gradient-samples {train('text', 'obs')}"),
+    "obs_without_samples": Command(
+        f"--without=gradient-samples {train('text', 'obs')}"
+    ),
     "ours_without_samples": Command(f"--without=gradient-samples {train('qa', 'qa')}"),
     "quantized": Command(train("text", "quantization")),
     "quantized_without_slots": Command(

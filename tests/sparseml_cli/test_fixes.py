@@ -168,7 +168,7 @@ def _ranges(folder: Path) -> dict:
 
 @pytest.mark.runs("stopped", "stopped_without")
 def test_early_stopping(run):
-    """The loss falls, and the recipe wants it to rise: the second evaluation ends it."""
+    """The loss falls where the recipe wants it to rise: two evaluations end it."""
     for name, steps in (("stopped", 8), ("stopped_without", 16)):
         done = run(name)
         assert done.status == 0, done.text[-3000:]
