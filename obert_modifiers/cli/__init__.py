@@ -15,9 +15,12 @@ from rich.console import Console
 
 from obert_modifiers import __version__
 from obert_modifiers.cli._host import quiet_host
+from obert_modifiers.cli.compat import run_script, show_doctor
+from obert_modifiers.cli.export import export
 from obert_modifiers.cli.launch import start_missing_processes
 from obert_modifiers.cli.progress import LogLines, PlainReporter, make_reporter
 from obert_modifiers.cli.recipe import recipe_app, spelt_out
+from obert_modifiers.cli.sizes import show_sizes
 
 PACKAGE = "obert_modifiers"
 
@@ -31,6 +34,8 @@ app = typer.Typer(
 train_app = typer.Typer(help="Train a model with a recipe.", no_args_is_help=True)
 app.add_typer(train_app, name="train")
 app.add_typer(recipe_app, name="recipe")
+app.command("sizes")(show_sizes)
+app.command("export")(export)
 
 _TASKS = {
     "question_answering": "Find answers in contexts, as in SQuAD",
@@ -107,6 +112,15 @@ def _report(run: Annotated[Path, typer.Argument(help="The run's folder.")]) -> N
     from obert_modifiers.report import write_report
 
     typer.echo(write_report(run))
+
+
+app.command(
+    "run",
+    context_settings={**_PASS_ON, "help_option_names": []},
+    help="Run one of SparseML's own scripts, with our modifiers; `obert run` lists "
+    "them.",
+)(run_script)
+app.command("doctor")(show_doctor)
 
 
 def _finish(record: dict[str, Any], reporter: PlainReporter) -> None:

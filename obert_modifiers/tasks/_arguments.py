@@ -189,6 +189,7 @@ class TrainArguments:
     seed: int = flag(42, "Fixes the new head, the order of the data and dropout.")
     bf16: bool = flag(False, "Mixed precision in bfloat16.")
     fp16: bool = flag(False, "Mixed precision in float16; needs a GPU.")
+    tf32: bool = flag(False, "Products of float32 in TF32; needs an Ampere GPU.")
     torch_compile: bool = flag(False, "Compile the model; masks cost no recompiling.")
     torch_compile_backend: str | None = flag(
         None, "The compiler, inductor if unset; turns --torch_compile on."

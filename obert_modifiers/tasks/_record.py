@@ -1,13 +1,12 @@
 """What a run leaves on record: figures of the saved file, versions, the machine."""
 
-import gzip
 import json
 import os
 import platform
 from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -19,31 +18,9 @@ from obert_modifiers.modifiers._targets import (
     non_embedding_weights,
     unwrap,
 )
+from obert_modifiers.sizes import MB, gzip_bytes, plain_bytes, weight_files
 
-MB = 1_000_000
-_CHUNK = 1 << 20
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "sparseml", "numpy")
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """List the safetensors files of a saved model.
-
-    Args:
-        folder: The model's folder.
-
-    Returns:
-        One file, or the shards of a large model.
-
-    Raises:
-        FileNotFoundError: If there is none.
-    """
-    files = sorted(folder.glob("model*.safetensors"))
-    if not files:
-        raise FileNotFoundError(
-            f"model={folder} has no weights; expected model.safetensors; save it with "
-            "save_pretrained"
-        )
-    return files
 
 
 def count_zeros(folder: Path, names: Iterable[str]) -> list[dict[str, Any]]:
@@ -109,20 +86,6 @@ def sparsities(folder: Path, model: nn.Module) -> dict[str, float]:
     }
 
 
-class _Counter:
-    """A file that keeps only how many bytes were written to it."""
-
-    def __init__(self) -> None:
-        self.size = 0
-
-    def write(self, data: bytes) -> int:
-        self.size += len(data)
-        return len(data)
-
-    def flush(self) -> None:
-        pass
-
-
 def sizes_mb(folder: Path) -> tuple[float, float]:
     """Measure the weights on disk, as they are and gzipped.
 
@@ -133,14 +96,7 @@ def sizes_mb(folder: Path) -> tuple[float, float]:
         Both sizes in MB of 1,000,000 bytes; gzip is at level 6.
     """
     files = weight_files(folder)
-    counter: BinaryIO = _Counter()  # type: ignore[assignment]
-    with gzip.GzipFile(fileobj=counter, mode="wb", compresslevel=6, mtime=0) as packed:
-        for path in files:
-            with path.open("rb") as file:
-                while chunk := file.read(_CHUNK):
-                    packed.write(chunk)
-    plain = sum(path.stat().st_size for path in files)
-    return plain / MB, counter.size / MB
+    return plain_bytes(files) / MB, gzip_bytes(files) / MB
 
 
 def versions() -> dict[str, str]:

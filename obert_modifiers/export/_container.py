@@ -1,0 +1,139 @@
+"""A safetensors file of one of our formats: its description and a checksum."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+_FORMAT, _VERSION, _SPEC, _DIGEST = "obert_format", "version", "spec", "sha256"
+
+
+def write(
+    path: Path, kind: str, version: int, tensors: Mapping[str, Tensor], spec: Any
+) -> None:
+    """Write a file whole or not at all.
+
+    Args:
+        path: The file; its folder is there.
+        kind: Which of our formats it is.
+        version: The format's version.
+        tensors: What it holds, contiguous, by name.
+        spec: What the tensors are, as plain values.
+    """
+    text = json.dumps(spec, sort_keys=True, separators=(",", ":"))
+    metadata = {
+        _FORMAT: kind,
+        _VERSION: str(version),
+        _SPEC: text,
+        _DIGEST: _digest(text, tensors),
+    }
+    unfinished = path.with_name(f"{path.name}.part")
+    try:
+        save_file(dict(tensors), unfinished, metadata)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def read(path: Path, kind: str, version: int) -> tuple[dict[str, Tensor], Any]:
+    """Read a file and hold it against its checksum.
+
+    Args:
+        path: The file.
+        kind: The format that is expected.
+        version: The newest version of it that is known here.
+
+    Returns:
+        The tensors by name, and what they are.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged, of another format, or of a newer version.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"file={path} is not there; expected what `obert export` wrote; check the "
+            "path"
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            check_kind(path, metadata, kind, version)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(
+            f"file={path} is no whole safetensors file ({error}); expected what `obert "
+            "export` wrote; export or copy it again"
+        ) from error
+    text = metadata.get(_SPEC, "")
+    if _digest(text, tensors) != metadata.get(_DIGEST):
+        raise ValueError(
+            f"file={path} is damaged: its checksum differs; expected it as `obert "
+            "export` wrote it; export or copy it again"
+        )
+    return tensors, json.loads(text)
+
+
+def kind_of(path: Path) -> str | None:
+    """Tell which of our formats a file is.
+
+    Args:
+        path: Any file.
+
+    Returns:
+        The format, or None where it is none of ours.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get(_FORMAT)
+    except (SafetensorError, OSError):
+        return None
+
+
+def check_kind(
+    path: Path, metadata: Mapping[str, str], kind: str, version: int
+) -> None:
+    """Check that a file is of a format and version that can be read.
+
+    Args:
+        path: The file, for errors.
+        metadata: The texts in its header.
+        kind: The format that is expected.
+        version: The newest version of it that is known here.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    found = metadata.get(_FORMAT)
+    if found is None:
+        raise ValueError(
+            f"file={path} is a safetensors file without our format in its header; "
+            f"expected {kind}; a plain model loads with from_pretrained"
+        )
+    if found != kind:
+        raise ValueError(
+            f"file={path} is of the format {found}; expected {kind}; load it with that"
+            " format's loader"
+        )
+    given = metadata.get(_VERSION, "")
+    if not given.isdigit() or not 1 <= int(given) <= version:
+        raise ValueError(
+            f"version={given} of {path} is unknown; expected {version} or older; load "
+            "it with the version of this package that wrote it, or a newer one"
+        )
+
+
+def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
+    found = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        found.update(f"|{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
