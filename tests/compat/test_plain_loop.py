@@ -9,6 +9,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from obert_modifiers import modifiers
 from obert_modifiers.compat import replaced
+from obert_modifiers.core.quantization import quantizers_of
 from obert_modifiers.core.sampling import GradientSource
 from obert_modifiers.modifiers import _host
 from obert_modifiers.modifiers._targets import encoder_weights
@@ -116,6 +117,55 @@ def test_a_manager_without_a_source_of_gradients_says_so() -> None:
     manager = _host.ScheduledModifierManager.from_yaml(recipe_of(PRUNERS[0]))
     with pytest.raises(RuntimeError, match="gradient_source and grad_sampler are both"):
         manager.modify(tiny_bert(), torch.optim.SGD([torch.ones(1)], 0.1), STEPS)
+
+
+def trained(recipe: str, mode: str | None, structure: bool = False):
+    """Train a tiny BERT in SparseML's manager, on its modifiers or on ours."""
+    with replaced(mode):
+        manager = _host.ScheduledModifierManager.from_yaml(recipe)
+    model = tiny_bert()
+    if structure:
+        manager.apply_structure(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    optimizer = manager.modify(
+        model, optimizer, steps_per_epoch=STEPS, loggers=_host.silent_loggers()
+    )
+    for step in range(4 * STEPS):
+        loss = model(**inputs(100 + step)).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    manager.finalize(model)
+    assert torch.isfinite(loss)
+    return model
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # SparseML's own, of pydantic
+def test_quantization_runs_on_this_torch_again() -> None:
+    recipe = HEAD + "!QuantizationModifier\n        start_epoch: 1.0\n"
+    recipe += "        disable_quantization_observer_epoch: 2.0\n"
+    recipe += "        freeze_bn_stats_epoch: 2.0\n"
+    recipe += "        ignore: [LayerNorm, Tanh, GELUActivation, Dropout, classifier]\n"
+    recipe += "        scheme_overrides:\n            Embedding:\n"
+    recipe += "                input_activations: null\n"
+    recipe += "                weights: {num_bits: 8, symmetric: True}\n"
+    found = quantizers_of(trained(recipe, "same"))
+    assert all(one.ready and not one.observing for one in found.values())
+    names = {name.rpartition(":")[0] for name in found}
+    assert "bert.encoder.layer.0.output.dense" in names and "classifier" not in names
+    assert "bert.embeddings.word_embeddings:weight" in found
+    with pytest.raises((AttributeError, TypeError)):
+        trained(recipe, None)  # its QConfig takes no further attribute
+
+
+def test_a_model_with_dropped_layers_runs_again() -> None:
+    recipe = HEAD + "!LayerPruningModifier\n        layers: [bert.encoder.layer.1]\n"
+    model = trained(recipe, "same", structure=True)
+    assert model.config.num_hidden_layers == len(model.bert.encoder.layer) == 1
+    with pytest.raises(RuntimeError, match="parameters of dropped layers"):
+        trained(recipe, "same")  # the optimizer was made first
+    with pytest.raises((AttributeError, TypeError), match="tuple"):
+        trained(recipe, None, structure=True)
 
 
 SCRIPT = """
