@@ -15,6 +15,7 @@ from obert_modifiers.recipe.outline import ModifierNode
 from obert_modifiers.recipe.writing import flow
 
 _TAG_PREFIX = "!pytorch."
+_ALIAS = re.compile(r"\s*:[ ]+([*][^\s,\[\]{}]+)[ ]*(?=$|#)", re.MULTILINE)
 
 
 @dataclass
@@ -151,7 +152,8 @@ def _block(
         if node.value and not node.flow_style:
             indent = " " * node.value[0][0].start_mark.column
         for key, value in node.value:
-            sources[str(key.value)] = _source(text, value)
+            alias = _ALIAS.match(text, key.end_mark.index)
+            sources[str(key.value)] = alias[1] if alias else _source(text, value)
     lines = [f"!{found.name}  # was !{modifier.name}"]
     for key, why in found.left_out.items():
         if key in old:
