@@ -51,13 +51,14 @@ LAYERS = {
     ),
     "embedded": layer(),
     "compat": layer({"core", "modifiers", "recipe", "manager"}, {"torch", "yaml"}),
-    "compat/environment.py": layer(set(), HOST | {"datasets", "numpy", "torch"}),
+    "compat/environment.py": layer(
+        set(), HOST | {"datasets", "numpy", "pkg_resources", "torch"}
+    ),
     "compat/metrics.py": layer({"tasks"}, {"numpy", "scipy", "seqeval", "sklearn"}),
     "compat/stacks.py": layer(set(), {"packaging"}),
     "compat/trainer.py": layer({"core", "modifiers"}, HOST),
     "tasks": layer(
-        LOADING
-        | {"batches", "compat", "training", "embedded", "resources", "sizes"},
+        LOADING | {"batches", "compat", "training", "embedded", "resources", "sizes"},
         NUMERIC | HUGGING_FACE | {"safetensors", "scipy", "seqeval", "sklearn"},
     ),
     "export": layer({"core", "sizes"}, NUMERIC | {"onnx", "safetensors"}),
