@@ -16,6 +16,7 @@ from rich.console import Console
 from obert_modifiers import __version__
 from obert_modifiers.cli._host import quiet_host
 from obert_modifiers.cli.compat import run_script, show_doctor
+from obert_modifiers.cli.export import export
 from obert_modifiers.cli.launch import start_missing_processes
 from obert_modifiers.cli.progress import LogLines, PlainReporter, make_reporter
 from obert_modifiers.cli.recipe import recipe_app, spelt_out
@@ -34,6 +35,7 @@ train_app = typer.Typer(help="Train a model with a recipe.", no_args_is_help=Tru
 app.add_typer(train_app, name="train")
 app.add_typer(recipe_app, name="recipe")
 app.command("sizes")(show_sizes)
+app.command("export")(export)
 
 _TASKS = {
     "question_answering": "Find answers in contexts, as in SQuAD",

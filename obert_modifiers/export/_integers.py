@@ -23,6 +23,8 @@ def write_integer_products(model: onnx.ModelProto) -> int:
     """
     graph = Graph(model)
     count = 0
+    for gemm in graph.of_kind("Gemm"):
+        _take_apart(graph, gemm)
     for product in graph.of_kind("MatMul"):
         sides = [graph.writer(name) for name in product.input]
         if all(one is not None and one.op_type == DEQUANTIZE for one in sides):
@@ -30,6 +32,41 @@ def write_integer_products(model: onnx.ModelProto) -> int:
             count += 1
     graph.write()
     return count
+
+
+def _take_apart(graph: Graph, gemm: NodeProto) -> None:
+    """Make a product and a sum of a Gemm that torch wrote, of a pooler or a head.
+
+    Args:
+        graph: The graph.
+        gemm: The node; one that is not quantized stays.
+    """
+    right = graph.writer(gemm.input[1])
+    known = {one.name: one.i or one.f for one in gemm.attribute}
+    plain = {"alpha": 1.0, "beta": 1.0, "transA": 0} | known
+    if right is None or right.op_type != DEQUANTIZE or len(gemm.input) != 3:
+        return
+    if (plain["alpha"], plain["beta"], plain["transA"]) != (1.0, 1.0, 0):
+        return
+    out, weight = gemm.output[0], gemm.input[1]
+    if plain.get("transB"):
+        whole = graph.array(right.input[0])
+        stored = graph.store(graph.free_name(f"{right.input[0]}_t"), whole.T)
+        along = axis_of(right)
+        axis = {} if along is None else {"axis": 1 - along}
+        weight = graph.free_name(f"{weight}_t")
+        turned = helper.make_node(
+            DEQUANTIZE, [stored, *right.input[1:]], [weight], name=weight, **axis
+        )
+        graph.replace(right, right, turned)
+    middle = graph.free_name(f"{out}_product")
+    graph.replace(
+        gemm,
+        helper.make_node("MatMul", [gemm.input[0], weight], [middle], name=gemm.name),
+        helper.make_node(
+            "Add", [middle, gemm.input[2]], [out], name=f"{gemm.name}_sum"
+        ),
+    )
 
 
 def _rewrite(
@@ -45,9 +82,9 @@ def _rewrite(
             name=f"{name}_integer",
         )
     ]
-    bias = _bias_after(graph, out)
+    bias = bias_after(graph, out)
     if bias is not None:
-        steps = np.rint(graph.array(_constant_of(graph, bias)) / scale)
+        steps = np.rint(graph.array(constant_of(graph, bias)) / scale)
         stored = graph.store(graph.free_name(f"{out}_bias"), steps.astype(np.int32))
         new.append(
             helper.make_node(
@@ -79,7 +116,15 @@ def _scale(graph: Graph, left: NodeProto, right: NodeProto) -> np.ndarray:
 
 
 def _zero(graph: Graph, right: NodeProto) -> str:
-    """Return the zero point of a weight: one number, also where rows have scales."""
+    """Return the zero point of a weight: one number, also where rows have scales.
+
+    Args:
+        graph: The graph.
+        right: What dequantizes the weight.
+
+    Returns:
+        The constant.
+    """
     name = right.input[2]
     if axis_of(right) is None:
         return name
@@ -87,16 +132,33 @@ def _zero(graph: Graph, right: NodeProto) -> str:
     return graph.store(graph.free_name(f"{name}_scalar"), zeros.reshape(-1)[0])
 
 
-def _bias_after(graph: Graph, name: str) -> NodeProto | None:
-    """Find the addition of a vector that alone reads a value."""
+def bias_after(graph: Graph, name: str) -> NodeProto | None:
+    """Find the addition of a vector that alone reads a value.
+
+    Args:
+        graph: The graph.
+        name: The value.
+
+    Returns:
+        The node, or None.
+    """
     readers = graph.readers(name)
     if len(readers) != 1 or readers[0].op_type != "Add" or graph.is_output(name):
         return None
-    constant = _constant_of(graph, readers[0])
+    constant = constant_of(graph, readers[0])
     is_vector = constant in graph.constants and graph.array(constant).ndim == 1
     return readers[0] if is_vector else None
 
 
-def _constant_of(graph: Graph, addition: NodeProto) -> str:
+def constant_of(graph: Graph, addition: NodeProto) -> str:
+    """Return the constant that a node reads first.
+
+    Args:
+        graph: The graph.
+        addition: The node.
+
+    Returns:
+        Its name, empty without one.
+    """
     found = [name for name in addition.input if name in graph.constants]
     return found[0] if found else ""

@@ -51,7 +51,7 @@ def _part(
     before: list[int | str],
     sizes: dict[str, list[int | str]],
 ) -> int | None:
-    """Tell one size of a shape: a number, or that it is copied; None if neither."""
+    # A number, or that it is copied; None if neither.
     if name in graph.constants:
         array = graph.array(name)
         # A zero among the sizes would be read as a copy.
@@ -64,7 +64,7 @@ def _part(
 def _size_read(
     graph: Graph, node: NodeProto | None, sizes: dict[str, list[int | str]]
 ) -> int | str | None:
-    """Follow Unsqueeze, Gather and Shape back to the size that they read."""
+    # Back over Unsqueeze, Gather and Shape to what they read.
     if node is None or node.op_type != "Unsqueeze":
         return None
     gather = graph.writer(node.input[0])

@@ -8,6 +8,7 @@ import onnx
 from torch import Tensor, nn
 
 from obert_modifiers.core.quantization import quantizers_of
+from obert_modifiers.export._gemm import write_gemms
 from obert_modifiers.export._graph import DEQUANTIZE, QUANTIZE
 from obert_modifiers.export._integers import write_integer_products
 from obert_modifiers.export._qdq import (
@@ -98,6 +99,8 @@ def export_onnx(
     products = write_integer_products(graph) if target == "deepsparse" else 0
     if shape is None:
         copy_sizes(graph)
+    if target == "onnxruntime":
+        write_gemms(graph)
     _name(graph, target)
     onnx.checker.check_model(graph)
     onnx.save(graph, path)
