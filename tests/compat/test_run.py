@@ -98,6 +98,7 @@ def test_in_another_stack_run_says_what_mends_it(capsys, monkeypatch):
     assert "make install-sparseml-cli" in text
 
 
+@pytest.mark.slow
 def test_a_script_that_needs_no_transformers_runs_in_any_stack(tmp_path):
     command = [sys.executable, "-m", "obert_modifiers.run", "sparseml.framework"]
     environment = os.environ | {"PYTHONPATH": str(REPO)}
