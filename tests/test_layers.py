@@ -51,7 +51,9 @@ LAYERS = {
     ),
     "embedded": layer(),
     "compat": layer({"core", "modifiers", "recipe", "manager"}, {"torch", "yaml"}),
-    "compat/environment.py": layer(set(), HOST | {"datasets", "numpy", "torch"}),
+    "compat/environment.py": layer(
+        set(), HOST | {"datasets", "numpy", "pkg_resources", "torch"}
+    ),
     "compat/metrics.py": layer({"tasks"}, {"numpy", "scipy", "seqeval", "sklearn"}),
     "compat/stacks.py": layer(set(), {"packaging"}),
     "compat/trainer.py": layer({"core", "modifiers"}, HOST),
