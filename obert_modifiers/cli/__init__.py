@@ -6,6 +6,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import wraps
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +15,7 @@ import typer
 from rich.console import Console
 
 from obert_modifiers import __version__
+from obert_modifiers.cli import evaluate
 from obert_modifiers.cli._host import quiet_host
 from obert_modifiers.cli.launch import start_missing_processes
 from obert_modifiers.cli.progress import LogLines, PlainReporter, make_reporter
@@ -33,6 +35,14 @@ train_app = typer.Typer(help="Train a model with a recipe.", no_args_is_help=Tru
 app.add_typer(train_app, name="train")
 app.add_typer(recipe_app, name="recipe")
 app.command("sizes")(show_sizes)
+
+
+@app.command("evaluate", context_settings=evaluate.SETTINGS)
+@wraps(evaluate.evaluate_model)
+def _evaluate(*args: Any, **kwargs: Any) -> None:
+    with _reporting():
+        evaluate.evaluate_model(*args, **kwargs)
+
 
 _TASKS = {
     "question_answering": "Find answers in contexts, as in SQuAD",
