@@ -114,11 +114,36 @@ def _quickstart(
 
 
 @app.command("report")
-def _report(run: Annotated[Path, typer.Argument(help="The run's folder.")]) -> None:
-    """Write report.html and report.png of a run that is finished."""
-    from obert_modifiers.report import write_report
+def _report(
+    runs: Annotated[
+        list[Path], typer.Argument(help="Runs' folders; the first is the reference.")
+    ],
+    output_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--output_dir",
+            "--output-dir",
+            help="Where the page goes; one run's own folder, else runs/report.",
+        ),
+    ] = None,
+    bench: Annotated[
+        list[Path] | None, typer.Option(help="JSON of `obert bench`, for speeds.")
+    ] = None,
+    evaluated: Annotated[
+        list[Path] | None,
+        typer.Option(help="JSON of `obert evaluate`, for exported files."),
+    ] = None,
+) -> None:
+    """Write report.html and report.png about runs that are finished."""
+    with quiet_host():
+        from obert_modifiers.report import write_report, write_runs
 
-    typer.echo(write_report(run))
+        if len(runs) == 1 and not (output_dir or bench or evaluated):
+            page = write_report(runs[0])
+        else:
+            out = output_dir or (runs[0] if len(runs) == 1 else Path("runs/report"))
+            page = write_runs(runs, out, bench=bench or (), evaluated=evaluated or ())
+    typer.echo(page)
 
 
 def _finish(record: dict[str, Any], reporter: PlainReporter) -> None:

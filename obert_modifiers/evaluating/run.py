@@ -102,6 +102,7 @@ def evaluate_file(request: Request) -> dict[str, Any]:
         figures = evaluate(model, data, config)
     return {
         "model": str(request.model),
+        "run": str(home),
         "format": artefact.kind,
         "engine": engine,
         "task": name,
