@@ -112,6 +112,8 @@ class RecipeManager:
             RecipeError: With everything that is wrong with the recipe.
         """  # noqa: DOC502  raised by load_recipe
         loaded = load_recipe(recipe, recipe_args)
+        for change in loaded.changes:
+            _LOGGER.warning("%s", change)
         groups = loaded.groups
         modifiers = groups if loaded.staged else groups[""]
         return cls(loaded, ScheduledModifierManager(modifiers=modifiers))

@@ -17,9 +17,11 @@ from rich.console import Console
 from obert_modifiers import __version__
 from obert_modifiers.cli import evaluate
 from obert_modifiers.cli._host import quiet_host
+from obert_modifiers.cli.compat import run_script, show_doctor
+from obert_modifiers.cli.export import export
 from obert_modifiers.cli.launch import start_missing_processes
 from obert_modifiers.cli.progress import LogLines, PlainReporter, make_reporter
-from obert_modifiers.cli.recipe import recipe_app
+from obert_modifiers.cli.recipe import recipe_app, spelt_out
 from obert_modifiers.cli.sizes import show_sizes
 
 PACKAGE = "obert_modifiers"
@@ -35,6 +37,7 @@ train_app = typer.Typer(help="Train a model with a recipe.", no_args_is_help=Tru
 app.add_typer(train_app, name="train")
 app.add_typer(recipe_app, name="recipe")
 app.command("sizes")(show_sizes)
+app.command("export")(export)
 
 
 @app.command("evaluate", context_settings=evaluate.SETTINGS)
@@ -146,6 +149,15 @@ def _report(
     typer.echo(page)
 
 
+app.command(
+    "run",
+    context_settings={**_PASS_ON, "help_option_names": []},
+    help="Run one of SparseML's own scripts, with our modifiers; `obert run` lists "
+    "them.",
+)(run_script)
+app.command("doctor")(show_doctor)
+
+
 def _finish(record: dict[str, Any], reporter: PlainReporter) -> None:
     """Write the report and say where everything is.
 
@@ -226,7 +238,7 @@ def main(argv: list[str] | None = None) -> int:
     if argv is None and "MASTER_ADDR" in os.environ:
         start_missing_processes(words)
     debug = "--debug" in words or os.environ.get("OBERT_DEBUG", "") not in ("", "0")
-    words = [word for word in words if word != "--debug"]
+    words = spelt_out([word for word in words if word != "--debug"])
     try:
         return app(words, prog_name="obert", standalone_mode=False) or 0
     except typer.Exit as stop:

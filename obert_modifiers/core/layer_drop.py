@@ -120,6 +120,36 @@ def find_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
     return next(iter(found.items()))
 
 
+def layers_left(model: nn.Module, names: Sequence[str]) -> tuple[int, ...]:
+    """Say which layers stay where others are dropped by name.
+
+    Args:
+        model: Model, not wrapped; nothing is changed.
+        names: Full names of the layers that go.
+
+    Returns:
+        Indices of the layers that stay.
+
+    Raises:
+        ValueError: If a name is not that of a layer of the encoder, or none is left.
+    """
+    place, layers = find_layers(model)
+    known = [f"{place}.{index}" for index in range(len(layers))]
+    for name in names:
+        if name not in known:
+            raise ValueError(
+                f"drop={name} is not a layer of the encoder; expected names from "
+                f"{known[0]} to {known[-1]}; correct it"
+            )
+    left = tuple(i for i, name in enumerate(known) if name not in names)
+    if not left:
+        raise ValueError(
+            f"drop={list(names)} leaves none of the {len(layers)} layers; expected one "
+            "to stay at least; shorten it"
+        )
+    return left
+
+
 def plan_layers(
     model: nn.Module, keep: int | Sequence[int], choice: str | None = None
 ) -> tuple[int, ...]:

@@ -97,6 +97,7 @@ def second_order_step_(
     config: SecondOrderConfig,
     source: GradientSource,
     draw: int = 0,
+    reached: Sequence[float] | None = None,
 ) -> StepResult:
     """Prune by second-order saliency and update what remains; writes the parameters.
 
@@ -114,6 +115,8 @@ def second_order_step_(
         config: How to do it.
         source: Where the gradients come from.
         draw: Number of this event, so that each draws samples of its own.
+        reached: Target sparsity of each at the event before, from which sub-steps
+            start; None for what the masks have.
 
     Returns:
         The new masks and figures. The predicted loss increase is summed over
@@ -127,7 +130,8 @@ def second_order_step_(
         RuntimeError: If another process failed.
     """  # noqa: DOC502  raised below
     plan = plan_targets(targets, config)
-    goals = _goals(masks, sparsities, global_sparsity, config.num_recomputations)
+    start = reached or _present_sparsities(masks, sparsities, global_sparsity)
+    goals = _goals(start, sparsities, config.num_recomputations)
     while True:
         first = draw * config.num_recomputations
         event = PruningEvent(model, targets, masks, plan, config, source, first)
@@ -202,17 +206,13 @@ def _prune_(
 
 
 def _goals(
-    masks: Sequence[Tensor],
-    sparsities: Sequence[float],
-    global_sparsity: bool,
-    count: int,
+    start: Sequence[float], sparsities: Sequence[float], count: int
 ) -> list[list[float]]:
-    """Divide the way from the present sparsity into equal parts.
+    """Divide the way from one sparsity to another into equal parts.
 
     Returns:
         Target sparsity of each parameter, for each of the parts.
     """
-    start = _present_sparsities(masks, sparsities, global_sparsity)
     return [
         [s + (t - s) * (nth / count) for s, t in zip(start, sparsities, strict=True)]
         for nth in range(1, count + 1)

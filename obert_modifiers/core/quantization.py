@@ -30,12 +30,15 @@ class Scheme:
         attention_matmuls: Whether the inputs of the two products inside attention are.
         ignore: Names of modules, which stand for all below them, or ``re:`` patterns,
             matched from the start of the name, that stay as they are.
+        submodules: In the same form, outside of which nothing is quantized; None for
+            the whole model.
     """
 
     per_channel: bool = False
     embeddings: bool = True
     attention_matmuls: bool = False
     ignore: tuple[str, ...] = ()
+    submodules: tuple[str, ...] | None = None
 
 
 def find_layers(model: nn.Module, scheme: Scheme) -> list[str]:
@@ -66,7 +69,10 @@ def find_layers(model: nn.Module, scheme: Scheme) -> list[str]:
                 f"value layers in {type(model).__name__}; expected an encoder like "
                 "BERT's; write false"
             )
-    ignored = _ignored([*layers, *attentions], scheme.ignore)
+    ignored = _matching([*layers, *attentions], scheme.ignore, "ignore")
+    if scheme.submodules is not None:
+        everyone = [*layers, *attentions]
+        ignored |= {*everyone} - _matching(everyone, scheme.submodules, "submodules")
     found = []
     for name in layers:
         embedding = isinstance(modules[name], nn.Embedding)
@@ -210,19 +216,19 @@ def _check_kind(name: str, module: nn.Module) -> None:
         )
 
 
-def _ignored(names: list[str], patterns: Sequence[str]) -> set[str]:
-    ignored: set[str] = set()
+def _matching(names: list[str], patterns: Sequence[str], key: str) -> set[str]:
+    matching: set[str] = set()
     for pattern in patterns:
         found = {name for name in names if _matches(pattern, name)}
         if not found:
             text = re.sub(r"^re:|[\\^$*+?()\[\]|]", "", pattern)
             near = difflib.get_close_matches(text, names, n=3, cutoff=0.0)
             raise ValueError(
-                f"ignore={pattern} matches no layer; expected the name of a layer or "
+                f"{key}={pattern} matches no layer; expected the name of a layer or "
                 f"of a module above it, or a re: pattern; nearest: {', '.join(near)}"
             )
-        ignored |= found
-    return ignored
+        matching |= found
+    return matching
 
 
 def _matches(pattern: str, name: str) -> bool:

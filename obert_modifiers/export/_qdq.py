@@ -1,12 +1,18 @@
-"""Weights as INT8 in a graph of Q and DQ nodes."""
-
-from collections.abc import Sequence
+"""Weights as INT8 in a graph of Q and DQ nodes, and no such node twice."""
 
 import numpy as np
 import onnx
-from onnx import NodeProto, numpy_helper
+from onnx import NodeProto
 
-_QUANTIZE, _DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
+from obert_modifiers.export._graph import (
+    DEQUANTIZE,
+    QUANTIZE,
+    Graph,
+    axis_of,
+    permutation_of,
+)
+
+_TURN = [1, 0]
 
 
 def store_int8_weights(model: onnx.ModelProto) -> int:
@@ -22,114 +28,114 @@ def store_int8_weights(model: onnx.ModelProto) -> int:
     Returns:
         Weights that are INT8 now.
     """
-    graph = _Graph(model)
+    graph = Graph(model)
     count = 0
-    for node in list(model.graph.node):
-        if node.op_type in (_QUANTIZE, _DEQUANTIZE):
-            graph.make_parameters_constant(node)
-        if node.op_type == _QUANTIZE and node.input[0] in graph.values:
-            graph.fold(node)
+    for node in graph.of_kind(QUANTIZE, DEQUANTIZE):
+        _make_scalars(graph, node)
+    for node in graph.of_kind(QUANTIZE):
+        if node.input[0] in graph.constants:
+            _fold(graph, node)
             count += 1
     graph.write()
     return count
 
 
-class _Graph:
-    """A graph's constants by name and its nodes by what they read."""
+def merge_equal_quantizers(model: onnx.ModelProto) -> int:
+    """Let all layers that read one value on one grid share its Q and DQ node.
 
-    def __init__(self, model: onnx.ModelProto) -> None:
-        self._graph = model.graph
-        self.values = {one.name: one for one in model.graph.initializer}
-        self._constants = {
-            node.output[0]: node.attribute[0].t
-            for node in model.graph.node
-            if node.op_type == "Constant" and node.attribute[0].name == "value"
-        }
-        self._dropped: set[str] = set()  # first outputs of nodes that go
-        # torch keeps one of several equal constants and copies of its name.
-        for node in model.graph.node:
-            if node.op_type == "Identity" and node.input[0] in self.values:
-                self._rename(node.output[0], node.input[0])
-                self._drop(node)
+    Query, key and value each quantize the same hidden state, in training with a
+    quantizer of its own.
 
-    def make_parameters_constant(self, node: NodeProto) -> None:
-        """Give a Q or DQ node its scale and zero point as initializers."""
-        whole = not node.attribute  # no axis
-        for place in (1, 2):
-            name = node.input[place]
-            if name not in self._constants:
-                continue
-            array = numpy_helper.to_array(self._constants[name])
-            if whole and array.size == 1:
-                array = array.reshape(())
-            self._store(name, array)
+    Args:
+        model: The graph; changed in place.
 
-    def fold(self, node: NodeProto) -> None:
-        """Compute a QuantizeLinear node of a constant, and drop it."""
-        name, axis = node.input[0], _axis(node)
-        scale, zero_point = (self.array(one) for one in node.input[1:])
-        whole = _quantize(self.array(name), scale, zero_point, axis)
-        for reader in self._readers(node.output[0]):
-            after = self._readers(reader.output[0])
-            turned = bool(after) and all(_is_turn(one) for one in after)
-            stored = f"{name}_int8_t" if turned else f"{name}_int8"
-            while stored in self.values:
-                stored += "_"
-            self._store(stored, np.ascontiguousarray(whole.T) if turned else whole)
-            reader.input[0] = stored
-            if turned:
-                for one in after:
-                    self._rename(one.output[0], reader.output[0])
-                    self._drop(one)
-                for attribute in reader.attribute:
-                    attribute.i = 1 - attribute.i
-        self._drop(node)
-
-    def array(self, name: str) -> np.ndarray:
-        """Return the values of a constant."""
-        return numpy_helper.to_array(self.values[name])
-
-    def write(self) -> None:
-        """Write what is still in use back into the graph."""
-        graph = self._graph
-        nodes = [n for n in graph.node if n.output[0] not in self._dropped]
-        used = {name for node in nodes for name in node.input}
-        used |= {one.name for one in graph.output}
-        nodes = [
-            n for n in nodes if n.op_type != "Constant" or self._is_needed(n, used)
-        ]
-        kept = [one for name, one in self.values.items() if name in used]
-        del graph.node[:], graph.initializer[:]
-        graph.node.extend(nodes)
-        graph.initializer.extend(kept)
-
-    def _is_needed(self, node: NodeProto, used: set[str]) -> bool:
-        return node.output[0] in used and node.output[0] not in self.values
-
-    def _store(self, name: str, array: np.ndarray) -> None:
-        self.values[name] = numpy_helper.from_array(array, name)
-
-    def _readers(self, name: str) -> Sequence[NodeProto]:
-        return [node for node in self._graph.node if name in node.input]
-
-    def _rename(self, old: str, new: str) -> None:
-        for node in self._readers(old):
-            for place, name in enumerate(node.input):
-                if name == old:
-                    node.input[place] = new
-
-    def _drop(self, node: NodeProto) -> None:
-        self._dropped.add(node.output[0])
+    Returns:
+        Nodes that are gone.
+    """
+    graph = Graph(model)
+    first: dict[tuple[object, ...], str] = {}
+    count = 0
+    for node in graph.of_kind(QUANTIZE, DEQUANTIZE):
+        if any(name not in graph.constants for name in node.input[1:]):
+            continue
+        grid = [graph.array(name) for name in node.input[1:]]
+        # A DequantizeLinear comes after its QuantizeLinear, which has been merged.
+        key = (
+            node.op_type,
+            node.input[0],
+            axis_of(node),
+            *((one.tobytes(), one.dtype.str) for one in grid),
+        )
+        kept = first.setdefault(key, node.output[0])
+        if kept != node.output[0] and not graph.is_output(node.output[0]):
+            graph.rename(node.output[0], kept)
+            graph.replace(node)
+            count += 1
+    graph.write()
+    return count
 
 
-def _axis(node: NodeProto) -> int | None:
-    return next((one.i for one in node.attribute if one.name == "axis"), None)
+def look_up_before_dequantizing(model: onnx.ModelProto) -> int:
+    """Gather rows of INT8 embeddings and dequantize those alone.
+
+    The other way round, an engine that does not see through it makes floating point of
+    all rows, in every run or once in memory.
+
+    Args:
+        model: The graph; changed in place.
+
+    Returns:
+        Embeddings.
+    """
+    graph = Graph(model)
+    count = 0
+    for gather in graph.of_kind("Gather"):
+        before = graph.writer(gather.input[0])
+        if before is None or before.op_type != DEQUANTIZE:
+            continue
+        if axis_of(before) is not None or axis_of(gather) not in (None, 0):
+            continue
+        rows = graph.free_name(f"{gather.output[0]}_int8")
+        after = onnx.helper.make_node(
+            DEQUANTIZE,
+            [rows, *before.input[1:]],
+            [gather.output[0]],
+            name=f"{gather.name}_dequantize",
+        )
+        gather.input[0] = before.input[0]
+        gather.output[0] = rows
+        graph.replace(gather, gather, after)
+        count += 1
+    graph.write()
+    return count
 
 
-def _is_turn(node: NodeProto) -> bool:
-    return node.op_type == "Transpose" and [
-        list(one.ints) for one in node.attribute if one.name == "perm"
-    ] == [[1, 0]]
+def _make_scalars(graph: Graph, node: NodeProto) -> None:
+    """Give a Q or DQ node of a whole tensor a scalar scale and zero point."""
+    if axis_of(node) is not None:
+        return
+    for name in node.input[1:]:
+        if name in graph.constants and graph.array(name).size == 1:
+            graph.store(name, graph.array(name).reshape(()))
+
+
+def _fold(graph: Graph, node: NodeProto) -> None:
+    """Compute a QuantizeLinear node of a constant, and drop it."""
+    name, axis = node.input[0], axis_of(node)
+    scale, zero_point = (graph.array(one) for one in node.input[1:])
+    whole = _quantize(graph.array(name), scale, zero_point, axis)
+    for reader in graph.readers(node.output[0]):
+        after = graph.readers(reader.output[0])
+        turned = bool(after) and all(permutation_of(one) == _TURN for one in after)
+        stored = graph.free_name(f"{name}_int8_t" if turned else f"{name}_int8")
+        reader.input[0] = graph.store(stored, whole.T if turned else whole)
+        if turned:
+            for one in after:
+                graph.rename(one.output[0], reader.output[0])
+                graph.replace(one)
+            for attribute in reader.attribute:
+                attribute.i = 1 - attribute.i
+    graph.replace(node)
 
 
 def _quantize(

@@ -1,22 +1,27 @@
-"""Export to ONNX, with INT8 weights between Q and DQ nodes where quantized."""
+"""Export to ONNX, as the engines want it: free sizes and QDQ, or fixed and integers."""
 
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import onnx
-import torch
 from torch import Tensor, nn
 
-from obert_modifiers.core.quantization import ranges_held
-from obert_modifiers.export._qdq import store_int8_weights
+from obert_modifiers.core.quantization import quantizers_of
+from obert_modifiers.export._gemm import write_gemms
+from obert_modifiers.export._graph import DEQUANTIZE, QUANTIZE
+from obert_modifiers.export._integers import write_integer_products
+from obert_modifiers.export._qdq import (
+    look_up_before_dequantizing,
+    merge_equal_quantizers,
+    store_int8_weights,
+)
+from obert_modifiers.export._shapes import copy_sizes
+from obert_modifiers.export._trace import trace
 
-OPSET = 17
-_AXES = ("batch", "sequence")
-_QUANTIZE, _DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
+# DeepSparse knows a layer's norm by the operators that opset 17 makes one of.
+OPSETS = {"onnxruntime": 17, "openvino": 17, "deepsparse": 14}
+TARGETS = tuple(OPSETS)
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,8 @@ class OnnxExport:
         quantize_nodes: QuantizeLinear nodes, one for each quantized activation.
         dequantize_nodes: DequantizeLinear nodes, for activations and weights.
         int8_weights: Weights that are stored as INT8.
+        target: The engine that it was written for.
+        integer_products: MatMulInteger nodes.
     """
 
     path: Path
@@ -40,41 +47,61 @@ class OnnxExport:
     quantize_nodes: int
     dequantize_nodes: int
     int8_weights: int
+    target: str = "onnxruntime"
+    integer_products: int = 0
 
 
 def export_onnx(
-    model: nn.Module, sample: Mapping[str, Tensor], path: str | Path
+    model: nn.Module,
+    sample: Mapping[str, Tensor],
+    path: str | Path,
+    target: str = "onnxruntime",
+    shape: tuple[int, int] | None = None,
 ) -> OnnxExport:
-    """Write a model as ONNX, opset 17, with free batch size and sequence length.
+    """Write a model as ONNX for an engine.
 
     The outputs have the names that the model gives them: ``logits``, or
     ``start_logits`` and ``end_logits``. The weights of a model that QATModifier
     trained are stored as INT8; its ranges are taken as they are now. The model stays
     as it is, and so does the mode of its modules.
 
+    For ``onnxruntime`` and ``openvino``: opset 17, free batch size and sequence length,
+    and Q and DQ nodes around what is quantized. For ``deepsparse``, which runs fast
+    only what it knows: opset 14, one batch size and sequence length, and products of
+    integers. Every target's file is plain ONNX that any of the engines can run.
+
     Args:
         model: A transformers model, or one that returns a mapping of tensors.
         sample: Inputs by name, ``(batch, sequence)``, as from the tokenizer; what the
             values are does not matter, which names there are does.
         path: The file to write; its folder is made where it is missing.
+        target: ``onnxruntime``, ``openvino`` or ``deepsparse``.
+        shape: Batch size and sequence length, both fixed; None leaves them free.
 
     Returns:
         What was written.
 
     Raises:
-        ValueError: If the sample cannot be traced, or the model returns no mapping.
+        ValueError: If the sample cannot be traced, the model returns no mapping, or the
+            target and the shape do not fit.
     """  # noqa: DOC502  raised by the checks
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _check_target(target, shape)
     sample = _checked(model, sample)
-    with _evaluating(model), torch.no_grad():
-        found = _outputs(model, sample)
-        # Weights that still move have their ranges from the pass above.
-        shorter = _outputs(model, {k: v[:, :-1] for k, v in sample.items()})
-        with ranges_held(model):
-            _trace(model, sample, _output_axes(found, shorter), path)
+    if shape is not None:
+        sample = {name: _of_shape(value, shape) for name, value in sample.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    outputs = trace(model, sample, path, OPSETS[target], shape is not None)
     graph = onnx.load(path)
     weights = store_int8_weights(graph)
+    merge_equal_quantizers(graph)
+    look_up_before_dequantizing(graph)
+    products = write_integer_products(graph) if target == "deepsparse" else 0
+    if shape is None:
+        copy_sizes(graph)
+    if target == "onnxruntime":
+        write_gemms(graph)
+    _name(graph, target)
     onnx.checker.check_model(graph)
     onnx.save(graph, path)
     kinds = [node.op_type for node in graph.graph.node]
@@ -82,74 +109,57 @@ def export_onnx(
         path=path,
         size_bytes=path.stat().st_size,
         inputs=tuple(sample),
-        outputs=tuple(found),
-        quantize_nodes=kinds.count(_QUANTIZE),
-        dequantize_nodes=kinds.count(_DEQUANTIZE),
+        outputs=outputs,
+        quantize_nodes=kinds.count(QUANTIZE),
+        dequantize_nodes=kinds.count(DEQUANTIZE),
         int8_weights=weights,
+        target=target,
+        integer_products=products,
     )
 
 
-class _Positional(nn.Module):
-    """A model with tensors in and tensors out, as tracing wants it."""
+def is_quantized(model: nn.Module) -> bool:
+    """Tell whether a model has been through quantization-aware training.
 
-    def __init__(
-        self, model: nn.Module, inputs: tuple[str, ...], outputs: tuple[str, ...]
-    ) -> None:
-        super().__init__()
-        self.model, self._inputs, self._outputs = model, inputs, outputs
+    Args:
+        model: Any model.
 
-    def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
-        found = self.model(**dict(zip(self._inputs, values, strict=True)))
-        return tuple(found[name] for name in self._outputs)
+    Returns:
+        True where weights or activations are on 8-bit grids.
+    """
+    return bool(quantizers_of(model))
 
 
-def _trace(
-    model: nn.Module,
-    sample: Mapping[str, Tensor],
-    output_axes: dict[str, dict[int, str]],
-    path: Path,
-) -> None:
-    names, outputs = tuple(sample), tuple(output_axes)
-    input_axes = {name: dict(enumerate(_AXES)) for name in names}
-    with warnings.catch_warnings():
-        # torch calls this exporter old; the new one needs onnx 1.16 and cannot write
-        # fake quantization. Flags that tracing fixes are meant to be fixed.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)
-        # transformers looks masks up at positions, which are not negative.
-        warnings.filterwarnings("ignore", "Exporting aten::index", UserWarning)
-        torch.onnx.export(
-            _Positional(model, names, outputs),
-            tuple(sample.values()),
-            str(path),
-            dynamo=False,
-            opset_version=OPSET,
-            input_names=list(names),
-            output_names=list(outputs),
-            dynamic_axes=input_axes | output_axes,
-        )
+def _name(graph: onnx.ModelProto, target: str) -> None:
+    """Say in the file who wrote it and for which engine."""
+    graph.producer_name = "obert_modifiers"
+    entry = graph.metadata_props.add()
+    entry.key, entry.value = "target", target
 
 
-def _outputs(model: nn.Module, sample: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    found: Any = model(**sample)
-    if not isinstance(found, Mapping):
+def _check_target(target: str, shape: tuple[int, int] | None) -> None:
+    if target not in TARGETS:
         raise ValueError(
-            f"{type(model).__name__} returns {type(found).__name__}; expected a mapping"
-            " of tensors, such as a transformers model returns; leave return_dict on"
+            f"target={target} is no engine that is known here; expected one of "
+            f"{', '.join(TARGETS)}; name one"
         )
-    return {name: value for name, value in found.items() if isinstance(value, Tensor)}
+    if target == "deepsparse" and shape is None:
+        raise ValueError(
+            "target=deepsparse without a shape is slow: it runs no part of a graph with"
+            " free sizes itself; expected a batch size and a sequence length; give both"
+        )
+    if shape is not None and (len(shape) != 2 or min(shape) < 1):
+        raise ValueError(
+            f"shape={shape} is no size of a batch; expected a batch size and a sequence"
+            " length of 1 at least; give two such numbers"
+        )
 
 
-def _output_axes(
-    found: Mapping[str, Tensor], shorter: Mapping[str, Tensor]
-) -> dict[str, dict[int, str]]:
-    # The axes that a shorter sequence changes are those that follow it.
-    axes: dict[str, dict[int, str]] = {}
-    for name, value in found.items():
-        sizes = zip(value.shape, shorter[name].shape, strict=True)
-        changed = {i: "sequence" for i, (one, two) in enumerate(sizes) if one != two}
-        axes[name] = {0: "batch"} | changed
-    return axes
+def _of_shape(value: Tensor, shape: tuple[int, int]) -> Tensor:
+    repeats = [
+        -(-wanted // there) for wanted, there in zip(shape, value.shape, strict=True)
+    ]
+    return value.repeat(repeats)[: shape[0], : shape[1]]
 
 
 def _checked(model: nn.Module, sample: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -169,14 +179,3 @@ def _checked(model: nn.Module, sample: Mapping[str, Tensor]) -> dict[str, Tensor
             "gives"
         )
     return rows
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

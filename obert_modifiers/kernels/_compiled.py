@@ -1,4 +1,4 @@
-"""Loops over Fisher blocks compiled for the CPU by numba.
+"""Loops over Fisher blocks, and over masked values, compiled for the CPU by numba.
 
 One block is worked on at a time, in float64, so that it stays in the first-level
 cache. Blocks are independent: the result does not depend on the number of threads.
@@ -580,3 +580,16 @@ def solve_joint_blocks(sums, scale, damp, weights, pruned, updated, costs):
             updated[b, kept[i]] = weights[b, kept[i]] + right[i]
         costs[b] = 0.5 * max(cost, 0.0)
     return failed.sum()
+
+
+@njit(parallel=True, cache=True)
+def zero_unkept(values, kept):
+    """Write zero where ``kept`` is False: one pass, which the compiler vectorises.
+
+    Returns:
+        Zero: nothing can fail.
+    """
+    zero = values.dtype.type(0)
+    for i in prange(values.size):
+        values[i] = values[i] if kept[i] else zero
+    return 0

@@ -1,5 +1,6 @@
 """SparseML modifiers; importing this package registers their YAML tags."""
 
+from obert_modifiers.modifiers.constant_masks import ConstantMasksModifier
 from obert_modifiers.modifiers.distillation import LogitDistillationModifier
 from obert_modifiers.modifiers.early_stopping import EarlyStoppingModifier
 from obert_modifiers.modifiers.frozen import FrozenParamsModifier
@@ -10,6 +11,7 @@ from obert_modifiers.modifiers.obert import OBERTPruningModifier
 from obert_modifiers.modifiers.qat import QATModifier
 
 __all__ = [
+    "ConstantMasksModifier",
     "EarlyStoppingModifier",
     "FrozenParamsModifier",
     "GMPStarPruningModifier",

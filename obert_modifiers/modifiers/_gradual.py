@@ -281,6 +281,8 @@ class GradualPruningModifier(ScheduledUpdateModifier):
     def _event(self, epoch: float, steps_per_epoch: int) -> None:
         masks = self._masks
         masks.enabled = True
+        if self._engine is not None:
+            self._engine.reached = self._applied_sparsity
         self._applied_sparsity = self.sparsities_at(epoch)
         if not self._anything_to_do():
             return

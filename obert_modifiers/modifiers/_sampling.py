@@ -1,12 +1,15 @@
 """SparseML's source of gradients as ours."""
 
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from obert_modifiers.core.sampling import GradientSource, SampleRequest
+
+_LOGGER = logging.getLogger(__name__)
 
 
 def find_source(offered: Mapping[str, Any]) -> GradientSource | None:
@@ -51,9 +54,14 @@ def from_sparseml(grad_sampler: Mapping[str, Any]) -> GradientSource:
         grad_sampler["loss_function"],
     )
 
-    def batches(request: SampleRequest) -> Iterable[Any]:
+    def once(request: SampleRequest) -> Iterable[Any]:
         found = build(request.options or None)
         return found() if callable(found) else found
+
+    def batches(request: SampleRequest) -> Iterable[Any]:
+        if request.granularity == "sample":
+            return once(request)
+        return _cycled(lambda: once(request), request.share)
 
     def loss(model: nn.Module, batch: Any) -> Tensor:
         args, kwargs, target = batch
@@ -64,6 +72,36 @@ def from_sparseml(grad_sampler: Mapping[str, Any]) -> GradientSource:
         return loss_function(outputs, target)
 
     return GradientSource(batches, loss, batch_size=_first_dimension)
+
+
+def _cycled(batches: Callable[[], Iterable[Any]], wanted: int) -> Iterator[Any]:
+    """Go through batches again, with a warning, until there are enough.
+
+    SparseML's training scripts give batches without an end.
+
+    Args:
+        batches: Gives them from the beginning.
+        wanted: How many.
+
+    Yields:
+        That many, or none where there are none.
+    """
+    given = 0
+    while given < wanted:
+        before = given
+        for batch in batches():
+            yield batch
+            given += 1
+            if given == wanted:
+                return
+        if given == before:
+            return
+        if before == 0:
+            _LOGGER.warning(
+                "num_grads=%d: the loader gives %d batches; it is gone through again",
+                wanted,
+                given,
+            )
 
 
 def _first_dimension(batch: Any) -> int:

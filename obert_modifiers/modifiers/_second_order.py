@@ -57,6 +57,8 @@ class SecondOrder:
     Attributes:
         config: How an event works.
         draws: Draws of samples made so far.
+        reached: Targets of the event before, from which sub-steps start; None before
+            the first.
     """
 
     def __init__(self, config: SecondOrderConfig, fisher_loss: str = "task") -> None:
@@ -68,6 +70,7 @@ class SecondOrder:
         """
         self.config = config
         self.draws = 0
+        self.reached: list[float] | None = None
         self._fisher_loss = fisher_loss
         self._source: GradientSource | None = None
 
@@ -144,6 +147,7 @@ class SecondOrder:
             config=config,
             source=self._source,
             draw=self.draws,
+            reached=self.reached,
         )
         self.draws += 1
         wanted = config.num_grads * config.num_recomputations

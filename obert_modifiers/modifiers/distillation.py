@@ -76,6 +76,7 @@ class LogitDistillationModifier(ScheduledModifier):
     teacher = recipe_key("teacher", "Folder or hub id, self or disable.", "_named")
     hidden_weight = recipe_key("hidden_weight", "Weight w of the hidden states.")
     layer_map = recipe_key("layer_map", "Which layer learns from which.")
+    teacher_input_keys = recipe_key("teacher_input_keys", "Inputs of the teacher.")
 
     def __init__(
         self,
@@ -87,6 +88,7 @@ class LogitDistillationModifier(ScheduledModifier):
         teacher: str | None = None,
         hidden_weight: float = 0.0,
         layer_map: str | list[int] | None = None,
+        teacher_input_keys: Sequence[str] | None = None,
     ) -> None:
         """Check and keep the recipe's keys.
 
@@ -104,6 +106,8 @@ class LogitDistillationModifier(ScheduledModifier):
                 logits; 0 leaves it out.
             layer_map: ``uniform`` (the default), ``last``, or for each layer of the
                 student the index of the teacher's, counted from 0.
+            teacher_input_keys: Names of the student's inputs that the teacher gets, for
+                one that takes fewer; None for all but the labels.
 
         Raises:
             ValueError: If a value breaks its rule.
@@ -130,6 +134,7 @@ class LogitDistillationModifier(ScheduledModifier):
                 "write 1.0"
             )
         self._layer_map = _as_layer_map(layer_map, self._hidden_weight)
+        self._teacher_input_keys = _as_input_keys(teacher_input_keys)
         self._teacher: nn.Module | None = None
         self._digest: str | None = None
         self._switched: tuple[Any, Any] | None = None
@@ -209,6 +214,7 @@ class LogitDistillationModifier(ScheduledModifier):
         steps_per_epoch: int,
         student_outputs: Any = None,
         student_inputs: Mapping[str, Tensor] | None = None,
+        teacher_inputs: Mapping[str, Tensor] | None = None,
         **kwargs: Any,
     ) -> Tensor:
         """Mix the distillation loss into the loss of a batch.
@@ -222,6 +228,8 @@ class LogitDistillationModifier(ScheduledModifier):
             student_outputs: Outputs with ``logits``, or a tuple that starts with
                 them.
             student_inputs: Inputs by name; ``labels`` are not shown to the teacher.
+            teacher_inputs: The teacher's own inputs by name, of the same samples, where
+                they are others; SparseML's training scripts pass them.
             **kwargs: What the caller offers to other modifiers.
 
         Returns:
@@ -240,7 +248,7 @@ class LogitDistillationModifier(ScheduledModifier):
                 "student_outputs and student_inputs are missing; expected both for "
                 "distillation; pass them to loss_update"
             )
-        rows, hidden = self._losses(student_outputs, student_inputs)
+        rows, hidden = self._losses(student_outputs, student_inputs, teacher_inputs)
         distilled = rows.mean()
         if hidden is not None:
             distilled = distilled + self._hidden_weight * hidden.mean()
@@ -271,14 +279,17 @@ class LogitDistillationModifier(ScheduledModifier):
         return losses
 
     def _losses(
-        self, student_outputs: Any, student_inputs: Mapping[str, Tensor]
+        self,
+        student_outputs: Any,
+        student_inputs: Mapping[str, Tensor],
+        teacher_inputs: Mapping[str, Tensor] | None = None,
     ) -> tuple[RowLosses, Tensor | None]:
         """Run the teacher and compare.
 
         Returns:
             The losses on the logits, and on the hidden states of each sample.
         """
-        inputs = {k: v for k, v in student_inputs.items() if k not in LABELS}
+        inputs = self._teacher_inputs(student_inputs, teacher_inputs)
         student = read_outputs(student_outputs)
         device = student.logits[0].device
         if next(self._teacher.parameters()).device != device:
@@ -296,6 +307,21 @@ class LogitDistillationModifier(ScheduledModifier):
         if self._hidden_weight == 0.0:
             return rows, None
         return rows, hidden_losses(student, teacher, self._layer_map or "uniform", mask)
+
+    def _teacher_inputs(
+        self, student: Mapping[str, Tensor], own: Mapping[str, Tensor] | None
+    ) -> dict[str, Tensor]:
+        keys = self._teacher_input_keys
+        if own is None and keys is not None:
+            missing = [key for key in keys if key not in student]
+            if missing:
+                raise ValueError(
+                    f"teacher_input_keys={keys} names {missing[0]}, which the student "
+                    f"does not get; expected some of {', '.join(student)}; correct it"
+                )
+            return {key: student[key] for key in keys}
+        shown = student if own is None else own
+        return {k: v for k, v in shown.items() if k not in LABELS}
 
     def state_dict(self) -> dict[str, Any]:
         """Return where the schedule stands, and which teacher there is.
@@ -379,3 +405,15 @@ def _as_layer_map(
             "teacher's layers from 0 on; write uniform"
         )
     return list(value)
+
+
+def _as_input_keys(value: Any) -> list[str] | None:
+    if value is None:
+        return None
+    names = [value] if isinstance(value, str) else list(value)
+    if not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(
+            f"teacher_input_keys={value} are not names; expected those of the model's "
+            "inputs; write [input_ids, attention_mask], or leave it out for all"
+        )
+    return names

@@ -7,7 +7,13 @@ from typing import Any
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from obert_modifiers.core.layer_drop import CHOICES, drop_layers_, plan_layers
+from obert_modifiers.core.layer_drop import (
+    CHOICES,
+    drop_layers_,
+    find_layers,
+    layers_left,
+    plan_layers,
+)
 from obert_modifiers.modifiers._host import (
     ModifierProp,
     PyTorchModifierYAML,
@@ -44,21 +50,30 @@ class LayerDropModifier(ScheduledModifier):
 
     keep = recipe_key("keep", "Number of layers that stay, or their indices.")
     choice = recipe_key("choice", "first_middle_last or interleaved.")
+    drop = recipe_key("drop", "Names of the layers that go.")
 
-    def __init__(self, keep: int | list[int], choice: str | None = None) -> None:
+    def __init__(
+        self,
+        keep: int | list[int] | None = None,
+        choice: str | None = None,
+        drop: Sequence[str] | None = None,
+    ) -> None:
         """Check and keep the recipe's keys.
 
         Args:
             keep: How many layers stay, at least 2, or a list of their indices,
                 counted from 0.
             choice: ``first_middle_last``, for three layers, or ``interleaved``.
+            drop: In the place of ``keep``, the full names of the layers that go, as
+                ``bert.encoder.layer.1``.
 
         Raises:
             ValueError: If a value breaks its rule.
         """
         # SparseML initializes in the order of end_epoch, -1 last of all.
         super().__init__(start_epoch=-1.0, end_epoch=0.0, end_comparator=-1)
-        self._keep = _as_keep(keep)
+        self._drop = _as_drop(drop, keep, choice)
+        self._keep = None if self._drop else _as_keep(keep)
         self._choice = choice
         if choice is not None:
             as_choice("choice", choice, CHOICES)
@@ -99,7 +114,7 @@ class LayerDropModifier(ScheduledModifier):
         found = super().props(only_serializable, **kwargs)
         if not only_serializable:
             return found
-        keys = ("keep", "choice")
+        keys = ("keep", "choice", "drop")
         return {k: v for k, v in found.items() if k in keys and v is not None}
 
     def plan(self, model: nn.Module) -> tuple[int, ...]:
@@ -114,7 +129,21 @@ class LayerDropModifier(ScheduledModifier):
         model = unwrap(model)
         if self._applied_to(model):
             return self._kept
-        return plan_layers(model, self._keep, self._choice)
+        return self._plan(model)
+
+    def _plan(self, model: nn.Module) -> tuple[int, ...]:
+        keep = self._keep if self._drop is None else layers_left(model, self._drop)
+        return plan_layers(model, keep, self._choice)
+
+    def adopt(self, model: nn.Module) -> None:
+        """Take a model that was saved after its layers were dropped: drop no more.
+
+        Args:
+            model: The model, wrapped or not.
+        """
+        model = unwrap(model)
+        self._kept = tuple(range(len(find_layers(model)[1])))
+        self._model = weakref.ref(model)
 
     def _applied_to(self, model: nn.Module) -> bool:
         return self._model is not None and self._model() is model
@@ -143,7 +172,7 @@ class LayerDropModifier(ScheduledModifier):
                 "that are to be dropped; expected the model before it is wrapped; call "
                 "RecipeManager.apply_structure first"
             )
-        kept = plan_layers(model, self._keep, self._choice)
+        kept = self._plan(model)
         dropped = drop_layers_(model, kept)
         self._kept = dropped.kept
         self._model = weakref.ref(model)
@@ -236,3 +265,27 @@ def _as_keep(value: Sequence[int] | Any) -> int | list[int]:
             "from 0 on, in increasing order; write [0, 6, 11]"
         )
     return list(value)
+
+
+def _as_drop(
+    drop: Sequence[str] | None, keep: int | list[int] | None, choice: str | None
+) -> list[str] | None:
+    if drop is None:
+        if keep is None:
+            raise ValueError(
+                "keep is missing; expected a number of layers, or drop with the names "
+                "of those that go; write keep: 3"
+            )
+        return None
+    if keep is not None or choice is not None:
+        raise ValueError(
+            f"drop={drop} and keep or choice are both given; expected one of them; "
+            "leave drop out"
+        )
+    named = isinstance(drop, (list, tuple)) and drop
+    if not named or not all(isinstance(name, str) for name in drop):
+        raise ValueError(
+            f"drop={drop} is not a list of names; expected layers that the model has; "
+            "write [bert.encoder.layer.1]"
+        )
+    return list(drop)

@@ -75,6 +75,7 @@ class QATModifier(ScheduledModifier):
         "quantize_attention_matmuls", "Inputs of attention's products too."
     )
     ignore = recipe_key("ignore", "Names or re: patterns of layers to leave out.")
+    submodules = recipe_key("submodules", "Modules whose layers are quantized.")
 
     def __init__(
         self,
@@ -86,6 +87,7 @@ class QATModifier(ScheduledModifier):
         quantize_embeddings: bool = True,
         quantize_attention_matmuls: bool = False,
         ignore: str | Sequence[str] = (),
+        submodules: Sequence[str] | None = None,
     ) -> None:
         """Check and keep the recipe's keys.
 
@@ -105,6 +107,8 @@ class QATModifier(ScheduledModifier):
                 with key and of probabilities with value are quantized.
             ignore: Names of modules, which stand for all below them, or ``re:``
                 patterns, that stay in floating point.
+            submodules: Names of modules, which stand for all below them, or ``re:``
+                patterns, outside of which nothing is quantized; None for the model.
 
         Raises:
             ValueError: If a value breaks its rule; the message says which and how to
@@ -120,7 +124,10 @@ class QATModifier(ScheduledModifier):
             disable_observer_epoch, start, end
         )
         self._freeze = as_choice("freeze", freeze, FREEZES)
-        self._ignore = _as_names(ignore)
+        self._ignore = _as_names("ignore", ignore)
+        self._submodules = (
+            None if submodules is None else _as_names("submodules", submodules)
+        )
         self._per_channel = as_flag("per_channel", per_channel)
         self._quantize_embeddings = as_flag("quantize_embeddings", quantize_embeddings)
         self._quantize_attention_matmuls = as_flag(
@@ -162,6 +169,7 @@ class QATModifier(ScheduledModifier):
             embeddings=self._quantize_embeddings,
             attention_matmuls=self._quantize_attention_matmuls,
             ignore=tuple(self._ignore),
+            submodules=None if self._submodules is None else tuple(self._submodules),
         )
 
     def initialize(
@@ -208,6 +216,16 @@ class QATModifier(ScheduledModifier):
         average_ranges_(list(quantizers_of(self._model).values()))
         self._fix_ranges(True)
         self._frozen = True
+
+    def advance_epochs(self, ref_start_epoch: float | None = None) -> None:
+        """Move the schedule behind another recipe's, where SparseML composes stages.
+
+        Args:
+            ref_start_epoch: Epoch at which the schedule begins now.
+        """
+        super().advance_epochs(ref_start_epoch)
+        if ref_start_epoch is not None and self._disable_observer_epoch is not None:
+            self._disable_observer_epoch += ref_start_epoch
 
     def update_ready(self, epoch: float, steps_per_epoch: int) -> bool:
         """Tell whether quantization begins, ranges are fixed, or the schedule ends.
@@ -376,14 +394,14 @@ def _as_disable_epoch(value: Any, start: float, end: float) -> float | None:
     return epoch
 
 
-def _as_names(value: Any) -> list[str]:
+def _as_names(key: str, value: Any) -> list[str]:
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, Sequence) or isinstance(names, bytes):
         names = [names]
     for name in names:
         if not isinstance(name, str) or not name:
             raise ValueError(
-                f"ignore={name} is not a name; expected names or re: patterns; write a "
+                f"{key}={name} is not a name; expected names or re: patterns; write a "
                 "list of strings"
             )
     return list(names)

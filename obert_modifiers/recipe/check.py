@@ -12,6 +12,7 @@ from obert_modifiers.core.schedule import INTERPOLATIONS
 from obert_modifiers.modifiers._gradual import GradualPruningModifier
 from obert_modifiers.modifiers._host import Modifier, modifier_classes
 from obert_modifiers.recipe.problems import Problem, nearest
+from obert_modifiers.recipe.replacing import Translate, Translated, translation_of
 from obert_modifiers.recipe.values import ModifierSettings
 
 _IGNORED_KEY = "log_types"  # from old recipes; SparseML drops it too
@@ -36,6 +37,7 @@ class ModifierBuilder:
 
     Attributes:
         problems: What is wrong with them.
+        replaced: What stands in for a modifier, by ``id`` of its settings.
     """
 
     def __init__(self, file: str):
@@ -45,6 +47,7 @@ class ModifierBuilder:
             file: Name of the recipe's file.
         """
         self.problems: list[Problem] = []
+        self.replaced: dict[int, tuple[Translated, ModifierSettings]] = {}
         self._file = file
         self._classes = modifier_classes()
 
@@ -57,6 +60,9 @@ class ModifierBuilder:
         Returns:
             The modifier, or None if there is a problem with it.
         """
+        translate = translation_of(settings.name)
+        if translate is not None:
+            return self._build_replacement(settings, translate)
         if settings.name not in self._classes:
             near = nearest(settings.name, self._classes)
             fix = f"write !{near[0]}" if near else "remove it"
@@ -81,6 +87,26 @@ class ModifierBuilder:
             if key not in faulty
         }
         return self._construct(settings, cls, values, faulty)
+
+    def _build_replacement(
+        self, settings: ModifierSettings, translate: Translate
+    ) -> Modifier | None:
+        """Return the modifier that stands in, or None after reporting problems."""
+        values = {k: v for k, v in settings.values.items() if k != _IGNORED_KEY}
+        found = translate(values)
+        for key, message in found.faults:
+            if key not in settings.faulty:
+                self._report(settings, key, message)
+        if found.faults or settings.faulty:
+            return None
+        lines = {
+            key: settings.line_of(found.origin.get(key, "")) for key in found.values
+        }
+        inner = ModifierSettings(
+            found.name, settings.stage, settings.line, found.values, lines
+        )
+        self.replaced[id(settings)] = found, inner
+        return self.build(inner)
 
     def _check_keys(
         self, settings: ModifierSettings, cls: type, values: dict[str, Any]

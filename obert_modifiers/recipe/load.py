@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from obert_modifiers.recipe.cross import cross_faults, cross_notes
 from obert_modifiers.recipe.outline import outline
 from obert_modifiers.recipe.placed import Fault, Placed
 from obert_modifiers.recipe.problems import Problem, RecipeError
+from obert_modifiers.recipe.replacing import Translated, rewritten
 from obert_modifiers.recipe.stopping import stopping_faults
 from obert_modifiers.recipe.text import RecipeText, compose, read_source
 from obert_modifiers.recipe.values import ModifierSettings, Resolver
@@ -31,6 +32,7 @@ class LoadedRecipe:
         staged: True for a recipe of stages.
         groups: The modifiers by stage; those of a flat recipe under ``""``.
         settings: What the recipe says about a modifier, by ``id`` of the modifier.
+        changes: What means something else now, where ours stand in for SparseML's.
     """
 
     file: str
@@ -38,6 +40,7 @@ class LoadedRecipe:
     staged: bool
     groups: Groups
     settings: dict[int, ModifierSettings]
+    changes: tuple[Problem, ...] = ()
 
     @property
     def placed(self) -> list[Placed]:
@@ -51,7 +54,7 @@ class LoadedRecipe:
     @property
     def notes(self) -> list[Problem]:
         """What is legal and may not be meant."""
-        return self.problems_of(cross_notes(self.placed))
+        return [*self.changes, *self.problems_of(cross_notes(self.placed))]
 
     def problems_of(self, faults: Iterable[Fault]) -> list[Problem]:
         """Describe problems with their lines.
@@ -110,14 +113,57 @@ def load_recipe(
         modifier = builder.build(one)
         if modifier is not None:
             groups.setdefault(one.stage, []).append(modifier)
-            settings[id(modifier)] = one
+            settings[id(modifier)] = builder.replaced.get(id(one), (None, one))[1]
     loaded = LoadedRecipe(text.file, resolver.text(), parts.staged, groups, settings)
     problems = [*parts.problems, *builder.problems]
     complete = len(settings) == len(parts.modifiers)
     problems += [*_arrangement(loaded), *_crossed(loaded, complete)]
     if problems:
         raise RecipeError(problems)
+    if builder.replaced:
+        loaded = _with_replacements(loaded, resolver.settings, builder)
     return loaded
+
+
+def _with_replacements(
+    loaded: LoadedRecipe, everyone: list[ModifierSettings], builder: ModifierBuilder
+) -> LoadedRecipe:
+    """Write the modifiers that stand in for others into the text, and their changes.
+
+    Returns:
+        The recipe that is run, whose text gives the same modifiers.
+    """
+    found: list[Translated | None] = []
+    changes: list[Problem] = []
+    for one in everyone:
+        translated, _ = builder.replaced.get(id(one), (None, one))
+        found.append(translated)
+        for key, message in translated.changes if translated else ():
+            line = one.line_of(key)
+            changes.append(Problem(loaded.file, line, one.name, key, message))
+    source = RecipeText(loaded.file, loaded.text)
+    parts = outline(source, compose(source))
+    nodes = list(zip(parts.modifiers, found, strict=True))
+    text = rewritten(loaded.text, nodes, [one.values for one in everyone])
+    if not _holds(text, len(nodes)):
+        text = _text_of(loaded.groups, loaded.staged)
+    return replace(loaded, text=text, changes=tuple(changes))
+
+
+def _holds(text: str, modifiers: int) -> bool:
+    """Tell whether a text that was put together has so many modifiers.
+
+    It has not where a modifier stood inside brackets, or shared values by an alias.
+
+    Returns:
+        True for a recipe without faults in its arrangement.
+    """
+    source = RecipeText("", text)
+    try:
+        parts = outline(source, compose(source))
+    except RecipeError:
+        return False
+    return len(parts.modifiers) == modifiers and not parts.problems
 
 
 def from_modifiers(
@@ -137,8 +183,7 @@ def from_modifiers(
     """
     staged = isinstance(modifiers, Mapping)
     groups = {k: list(v) for k, v in modifiers.items()} if staged else {"": modifiers}
-    named = {stage: [_described(m) for m in group] for stage, group in groups.items()}
-    source = RecipeText(file, modifiers_text(named, staged))
+    source = RecipeText(file, _text_of(groups, staged))
     resolver = Resolver(outline(source, compose(source)), {})
     everyone = [modifier for group in groups.values() for modifier in group]
     settings = {
@@ -150,6 +195,11 @@ def from_modifiers(
     if problems:
         raise RecipeError(problems)
     return loaded
+
+
+def _text_of(groups: Groups, staged: bool) -> str:
+    named = {stage: [_described(m) for m in group] for stage, group in groups.items()}
+    return modifiers_text(named, staged)
 
 
 def _described(modifier: Modifier) -> tuple[str, dict[str, Any]]:

@@ -168,6 +168,11 @@ class TrainArguments:
     recipe_args: str | None = flag(
         None, "Values for the recipe's variables, as JSON: '{\"num_grads\": 512}'."
     )
+    replace: Literal["same", "ours"] | None = flag(
+        None,
+        "Run the recipe's SparseML modifiers on ours: 'same' (or nothing) for the same "
+        "meaning of every key, 'ours' for our defaults.",
+    )
     do_train: bool = flag(False, "Train; without any do_* flag: train and evaluate.")
     do_eval: bool = flag(False, "Evaluate on the validation data.")
     do_predict: bool = flag(False, "Write the predictions for the test data.")
@@ -184,6 +189,7 @@ class TrainArguments:
     seed: int = flag(42, "Fixes the new head, the order of the data and dropout.")
     bf16: bool = flag(False, "Mixed precision in bfloat16.")
     fp16: bool = flag(False, "Mixed precision in float16; needs a GPU.")
+    tf32: bool = flag(False, "Products of float32 in TF32; needs an Ampere GPU.")
     torch_compile: bool = flag(False, "Compile the model; masks cost no recompiling.")
     torch_compile_backend: str | None = flag(
         None, "The compiler, inductor if unset; turns --torch_compile on."
@@ -275,11 +281,28 @@ def parse(
     """
     parser = _parser(program, data)
     model, found, train, rest = parser.parse_args_into_dataclasses(
-        list(argv), return_remaining_strings=True
+        _spelt_out(argv), return_remaining_strings=True
     )
     if rest:
         raise ValueError(_unknown(rest, parser))
     return Arguments(model, found, train, (*program.split(), *argv))
+
+
+def _spelt_out(argv: Sequence[str]) -> list[str]:
+    """Give a bare ``--replace`` its value.
+
+    Args:
+        argv: The words after the program's name.
+
+    Returns:
+        The same with ``--replace same`` for it.
+    """
+    words: list[str] = []
+    for word, after in zip(argv, [*argv[1:], "--"], strict=True):
+        words.append(word)
+        if word == "--replace" and after.startswith("--"):
+            words.append("same")
+    return words
 
 
 def resuming(argv: Sequence[str]) -> list[str]:

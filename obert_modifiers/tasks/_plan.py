@@ -8,12 +8,13 @@ from typing import Any
 from accelerate import PartialState
 from transformers import PreTrainedModel
 
+from obert_modifiers.compat import replaced
 from obert_modifiers.manager import RecipeManager
 from obert_modifiers.tasks import _data, _models
 from obert_modifiers.tasks._arguments import Arguments
 from obert_modifiers.tasks._files import MISMATCHED
 from obert_modifiers.tasks._task import Inputs, Prepared, Task
-from obert_modifiers.training import SCHEDULES, TrainConfig
+from obert_modifiers.training import SCHEDULES, TrainConfig, check_tf32
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +119,8 @@ def load_recipe(arguments: Arguments) -> RecipeManager | None:
     train = arguments.train
     if train.recipe is None:
         return None
-    return RecipeManager.from_recipe(train.recipe, train.recipe_args)
+    with replaced(train.replace):
+        return RecipeManager.from_recipe(train.recipe, train.recipe_args)
 
 
 def prepare(
@@ -267,13 +269,15 @@ def train_config(arguments: Arguments, state: PartialState) -> TrainConfig:
         The settings.
 
     Raises:
-        ValueError: If fp16 is asked for on a CPU, or the schedule is unknown.
+        ValueError: If fp16 or tf32 is asked for on a CPU, or the schedule is unknown.
     """
     train = arguments.train
     if train.fp16 and state.device.type == "cpu":
         raise ValueError(
             "--fp16 runs on a CPU here; expected a GPU; use --bf16 or leave it out"
         )
+    if train.tf32:
+        check_tf32(state.device)
     if train.lr_scheduler_type not in SCHEDULES:
         raise ValueError(
             f"--lr_scheduler_type={train.lr_scheduler_type} is unknown; expected one "
@@ -291,6 +295,7 @@ def train_config(arguments: Arguments, state: PartialState) -> TrainConfig:
         warmup_ratio=train.warmup_ratio,
         lr_scheduler_type=train.lr_scheduler_type,
         mixed_precision="fp16" if train.fp16 else "bf16" if train.bf16 else "no",
+        tf32=train.tf32,
         torch_compile=train.torch_compile_backend
         or ("inductor" if train.torch_compile else None),
         seed=train.seed,

@@ -32,6 +32,7 @@ _FIXED = (
     "warmup_ratio",
     "lr_scheduler_type",
     "mixed_precision",
+    "tf32",
     "seed",
     "group_by_length",
 )

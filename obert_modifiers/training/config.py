@@ -27,6 +27,8 @@ class TrainConfig:
         warmup_ratio: Share of the steps in which the rate rises from 0.
         lr_scheduler_type: linear, cosine or constant.
         mixed_precision: no, bf16 or fp16.
+        tf32: True lets float32 matrix products round their factors to TF32 on a GPU
+            that has it; what is summed in float64 stays so.
         torch_compile: Backend of ``torch.compile``, such as inductor, or None; the
             model keeps its parameters' names.
         seed: Seed of the order of samples and of the draws of gradient samples.
@@ -59,6 +61,7 @@ class TrainConfig:
     warmup_ratio: float = 0.0
     lr_scheduler_type: str = "linear"
     mixed_precision: str = "no"
+    tf32: bool = False
     torch_compile: str | None = None
     seed: int = 42
     logging_steps: int = 10

@@ -23,6 +23,7 @@ from obert_modifiers.batches import (
 from obert_modifiers.core.parallel import all_reduce_count
 from obert_modifiers.manager import RecipeManager
 from obert_modifiers.training._collate import SeededCollate
+from obert_modifiers.training._precision import check_tf32, products_in_tf32
 from obert_modifiers.training._random import set_random_state_
 from obert_modifiers.training._snapshot import Parts, Progress, settings_of
 from obert_modifiers.training.checkpoint import find_whole
@@ -69,7 +70,8 @@ def train(
 
     Raises:
         ValueError: If recipe, data and teacher do not go together, the checkpoint is
-            of another run, or the parameters are sharded (FSDP, DeepSpeed).
+            of another run, the parameters are sharded (FSDP, DeepSpeed), or the device
+            has no TF32 and it is asked for.
         TrainingStopped: After SIGTERM, once everything is saved.
     """  # noqa: DOC502  raised by what is called
     check_run(model, data, config, manager, teacher)
@@ -80,6 +82,8 @@ def train(
         manager.check_model(model)
     accelerator = make_accelerator(config)
     check_whole(accelerator, model)
+    if config.tf32:
+        check_tf32(accelerator.device)
     folder, main = Path(config.output_dir), accelerator.is_main_process
     trackers = Trackers(folder, trackers_of(config.report_to), asdict(config))
     journal = Journal(folder, reporter, main, trackers)
@@ -88,7 +92,11 @@ def train(
     try:
         run = _Run(model, data, config, manager, teacher, accelerator, journal)
         listens = config.save_on_sigterm and (manager is None or manager.can_be_saved)
-        with listening(listens) as request, peers_named():
+        with (
+            listening(listens) as request,
+            peers_named(),
+            products_in_tf32(config.tf32),
+        ):
             return run.run(checkpoint, request)
     finally:
         journal.close()

@@ -164,7 +164,8 @@ def test_weights_are_stored_as_int8(per_channel: bool, tmp_path) -> None:
     }
     # Three embeddings, six linear layers in each of two layers, pooler and head.
     assert len(whole) == found.int8_weights == 17
-    assert found.dequantize_nodes == 17 + found.quantize_nodes
+    # And the biases of all linear layers.
+    assert found.dequantize_nodes == 17 + 14 + found.quantize_nodes
     for name, array in whole.items():
         one = quantizers_of(model)[f"{name.removesuffix('.weight')}:weight"]
         weight = model.get_parameter(name).detach()
@@ -191,9 +192,11 @@ def test_onnx_runtime_computes_in_integers(tmp_path) -> None:
     )
     graph = onnx.load(tmp_path / "optimized.onnx").graph
     kinds = Counter(node.op_type for node in graph.node)
-    assert kinds["MatMul"] == 0
-    # Six linear layers and two products in each of two layers.
-    assert kinds["MatMulIntegerToFloat"] + kinds["QLinearMatMul"] == 2 * (6 + 2)
+    assert kinds["MatMul"] == kinds["Gemm"] == 0
+    # Six linear layers and two products in each of two layers, pooler and head.
+    integers = ("QGemm", "MatMulIntegerToFloat", "QLinearMatMul")
+    assert sum(kinds[kind] for kind in integers) == 2 * (6 + 2) + 2
+    assert kinds["QGemm"] == 2 * 6 + 2
 
 
 def test_the_model_stays_as_it_was(tmp_path) -> None:

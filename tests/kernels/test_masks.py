@@ -7,7 +7,7 @@ from obert_modifiers.kernels import apply_mask_
 from tests.kernels.backends import CAN_RUN_TRITON, kernels
 
 backends = pytest.mark.parametrize(
-    "backend", ["torch", *(["triton"] if CAN_RUN_TRITON else [])]
+    "backend", ["torch", "numba", *(["triton"] if CAN_RUN_TRITON else [])]
 )
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -54,11 +54,12 @@ def test_mask_control_a_product_leaves_what_is_not_a_number(backend) -> None:
     assert not torch.equal(_odd_values() * mask, torch.zeros(12))
 
 
-def test_a_parameter_is_changed_in_place_and_autograd_notices() -> None:
+@backends
+def test_a_parameter_is_changed_in_place_and_autograd_notices(backend) -> None:
     parameter = torch.nn.Parameter(torch.ones(4))
     loss = parameter.square().sum()
     mask = torch.tensor([True, False, True, False])
-    assert apply_mask_(parameter, mask) is parameter
+    assert kernels.apply_mask_(parameter, mask, backend=backend) is parameter
     assert parameter.tolist() == [1.0, 0.0, 1.0, 0.0]
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()

@@ -40,6 +40,31 @@ def test_a_compound_recipe_ends_at_the_exact_sparsity(tmp_path, precision) -> No
     assert len(losses) == 24 and all(map(math.isfinite, losses))
 
 
+def test_tf32_on_a_cpu_is_an_error_before_anything_is_done(tmp_path) -> None:
+    with pytest.raises(ValueError, match="tf32=True runs on a CPU here; expected an"):
+        run(tmp_path, OBERT, tf32=True)
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_tf32_lasts_as_long_as_the_run(tmp_path, monkeypatch) -> None:
+    """On a CPU the switch is set and does nothing; no GPU has run this."""
+    seen = []
+    original = RecipeStepper.step
+
+    def step(self):
+        seen.append(torch.get_float32_matmul_precision())
+        return original(self)
+
+    monkeypatch.setattr(RecipeStepper, "step", step)
+    monkeypatch.setattr(loop, "check_tf32", lambda device: None)
+    run(tmp_path, OBERT, tf32=True)
+    assert set(seen) == {"high"} and torch.get_float32_matmul_precision() == "highest"
+    monkeypatch.setattr(RecipeStepper, "step", lambda self: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(tmp_path / "breaks", OBERT, tf32=True)
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
 def scaled(monkeypatch, growth_interval: int) -> None:
     """Run fp16 with torch's own scaler on a CPU, which accelerate does not offer."""
     original = loop.make_accelerator

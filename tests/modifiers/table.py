@@ -198,6 +198,11 @@ TABLE = [
         {"params": ["re:.*embedding.*"], "start_epoch": 1.0, "end_epoch": 2.0},
         prunes=False,
     ),
+    Row(
+        modifiers.ConstantMasksModifier,
+        {"params": ["re:layers.*weight"], "start_epoch": 1.0, "end_epoch": 2.0},
+        prunes=False,
+    ),
 ]
-assert len(TABLE) == 22
+assert len(TABLE) == 23
 PRUNERS = [row for row in TABLE if row.prunes]

@@ -104,11 +104,11 @@ VALUES = [
             "3: LogitDistillationModifier.hardnes: hardnes is not a key of "
             "LogitDistillationModifier; expected one of end_epoch, hardness, "
             "hidden_weight, layer_map, mask_padding, start_epoch, teacher, "
-            "temperature; write hardness",
+            "teacher_input_keys, temperature; write hardness",
             "4: LogitDistillationModifier.qqq: qqq is not a key of "
             "LogitDistillationModifier; expected one of end_epoch, hardness, "
             "hidden_weight, layer_map, mask_padding, start_epoch, teacher, "
-            "temperature; remove it",
+            "teacher_input_keys, temperature; remove it",
         ),
     ),
     Broken(

@@ -37,6 +37,7 @@ SAMPLES = {
     "ACDCPruningModifier": {"compression_sparsity": 0.9, **PERIOD, "end_epoch": 30.0},
     "ConstantPruningModifier": {"params": "__ALL_PRUNABLE__"},
     "DistillationModifier": {"hardness": 0.5, "temperature": 5.5},
+    "ConstantMasksModifier": {"params": ["re:.*weight"], "end_epoch": 2.0},
     "EarlyStoppingModifier": {"metric": "accuracy", "patience": 3, "mode": "max"},
     "EpochRangeModifier": SPAN,
     "FrozenParamsModifier": {"params": ["re:.*embeddings.*"], "end_epoch": 2.0},

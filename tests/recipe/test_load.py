@@ -196,7 +196,7 @@ def test_modifiers_are_those_that_sparseml_loads(name):
 
 
 def test_table_of_samples_is_whole():
-    assert len(SAMPLES) == 34
+    assert len(SAMPLES) == 35
     assert set(SAMPLES) == set(modifier_classes())
     assert len(LOADED_BY_SPARSEML) == len(SAMPLES) + 9
 

@@ -1,0 +1,29 @@
+"""What SparseML's recipes and command line need to run again; light until used."""
+
+from typing import Any
+
+_LAZY = {
+    "replace_sparseml_modifiers": "replace",
+    "restore_sparseml_modifiers": "replace",
+    "replaced": "replace",
+    "convert_recipe": "replace_convert",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for on first use.
+
+    Args:
+        name: The attribute asked for.
+
+    Returns:
+        It.
+
+    Raises:
+        AttributeError: If there is no such attribute.
+    """
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)

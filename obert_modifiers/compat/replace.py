@@ -1,0 +1,141 @@
+"""Run unedited recipes of SparseML's modifiers on ours.
+
+SparseML finds a modifier's class by its YAML tag. Here each tag of
+:data:`~obert_modifiers.compat.replace_tables.TABLES` gets a constructor that builds one
+of our modifiers instead, from the same keys. SparseML's manager and ours both use it.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import yaml
+
+from obert_modifiers import modifiers
+from obert_modifiers.compat.replace_tables import TABLES
+from obert_modifiers.compat.replace_translate import translate
+from obert_modifiers.compat.replace_translation import MODES
+from obert_modifiers.modifiers._validate import as_choice
+from obert_modifiers.recipe.replacing import Translated
+
+_TAG = "!pytorch.{}"
+_IGNORED_KEY = "log_types"  # from old recipes; SparseML drops it too
+_LOADERS = (yaml.Loader, yaml.FullLoader, yaml.UnsafeLoader, yaml.SafeLoader)
+_LOGGER = logging.getLogger(__name__)
+
+
+class _Constructor:
+    """Builds one of our modifiers for a tag of SparseML's.
+
+    Attributes:
+        name: SparseML's name of the modifier.
+        mode: One of :data:`MODES`.
+    """
+
+    def __init__(self, name: str, mode: str, before: Mapping[type, Any]) -> None:
+        """Remember what was there.
+
+        Args:
+            name: SparseML's name of the modifier.
+            mode: One of :data:`MODES`.
+            before: Constructor of each loader until now.
+        """
+        self.name, self.mode, self.before = name, mode, before
+
+    def translate(self, values: Mapping[str, Any]) -> Translated:
+        """Say which modifier stands in, with which values.
+
+        Args:
+            values: Value by key of SparseML's modifier.
+
+        Returns:
+            Its name and values, and what changes or is wrong.
+        """
+        return translate(self.name, values, self.mode)
+
+    def __call__(self, loader: Any, node: yaml.Node) -> Iterator[Any]:
+        """Construct the modifier, as YAML asks for it.
+
+        Args:
+            loader: YAML's loader.
+            node: The tagged node.
+
+        Yields:
+            The modifier, first bare and then with its values.
+
+        Raises:
+            ValueError: With everything that is not supported.
+        """
+        plain = isinstance(node, yaml.ScalarNode)
+        values = {} if plain else loader.construct_mapping(node, deep=True)
+        values.pop(_IGNORED_KEY, None)
+        found = self.translate(values)
+        if found.faults:
+            wrong = "\n".join(f"!{self.name}: {text}" for _, text in found.faults)
+            raise ValueError(wrong)
+        cls = getattr(modifiers, found.name)
+        modifier = cls.__new__(cls)
+        yield modifier
+        for _, text in found.changes:
+            _LOGGER.warning("!%s runs as !%s: %s", self.name, found.name, text)
+        modifier.__init__(**found.values)
+
+
+def replace_sparseml_modifiers(mode: str = "same") -> None:
+    """Have SparseML's YAML tags build our modifiers, in this process.
+
+    Args:
+        mode: ``same`` for the same meaning of every key; ``ours`` for our defaults,
+            with each change of meaning as a warning in the log.
+
+    Raises:
+        ValueError: If there is no such mode.
+    """  # noqa: DOC502  raised by as_choice
+    as_choice("mode", mode, MODES)
+    restore_sparseml_modifiers()
+    for name in TABLES:
+        tag = _TAG.format(name)
+        before = {one: one.yaml_constructors.get(tag) for one in _LOADERS}
+        constructor = _Constructor(name, mode, before)
+        for loader in _LOADERS:
+            yaml.add_constructor(tag, constructor, loader)
+
+
+def restore_sparseml_modifiers() -> None:
+    """Have SparseML's YAML tags build SparseML's modifiers again."""
+    for name in TABLES:
+        tag = _TAG.format(name)
+        found = yaml.SafeLoader.yaml_constructors.get(tag)
+        if not isinstance(found, _Constructor):
+            continue
+        for loader, constructor in found.before.items():
+            if constructor is None:
+                loader.yaml_constructors.pop(tag, None)
+            else:
+                yaml.add_constructor(tag, constructor, loader)
+
+
+@contextmanager
+def replaced(mode: str | None) -> Iterator[None]:
+    """Have SparseML's YAML tags build our modifiers, for a while.
+
+    Args:
+        mode: As for :func:`replace_sparseml_modifiers`; None leaves them as they are.
+
+    Yields:
+        Nothing.
+    """
+    if mode is None:
+        yield
+        return
+    tag = _TAG.format(next(iter(TABLES)))
+    found = yaml.SafeLoader.yaml_constructors.get(tag)
+    outer = found.mode if isinstance(found, _Constructor) else None
+    replace_sparseml_modifiers(mode)
+    try:
+        yield
+    finally:
+        restore_sparseml_modifiers()
+        if outer is not None:
+            replace_sparseml_modifiers(outer)

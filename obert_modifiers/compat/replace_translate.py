@@ -1,0 +1,200 @@
+"""From the keys of SparseML's modifiers to those of ours.
+
+The meaning of each key is that of SparseML 1.8.0's classes.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from obert_modifiers.compat.replace_quantization import translate_quantization
+from obert_modifiers.compat.replace_translation import OURS, SAME, Translation
+from obert_modifiers.modifiers._targets import ALL_PRUNABLE
+from obert_modifiers.recipe.replacing import Translated
+
+_POWERS = {"linear": 1.0, "cubic": 3.0, "inverse_cubic": 1.0 / 3.0}
+_ALL_OUTPUTS = ([], ["logits"], [0], ["start_logits", "end_logits"])
+
+
+def translate(tag: str, given: Mapping[str, Any], mode: str = SAME) -> Translated:
+    """Translate a modifier of SparseML's into one of ours.
+
+    Args:
+        tag: SparseML's name of it.
+        given: Value by key, as a recipe gives them.
+        mode: ``same`` for the same meaning, ``ours`` for our defaults.
+
+    Returns:
+        The modifier that stands in; ``faults`` holds everything that is not supported.
+    """
+    one = Translation(tag, given, mode)
+    if not one.found.faults:
+        _RULES[tag](one)
+    return one.found
+
+
+def _pruning(one: Translation) -> None:
+    _params(one)
+    _mask_type(one)
+    if one.old["start_epoch"] == -1:
+        _start_before_zero(one)
+
+
+def _params(one: Translation) -> None:
+    # SparseML knows its tokens in any case, alone or in a list.
+    params = one.old["params"]
+    if isinstance(params, str):
+        one.put("params", params.upper(), "params")
+        if params.upper() not in ("__ALL__", ALL_PRUNABLE):
+            one.fault(
+                "params",
+                f"params={params} is not a token of SparseML's; expected a list of "
+                f"names or re: patterns, __ALL__ or {ALL_PRUNABLE}; write a list",
+            )
+    elif not params and not isinstance(one.old.get("final_sparsity"), dict):
+        if one.mode == SAME:
+            one.put("params", ALL_PRUNABLE, "params", "what SparseML takes for none")
+            return
+        one.found.values.pop("params", None)
+        one.change(
+            "params",
+            "params is empty: all linear, convolution and embedding weights there, "
+            "the encoder's linear weights here",
+        )
+
+
+def _mask_type(one: Translation) -> None:
+    value = one.old["mask_type"]
+    if value == "tensorrt":
+        one.put("mask_type", "2:4", "mask_type")
+    if not isinstance(value, (list, tuple)):
+        return
+    sizes = [size for size in value if type(size) is int and size > 0]
+    if len(sizes) != 2 or len(value) != 2:
+        one.refuse("mask_type", "two positive numbers", "others need the model's shape")
+        return
+    rows, columns = sizes
+    if rows > 1 and columns > 1 and one.mode == SAME:
+        one.fault(
+            "mask_type",
+            f"mask_type={value} is not supported: SparseML 1.8.0 prunes "
+            f"{rows * columns} consecutive weights for it, not {rows} x {columns} "
+            f"tiles; expected one of the two; write block:1x{rows * columns} or "
+            f"block:{rows}x{columns} in a converted recipe",
+        )
+        return
+    one.put("mask_type", f"block:{rows}x{columns}", "mask_type")
+    if rows > 1 and columns > 1:
+        one.change(
+            "mask_type",
+            f"mask_type={value}: {rows * columns} consecutive weights there, tiles of "
+            f"{rows} x {columns} here",
+        )
+
+
+def _start_before_zero(one: Translation) -> None:
+    """Keep the curve of a schedule that SparseML counts from epoch -1."""
+    old, first = one.old, one.old["init_sparsity"]
+    try:
+        end, last = float(old["end_epoch"]), float(old["final_sparsity"])
+        first = float(first)
+        power = _POWERS[old["inter_func"]]
+    except (TypeError, ValueError, KeyError):
+        one.refuse("start_epoch", 0.0, "a schedule from -1 on needs plain sparsities")
+        return
+    one.put("start_epoch", 0.0, "start_epoch", "was -1, from where SparseML counts")
+    if one.mode == OURS:
+        one.change("start_epoch", "start_epoch=-1: the schedule begins at 0 here")
+    elif first != last:
+        share = (end / (end + 1.0)) ** power
+        moved = last - (last - first) * share
+        one.put("init_sparsity", moved, "init_sparsity", "its value at 0, from -1 on")
+
+
+def _obs(one: Translation) -> None:
+    _pruning(one)
+    if one.mode == SAME:
+        one.put("damp", one.old["damp"], "damp")
+        for ours, value in (
+            ("grad_granularity", "batch"),
+            ("selection", "independent"),
+            ("update", "independent"),
+        ):
+            one.put(ours, value, comment="as in SparseML")
+        return
+    options = one.old["grad_sampler_kwargs"] or {}
+    grads, size = one.old["num_grads"], options.get("batch_size")
+    there = f"{grads} batches"
+    if type(grads) is int and type(size) is int:
+        there = f"{grads * size:,} samples, {size} to a gradient,"
+    one.change(
+        "num_grads",
+        f"num_grads={grads} is {there} there, {grads:,} samples with a gradient of "
+        "their own here",
+    )
+    one.found.values.pop("damp", None)
+    one.change(
+        "damp",
+        f"damp={one.old['damp']} is absolute there; damp_fraction=0.01 of the mean "
+        "diagonal here",
+    )
+    one.change("", "selection=greedy and update=joint here, independent there")
+    if "fisher_block_size" not in one.given:
+        one.change("fisher_block_size", "fisher_block_size is 1 there, 48 here")
+
+
+def _gmp(one: Translation) -> None:
+    _pruning(one)
+    if one.tag == "GlobalMagnitudePruningModifier":
+        one.put("global_sparsity", True, comment="as its name says")
+
+
+def _distillation(one: Translation) -> None:
+    keys = one.old["distill_output_keys"] or []
+    if sorted(map(str, keys)) not in [sorted(map(str, each)) for each in _ALL_OUTPUTS]:
+        one.refuse(
+            "distill_output_keys",
+            "[logits] or [start_logits, end_logits]",
+            "all logits are distilled",
+        )
+    if not one.old["teacher_input_keys"]:
+        one.found.values.pop("teacher_input_keys", None)
+    if one.mode == SAME:
+        one.put("mask_padding", False, comment="as in SparseML")
+    else:
+        one.change("", "padding and tokens without a label count there, not here")
+
+
+def _constant(one: Translation) -> None:
+    if not one.old["params"]:
+        one.refuse("params", "names of parameters", "SparseML finds none")
+        return
+    _params(one)
+
+
+def _layers(one: Translation) -> None:
+    if one.old["start_epoch"] not in (-1, 0):
+        one.refuse("start_epoch", -1, "layers are dropped before training")
+    layers = one.old["layers"]
+    names = [layers] if isinstance(layers, str) else list(layers or [])
+    wrong = [name for name in names if not str(name).rpartition(".")[2].isdigit()]
+    if wrong or not names:
+        one.refuse("layers", "[bert.encoder.layer.1, ...]", "whole layers alone")
+        return
+    one.put("drop", names, "layers", "what is left is numbered anew")
+    one.change(
+        "layers",
+        "the layers that stay are numbered from 0 here; patterns of other modifiers "
+        "that name layers by their old numbers have to be changed",
+    )
+
+
+_RULES: dict[str, Callable[[Translation], None]] = {
+    "OBSPruningModifier": _obs,
+    "GMPruningModifier": _gmp,
+    "MagnitudePruningModifier": _gmp,
+    "GlobalMagnitudePruningModifier": _gmp,
+    "ConstantPruningModifier": _constant,
+    "DistillationModifier": _distillation,
+    "LayerPruningModifier": _layers,
+    "QuantizationModifier": translate_quantization,
+}

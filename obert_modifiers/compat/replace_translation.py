@@ -1,0 +1,111 @@
+"""One modifier of an old recipe while it is translated into one of ours."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from obert_modifiers import modifiers
+from obert_modifiers.compat.replace_tables import KEYS, REQUIRED, TABLES, table_of
+from obert_modifiers.recipe.problems import nearest
+from obert_modifiers.recipe.replacing import Translated
+
+SAME, OURS = "same", "ours"
+MODES = (SAME, OURS)
+
+
+class Translation:
+    """One modifier of an old recipe while it is translated.
+
+    Attributes:
+        tag: SparseML's name of it.
+        given: The keys that the recipe gives.
+        mode: One of :data:`MODES`.
+        found: What becomes of it.
+        old: Every key of SparseML's modifier with its value there.
+    """
+
+    def __init__(self, tag: str, given: Mapping[str, Any], mode: str) -> None:
+        """Take over what has the same meaning, and report what is not supported.
+
+        Args:
+            tag: SparseML's name of the modifier.
+            given: The keys that the recipe gives.
+            mode: One of :data:`MODES`.
+        """
+        self.tag, self.given, self.mode = tag, given, mode
+        self.found = Translated(TABLES[tag])
+        table = KEYS[table_of(tag, given)]
+        cls = getattr(modifiers, self.found.name)
+        parameters = inspect.signature(cls.__init__).parameters
+        self.old: dict[str, Any] = {}
+        for key in sorted(set(given) - set(table)):
+            near = nearest(key, set(table) - set(given)) or nearest(key, table)
+            fix = f"write {near[0]}" if near else "remove it"
+            known = ", ".join(sorted(table))
+            self.fault(
+                key, f"{key} is not a key of {tag}; expected one of {known}; {fix}"
+            )
+        for key, row in table.items():
+            if row.default == REQUIRED and key not in given:
+                self.fault(
+                    key,
+                    f"{key} is missing; expected a value, since it has no default; "
+                    f"add '{key}: ...' to the modifier",
+                )
+            value = self.old[key] = given.get(key, row.default)
+            if row.only is not None and value not in row.only:
+                self.refuse(key, row.only[0], row.note)
+            elif row.becomes in parameters and row.only is None:
+                ours = parameters[row.becomes].default
+                left_to_ours = key not in given and (mode == OURS or ours == value)
+                if not left_to_ours:
+                    self.put(row.becomes, value, key)
+            elif key in given:
+                self.found.left_out[key] = row.note
+
+    def fault(self, key: str, message: str) -> None:
+        """Report what is wrong.
+
+        Args:
+            key: SparseML's key.
+            message: What is wrong; what is expected; how to fix it.
+        """
+        self.found.faults.append((key, message))
+
+    def refuse(self, key: str, accepted: Any, why: str) -> None:
+        """Report a value that ours do not support.
+
+        Args:
+            key: SparseML's key.
+            accepted: What is accepted.
+            why: The reason.
+        """
+        self.fault(
+            key,
+            f"{key}={self.old[key]} is not supported in the place of {self.tag} "
+            f"({why}); expected {accepted}; write that or leave it out",
+        )
+
+    def put(self, ours: str, value: Any, theirs: str = "", comment: str = "") -> None:
+        """Give one of our keys a value.
+
+        Args:
+            ours: Our key.
+            value: Its value.
+            theirs: The key that it comes from.
+            comment: What is to be said about it.
+        """
+        self.found.values[ours] = value
+        if theirs:
+            self.found.origin[ours] = theirs
+        if comment:
+            self.found.comments[ours] = comment
+
+    def change(self, key: str, message: str) -> None:
+        """Note that something means something else now.
+
+        Args:
+            key: SparseML's key.
+            message: What it meant and what it means.
+        """
+        self.found.changes.append((key, message))

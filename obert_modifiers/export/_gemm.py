@@ -1,0 +1,168 @@
+"""Linear layers between Q and DQ nodes as Gemm with an integer bias."""
+
+import numpy as np
+import onnx
+from onnx import NodeProto, helper
+
+from obert_modifiers.export._graph import DEQUANTIZE, QUANTIZE, Graph, axis_of
+from obert_modifiers.export._integers import bias_after, constant_of
+
+
+def write_gemms(model: onnx.ModelProto) -> int:
+    """Write quantized linear layers as ONNX Runtime fuses them; changes the graph.
+
+    ``MatMul(DQ(x), DQ(w)) + bias`` becomes ``Gemm(DQ(x), DQ(w), DQ(bias))`` on rows,
+    the bias in int32 on the grid of the sum. ONNX Runtime makes one QGemm node of it. A
+    MatMul with a sum after it stays two nodes there, with all values in floating point
+    between them, and where the sizes are fixed it is computed in floating point.
+
+    Args:
+        model: The graph, with INT8 weights and merged quantizers; changed in place.
+
+    Returns:
+        Gemm nodes.
+    """
+    graph = Graph(model)
+    first = model.graph.input[0].name
+    rows: dict[str, str] = {}  # dequantized rows by quantized value
+    count = 0
+    for product in graph.of_kind("MatMul"):
+        left, right = (graph.writer(name) for name in product.input)
+        if left is None or right is None or right.input[0] not in graph.constants:
+            continue
+        before = graph.writer(left.input[0])
+        both = left.op_type == right.op_type == DEQUANTIZE
+        if not both or before is None or before.op_type != QUANTIZE:
+            continue
+        if left.output[0] not in rows:
+            rows[left.output[0]] = _flatten(graph, before, left, right)
+        _rewrite(graph, product, rows[left.output[0]], (left, right), first)
+        count += 1
+    for gemm in graph.of_kind("Gemm"):
+        count += _give_integer_bias(graph, gemm)
+    graph.write()
+    return count
+
+
+def _give_integer_bias(graph: Graph, gemm: NodeProto) -> bool:
+    """Put the bias of a Gemm that torch wrote, of a pooler or a head, on the grid.
+
+    Args:
+        graph: The graph.
+        gemm: The node.
+
+    Returns:
+        False for one that is not quantized, or has been done.
+    """
+    left, right = (graph.writer(name) for name in gemm.input[:2])
+    if left is None or right is None or gemm.input[2] not in graph.constants:
+        return False
+    if not left.op_type == right.op_type == DEQUANTIZE:
+        return False
+    bias = helper.make_node("Add", [gemm.input[2]], [gemm.output[0]])
+    integer = _integer_bias(graph, bias, left, right)
+    gemm.input[2] = integer.output[0]
+    graph.replace(gemm, integer, gemm)
+    return True
+
+
+def _flatten(graph: Graph, quantize: NodeProto, left: NodeProto, w: NodeProto) -> str:
+    """Quantize a value as rows of tokens.
+
+    Args:
+        graph: The graph.
+        quantize: What quantizes the value now.
+        left: What dequantizes it.
+        w: What dequantizes a weight that it is multiplied with.
+
+    Returns:
+        The dequantized rows.
+    """
+    width = graph.array(w.input[0]).shape[0]
+    base = quantize.output[0]
+    shape = graph.store(graph.free_name("rows_shape"), np.array([-1, width], np.int64))
+    names = [graph.free_name(f"{base}_{end}") for end in ("rows", "rows_q", "rows_dq")]
+    graph.replace(
+        left,
+        left,
+        helper.make_node(
+            "Reshape", [quantize.input[0], shape], [names[0]], name=f"{base}_to_rows"
+        ),
+        helper.make_node(
+            QUANTIZE, [names[0], *quantize.input[1:]], [names[1]], name=f"{base}_rows_q"
+        ),
+        helper.make_node(
+            DEQUANTIZE, [names[1], *left.input[1:]], [names[2]], name=f"{base}_rows_dq"
+        ),
+    )
+    return names[2]
+
+
+def _rewrite(
+    graph: Graph,
+    product: NodeProto,
+    rows: str,
+    sides: tuple[NodeProto, NodeProto],
+    first: str,
+) -> None:
+    left, right = sides
+    out, name = product.output[0], product.name
+    inputs = [rows, right.output[0]]
+    new = []
+    bias = bias_after(graph, out)
+    if bias is not None:
+        new.append(_integer_bias(graph, bias, left, right))
+        inputs.append(new[0].output[0])
+        out = bias.output[0]
+    flat = graph.free_name(f"{out}_rows")
+    new.append(helper.make_node("Gemm", inputs, [flat], name=f"{name}_gemm"))
+    shape = _shape_of_tokens(graph, first, graph.array(right.input[0]).shape[1])
+    new.append(helper.make_node("Reshape", [flat, shape], [out], name=f"{name}_tokens"))
+    if bias is None:
+        graph.replace(product, *new)
+    else:
+        # What the sum reads is there before it: the nodes take its place.
+        graph.replace(bias, *new)
+        graph.replace(product)
+
+
+def _integer_bias(
+    graph: Graph, bias: NodeProto, left: NodeProto, right: NodeProto
+) -> NodeProto:
+    scale = graph.array(left.input[1]) * graph.array(right.input[1])
+    name = constant_of(graph, bias)
+    steps = np.rint(graph.array(name) / scale).astype(np.int32)
+    per_row = axis_of(right) is not None
+    given = [
+        graph.store(graph.free_name(f"{bias.output[0]}_bias"), steps),
+        graph.store(graph.free_name(f"{bias.output[0]}_bias_scale"), scale),
+        graph.store(
+            graph.free_name(f"{bias.output[0]}_bias_zero"),
+            np.zeros(scale.shape, np.int32),
+        ),
+    ]
+    out = graph.free_name(f"{bias.output[0]}_bias_dq")
+    axis = {"axis": 0} if per_row else {}
+    return helper.make_node(DEQUANTIZE, given, [out], name=out, **axis)
+
+
+def _shape_of_tokens(graph: Graph, first: str, width: int) -> str:
+    """Return the shape ``(batch, sequence, width)``, computed once in the graph.
+
+    Args:
+        graph: The graph.
+        first: An input, ``(batch, sequence)``.
+        width: Values of a token.
+
+    Returns:
+        The value that holds it.
+    """
+    found = f"tokens_by_{width}"
+    if graph.writer(found) is None:
+        if graph.writer("tokens") is None:
+            graph.nodes.insert(0, helper.make_node("Shape", [first], ["tokens"]))
+        stored = graph.store(f"{found}_width", np.array([width], np.int64))
+        graph.nodes.insert(
+            1, helper.make_node("Concat", ["tokens", stored], [found], axis=0)
+        )
+    return found

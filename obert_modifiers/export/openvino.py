@@ -1,0 +1,92 @@
+"""Export to OpenVINO's own format, with INT8 weights where the model has them."""
+
+import importlib
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from obert_modifiers.export.onnx import OnnxExport, export_onnx
+
+EXTRA = "openvino"
+
+
+@dataclass(frozen=True)
+class OpenvinoExport:
+    """What was written.
+
+    Attributes:
+        path: The ``.xml`` file; the weights are in a ``.bin`` file beside it.
+        size_bytes: The size of both.
+        onnx: The ONNX graph that it was made from; its path is where it was.
+    """
+
+    path: Path
+    size_bytes: int
+    onnx: OnnxExport
+
+
+def export_openvino(
+    model: nn.Module,
+    sample: Mapping[str, Tensor],
+    path: str | Path,
+    shape: tuple[int, int] | None = None,
+) -> OpenvinoExport:
+    """Write a model as OpenVINO IR, with free batch size and sequence length.
+
+    Weights are INT8 where they are quantized, else float32: nothing is rounded to
+    float16. Zeros are written as they are. That the engine packs sparse INT8 weights
+    in memory is a property of how it is run, ``CPU_SPARSE_WEIGHTS_DECOMPRESSION_RATE``,
+    that no file can hold.
+
+    Args:
+        model: As for `export_onnx`.
+        sample: As for `export_onnx`.
+        path: The ``.xml`` file to write; its folder is made where it is missing.
+        shape: Batch size and sequence length, both fixed; None leaves them free.
+
+    Returns:
+        What was written.
+
+    Raises:
+        ValueError: If OpenVINO is not installed, or the model cannot be exported.
+    """  # noqa: DOC502  raised by what is called
+    openvino = import_openvino()
+    path = Path(path)
+    if path.suffix != ".xml":
+        raise ValueError(
+            f"out={path} does not end in .xml; expected the name of an IR's graph; "
+            f"write {path.with_suffix('.xml')}"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        file = Path(folder) / "model.onnx"
+        found = export_onnx(model, sample, file, "openvino", shape)
+        core = openvino.Core()
+        graph = core.read_model(str(file))
+        openvino.save_model(graph, str(path), compress_to_fp16=False)
+        del graph, core
+    weights = path.with_suffix(".bin")
+    size = path.stat().st_size + weights.stat().st_size
+    return OpenvinoExport(path, size, replace(found, path=path))
+
+
+def import_openvino() -> Any:
+    """Import OpenVINO.
+
+    Returns:
+        The module.
+
+    Raises:
+        ValueError: If it is not installed.
+    """
+    try:
+        return importlib.import_module("openvino")
+    except ImportError as error:
+        raise ValueError(
+            "engine=openvino is not installed; expected the openvino package; run pip "
+            f"install 'obert-modifiers[{EXTRA}]'"
+        ) from error

@@ -1,0 +1,131 @@
+"""Modifiers that stand in for others: found by tag, and written into a recipe's text.
+
+A tag is replaced where the constructor that YAML knows for it carries a function
+``translate``; :mod:`obert_modifiers.compat.replace` puts such constructors there.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from obert_modifiers.recipe.outline import ModifierNode
+from obert_modifiers.recipe.writing import flow
+
+_TAG_PREFIX = "!pytorch."
+
+
+@dataclass
+class Translated:
+    """A modifier of an old recipe in the keys of one of ours.
+
+    Attributes:
+        name: The modifier that stands in.
+        values: Value by key of that modifier.
+        origin: Key of the old recipe by key of that modifier, where there is one.
+        comments: What is to be said about a key of that modifier, in the recipe.
+        left_out: Keys of the old recipe that have no counterpart, and why.
+        changes: Key of the old recipe and what means something else now.
+        faults: Key of the old recipe and what is wrong with it.
+    """
+
+    name: str
+    values: dict[str, Any] = field(default_factory=dict)
+    origin: dict[str, str] = field(default_factory=dict)
+    comments: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    changes: list[tuple[str, str]] = field(default_factory=list)
+    faults: list[tuple[str, str]] = field(default_factory=list)
+
+
+Translate = Callable[[Mapping[str, Any]], Translated]
+
+
+def translation_of(name: str) -> Translate | None:
+    """Find what stands in for a modifier.
+
+    Args:
+        name: Its tag, without exclamation mark.
+
+    Returns:
+        A function from its keys, or None where nothing replaces it.
+    """
+    constructor = yaml.SafeLoader.yaml_constructors.get(f"{_TAG_PREFIX}{name}")
+    return getattr(constructor, "translate", None)
+
+
+def rewritten(
+    text: str,
+    modifiers: Sequence[tuple[ModifierNode, Translated | None]],
+    values: Sequence[Mapping[str, Any]],
+) -> str:
+    """Write the modifiers that stand in into a recipe, with a comment on each change.
+
+    A value that stayed the same is written as it was, so that ``eval(...)`` stays.
+
+    Args:
+        text: The YAML from which the nodes were composed.
+        modifiers: Each modifier, and what stands in for it, or None.
+        values: The values of each in the old recipe, worked out.
+
+    Returns:
+        The recipe's text.
+    """
+    edits = []
+    for (modifier, found), old in zip(modifiers, values, strict=True):
+        if found is not None:
+            start, end = _span(modifier.node)
+            edits.append((start, end, _block(text, modifier, found, old)))
+    for start, end, block in sorted(edits, reverse=True):
+        text = text[:start] + block + text[end:]
+    return text
+
+
+def _span(node: yaml.Node) -> tuple[int, int]:
+    start = node.start_mark.index
+    if isinstance(node, yaml.ScalarNode):
+        return start, max(node.end_mark.index, start + len(node.tag))
+    if node.flow_style or not node.value:
+        return start, node.end_mark.index
+    # A block ends where the next thing begins, after comments that are not its own.
+    last = node
+    while isinstance(last, yaml.CollectionNode) and not last.flow_style and last.value:
+        item = last.value[-1]
+        last = item[1] if isinstance(item, tuple) else item
+    return start, last.end_mark.index
+
+
+def _block(
+    text: str, modifier: ModifierNode, found: Translated, old: Mapping[str, Any]
+) -> str:
+    node = modifier.node
+    indent = " " * node.start_mark.column
+    sources: dict[str, str] = {}
+    if isinstance(node, yaml.MappingNode):
+        if node.value and not node.flow_style:
+            indent = " " * node.value[0][0].start_mark.column
+        for key, value in node.value:
+            sources[str(key.value)] = _source(text, value)
+    lines = [f"!{found.name}  # was !{modifier.name}"]
+    for key, why in found.left_out.items():
+        if key in old:
+            lines.append(f"{indent}# left out {key}: {flow(old[key])}; {why}")
+    lines += [f"{indent}# changed: {message}" for _, message in found.changes]
+    for key, value in found.values.items():
+        theirs = found.origin.get(key, "")
+        same = theirs in old and old[theirs] == value and sources.get(theirs)
+        comment = found.comments.get(key, "")
+        if not comment and theirs != key:
+            comment = f"was {theirs}" if theirs else ""
+        written = sources[theirs] if same else flow(value)
+        lines.append(f"{indent}{key}: {written}{comment and f'  # {comment}'}")
+    return "\n".join(lines)
+
+
+def _source(text: str, node: yaml.Node) -> str:
+    """Return how a value is written, if on one line and without an anchor or alias."""
+    if isinstance(node, yaml.CollectionNode) and not node.flow_style:
+        return ""
+    written = text[node.start_mark.index : node.end_mark.index].strip()
+    return "" if "\n" in written or written.startswith(("&", "*")) else written

@@ -1,0 +1,325 @@
+"""What each key of SparseML's modifiers becomes, and what is refused."""
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from obert_modifiers import modifiers
+from obert_modifiers.compat import (
+    replace_sparseml_modifiers,
+    replaced,
+    restore_sparseml_modifiers,
+)
+from obert_modifiers.compat.replace_tables import KEYS, LEGACY, REQUIRED, TABLES
+from obert_modifiers.compat.replace_translate import translate
+from obert_modifiers.manager import RecipeManager
+from obert_modifiers.modifiers import _host
+from obert_modifiers.recipe import RecipeError, load_recipe
+from obert_modifiers.recipe.check import target_class
+
+GRADUAL = {
+    "init_sparsity": 0.3,
+    "final_sparsity": 0.8,
+    "start_epoch": 1.0,
+    "end_epoch": 3.0,
+    "update_frequency": 0.5,
+    "params": ["re:layers.*weight"],
+}
+MINIMAL = {tag: GRADUAL for tag in TABLES if "Pruning" in tag} | {
+    "ConstantPruningModifier": {"params": ["re:layers.*weight"]},
+    "LayerPruningModifier": {"layers": ["layers.0"]},
+    "DistillationModifier": {},
+    "QuantizationModifier": {},
+}
+assert set(MINIMAL) == set(TABLES) and len(TABLES) == 8
+
+
+def recipe(tag: str, keys: dict) -> str:
+    lines = [
+        f"      {key}: {yaml.dump([v], width=9999, default_flow_style=True)}"
+        for key, v in keys.items()
+    ]
+    lines = [re.sub(r": \[(.*)\]\n?$", r": \1", line) for line in lines]
+    return "\n".join(["modifiers:", f"  - !{tag}", *lines, ""])
+
+
+def sparsemls_class(name: str) -> type:
+    legacy = name == LEGACY
+    tag = "QuantizationModifier" if legacy else name
+    return target_class(tag, {"submodules": None} if legacy else {})
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_the_tables_have_sparsemls_keys_and_defaults(name) -> None:
+    cls = sparsemls_class(name)
+    assert cls.__module__.startswith("sparseml.")
+    parameters = dict(inspect.signature(cls.__init__).parameters)
+    parameters.pop("self")
+    assert set(KEYS[name]) == set(parameters)
+    for key, parameter in parameters.items():
+        row = KEYS[name][key]
+        if parameter.default is parameter.empty:
+            assert row.default == REQUIRED
+        elif parameter.default is not None or row.default is not None:
+            assert row.default == parameter.default
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_the_tables_name_keys_that_ours_have(name) -> None:
+    tag = "QuantizationModifier" if name == LEGACY else name
+    cls = getattr(modifiers, TABLES[tag])
+    ours = inspect.signature(cls.__init__).parameters
+    for key, row in KEYS[name].items():
+        assert not row.becomes or row.becomes in ours
+        assert row.becomes or row.note
+        assert row.only is None or row.default in row.only, key
+
+
+def test_the_page_shows_the_tables() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "migration.md").read_text("utf-8")
+    for name, table in KEYS.items():
+        _, _, rest = page.partition(f"### `!{name}`")
+        section = rest.partition("\n#")[0]
+        tag = "QuantizationModifier" if name == LEGACY else name
+        assert f"`!{TABLES[tag]}`" in section
+        shown = [
+            [cell.strip() for cell in line.split("|")[1:-1]]
+            for line in section.splitlines()
+            if line.startswith("| `")
+        ]
+        expected = [
+            [f"`{key}`", f"`{row.becomes}`" if row.becomes else "", row.note]
+            for key, row in table.items()
+        ]
+        assert shown == expected, name
+
+
+@pytest.mark.parametrize("mode", ["same", "ours"])
+@pytest.mark.parametrize("tag", TABLES)
+def test_a_minimal_recipe_runs_on_ours_in_both_managers(tag, mode) -> None:
+    text = recipe(tag, MINIMAL[tag])
+    plain = _host.ScheduledModifierManager.from_yaml(text)
+    assert type(next(iter(plain.iter_modifiers()))).__module__.startswith("sparseml.")
+    cls = getattr(modifiers, TABLES[tag])
+    with replaced(mode):
+        theirs = _host.ScheduledModifierManager.from_yaml(text)
+        ours = RecipeManager.from_recipe(text)
+    (one,), (two,) = theirs.iter_modifiers(), ours.modifiers
+    assert type(one) is type(two) is cls
+    assert one.identifier() == two.identifier()
+    # The text that is kept with a run loads without anything replaced.
+    (again,) = RecipeManager.from_recipe(ours.text).modifiers
+    assert again.identifier() == one.identifier()
+
+
+def test_the_same_meaning_of_every_key_of_obs() -> None:
+    found = translate("OBSPruningModifier", GRADUAL)
+    assert found.values == {
+        **GRADUAL,
+        "damp": 1e-7,
+        "fisher_block_size": 1,
+        "grad_granularity": "batch",
+        "selection": "independent",
+        "update": "independent",
+    }
+    assert not found.changes and not found.faults
+    ours = translate("OBSPruningModifier", GRADUAL, "ours")
+    assert ours.values == GRADUAL
+    cls = modifiers.OBERTPruningModifier
+    defaults = inspect.signature(cls.__init__).parameters
+    for key, same in (("num_grads", 1024), ("num_recomputations", 1)):
+        assert defaults[key].default == same  # so that leaving them out is the same
+
+
+def test_each_change_of_meaning_is_said() -> None:
+    keys = {**GRADUAL, "num_grads": 1024, "damp": 1e-7, "fisher_block_size": 50}
+    keys["grad_sampler_kwargs"] = {"batch_size": 8}
+    text = recipe("OBSPruningModifier", keys)
+    with replaced("ours"):
+        said = [str(note) for note in load_recipe(text).notes]
+    assert said == [
+        "<recipe text>:9: OBSPruningModifier.num_grads: num_grads=1024 is 8,192 "
+        "samples, 8 to a gradient, there, 1,024 samples with a gradient of their own "
+        "here",
+        "<recipe text>:10: OBSPruningModifier.damp: damp=1e-07 is absolute there; "
+        "damp_fraction=0.01 of the mean diagonal here",
+        "<recipe text>:2: OBSPruningModifier: selection=greedy and update=joint here, "
+        "independent there",
+    ]
+    with replaced("same"):
+        assert not load_recipe(text).notes
+
+
+@pytest.mark.parametrize("mode", ["same", "ours"])
+def test_changes_are_logged_by_both_managers(mode, caplog) -> None:
+    text = recipe("DistillationModifier", {"hardness": 1.0})
+    with replaced(mode):
+        _host.ScheduledModifierManager.from_yaml(text)
+        first = len(caplog.records)
+        RecipeManager.from_recipe(text)
+    assert (first, len(caplog.records)) == ((0, 0) if mode == "same" else (1, 2))
+
+
+REFUSED = [
+    ("OBSPruningModifier", {"num_grad": 3}, "num_grad", "write num_grads"),
+    ("OBSPruningModifier", {"mask_type": [4, 4]}, "mask_type", "block:1x16 or block:4"),
+    ("OBSPruningModifier", {"mask_type": [1, -1]}, "mask_type", "two positive"),
+    ("OBSPruningModifier", {"mask_type": "block5"}, "mask_type", "use block4"),
+    ("OBSPruningModifier", {"params": "encoder"}, "params", "write a list"),
+    ("OBSPruningModifier", {"damp": "auto "}, "damp", "is not a number"),
+    ("GMPruningModifier", {"phased": True}, "phased", "expected False"),
+    ("GMPruningModifier", {"score_type": "movement"}, "score_type", "expected magn"),
+    (
+        "GMPruningModifier",
+        {"start_epoch": -1, "init_sparsity": "__FROM_PARAM__"},
+        "start_epoch",
+        "expected 0.0",
+    ),
+    ("GMPruningModifier", {"init_sparsity": 0.9}, "init_sparsity", "above final"),
+    ("ConstantPruningModifier", {"params": []}, "params", "expected names"),
+    (
+        "DistillationModifier",
+        {"distill_output_keys": ["start_logits"]},
+        "distill_output_keys",
+        "expected [logits]",
+    ),
+    ("LayerPruningModifier", {"layers": "__ALL__"}, "layers", "whole layers"),
+    ("LayerPruningModifier", {"layers": ["a.0.output"]}, "layers", "whole layers"),
+    ("LayerPruningModifier", {"start_epoch": 2.0}, "start_epoch", "expected -1"),
+    ("LayerPruningModifier", {"end_epoch": 2.0}, "end_epoch", "expected -1.0"),
+    ("QuantizationModifier", {"scheme": "tensorrt"}, "scheme", "asymmetric uint8"),
+    (
+        "QuantizationModifier",
+        {"scheme": {"weights": {"num_bits": 4, "symmetric": True}}},
+        "scheme",
+        "weights has one form",
+    ),
+    (
+        "QuantizationModifier",
+        {"scheme": {"output_activations": {"num_bits": 8}}},
+        "scheme",
+        "output_activations: null",
+    ),
+    (
+        "QuantizationModifier",
+        {"scheme_overrides": {"Embedding": {"weights": {"symmetric": False}}}},
+        "scheme_overrides",
+        "weights has one form",
+    ),
+    ("QuantizationModifier", {"ignore": ["Linear"]}, "ignore", "names of modules"),
+    ("QuantizationModifier", {"model_fuse_fn_name": "f"}, "model_fuse_fn_name", "None"),
+    ("QuantizationModifier", {"num_calibration_steps": 9}, "num_calibration_steps", ""),
+    ("QuantizationModifier", {"end_epoch": 3.0}, "end_epoch", "expected -1.0"),
+    ("QuantizationModifier", {"activation_bits": 4}, "activation_bits", "expected 8"),
+    ("QuantizationModifier", {"reduce_range": True}, "reduce_range", "expected False"),
+    ("QuantizationModifier", {"tensorrt": True}, "tensorrt", "expected False"),
+    (
+        "QuantizationModifier",
+        {"quantize_linear_activations": True},
+        "quantize_linear_activations",
+        "outputs of linear layers are not rounded",
+    ),
+    (
+        "QuantizationModifier",
+        {"weight_qconfig_kwargs": {"observer": "x"}},
+        "weight_qconfig_kwargs",
+        "refused",
+    ),
+]
+assert len(REFUSED) == 29
+
+
+@pytest.mark.parametrize(("tag", "keys", "key", "words"), REFUSED)
+def test_what_is_not_supported_is_an_error_with_its_line(tag, keys, key, words) -> None:
+    text = recipe(tag, {**MINIMAL[tag], **keys})
+    line = next(
+        n for n, one in enumerate(text.splitlines(), 1) if one.strip().startswith(key)
+    )
+    with replaced("same"):
+        with pytest.raises(RecipeError) as ours:
+            load_recipe(text)
+        with pytest.raises(ValueError) as theirs:
+            _host.ScheduledModifierManager.from_yaml(text)
+    (problem,) = ours.value.problems
+    assert (problem.line, problem.key) == (line, key) and words in problem.message
+    assert words in str(theirs.value)
+    assert ";" in problem.message and "expected" in problem.message
+
+
+def test_a_missing_key_is_an_error() -> None:
+    keys = {k: v for k, v in GRADUAL.items() if k != "params"}
+    with replaced("same"), pytest.raises(RecipeError, match=r"params is missing"):
+        load_recipe(recipe("OBSPruningModifier", keys))
+
+
+QUANTIZED = [
+    ({}, {}),
+    ({"ignore": ["LayerNorm", "Tanh", "head"]}, {"ignore": ["head"]}),
+    ({"ignore": ["Embedding"]}, {"quantize_embeddings": False}),
+    ({"scheme": "deepsparse"}, {}),
+    ({"scheme": {"weights": {"symmetric": True, "strategy": "channel"}}}, "channel"),
+    (
+        {
+            "scheme_overrides": {
+                "Embedding": {"input_activations": None},
+                "a": "default",
+            }
+        },
+        {},
+    ),
+    (
+        {"scheme_overrides": {"head": {"input_activations": None, "weights": None}}},
+        {"ignore": ["head"]},
+    ),
+    (
+        {
+            "submodules": ["embedding", "layers"],
+            "quantize_linear_activations": False,
+            "exclude_module_types": ["LayerNorm"],
+            "disable_quantization_observer_epoch": 2.0,
+            "freeze_bn_stats_epoch": 2.0,
+        },
+        {
+            "submodules": ["embedding", "layers"],
+            "disable_observer_epoch": 2.0,
+            "quantize_embeddings": True,
+        },
+    ),
+    ({"quantize_embeddings": False}, {"quantize_embeddings": False}),
+]
+assert len(QUANTIZED) == 9
+
+
+@pytest.mark.parametrize(("old", "new"), QUANTIZED)
+def test_quantization(old, new) -> None:
+    found = translate("QuantizationModifier", {"start_epoch": 1.0, **old})
+    assert not found.faults
+    new = {"per_channel": True} if new == "channel" else new
+    assert found.values == {"start_epoch": 1.0, **new}
+    assert len(found.changes) == 1  # what SparseML rounds beside it
+    modifiers.QATModifier(**found.values)
+
+
+def test_replacing_comes_and_goes() -> None:
+    def cls() -> type:
+        text = recipe("OBSPruningModifier", GRADUAL)
+        return type(RecipeManager.from_recipe(text).modifiers[0])
+
+    theirs, ours = cls(), modifiers.OBERTPruningModifier
+    assert theirs.__name__ == "OBSPruningModifier"
+    replace_sparseml_modifiers()
+    replace_sparseml_modifiers("ours")
+    assert cls() is ours
+    with replaced("same"):
+        assert cls() is ours
+    assert cls() is ours
+    restore_sparseml_modifiers()
+    restore_sparseml_modifiers()
+    assert cls() is theirs
+    with replaced(None):
+        assert cls() is theirs
+    with pytest.raises(ValueError, match="mode=strict is unknown"):
+        replace_sparseml_modifiers("strict")
