@@ -346,6 +346,24 @@ def test_a_median_comes_before_a_mean(tmp_path):
     assert (read_bench(path)[0].items, read_bench(path)[0].deviation) == (7.5, None)
     write_json(path, [timed("m", 0, throughput=None, throughput_mean=3.0)])
     assert read_bench(path)[0].items == 3.0
+    row = timed("m", 0, throughput=None, items_per_second=8.0, mean_ms=4.0, sd_ms=1.0)
+    write_json(path, {"results": [row | {"bf16": True}]})
+    (found,) = read_bench(path)
+    assert (found.items, found.deviation, found.engine) == (
+        8.0,
+        2.0,
+        "onnxruntime bf16",
+    )
+
+
+def test_rows_are_found_by_their_name_where_it_is_one_runs(several, tmp_path):
+    runs = [read_run(path) for path in several]
+    rows = [timed("dense", 10.0), timed("_old", 20.0, path="/tmp/gone.onnx")]
+    rows += [timed("model.safetensors", 5.0)]
+    path = write_json(tmp_path / "b", rows)
+    measured, notes = measure_runs(runs, [path])
+    assert [len(one.speeds) for one in measured] == [1, 0, 1]
+    assert notes == ["model.safetensors was timed and belongs to no run here."]
 
 
 @pytest.mark.parametrize(
@@ -417,7 +435,7 @@ def test_the_histogram_counts_the_encoders_weights(several):
     assert sparse.median == pytest.approx(float(kept.median()), rel=0.01)
     assert sparse.low >= float(kept.min())
     assert weights_panel.magnitudes(read_run(several[2])) is None
-    assert "0.00 of 0.00 million" in weights_panel.finding([sparse])
+    assert "820 of 4,096 weights are not zero" in weights_panel.finding([sparse])
     assert "Nothing is pruned" in weights_panel.finding([dense, dense])
 
 

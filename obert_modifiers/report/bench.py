@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 _NAMES = {
-    "model": ("model", "path"),
+    "model": ("path", "model"),
     "engine": ("engine",),
     "batch": ("batch", "batch_size"),
     "sequence": ("seq", "sequence", "sequence_length", "seq_length"),
 }
 _RATES = ("median", "mean")
+_MILLISECONDS = ("sd_ms", "mean_ms")
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,9 @@ class Speed:
     """One measured throughput.
 
     Attributes:
-        model: The path that was measured.
-        engine: What computed it.
+        model: The path that was measured, or its name.
+        name: What the table calls it.
+        engine: What computed it, with its precision where that is not the file's.
         batch: Samples in a batch.
         sequence: Tokens of a sample.
         items: Samples a second, the median where it is there, else the mean.
@@ -30,6 +32,7 @@ class Speed:
     """
 
     model: str
+    name: str
     engine: str
     batch: int
     sequence: int
@@ -77,27 +80,39 @@ def _speed(row: Any, path: Path) -> Speed:
                 "--json` writes; give that file"
             )
         values[name] = row[key]
-    rate = row.get("throughput")
-    if not isinstance(rate, Mapping):
-        rate = {
-            name: row.get(f"throughput_{name}", rate) for name in (*_RATES, "sd", "std")
-        } | {"plain": rate}
-    items = next((rate[k] for k in (*_RATES, "plain") if rate.get(k) is not None), None)
+    items, spread = _throughput(row)
     if not isinstance(items, int | float) or items <= 0:
         raise ValueError(
             f"--bench={path} has a row without a throughput; expected samples a second;"
             " give what `obert bench --json` writes"
         )
-    spread = next((rate[k] for k in ("sd", "std") if rate.get(k) is not None), None)
     return Speed(
         str(values["model"]),
-        str(values["engine"]),
+        str(row.get("model", values["model"])),
+        f"{values['engine']}{' bf16' * bool(row.get('bf16'))}",
         int(values["batch"]),
         int(values["sequence"]),
         float(items),
-        spread if spread != items else None,
+        spread,
         row.get("cores"),
     )
+
+
+def _throughput(row: Mapping[str, Any]) -> tuple[Any, float | None]:
+    """Find the samples a second of a row, and their standard deviation.
+
+    Returns:
+        Both, None for what is not there.
+    """
+    items = row.get("items_per_second")
+    if items is not None:
+        deviation, mean = (row.get(key) for key in _MILLISECONDS)
+        return items, items * deviation / mean if deviation and mean else None
+    rate = row.get("throughput")
+    if not isinstance(rate, Mapping):
+        return row.get("throughput_median", row.get("throughput_mean", rate)), None
+    found = [rate[key] for key in _RATES if rate.get(key) is not None]
+    return (found or [None])[0], rate.get("sd", rate.get("std"))
 
 
 def read_evaluated(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:

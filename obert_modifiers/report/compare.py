@@ -40,7 +40,7 @@ def measure_runs(
     """Bring runs, benchmarks and evaluations of their exported files together.
 
     A file belongs to a run if it is in the run's folder, or if `obert evaluate` was
-    told so.
+    told so; a row of a table that has a name alone, to the one run with that name.
 
     Args:
         runs: The runs.
@@ -70,9 +70,12 @@ def measure_runs(
         path = str(Path(speed.model).resolve())
         number = owners.get(path, _owner(path, runs))
         if number is None:
-            lost.add(speed.model)
+            number = _named(speed.name, runs, owners)
+        elif Path(path).exists():
+            owners[path] = number
+        if number is None:
+            lost.add(speed.name)
             continue
-        owners[path] = number
         found[number].speeds.append(speed)
     notes += [f"{name} was timed and belongs to no run here." for name in sorted(lost)]
     _add_sizes(runs, found, owners)
@@ -85,6 +88,21 @@ def _owner(path: str, runs: Sequence[Run]) -> int | None:
         if Path(path) == folder or folder in Path(path).parents:
             return number
     return None
+
+
+def _named(name: str, runs: Sequence[Run], owners: dict[str, int]) -> int | None:
+    """Find the run of a table's row by the name in it alone.
+
+    Returns:
+        The run with such a folder or such a file, None where it is not one alone.
+    """
+    found = {
+        number
+        for number, run in enumerate(runs)
+        if name in (run.name, run.folder.resolve().name)
+    }
+    found |= {number for path, number in owners.items() if Path(path).name == name}
+    return found.pop() if len(found) == 1 else None
 
 
 def _add_sizes(

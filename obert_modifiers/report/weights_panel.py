@@ -11,7 +11,7 @@ from obert_modifiers.export.artefact import RUN, find_artefact
 from obert_modifiers.export.weights import in_a_layer
 from obert_modifiers.report.panels import colour, plain
 from obert_modifiers.report.read import Run
-from obert_modifiers.report.text import listed, number, percent
+from obert_modifiers.report.text import listed, percent
 
 _BINS = 60
 _RANGE = (1e-5, 1e1)  # |w|; beyond it weights fall into the outermost bins
@@ -118,10 +118,9 @@ def finding(found: Sequence[Magnitudes]) -> str:
     """
     if len(found) == 1:
         (one,) = found
-        left = number(one.nonzero / 1e6, 2)
         return (
-            f"{left} of {number(one.total / 1e6, 2)} million weights are not zero, "
-            f"half of them above {one.median:.3f} and 1 % below {one.low:.4f}."
+            f"{one.nonzero:,} of {one.total:,} weights are not zero, half of them above "
+            f"{one.median:.3f} and 1 % below {one.low:.4f}."
         )
     pruned = [one for one in found if one.nonzero < 0.95 * one.total]
     if not pruned:
