@@ -119,8 +119,8 @@ def finding(found: Sequence[Magnitudes]) -> str:
     if len(found) == 1:
         (one,) = found
         return (
-            f"{one.nonzero:,} of {one.total:,} weights are not zero, half of them above "
-            f"{one.median:.3f} and 1 % below {one.low:.4f}."
+            f"{one.nonzero:,} of {one.total:,} weights are not zero, half of them "
+            f"above {one.median:.3f} and 1 % below {one.low:.4f}."
         )
     pruned = [one for one in found if one.nonzero < 0.95 * one.total]
     if not pruned:
