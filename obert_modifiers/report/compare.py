@@ -141,12 +141,13 @@ def size_points(runs: Sequence[Run], found: Sequence[Measured]) -> list[Point]:
     if found[0].exported is None:
         return points
     base = found[0].exported.gzip_bytes
-    for run, measured in zip(runs, found, strict=True):
+    for number, (run, measured) in enumerate(zip(runs, found, strict=True)):
         sizes = measured.exported
         metric = _metric(run, measured)
         if metric is not None and sizes is not None:
             gain = base / sizes.gzip_bytes
-            points.append(Point(run.name, metric, sizes.gzip_bytes / MB, gain))
+            size = sizes.gzip_bytes / MB
+            points.append(Point(run.name, metric, size, gain, number=number))
     return points if points and points[0].name == runs[0].name else []
 
 
@@ -167,7 +168,7 @@ def speed_points(
     panels = {}
     for setting in settings:
         points = []
-        for run, measured in zip(runs, found, strict=True):
+        for number, (run, measured) in enumerate(zip(runs, found, strict=True)):
             own = [s for s in measured.speeds if s.setting == setting]
             if not own:
                 continue
@@ -175,8 +176,8 @@ def speed_points(
             path = str(Path(best.model).resolve())
             metric = _metric(run, measured, path)
             if metric is not None:
-                point = Point(run.name, metric, best.items, 1.0, best.deviation)
-                points.append(point)
+                speed = (best.items, 1.0, best.deviation)
+                points.append(Point(run.name, metric, *speed, number))
         if len(points) > 1 and points[0].name == runs[0].name:
             base = points[0].value
             panels[setting] = [replace(p, gain=p.value / base) for p in points]

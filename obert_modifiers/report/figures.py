@@ -137,6 +137,7 @@ def _tradeoff(
     points: Sequence[Point], metric: str, gain: str, value: str, how: str
 ) -> Figure:
     caption = findings.tradeoff(points, metric, gain)
+    metric = metric.replace("_", " ")
     title = f"{metric.capitalize()} against {_AXES[gain]}"
     axis = f"times {gain} than {points[0].name} ({how})"
 

@@ -16,6 +16,7 @@ COLOURS = {
     "muted": "#6a6f77",
     "grid": "#e5e6e3",
     "on": "#fffffe",
+    "heat": "#1f58be",
     "c0": "#1f58bd",
     "c1": "#d2691e",
     "c2": "#1e8a5a",
@@ -109,8 +110,9 @@ def loss_panel(ax: Axes, runs: Sequence[Run]) -> None:
             label="training" if one else None,
         )
         _dots(ax, run, "loss", number, _label(run, runs, "validation"))
-    ax.set_ylim(bottom=0)
-    ax.legend(loc="best")
+    # The legend stands above the lines, a line of it to each run.
+    ax.set_ylim(0, ax.get_ylim()[1] * (1 + 0.09 * max(2, len(runs))))
+    ax.legend(loc="upper right")
 
 
 def metric_panel(ax: Axes, runs: Sequence[Run]) -> None:
@@ -301,7 +303,7 @@ def layers_panel(ax: Axes, runs: Sequence[Run]) -> None:
                 (x + 0.02, y + 0.04),
                 0.96,
                 0.92,
-                facecolor=COLOURS["c0"],
+                facecolor=COLOURS["heat"],
                 alpha=strength,
                 linewidth=0,
             )

@@ -20,6 +20,7 @@ class Point:
         value: Its size in gzip MB, or its items a second.
         gain: How many times as small or as fast as the reference it is.
         deviation: Standard deviation of the value, or None.
+        number: Its run's place among the runs, which chooses its colour.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Point:
     value: float
     gain: float
     deviation: float | None = None
+    number: int = 0
 
 
 def tradeoff_panel(
@@ -45,8 +47,8 @@ def tradeoff_panel(
     ax.axhline(
         points[0].metric, color=COLOURS["muted"], linewidth=0.8, linestyle=(0, (2, 3))
     )
-    for number_, point in enumerate(points):
-        ink = colour(number_)
+    for point in points:
+        ink = colour(point.number)
         ax.plot(point.gain, point.metric, "o", color=ink, markersize=8)
         if point.deviation:
             wide = point.gain * point.deviation / point.value
@@ -95,7 +97,7 @@ def _label(ax: Axes, points: Sequence[Point]) -> None:
             ha="right" if right else "left",
             va="center",
             fontsize=8.5,
-            color=colour(i),
+            color=COLOURS["ink"],
             fontweight="bold",
         )
 
