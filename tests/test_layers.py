@@ -61,14 +61,18 @@ LAYERS = {
         LOADING | {"batches", "compat", "training", "embedded", "resources", "sizes"},
         NUMERIC | HUGGING_FACE | {"safetensors", "scipy", "seqeval", "sklearn"},
     ),
-    "export": layer({"core", "sizes"}, NUMERIC | {"onnx", "safetensors"}),
-    "report": layer(RUNNING, NUMERIC | HUGGING_FACE | SHOW | {"safetensors"}),
+    "export": layer({"core", "sizes"}, NUMERIC | {"google", "onnx", "safetensors"}),
+    "evaluating": layer(RUNNING | {"export"}, NUMERIC | HUGGING_FACE | {"safetensors"}),
+    "report": layer(
+        RUNNING | {"export"}, NUMERIC | HUGGING_FACE | SHOW | {"safetensors"}
+    ),
     "quickstart": layer(
         RUNNING | {"report"}, NUMERIC | HUGGING_FACE | SHOW | {"safetensors", "yaml"}
     ),
     "run": layer({"cli"}),
     "cli": layer(
-        RUNNING | {"compat", "kernels", "report", "quickstart", "__init__"},
+        RUNNING
+        | {"compat", "evaluating", "kernels", "report", "quickstart", "__init__"},
         NUMERIC | HUGGING_FACE | SHOW | {"psutil", "safetensors", "yaml"},
     ),
 }
