@@ -14,6 +14,7 @@ NUMERIC = {"numpy", "torch"}
 HUGGING_FACE = {"accelerate", "datasets", "tokenizers", "transformers"}
 SHOW = {"jinja2", "matplotlib", "rich", "typer"}
 HOST = {"sparseml", "sparsezoo"}
+ENGINES = {"deepsparse", "onnxruntime", "openvino"}
 
 
 @dataclass(frozen=True)
@@ -55,13 +56,19 @@ LAYERS = {
         LOADING | {"batches", "compat", "training", "embedded", "resources", "sizes"},
         NUMERIC | HUGGING_FACE | {"safetensors", "scipy", "seqeval", "sklearn"},
     ),
-    "export": layer({"core", "sizes"}, NUMERIC | {"onnx", "safetensors"}),
+    "export": layer(
+        {"core", "sizes"},
+        NUMERIC | ENGINES | {"google", "onnx", "safetensors", "transformers"},
+    ),
+    "bench": layer({"export"}, NUMERIC | SHOW | ENGINES | {"onnx", "psutil"}),
     "report": layer(RUNNING, NUMERIC | HUGGING_FACE | SHOW | {"safetensors"}),
     "quickstart": layer(
         RUNNING | {"report"}, NUMERIC | HUGGING_FACE | SHOW | {"safetensors", "yaml"}
     ),
     "cli": layer(
-        RUNNING | {"compat", "kernels", "report", "quickstart", "__init__"},
+        RUNNING
+        | {"bench", "compat", "export", "kernels", "report", "quickstart"}
+        | {"__init__"},
         NUMERIC | HUGGING_FACE | SHOW | {"psutil", "safetensors", "yaml"},
     ),
 }

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from obert_modifiers import __version__
 from obert_modifiers.cli._host import quiet_host
+from obert_modifiers.cli.bench import bench
 from obert_modifiers.cli.export import export
 from obert_modifiers.cli.launch import start_missing_processes
 from obert_modifiers.cli.progress import LogLines, PlainReporter, make_reporter
@@ -35,6 +36,7 @@ app.add_typer(train_app, name="train")
 app.add_typer(recipe_app, name="recipe")
 app.command("sizes")(show_sizes)
 app.command("export")(export)
+app.command("bench")(bench)
 
 _TASKS = {
     "question_answering": "Find answers in contexts, as in SQuAD",
