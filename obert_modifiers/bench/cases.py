@@ -4,8 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import onnx
+
 from obert_modifiers.export._onnx_file import load_onnx
 from obert_modifiers.export._qdq import has_qdq_products
+from obert_modifiers.export._shapes import fix_sizes
 from obert_modifiers.export.artefact import ONNX, OPENVINO, RUN, find_artefact
 
 ENGINES = ("onnxruntime", "openvino", "deepsparse", "torch")
@@ -128,16 +131,27 @@ def _case(
         notes.append(f"{engine} does not read {name} ({artefact.kind})")
         return None
     file = artefact.files[0]
-    if artefact.kind == ONNX and not _fits(file, engine, size, notes):
+    if artefact.kind != ONNX:
+        return Case(name, file, engine, *size)
+    model = load_onnx(file)
+    if not _fits(model, file.name, engine, size, notes):
         return None
+    if engine == "deepsparse":
+        # Told the sizes, it writes them into the file that it is given.
+        file = exporter.of_size(model, size)
     return Case(name, file, engine, *size)
 
 
-def _fits(file: Path, engine: str, size: tuple[int, int], notes: list[str]) -> bool:
-    model = load_onnx(file)
+def _fits(
+    model: onnx.ModelProto,
+    name: str,
+    engine: str,
+    size: tuple[int, int],
+    notes: list[str],
+) -> bool:
     if engine == "deepsparse" and has_qdq_products(model):
         notes.append(
-            f"deepsparse ends its process at the Q and DQ nodes of {file.name}; export "
+            f"deepsparse ends its process at the Q and DQ nodes of {name}; export "
             "with --target deepsparse"
         )
         return False
@@ -145,7 +159,7 @@ def _fits(file: Path, engine: str, size: tuple[int, int], notes: list[str]) -> b
         there = [axis.dim_value for axis in one.type.tensor_type.shape.dim]
         if any(a and a != b for a, b in zip(there, size, strict=False)):
             notes.append(
-                f"{file.name} is for batch size and sequence length "
+                f"{name} is for batch size and sequence length "
                 f"{'x'.join(map(str, there))} alone, not {size[0]}x{size[1]}"
             )
             return False
@@ -156,8 +170,15 @@ class _Exporter:
     """Exports a run once for each engine and size that needs a file of its own."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self._folder, self._copies = folder, 0
         self._done: dict[tuple[Path, str, tuple[int, int] | None], Path] = {}
+
+    def of_size(self, model: onnx.ModelProto, size: tuple[int, int]) -> Path:
+        fix_sizes(model, size)
+        self._copies += 1
+        out = self._folder / f"copy_{self._copies}.onnx"
+        onnx.save(model, out)
+        return out
 
     def file(self, run: Path, engine: str, size: tuple[int, int]) -> Path:
         if engine == "torch":

@@ -159,13 +159,9 @@ def _deepsparse(path: Path, setting: Setting) -> Opened:
     onnx = importlib.import_module("onnx")
     graph = onnx.load(str(path), load_external_data=False).graph
     names = [one.name for one in graph.input]
-    shape = [setting.batch, setting.seq]
-    try:
+    try:  # not told the sizes: it would write them into the file
         opened = engine.Engine(
-            str(path),
-            batch_size=setting.batch,
-            num_cores=setting.cores,
-            input_shapes=[shape] * len(names),
+            str(path), batch_size=setting.batch, num_cores=setting.cores
         )
     except (RuntimeError, ValueError) as error:
         raise _unreadable("deepsparse", path, error) from error
