@@ -1,7 +1,8 @@
 # The few commands that people and .ci/run call; `make` lists them.
-# PYTHON=... picks the interpreter for the virtual environment (3.10 or 3.11).
+# PYTHON=... picks the interpreter for the virtual environment (3.10 to 3.13).
 VENV ?= .venv
 CORE_VENV ?= .venv-core
+SPARSEML_VENV ?= .venv-sparseml-cli
 export PYTHON
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
@@ -12,16 +13,20 @@ test: export OMP_WAIT_POLICY = PASSIVE
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
-.PHONY: help install venv quickstart test test-all test-core lint format bench-prepare bench-quick clean
+.PHONY: help install install-sparseml-cli venv quickstart test test-all test-core \
+	test-sparseml-cli lint format bench-prepare bench-quick clean
 
 help:  ## List the targets
-	@echo "obert_modifiers needs Python 3.10 or 3.11; no target needs a GPU. Targets:"
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "obert_modifiers needs Python 3.10 or later; no target needs a GPU. Targets:"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install:  ## Make .venv, or bring it up to date, with the package in it
 	@tools/venv.sh $(VENV) full
 
 venv: install
+
+install-sparseml-cli:  ## Make .venv-sparseml-cli, in which SparseML's own scripts run
+	@tools/venv.sh $(SPARSEML_VENV) sparseml-cli
 
 quickstart: install  ## Prune the embedded encoder: dense, GMP* and oBERT, one table
 	@echo "==> Running the quickstart, up to 10 minutes on 2 cores"
@@ -39,6 +44,10 @@ test-core:  ## Test kernels and core where sparseml and transformers are not ins
 	@tools/venv.sh $(CORE_VENV) core
 	@echo "==> Running the tests of kernels and core in $(CORE_VENV)"
 	@$(CORE_VENV)/bin/python -m pytest -m "not slow" tests/core tests/kernels
+
+test-sparseml-cli: install-sparseml-cli  ## Test SparseML's own scripts with our modifiers
+	@echo "==> Running the tests of SparseML's own scripts in $(SPARSEML_VENV)"
+	@$(SPARSEML_VENV)/bin/python -m pytest tests/sparseml_cli
 
 lint: install  ## Check style (ruff) and the types of kernels and core (mypy)
 	@echo "==> ruff"
@@ -61,4 +70,4 @@ bench-quick: bench-prepare  ## Run every benchmark in its short form
 	done
 
 clean:  ## Remove the environments and the caches
-	rm -rf $(VENV) $(CORE_VENV) build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(CORE_VENV) $(SPARSEML_VENV) build dist .mypy_cache .pytest_cache .ruff_cache

@@ -48,6 +48,8 @@ def test_every_script_is_run_here() -> None:
     found = sorted(str(p.relative_to(FOLDER)) for p in FOLDER.rglob("*.py"))
     assert found == [
         "accelerate/plain_loop.py",
+        "composer/obert.py",
+        "llmcompressor/obert.py",
         "sparseml/plain_loop.py",
         "transformers/train.py",
     ]

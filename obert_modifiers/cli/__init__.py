@@ -16,6 +16,7 @@ from rich.console import Console
 from obert_modifiers import __version__
 from obert_modifiers.cli._host import quiet_host
 from obert_modifiers.cli.bench import bench
+from obert_modifiers.cli.compat import run_script, show_doctor
 from obert_modifiers.cli.export import export
 from obert_modifiers.cli.launch import start_missing_processes
 from obert_modifiers.cli.progress import LogLines, PlainReporter, make_reporter
@@ -113,6 +114,15 @@ def _report(run: Annotated[Path, typer.Argument(help="The run's folder.")]) -> N
     from obert_modifiers.report import write_report
 
     typer.echo(write_report(run))
+
+
+app.command(
+    "run",
+    context_settings={**_PASS_ON, "help_option_names": []},
+    help="Run one of SparseML's own scripts, with our modifiers; `obert run` lists "
+    "them.",
+)(run_script)
+app.command("doctor")(show_doctor)
 
 
 def _finish(record: dict[str, Any], reporter: PlainReporter) -> None:

@@ -228,8 +228,10 @@ class EarlyStoppingModifier(ScheduledModifier):
             self.restore(module)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the best evaluation so far, with its weights."""
+        """Return the best evaluation so far, with its weights, and the schedule."""
         return {
+            "started": self._started,
+            "ended": self._ended,
             "best": self._best,
             "best_epoch": self._best_epoch,
             "last_epoch": self._last_epoch,
@@ -250,6 +252,7 @@ class EarlyStoppingModifier(ScheduledModifier):
         """
         if not self.initialized:
             raise RuntimeError("Cannot load state dict for an uninitialized modifier")
+        self._started, self._ended = state_dict["started"], state_dict["ended"]
         self._best = state_dict["best"]
         self._best_epoch = state_dict["best_epoch"]
         self._last_epoch = state_dict["last_epoch"]

@@ -177,8 +177,12 @@ class FrozenParamsModifier(ScheduledModifier):
         self._kept = []
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the epoch of the step that comes next."""
-        return {_NEXT: self._next_epoch}
+        """Return where the schedule stands, and the epoch of the step to come."""
+        return {
+            "started": self._started,
+            "ended": self._ended,
+            _NEXT: self._next_epoch,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True) -> None:
         """Continue where :meth:`state_dict` was taken.
@@ -192,4 +196,5 @@ class FrozenParamsModifier(ScheduledModifier):
         """
         if not self.initialized:
             raise RuntimeError("Cannot load state dict for an uninitialized modifier")
+        self._started, self._ended = state_dict["started"], state_dict["ended"]
         self._prepare(state_dict[_NEXT])

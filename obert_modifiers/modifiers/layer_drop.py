@@ -10,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 from obert_modifiers.core.layer_drop import (
     CHOICES,
     drop_layers_,
+    find_layers,
     layers_left,
     plan_layers,
 )
@@ -133,6 +134,16 @@ class LayerDropModifier(ScheduledModifier):
     def _plan(self, model: nn.Module) -> tuple[int, ...]:
         keep = self._keep if self._drop is None else layers_left(model, self._drop)
         return plan_layers(model, keep, self._choice)
+
+    def adopt(self, model: nn.Module) -> None:
+        """Take a model that was saved after its layers were dropped: drop no more.
+
+        Args:
+            model: The model, wrapped or not.
+        """
+        model = unwrap(model)
+        self._kept = tuple(range(len(find_layers(model)[1])))
+        self._model = weakref.ref(model)
 
     def _applied_to(self, model: nn.Module) -> bool:
         return self._model is not None and self._model() is model

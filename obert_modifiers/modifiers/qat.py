@@ -217,6 +217,16 @@ class QATModifier(ScheduledModifier):
         self._fix_ranges(True)
         self._frozen = True
 
+    def advance_epochs(self, ref_start_epoch: float | None = None) -> None:
+        """Move the schedule behind another recipe's, where SparseML composes stages.
+
+        Args:
+            ref_start_epoch: Epoch at which the schedule begins now.
+        """
+        super().advance_epochs(ref_start_epoch)
+        if ref_start_epoch is not None and self._disable_observer_epoch is not None:
+            self._disable_observer_epoch += ref_start_epoch
+
     def update_ready(self, epoch: float, steps_per_epoch: int) -> bool:
         """Tell whether quantization begins, ranges are fixed, or the schedule ends.
 

@@ -1,0 +1,213 @@
+"""An old recipe in its new form: same modifiers, same runs, comments."""
+
+import pytest
+import torch
+from torch import nn
+
+from obert_modifiers import cli, modifiers
+from obert_modifiers.compat import convert_recipe, replaced
+from obert_modifiers.compat.replace_tables import TABLES
+from obert_modifiers.core.quantization import quantizers_of
+from obert_modifiers.manager import RecipeManager
+from obert_modifiers.recipe import RecipeError
+from tests.compat.both import Loader, ScriptedOptimizer
+from tests.modifiers.table import ENCODER, make_batch, make_model
+
+STEPS = 4
+PRUNING = """\
+      params: eval(pruned)  # which
+      init_sparsity: 0.3
+      final_sparsity: eval(final)
+      start_epoch: 0.0
+      end_epoch: 2.0
+      update_frequency: 0.5
+"""
+SECOND_ORDER = """\
+      num_grads: 24
+      damp: 1e-3
+      fisher_block_size: 24
+      grad_sampler_kwargs:
+        batch_size: 4
+"""
+HEAD = """\
+# An old recipe.
+final: 0.8
+pruned: ['re:layers.*weight']
+
+modifiers:
+  - !EpochRangeModifier
+      start_epoch: 0.0
+      end_epoch: 3.0  # all in all
+
+"""
+BODIES = {
+    "OBSPruningModifier": PRUNING + SECOND_ORDER,
+    "GMPruningModifier": PRUNING + "      phased: False\n",
+    "MagnitudePruningModifier": PRUNING,
+    "GlobalMagnitudePruningModifier": PRUNING + "      mask_type: block4\n",
+    "ConstantPruningModifier": "      params: eval(pruned)\n      start_epoch: 0.0\n",
+    "DistillationModifier": "      hardness: 0.7\n      temperature: 3.0\n"
+    "      distill_output_keys: [logits]\n",
+    "LayerPruningModifier": "      layers: ['layers.0']\n",
+    "QuantizationModifier": "      start_epoch: 1.0\n      ignore: [LayerNorm, head]\n"
+    "      disable_quantization_observer_epoch: 2.0\n",
+}
+assert set(BODIES) == set(TABLES)
+
+
+def old_recipe(tag: str) -> str:
+    return f"{HEAD}  - !{tag}\n{BODIES[tag]}  # the end\n"
+
+
+def trained(manager: RecipeManager) -> tuple[nn.Module, list[torch.Tensor]]:
+    """Train a model whose zeros are half of its weights, with our manager."""
+    model = make_model()
+    with torch.no_grad():
+        model.layers[1][0].weight[::2] = 0.0
+    manager.initialize(model, grad_sampler=Loader().sampler, teacher="self")
+    optimizer = ScriptedOptimizer(model.parameters(), 0.02)
+    masks = []
+    for step in range(3 * STEPS):
+        where = (model, optimizer, step / STEPS, STEPS)
+        batch = make_batch(step)
+        outputs = model(batch["tokens"])
+        loss = nn.functional.cross_entropy(outputs["logits"], batch["labels"])
+        inputs = {"tokens": batch["tokens"]}
+        loss = manager.loss(
+            loss, *where, student_outputs=outputs, student_inputs=inputs
+        )
+        loss.backward()
+        masks.append(loss.detach().clone())
+        manager.update(*where)
+        manager.pre_step(*where)
+        optimizer.step()
+        manager.post_step(*where)
+        optimizer.zero_grad()
+        for pruner in manager.pruning:
+            masks += [mask.clone() for mask in pruner.module_masks.param_masks]
+    manager.finalize(model)
+    return model, masks
+
+
+@pytest.mark.parametrize("mode", ["same", "ours"])
+@pytest.mark.parametrize("tag", TABLES)
+def test_the_converted_recipe_does_what_the_replaced_one_does(tag, mode) -> None:
+    old = old_recipe(tag)
+    new = convert_recipe(old, mode)
+    assert new.modifiers == 1 and f"!{tag}\n" not in new.text.replace(f"was !{tag}", "")
+    assert f"!{TABLES[tag]}  # was !{tag}" in new.text
+    for kept in ("# An old recipe.", "end_epoch: 3.0  # all in all", "  # the end"):
+        assert kept in new.text
+    with replaced(mode):
+        one = RecipeManager.from_recipe(old)
+    two = RecipeManager.from_recipe(new.text)  # nothing is replaced now
+    cls = getattr(modifiers, TABLES[tag])
+    assert cls in {type(modifier) for modifier in two.modifiers}
+    (model, seen), (other, again) = trained(one), trained(two)
+    assert len(seen) == len(again)
+    assert all(torch.equal(a, b) for a, b in zip(seen, again, strict=True))
+    for name, values in model.state_dict().items():
+        assert torch.equal(values, other.state_dict()[name])
+    assert len(model.layers) == (1 if tag == "LayerPruningModifier" else 2)
+    assert bool(quantizers_of(model)) is (tag == "QuantizationModifier")
+    if "eval(pruned)" in BODIES[tag]:
+        assert "params: eval(pruned)" in new.text
+        zeros = sum(int((model.get_parameter(n) == 0).sum()) for n in ENCODER)
+        assert zeros == (
+            48 if tag.startswith("Constant") else pytest.approx(307, abs=2)
+        )
+
+
+def test_every_change_has_a_comment() -> None:
+    old = (
+        old_recipe("OBSPruningModifier") + old_recipe("GMPruningModifier")[len(HEAD) :]
+    )
+    old = old.replace("start_epoch: 0.0\n      end_epoch: 2.0", "start_epoch: 2.0\n"
+                      "      end_epoch: 2.0", 1)  # fmt: skip
+    new = convert_recipe(old, "ours").text
+    for said in (
+        "# changed: num_grads=24 is 96 samples, 4 to a gradient, there, 24 samples",
+        "# changed: damp=0.001 is absolute there; damp_fraction=0.01",
+        "# changed: selection=greedy and update=joint here",
+        "# left out phased: false; SparseML refuses true too",
+    ):
+        assert said in new
+    same = convert_recipe(old).text
+    assert "changed" not in same
+    for kept in ("grad_granularity: batch  # as in SparseML", "damp: 1e-3"):
+        assert kept in same and kept not in new
+    assert "final_sparsity: eval(final)" in same and "final_sparsity: eval" in new
+
+
+ODD = {
+    "in brackets": "modifiers: [!MagnitudePruningModifier {params: ['re:layers.*'], "
+    "init_sparsity: 0.1, final_sparsity: 0.5, start_epoch: 0.0, end_epoch: 1.0, "
+    "update_frequency: 0.5}]\n",
+    "values by an alias": "modifiers:\n  - !GMPruningModifier &all\n"
+    "      params: ['re:layers.0.*weight']\n      init_sparsity: 0.1\n"
+    "      final_sparsity: 0.5\n      start_epoch: 0.0\n      end_epoch: 1.0\n"
+    "      update_frequency: 0.5\n  - !GMPruningModifier\n      <<: *all\n"
+    "      params: ['re:layers.1.*weight']\n",
+    "in stages": "first:\n  first_modifiers:\n    - !ConstantPruningModifier\n"
+    "        params: ['re:layers.*weight']\n"
+    "second:\n  second_modifiers:\n    - !DistillationModifier\n"
+    "        start_epoch: 1.0\n",
+    "without keys": "modifiers:\n  - !DistillationModifier\n"
+    "  - !QuantizationModifier {}\n",
+    "in front matter": "---\nmodifiers:\n  - !DistillationModifier\n"
+    "      hardness: 1.0\n---\n# A model card\n",
+}
+assert len(ODD) == 5
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_forms_of_recipes(name) -> None:
+    with replaced("same"):
+        old = RecipeManager.from_recipe(ODD[name])
+    text = convert_recipe(ODD[name]).text
+    for again in (text, old.text):
+        new = RecipeManager.from_recipe(again)
+        assert [m.identifier() for m in new.modifiers] == [
+            m.identifier() for m in old.modifiers
+        ]
+        assert all(type(m).__module__.startswith("obert") for m in new.modifiers)
+
+
+def test_nothing_to_convert_stays_as_it_is() -> None:
+    found = convert_recipe(HEAD)
+    assert (found.text, found.modifiers, found.changes) == (HEAD, 0, ())
+
+
+def call(capsys, *words) -> tuple[int, str, str]:
+    code = cli.main([str(word) for word in words])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_commands(tmp_path, capsys) -> None:
+    old, new = tmp_path / "old.yaml", tmp_path / "folder" / "new.yaml"
+    old.write_text(old_recipe("OBSPruningModifier"), encoding="utf-8")
+    code, out, _ = call(capsys, "recipe", "check", old)
+    assert code == 0 and "OBSPruningModifier" in out
+    for words in (["--replace", old], [old, "--replace"], ["--replace=same", old]):
+        code, out, _ = call(capsys, "recipe", "check", *words)
+        assert code == 0 and "OBERTPruningModifier" in out and "note" not in out
+    code, out, _ = call(capsys, "recipe", "check", "--replace=ours", old)
+    assert code == 0 and out.count("note: ") == 3
+    code, out, _ = call(capsys, "recipe", "plan", old, "--replace")
+    assert code == 0 and "OBERTPruningModifier" in out
+    code, out, _ = call(capsys, "recipe", "convert", old, new)
+    assert code == 0 and out == f"{new}: 1 modifiers rewritten\n"
+    code, _, err = call(capsys, "recipe", "convert", old, new)
+    assert code == 2 and f"new={new} exists" in err
+    code, out, _ = call(capsys, "recipe", "convert", old, new, "--ours", "--overwrite")
+    assert code == 0 and "note: " in out and "changed" in new.read_text("utf-8")
+    code, out, _ = call(capsys, "recipe", "check", new)
+    assert code == 0 and "OBERTPruningModifier" in out
+    old.write_text(old_recipe("GMPruningModifier").replace("False", "True"), "utf-8")
+    code, _, err = call(capsys, "recipe", "convert", old, tmp_path / "x.yaml")
+    assert code == 1 and f"{old}:17: GMPruningModifier.phased: phased=True" in err
+    with pytest.raises(RecipeError, match="phased"):
+        convert_recipe(old)
+    code, _, err = call(capsys, "recipe", "check", "--replace=all", old)
+    assert code == 2 and "mode=all is unknown" in err
