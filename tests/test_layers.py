@@ -14,6 +14,7 @@ NUMERIC = {"numpy", "torch"}
 HUGGING_FACE = {"accelerate", "datasets", "tokenizers", "transformers"}
 SHOW = {"jinja2", "matplotlib", "rich", "typer"}
 HOST = {"sparseml", "sparsezoo"}
+ENGINES = {"deepsparse", "onnxruntime", "openvino"}
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,11 @@ LAYERS = {
         LOADING | {"batches", "compat", "training", "embedded", "resources", "sizes"},
         NUMERIC | HUGGING_FACE | {"safetensors", "scipy", "seqeval", "sklearn"},
     ),
-    "export": layer({"core", "sizes"}, NUMERIC | {"google", "onnx", "safetensors"}),
+    "export": layer(
+        {"core", "sizes"},
+        NUMERIC | ENGINES | {"google", "onnx", "safetensors", "transformers"},
+    ),
+    "bench": layer({"export"}, NUMERIC | SHOW | ENGINES | {"onnx", "psutil"}),
     "evaluating": layer(RUNNING | {"export"}, NUMERIC | HUGGING_FACE | {"safetensors"}),
     "report": layer(
         RUNNING | {"export"}, NUMERIC | HUGGING_FACE | SHOW | {"safetensors"}
@@ -72,7 +77,8 @@ LAYERS = {
     "run": layer({"cli"}),
     "cli": layer(
         RUNNING
-        | {"compat", "evaluating", "kernels", "report", "quickstart", "__init__"},
+        | {"bench", "compat", "evaluating", "export", "kernels", "report"}
+        | {"quickstart", "__init__"},
         NUMERIC | HUGGING_FACE | SHOW | {"psutil", "safetensors", "yaml"},
     ),
 }

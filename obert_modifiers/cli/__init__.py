@@ -17,6 +17,7 @@ from rich.console import Console
 from obert_modifiers import __version__
 from obert_modifiers.cli import evaluate
 from obert_modifiers.cli._host import quiet_host
+from obert_modifiers.cli.bench import bench
 from obert_modifiers.cli.compat import run_script, show_doctor
 from obert_modifiers.cli.export import export
 from obert_modifiers.cli.launch import start_missing_processes
@@ -38,6 +39,7 @@ app.add_typer(train_app, name="train")
 app.add_typer(recipe_app, name="recipe")
 app.command("sizes")(show_sizes)
 app.command("export")(export)
+app.command("bench")(bench)
 
 
 @app.command("evaluate", context_settings=evaluate.SETTINGS)

@@ -150,7 +150,9 @@ def requirements(section: str, name: str) -> dict[str, list[Requirement]]:
     return found
 
 
-def allowed(found: dict[str, list[Requirement]], name: str, python: str) -> SpecifierSet:
+def allowed(
+    found: dict[str, list[Requirement]], name: str, python: str
+) -> SpecifierSet:
     """Return what setup.cfg says of a package on a version of Python."""
     specifiers = SpecifierSet()
     for one in found.get(name, []):
@@ -163,7 +165,9 @@ def allowed(found: dict[str, list[Requirement]], name: str, python: str) -> Spec
 def test_setup_cfg_admits_each_stack(key):
     found = requirements("options", "install_requires")
     if key == "B":
-        for name, more in requirements("options.extras_require", "sparseml-cli").items():
+        for name, more in requirements(
+            "options.extras_require", "sparseml-cli"
+        ).items():
             found.setdefault(name, []).extend(more)
             # The extra is what the doctor asks for.
             (own,) = more
