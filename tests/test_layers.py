@@ -14,6 +14,7 @@ NUMERIC = {"numpy", "torch"}
 HUGGING_FACE = {"accelerate", "datasets", "tokenizers", "transformers"}
 SHOW = {"jinja2", "matplotlib", "rich", "typer"}
 HOST = {"sparseml", "sparsezoo"}
+ENGINES = {"deepsparse", "onnxruntime", "openvino"}
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,9 @@ LAYERS = {
     ),
     "embedded": layer(),
     "compat": layer({"core", "modifiers", "recipe", "manager"}, {"torch", "yaml"}),
-    "compat/environment.py": layer(set(), HOST | {"datasets", "numpy", "torch"}),
+    "compat/environment.py": layer(
+        set(), HOST | {"datasets", "numpy", "pkg_resources", "torch"}
+    ),
     "compat/metrics.py": layer({"tasks"}, {"numpy", "scipy", "seqeval", "sklearn"}),
     "compat/stacks.py": layer(set(), {"packaging"}),
     "compat/trainer.py": layer({"core", "modifiers"}, HOST),
@@ -59,14 +62,23 @@ LAYERS = {
         LOADING | {"batches", "compat", "training", "embedded", "resources", "sizes"},
         NUMERIC | HUGGING_FACE | {"safetensors", "scipy", "seqeval", "sklearn"},
     ),
-    "export": layer({"core", "sizes"}, NUMERIC | {"onnx", "safetensors"}),
-    "report": layer(RUNNING, NUMERIC | HUGGING_FACE | SHOW | {"safetensors"}),
+    "export": layer(
+        {"core", "sizes"},
+        NUMERIC | ENGINES | {"google", "onnx", "safetensors", "transformers"},
+    ),
+    "bench": layer({"export"}, NUMERIC | SHOW | ENGINES | {"onnx", "psutil"}),
+    "evaluating": layer(RUNNING | {"export"}, NUMERIC | HUGGING_FACE | {"safetensors"}),
+    "report": layer(
+        RUNNING | {"export"}, NUMERIC | HUGGING_FACE | SHOW | {"safetensors"}
+    ),
     "quickstart": layer(
         RUNNING | {"report"}, NUMERIC | HUGGING_FACE | SHOW | {"safetensors", "yaml"}
     ),
     "run": layer({"cli"}),
     "cli": layer(
-        RUNNING | {"compat", "kernels", "report", "quickstart", "__init__"},
+        RUNNING
+        | {"bench", "compat", "evaluating", "export", "kernels", "report"}
+        | {"quickstart", "__init__"},
         NUMERIC | HUGGING_FACE | SHOW | {"psutil", "safetensors", "yaml"},
     ),
 }

@@ -10,19 +10,21 @@ from pathlib import Path
 
 import datasets
 import pytest
+from transformers import AutoModelForSequenceClassification
 
 from obert_modifiers import cli
 from obert_modifiers.manager import RecipeManager
 from obert_modifiers.resources import recipe_names
 from obert_modifiers.tasks._arguments import parse
 from obert_modifiers.training import RecipeStepper
-from tests import questions, tiny
+from tests import questions, test_report, tiny
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXECUTED_BY_CI = {"make quickstart", "make test"}
 TRAINING = 6  # commands in the README that train
 INTEGRATIONS = 2
+MEASURING = ("sizes", "evaluate", "report")
 INSTALLING = {
     "pip install torch==2.13.0",
     "pip install -c constraints.txt -e '.[demo]'",
@@ -69,8 +71,15 @@ def integration_commands() -> list[list[str]]:
     return [words for words in found if words[1:2] and "integrations/" in words[1]]
 
 
+def measuring_commands() -> list[list[str]]:
+    found = [shlex.split(line) for line in commands()]
+    return [words for words in found if words[1:2] and words[1] in MEASURING]
+
+
 def test_every_command_is_accounted_for() -> None:
     run = [*training_commands(), *planning_commands(), *integration_commands()]
+    run += measuring_commands()
+    assert [words[1] for words in measuring_commands()] == list(MEASURING)
     plain = {c for c in commands() if shlex.split(c) not in run}
     assert plain == EXECUTED_BY_CI | INSTALLING
     assert len(training_commands()) == TRAINING + 2
@@ -116,6 +125,25 @@ def test_the_plan_is_printed_and_drawn(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert cli.main(words[1:]) == 0
     assert (tmp_path / "plan.png").is_file()
+
+
+def test_runs_are_measured_as_it_says(tmp_path: Path, monkeypatch, capsys) -> None:
+    events = ((), (test_report.event(0.5, 0.0, 0.6), test_report.event(1.0, 0.6, 0.8)))
+    for name, pruned in zip(("dense", "mine"), events, strict=True):
+        folder = test_report.make_run(tmp_path / "runs" / name, pruned)
+        tiny.save_model(folder)
+        model = AutoModelForSequenceClassification.from_pretrained(folder)
+        model.save_pretrained(folder)
+        record = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        record["command"] = ["obert", "train", "text_classification"]
+        record["command"] += ["--max_eval_samples", "50"]
+        (folder / "metrics.json").write_text(json.dumps(record), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    for words in measuring_commands():
+        assert cli.main(words[1:]) == 0, capsys.readouterr().err
+    assert (tmp_path / "runs" / "report" / "report.html").is_file()
+    record = json.loads((tmp_path / "accuracy.json").read_text(encoding="utf-8"))
+    assert record["samples"] == 50
 
 
 def write_data(task: str, folder: Path) -> Path:

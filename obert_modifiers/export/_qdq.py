@@ -110,6 +110,23 @@ def look_up_before_dequantizing(model: onnx.ModelProto) -> int:
     return count
 
 
+def has_qdq_products(model: onnx.ModelProto) -> bool:
+    """Tell whether products are written between Q and DQ nodes.
+
+    Args:
+        model: Any graph.
+
+    Returns:
+        True where a MatMul or Gemm reads two dequantized values.
+    """
+    graph = Graph(model)
+    for product in graph.of_kind("MatMul", "Gemm"):
+        sides = [graph.writer(name) for name in product.input[:2]]
+        if all(one is not None and one.op_type == DEQUANTIZE for one in sides):
+            return True
+    return False
+
+
 def _make_scalars(graph: Graph, node: NodeProto) -> None:
     """Give a Q or DQ node of a whole tensor a scalar scale and zero point."""
     if axis_of(node) is not None:

@@ -44,6 +44,22 @@ def copy_sizes(model: onnx.ModelProto) -> int:
     return count
 
 
+def fix_sizes(model: onnx.ModelProto, shape: tuple[int, int]) -> None:
+    """Give all inputs one batch size and one sequence length; changes the graph.
+
+    Args:
+        model: A graph whose inputs are ``(batch, sequence)``; changed in place.
+        shape: Both sizes.
+    """
+    for one in model.graph.input:
+        for axis, size in zip(one.type.tensor_type.shape.dim, shape, strict=False):
+            axis.dim_value = size
+    # What was inferred of free sizes, and names for them, are no longer true.
+    del model.graph.value_info[:]
+    for one in model.graph.output:
+        one.type.tensor_type.ClearField("shape")
+
+
 def _part(
     graph: Graph,
     name: str,

@@ -61,7 +61,7 @@ def compare(
 
 
 def _fill(value: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Cut or pad with zeros, which no attention mask lets through."""
+    # Padded with zeros, which no attention mask lets through.
     whole = value.new_zeros(shape)
     rows, tokens = min(len(value), shape[0]), min(value.shape[1], shape[1])
     whole[:, :tokens] = value[:1, :tokens]

@@ -72,6 +72,9 @@ def load_run(path: Path) -> Run:
             "have; expected one like BertForSequenceClassification; save the model "
             "with save_pretrained"
         )
+    hub = transformers.utils.logging
+    bars = hub.is_progress_bar_enabled()
+    hub.disable_progress_bar()
     try:
         model = model_class.from_pretrained(path, dtype=torch.float32).eval()
         tokenizer = AutoTokenizer.from_pretrained(path)
@@ -81,4 +84,7 @@ def load_run(path: Path) -> Run:
             f"run={path} cannot be loaded ({why}); expected config.json, weights and "
             "tokenizer; train or save it again"
         ) from error
+    finally:
+        if bars:
+            hub.enable_progress_bar()
     return Run(path, model, tokenizer, load_quantization_(model, path))
