@@ -24,6 +24,7 @@ from obert_modifiers.cli.launch import start_missing_processes
 from obert_modifiers.cli.progress import LogLines, PlainReporter, make_reporter
 from obert_modifiers.cli.recipe import recipe_app, spelt_out
 from obert_modifiers.cli.sizes import show_sizes
+from obert_modifiers.compat.stacks import check_can_train
 
 PACKAGE = "obert_modifiers"
 
@@ -78,6 +79,7 @@ def _options(
 
 
 def _train(context: typer.Context) -> None:
+    check_can_train()
     with _reporting("--disable_tqdm" in context.args) as reporter:
         module = import_module(f"{PACKAGE}.tasks.{context.info_name}")
         from obert_modifiers.training import TrainingStopped
@@ -111,6 +113,7 @@ def _quickstart(
     ] = "dense,gmp,obert",
 ) -> None:
     """Prune the embedded encoder: dense, GMP★ and oBERT, in one table."""
+    check_can_train()
     with _reporting() as reporter:
         from obert_modifiers import quickstart
 

@@ -105,7 +105,7 @@ def _qconfig_has_slots() -> bool:
 
 @fix(
     "open-qconfig",
-    versions="torch 2.6 and later",
+    versions="seen with torch 2.13",
     scripts="sparseml",
     needed=_qconfig_has_slots,
 )

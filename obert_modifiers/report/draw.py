@@ -127,7 +127,9 @@ def save_png(path: Path, runs: Sequence[Run], title: str) -> None:
     with _style():
         figure = Figure(figsize=(10.0, sum(heights) + 0.5), layout="constrained")
         figure.patch.set_facecolor(COLOURS["page"])
-        figure.suptitle(plain(title), x=0.01, ha="left", fontsize=12, fontweight="bold")
+        figure.suptitle(
+            title.replace("$", r"\$"), x=0.01, ha="left", fontsize=12, fontweight="bold"
+        )
         figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
         grid = figure.add_gridspec(len(heights), 2, height_ratios=heights)
         for number, panel in enumerate(PANELS):
@@ -153,7 +155,9 @@ def save_plan_png(path: Path, plan: RecipePlan, title: str) -> None:
     with _style():
         figure = Figure(figsize=(9.0, 7.6), layout="constrained")
         figure.patch.set_facecolor(COLOURS["page"])
-        figure.suptitle(plain(title), x=0.01, ha="left", fontsize=12, fontweight="bold")
+        figure.suptitle(
+            title.replace("$", r"\$"), x=0.01, ha="left", fontsize=12, fontweight="bold"
+        )
         figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
         above, middle, below = figure.subplots(3, height_ratios=(3, 3, 2))
         sparsity_panel(above, runs)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from obert_modifiers.report import findings, tradeoff, weights_panel
 from obert_modifiers.report.draw import layers_svg, svg
-from obert_modifiers.report.panels import PANELS
+from obert_modifiers.report.panels import PANELS, plain
 from obert_modifiers.report.read import Run
 from obert_modifiers.report.text import figure, number
 from obert_modifiers.report.tradeoff import Point
@@ -139,7 +139,7 @@ def _tradeoff(
     caption = findings.tradeoff(points, metric, gain)
     metric = metric.replace("_", " ")
     title = f"{metric.capitalize()} against {_AXES[gain]}"
-    axis = f"times {gain} than {points[0].name} ({how})"
+    axis = f"times {gain} than {plain(points[0].name)} ({how})"
 
     def panel(ax, points):
         tradeoff.tradeoff_panel(ax, points, title, metric, axis)

@@ -29,6 +29,7 @@ COLOURS = {
 _RUNS = ("c0", "c1", "c2", "c3", "c4", "c5", "c6", "c7")
 # Where two runs coincide, the gaps of the one above show the one below.
 _LINES = ("-", "-", (0, (4, 2.5)))
+_LONGEST = 28  # letters of a name in a picture
 _MOST_LINES = 40  # events that are marked in every panel; more would be a grey area
 
 Panel = Callable[[Axes, Sequence[Run]], None]
@@ -53,8 +54,11 @@ def plain(text: str) -> str:
         text: A name.
 
     Returns:
-        The name as matplotlib prints it letter by letter.
+        The name as matplotlib prints it letter by letter, without its middle where it
+        is too long for a picture.
     """
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST // 2]}…{text[-_LONGEST // 2 + 1 :]}"
     text = text.replace("$", r"\$")
     return f"\N{ZERO WIDTH SPACE}{text}" if text.startswith("_") else text
 

@@ -54,7 +54,7 @@ def tradeoff_panel(
             wide = point.gain * point.deviation / point.value
             ax.errorbar(point.gain, point.metric, xerr=wide, color=ink, capsize=3)
     _label(ax, points)
-    ax.set_xlabel(plain(gain))
+    ax.set_xlabel(gain)
     ax.set_ylabel(metric)
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
     ax.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))

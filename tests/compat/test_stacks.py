@@ -139,6 +139,17 @@ def test_sparsemls_scripts_are_refused_with_the_command_that_mends_it():
     )
 
 
+def test_obert_train_is_refused_with_the_command_that_mends_it(monkeypatch, capsys):
+    stacks.check_can_train(A)
+    stacks.check_can_train(C)
+    monkeypatch.setattr(stacks, "installed_versions", lambda: dict(B))
+    for words in (["train", "text_classification", "--help"], ["quickstart"]):
+        assert cli.main(words) == 2
+        text = capsys.readouterr().err
+        assert "transformers=4.40.2; expected >=5,<6" in text
+        assert "obert train needs stack A; make it with: make install" in text
+
+
 def requirements(section: str, name: str) -> dict[str, list[Requirement]]:
     config = configparser.ConfigParser(interpolation=None)
     config.read(REPO / "setup.cfg", encoding="utf-8")
@@ -165,9 +176,8 @@ def allowed(
 def test_setup_cfg_admits_each_stack(key):
     found = requirements("options", "install_requires")
     if key == "B":
-        for name, more in requirements(
-            "options.extras_require", "sparseml-cli"
-        ).items():
+        extra = requirements("options.extras_require", "sparseml-cli")
+        for name, more in extra.items():
             found.setdefault(name, []).extend(more)
             # The extra is what the doctor asks for.
             (own,) = more
