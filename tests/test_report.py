@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 
 import pytest
@@ -364,6 +365,23 @@ def test_rows_are_found_by_their_name_where_it_is_one_runs(several, tmp_path):
     measured, notes = measure_runs(runs, [path])
     assert [len(one.speeds) for one in measured] == [1, 0, 1]
     assert notes == ["model.safetensors was timed and belongs to no run here."]
+
+
+def test_a_name_is_that_of_a_file_that_was_exported(several, tmp_path):
+    runs = [read_run(path) for path in several]
+    for run in several[:2]:
+        packed = run / "export" / f"only_{len(run.name)}"
+        packed.mkdir(parents=True)
+        shutil.copy(run / "model.safetensors", packed)
+    names = [f"only_{len(run.name)}" for run in several[:2]]
+    try:
+        path = write_json(tmp_path / "b", [timed(name, 9.0) for name in names])
+        measured, notes = measure_runs(runs, [path])
+    finally:
+        for run in several[:2]:
+            shutil.rmtree(run / "export")
+    assert [len(one.speeds) for one in measured] == [1, 1, 0] and not notes
+    assert measured[1].sizes[1].model.endswith(f": {names[1]}")
 
 
 @pytest.mark.parametrize(
