@@ -62,8 +62,6 @@ def test_without_us_the_same_command_fails_for_want_of_its_metric(run, task):
     assert not (done.folder / "config.json").exists()
 
 
-
-
 @pytest.mark.runs("plain_obs")
 def test_without_us_sparsemls_obert_fails_at_its_first_step(run):
     done = run("plain_obs")
