@@ -1,5 +1,6 @@
 """Batches of a task's data: for training, evaluation and gradient sampling."""
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,8 @@ from torch.utils.data import Sampler
 from obert_modifiers.core.outputs import LABELS, logits_of
 from obert_modifiers.core.parallel import world
 from obert_modifiers.core.sampling import GradientSource, SampleRequest
+
+_LOGGER = logging.getLogger(__name__)
 
 GRADIENT_BATCH_SIZE = 32
 _SAMPLING_OPTIONS = ("batch_size",)
@@ -186,6 +189,7 @@ def gradient_source(
     device: torch.device | str,
     *,
     seed: int,
+    batch_size: int = GRADIENT_BATCH_SIZE,
 ) -> GradientSource:
     """Draw gradient samples from a task's training data.
 
@@ -198,6 +202,8 @@ def gradient_source(
         forward: The model's forward function, in full precision.
         device: Where the model is.
         seed: Seed of the draws.
+        batch_size: Samples of a batch where its mean is a gradient (granularity
+            ``batch``) and the recipe names no size; as SparseML, that of training.
 
     Returns:
         A source for second-order pruning.
@@ -205,9 +211,19 @@ def gradient_source(
     lengths = lengths_of(data.train)
 
     def batches(request: SampleRequest) -> Iterable[dict[str, Tensor]]:
-        size = check_sampling_options(request.options)
         by_batch = request.granularity == "batch"
+        size = check_sampling_options(request.options)
+        if by_batch and "batch_size" not in (request.options or {}):
+            size = batch_size
         wanted = request.num_samples * (size if by_batch else 1)
+        if by_batch and wanted > len(lengths):
+            _LOGGER.warning(
+                "num_grads=%d: batches of %d are more than the %d training samples, "
+                "which are gone through again",
+                request.num_samples,
+                size,
+                len(lengths),
+            )
         indices = _draw(len(lengths), wanted, seed + 104729 * (request.draw + 1))
         if not by_batch:
             indices.sort(key=lengths.__getitem__)

@@ -144,7 +144,13 @@ class RecipeCallback(TrainerCallback):
             self._sample_loss,
             lambda logits, labels: {},
         )
-        source = gradient_source(data, forward, args.device, seed=args.seed)
+        source = gradient_source(
+            data,
+            forward,
+            args.device,
+            seed=args.seed,
+            batch_size=args.per_device_train_batch_size,
+        )
         if isinstance(self._teacher, nn.Module):
             self._teacher.to(args.device)
         self._stepper = RecipeStepper(self.manager, model, self._optimizer, steps)

@@ -97,7 +97,8 @@ def test_help_and_version_load_no_torch():
         ("train text_classification --recipe zoo:r", "zoo:r"),
         ("report nowhere", "run=nowhere has no metrics.json"),
         ("quickstart --only bert", "only=bert names no run"),
-        ("report a b", "unexpected extra argument"),
+        ("report a b", "run=a has no metrics.json"),
+        ("recipe plan a b", "unexpected extra argument"),
     ],
 )
 def test_a_users_error_is_one_message(capsys, words, message):

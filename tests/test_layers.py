@@ -52,7 +52,9 @@ LAYERS = {
     ),
     "embedded": layer(),
     "compat": layer({"core", "modifiers", "recipe", "manager"}, {"torch", "yaml"}),
-    "compat/environment.py": layer(set(), HOST | {"datasets", "numpy", "torch"}),
+    "compat/environment.py": layer(
+        set(), HOST | {"datasets", "numpy", "pkg_resources", "torch"}
+    ),
     "compat/metrics.py": layer({"tasks"}, {"numpy", "scipy", "seqeval", "sklearn"}),
     "compat/stacks.py": layer(set(), {"packaging"}),
     "compat/trainer.py": layer({"core", "modifiers"}, HOST),
@@ -65,15 +67,18 @@ LAYERS = {
         NUMERIC | ENGINES | {"google", "onnx", "safetensors", "transformers"},
     ),
     "bench": layer({"export"}, NUMERIC | SHOW | ENGINES | {"onnx", "psutil"}),
-    "report": layer(RUNNING, NUMERIC | HUGGING_FACE | SHOW | {"safetensors"}),
+    "evaluating": layer(RUNNING | {"export"}, NUMERIC | HUGGING_FACE | {"safetensors"}),
+    "report": layer(
+        RUNNING | {"export"}, NUMERIC | HUGGING_FACE | SHOW | {"safetensors"}
+    ),
     "quickstart": layer(
         RUNNING | {"report"}, NUMERIC | HUGGING_FACE | SHOW | {"safetensors", "yaml"}
     ),
     "run": layer({"cli"}),
     "cli": layer(
         RUNNING
-        | {"bench", "compat", "export", "kernels", "report", "quickstart"}
-        | {"__init__"},
+        | {"bench", "compat", "evaluating", "export", "kernels", "report"}
+        | {"quickstart", "__init__"},
         NUMERIC | HUGGING_FACE | SHOW | {"psutil", "safetensors", "yaml"},
     ),
 }

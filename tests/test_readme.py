@@ -10,23 +10,27 @@ from pathlib import Path
 
 import datasets
 import pytest
+from transformers import AutoModelForSequenceClassification
 
 from obert_modifiers import cli
 from obert_modifiers.manager import RecipeManager
 from obert_modifiers.resources import recipe_names
 from obert_modifiers.tasks._arguments import parse
 from obert_modifiers.training import RecipeStepper
-from tests import questions, tiny
+from tests import questions, test_report, tiny
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXECUTED_BY_CI = {"make quickstart", "make test"}
 TRAINING = 6  # commands in the README that train
 INTEGRATIONS = 2
+MEASURING = ("sizes", "evaluate", "report")
 INSTALLING = {
     "pip install torch==2.13.0",
     "pip install -c constraints.txt -e '.[demo]'",
 }
+# Run by tests/sparseml_cli, in the environment that the first of them makes.
+OTHER_STACK = {"make install-sparseml-cli", "obert doctor"}
 
 
 def blocks(language: str) -> list[str]:
@@ -69,16 +73,25 @@ def integration_commands() -> list[list[str]]:
     return [words for words in found if words[1:2] and "integrations/" in words[1]]
 
 
+def measuring_commands() -> list[list[str]]:
+    found = [shlex.split(line) for line in commands()]
+    return [words for words in found if words[1:2] and words[1] in MEASURING]
+
+
 def test_every_command_is_accounted_for() -> None:
     run = [*training_commands(), *planning_commands(), *integration_commands()]
+    run += measuring_commands()
+    assert [words[1] for words in measuring_commands()] == list(MEASURING)
     plain = {c for c in commands() if shlex.split(c) not in run}
-    assert plain == EXECUTED_BY_CI | INSTALLING
+    theirs = {c for c in plain if "obert run" in c}
+    assert plain - theirs == EXECUTED_BY_CI | INSTALLING | OTHER_STACK
+    assert len(theirs) == 1
     assert len(training_commands()) == TRAINING + 2
     assert {task_of(words) for words in training_commands()} == set(cli._TASKS)
     assert len(planning_commands()) == 1
     assert len(integration_commands()) == INTEGRATIONS
     targets = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for command in EXECUTED_BY_CI:
+    for command in EXECUTED_BY_CI | {"make install-sparseml-cli"}:
         assert f"\n{command.split()[1]}:" in targets
 
 
@@ -116,6 +129,25 @@ def test_the_plan_is_printed_and_drawn(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert cli.main(words[1:]) == 0
     assert (tmp_path / "plan.png").is_file()
+
+
+def test_runs_are_measured_as_it_says(tmp_path: Path, monkeypatch, capsys) -> None:
+    events = ((), (test_report.event(0.5, 0.0, 0.6), test_report.event(1.0, 0.6, 0.8)))
+    for name, pruned in zip(("dense", "mine"), events, strict=True):
+        folder = test_report.make_run(tmp_path / "runs" / name, pruned)
+        tiny.save_model(folder)
+        model = AutoModelForSequenceClassification.from_pretrained(folder)
+        model.save_pretrained(folder)
+        record = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        record["command"] = ["obert", "train", "text_classification"]
+        record["command"] += ["--max_eval_samples", "50"]
+        (folder / "metrics.json").write_text(json.dumps(record), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    for words in measuring_commands():
+        assert cli.main(words[1:]) == 0, capsys.readouterr().err
+    assert (tmp_path / "runs" / "report" / "report.html").is_file()
+    record = json.loads((tmp_path / "accuracy.json").read_text(encoding="utf-8"))
+    assert record["samples"] == 50
 
 
 def write_data(task: str, folder: Path) -> Path:

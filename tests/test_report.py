@@ -5,8 +5,19 @@ import re
 from html.parser import HTMLParser
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
-from obert_modifiers.report import read_run, write_comparison, write_report
+from obert_modifiers.report import (
+    findings,
+    read_run,
+    weights_panel,
+    write_comparison,
+    write_report,
+    write_runs,
+)
+from obert_modifiers.report.bench import read_bench
+from obert_modifiers.report.compare import measure_runs, speed_points
 from obert_modifiers.report.panels import COLOURS, layer_grid
 from obert_modifiers.report.write import event_cells, number
 
@@ -231,4 +242,209 @@ def test_numbers():
         "1.0e-05",
     ]
     plain = event(1, 0, 0.5, predicted_loss_increase=None, num_gradients=0)
-    assert event_cells(plain)[5:8] == ["–", "–", "–"]
+    assert event_cells(plain)[5:9] == ["–", "–", "–", "–"]
+
+
+HOSTILE = "<b>&\"'$x_1$ {{ 7*7 }}"
+
+
+def with_weights(folder, keep=1.0):
+    """Give a run's folder weights of one layer, the largest of which are kept."""
+    draw = torch.Generator().manual_seed(0)
+    weight = torch.randn(64, 64, generator=draw)
+    weight[weight.abs() < weight.abs().flatten().quantile(1 - keep)] = 0.0
+    tensors = {
+        "bert.encoder.layer.0.output.dense.weight": weight,
+        "bert.embeddings.word_embeddings.weight": torch.ones(5, 64),
+    }
+    save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory):
+    tmp_path = tmp_path_factory.mktemp("several")
+    events = (event(0.5, 0.0, 0.6), event(1.0, 0.6, 0.8))
+    return [
+        with_weights(make_run(tmp_path / "dense", gzip_mb=None)),
+        with_weights(make_run(tmp_path / HOSTILE, events, gzip_mb=None), 0.2),
+        make_run(tmp_path / "_old", events, accuracy=0.7),
+    ]
+
+
+@pytest.fixture(scope="module")
+def page_of_several(several, tmp_path_factory):
+    return write_runs(several, tmp_path_factory.mktemp("page")).read_text()
+
+
+def write_json(path, record):
+    path.write_text(json.dumps(record))
+    return path
+
+
+def timed(model, items, engine="onnxruntime", **changes):
+    throughput = {"mean": items + 1, "median": items, "sd": 0.5}
+    row = {"model": str(model), "engine": engine, "batch": 32, "seq": 128}
+    return row | {"throughput": throughput} | changes
+
+
+def test_names_cannot_break_the_page(page_of_several):
+    text = page_of_several
+    page = Page(text)
+    assert HOSTILE in page.texts and "<b>" not in text and "49" not in page.texts
+    assert text.count("<svg") == text.count('role="img"') >= 7
+    assert {"3 runs", "Sizes", f"Layers: {HOSTILE}"} <= set(page.texts)
+    # In the pictures too: neither mathematics nor left out of the legend.
+    assert page.texts.count(HOSTILE) > 4
+    assert any(one.endswith("_old") for one in page.texts)
+    assert not re.findall(r"@import|<script|https?://(?!www\.w3\.org)", text)
+
+
+def test_every_picture_says_what_it_shows(page_of_several):
+    text = page_of_several
+    labels = re.findall(r'<svg role="img" aria-label="([^"]*)"', text)
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", text)
+    assert len(labels) == len(captions) == text.count("<svg")
+    assert all(label.endswith(".") for label in labels)
+    assert any("as planned" in label or "events to" in label for label in labels)
+
+
+def test_sizes_and_speeds_are_compared_with_the_first(several, tmp_path):
+    dense, sparse, _ = several
+    model = sparse / "model.safetensors"
+    bench = write_json(
+        tmp_path / "bench.json",
+        {"rows": [timed(dense, 10.0), timed(model, 25.0), timed("elsewhere", 9.0)]},
+    )
+    record = {"model": str(model), "headline": ["accuracy"], "accuracy": 0.75}
+    evaluated = write_json(tmp_path / "e.json", record)
+    page = write_runs(several, tmp_path / "p", bench=[bench], evaluated=[evaluated])
+    text = page.read_text()
+    texts = Page(text).texts
+    assert "Accuracy against speed" in texts and "Accuracy against size" in texts
+    assert "elsewhere was timed and belongs to no run here." in texts
+    assert "2.50x faster at 92.3" in text  # 0.75 of 0.8125
+    runs = [read_run(path) for path in several]
+    measured, notes = measure_runs(runs, [bench], [evaluated])
+    (points,) = speed_points(runs, measured).values()
+    assert [(p.gain, p.metric) for p in points] == [(1.0, 0.8125), (2.5, 0.75)]
+    assert measured[2].sizes == [] and len(notes) == 1
+
+
+def test_speeds_of_other_settings_are_not_compared(several, tmp_path):
+    runs = [read_run(path) for path in several]
+    rows = [timed(several[0], 10.0), timed(several[1], 20.0, engine="openvino")]
+    rows += [timed(several[1], 30.0, batch=1)]
+    measured, _ = measure_runs(runs, [write_json(tmp_path / "b", rows)])
+    assert speed_points(runs, measured) == {}
+
+
+def test_a_median_comes_before_a_mean(tmp_path):
+    path = write_json(tmp_path / "b", [timed("m", 10.0)])
+    assert (read_bench(path)[0].items, read_bench(path)[0].deviation) == (10.0, 0.5)
+    write_json(path, [timed("m", 0, throughput=7.5)])
+    assert (read_bench(path)[0].items, read_bench(path)[0].deviation) == (7.5, None)
+    write_json(path, [timed("m", 0, throughput=None, throughput_mean=3.0)])
+    assert read_bench(path)[0].items == 3.0
+    row = timed("m", 0, throughput=None, items_per_second=8.0, mean_ms=4.0, sd_ms=1.0)
+    write_json(path, {"results": [row | {"bf16": True}]})
+    (found,) = read_bench(path)
+    assert (found.items, found.deviation, found.engine) == (
+        8.0,
+        2.0,
+        "onnxruntime bf16",
+    )
+
+
+def test_rows_are_found_by_their_name_where_it_is_one_runs(several, tmp_path):
+    runs = [read_run(path) for path in several]
+    rows = [timed("dense", 10.0), timed("_old", 20.0, path="gone.onnx")]
+    rows += [timed("model.safetensors", 5.0)]
+    path = write_json(tmp_path / "b", rows)
+    measured, notes = measure_runs(runs, [path])
+    assert [len(one.speeds) for one in measured] == [1, 0, 1]
+    assert notes == ["model.safetensors was timed and belongs to no run here."]
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({}, "holds no list of rows"),
+        ([], "holds no list of rows"),
+        ([{"model": "m"}], "a row without engine"),
+        ([3], "a row without model"),
+        ([timed("m", 0.0)], "without a throughput"),
+    ],
+)
+def test_what_is_no_benchmark_is_refused(record, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        read_bench(write_json(tmp_path / "b", record))
+    (tmp_path / "b").write_text("{")
+    with pytest.raises(ValueError, match="cannot be read as JSON"):
+        read_bench(tmp_path / "b")
+
+
+def test_runs_of_different_tasks_are_refused(several, tmp_path):
+    other = make_run(tmp_path / "other", headline=["f1"], f1=0.5)
+    with pytest.raises(ValueError, match="has the figure f1 .* expected runs of one"):
+        write_runs([several[0], other], tmp_path / "page")
+    wrong = write_json(tmp_path / "e.json", [1])
+    with pytest.raises(ValueError, match="is no evaluation"):
+        write_runs(several, tmp_path / "page", evaluated=[wrong])
+
+
+def test_runs_with_the_same_folders_name_are_told_apart(tmp_path):
+    runs = [make_run(tmp_path / seed / "obert") for seed in ("s1", "s2")]
+    texts = Page(write_runs(runs, tmp_path / "page").read_text()).texts
+    assert {"s1/obert", "s2/obert"} <= set(texts)
+
+
+RECIPE = """
+modifiers:
+  - !EpochRangeModifier
+      start_epoch: 0.0
+      end_epoch: 2.0
+  - !GMPStarPruningModifier
+      init_sparsity: 0.6
+      final_sparsity: 0.8
+      start_epoch: 0.5
+      end_epoch: 1.0
+      update_frequency: 0.5
+"""
+
+
+def test_the_plan_is_held_against_what_was_done(pruned):
+    (pruned / "recipe.yaml").write_text(RECIPE)
+    run = read_run(pruned)
+    assert run.planned == [(0.5, 0.6), (1.0, 0.8)]
+    assert "2 events to 80.00 %, as planned." in findings.sparsity([run])
+    (pruned / "recipe.yaml").write_text(RECIPE.replace("0.8", "0.9"))
+    assert "not as the recipe plans it" in findings.sparsity([read_run(pruned)])
+    (pruned / "recipe.yaml").write_text("modifiers:\n  - !Unknown {}\n")
+    assert read_run(pruned).planned == []
+
+
+def test_the_histogram_counts_the_encoders_weights(several):
+    dense, sparse = (weights_panel.magnitudes(read_run(f)) for f in several[:2])
+    assert dense.total == sparse.total == 64 * 64
+    assert int(dense.counts.sum()) == dense.nonzero == 64 * 64
+    weight = load_file(several[1] / "model.safetensors")
+    kept = weight["bert.encoder.layer.0.output.dense.weight"]
+    kept = kept[kept != 0].abs()
+    assert sparse.nonzero == len(kept) < 0.21 * 64 * 64
+    assert sparse.median == pytest.approx(float(kept.median()), rel=0.01)
+    assert sparse.low >= float(kept.min())
+    assert weights_panel.magnitudes(read_run(several[2])) is None
+    assert "820 of 4,096 weights are not zero" in weights_panel.finding([sparse])
+    assert "Nothing is pruned" in weights_panel.finding([dense, dense])
+
+
+def test_the_findings_are_the_figures(pruned, several):
+    run = read_run(pruned)
+    assert findings.loss([run]) == "The validation loss ends at 0.5000, its best."
+    assert findings.events(run).startswith("2 events took 24.7 s;")
+    least = "Least is pruned of the attention query of layer 1"
+    assert findings.layers(run).startswith(least.replace("attention ", ""))
+    assert "80.0 %" in findings.layers(run) and "81.0 %" in findings.layers(run)
+    ends = findings.metric([read_run(path) for path in several])
+    assert ends.startswith("The validation accuracy at the end, the best first: dense")

@@ -42,7 +42,7 @@ if [ -z "$python" ]; then
         done
         echo "Python 3.10 and 3.11 work, with their venv module: transformers 5 needs 3.10,"
         echo "and sparseml 1.8.0 needs onnx<1.15, which has no wheels for 3.12 and later"
-        echo "(kind $kind: up to 3.$newest; docs/stacks.md says what works there)."
+        echo "(kind $kind: up to 3.$newest; docs/sparseml_cli.md says what works there)."
         echo "Install one of them, or name it: make PYTHON=/path/to/python3.11"
     } >&2
     exit 1

@@ -6,6 +6,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import wraps
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +15,7 @@ import typer
 from rich.console import Console
 
 from obert_modifiers import __version__
+from obert_modifiers.cli import evaluate
 from obert_modifiers.cli._host import quiet_host
 from obert_modifiers.cli.bench import bench
 from obert_modifiers.cli.compat import run_script, show_doctor
@@ -22,6 +24,7 @@ from obert_modifiers.cli.launch import start_missing_processes
 from obert_modifiers.cli.progress import LogLines, PlainReporter, make_reporter
 from obert_modifiers.cli.recipe import recipe_app, spelt_out
 from obert_modifiers.cli.sizes import show_sizes
+from obert_modifiers.compat.stacks import check_can_train
 
 PACKAGE = "obert_modifiers"
 
@@ -38,6 +41,14 @@ app.add_typer(recipe_app, name="recipe")
 app.command("sizes")(show_sizes)
 app.command("export")(export)
 app.command("bench")(bench)
+
+
+@app.command("evaluate", context_settings=evaluate.SETTINGS)
+@wraps(evaluate.evaluate_model)
+def _evaluate(*args: Any, **kwargs: Any) -> None:
+    with _reporting():
+        evaluate.evaluate_model(*args, **kwargs)
+
 
 _TASKS = {
     "question_answering": "Find answers in contexts, as in SQuAD",
@@ -68,6 +79,7 @@ def _options(
 
 
 def _train(context: typer.Context) -> None:
+    check_can_train()
     with _reporting("--disable_tqdm" in context.args) as reporter:
         module = import_module(f"{PACKAGE}.tasks.{context.info_name}")
         from obert_modifiers.training import TrainingStopped
@@ -101,6 +113,7 @@ def _quickstart(
     ] = "dense,gmp,obert",
 ) -> None:
     """Prune the embedded encoder: dense, GMP★ and oBERT, in one table."""
+    check_can_train()
     with _reporting() as reporter:
         from obert_modifiers import quickstart
 
@@ -109,11 +122,36 @@ def _quickstart(
 
 
 @app.command("report")
-def _report(run: Annotated[Path, typer.Argument(help="The run's folder.")]) -> None:
-    """Write report.html and report.png of a run that is finished."""
-    from obert_modifiers.report import write_report
+def _report(
+    runs: Annotated[
+        list[Path], typer.Argument(help="Runs' folders; the first is the reference.")
+    ],
+    output_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--output_dir",
+            "--output-dir",
+            help="Where the page goes; one run's own folder, else runs/report.",
+        ),
+    ] = None,
+    bench: Annotated[
+        list[Path] | None, typer.Option(help="JSON of `obert bench`, for speeds.")
+    ] = None,
+    evaluated: Annotated[
+        list[Path] | None,
+        typer.Option(help="JSON of `obert evaluate`, for exported files."),
+    ] = None,
+) -> None:
+    """Write report.html and report.png about runs that are finished."""
+    with quiet_host():
+        from obert_modifiers.report import write_report, write_runs
 
-    typer.echo(write_report(run))
+        if len(runs) == 1 and not (output_dir or bench or evaluated):
+            page = write_report(runs[0])
+        else:
+            out = output_dir or (runs[0] if len(runs) == 1 else Path("runs/report"))
+            page = write_runs(runs, out, bench=bench or (), evaluated=evaluated or ())
+    typer.echo(page)
 
 
 app.command(

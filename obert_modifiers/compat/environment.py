@@ -97,14 +97,15 @@ def tracing_export(patch: Patch) -> None:
 
 
 def _qconfig_has_slots() -> bool:
-    from torch.ao.quantization import QConfig
+    from sparseml.pytorch.sparsification.quantization import quantization_scheme
 
-    return "__slots__" in vars(QConfig)
+    found = quantization_scheme.torch_quantization  # None where torch has none
+    return found is not None and "__slots__" in vars(found.QConfig)
 
 
 @fix(
     "open-qconfig",
-    versions="torch 2.6 and later",
+    versions="seen with torch 2.13",
     scripts="sparseml",
     needed=_qconfig_has_slots,
 )
@@ -117,9 +118,8 @@ def open_qconfig(patch: Patch) -> None:
         patch: Sets an attribute of an object.
     """
     from sparseml.pytorch.sparsification.quantization import quantization_scheme
-    from torch.ao.quantization import QConfig
 
-    class OpenQConfig(QConfig):
+    class OpenQConfig(quantization_scheme.torch_quantization.QConfig):
         """torch's, with attributes."""
 
     original = quantization_scheme._get_qconfig

@@ -73,7 +73,8 @@ class _Constructor:
         found = self.translate(values)
         if found.faults:
             wrong = "\n".join(f"!{self.name}: {text}" for _, text in found.faults)
-            raise ValueError(wrong)
+            # SparseML rewrites a recipe before it is parsed, and loses its lines.
+            raise ValueError(f"{wrong}\n`obert recipe check --replace` names the line")
         cls = getattr(modifiers, found.name)
         modifier = cls.__new__(cls)
         yield modifier

@@ -3,6 +3,7 @@
 docs/migration.md shows these tables; a test holds both against SparseML's own classes.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -151,19 +152,19 @@ TABLES: dict[str, str] = {
 }
 
 
-def table_of(tag: str, given: object) -> str:
+def table_of(tag: str, given: Iterable[str]) -> str:
     """Tell which table of :data:`KEYS` a modifier's keys belong to.
 
     SparseML takes its older quantization modifier where a key is one of its own.
 
     Args:
         tag: SparseML's name of the modifier.
-        given: The keys that a recipe gives, any container.
+        given: The keys that a recipe gives.
 
     Returns:
         A key of :data:`KEYS`.
     """
     older = set(_LEGACY_QUANTIZATION) - set(_CURRENT_QUANTIZATION)
-    if tag == "QuantizationModifier" and older & set(given):  # type: ignore[call-overload]
+    if tag == "QuantizationModifier" and older & set(given):
         return LEGACY
     return tag

@@ -271,3 +271,28 @@ def check_can_run(module: str, versions: Versions | None = None) -> None:
             f"{'; '.join(fatal)}: SparseML's own scripts need an environment of their "
             f"own (stack B); make it with: {new_environment(stack)}"
         )
+
+
+# Without these, the tasks of `obert train` cannot be imported.
+_TRAINING = ("transformers", "datasets", "accelerate")
+
+
+def check_can_train(versions: Versions | None = None) -> None:
+    """Check that ``obert train`` has the versions that it needs.
+
+    Args:
+        versions: Version by package; None looks them up.
+
+    Raises:
+        ValueError: If it has not; with the command that mends it.
+    """
+    versions = installed_versions() if versions is None else versions
+    newer = _fits(versions.get("python"), STACKS["C"].python)
+    stack = STACKS["C" if newer else "A"]
+    faults = faults_of(versions, stack)
+    fatal = [str(fault) for fault in faults if fault.package in _TRAINING]
+    if fatal:
+        raise ValueError(
+            f"{'; '.join(fatal)}: obert train needs stack {stack.key}; make it with: "
+            f"{new_environment(stack)}"
+        )

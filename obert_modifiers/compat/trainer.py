@@ -9,7 +9,7 @@ from typing import Any
 from obert_modifiers.compat.fixes import Patch, fix
 
 
-@fix("gradient-samples", versions="accelerate 0.20 and later")
+@fix("gradient-samples", versions="seen with accelerate 0.27, 0.30, 1.15")
 def gradient_samples(patch: Patch) -> None:
     """Gradient sampling builds accelerate's loader again from its attributes and fails.
 

@@ -80,9 +80,12 @@ def find_layers(model: nn.Module, scheme: Scheme) -> list[str]:
             _check_kind(name, modules[name])
             found.append(name)
     if not found:
+        inside = scheme.submodules
+        within = "" if inside is None else f" and submodules={list(inside)}"
         raise ValueError(
-            f"ignore={list(scheme.ignore)} leaves no layer of {type(model).__name__} "
-            "to quantize; expected a linear layer at least; shorten it"
+            f"ignore={list(scheme.ignore)}{within} leaves no layer of "
+            f"{type(model).__name__} to quantize; expected a linear layer at least; "
+            "shorten it"
         )
     chosen = {*found, *attentions} - ignored
     return [name for name in modules if name in chosen]

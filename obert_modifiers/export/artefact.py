@@ -89,7 +89,11 @@ def _file(path: Path) -> Artefact:
 
 
 def _external(path: Path) -> list[Path]:
-    """Find the files that an ONNX file keeps its larger weights in."""
+    """Find the files that an ONNX file keeps its larger weights in.
+
+    Returns:
+        Their paths, mostly none.
+    """
     import onnx
     from google.protobuf.message import DecodeError
 

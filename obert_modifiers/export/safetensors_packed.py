@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from obert_modifiers.export import _container, _masks
+from obert_modifiers.export._grid import from_grid, to_grid
 from obert_modifiers.export._run_folder import copy_along, read_run, write_run
 
 FILE_NAME = "packed.safetensors"
@@ -83,8 +84,8 @@ def export_packed(run_dir: Path, out: Path, *, int8: bool = True) -> PackedExpor
         scale = run.scales.get(name) if int8 else None
         values, kept, wanted[name] = tensor, _bits(tensor) != 0, tensor
         if scale is not None and tensor.dtype == torch.float32:
-            values = _to_grid(tensor, scale)
-            wanted[name] = _from_grid(values, scale)
+            values = to_grid(tensor, scale)
+            wanted[name] = from_grid(values, scale)
             stored[f"{name}.scale"] = scale
         else:
             scale = None
@@ -128,7 +129,7 @@ def load_packed(path: Path) -> dict[str, Tensor]:
     for name, entry in entries.items():
         values = unpack(tensors[f"{name}.values"], tensors.get(f"{name}.mask"), entry)
         scale = tensors.get(f"{name}.scale")
-        found[name] = values if scale is None else _from_grid(values, scale)
+        found[name] = values if scale is None else from_grid(values, scale)
     return found
 
 
@@ -235,43 +236,6 @@ def _tiled(
     high, wide = tile
     cut = flat.reshape(rows // high, high, columns // wide, wide)
     return cut.transpose(0, 2, 1, 3)  # (rows / high, columns / wide, high, wide)
-
-
-def _to_grid(weight: Tensor, scale: Tensor) -> Tensor:
-    """Round a weight as QATModifier's layers do.
-
-    Args:
-        weight: float32 ``(rows, columns)``.
-        scale: ``(1,)`` or ``(rows,)``.
-
-    Returns:
-        INT8, of the same shape.
-
-    Raises:
-        ValueError: If the grid does not give the rounded weight back, bit for bit.
-    """
-    zero = torch.zeros_like(scale, dtype=torch.int32)
-    if scale.numel() == 1:
-        rounded = torch.fake_quantize_per_tensor_affine(weight, scale, zero, -128, 127)
-    else:
-        rounded = torch.fake_quantize_per_channel_affine(
-            weight, scale, zero, 0, -128, 127
-        )
-    values = (rounded / _broadcast(scale, weight)).round().to(torch.int8)
-    if not torch.equal(_from_grid(values, scale), rounded):
-        raise ValueError(
-            f"a quantized weight of shape {tuple(weight.shape)} is not finite or its "
-            "scale is not; expected numbers; train it again, or pass int8=False"
-        )
-    return values
-
-
-def _from_grid(values: Tensor, scale: Tensor) -> Tensor:
-    return values.to(torch.float32) * _broadcast(scale, values)
-
-
-def _broadcast(scale: Tensor, like: Tensor) -> Tensor:
-    return scale.reshape(-1, *[1] * (like.ndim - 1))
 
 
 def _check(path: Path, wanted: Mapping[str, Tensor]) -> None:

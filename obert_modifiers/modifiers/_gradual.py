@@ -360,12 +360,14 @@ class GradualPruningModifier(ScheduledUpdateModifier):
         """Apply the masks a last time; let go of the model and its gradients.
 
         Args:
-            module: The model.
+            module: The model; None leaves its weights as they are.
             reset_loggers: True forgets the loggers.
             **kwargs: What the caller offers to all modifiers.
         """
         super().finalize(module, reset_loggers, **kwargs)
-        if self._masks.enabled:
+        # SparseML calls this without a model when a manager is deleted, which may be
+        # while Python ends: nothing is written then.
+        if self._masks.enabled and module is not None:
             self._masks.apply()
         self._masks = None
         self._model = None

@@ -185,12 +185,14 @@ class ConstantMasksModifier(ScheduledModifier):
         """Apply the masks a last time and let go of the model.
 
         Args:
-            module: The model.
+            module: The model; None leaves its weights as they are.
             reset_loggers: True forgets the loggers.
             **kwargs: What the caller offers to all modifiers.
         """
         super().finalize(module, reset_loggers, **kwargs)
-        if self._masks.enabled:
+        # SparseML calls this without a model when a manager is deleted, which may be
+        # while Python ends: nothing is written then.
+        if self._masks.enabled and module is not None:
             self._masks.apply()
         self._masks = None
 

@@ -315,7 +315,8 @@ class QATModifier(ScheduledModifier):
         """
         super().finalize(module, reset_loggers, **kwargs)
         if self._active:
-            self._fix_ranges(True)
+            if module is not None:  # else deleted, perhaps while Python ends
+                self._fix_ranges(True)
         else:
             _LOGGER.warning(
                 "start_epoch=%g was not reached: the model is not quantized",

@@ -1,5 +1,6 @@
 """What a recipe's epochs make of its modifiers: ends, teachers, masks."""
 
+import inspect
 import math
 from collections.abc import Iterator, Sequence
 
@@ -96,12 +97,16 @@ def masks_let_go(everyone: Sequence[Placed]) -> Iterator[Fault]:
             if p is not placed
         )
         if goes_on and not held:
+            keys = inspect.signature(type(placed.modifier)).parameters
+            key, value, fix = "leave_enabled", "false", "true"
+            if key not in keys:  # such a modifier never leaves them
+                key, value, fix = "end_epoch", f"{placed.end:g}", "-1"
             yield (
                 placed.modifier,
-                "leave_enabled",
-                f"leave_enabled=false lets go of the masks at epoch {placed.end:g}, "
+                key,
+                f"{key}={value} lets go of the masks at epoch {placed.end:g}, "
                 f"while training goes on with {goes_on[0].name}; expected masks until "
-                "the end, or pruned weights grow back; write leave_enabled: true",
+                f"the end, or pruned weights grow back; write {key}: {fix}",
             )
 
 

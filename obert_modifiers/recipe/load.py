@@ -13,7 +13,11 @@ from obert_modifiers.recipe.cross import cross_faults, cross_notes
 from obert_modifiers.recipe.outline import outline
 from obert_modifiers.recipe.placed import Fault, Placed
 from obert_modifiers.recipe.problems import Problem, RecipeError
-from obert_modifiers.recipe.replacing import Translated, rewritten
+from obert_modifiers.recipe.replacing import (
+    Translated,
+    old_layer_numbers,
+    rewritten,
+)
 from obert_modifiers.recipe.stopping import stopping_faults
 from obert_modifiers.recipe.text import RecipeText, compose, read_source
 from obert_modifiers.recipe.values import ModifierSettings, Resolver
@@ -132,19 +136,30 @@ def _with_replacements(
 
     Returns:
         The recipe that is run, whose text gives the same modifiers.
+
+    Raises:
+        RecipeError: If a pattern names layers by numbers that change.
     """
     found: list[Translated | None] = []
     changes: list[Problem] = []
+    values = [one.values for one in everyone]
     for one in everyone:
         translated, _ = builder.replaced.get(id(one), (None, one))
         found.append(translated)
         for key, message in translated.changes if translated else ():
             line = one.line_of(key)
             changes.append(Problem(loaded.file, line, one.name, key, message))
+    faults = [
+        Problem(loaded.file, one.line_of(key), one.name, key, message)
+        for place, key, message in old_layer_numbers(found, values)
+        for one in [everyone[place]]
+    ]
+    if faults:
+        raise RecipeError(faults)
     source = RecipeText(loaded.file, loaded.text)
     parts = outline(source, compose(source))
     nodes = list(zip(parts.modifiers, found, strict=True))
-    text = rewritten(loaded.text, nodes, [one.values for one in everyone])
+    text = rewritten(loaded.text, nodes, values)
     if not _holds(text, len(nodes)):
         text = _text_of(loaded.groups, loaded.staged)
     return replace(loaded, text=text, changes=tuple(changes))

@@ -4,7 +4,8 @@ A tag is replaced where the constructor that YAML knows for it carries a functio
 ``translate``; :mod:`obert_modifiers.compat.replace` puts such constructors there.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,7 @@ from obert_modifiers.recipe.outline import ModifierNode
 from obert_modifiers.recipe.writing import flow
 
 _TAG_PREFIX = "!pytorch."
+_ALIAS = re.compile(r"\s*:[ ]+([*][^\s,\[\]{}]+)[ ]*(?=$|#)", re.MULTILINE)
 
 
 @dataclass
@@ -53,6 +55,50 @@ def translation_of(name: str) -> Translate | None:
     """
     constructor = yaml.SafeLoader.yaml_constructors.get(f"{_TAG_PREFIX}{name}")
     return getattr(constructor, "translate", None)
+
+
+def old_layer_numbers(
+    found: Sequence[Translated | None], values: Sequence[Mapping[str, Any]]
+) -> Iterator[tuple[int, str, str]]:
+    """Find patterns that name layers by numbers which dropping layers changes.
+
+    Args:
+        found: What stands in for each modifier, or None.
+        values: The values of each in the old recipe.
+
+    Yields:
+        Position of the modifier, its key, and what is wrong.
+    """
+    dropped = [one.values["drop"][0] for one in found if one and "drop" in one.values]
+    lists = {str(name).split(".")[-2] for name in dropped if "." in str(name)}
+    for place, (one, keys) in enumerate(zip(found, values, strict=True)):
+        if not lists or (one and "drop" in one.values):
+            continue
+        for key, value in keys.items():
+            for text in _texts(value):
+                plain = text.replace("\\", "")
+                if any(re.search(rf"{name}[.][\d(\[]", plain) for name in lists):
+                    yield (
+                        place,
+                        key,
+                        f"{key}={text} names layers by number, and those that "
+                        "LayerPruningModifier leaves are numbered from 0 here; expected"
+                        " a pattern for all layers; write .* in the place of the number"
+                        ", or drop the layers with LayerDropModifier and write the new "
+                        "numbers",
+                    )
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for name, below in value.items():
+            yield from _texts(name)
+            yield from _texts(below)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _texts(item)
 
 
 def rewritten(
@@ -106,7 +152,8 @@ def _block(
         if node.value and not node.flow_style:
             indent = " " * node.value[0][0].start_mark.column
         for key, value in node.value:
-            sources[str(key.value)] = _source(text, value)
+            alias = _ALIAS.match(text, key.end_mark.index)
+            sources[str(key.value)] = alias[1] if alias else _source(text, value)
     lines = [f"!{found.name}  # was !{modifier.name}"]
     for key, why in found.left_out.items():
         if key in old:

@@ -67,7 +67,8 @@ def data_faults(
     second_order = isinstance(modifier, OBERTPruningModifier) or getattr(
         modifier, "needs_gradients", False
     )
-    if not second_order:
+    by_batch = getattr(modifier, "grad_granularity", "sample") == "batch"
+    if not second_order or by_batch:  # batches may come again, as in SparseML
         return
     if modifier.num_grads > num_train_samples:
         yield (

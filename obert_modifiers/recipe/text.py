@@ -111,7 +111,7 @@ def _choice(names: list[str]) -> str:
 
 def _front_matter(file: str, text: str, required: bool) -> RecipeText:
     lines = text.splitlines(keepends=True)
-    first = next((n for n, line in enumerate(lines) if line.strip()), 0)
+    first = _first_line(lines)
     fence = lines[first].rstrip() if lines else ""
     if fence in _FENCES:
         for number in range(first + 1, len(lines)):
@@ -131,6 +131,24 @@ def _front_matter(file: str, text: str, required: bool) -> RecipeText:
     if required or fence == "+++":
         raise RecipeError([Problem(file, first + 1, "", "", wrong)])
     return RecipeText(file, text)
+
+
+def _first_line(lines: list[str]) -> int:
+    """Find the first line that is neither empty nor in a comment of HTML.
+
+    SparseML's recipe cards begin with their licence in one.
+
+    Returns:
+        Its index; 0 where there is none.
+    """
+    inside = False
+    for number, line in enumerate(lines):
+        inside = inside or line.lstrip().startswith("<!--")
+        if inside:
+            inside = "-->" not in line
+        elif line.strip():
+            return number
+    return 0
 
 
 def compose(source: RecipeText) -> yaml.MappingNode:

@@ -4,11 +4,13 @@ Every colour is one of `COLOURS`, so that the SVG can take them from the page's 
 sheet, which has a light and a dark set.
 """
 
+import html
 import io
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -22,6 +24,7 @@ from obert_modifiers.report.panels import (
     Panel,
     layer_grid,
     layers_panel,
+    plain,
     rate_panel,
     sparsity_panel,
 )
@@ -58,13 +61,16 @@ def _style() -> Iterator[None]:
         yield
 
 
-def svg(panel: Panel, runs: Sequence[Run], size: tuple[float, float]) -> str:
+def svg(
+    panel: Panel, runs: Sequence[Any], size: tuple[float, float], label: str = ""
+) -> str:
     """Draw a panel as SVG that takes its colours from the page.
 
     Args:
         panel: Which one.
         runs: What to draw.
         size: Width and height in inches.
+        label: What it shows, for those who cannot see it.
 
     Returns:
         An ``<svg>`` element.
@@ -82,23 +88,26 @@ def svg(panel: Panel, runs: Sequence[Run], size: tuple[float, float]) -> str:
     text = re.sub(r'<g id="[^"]*"', "<g", text)
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
+    said = html.escape(label, quote=True)
+    text = text.replace("<svg", f'<svg role="img" aria-label="{said}"', 1)
     for name, colour in COLOURS.items():
         text = text.replace(colour, f"var(--{name})")
     return text
 
 
-def layers_svg(run: Run) -> str:
+def layers_svg(run: Run, label: str = "") -> str:
     """Draw the sparsity by layer as SVG.
 
     Args:
         run: The run.
+        label: What it shows, for those who cannot see it.
 
     Returns:
         An ``<svg>`` element, or nothing where the run has no prunable parameters.
     """
     if not run.layers:
         return ""
-    return svg(layers_panel, [run], (8.4, _layers_height(run)))
+    return svg(layers_panel, [run], (8.4, _layers_height(run)), label)
 
 
 def _layers_height(run: Run) -> float:
@@ -118,7 +127,9 @@ def save_png(path: Path, runs: Sequence[Run], title: str) -> None:
     with _style():
         figure = Figure(figsize=(10.0, sum(heights) + 0.5), layout="constrained")
         figure.patch.set_facecolor(COLOURS["page"])
-        figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+        figure.suptitle(
+            title.replace("$", r"\$"), x=0.01, ha="left", fontsize=12, fontweight="bold"
+        )
         figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
         grid = figure.add_gridspec(len(heights), 2, height_ratios=heights)
         for number, panel in enumerate(PANELS):
@@ -127,7 +138,7 @@ def save_png(path: Path, runs: Sequence[Run], title: str) -> None:
             axes = figure.add_subplot(grid[2, :])
             layers_panel(axes, runs[-1:])
             if len(runs) > 1:
-                axes.set_title(f"Sparsity by layer: {runs[-1].name}", pad=10)
+                axes.set_title(f"Sparsity by layer: {plain(runs[-1].name)}", pad=10)
         FigureCanvasAgg(figure)
         figure.savefig(path, dpi=_PNG_DPI)
 
@@ -144,7 +155,9 @@ def save_plan_png(path: Path, plan: RecipePlan, title: str) -> None:
     with _style():
         figure = Figure(figsize=(9.0, 7.6), layout="constrained")
         figure.patch.set_facecolor(COLOURS["page"])
-        figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+        figure.suptitle(
+            title.replace("$", r"\$"), x=0.01, ha="left", fontsize=12, fontweight="bold"
+        )
         figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
         above, middle, below = figure.subplots(3, height_ratios=(3, 3, 2))
         sparsity_panel(above, runs)

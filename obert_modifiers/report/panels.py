@@ -16,24 +16,55 @@ COLOURS = {
     "muted": "#6a6f77",
     "grid": "#e5e6e3",
     "on": "#fffffe",
+    "heat": "#1f58be",
     "c0": "#1f58bd",
     "c1": "#d2691e",
     "c2": "#1e8a5a",
+    "c3": "#7b3fa0",
+    "c4": "#b3244f",
+    "c5": "#0b7a8a",
+    "c6": "#6d6a12",
+    "c7": "#7a4b2a",
 }
-_RUNS = ("c0", "c1", "c2")
+_RUNS = ("c0", "c1", "c2", "c3", "c4", "c5", "c6", "c7")
 # Where two runs coincide, the gaps of the one above show the one below.
 _LINES = ("-", "-", (0, (4, 2.5)))
+_LONGEST = 28  # letters of a name in a picture
 _MOST_LINES = 40  # events that are marked in every panel; more would be a grey area
 
 Panel = Callable[[Axes, Sequence[Run]], None]
 
 
-def _colour(number: int) -> str:
+def colour(number: int) -> str:
+    """Choose the colour of a run.
+
+    Args:
+        number: Its place among the runs.
+
+    Returns:
+        One of `COLOURS`.
+    """
     return COLOURS[_RUNS[number % len(_RUNS)]]
 
 
+def plain(text: str) -> str:
+    """Keep matplotlib from reading a name as mathematics, or leaving it out.
+
+    Args:
+        text: A name.
+
+    Returns:
+        The name as matplotlib prints it letter by letter, without its middle where it
+        is too long for a picture.
+    """
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST // 2]}…{text[-_LONGEST // 2 + 1 :]}"
+    text = text.replace("$", r"\$")
+    return f"\N{ZERO WIDTH SPACE}{text}" if text.startswith("_") else text
+
+
 def _label(run: Run, runs: Sequence[Run], what: str) -> str:
-    return what if len(runs) == 1 else run.name
+    return what if len(runs) == 1 else plain(run.name)
 
 
 def frame(ax: Axes, runs: Sequence[Run], title: str) -> None:
@@ -77,13 +108,14 @@ def loss_panel(ax: Axes, runs: Sequence[Run]) -> None:
         ax.plot(
             [line["epoch"] for line in run.steps],
             [line["loss"] for line in run.steps],
-            color=_colour(number),
+            color=colour(number),
             alpha=0.4,
             linewidth=1.1,
             label="training" if one else None,
         )
         _dots(ax, run, "loss", number, _label(run, runs, "validation"))
-    ax.set_ylim(bottom=0)
+    # The legend stands above the lines, a line of it to each run.
+    ax.set_ylim(0, ax.get_ylim()[1] * (1 + 0.09 * max(2, len(runs))))
     ax.legend(loc="upper right")
 
 
@@ -118,7 +150,7 @@ def _dots(ax: Axes, run: Run, key: str, number: int, label: str) -> None:
     ax.plot(
         [line["epoch"] for line in lines],
         [line[key] for line in lines],
-        color=_colour(number),
+        color=colour(number),
         marker="o",
         markersize=4.5,
         linewidth=1.8,
@@ -138,7 +170,7 @@ def rate_panel(ax: Axes, runs: Sequence[Run]) -> None:
         ax.plot(
             [line["epoch"] for line in run.steps],
             [line["learning_rate"] for line in run.steps],
-            color=_colour(number),
+            color=colour(number),
             linestyle=_LINES[number % len(_LINES)],
             linewidth=1.8,
             label=_label(run, runs, "learning rate"),
@@ -160,12 +192,13 @@ def sparsity_panel(ax: Axes, runs: Sequence[Run]) -> None:
     """
     frame(ax, runs, "Sparsity of the prunable weights")
     for number, run in enumerate(runs):
+        _plan(ax, run, number)
         epochs, sparsities = run.sparsity_curve()
         ax.plot(
             epochs,
             sparsities,
             drawstyle="steps-post",
-            color=_colour(number),
+            color=colour(number),
             linestyle=_LINES[number % len(_LINES)],
             linewidth=1.8,
             label=_label(run, runs, "sparsity"),
@@ -174,7 +207,7 @@ def sparsity_panel(ax: Axes, runs: Sequence[Run]) -> None:
             [event["epoch"] for event in run.prunes],
             [event["sparsity_after"] for event in run.prunes],
             "o",
-            color=_colour(number),
+            color=colour(number),
             markersize=4.5,
         )
     _name_events(ax, runs)
@@ -182,6 +215,32 @@ def sparsity_panel(ax: Axes, runs: Sequence[Run]) -> None:
     ax.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %", decimals=0))
     if len(runs) > 1:
         ax.legend(loc="best")
+
+
+def _plan(ax: Axes, run: Run, number: int) -> None:
+    """Draw what the recipe plans, under what was done and a little wider.
+
+    Args:
+        ax: The axes.
+        run: The run.
+        number: Its place among the runs.
+    """
+    if not run.planned:
+        return
+    epochs = [0.0, *(epoch for epoch, _ in run.planned)]
+    sparsities = [0.0, *(sparsity for _, sparsity in run.planned)]
+    if run.steps:
+        epochs.append(run.steps[-1]["epoch"])
+        sparsities.append(sparsities[-1])
+    ax.plot(
+        epochs,
+        sparsities,
+        drawstyle="steps-post",
+        color=colour(number),
+        alpha=0.3,
+        linewidth=6,
+        solid_joinstyle="miter",
+    )
 
 
 def _name_events(ax: Axes, runs: Sequence[Run]) -> None:
@@ -248,7 +307,7 @@ def layers_panel(ax: Axes, runs: Sequence[Run]) -> None:
                 (x + 0.02, y + 0.04),
                 0.96,
                 0.92,
-                facecolor=COLOURS["c0"],
+                facecolor=COLOURS["heat"],
                 alpha=strength,
                 linewidth=0,
             )
@@ -263,8 +322,8 @@ def layers_panel(ax: Axes, runs: Sequence[Run]) -> None:
         )
     ax.set_xlim(0, len(columns))
     ax.set_ylim(len(rows), 0)
-    ax.set_xticks([x + 0.5 for x in range(len(columns))], columns)
-    ax.set_yticks([y + 0.5 for y in range(len(rows))], rows)
+    ax.set_xticks([x + 0.5 for x in range(len(columns))], map(plain, columns))
+    ax.set_yticks([y + 0.5 for y in range(len(rows))], map(plain, rows))
     numbered = all(row.isdigit() for row in rows)
     ax.set_ylabel("encoder layer" if numbered else "")
     ax.xaxis.tick_top()

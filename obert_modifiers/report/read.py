@@ -1,9 +1,12 @@
 """Read what a run left in its folder."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from obert_modifiers.recipe import RecipeError, load_recipe
+from obert_modifiers.recipe.plan import plan_recipe
 
 METRICS = ("accuracy", "pearson")
 
@@ -21,6 +24,8 @@ class Run:
         prunes: Its lines about pruning events.
         messages: What the training loop had to say.
         recipe: The recipe as it was run, or empty.
+        planned: Epoch and target of each pruning event that the recipe plans; empty
+            where there is no recipe, or it has several goals.
     """
 
     name: str
@@ -31,6 +36,7 @@ class Run:
     prunes: list[dict[str, Any]] = field(default_factory=list)
     messages: list[str] = field(default_factory=list)
     recipe: str = ""
+    planned: list[tuple[float, float]] = field(default_factory=list)
 
     @property
     def metric(self) -> str:
@@ -88,7 +94,8 @@ def read_run(folder: Path, name: str | None = None) -> Run:
         entry = json.loads(line)
         kinds.setdefault(entry.pop("kind"), []).append(entry)
     recipe = folder / "recipe.yaml"
-    return Run(
+    text = recipe.read_text(encoding="utf-8") if recipe.is_file() else ""
+    run = Run(
         name or folder.resolve().name,
         folder,
         record,
@@ -96,5 +103,31 @@ def read_run(folder: Path, name: str | None = None) -> Run:
         kinds.get("eval", []),
         kinds.get("prune", []),
         [entry["text"] for entry in kinds.get("message", [])],
-        recipe.read_text(encoding="utf-8") if recipe.is_file() else "",
+        text,
     )
+    return replace(run, planned=_planned(run))
+
+
+def _planned(run: Run) -> list[tuple[float, float]]:
+    """Work out when a run's recipe prunes to what.
+
+    Returns:
+        Epoch and target of each event; none where the recipe is not one that is
+        understood here, such as one of a newer version.
+    """
+    if not run.recipe or not run.prunes:
+        return []
+    try:
+        loaded = load_recipe(run.recipe)
+        steps = run.steps_per_epoch
+        plan = plan_recipe(loaded, steps_per_epoch=steps and round(steps))
+    except (RecipeError, ValueError):
+        return []
+    goals = [pruning for pruning in plan.pruning if len(pruning.goals) == 1]
+    if len(goals) != 1 or len(plan.pruning) != 1 or goals[0].events is None:
+        return []
+    return [
+        (event.epoch, event.sparsities[0])
+        for event in goals[0].events
+        if event.sparsities[0] is not None
+    ]

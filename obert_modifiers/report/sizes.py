@@ -4,8 +4,8 @@ oBERT's Table 17 has the size of the gzipped model and its ratio to the dense on
 6 the unpruned weights of the encoder; sparsity is that of the encoder's linear weights.
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,11 +69,13 @@ class Sizes:
         }
 
 
-def measure(path: Path) -> Sizes:
+def measure(path: Path, known: tuple[int, int] | None = None) -> Sizes:
     """Measure one model.
 
     Args:
         path: A run's folder or an exported file.
+        known: Bytes as they were measured once, and gzipped; taken where the files
+            still have as many.
 
     Returns:
         Its sizes, without a ratio.
@@ -85,6 +87,8 @@ def measure(path: Path) -> Sizes:
     artefact = find_artefact(path)
     weights = weights_of(artefact)
     prunable = [weight for weight in weights if weight.prunable]
+    size = plain_bytes(artefact.files)
+    same = known is not None and known[0] == size
     return Sizes(
         model=str(path),
         kind=artefact.kind,
@@ -92,17 +96,22 @@ def measure(path: Path) -> Sizes:
         parameters_nonzero=sum(weight.nonzero for weight in weights),
         prunable=sum(weight.count for weight in prunable),
         prunable_nonzero=sum(weight.nonzero for weight in prunable),
-        bytes=plain_bytes(artefact.files),
-        gzip_bytes=gzip_bytes(artefact.files),
+        bytes=size,
+        gzip_bytes=known[1] if same else gzip_bytes(artefact.files),
     )
 
 
-def measure_all(paths: Sequence[Path], reference: Path | None = None) -> list[Sizes]:
+def measure_all(
+    paths: Sequence[Path],
+    reference: Path | None = None,
+    known: Mapping[Path, tuple[int, int]] | None = None,
+) -> list[Sizes]:
     """Measure several models beside one that they are compared with.
 
     Args:
         paths: Runs' folders and exported files.
         reference: The one that ratios are taken to; the first of several without.
+        known: Bytes of some of them, as for `measure`.
 
     Returns:
         Their sizes; those of a reference that is not among them are the first.
@@ -114,12 +123,12 @@ def measure_all(paths: Sequence[Path], reference: Path | None = None) -> list[Si
     paths = [Path(path) for path in paths]
     if reference is not None and Path(reference) not in paths:
         paths.insert(0, Path(reference))
-    found = [measure(path) for path in paths]
+    found = [measure(path, (known or {}).get(path)) for path in paths]
     if len(found) < 2:
         return found
     chosen = paths[0] if reference is None else Path(reference)
     base = found[paths.index(chosen)].gzip_bytes
-    return [Sizes(**(asdict(one) | {"ratio": base / one.gzip_bytes})) for one in found]
+    return [replace(one, ratio=base / one.gzip_bytes) for one in found]
 
 
 def cells(sizes: Sizes) -> list[str]:

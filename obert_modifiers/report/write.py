@@ -2,18 +2,37 @@
 
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
-from obert_modifiers.report.draw import layers_svg, save_png, svg
-from obert_modifiers.report.panels import COLOURS, PANELS
+from obert_modifiers.report import findings
+from obert_modifiers.report.compare import measure_runs, size_points, speed_points
+from obert_modifiers.report.draw import save_png
+from obert_modifiers.report.figures import (
+    Figure,
+    against_size,
+    against_speed,
+    course,
+    heat_map,
+    histogram,
+)
+from obert_modifiers.report.panels import COLOURS
 from obert_modifiers.report.read import Run, read_run
+from obert_modifiers.report.sizes import HEAD, cells
+from obert_modifiers.report.text import (
+    NONE,
+    figure,
+    memory,
+    number,
+    percent,
+    short_path,
+)
 
 _TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
-_PANEL_SIZE = (5.0, 3.0)
-_NONE = "–"
+_RUN_HEAD = ("", "loss", "of the first", "sparsity", "minutes")
 
 
 def write_report(folder: str | Path) -> Path:
@@ -28,15 +47,7 @@ def write_report(folder: str | Path) -> Path:
     Raises:
         FileNotFoundError: If the folder holds no finished run.
     """  # noqa: DOC502  raised by read_run
-    run = read_run(Path(folder))
-    record = run.record
-    context = {
-        "title": f"Run {run.name}",
-        "subtitle": f"{_path(record.get('model'))} on {_path(record.get('data'))}",
-        "figures": headline(run),
-        "messages": [*record.get("notes", []), *run.messages],
-    }
-    return _write(run.folder, [run], context)
+    return write_runs([folder], folder)
 
 
 def write_comparison(
@@ -62,13 +73,126 @@ def write_comparison(
         FileNotFoundError: If a folder holds no finished run.
     """  # noqa: DOC502  raised by read_run
     found = [read_run(Path(path), name) for name, path in runs.items()]
-    first = found[0].record
     context = {
         "title": title,
-        "subtitle": f"{_path(first.get('model'))} on {_path(first.get('data'))}",
+        "subtitle": _subtitle(found[0]),
         "comparison": {"head": rows[0], "rows": rows[1:], "notes": notes},
+        **_measured(found)[0],
     }
     return _write(Path(folder), found, context)
+
+
+def write_runs(
+    folders: Sequence[str | Path],
+    out: str | Path,
+    *,
+    bench: Sequence[Path] = (),
+    evaluated: Sequence[Path] = (),
+) -> Path:
+    """Write ``report.html`` and ``report.png`` about runs, their sizes and speeds.
+
+    Args:
+        folders: The runs' folders; the others are compared with the first.
+        out: Where the page goes.
+        bench: JSON files of `obert bench`, for the speeds.
+        evaluated: JSON files of `obert evaluate`, for the figures of exported files.
+
+    Returns:
+        The page.
+
+    Raises:
+        FileNotFoundError: If a folder holds no finished run.
+        ValueError: If the runs are of different tasks, or a file cannot be read.
+    """
+    runs = [read_run(Path(path)) for path in folders]
+    runs = [
+        replace(run, name=name) for run, name in zip(runs, _names(runs), strict=True)
+    ]
+    first = runs[0]
+    other = next((run for run in runs if run.metric != first.metric), None)
+    if other is not None:
+        raise ValueError(
+            f"run={other.folder} has the figure {other.metric} and run={first.folder} "
+            f"{first.metric}; expected runs of one task; report them separately"
+        )
+    measured, notes = _measured(runs, bench, evaluated)
+    many = len(runs) > 1
+    run_head = ("", first.metric, *_RUN_HEAD[1:])
+    context = {
+        "title": f"{len(runs)} runs" if many else f"Run {first.name}",
+        "subtitle": _subtitle(first),
+        "figures": () if many else headline(first),
+        "comparison": {"head": run_head, "rows": _run_rows(runs), "notes": notes}
+        if many
+        else None,
+        "messages": [] if many else [*first.record.get("notes", []), *first.messages],
+        **measured,
+    }
+    return _write(Path(out), runs, context)
+
+
+def _measured(
+    runs: Sequence[Run], bench: Sequence[Path] = (), evaluated: Sequence[Path] = ()
+) -> tuple[dict[str, Any], list[str]]:
+    """Draw what is gained, and list the sizes.
+
+    Args:
+        runs: The runs; the first is the reference.
+        bench: JSON files of `obert bench`.
+        evaluated: JSON files of `obert evaluate`.
+
+    Returns:
+        The page's ``tradeoffs`` and ``sizes``, and what belongs to no run.
+    """
+    metric = runs[0].metric
+    measured, notes = measure_runs(runs, bench, evaluated)
+    points = size_points(runs, measured)
+    tradeoffs = [against_size(points, metric)] if len(points) > 1 else []
+    tradeoffs += [
+        against_speed(found, metric, setting)
+        for setting, found in speed_points(runs, measured).items()
+    ]
+    rows = [cells(one) for own in measured for one in own.sizes]
+    sizes = {"head": HEAD, "rows": rows} if rows else None
+    return {"tradeoffs": tradeoffs, "sizes": sizes}, notes
+
+
+def _subtitle(run: Run) -> str:
+    model, data = (short_path(run.record.get(name)) for name in ("model", "data"))
+    return f"{model} on {data}"
+
+
+def _names(runs: Sequence[Run]) -> list[str]:
+    """Name runs by their folders, with those above where two are the same.
+
+    Returns:
+        A name for each.
+    """
+    parts = [run.folder.resolve().parts for run in runs]
+    depth = 1
+    while depth < max(map(len, parts)):
+        names = ["/".join(own[-depth:]) for own in parts]
+        if len(set(names)) == len({own for own in parts}):
+            break
+        depth += 1
+    return ["/".join(own[-depth:]) for own in parts]
+
+
+def _run_rows(runs: Sequence[Run]) -> list[list[str]]:
+    base = runs[0].record.get(runs[0].metric)
+    rows = []
+    for run in runs:
+        own = run.record.get(run.metric)
+        kept = own / base if own is not None and base else None
+        rows.append([
+            run.name,
+            figure(own),
+            number(run.record.get("loss"), 4),
+            percent(kept, 1),
+            percent(run.record.get("sparsity")),
+            number(run.record.get("minutes"), 1),
+        ])
+    return rows
 
 
 def _write(folder: Path, runs: list[Run], context: dict[str, Any]) -> Path:
@@ -91,10 +215,11 @@ def _write(folder: Path, runs: list[Run], context: dict[str, Any]) -> Path:
     )
     page = environment.get_template("report.html.j2").render(
         light=COLOURS,
-        panels=[svg(panel, runs, _PANEL_SIZE) for panel in PANELS],
+        panels=course(runs),
         pruned=any(run.prunes for run in runs),
+        histogram=histogram(runs),
         runs=[_sections(run) for run in runs],
-        facts=facts(runs[0]),
+        facts=[(run.name, facts(run)) for run in runs],
         **context,
     )
     folder.mkdir(parents=True, exist_ok=True)
@@ -104,12 +229,12 @@ def _write(folder: Path, runs: list[Run], context: dict[str, Any]) -> Path:
     return path
 
 
-def _sections(run: Run) -> dict[str, Any]:
-    sparse = any(layer["pruned"] for layer in run.layers)
+def _sections(run: Run) -> dict[str, Figure | Any]:
     return {
         "name": run.name,
-        "layers_svg": layers_svg(run) if sparse else "",
+        "layers": heat_map(run),
         "events": [event_cells(event) for event in run.prunes],
+        "events_say": findings.events(run) if run.prunes else "",
         "recipe": run.recipe,
     }
 
@@ -149,12 +274,20 @@ def event_cells(event: Mapping[str, Any]) -> list[str]:
         str(event["step"]),
         percent(event["sparsity_before"]),
         percent(event["sparsity_after"]),
+        _pruned(event),
         number(event["predicted_loss_increase"], 4),
-        f"{event['num_gradients']:,}" if event["num_gradients"] else _NONE,
-        f"{event['skipped_gradients']:,}" if event["num_gradients"] else _NONE,
+        f"{event['num_gradients']:,}" if event["num_gradients"] else NONE,
+        f"{event['skipped_gradients']:,}" if event["num_gradients"] else NONE,
         number(event["seconds"], 1),
         memory(event["peak_memory_bytes"]),
     ]
+
+
+def _pruned(event: Mapping[str, Any]) -> str:
+    layers = event.get("layers") or []
+    if not layers:
+        return NONE
+    return f"{sum(layer['pruned'] for layer in layers):,}"
 
 
 def facts(run: Run) -> list[tuple[str, str]]:
@@ -175,7 +308,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
         "training samples": f"{record.get('train_samples', 0):,}",
         "validation samples": f"{record.get('samples', 0):,}",
         "optimizer steps": f"{record.get('steps', 0):,}",
-        "teacher": _path(record.get("teacher")),
+        "teacher": short_path(record.get("teacher")),
         "machine": f"{device}, {machine.get('cores', '?')} cores, "
         f"{machine.get('processes', 1)} process(es)",
         "versions": ", ".join(
@@ -185,61 +318,3 @@ def facts(run: Run) -> list[tuple[str, str]]:
     return [
         (name, str(value)) for name, value in found.items() if value not in (None, "")
     ]
-
-
-def number(value: float | None, digits: int) -> str:
-    """Format a number.
-
-    Args:
-        value: The number, or None.
-        digits: Digits after the point; tiny numbers get an exponent.
-
-    Returns:
-        The text; a dash for None.
-    """
-    if value is None:
-        return _NONE
-    if value and abs(value) < 0.5 * 10**-digits:
-        return f"{value:.1e}"
-    return f"{value:,.{digits}f}"
-
-
-def percent(value: float | None) -> str:
-    """Format a sparsity.
-
-    Args:
-        value: A share in [0, 1], or None.
-
-    Returns:
-        Percent with two digits; a dash for None.
-    """
-    return _NONE if value is None else f"{100 * value:.2f} %"
-
-
-def memory(size: int) -> str:
-    """Format a number of bytes.
-
-    Args:
-        size: Bytes.
-
-    Returns:
-        GB of 1,000,000,000 bytes.
-    """
-    return f"{size / 1e9:.2f} GB"
-
-
-def _path(value: str | None) -> str:
-    """Shorten what may be a path, or several with commas.
-
-    Args:
-        value: The text, or None.
-
-    Returns:
-        The last part of each absolute path; other texts as they are.
-    """
-    if not value:
-        return ""
-    parts = [part.strip() for part in value.split(",")]
-    return ", ".join(
-        Path(part).name if part.startswith("/") else part for part in parts
-    )

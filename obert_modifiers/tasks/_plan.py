@@ -145,7 +145,7 @@ def prepare(
     Raises:
         ValueError: If something is missing or does not fit.
     """  # noqa: DOC502  raised by what is called
-    inputs = _inputs(task, arguments, notes)
+    inputs = read_inputs(task, arguments, notes)
     config = train_config(arguments, state)
     flags, seed = arguments.model, arguments.train.seed
     loading = (inputs.found, task.model_class, inputs.labels, flags)
@@ -178,7 +178,7 @@ def prepare(
     )
 
 
-def _inputs(task: Task, arguments: Arguments, notes: Notes) -> Inputs:
+def read_inputs(task: Task, arguments: Arguments, notes: Notes) -> Inputs:
     """Find the model and read the data set.
 
     Args:

@@ -73,7 +73,7 @@ def run(task: Task, arguments: Arguments, reporter: Any = None) -> dict[str, Any
     manager = load_recipe(arguments)
     state = PartialState(cpu=arguments.train.use_cpu)
     notes = Notes()
-    with _quiet_libraries(), torch.random.fork_rng():
+    with quiet_libraries(), torch.random.fork_rng():
         # Dropout differs between processes; the model and the order of data do not.
         torch.manual_seed(arguments.train.seed + state.process_index)
         with state.main_process_first():
@@ -209,7 +209,7 @@ def _facts(plan: Plan, result: TrainResult | None) -> dict[str, Any]:
 
 
 @contextmanager
-def _quiet_libraries() -> Iterator[None]:
+def quiet_libraries() -> Iterator[None]:
     """Keep the chatter of transformers and datasets out of the log, for a while.
 
     Yields:

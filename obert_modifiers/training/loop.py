@@ -163,7 +163,11 @@ class _Run:
             teacher.to(accelerator.device)
         if manager is not None:
             source = gradient_source(
-                data, forward, accelerator.device, seed=config.seed
+                data,
+                forward,
+                accelerator.device,
+                seed=config.seed,
+                batch_size=config.per_device_train_batch_size,
             )
             manager.initialize(model, gradient_source=source, teacher=teacher)
         self.guard = FiniteGuard(accelerator, self._message)

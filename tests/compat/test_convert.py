@@ -157,7 +157,8 @@ ODD = {
     "in front matter": "---\nmodifiers:\n  - !DistillationModifier\n"
     "      hardness: 1.0\n---\n# A model card\n",
 }
-assert len(ODD) == 5
+ODD["below a licence"] = f"<!--\nThe licence.\n-->\n\n{ODD['in front matter']}"
+assert len(ODD) == 6
 
 
 @pytest.mark.parametrize("name", ODD)
@@ -171,6 +172,33 @@ def test_odd_forms_of_recipes(name) -> None:
             m.identifier() for m in old.modifiers
         ]
         assert all(type(m).__module__.startswith("obert") for m in new.modifiers)
+
+
+def test_variables_stay_variables() -> None:
+    old = (
+        "last: &last 0.8\nfirst: &first 0.1  # low\n" + HEAD + "  - !GMPruningModifier"
+    )
+    old += """
+      params: eval(pruned)
+      init_sparsity: *first  # of all
+      final_sparsity: *last
+      start_epoch: 0.0
+      end_epoch: eval(final * 2.5)
+      update_frequency: 0.5
+"""
+    new = convert_recipe(old).text
+    for kept in (
+        "init_sparsity: *first\n",
+        "final_sparsity: *last\n",
+        "eval(final * 2.5)",
+    ):
+        assert kept in new
+    with replaced("same"):
+        (one,) = RecipeManager.from_recipe(old).pruning
+    (two,) = RecipeManager.from_recipe(new).pruning
+    assert one.identifier() == two.identifier()
+    (three,) = RecipeManager.from_recipe(new.replace("&last 0.8", "&last 0.9")).pruning
+    assert three.final_sparsity == 0.9
 
 
 def test_nothing_to_convert_stays_as_it_is() -> None:

@@ -249,6 +249,31 @@ def test_what_is_not_supported_is_an_error_with_its_line(tag, keys, key, words) 
     assert ";" in problem.message and "expected" in problem.message
 
 
+@pytest.mark.parametrize(
+    ("pattern", "numbered"),
+    [
+        ("re:bert.encoder.layer.*.weight", False),
+        ("re:bert.encoder.layer.3.*weight", True),
+        (r"re:.*layer\.(0|3)\..*", True),
+        ("re:.*layer.[03].output.*", True),
+        ("bert.encoder.layer.2.output.dense.weight", True),
+        ("re:.*layer.*output.*dense.weight", False),
+    ],
+)
+def test_old_numbers_of_layers_are_an_error_where_layers_go(pattern, numbered) -> None:
+    text = recipe("LayerPruningModifier", {"layers": ["bert.encoder.layer.1"]})
+    keys = {**GRADUAL, "params": [pattern]}
+    text += recipe("GMPruningModifier", keys).removeprefix("modifiers:\n")
+    with replaced("same"):
+        if not numbered:
+            load_recipe(text)
+            return
+        with pytest.raises(RecipeError) as error:
+            load_recipe(text)
+    assert str(error.value).startswith("<recipe text>:10: GMPruningModifier.params: ")
+    assert "numbered from 0 here" in str(error.value)
+
+
 def test_a_missing_key_is_an_error() -> None:
     keys = {k: v for k, v in GRADUAL.items() if k != "params"}
     with replaced("same"), pytest.raises(RecipeError, match=r"params is missing"):

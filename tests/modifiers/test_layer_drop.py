@@ -346,3 +346,35 @@ def test_the_training_loop_drops_before_it_makes_its_optimizer(tmp_path) -> None
     for layer in model.layers:
         assert int((layer.weight == 0).sum()) == 32
     assert model(make_batch()["tokens"])["logits"].shape == (8, 2)
+
+
+def test_layers_that_go_by_name() -> None:
+    def model():
+        shape = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
+        torch.manual_seed(0)
+        config = BertConfig(vocab_size=40, num_hidden_layers=4, **shape)
+        return BertForSequenceClassification(config)
+
+    named = [f"bert.encoder.layer.{i}" for i in (1, 2)]
+    one, two = model(), model()
+    by_name = LayerDropModifier(drop=named)
+    assert by_name.plan(one) == (0, 3)
+    by_name.initialize(one)
+    LayerDropModifier(keep=[0, 3]).initialize(two)
+    assert one.config.num_hidden_layers == 2
+    for name, values in one.state_dict().items():
+        assert torch.equal(values, two.state_dict()[name])
+    for wrong, said in (
+        (["bert.encoder.layer.4"], "is not a layer of the encoder; expected names"),
+        ([f"bert.encoder.layer.{i}" for i in range(4)], "leaves none of the 4"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            LayerDropModifier(drop=wrong).initialize(model())
+    for keys, said in (
+        ({}, "keep is missing"),
+        ({"drop": []}, "is not a list of names"),
+        ({"drop": [1]}, "is not a list of names"),
+        ({"drop": named, "keep": 2}, "and keep or choice are both given"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            LayerDropModifier(**keys)

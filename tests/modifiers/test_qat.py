@@ -455,6 +455,26 @@ BROKEN = [
 assert len(BROKEN) == 12
 
 
+def test_submodules_outside_of_which_nothing_is_quantized() -> None:
+    model = make_model()
+    everything = QATModifier().resolve_targets(model)
+    found = QATModifier(submodules=["layers.0", "embedding"]).resolve_targets(model)
+    assert found == ["embedding", "layers.0.0", "layers.0.2"]
+    assert {"head", "layers.1.0"} <= set(everything) - set(found)
+    keys = {"submodules": ["layers"], "ignore": ["re:.*[.]2"]}
+    assert QATModifier(**keys).resolve_targets(model) == ["layers.0.0", "layers.1.0"]
+    assert QATModifier(submodules=["re:lay.*0$"]).resolve_targets(model) == [
+        "layers.0.0",
+        "layers.1.0",
+    ]
+    with pytest.raises(ValueError, match="submodules=body matches no layer"):
+        QATModifier(submodules=["body"]).resolve_targets(model)
+    with pytest.raises(ValueError, match=r"submodules=\[\] leaves no layer"):
+        QATModifier(submodules=[]).resolve_targets(model)
+    with pytest.raises(ValueError, match="submodules=3 is not a name"):
+        QATModifier(submodules=3)
+
+
 @pytest.mark.parametrize(("keys", "message"), BROKEN)
 def test_broken_values(keys, message) -> None:
     with pytest.raises(ValueError) as error:

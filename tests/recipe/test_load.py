@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from obert_modifiers.modifiers._host import ScheduledModifierManager, modifier_classes
-from obert_modifiers.recipe import load_recipe
+from obert_modifiers.recipe import RecipeError, load_recipe
 from tests.recipe.broken import problems_of
 from tests.recipe.samples import (
     EPOCHS,
@@ -226,3 +226,17 @@ def test_merged_keys_count_as_given():
         "  - !EpochRangeModifier\n      <<: *base\n      end_epoch: 5\n"
     )
     assert flat(text)[0].end_epoch == 5.0
+
+
+def test_front_matter_below_a_licence_keeps_its_lines(tmp_path):
+    card = "<!-- one\ntwo --> \n\n<!-- three -->\n---\nmodifiers:\n"
+    card += (
+        "  - !EpochRangeModifier\n      start_epoch: 0.0\n      end_epoch: {}\n---\n"
+    )
+    (tmp_path / "card.md").write_text(card.format("3.0") + "# A model\n")
+    ((modifier,),) = load_recipe(tmp_path / "card.md").groups.values()
+    assert modifier.end_epoch == 3.0
+    (tmp_path / "card.md").write_text(card.format("x") + "# A model\n")
+    with pytest.raises(RecipeError) as error:
+        load_recipe(tmp_path / "card.md")
+    assert [problem.line for problem in error.value.problems] == [9]

@@ -24,9 +24,12 @@ RECIPES = {
     "mlm": recipes.MLM,
     "obs": recipes.OBS,
     "quantization": recipes.QUANTIZATION,
-    "quantization_pooler": recipes.QUANTIZATION.replace(
-        "bert.encoder]", "bert.encoder, bert.pooler]"
-    ),
+    "quantized_modules": recipes.QUANTIZED_MODULES,
+    "obs_text": recipes.OBS_TEXT,
+    "obs_qa": recipes.OBS_QA,
+    "obs_token": recipes.OBS_TOKEN,
+    "obs_mlm": recipes.OBS_MLM,
+    "int8": recipes.INT8,
     "stopping": recipes.STOPPING,
 }
 

@@ -1,0 +1,223 @@
+"""`obert doctor`: made-up sets of versions, and the one command that mends each."""
+
+import configparser
+import json
+import re
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
+
+from obert_modifiers import cli
+from obert_modifiers.compat import stacks
+from obert_modifiers.compat.stacks import STACKS, check_can_run, diagnose
+
+REPO = Path(__file__).parents[2]
+A = {
+    "python": "3.11.7",
+    "sparseml": "1.8.0",
+    "sparsezoo": "1.8.1",
+    "torch": "2.13.0+cpu",
+    "transformers": "5.23.0",
+    "datasets": "5.2.0",
+    "accelerate": "1.15.0",
+    "compressed-tensors": None,
+    "numpy": "1.26.4",
+    "onnx": "1.14.1",
+    "pyarrow": "25.0.1",
+    "pydantic": "2.7.4",
+    "setuptools": "80.10.2",
+}
+B = A | {
+    "transformers": "4.40.2",
+    "datasets": "2.18.0",
+    "accelerate": "0.30.1",
+    "compressed-tensors": "0.5.0",
+    "pyarrow": "19.0.1",
+}
+C = A | {"python": "3.12.1", "numpy": "2.4.0", "onnx": "1.17.0", "pydantic": "2.14.0"}
+SETS = {"A": A, "B": B, "C": C}
+
+
+@pytest.mark.parametrize("key", STACKS)
+def test_each_stack_is_known(key):
+    found = diagnose(SETS[key])
+    assert (found.stack, found.faults, found.command) == (key, (), "")
+    assert set(SETS) == set(STACKS)
+
+
+# What is changed in a stack; the one it is nearest to; what is wrong; what mends it.
+BROKEN = [
+    (A, {"transformers": "4.50.0"}, "A", ["transformers"], "'transformers>=5,<6'"),
+    (A, {"sparseml": None}, "A", ["sparseml"], "'sparseml>=1.8,<1.9'"),
+    (A, {"sparseml": "1.9.0"}, "A", ["sparseml"], "'sparseml>=1.8,<1.9'"),
+    (A, {"setuptools": "82.0.0"}, "A", ["setuptools"], "'setuptools<81'"),
+    (A, {"numpy": "2.4.0"}, "A", ["numpy"], "'numpy>=1.26,<2'"),
+    (A, {"torch": "not a version"}, "A", ["torch"], "'torch>=2.6,<3'"),
+    (B, {"datasets": "5.2.0"}, "B", ["datasets"], "'datasets>=2.18,<2.19'"),
+    (
+        B,
+        {"pyarrow": "25.0.1", "compressed-tensors": "0.6.0"},
+        "B",
+        ["compressed-tensors", "pyarrow"],
+        "'compressed-tensors==0.5.0' 'pyarrow>=15,<20'",
+    ),
+    (
+        C,
+        {"sparseml": None, "sparsezoo": None},
+        "C",
+        ["sparseml", "sparsezoo"],
+        "--no-deps 'sparseml>=1.8,<1.9' 'sparsezoo>=1.8,<1.9'",
+    ),
+    (
+        C,
+        {"sparseml": None, "datasets": "2.18.0"},
+        "C",
+        ["sparseml", "datasets"],
+        "'datasets>=4,<6' && python -m pip install --no-deps 'sparseml>=1.8,<1.9'",
+    ),
+]
+
+
+@pytest.mark.parametrize(("base", "change", "nearest", "names", "words"), BROKEN)
+def test_what_is_broken_and_what_mends_it(base, change, nearest, names, words):
+    found = diagnose(base | change)
+    assert found.stack is None
+    assert found.nearest == nearest
+    assert [fault.package for fault in found.faults] == names
+    assert found.command == f"python -m pip install {words}"
+
+
+def test_the_command_mends():
+    for base, change, *_ in BROKEN:
+        found = diagnose(base | change)
+        asked = re.findall(r"'([^']+)'", found.command)
+        newest = {"transformers": "5.23.0", "datasets": "5.2.0"}
+        if found.nearest == "B":
+            newest = {"datasets": "2.18.0"}
+        candidates = {**SETS[found.nearest], **newest}
+        mended = base | change
+        for text in asked:
+            one = Requirement(text)
+            assert one.specifier.contains(candidates[one.name], prereleases=True)
+            mended[one.name] = candidates[one.name]
+        assert diagnose(mended).stack == found.nearest
+
+
+def test_another_stack_may_be_asked_for():
+    found = diagnose(A, "B")
+    assert found.stack is None
+    assert "'transformers>=4.40,<4.41'" in found.command
+    with pytest.raises(ValueError, match="stack=D is unknown; expected one of A, B, C"):
+        diagnose(A, "D")
+
+
+def test_another_python_needs_a_new_environment(monkeypatch, tmp_path):
+    assert diagnose(A | {"python": "3.9.1"}).command == "make install"
+    assert diagnose(C, "B").command == "make install-sparseml-cli"
+    installed = tmp_path / "site-packages" / "obert_modifiers" / "compat" / "stacks.py"
+    monkeypatch.setattr(stacks, "__file__", str(installed))
+    assert diagnose(C, "B").command == (
+        "python3.11 -m venv .venv-b && .venv-b/bin/python -m pip install "
+        "'obert-modifiers[sparseml-cli]'"
+    )
+
+
+def test_sparsemls_scripts_are_refused_with_the_command_that_mends_it():
+    module = "sparseml.transformers.text_classification"
+    check_can_run(module, B)
+    check_can_run("sparseml.framework.info", A)
+    with pytest.raises(ValueError) as error:
+        check_can_run(module, A)
+    assert str(error.value) == (
+        "transformers=5.23.0; expected >=4.40,<4.41; datasets=5.2.0; expected "
+        ">=2.18,<2.19; compressed-tensors=not installed; expected 0.5.0: SparseML's "
+        "own scripts need an environment of their own (stack B); make it with: make "
+        "install-sparseml-cli"
+    )
+
+
+def test_obert_train_is_refused_with_the_command_that_mends_it(monkeypatch, capsys):
+    stacks.check_can_train(A)
+    stacks.check_can_train(C)
+    monkeypatch.setattr(stacks, "installed_versions", lambda: dict(B))
+    for words in (["train", "text_classification", "--help"], ["quickstart"]):
+        assert cli.main(words) == 2
+        text = capsys.readouterr().err
+        assert "transformers=4.40.2; expected >=5,<6" in text
+        assert "obert train needs stack A; make it with: make install" in text
+
+
+def requirements(section: str, name: str) -> dict[str, list[Requirement]]:
+    config = configparser.ConfigParser(interpolation=None)
+    config.read(REPO / "setup.cfg", encoding="utf-8")
+    found: dict[str, list[Requirement]] = {}
+    for line in config[section][name].splitlines():
+        if line and not line.startswith("#"):
+            one = Requirement(line)
+            found.setdefault(one.name, []).append(one)
+    return found
+
+
+def allowed(
+    found: dict[str, list[Requirement]], name: str, python: str
+) -> SpecifierSet:
+    """Return what setup.cfg says of a package on a version of Python."""
+    specifiers = SpecifierSet()
+    for one in found.get(name, []):
+        if one.marker is None or one.marker.evaluate({"python_version": python}):
+            specifiers &= one.specifier
+    return specifiers
+
+
+@pytest.mark.parametrize("key", STACKS)
+def test_setup_cfg_admits_each_stack(key):
+    found = requirements("options", "install_requires")
+    if key == "B":
+        extra = requirements("options.extras_require", "sparseml-cli")
+        for name, more in extra.items():
+            found.setdefault(name, []).extend(more)
+            # The extra is what the doctor asks for.
+            (own,) = more
+            assert own.specifier == SpecifierSet(STACKS["B"].packages[name])
+    python = ".".join(SETS[key]["python"].split(".")[:2])
+    for name, version in SETS[key].items():
+        if name not in ("python", "compressed-tensors") and version:
+            wanted = allowed(found, name, python)
+            assert wanted.contains(version, prereleases=True), name
+    between = allowed(found, "transformers", python)
+    assert not any(between.contains(f"4.{minor}.1") for minor in range(41, 58))
+
+
+@pytest.mark.parametrize(
+    ("key", "file"), [("A", "constraints.txt"), ("B", "constraints-sparseml-cli.txt")]
+)
+def test_constraints_are_of_their_stack(key, file):
+    pinned = {}
+    for line in (REPO / file).read_text(encoding="utf-8").splitlines():
+        if line and not line.startswith("#"):
+            one = Requirement(line)
+            environment = {"python_version": "3.11", "python_full_version": "3.11.7"}
+            if one.marker is None or one.marker.evaluate(environment):
+                pinned[one.name.lower()] = str(one.specifier).removeprefix("==")
+    assert all(Version(version) for version in pinned.values())
+    found = diagnose({"python": "3.11.7"} | pinned)
+    assert found.stack == key, found.faults
+
+
+def test_doctor_prints_and_exits(capsys, monkeypatch):
+    monkeypatch.setattr(stacks, "installed_versions", lambda: dict(A))
+    assert cli.main(["doctor"]) == 0
+    assert "stack A: obert train" in capsys.readouterr().out
+    assert cli.main(["doctor", "--stack", "B"]) == 1
+    text = capsys.readouterr().out
+    assert "no stack; nearest is B" in text
+    assert "broken: transformers=5.23.0; expected >=4.40,<4.41" in text
+    assert "mend it with: python -m pip install 'transformers>=4.40,<4.41'" in text
+    assert cli.main(["doctor", "--json", "--stack", "B"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert report["stack"] is None and report["nearest"] == "B"
+    assert report["versions"]["transformers"] == "5.23.0"
+    assert report["command"].startswith("python -m pip install")

@@ -1,0 +1,69 @@
+"""The README's command, and data sets in folders instead of on the hub."""
+
+import re
+import shlex
+from pathlib import Path
+
+from tests.sparseml_cli.commands import Command, words
+from tests.sparseml_cli.recipes import OBS_SPARSITY
+from tests.sparseml_cli.test_scripts import zeros
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def readme_commands() -> list[str]:
+    blocks = re.findall(r"```console\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
+    return "".join(blocks).replace("\\\n", " ").splitlines()
+
+
+def test_the_readmes_command_runs_scaled_down(run):
+    (found,) = (one for one in readme_commands() if "obert run" in one)
+    program, word, *flags = shlex.split(found)
+    assert (program, word) == (".venv-sparseml-cli/bin/obert", "run")
+    values = {
+        "recipe.yaml": "{recipes}/obs_qa.yaml",
+        "path/to/model": "{models}/encoder",
+        "train.json": "{data}/qa_train.json",
+        "validation.json": "{data}/qa_validation.json",
+        "runs/theirs": "{out}",
+    }
+    assert set(values) < set(flags)
+    scaled = [values.get(flag, flag) for flag in flags]
+    scaled += "--max_seq_length 32 --doc_stride 8 --cache_dir {cache} --use_cpu".split()
+    scaled += ["--distill_teacher", "{models}/qa_teacher"]
+    done = run("readme", Command(" ".join(scaled)))
+    assert done.figures()["eval_f1"] >= 0.0
+    count, weights = zeros(done.folder)
+    assert abs(count - OBS_SPARSITY["qa"] * weights) < 4
+
+
+def without_files(flags: str) -> list[str]:
+    """Take the two files out of a command."""
+    found = flags.split()
+    for flag in ("--train_file", "--validation_file"):
+        place = found.index(flag)
+        del found[place : place + 2]
+    return found
+
+
+def test_a_data_set_may_be_a_folder(run):
+    folder = run.base / "folder"
+    folder.mkdir()
+    for split in ("train", "validation"):
+        source = run.base / "data" / f"text_{split}.json"
+        (folder / f"{split}.json").write_bytes(source.read_bytes())
+    flags = without_files(words("text", rest="--do_eval"))
+    flags += ["--dataset_name", str(folder)]
+    done = run("folder", Command(" ".join(flags)))
+    assert done.figures()["eval_samples"] == 32
+
+
+def test_real_data_in_a_folder(run, shared_data):
+    rest = "--do_train --do_eval --recipe {recipes}/text.yaml"
+    flags = without_files(words("text", rest=rest))
+    flags += ["--dataset_name", str(shared_data / "rte"), "--max_train_samples", "64"]
+    flags += ["--input_column_names", "sentence1,sentence2", "--max_eval_samples", "32"]
+    done = run("rte", Command(" ".join(flags)))
+    assert done.figures()["eval_samples"] == 32
+    count, weights = zeros(done.folder)
+    assert abs(count - 0.8 * weights) < 4
