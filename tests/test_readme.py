@@ -25,6 +25,7 @@ EXECUTED_BY_CI = {"make quickstart", "make test"}
 TRAINING = 6  # commands in the README that train
 INTEGRATIONS = 2
 MEASURING = ("sizes", "evaluate", "report")
+EXPORTING = ("export", "export", "export", "bench")  # run by tests/export
 INSTALLING = {
     "pip install torch==2.13.0",
     "pip install -c constraints.txt -e '.[demo]'",
@@ -78,9 +79,15 @@ def measuring_commands() -> list[list[str]]:
     return [words for words in found if words[1:2] and words[1] in MEASURING]
 
 
+def exporting_commands() -> list[list[str]]:
+    found = [shlex.split(line) for line in commands()]
+    return [words for words in found if words[1:2] and words[1] in EXPORTING]
+
+
 def test_every_command_is_accounted_for() -> None:
     run = [*training_commands(), *planning_commands(), *integration_commands()]
-    run += measuring_commands()
+    run += [*measuring_commands(), *exporting_commands()]
+    assert tuple(words[1] for words in exporting_commands()) == EXPORTING
     assert [words[1] for words in measuring_commands()] == list(MEASURING)
     plain = {c for c in commands() if shlex.split(c) not in run}
     theirs = {c for c in plain if "obert run" in c}

@@ -1,7 +1,7 @@
 """What is measured: a model on an engine at one size."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import onnx
@@ -32,6 +32,7 @@ class Case:
         batch: Sequences at once.
         seq: Tokens of each.
         bf16: Let the engine compute floating point in bfloat16 where the CPU can.
+        source: What the user named, where `path` was made from it, or None.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Case:
     batch: int
     seq: int
     bf16: bool = False
+    source: Path | None = None
 
     @property
     def label(self) -> str:
@@ -99,7 +101,7 @@ def plan_cases(
                 for engine in engines
             ]
             cases += [
-                Case(one.name, one.path, one.engine, batch, seq, bf16 and _can(one))
+                replace(one, bf16=bf16 and one.engine == "openvino")
                 for one in found
                 if one is not None
             ]
@@ -112,10 +114,6 @@ def plan_cases(
     return Plan(tuple(cases), tuple(dict.fromkeys(notes)))
 
 
-def _can(case: Case) -> bool:
-    return case.engine == "openvino"
-
-
 def _case(
     path: Path,
     engine: str,
@@ -126,7 +124,8 @@ def _case(
     artefact = find_artefact(path)
     name = path.name
     if artefact.kind == RUN:
-        return Case(name, exporter.file(path, engine, size), engine, *size)
+        file = exporter.file(path, engine, size)
+        return Case(name, file, engine, *size, source=path)
     if artefact.kind not in _READS[engine]:
         notes.append(f"{engine} does not read {name} ({artefact.kind})")
         return None
@@ -138,7 +137,8 @@ def _case(
         return None
     if engine == "deepsparse":
         # Told the sizes, it writes them into the file that it is given.
-        file = exporter.of_size(model, size)
+        copy = exporter.of_size(model, size)
+        return Case(name, copy, engine, *size, source=file)
     return Case(name, file, engine, *size)
 
 

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from obert_modifiers import __version__
 from obert_modifiers.bench.cases import ENGINES, Case
-from obert_modifiers.bench.rounds import Effort, Measured
+from obert_modifiers.bench.rounds import Effort, Measured, pick_cores
 
 HEAD = ("model", "engine", "items/s", "median", "mean", "p99", "sd ms", "speed")
 _FLAGS = ("avx2", "avx512f", "avx512_vnni", "amx_int8", "amx_bf16")
@@ -47,10 +47,12 @@ def record(
         "results": [
             {
                 "model": one.case.name,
+                "path": str(one.case.source or one.case.path),
                 "engine": one.case.engine,
                 "bf16": one.case.bf16,
                 "batch": one.case.batch,
                 "seq": one.case.seq,
+                "cores": len(pick_cores(effort.cores)),
                 **one.summary(),
                 **one.ratio_to(reference_of(found, one.case)),
                 "rounds_ms": [[1e3 * value for value in turn] for turn in one.rounds],

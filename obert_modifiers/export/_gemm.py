@@ -4,7 +4,14 @@ import numpy as np
 import onnx
 from onnx import NodeProto, helper
 
-from obert_modifiers.export._graph import DEQUANTIZE, QUANTIZE, Graph, axis_of
+from obert_modifiers.export._graph import (
+    DEQUANTIZE,
+    QUANTIZE,
+    Graph,
+    axis_of,
+    dequantizer_of,
+    is_turned,
+)
 from obert_modifiers.export._integers import bias_after, constant_of
 
 
@@ -27,15 +34,17 @@ def write_gemms(model: onnx.ModelProto) -> int:
     rows: dict[str, str] = {}  # dequantized rows by quantized value
     count = 0
     for product in graph.of_kind("MatMul"):
-        left, right = (graph.writer(name) for name in product.input)
+        left = graph.writer(product.input[0])
+        right = dequantizer_of(graph, product.input[1])
         if left is None or right is None or right.input[0] not in graph.constants:
             continue
         before = graph.writer(left.input[0])
-        both = left.op_type == right.op_type == DEQUANTIZE
-        if not both or before is None or before.op_type != QUANTIZE:
+        if left.op_type != DEQUANTIZE or before is None or before.op_type != QUANTIZE:
             continue
         if left.output[0] not in rows:
-            rows[left.output[0]] = _flatten(graph, before, left, right)
+            turned = is_turned(graph, product.input[1])
+            width = graph.array(right.input[0]).shape[turned]
+            rows[left.output[0]] = _flatten(graph, before, left, width)
         _rewrite(graph, product, rows[left.output[0]], (left, right), first)
         count += 1
     for gemm in graph.of_kind("Gemm"):
@@ -66,19 +75,18 @@ def _give_integer_bias(graph: Graph, gemm: NodeProto) -> bool:
     return True
 
 
-def _flatten(graph: Graph, quantize: NodeProto, left: NodeProto, w: NodeProto) -> str:
+def _flatten(graph: Graph, quantize: NodeProto, left: NodeProto, width: int) -> str:
     """Quantize a value as rows of tokens.
 
     Args:
         graph: The graph.
         quantize: What quantizes the value now.
         left: What dequantizes it.
-        w: What dequantizes a weight that it is multiplied with.
+        width: Values of a token.
 
     Returns:
         The dequantized rows.
     """
-    width = graph.array(w.input[0]).shape[0]
     base = quantize.output[0]
     shape = graph.store(graph.free_name("rows_shape"), np.array([-1, width], np.int64))
     names = [graph.free_name(f"{base}_{end}") for end in ("rows", "rows_q", "rows_dq")]
@@ -107,6 +115,7 @@ def _rewrite(
 ) -> None:
     left, right = sides
     out, name = product.output[0], product.name
+    turned = is_turned(graph, product.input[1])
     inputs = [rows, right.output[0]]
     new = []
     bias = bias_after(graph, out)
@@ -115,8 +124,13 @@ def _rewrite(
         inputs.append(new[0].output[0])
         out = bias.output[0]
     flat = graph.free_name(f"{out}_rows")
-    new.append(helper.make_node("Gemm", inputs, [flat], name=f"{name}_gemm"))
-    shape = _shape_of_tokens(graph, first, graph.array(right.input[0]).shape[1])
+    new.append(
+        helper.make_node(
+            "Gemm", inputs, [flat], name=f"{name}_gemm", transB=int(turned)
+        )
+    )
+    wide = graph.array(right.input[0]).shape[1 - turned]
+    shape = _shape_of_tokens(graph, first, wide)
     new.append(helper.make_node("Reshape", [flat, shape], [out], name=f"{name}_tokens"))
     if bias is None:
         graph.replace(product, *new)

@@ -7,6 +7,7 @@ import onnx
 from onnx import NodeProto, helper, numpy_helper
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
+TURN = [1, 0]
 
 
 class Graph:
@@ -174,6 +175,36 @@ def axis_of(node: NodeProto) -> int | None:
         The attribute, or None without one.
     """
     return next((one.i for one in node.attribute if one.name == "axis"), None)
+
+
+def dequantizer_of(graph: Graph, name: str) -> NodeProto | None:
+    """Find what dequantizes a value, or the value that it is the transposition of.
+
+    Args:
+        graph: The graph.
+        name: The value.
+
+    Returns:
+        The DequantizeLinear node, or None.
+    """
+    node = graph.writer(name)
+    if node is not None and permutation_of(node) == TURN:
+        node = graph.writer(node.input[0])
+    return node if node is not None and node.op_type == DEQUANTIZE else None
+
+
+def is_turned(graph: Graph, name: str) -> bool:
+    """Tell whether a value is the transposition of a matrix.
+
+    Args:
+        graph: The graph.
+        name: The value.
+
+    Returns:
+        True after such a node.
+    """
+    node = graph.writer(name)
+    return node is not None and permutation_of(node) == TURN
 
 
 def permutation_of(node: NodeProto) -> list[int] | None:

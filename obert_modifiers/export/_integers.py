@@ -4,7 +4,14 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper
 
-from obert_modifiers.export._graph import DEQUANTIZE, Graph, axis_of
+from obert_modifiers.export._graph import (
+    DEQUANTIZE,
+    TURN,
+    Graph,
+    axis_of,
+    dequantizer_of,
+    is_turned,
+)
 
 
 def write_integer_products(model: onnx.ModelProto) -> int:
@@ -26,9 +33,10 @@ def write_integer_products(model: onnx.ModelProto) -> int:
     for gemm in graph.of_kind("Gemm"):
         _take_apart(graph, gemm)
     for product in graph.of_kind("MatMul"):
-        sides = [graph.writer(name) for name in product.input]
-        if all(one is not None and one.op_type == DEQUANTIZE for one in sides):
-            _rewrite(graph, product, sides[0], sides[1])  # type: ignore[arg-type]
+        left = graph.writer(product.input[0])
+        right = dequantizer_of(graph, product.input[1])
+        if left is not None and left.op_type == DEQUANTIZE and right is not None:
+            _rewrite(graph, product, left, right)
             count += 1
     graph.write()
     return count
@@ -50,15 +58,9 @@ def _take_apart(graph: Graph, gemm: NodeProto) -> None:
         return
     out, weight = gemm.output[0], gemm.input[1]
     if plain.get("transB"):
-        whole = graph.array(right.input[0])
-        stored = graph.store(graph.free_name(f"{right.input[0]}_t"), whole.T)
-        along = axis_of(right)
-        axis = {} if along is None else {"axis": 1 - along}
         weight = graph.free_name(f"{weight}_t")
-        turned = helper.make_node(
-            DEQUANTIZE, [stored, *right.input[1:]], [weight], name=weight, **axis
-        )
-        graph.replace(right, right, turned)
+        turn = helper.make_node("Transpose", [gemm.input[1]], [weight], perm=TURN)
+        graph.replace(gemm, turn, gemm)
     middle = graph.free_name(f"{out}_product")
     graph.replace(
         gemm,
@@ -74,10 +76,14 @@ def _rewrite(
 ) -> None:
     out, name = product.output[0], product.name
     scale = _scale(graph, left, right)
+    factor, turns = right.input[0], []
+    if is_turned(graph, product.input[1]):
+        factor = graph.free_name(f"{out}_turned")
+        turns = [helper.make_node("Transpose", [right.input[0]], [factor], perm=TURN)]
     new = [
         helper.make_node(
             "MatMulInteger",
-            [left.input[0], right.input[0], left.input[2], _zero(graph, right)],
+            [left.input[0], factor, left.input[2], _zero(graph, right)],
             [graph.free_name(f"{out}_int32")],
             name=f"{name}_integer",
         )
@@ -108,7 +114,7 @@ def _rewrite(
     )
     stored = graph.store(graph.free_name(f"{out}_scale"), scale)
     new.append(helper.make_node("Mul", [floats, stored], [out], name=f"{name}_rescale"))
-    graph.replace(product, *new)
+    graph.replace(product, *turns, *new)
 
 
 def _scale(graph: Graph, left: NodeProto, right: NodeProto) -> np.ndarray:

@@ -9,18 +9,18 @@ from obert_modifiers.export._graph import (
     QUANTIZE,
     Graph,
     axis_of,
-    permutation_of,
+    dequantizer_of,
 )
-
-_TURN = [1, 0]
 
 
 def store_int8_weights(model: onnx.ModelProto) -> int:
     """Replace what quantizes a constant by the INT8 constant; changes the graph.
 
     torch writes a quantized weight as floating point and a QuantizeLinear node. Here
-    the node is computed, a transposition after its DequantizeLinear too, and scales of
-    one element become scalars, as ONNX has them for whole tensors.
+    the node is computed, and scales of one element become scalars, as ONNX has them for
+    whole tensors. The weight keeps its layout, ``(out, in)``, and is transposed after
+    it is dequantized: all engines see through that, an embedding can share the weight,
+    and blocks of zeros along the inputs stay in one piece, which gzip packs better.
 
     Args:
         model: The graph; changed in place.
@@ -121,8 +121,8 @@ def has_qdq_products(model: onnx.ModelProto) -> bool:
     """
     graph = Graph(model)
     for product in graph.of_kind("MatMul", "Gemm"):
-        sides = [graph.writer(name) for name in product.input[:2]]
-        if all(one is not None and one.op_type == DEQUANTIZE for one in sides):
+        sides = [dequantizer_of(graph, name) for name in product.input[:2]]
+        if all(sides):
             return True
     return False
 
@@ -138,20 +138,11 @@ def _make_scalars(graph: Graph, node: NodeProto) -> None:
 
 def _fold(graph: Graph, node: NodeProto) -> None:
     """Compute a QuantizeLinear node of a constant, and drop it."""
-    name, axis = node.input[0], axis_of(node)
+    name = node.input[0]
     scale, zero_point = (graph.array(one) for one in node.input[1:])
-    whole = _quantize(graph.array(name), scale, zero_point, axis)
-    for reader in graph.readers(node.output[0]):
-        after = graph.readers(reader.output[0])
-        turned = bool(after) and all(permutation_of(one) == _TURN for one in after)
-        stored = graph.free_name(f"{name}_int8_t" if turned else f"{name}_int8")
-        reader.input[0] = graph.store(stored, whole.T if turned else whole)
-        if turned:
-            for one in after:
-                graph.rename(one.output[0], reader.output[0])
-                graph.replace(one)
-            for attribute in reader.attribute:
-                attribute.i = 1 - attribute.i
+    whole = _quantize(graph.array(name), scale, zero_point, axis_of(node))
+    stored = graph.store(graph.free_name(f"{name}_int8"), whole)
+    graph.rename(node.output[0], stored)
     graph.replace(node)
 
 

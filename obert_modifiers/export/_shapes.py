@@ -2,11 +2,15 @@
 
 import numpy as np
 import onnx
-from onnx import NodeProto, shape_inference
+from onnx import NodeProto, helper, shape_inference
+from onnx.reference import ReferenceEvaluator
 
-from obert_modifiers.export._graph import Graph
+from obert_modifiers.export._graph import DEQUANTIZE, QUANTIZE, Graph, permutation_of
 
 _COPY = 0  # what Reshape takes for "as it was"
+_SUMS = ("Add", "Sub", "Mul", "Div", "Where", "LayerNormalization")
+_SAME = (*_SUMS, "Softmax", "Cast", "Erf", "Tanh", QUANTIZE, DEQUANTIZE)
+_SMALL = 1 << 16  # values; indices and masks have fewer, embeddings more
 
 
 def copy_sizes(model: onnx.ModelProto) -> int:
@@ -25,9 +29,11 @@ def copy_sizes(model: onnx.ModelProto) -> int:
     sizes = {one.name: _sizes(one) for one in inferred.graph.value_info}
     sizes |= {one.name: _sizes(one) for one in inferred.graph.input}
     graph = Graph(model)
+    sizes |= {name: list(one.dims) for name, one in graph.constants.items()}
     count = 0
-    for node in graph.of_kind("Reshape"):
-        parts = graph.writer(node.input[1])
+    for node in list(graph.nodes):
+        _follow(graph, node, sizes)
+        parts = graph.writer(node.input[1]) if node.op_type == "Reshape" else None
         before = sizes.get(node.input[0])
         if parts is None or parts.op_type != "Concat" or before is None:
             continue
@@ -37,11 +43,63 @@ def copy_sizes(model: onnx.ModelProto) -> int:
         ]
         if None in wanted or wanted.count(-1) > 1:
             continue
+        if -1 in wanted and all(isinstance(one, int) for one in before[2:]):
+            # The only size that torch leaves open is a product of numbers.
+            rest = int(np.prod(before[2:])) if wanted[:2] == [_COPY, _COPY] else 0
+            fixed = int(np.prod([one for one in wanted[2:] if one > 0]))
+            wanted = [rest // fixed if one == -1 and rest else one for one in wanted]
         name = graph.free_name(f"{node.output[0]}_shape")
         node.input[1] = graph.store(name, np.array(wanted, np.int64))
+        _follow(graph, node, sizes)
         count += 1
     graph.write()
     return count
+
+
+def fold_constants(model: onnx.ModelProto) -> int:
+    """Compute what no input changes, as fixed sizes leave it; changes the graph.
+
+    Those are indices and masks; what is larger, such as embeddings, stays.
+
+    Args:
+        model: The graph; changed in place.
+
+    Returns:
+        Nodes that are gone.
+    """
+    graph = Graph(model)
+    count = 0
+    for node in list(graph.nodes):
+        known = all(name in graph.constants for name in node.input if name)
+        if not known or node.op_type in (QUANTIZE, DEQUANTIZE) or len(node.output) > 1:
+            continue
+        if graph.is_output(node.output[0]) or _reads_int8(graph, node):
+            continue
+        array = _compute(graph, node, model)
+        if array.size <= _SMALL:
+            graph.store(node.output[0], array)
+            graph.replace(node)
+            count += 1
+    graph.write()
+    return count
+
+
+def _reads_int8(graph: Graph, node: NodeProto) -> bool:
+    kinds = [graph.constants[name].data_type for name in node.input if name]
+    return onnx.TensorProto.INT8 in kinds  # a weight, which stays what it is
+
+
+def _compute(graph: Graph, node: NodeProto, model: onnx.ModelProto) -> np.ndarray:
+    alone = helper.make_graph(
+        [node],
+        "constant",
+        [],
+        [helper.make_empty_tensor_value_info(node.output[0])],
+        [graph.constants[name] for name in dict.fromkeys(node.input) if name],
+    )
+    versions = list(model.opset_import)
+    made = helper.make_model(alone, opset_imports=versions)
+    return np.asarray(ReferenceEvaluator(made).run(None, {})[0])
 
 
 def fix_sizes(model: onnx.ModelProto, shape: tuple[int, int]) -> None:
@@ -58,6 +116,42 @@ def fix_sizes(model: onnx.ModelProto, shape: tuple[int, int]) -> None:
     del model.graph.value_info[:]
     for one in model.graph.output:
         one.type.tensor_type.ClearField("shape")
+
+
+def _follow(graph: Graph, node: NodeProto, sizes: dict[str, list[int | str]]) -> None:
+    """Tell the sizes of what a node writes, where ONNX's own inference does not know.
+
+    It does not where one side of a sum has sizes that were computed. A free size stays
+    what it is in a sum: the other side has the same one, or is repeated.
+
+    Args:
+        graph: The graph.
+        node: The node.
+        sizes: By value; those of the node's output are added.
+    """
+    known = [sizes.get(name) for name in node.input]
+    first = known[0] if known else None
+    found: list[int | str] | None = None
+    if node.op_type in _SAME:
+        whole = [one for one in known if one and all(one)]
+        found = max(whole, key=lambda one: (len(one), _free(one)), default=None)
+    elif node.op_type == "MatMul" and first and known[1]:
+        found = [*first[:-1], known[1][-1]]
+    elif node.op_type == "Transpose" and first:
+        turned = permutation_of(node)
+        found = [first[axis] for axis in turned] if turned else None
+    elif node.op_type == "Reshape" and first and node.input[1] in graph.constants:
+        wanted = graph.array(node.input[1]).tolist()
+        if len(wanted) <= len(first) or 0 not in wanted[len(first) :]:
+            found = [first[i] if one == _COPY else one for i, one in enumerate(wanted)]
+            found = None if -1 in found else found
+    there = sizes.get(node.output[0])
+    if found and not (there and all(there)):
+        sizes[node.output[0]] = found
+
+
+def _free(sizes: list[int | str]) -> int:
+    return sum(isinstance(one, str) for one in sizes)
 
 
 def _part(

@@ -16,7 +16,7 @@ from obert_modifiers.export._qdq import (
     merge_equal_quantizers,
     store_int8_weights,
 )
-from obert_modifiers.export._shapes import copy_sizes
+from obert_modifiers.export._shapes import copy_sizes, fold_constants
 from obert_modifiers.export._trace import trace
 
 # DeepSparse knows a layer's norm by the operators that opset 17 makes one of.
@@ -97,8 +97,7 @@ def export_onnx(
     merge_equal_quantizers(graph)
     look_up_before_dequantizing(graph)
     products = write_integer_products(graph) if target == "deepsparse" else 0
-    if shape is None:
-        copy_sizes(graph)
+    copy_sizes(graph) if shape is None else fold_constants(graph)
     if target == "onnxruntime":
         write_gemms(graph)
     _name(graph, target)
