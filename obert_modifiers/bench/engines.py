@@ -1,6 +1,7 @@
 """The engines: each opens a model and gives a function that runs one batch."""
 
 import importlib
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,7 +74,10 @@ def module_of(engine: str) -> Any:
         ValueError: If it is not installed; the extra that brings it is named.
     """
     try:
-        return importlib.import_module(engine)
+        with warnings.catch_warnings():
+            # DeepSparse is not made for the pydantic of today, and says so.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return importlib.import_module(engine)
     except ImportError as error:
         raise ValueError(
             f"engine={engine} is not installed; expected the {engine} package; run pip "
