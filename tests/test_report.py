@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 
 import pytest
@@ -346,14 +347,14 @@ def test_a_median_comes_before_a_mean(tmp_path):
     assert (read_bench(path)[0].items, read_bench(path)[0].deviation) == (7.5, None)
     write_json(path, [timed("m", 0, throughput=None, throughput_mean=3.0)])
     assert read_bench(path)[0].items == 3.0
-    row = timed("m", 0, throughput=None, items_per_second=8.0, mean_ms=4.0, sd_ms=1.0)
-    write_json(path, {"results": [row | {"bf16": True}]})
+    row = timed("m", 0, throughput=None, items_per_second=8.0, bf16=True)
+    write_json(path, {"results": [row]})
     (found,) = read_bench(path)
-    assert (found.items, found.deviation, found.engine) == (
-        8.0,
-        2.0,
-        "onnxruntime bf16",
-    )
+    assert (found.items, found.deviation) == (8.0, None)
+    assert found.engine == "onnxruntime bf16"
+    write_json(path, {"results": [row | {"median_ms": 3200.0, "sd_ms": 320.0}]})
+    (found,) = read_bench(path)
+    assert (found.items, found.deviation) == (10.0, 1.0)  # 32 samples in 3.2 s
 
 
 def test_rows_are_found_by_their_name_where_it_is_one_runs(several, tmp_path):
@@ -364,6 +365,23 @@ def test_rows_are_found_by_their_name_where_it_is_one_runs(several, tmp_path):
     measured, notes = measure_runs(runs, [path])
     assert [len(one.speeds) for one in measured] == [1, 0, 1]
     assert notes == ["model.safetensors was timed and belongs to no run here."]
+
+
+def test_a_name_is_that_of_a_file_that_was_exported(several, tmp_path):
+    runs = [read_run(path) for path in several]
+    for run in several[:2]:
+        packed = run / "export" / f"only_{len(run.name)}"
+        packed.mkdir(parents=True)
+        shutil.copy(run / "model.safetensors", packed)
+    names = [f"only_{len(run.name)}" for run in several[:2]]
+    try:
+        path = write_json(tmp_path / "b", [timed(name, 9.0) for name in names])
+        measured, notes = measure_runs(runs, [path])
+    finally:
+        for run in several[:2]:
+            shutil.rmtree(run / "export")
+    assert [len(one.speeds) for one in measured] == [1, 1, 0] and not notes
+    assert measured[1].sizes[1].model.endswith(f": {names[1]}")
 
 
 @pytest.mark.parametrize(

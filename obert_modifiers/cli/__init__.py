@@ -56,6 +56,8 @@ _TASKS = {
     "token_classification": "Classify the words of texts, such as named entities",
     "masked_language_modeling": "Predict words that were masked, for upstream pruning",
 }
+# What the three sets of versions are made of.
+_HOSTS = ("sparseml", "sparsezoo", "transformers", "datasets", "accelerate")
 _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
@@ -273,7 +275,11 @@ def _fail(error: Exception, debug: bool) -> int:
         if error.format_message():  # empty where the help was shown instead
             typer.echo(f"obert: {error.format_message()}", err=True)
         return 2
+    missing = isinstance(error, ModuleNotFoundError) and error.name in _HOSTS
     expected = isinstance(error, (ValueError, OSError)) and raised_on_purpose(error)
+    if missing and not debug:
+        typer.echo(f"obert: {error}; `obert doctor` says what mends it", err=True)
+        return 2
     if debug or not expected:
         traceback.print_exception(error)
         return 2 if expected else 1

@@ -80,9 +80,18 @@ class _Graph:
             if name in grids or not dims or np.prod(tensor.dims) < least:
                 continue
             kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-            if f"{kind.kind}{kind.itemsize}".startswith(_KINDS):
+            named = f"{kind.kind}{kind.itemsize}"
+            if named.startswith(_KINDS) or (named == "i4" and self._is_bias(name)):
                 found[name] = numpy_helper.to_array(tensor)
         return found
+
+    def _is_bias(self, name: str) -> bool:
+        # Of a product of integers; other integers of 32 bits are shapes and places.
+        return any(
+            node.op_type == "Add"
+            or (node.op_type == "DequantizeLinear" and node.input[0] == name)
+            for node in self._readers.get(name, ())
+        )
 
     def multiplied(self) -> dict[str, str]:
         """Return the name of the node that multiplies with a constant by its name."""

@@ -121,25 +121,24 @@ def rewritten(
     edits = []
     for (modifier, found), old in zip(modifiers, values, strict=True):
         if found is not None:
-            start, end = _span(modifier.node)
+            start, end = _span(text, modifier.node)
             edits.append((start, end, _block(text, modifier, found, old)))
     for start, end, block in sorted(edits, reverse=True):
         text = text[:start] + block + text[end:]
     return text
 
 
-def _span(node: yaml.Node) -> tuple[int, int]:
-    start = node.start_mark.index
+def _span(text: str, node: yaml.Node) -> tuple[int, int]:
+    start, end = node.start_mark.index, node.end_mark.index
     if isinstance(node, yaml.ScalarNode):
-        return start, max(node.end_mark.index, start + len(node.tag))
-    if node.flow_style or not node.value:
-        return start, node.end_mark.index
-    # A block ends where the next thing begins, after comments that are not its own.
-    last = node
-    while isinstance(last, yaml.CollectionNode) and not last.flow_style and last.value:
-        item = last.value[-1]
-        last = item[1] if isinstance(item, tuple) else item
-    return start, last.end_mark.index
+        return start, max(end, start + len(node.tag))
+    if node.flow_style:
+        return start, end
+    # A block ends where the next thing begins; comments before that are not its own.
+    lines = text[start:end].split("\n")
+    while not lines[-1].strip() or lines[-1].lstrip().startswith("#"):
+        lines.pop()
+    return start, start + len("\n".join(lines).rstrip())
 
 
 def _block(

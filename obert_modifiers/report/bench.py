@@ -13,7 +13,6 @@ _NAMES = {
     "sequence": ("seq", "sequence", "sequence_length", "seq_length"),
 }
 _RATES = ("median", "mean")
-_MILLISECONDS = ("sd_ms", "mean_ms")
 
 
 @dataclass(frozen=True)
@@ -104,10 +103,12 @@ def _throughput(row: Mapping[str, Any]) -> tuple[Any, float | None]:
     Returns:
         Both, None for what is not there.
     """
-    items = row.get("items_per_second")
-    if items is not None:
-        deviation, mean = (row.get(key) for key in _MILLISECONDS)
-        return items, items * deviation / mean if deviation and mean else None
+    if row.get("median_ms") and row.get("batch"):
+        # As `obert bench` compares: a neighbour that slows one batch changes the mean.
+        items = 1e3 * row["batch"] / row["median_ms"]
+        return items, items * row.get("sd_ms", 0.0) / row["median_ms"] or None
+    if row.get("items_per_second") is not None:
+        return row["items_per_second"], None
     rate = row.get("throughput")
     if not isinstance(rate, Mapping):
         return row.get("throughput_median", row.get("throughput_mean", rate)), None

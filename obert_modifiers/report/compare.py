@@ -67,6 +67,8 @@ def measure_runs(
         found[number].evaluated[path] = record
     lost = set()
     for speed in [one for path in bench for one in read_bench(path)]:
+        if not Path(speed.model).exists():
+            speed = replace(speed, model=_in_export(speed.name, runs) or speed.model)
         path = str(Path(speed.model).resolve())
         number = owners.get(path, _owner(path, runs))
         if number is None:
@@ -88,6 +90,21 @@ def _owner(path: str, runs: Sequence[Run]) -> int | None:
         if Path(path) == folder or folder in Path(path).parents:
             return number
     return None
+
+
+def _in_export(name: str, runs: Sequence[Run]) -> str | None:
+    """Find a file by its name where `obert export` puts it.
+
+    Returns:
+        Its path, None where there is not one alone.
+    """
+    found = [
+        path
+        for run in runs
+        for path in (run.folder / "export").rglob("*")
+        if path.name == name
+    ]
+    return str(found[0]) if len(found) == 1 else None
 
 
 def _named(name: str, runs: Sequence[Run], owners: dict[str, int]) -> int | None:

@@ -298,7 +298,7 @@ def _spelt_out(argv: Sequence[str]) -> list[str]:
         The same with ``--replace same`` for it.
     """
     words: list[str] = []
-    for word, after in zip(argv, [*argv[1:], "--"], strict=True):
+    for word, after in zip(argv, [*argv, "--"][1:], strict=True):
         words.append(word)
         if word == "--replace" and after.startswith("--"):
             words.append("same")

@@ -176,7 +176,9 @@ def test_odd_forms_of_recipes(name) -> None:
 
 def test_variables_stay_variables() -> None:
     old = (
-        "last: &last 0.8\nfirst: &first 0.1  # low\n" + HEAD + "  - !GMPruningModifier"
+        "often: &often 0.5\nlast: &last 0.8\nfirst: &first 0.1  # low\n"
+        + HEAD
+        + "  - !GMPruningModifier"
     )
     old += """
       params: eval(pruned)
@@ -184,7 +186,11 @@ def test_variables_stay_variables() -> None:
       final_sparsity: *last
       start_epoch: 0.0
       end_epoch: eval(final * 2.5)
-      update_frequency: 0.5
+      update_frequency: *often  # an alias is last
+
+  # what comes next
+  - !DistillationModifier
+      hardness: *last
 """
     new = convert_recipe(old).text
     for kept in (

@@ -7,6 +7,7 @@ import yaml
 from safetensors.torch import load_file
 
 from obert_modifiers import cli
+from obert_modifiers.tasks._arguments import _spelt_out
 from tests import tiny
 
 # As in SparseML's recipes for oBERT, with a smaller schedule.
@@ -112,3 +113,17 @@ def test_with_our_defaults_each_change_is_said(files, tmp_path, capsys) -> None:
 def test_a_wrong_mode_is_one_message(files, tmp_path, capsys) -> None:
     code, said = train(files, tmp_path / "x", capsys, "--replace", "strict")
     assert code == 2 and "--replace" in said and "strict" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "spelt"),
+    [
+        ([], []),
+        (["--replace"], ["--replace", "same"]),
+        (["--replace", "--do_train"], ["--replace", "same", "--do_train"]),
+        (["--replace", "ours"], ["--replace", "ours"]),
+        (["--replace=ours"], ["--replace=ours"]),
+    ],
+)
+def test_a_bare_flag_gets_its_value(words, spelt) -> None:
+    assert _spelt_out(words) == spelt

@@ -3,6 +3,8 @@
 import configparser
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -221,3 +223,27 @@ def test_doctor_prints_and_exits(capsys, monkeypatch):
     assert report["stack"] is None and report["nearest"] == "B"
     assert report["versions"]["transformers"] == "5.23.0"
     assert report["command"].startswith("python -m pip install")
+
+
+HIDDEN = """
+import sys
+
+class Hide:
+    def find_spec(self, name, path=None, target=None):
+        if name == "sparseml":
+            raise ModuleNotFoundError("No module named 'sparseml'", name=name)
+
+sys.meta_path.insert(0, Hide())
+from obert_modifiers.cli import main
+sys.exit(main(["recipe", "check", "recipes/quickstart.yaml"]))
+"""
+
+
+def test_a_command_without_sparseml_names_the_doctor():
+    done = subprocess.run(
+        [sys.executable, "-c", HIDDEN], cwd=REPO, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stderr.endswith(
+        "obert: No module named 'sparseml'; `obert doctor` says what mends it\n"
+    )

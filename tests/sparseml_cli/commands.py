@@ -70,7 +70,7 @@ for _task in TASKS:
         _task, f"{{models}}/{_task}_teacher"
     )
     _rest = f"--distill_teacher {_teacher}" if _teacher else ""
-    _rest += "" if _task == "qa" else " --recipe_args num_grads=32"
+    _rest += f" --recipe_args num_grads={128 if _task == 'qa' else 32}"
     _program = "seeded" if _task == "mlm" else "obert"
     _replaced = train(_task, f"obs_{_task}", _rest)
     COMMANDS |= {

@@ -31,6 +31,7 @@ def test_the_readmes_command_runs_scaled_down(run):
     scaled = [values.get(flag, flag) for flag in flags]
     scaled += "--max_seq_length 32 --doc_stride 8 --cache_dir {cache} --use_cpu".split()
     scaled += ["--distill_teacher", "{models}/qa_teacher"]
+    scaled += ["--recipe_args", "num_grads=32"]
     done = run("readme", Command(" ".join(scaled)))
     assert done.figures()["eval_f1"] >= 0.0
     count, weights = zeros(done.folder)
