@@ -87,6 +87,7 @@ def export_onnx(
     """  # noqa: DOC502  raised by the checks
     path = Path(path)
     _check_target(target, shape)
+    _check_positions(model, shape)
     sample = _checked(model, sample)
     if shape is not None:
         sample = {name: _of_shape(value, shape) for name, value in sample.items()}
@@ -151,6 +152,16 @@ def _check_target(target: str, shape: tuple[int, int] | None) -> None:
         raise ValueError(
             f"shape={shape} is no size of a batch; expected a batch size and a sequence"
             " length of 1 at least; give two such numbers"
+        )
+
+
+def _check_positions(model: nn.Module, shape: tuple[int, int] | None) -> None:
+    config = getattr(model, "config", None)
+    most = getattr(config, "max_position_embeddings", None)
+    if shape is not None and most is not None and shape[1] > most:
+        raise ValueError(
+            f"shape={shape[0]}x{shape[1]} is longer than the model's {most} positions; "
+            f"expected a sequence length of {most} at most; give a shorter one"
         )
 
 

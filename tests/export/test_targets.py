@@ -184,6 +184,8 @@ def test_targets_that_cannot_be_are_refused(tmp_path) -> None:
         export_onnx(model, inputs(2, 6), path, "deepsparse")
     with pytest.raises(ValueError, match=r"shape=\(0, 4\) is no size of a batch"):
         export_onnx(model, inputs(2, 6), path, "deepsparse", (0, 4))
+    with pytest.raises(ValueError, match="shape=2x25 is longer than the model's 24"):
+        export_onnx(model, inputs(2, 6), path, "deepsparse", (2, 25))
     assert not path.exists()
 
 
