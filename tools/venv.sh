@@ -98,7 +98,7 @@ case $kind in
         ;;
 esac
 if [ "$constraints" = constraints-python3.12.txt ] && [ "$kind" = full ]; then
-    install --no-deps sparseml sparsezoo
+    install --no-deps --ignore-requires-python sparseml sparsezoo
 elif [ "$kind" != core ]; then
     "$venv/bin/python" -m pip check --disable-pip-version-check
 fi

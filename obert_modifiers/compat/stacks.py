@@ -81,7 +81,7 @@ STACKS = {
             "datasets": ">=4,<6",
             "accelerate": ">=1.10,<2",
             "numpy": ">=1.26,<3",
-            "onnx": ">=1.15,<2",
+            "onnx": ">=1.15,<1.18",
             "pydantic": ">=2,<3",
             "setuptools": "<81",
         },
@@ -222,7 +222,8 @@ def _command(faults: tuple[Fault, ...], stack: Stack) -> str:
     others = [w for w in words if w not in alone]
     parts = [f"python -m pip install {' '.join(others)}"] if others else []
     if alone:
-        parts.append(f"python -m pip install --no-deps {' '.join(alone)}")
+        flags = "--no-deps --ignore-requires-python"
+        parts.append(f"python -m pip install {flags} {' '.join(alone)}")
     return " && ".join(parts)
 
 

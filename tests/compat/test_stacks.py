@@ -71,14 +71,15 @@ BROKEN = [
         {"sparseml": None, "sparsezoo": None},
         "C",
         ["sparseml", "sparsezoo"],
-        "--no-deps 'sparseml>=1.8,<1.9' 'sparsezoo>=1.8,<1.9'",
+        "--no-deps --ignore-requires-python 'sparseml>=1.8,<1.9' 'sparsezoo>=1.8,<1.9'",
     ),
     (
         C,
         {"sparseml": None, "datasets": "2.18.0"},
         "C",
         ["sparseml", "datasets"],
-        "'datasets>=4,<6' && python -m pip install --no-deps 'sparseml>=1.8,<1.9'",
+        "'datasets>=4,<6' && python -m pip install --no-deps --ignore-requires-python "
+        "'sparseml>=1.8,<1.9'",
     ),
 ]
 
@@ -193,19 +194,28 @@ def test_setup_cfg_admits_each_stack(key):
     assert not any(between.contains(f"4.{minor}.1") for minor in range(41, 58))
 
 
-@pytest.mark.parametrize(
-    ("key", "file"), [("A", "constraints.txt"), ("B", "constraints-sparseml-cli.txt")]
-)
+CONSTRAINTS = {
+    "A": "constraints.txt",
+    "B": "constraints-sparseml-cli.txt",
+    "C": "constraints-python3.12.txt",
+}
+
+
+@pytest.mark.parametrize(("key", "file"), CONSTRAINTS.items())
 def test_constraints_are_of_their_stack(key, file):
+    python = SETS[key]["python"]
     pinned = {}
     for line in (REPO / file).read_text(encoding="utf-8").splitlines():
         if line and not line.startswith("#"):
             one = Requirement(line)
-            environment = {"python_version": "3.11", "python_full_version": "3.11.7"}
+            environment = {
+                "python_version": python.rpartition(".")[0],
+                "python_full_version": python,
+            }
             if one.marker is None or one.marker.evaluate(environment):
                 pinned[one.name.lower()] = str(one.specifier).removeprefix("==")
     assert all(Version(version) for version in pinned.values())
-    found = diagnose({"python": "3.11.7"} | pinned)
+    found = diagnose({"python": python} | pinned)
     assert found.stack == key, found.faults
 
 

@@ -95,7 +95,9 @@ COMMANDS |= {
     ),
     "int8_again": Command(f"--replace {again('text', 'int8')}", after="int8"),
     "plain_obs": Command(train("mlm", "obs", evaluate=""), "console"),
-    "plain_quantization": Command(train("mlm", "quantization", evaluate=""), "console"),
+    "plain_quantization": Command(
+        train("mlm", "quantization_mlm", evaluate=""), "console"
+    ),
     "obs": Command(train("text", "obs")),
     "obs_without_samples": Command(
         f"--without=gradient-samples {train('text', 'obs')}"

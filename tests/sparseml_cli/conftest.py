@@ -24,6 +24,7 @@ RECIPES = {
     "mlm": recipes.MLM,
     "obs": recipes.OBS,
     "quantization": recipes.QUANTIZATION,
+    "quantization_mlm": recipes.QUANTIZATION.replace(", Tanh", ""),  # no pooler
     "quantized_modules": recipes.QUANTIZED_MODULES,
     "obs_text": recipes.OBS_TEXT,
     "obs_qa": recipes.OBS_QA,

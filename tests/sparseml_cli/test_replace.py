@@ -38,6 +38,8 @@ def test_a_pruned_model_is_quantized_with_sparsemls_second_recipe(run):
     assert zeros(before)[0] == zeros(after.folder)[0]
     saved = json.loads((after.folder / "quantization.json").read_text("utf-8"))
     assert "classifier:weight" in saved["tensors"]
+    recipe = (after.folder / "recipe.yaml").read_text(encoding="utf-8")
+    assert "!ConstantMasksModifier" in recipe and "!QATModifier" in recipe
     assert run("int8_again").figures()["eval_loss"] == figures["eval_loss"]
 
 

@@ -83,5 +83,6 @@ def test_the_four_recipes_hold_all_our_modifiers(repo):
 
     text = "".join(RECIPES.values())
     missing = [name for name in modifiers.__all__ if f"!{name}" not in text]
-    assert not missing
+    # SparseML's ConstantPruningModifier runs on it: see test_replace.py.
+    assert missing == ["ConstantMasksModifier"]
     assert json.dumps(sorted(SPARSITY)) == json.dumps(sorted(TASKS))
