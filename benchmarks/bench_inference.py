@@ -137,7 +137,7 @@ def export_all(
         for engine in engines:
             shape = (BATCH, SEQ) if engine == "deepsparse" else None
             path = folder / f"{name}_{engine}.onnx"
-            export_onnx(model, sample(8), path, engine, shape)
+            export_onnx(model, sample(8), path, engine, shape, integer_bias=True)
             files[name, engine] = path
         first = [files[name, engines[0]]]
         sizes[name] = {
@@ -193,6 +193,7 @@ def result_of(
         | show.record(found, effort, loads)
         | {
             "weights": "random, pruned to the pattern",
+            "biases": "INT32 where the engine takes them",
             "models": {name: asdict(MODELS[name]) for name in sizes},
             "sizes": sizes,
         }

@@ -151,8 +151,8 @@ def _fits(
 ) -> bool:
     if engine == "deepsparse" and has_qdq_products(model):
         notes.append(
-            f"deepsparse ends its process at the Q and DQ nodes of {name}; export "
-            "with --target deepsparse"
+            f"deepsparse takes the Q and DQ nodes of {name} for floating point, or "
+            "ends; export with --target deepsparse"
         )
         return False
     for one in model.graph.input:

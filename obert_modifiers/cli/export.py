@@ -30,12 +30,16 @@ def export(
     int8: Annotated[
         bool, typer.Option("--int8", help="Fail unless the weights are INT8.")
     ] = False,
+    integer_bias: Annotated[
+        bool,
+        typer.Option("--integer-bias", help="INT32 biases: faster, less exact."),
+    ] = False,
 ) -> None:
     """Write a run as ONNX, OpenVINO IR, 2:4 weights or packed safetensors."""
     with quiet_host():
         from obert_modifiers.export.formats import Options, export_run
 
-        options = Options(target, parse_shape(shape), int8)
+        options = Options(target, parse_shape(shape), int8, integer_bias)
         found = export_run(run, form, out, options)
     typer.echo(f"{found.path}: {found.size_bytes / _MB:.1f} MB")
     for fact in found.facts:

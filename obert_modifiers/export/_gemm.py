@@ -15,7 +15,7 @@ from obert_modifiers.export._graph import (
 from obert_modifiers.export._integers import bias_after, constant_of
 
 
-def write_gemms(model: onnx.ModelProto) -> int:
+def write_gemms(model: onnx.ModelProto, integer_bias: bool) -> int:
     """Write quantized linear layers as ONNX Runtime fuses them; changes the graph.
 
     ``MatMul(DQ(x), DQ(w)) + bias`` becomes ``Gemm(DQ(x), DQ(w), DQ(bias))`` on rows,
@@ -25,6 +25,7 @@ def write_gemms(model: onnx.ModelProto) -> int:
 
     Args:
         model: The graph, with INT8 weights and merged quantizers; changed in place.
+        integer_bias: False leaves the bias a sum of its own, in floating point.
 
     Returns:
         Gemm nodes.
@@ -45,29 +46,41 @@ def write_gemms(model: onnx.ModelProto) -> int:
             turned = is_turned(graph, product.input[1])
             width = graph.array(right.input[0]).shape[turned]
             rows[left.output[0]] = _flatten(graph, before, left, width)
-        _rewrite(graph, product, rows[left.output[0]], (left, right), first)
+        bias = bias_after(graph, product.output[0]) if integer_bias else None
+        _rewrite(graph, product, (rows[left.output[0]], left, right), first, bias)
         count += 1
     for gemm in graph.of_kind("Gemm"):
-        count += _give_integer_bias(graph, gemm)
+        count += _change_bias(graph, gemm, integer_bias)
     graph.write()
     return count
 
 
-def _give_integer_bias(graph: Graph, gemm: NodeProto) -> bool:
+def _change_bias(graph: Graph, gemm: NodeProto, integer_bias: bool) -> bool:
     """Put the bias of a Gemm that torch wrote, of a pooler or a head, on the grid.
 
     Args:
         graph: The graph.
         gemm: The node.
+        integer_bias: False makes a sum of its own of it.
 
     Returns:
         False for one that is not quantized, or has been done.
     """
+    if len(gemm.input) < 3:
+        return False
     left, right = (graph.writer(name) for name in gemm.input[:2])
     if left is None or right is None or gemm.input[2] not in graph.constants:
         return False
     if not left.op_type == right.op_type == DEQUANTIZE:
         return False
+    if not integer_bias:
+        out, name = gemm.output[0], gemm.input.pop()
+        gemm.output[0] = graph.free_name(f"{out}_product")
+        total = helper.make_node(
+            "Add", [gemm.output[0], name], [out], name=f"{out}_sum"
+        )
+        graph.replace(gemm, gemm, total)
+        return True
     bias = helper.make_node("Add", [gemm.input[2]], [gemm.output[0]])
     integer = _integer_bias(graph, bias, left, right)
     gemm.input[2] = integer.output[0]
@@ -109,16 +122,15 @@ def _flatten(graph: Graph, quantize: NodeProto, left: NodeProto, width: int) -> 
 def _rewrite(
     graph: Graph,
     product: NodeProto,
-    rows: str,
-    sides: tuple[NodeProto, NodeProto],
+    sides: tuple[str, NodeProto, NodeProto],
     first: str,
+    bias: NodeProto | None,
 ) -> None:
-    left, right = sides
+    rows, left, right = sides
     out, name = product.output[0], product.name
     turned = is_turned(graph, product.input[1])
     inputs = [rows, right.output[0]]
     new = []
-    bias = bias_after(graph, out)
     if bias is not None:
         new.append(_integer_bias(graph, bias, left, right))
         inputs.append(new[0].output[0])

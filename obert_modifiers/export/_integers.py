@@ -14,16 +14,18 @@ from obert_modifiers.export._graph import (
 )
 
 
-def write_integer_products(model: onnx.ModelProto) -> int:
+def write_integer_products(model: onnx.ModelProto, integer_bias: bool) -> int:
     """Write each product of two dequantized values as integers; changes the graph.
 
     ``MatMul(DQ(x), DQ(w)) + bias`` becomes ``(MatMulInteger(x, w) + rint(bias / s))
     * s`` with ``s = s_x s_w``, the sum in int32. That is what DeepSparse runs fast;
-    between Q and DQ nodes it computes in floating point. The bias is off by half of
-    ``s`` at most, far below a step of what follows.
+    between Q and DQ nodes it computes in floating point. An integer bias is off by half
+    of ``s`` at most: less than a step of what follows, and still enough to lift single
+    values over the border of theirs.
 
     Args:
         model: The graph, with INT8 weights; changed in place.
+        integer_bias: False leaves the bias a sum of its own, in floating point.
 
     Returns:
         Products of integers.
@@ -36,7 +38,8 @@ def write_integer_products(model: onnx.ModelProto) -> int:
         left = graph.writer(product.input[0])
         right = dequantizer_of(graph, product.input[1])
         if left is not None and left.op_type == DEQUANTIZE and right is not None:
-            _rewrite(graph, product, left, right)
+            bias = bias_after(graph, product.output[0]) if integer_bias else None
+            _rewrite(graph, product, (left, right), bias)
             count += 1
     graph.write()
     return count
@@ -72,8 +75,12 @@ def _take_apart(graph: Graph, gemm: NodeProto) -> None:
 
 
 def _rewrite(
-    graph: Graph, product: NodeProto, left: NodeProto, right: NodeProto
+    graph: Graph,
+    product: NodeProto,
+    sides: tuple[NodeProto, NodeProto],
+    bias: NodeProto | None,
 ) -> None:
+    left, right = sides
     out, name = product.output[0], product.name
     scale = _scale(graph, left, right)
     factor, turns = right.input[0], []
@@ -88,7 +95,6 @@ def _rewrite(
             name=f"{name}_integer",
         )
     ]
-    bias = bias_after(graph, out)
     if bias is not None:
         steps = np.rint(graph.array(constant_of(graph, bias)) / scale)
         stored = graph.store(graph.free_name(f"{out}_bias"), steps.astype(np.int32))

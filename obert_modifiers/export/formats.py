@@ -16,11 +16,13 @@ class Options:
         target: The engine that an ONNX file is for.
         shape: Batch size and sequence length, both fixed, or None.
         int8: True insists on INT8 weights.
+        integer_bias: Round biases to INT32, for speed.
     """
 
     target: str = TARGETS[0]
     shape: tuple[int, int] | None = None
     int8: bool = False
+    integer_bias: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,9 @@ def _onnx(path: Path, out: Path | None, options: Options) -> Exported:
     run = load_run(path)
     _check_int8(run.quantized, path, options)
     out = out or path / "export" / f"{options.target}.onnx"
-    found = export_onnx(run.model, run.sample(), out, options.target, shape)
+    found = export_onnx(
+        run.model, run.sample(), out, options.target, shape, options.integer_bias
+    )
     facts = [_weights(found.int8_weights), _sizes(shape)]
     if found.integer_products:
         facts.append(f"{found.integer_products} products of integers")

@@ -57,6 +57,7 @@ def export_onnx(
     path: str | Path,
     target: str = "onnxruntime",
     shape: tuple[int, int] | None = None,
+    integer_bias: bool = False,
 ) -> OnnxExport:
     """Write a model as ONNX for an engine.
 
@@ -77,6 +78,9 @@ def export_onnx(
         path: The file to write; its folder is made where it is missing.
         target: ``onnxruntime``, ``openvino`` or ``deepsparse``.
         shape: Batch size and sequence length, both fixed; None leaves them free.
+        integer_bias: Round biases to INT32 on the grid of their sums, for
+            ``onnxruntime`` and ``deepsparse``: about a tenth faster, and not quite what
+            the model was trained with.
 
     Returns:
         What was written.
@@ -87,6 +91,7 @@ def export_onnx(
     """  # noqa: DOC502  raised by the checks
     path = Path(path)
     _check_target(target, shape)
+    _check_positions(model, shape)
     sample = _checked(model, sample)
     if shape is not None:
         sample = {name: _of_shape(value, shape) for name, value in sample.items()}
@@ -96,10 +101,12 @@ def export_onnx(
     weights = store_int8_weights(graph)
     merge_equal_quantizers(graph)
     look_up_before_dequantizing(graph)
-    products = write_integer_products(graph) if target == "deepsparse" else 0
+    products = 0
+    if target == "deepsparse":
+        products = write_integer_products(graph, integer_bias)
     copy_sizes(graph) if shape is None else fold_constants(graph)
     if target == "onnxruntime":
-        write_gemms(graph)
+        write_gemms(graph, integer_bias)
     _name(graph, target)
     onnx.checker.check_model(graph)
     onnx.save(graph, path)
@@ -151,6 +158,16 @@ def _check_target(target: str, shape: tuple[int, int] | None) -> None:
         raise ValueError(
             f"shape={shape} is no size of a batch; expected a batch size and a sequence"
             " length of 1 at least; give two such numbers"
+        )
+
+
+def _check_positions(model: nn.Module, shape: tuple[int, int] | None) -> None:
+    config = getattr(model, "config", None)
+    most = getattr(config, "max_position_embeddings", None)
+    if shape is not None and most is not None and shape[1] > most:
+        raise ValueError(
+            f"shape={shape[0]}x{shape[1]} is longer than the model's {most} positions; "
+            f"expected a sequence length of {most} at most; give a shorter one"
         )
 
 

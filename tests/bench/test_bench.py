@@ -106,8 +106,8 @@ def test_what_an_engine_cannot_run_is_left_out_with_why(files, tmp_path) -> None
         ("ds.onnx", "deepsparse"),
     ]
     assert plan.notes == (
-        "deepsparse ends its process at the Q and DQ nodes of int8.onnx; export with "
-        "--target deepsparse",
+        "deepsparse takes the Q and DQ nodes of int8.onnx for floating point, or ends;"
+        " export with --target deepsparse",
     )
     with pytest.raises(ValueError, match="ds.onnx is for batch size and sequence len"):
         plan_cases([files / "ds.onnx"], ["deepsparse"], [(3, 6)], tmp_path)

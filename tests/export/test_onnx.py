@@ -143,8 +143,9 @@ def test_a_plain_file_does_not_agree_with_a_quantized_model(tmp_path) -> None:
     assert agrees(plain, found.path, found.outputs, inputs(64, 11, 7), exactly=True)
 
 
+@pytest.mark.parametrize("integer_bias", [False, True])
 @pytest.mark.parametrize("per_channel", [False, True])
-def test_weights_are_stored_as_int8(per_channel: bool, tmp_path) -> None:
+def test_weights_are_stored_as_int8(per_channel, integer_bias, tmp_path) -> None:
     model = make(scheme=Scheme(per_channel=per_channel))
     with torch.no_grad():
         model.bert.encoder.layer[0].output.dense.weight[:, ::2] = 0.0
@@ -152,7 +153,8 @@ def test_weights_are_stored_as_int8(per_channel: bool, tmp_path) -> None:
     quantizers_of(model)["bert.encoder.layer.0.output.dense:weight"].observe_(
         model.bert.encoder.layer[0].output.dense.weight
     )
-    found = export_onnx(model, inputs(2, 6), tmp_path / "model.onnx")
+    path = tmp_path / "model.onnx"
+    found = export_onnx(model, inputs(2, 6), path, integer_bias=integer_bias)
     graph = onnx.load(found.path).graph
     arrays = {one.name: numpy_helper.to_array(one) for one in graph.initializer}
     whole = {
@@ -164,8 +166,8 @@ def test_weights_are_stored_as_int8(per_channel: bool, tmp_path) -> None:
     }
     # Three embeddings, six linear layers in each of two layers, pooler and head.
     assert len(whole) == found.int8_weights == 17
-    # And the biases of all linear layers.
-    assert found.dequantize_nodes == 17 + 14 + found.quantize_nodes
+    # And the biases of all linear layers, where they are asked for.
+    assert found.dequantize_nodes == 17 + 14 * integer_bias + found.quantize_nodes
     for name, array in whole.items():
         one = quantizers_of(model)[f"{name.removesuffix('.weight')}:weight"]
         weight = model.get_parameter(name).detach()

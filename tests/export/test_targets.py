@@ -33,7 +33,8 @@ def arrays_of(path) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_integers_give_what_the_model_gives(cls, scheme, tmp_path) -> None:
     model = make(cls, SCHEMES[scheme])
-    found = export_onnx(model, inputs(2, 6), tmp_path / "ds.onnx", "deepsparse", SHAPE)
+    path, whole = tmp_path / "ds.onnx", scheme == "per channel"  # both kinds of bias
+    found = export_onnx(model, inputs(2, 6), path, "deepsparse", SHAPE, whole)
     batch = inputs(*SHAPE, 7)
     plain = SCHEMES[scheme] is None
     assert agrees(model, found.path, TASKS[cls], batch, exactly=plain)
@@ -161,7 +162,8 @@ def test_a_wrong_bias_is_found(tmp_path, monkeypatch) -> None:
     model, sample = make(scheme=Scheme()), inputs(2, 6)
 
     def exported():
-        return export_onnx(model, sample, tmp_path / "m.onnx", "deepsparse", SHAPE)
+        path = tmp_path / "m.onnx"
+        return export_onnx(model, sample, path, "deepsparse", SHAPE, True)
 
     assert "within" in compare(model, sample, exported(), SHAPE)
     right = _integers._scale
@@ -184,6 +186,8 @@ def test_targets_that_cannot_be_are_refused(tmp_path) -> None:
         export_onnx(model, inputs(2, 6), path, "deepsparse")
     with pytest.raises(ValueError, match=r"shape=\(0, 4\) is no size of a batch"):
         export_onnx(model, inputs(2, 6), path, "deepsparse", (0, 4))
+    with pytest.raises(ValueError, match="shape=2x25 is longer than the model's 24"):
+        export_onnx(model, inputs(2, 6), path, "deepsparse", (2, 25))
     assert not path.exists()
 
 

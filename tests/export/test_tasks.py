@@ -60,7 +60,8 @@ class Engine(nn.Module):
 
     def forward(self, **batch):
         rows, tokens = batch["input_ids"].shape
-        feed = {name: batch[name].numpy() for name in self.inputs}
+        zeros = torch.zeros_like(batch["input_ids"])  # token types that are left out
+        feed = {name: batch.get(name, zeros).numpy() for name in self.inputs}
         if self.filled:
             more = ((0, BATCH - rows), (0, LENGTH - tokens))
             feed = {name: np.pad(value, more) for name, value in feed.items()}
