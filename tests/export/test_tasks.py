@@ -43,7 +43,7 @@ BATCH, LENGTH = 25, 64
 TASKS = {
     "text_classification": (None, 960, 1000, ()),
     "question_answering": ("squad", 960, 400, ("--doc_stride", "24")),
-    "token_classification": ("conll2003", 960, 500, ("--label_names", NAMES)),
+    "token_classification": ("conll2003", 3200, 500, ("--label_names", NAMES)),
     "masked_language_modeling": ("wiki_paragraphs", 480, 200, ()),
 }
 assert len(TASKS) == 4
