@@ -113,14 +113,14 @@ prune_stage:
 quantize_stage:
   quantize_modifiers:
     - !EpochRangeModifier
-        start_epoch: 0.0
-        end_epoch: 1.0
+        start_epoch: 2.0
+        end_epoch: 3.0
     - !SetLearningRateModifier
-        start_epoch: 0.0
+        start_epoch: 2.0
         learning_rate: 0.005
     - !QATModifier
-        start_epoch: 0.2
-        disable_observer_epoch: 0.8
+        start_epoch: 2.2
+        disable_observer_epoch: 2.8
 """
 HOSTS = """
 modifiers:
