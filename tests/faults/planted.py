@@ -40,7 +40,7 @@ def reports_forgotten() -> None:
 def masks_forgotten() -> None:
     _after_loading(lambda modifier: setattr(modifier._masks, "enabled", False))
     ParameterMasks.replace = lambda self, masks: None
-    saving._check_sparsity = lambda parts, before: None
+    saving.check_sparsity = lambda manager, before: None
 
 
 def random_state_forgotten() -> None:
@@ -105,7 +105,7 @@ def hosts_start_over() -> None:
 
 def host_masks_off() -> None:
     _change_loaded(lambda state: {**state, "enabled": False})
-    saving._check_sparsity = lambda parts, before: None
+    saving.check_sparsity = lambda manager, before: None
 
 
 def scaler_forgotten() -> None:
