@@ -3,7 +3,7 @@
 The quickstart with every training sentence: the same recipes, the same teacher, three
 seeds (of the head, the order of samples, dropout and the gradient samples), trained in
 mixed bfloat16 precision. About 45 minutes on 2 cores with AMX; ``--quick`` runs one
-seed on 512 sentences in about two.
+seed on 512 sentences in about three.
 
     python benchmarks/bench_movie_snippets.py --json FILE [--seeds 0 1 2] [--quick]
 """

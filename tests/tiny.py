@@ -1,18 +1,25 @@
 """A tiny model, tokenizer and data set, made on the spot."""
 
 import json
-import random
 from pathlib import Path
 
 import torch
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
 
 from obert_modifiers.modifiers._targets import encoder_weights
+from tests.words import BAD, GOOD, OBERT, OTHER, SPECIAL, TWO_EPOCHS, sentences
 
-GOOD = "fine great lovely warm bright funny".split()
-BAD = "dull poor awful cold grim boring".split()
-OTHER = "the film a plot of cast is and story with it scene".split()
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+__all__ = [
+    "BAD",
+    "GOOD",
+    "OTHER",
+    "RECIPE",
+    "SPECIAL",
+    "save_model",
+    "sentences",
+    "sparsity",
+    "write_rows",
+]
 
 
 def save_model(folder: Path, **config) -> Path:
@@ -38,19 +45,6 @@ def save_model(folder: Path, **config) -> Path:
     return folder
 
 
-def sentences(count: int, seed: int = 0) -> list[dict]:
-    """Make sentences whose label is which of the two word lists they draw from."""
-    draw = random.Random(seed)
-    rows = []
-    for _ in range(count):
-        label = draw.randrange(2)
-        words = draw.choices(OTHER, k=draw.randrange(3, 12))
-        words += draw.choices(GOOD if label else BAD, k=2)
-        draw.shuffle(words)
-        rows.append({"sentence": " ".join(words), "label": label})
-    return rows
-
-
 def write_rows(path: Path, rows: list[dict]) -> Path:
     """Write rows as json lines."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -64,23 +58,4 @@ def sparsity(model: torch.nn.Module) -> float:
     return zeros / sum(weight.numel() for weight in weights)
 
 
-RECIPE = """\
-modifiers:
-  - !EpochRangeModifier
-      start_epoch: 0.0
-      end_epoch: 2.0
-  - !LearningRateFunctionModifier
-      lr_func: linear
-      init_lr: 5e-3
-      final_lr: 0.0
-      start_epoch: 0.0
-      end_epoch: 2.0
-  - !OBERTPruningModifier
-      init_sparsity: 0.5
-      final_sparsity: 0.8
-      start_epoch: 0.5
-      end_epoch: 1.5
-      update_frequency: 0.5
-      num_grads: 16
-      fisher_block_size: 16
-"""
+RECIPE = f"{TWO_EPOCHS}{OBERT}"

@@ -20,11 +20,11 @@ from obert_modifiers.core.schedule import (
 from obert_modifiers.core.selection import make_pools
 from obert_modifiers.modifiers._goals import read_goals
 from obert_modifiers.modifiers._host import (
-    ModifierProp,
+    SCHEDULE_KEY,
     ScheduledUpdateModifier,
-    SparsificationTypes,
     recipe_key,
 )
+from obert_modifiers.modifiers._masking import MaskingModifier
 from obert_modifiers.modifiers._masks import ParameterMasks
 from obert_modifiers.modifiers._second_order import SecondOrder
 from obert_modifiers.modifiers._targets import (
@@ -51,10 +51,9 @@ from obert_modifiers.modifiers._validate import (
 FROM_PARAM = "__FROM_PARAM__"
 
 _LOGGER = logging.getLogger(__name__)
-_SCHEDULE_KEY = "__schedule__"
 
 
-class GradualPruningModifier(ScheduledUpdateModifier):
+class GradualPruningModifier(MaskingModifier, ScheduledUpdateModifier):
     """Base of the pruning modifiers; decides when, and holds no maths.
 
     Order of its hooks: ``initialize`` resolves the parameters; ``update``, when the
@@ -149,23 +148,12 @@ class GradualPruningModifier(ScheduledUpdateModifier):
         self._min_density = as_density(
             min_density, max(goal for goal, _ in self._goals), self._pattern
         )
-        self._masks: ParameterMasks | None = None
         self._engine: SecondOrder | None = None  # set by those that take gradients
         self._model: nn.Module | None = None
         self._starts: list[float] = []
         self._ends: list[float] = []
         self._applied_sparsity: list[float] | None = None
         self._events: list[PruneReport] = []
-
-    @ModifierProp(serializable=False)
-    def sparsification_types(self) -> list[SparsificationTypes]:
-        """Kinds of compression that this modifier applies."""  # noqa: DOC201 property
-        return [SparsificationTypes.pruning]
-
-    @property
-    def module_masks(self) -> ParameterMasks | None:
-        """Masks of the selected parameters; None before and after training."""
-        return self._masks
 
     @property
     def applied_sparsity(self) -> list[float] | None:
@@ -319,41 +307,6 @@ class GradualPruningModifier(ScheduledUpdateModifier):
             pool.count > sum(counts[i].pruned for i in pool.members) for pool in pools
         )
 
-    def optimizer_post_step(
-        self, module: nn.Module, optimizer: Any, epoch: float, steps_per_epoch: int
-    ) -> None:
-        """Apply the masks, as the optimizer may have moved pruned weights.
-
-        Args:
-            module: The model.
-            optimizer: The optimizer.
-            epoch: Progress in epochs.
-            steps_per_epoch: Optimizer steps in an epoch.
-        """
-        super().optimizer_post_step(module, optimizer, epoch, steps_per_epoch)
-        if self._masks.enabled:
-            self._masks.apply()
-
-    def log_update(
-        self, module: nn.Module, optimizer: Any, epoch: float, steps_per_epoch: int
-    ) -> None:
-        """Log the sparsity of each parameter to SparseML's loggers.
-
-        Args:
-            module: The model.
-            optimizer: The optimizer.
-            epoch: Progress in epochs.
-            steps_per_epoch: Optimizer steps in an epoch.
-        """
-        super().log_update(module, optimizer, epoch, steps_per_epoch)
-        for count in self._masks.counts():
-            self.log_scalar(
-                tag=f"ParamPruning/{count.name}",
-                value=count.pruned / count.numel,
-                epoch=epoch,
-                steps_per_epoch=steps_per_epoch,
-            )
-
     def finalize(
         self, module: nn.Module | None = None, reset_loggers: bool = True, **kwargs: Any
     ) -> None:
@@ -365,31 +318,21 @@ class GradualPruningModifier(ScheduledUpdateModifier):
             **kwargs: What the caller offers to all modifiers.
         """
         super().finalize(module, reset_loggers, **kwargs)
-        # SparseML calls this without a model when a manager is deleted, which may be
-        # while Python ends: nothing is written then.
-        if self._masks.enabled and module is not None:
-            self._masks.apply()
-        self._masks = None
         self._model = None
         if self._engine is not None:
             self._engine.release()
 
     def state_dict(self) -> dict[str, Any]:
         """Return masks by parameter name, schedule, reports, and draws of samples."""
-        state: dict[str, Any] = dict(
-            zip(self._masks.names, self._masks.param_masks, strict=True)
-        )
-        state[_SCHEDULE_KEY] = {
-            "started": self._started,
-            "ended": self._ended,
+        state = super().state_dict()
+        state[SCHEDULE_KEY] |= {
             "last_update_epoch": self._last_update_epoch,
-            "enabled": self._masks.enabled,
             "applied_sparsity": self._applied_sparsity,
             "starts": self._starts,
             "events": [event.as_dict() for event in self._events],
         }
         if self._engine is not None:
-            state[_SCHEDULE_KEY]["draws"] = self._engine.draws
+            state[SCHEDULE_KEY]["draws"] = self._engine.draws
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True) -> None:
@@ -402,27 +345,13 @@ class GradualPruningModifier(ScheduledUpdateModifier):
         Raises:
             RuntimeError: If the modifier is not initialized.
             IndexError: If the names differ from the selected parameters.
-        """
-        if not self.initialized:
-            raise RuntimeError("Cannot load state dict for an uninitialized modifier")
-        masks = {k: v for k, v in state_dict.items() if k != _SCHEDULE_KEY}
-        if set(masks) != set(self._masks.names):
-            missing = sorted(set(self._masks.names) - set(masks))
-            extra = sorted(set(masks) - set(self._masks.names))
-            raise IndexError(
-                f"state has other parameters than the model: missing {missing}, extra "
-                f"{extra}; expected the same names; use the model it was saved from"
-            )
-        schedule = state_dict[_SCHEDULE_KEY]
-        self._started, self._ended = schedule["started"], schedule["ended"]
+        """  # noqa: DOC502  raised by what is called
+        super().load_state_dict(state_dict, strict)
+        schedule = state_dict[SCHEDULE_KEY]
         self._last_update_epoch = schedule["last_update_epoch"]
         self._applied_sparsity = schedule["applied_sparsity"]
         self._starts = schedule["starts"]
         self._events = [PruneReport.from_dict(e) for e in schedule.get("events", ())]
-        self._masks.enabled = schedule["enabled"]
-        self._masks.replace([masks[name] for name in self._masks.names])
-        if self._masks.enabled:
-            self._masks.apply()
         if self._engine is not None:
             self._engine.draws = schedule["draws"]
 

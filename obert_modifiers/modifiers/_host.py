@@ -60,6 +60,8 @@ torch.compile = _compile
 sparseml_analytics._disabled = True
 sparsezoo_analytics._disabled = True
 
+# Where a state_dict of masks or ranges by name keeps what is neither.
+SCHEDULE_KEY = "__schedule__"
 _TAG_PREFIX = "!pytorch."
 
 
@@ -111,6 +113,22 @@ def recipe_key(name: str, doc: str, attribute: str | None = None) -> ModifierPro
     return ModifierProp()(read)
 
 
+def check_initialized(modifier: Modifier) -> None:
+    """Refuse to load a state into a modifier that has no model yet.
+
+    Args:
+        modifier: SparseML's or ours.
+
+    Raises:
+        RuntimeError: If it is not initialized.
+    """
+    if not modifier.initialized:
+        raise RuntimeError(
+            f"state is for an uninitialized modifier: {type(modifier).__name__} has no "
+            "model yet; expected one that is initialized; call initialize first"
+        )
+
+
 def _subclasses(cls: type) -> Iterator[type]:
     for sub in cls.__subclasses__():
         yield sub
@@ -118,6 +136,7 @@ def _subclasses(cls: type) -> Iterator[type]:
 
 
 __all__ = [
+    "SCHEDULE_KEY",
     "Modifier",
     "ModifierProp",
     "PyTorchModifierYAML",
@@ -126,6 +145,7 @@ __all__ = [
     "ScheduledUpdateModifier",
     "SparsificationTypes",
     "check_if_staged_recipe",
+    "check_initialized",
     "evaluate_recipe_yaml_str_equations",
     "load_recipe_yaml_str",
     "load_recipe_yaml_str_no_classes",

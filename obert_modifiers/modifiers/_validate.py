@@ -257,6 +257,23 @@ def check_range(start_epoch: float, end_epoch: float) -> None:
         )
 
 
+def check_end(start_epoch: float, end_epoch: float) -> None:
+    """Check that what begins at an epoch ends at a later one, or never.
+
+    Args:
+        start_epoch: First epoch; -1 for the start of the training.
+        end_epoch: Epoch from which on it is over; -1 for never.
+
+    Raises:
+        ValueError: If it would be over when it begins.
+    """
+    if 0.0 <= end_epoch <= max(start_epoch, 0.0):
+        raise ValueError(
+            f"end_epoch={end_epoch:g} does not lie after start_epoch={start_epoch:g}; "
+            "expected a later epoch, or -1 for the end of the training; raise it"
+        )
+
+
 def check_rising(first: float, last: float) -> None:
     """Check that a schedule prunes more and more.
 

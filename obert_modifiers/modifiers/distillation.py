@@ -23,6 +23,7 @@ from obert_modifiers.modifiers._host import (
     PyTorchModifierYAML,
     ScheduledModifier,
     SparsificationTypes,
+    check_initialized,
     recipe_key,
 )
 from obert_modifiers.modifiers._targets import unwrap
@@ -349,8 +350,7 @@ class LogitDistillationModifier(ScheduledModifier):
             RuntimeError: If the modifier is not initialized.
             ValueError: If the teacher is another one.
         """
-        if not self.initialized:
-            raise RuntimeError("Cannot load state dict for an uninitialized modifier")
+        check_initialized(self)
         known, own = state_dict["teacher"], self.state_dict()["teacher"]
         if known != own:
             raise ValueError(

@@ -13,6 +13,7 @@ from obert_modifiers.modifiers._host import (
     PyTorchModifierYAML,
     ScheduledModifier,
     SparsificationTypes,
+    check_initialized,
     recipe_key,
 )
 from obert_modifiers.modifiers._targets import unwrap
@@ -250,8 +251,7 @@ class EarlyStoppingModifier(ScheduledModifier):
         Raises:
             RuntimeError: If the modifier is not initialized.
         """
-        if not self.initialized:
-            raise RuntimeError("Cannot load state dict for an uninitialized modifier")
+        check_initialized(self)
         self._started, self._ended = state_dict["started"], state_dict["ended"]
         self._best = state_dict["best"]
         self._best_epoch = state_dict["best_epoch"]

@@ -11,10 +11,11 @@ from obert_modifiers.modifiers._host import (
     PyTorchModifierYAML,
     ScheduledModifier,
     SparsificationTypes,
+    check_initialized,
     recipe_key,
 )
 from obert_modifiers.modifiers._targets import match_names, unwrap
-from obert_modifiers.modifiers._validate import as_float
+from obert_modifiers.modifiers._validate import as_float, check_end
 
 _CLOSE = 1e-9  # of an epoch; far below a step, far above a sum's rounding
 _NEXT = "next_epoch"
@@ -66,11 +67,7 @@ class FrozenParamsModifier(ScheduledModifier):
             as_float("start_epoch", start_epoch),
             as_float("end_epoch", end_epoch),
         )
-        if 0.0 <= end <= max(start, 0.0):
-            raise ValueError(
-                f"end_epoch={end:g} does not lie after start_epoch={start:g}; expected "
-                "a later epoch, or -1 for the end of the training; raise it"
-            )
+        check_end(start, end)
         super().__init__(start_epoch=start, end_epoch=end, end_comparator=-1)
         self._params = params if isinstance(params, str) else list(params)
         self._kept: list[nn.Parameter] = []
@@ -194,7 +191,6 @@ class FrozenParamsModifier(ScheduledModifier):
         Raises:
             RuntimeError: If the modifier is not initialized.
         """
-        if not self.initialized:
-            raise RuntimeError("Cannot load state dict for an uninitialized modifier")
+        check_initialized(self)
         self._started, self._ended = state_dict["started"], state_dict["ended"]
         self._prepare(state_dict[_NEXT])

@@ -19,6 +19,7 @@ from obert_modifiers.modifiers._host import (
     PyTorchModifierYAML,
     ScheduledModifier,
     SparsificationTypes,
+    check_initialized,
     recipe_key,
 )
 from obert_modifiers.modifiers._targets import unwrap
@@ -238,8 +239,7 @@ class LayerDropModifier(ScheduledModifier):
             RuntimeError: If the modifier is not initialized.
             ValueError: If other layers were kept.
         """
-        if not self.initialized:
-            raise RuntimeError("Cannot load state dict for an uninitialized modifier")
+        check_initialized(self)
         if tuple(state_dict[_STATE_KEY]) != self._kept:
             raise ValueError(
                 f"state keeps the layers {list(state_dict[_STATE_KEY])}, the model has "

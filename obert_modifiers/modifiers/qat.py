@@ -20,21 +20,22 @@ from obert_modifiers.core.quantization import (
 )
 from obert_modifiers.core.sampling import GradientSource
 from obert_modifiers.modifiers._host import (
+    SCHEDULE_KEY,
     ModifierProp,
     PyTorchModifierYAML,
     ScheduledModifier,
     SparsificationTypes,
+    check_initialized,
     recipe_key,
 )
 from obert_modifiers.modifiers._sampling import find_source
 from obert_modifiers.modifiers._targets import unwrap
-from obert_modifiers.modifiers._validate import as_choice, as_flag, as_float
+from obert_modifiers.modifiers._validate import as_choice, as_flag, as_float, check_end
 
 FREEZES = ("all", "activations")
 CALIBRATION_SAMPLES = 512  # of a model that is quantized without training
 
 _LOGGER = logging.getLogger(__name__)
-_SCHEDULE_KEY = "__schedule__"
 
 
 @PyTorchModifierYAML()
@@ -118,7 +119,7 @@ class QATModifier(ScheduledModifier):
             as_float("start_epoch", start_epoch),
             as_float("end_epoch", end_epoch),
         )
-        _check_end(start, end)
+        check_end(start, end)
         super().__init__(start_epoch=start, end_epoch=end, end_comparator=-1)
         self._disable_observer_epoch = _as_disable_epoch(
             disable_observer_epoch, start, end
@@ -328,7 +329,7 @@ class QATModifier(ScheduledModifier):
         """Return the ranges by name, and where the schedule stands."""
         found = quantizers_of(self._model) if self._active else {}
         state: dict[str, Any] = {name: one.state() for name, one in found.items()}
-        state[_SCHEDULE_KEY] = {
+        state[SCHEDULE_KEY] = {
             "started": self._started,
             "ended": self._ended,
             "active": self._active,
@@ -347,10 +348,9 @@ class QATModifier(ScheduledModifier):
             RuntimeError: If the modifier is not initialized.
             IndexError: If the names differ from those of the model.
         """
-        if not self.initialized:
-            raise RuntimeError("Cannot load state dict for an uninitialized modifier")
-        schedule = state_dict[_SCHEDULE_KEY]
-        ranges = {k: v for k, v in state_dict.items() if k != _SCHEDULE_KEY}
+        check_initialized(self)
+        schedule = state_dict[SCHEDULE_KEY]
+        ranges = {k: v for k, v in state_dict.items() if k != SCHEDULE_KEY}
         if schedule["active"] and not self._active:
             quantize_(self._model, self._scheme())
             self._active = True
@@ -368,14 +368,6 @@ class QATModifier(ScheduledModifier):
             quantizer.load_state_(ranges[name])
         self._started, self._ended = schedule["started"], schedule["ended"]
         self._frozen = schedule["frozen"]
-
-
-def _check_end(start: float, end: float) -> None:
-    if 0.0 <= end <= max(start, 0.0):
-        raise ValueError(
-            f"end_epoch={end:g} does not lie after start_epoch={start:g}; expected a "
-            "later epoch, or -1 for the end of the training; raise it"
-        )
 
 
 def _as_disable_epoch(value: Any, start: float, end: float) -> float | None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from obert_modifiers.modifiers._gradual import GradualPruningModifier
-from obert_modifiers.modifiers._host import Modifier
+from obert_modifiers.modifiers._host import SCHEDULE_KEY, Modifier
 from obert_modifiers.recipe.clock import epoch_at, event_epochs
 
 # They compute what they do from the epoch alone.
@@ -152,7 +152,7 @@ def unsafe_edits(
 
 
 def _started(state: Mapping[str, Any]) -> bool:
-    for place in (state, state.get("__schedule__", {}), state.get("fields", {})):
+    for place in (state, state.get(SCHEDULE_KEY, {}), state.get("fields", {})):
         for key in ("started", "_started"):
             if key in place:
                 return bool(place[key])

@@ -14,10 +14,10 @@ from transformers import (
     BertTokenizerFast,
 )
 
-GOOD = "fine great lovely warm bright funny".split()
-BAD = "dull poor awful cold grim boring".split()
-OTHER = "the film a plot of cast is and story with it scene what".split()
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+from tests.words import BAD, GOOD, SPECIAL, sentences
+from tests.words import OTHER as PLAIN
+
+OTHER = [*PLAIN, "what"]
 ENTITIES = ["B-BAD", "B-GOOD", "O"]  # SparseML sorts them
 WIDTH, LAYERS, LENGTH = 32, 4, 32
 # Query, key, value and output, then the two feed-forward matrices.
@@ -55,15 +55,7 @@ def save_models(folder: Path) -> None:
 
 def texts(count: int, seed: int) -> list[dict]:
     """Make sentences whose label is which word list they draw from."""
-    draw = random.Random(seed)
-    rows = []
-    for _ in range(count):
-        label = draw.randrange(2)
-        words = draw.choices(OTHER, k=draw.randrange(3, 12))
-        words += draw.choices(GOOD if label else BAD, k=2)
-        draw.shuffle(words)
-        rows.append({"sentence": " ".join(words), "label": label})
-    return rows
+    return sentences(count, seed, OTHER)
 
 
 def questions(count: int, seed: int) -> list[dict]:
