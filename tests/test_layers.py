@@ -36,6 +36,7 @@ LAYERS = {
     "__init__": layer({"manager"}),
     "resources": layer(),
     "sizes": layer(),
+    "engines": layer(set(), ENGINES),
     "kernels": layer(set(), {"numba", "numpy", "torch", "triton"}),
     "core": layer({"kernels"}, {"torch"}),
     "modifiers": layer({"kernels", "core"}, {"torch"}),
@@ -63,10 +64,10 @@ LAYERS = {
         NUMERIC | HUGGING_FACE | {"safetensors", "scipy", "seqeval", "sklearn"},
     ),
     "export": layer(
-        {"core", "sizes"},
-        NUMERIC | ENGINES | {"google", "onnx", "safetensors", "transformers"},
+        {"core", "engines", "sizes"},
+        NUMERIC | {"google", "onnx", "safetensors", "transformers"},
     ),
-    "bench": layer({"export"}, NUMERIC | SHOW | ENGINES | {"onnx", "psutil"}),
+    "bench": layer({"engines", "export"}, NUMERIC | SHOW | {"onnx", "psutil"}),
     "evaluating": layer(RUNNING | {"export"}, NUMERIC | HUGGING_FACE | {"safetensors"}),
     "report": layer(
         RUNNING | {"export"}, NUMERIC | HUGGING_FACE | SHOW | {"safetensors"}

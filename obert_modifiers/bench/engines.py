@@ -1,13 +1,14 @@
 """The engines: each opens a model and gives a function that runs one batch."""
 
 import importlib
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from obert_modifiers.engines import import_engine
 
 Batch = Mapping[str, np.ndarray]
 # Weights of which less is zero are left dense; the papers' least sparsity is 0.8.
@@ -61,30 +62,6 @@ def open_model(engine: str, path: Path, setting: Setting) -> Opened:
     return _OPEN[engine](path, setting)
 
 
-def module_of(engine: str) -> Any:
-    """Import an engine.
-
-    Args:
-        engine: Its name, which is its package's.
-
-    Returns:
-        The module.
-
-    Raises:
-        ValueError: If it is not installed; the extra that brings it is named.
-    """
-    try:
-        with warnings.catch_warnings():
-            # DeepSparse is not made for the pydantic of today, and says so.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            return importlib.import_module(engine)
-    except ImportError as error:
-        raise ValueError(
-            f"engine={engine} is not installed; expected the {engine} package; run pip "
-            f"install 'obert-modifiers[{engine}]'"
-        ) from error
-
-
 def make_batch(names: list[str], batch: int, seq: int) -> dict[str, np.ndarray]:
     """Make inputs without padding: what is in them does not change the time.
 
@@ -106,7 +83,7 @@ def make_batch(names: list[str], batch: int, seq: int) -> dict[str, np.ndarray]:
 
 
 def _onnxruntime(path: Path, setting: Setting) -> Opened:
-    engine = module_of("onnxruntime")
+    engine = import_engine("onnxruntime")
     options = engine.SessionOptions()
     options.intra_op_num_threads = setting.cores
     options.inter_op_num_threads = 1
@@ -125,7 +102,7 @@ def _onnxruntime(path: Path, setting: Setting) -> Opened:
 
 
 def _openvino(path: Path, setting: Setting) -> Opened:
-    engine = module_of("openvino")
+    engine = import_engine("openvino")
     core = engine.Core()
     try:
         graph = core.read_model(str(path))
@@ -159,7 +136,7 @@ def _openvino_config(setting: Setting) -> dict[str, Any]:
 
 
 def _deepsparse(path: Path, setting: Setting) -> Opened:
-    engine = module_of("deepsparse")
+    engine = import_engine("deepsparse")
     onnx = importlib.import_module("onnx")
     graph = onnx.load(str(path), load_external_data=False).graph
     names = [one.name for one in graph.input]

@@ -16,16 +16,15 @@ from accelerate import PartialState
 from safetensors import SafetensorError
 from torch import nn
 
-from obert_modifiers.evaluating.engines import ENGINES, open_graph
-from obert_modifiers.export import safetensors_packed, torch24
 from obert_modifiers.export.artefact import (
+    LOADERS,
     ONNX,
     OPENVINO,
-    PACKED,
-    TORCH24,
     Artefact,
     find_artefact,
+    restore,
 )
+from obert_modifiers.export.engines import ENGINES, open_graph
 from obert_modifiers.sizes import plain_bytes
 from obert_modifiers.tasks import _models, _record
 from obert_modifiers.tasks._arguments import Arguments, parse
@@ -262,10 +261,8 @@ def _loaded(
         return
     with tempfile.TemporaryDirectory() as folder:
         source = artefact.folder
-        if artefact.kind == PACKED:
-            source = safetensors_packed.restore(artefact.path, Path(folder) / "run")
-        elif artefact.kind == TORCH24:
-            source = torch24.restore(artefact.path, Path(folder) / "run")
+        if artefact.kind in LOADERS:
+            source = restore(artefact.path, Path(folder) / "run")
         try:
             model = _models.load_saved(source, task.model_class)
         except (OSError, SafetensorError, ValueError, KeyError) as error:

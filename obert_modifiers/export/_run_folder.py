@@ -98,13 +98,13 @@ def write_run(tensors: Mapping[str, Tensor], source: Path, out: Path) -> Path:
 
     Args:
         tensors: The weights by name.
-        source: The folder whose other files go along, or a file in it.
+        source: The folder whose other files go along.
         out: Where it goes; made where it is missing.
 
     Returns:
         The folder.
     """
-    copy_along(source if source.is_dir() else source.parent, out)
+    copy_along(source, out)
     save_file(dict(tensors), out / "model.safetensors", {"format": "pt"})
     return out
 

@@ -1,16 +1,25 @@
 """What a path holds: a run, or a file that was exported from one."""
 
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import Tensor
+
 from obert_modifiers.export import _container, safetensors_packed, torch24
+from obert_modifiers.export._run_folder import write_run
 from obert_modifiers.sizes import weight_files
 
 RUN, ONNX, OPENVINO = "run", "onnx", "openvino"
 PACKED, TORCH24 = "safetensors", "torch24"
 _KINDS = {safetensors_packed.FORMAT: PACKED, torch24.FORMAT: TORCH24}
 _FILES = {safetensors_packed.FILE_NAME: PACKED, torch24.FILE_NAME: TORCH24}
+# What reads the formats of ours as the weights of a plain model.
+LOADERS: Mapping[str, Callable[[Path], dict[str, Tensor]]] = {
+    PACKED: safetensors_packed.load_packed,
+    TORCH24: torch24.load_torch24,
+}
 
 
 @dataclass(frozen=True)
@@ -69,6 +78,29 @@ def find_artefact(path: Path) -> Artefact:
     raise ValueError(
         f"model={path} holds several models: {names}; expected one; name the file"
     )
+
+
+def restore(path: Path, out: Path) -> Path:
+    """Write packed or 2:4 weights as a plain model's folder again.
+
+    Args:
+        path: The folder that ``obert export`` wrote, or the file in it.
+        out: The folder that is written.
+
+    Returns:
+        That folder; ``from_pretrained`` loads it.
+
+    Raises:
+        FileNotFoundError: If there is no model.
+        ValueError: If it is of another format, damaged, foreign, or of a newer version.
+    """  # noqa: DOC502  raised by what is called
+    artefact = find_artefact(path)
+    if artefact.kind not in LOADERS:
+        raise ValueError(
+            f"model={path} is of the format {artefact.kind}; expected one of "
+            f"{', '.join(LOADERS)}; name a folder of theirs"
+        )
+    return write_run(LOADERS[artefact.kind](artefact.path), artefact.folder, Path(out))
 
 
 def _file(path: Path) -> Artefact:

@@ -88,11 +88,13 @@ def _onnx(path: Path, out: Path | None, options: Options) -> Exported:
     facts = [_weights(found.int8_weights), _sizes(shape)]
     if found.integer_products:
         facts.append(f"{found.integer_products} products of integers")
-    facts.append(compare(run.model, run.sample(), found, shape))
+    int8 = found.int8_weights > 0
+    facts.append(compare(run.model, run.sample(), found.path, "onnxruntime", int8))
     return Exported(found.path, found.size_bytes, tuple(facts))
 
 
 def _openvino(path: Path, out: Path | None, options: Options) -> Exported:
+    from obert_modifiers.export.checks import compare
     from obert_modifiers.export.openvino import export_openvino
     from obert_modifiers.export.run import load_run
 
@@ -100,7 +102,12 @@ def _openvino(path: Path, out: Path | None, options: Options) -> Exported:
     _check_int8(run.quantized, path, options)
     out = out or path / "export" / "openvino.xml"
     found = export_openvino(run.model, run.sample(), out, options.shape)
-    facts = (_weights(found.onnx.int8_weights), _sizes(options.shape))
+    int8 = found.onnx.int8_weights > 0
+    facts = (
+        _weights(found.onnx.int8_weights),
+        _sizes(options.shape),
+        compare(run.model, run.sample(), found.path, "openvino", int8),
+    )
     return Exported(found.path, found.size_bytes, facts)
 
 

@@ -1,17 +1,14 @@
 """Export to OpenVINO's own format, with INT8 weights where the model has them."""
 
-import importlib
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
+from obert_modifiers.engines import import_engine
 from obert_modifiers.export.onnx import OnnxExport, export_onnx
-
-EXTRA = "openvino"
 
 
 @dataclass(frozen=True)
@@ -54,7 +51,7 @@ def export_openvino(
     Raises:
         ValueError: If OpenVINO is not installed, or the model cannot be exported.
     """  # noqa: DOC502  raised by what is called
-    openvino = import_openvino()
+    openvino = import_engine("openvino")
     path = Path(path)
     if path.suffix != ".xml":
         raise ValueError(
@@ -72,21 +69,3 @@ def export_openvino(
     weights = path.with_suffix(".bin")
     size = path.stat().st_size + weights.stat().st_size
     return OpenvinoExport(path, size, replace(found, path=path))
-
-
-def import_openvino() -> Any:
-    """Import OpenVINO.
-
-    Returns:
-        The module.
-
-    Raises:
-        ValueError: If it is not installed.
-    """
-    try:
-        return importlib.import_module("openvino")
-    except ImportError as error:
-        raise ValueError(
-            "engine=openvino is not installed; expected the openvino package; run pip "
-            f"install 'obert-modifiers[{EXTRA}]'"
-        ) from error

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from obert_modifiers.export import _container, _masks
 from obert_modifiers.export._grid import from_grid, to_grid
-from obert_modifiers.export._run_folder import copy_along, read_run, write_run
+from obert_modifiers.export._run_folder import copy_along, read_run
 
 FILE_NAME = "packed.safetensors"
 FORMAT, VERSION = "obert_modifiers.packed", 1
@@ -131,23 +131,6 @@ def load_packed(path: Path) -> dict[str, Tensor]:
         scale = tensors.get(f"{name}.scale")
         found[name] = values if scale is None else from_grid(values, scale)
     return found
-
-
-def restore(path: Path, out: Path) -> Path:
-    """Write packed weights as a plain model's folder again.
-
-    Args:
-        path: The folder that `export_packed` wrote.
-        out: The folder that is written.
-
-    Returns:
-        That folder; ``from_pretrained`` loads it.
-
-    Raises:
-        FileNotFoundError: If there are no packed weights.
-        ValueError: If they are damaged, foreign, or of a newer version.
-    """  # noqa: DOC502  raised by what is called
-    return write_run(load_packed(path), Path(path), Path(out))
 
 
 def pack(values: Tensor, kept: np.ndarray) -> tuple[dict[str, Tensor], dict[str, Any]]:

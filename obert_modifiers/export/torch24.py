@@ -20,7 +20,6 @@ from obert_modifiers.export._run_folder import (
     RunFolder,
     copy_along,
     read_run,
-    write_run,
 )
 
 FILE_NAME = "torch24.safetensors"
@@ -70,7 +69,10 @@ def export_torch24(
     Args:
         run_dir: The output folder of a run.
         out: The folder that is written; made where it is missing.
-        dtype: ``float16`` or ``bfloat16``, in which GPUs compute 2:4, or ``float32``.
+        dtype: ``float16`` or ``bfloat16``, in which GPUs compute 2:4, or ``float32``;
+            of the matrices. Biases and norms, which are small, stay as they are: in
+            half precision they would move a quantized model's activations over the
+            borders of their steps.
 
     Returns:
         What was written.
@@ -217,31 +219,14 @@ def load_torch24(path: Path) -> dict[str, Tensor]:
         path: The folder that `export_torch24` wrote, or the file in it.
 
     Returns:
-        Tensors by name in the dtype of the file, each bit as it was exported; in a
-        weight that is 2:4 a third -0.0 among four comes back as 0.0.
+        Tensors by name, matrices in the dtype of the file, each bit as it was exported;
+        in a weight that is 2:4 a third -0.0 among four comes back as 0.0.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If it is damaged, foreign, or of a newer version.
     """  # noqa: DOC502  raised by what is called
     return _read(path)[0]
-
-
-def restore(path: Path, out: Path) -> Path:
-    """Write the weights as a plain, dense model's folder again.
-
-    Args:
-        path: The folder that `export_torch24` wrote.
-        out: The folder that is written.
-
-    Returns:
-        That folder; ``from_pretrained`` loads it.
-
-    Raises:
-        FileNotFoundError: If there are no such weights.
-        ValueError: If they are damaged, foreign, or of a newer version.
-    """  # noqa: DOC502  raised by what is called
-    return write_run(load_torch24(path), Path(path), Path(out))
 
 
 def sparsify_(model: nn.Module, path: Path, device: str = "cuda") -> list[str]:
@@ -264,7 +249,7 @@ def sparsify_(model: nn.Module, path: Path, device: str = "cuda") -> list[str]:
             is not that of a linear layer of the model.
     """
     dense, names = _read(path)
-    dtype = next(iter(dense.values())).dtype
+    dtype = dense[names[0]].dtype
     if dtype == torch.float32:
         raise ValueError(
             f"dtype=float32 of {path} is not computed 2:4 by GPUs; expected float16 or "
@@ -310,7 +295,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], list[str]]:
 
 
 def _cast(name: str, tensor: Tensor, dtype: str) -> Tensor:
-    if not tensor.is_floating_point():
+    if not tensor.is_floating_point() or tensor.ndim < 2:
         return tensor
     found = tensor.to(DTYPES[dtype])
     if not bool(torch.equal(found.isfinite(), tensor.isfinite())):

@@ -16,14 +16,11 @@ from safetensors import safe_open
 from torch import Tensor
 
 from obert_modifiers.export.artefact import (
+    LOADERS,
     ONNX,
-    OPENVINO,
-    PACKED,
     RUN,
     Artefact,
 )
-from obert_modifiers.export.safetensors_packed import load_packed
-from obert_modifiers.export.torch24 import load_torch24
 
 _IN_A_LAYER = re.compile(r"(^|[./])\d+[./]")
 
@@ -59,18 +56,16 @@ def weights_of(artefact: Artefact) -> list[Weight]:
     """  # noqa: DOC502  raised by what is called
     if artefact.kind == RUN:
         tensors = _tensors(artefact.files)
-    elif artefact.kind == PACKED:
-        tensors = iter(load_packed(artefact.path).items())
+    elif artefact.kind in LOADERS:
+        tensors = iter(LOADERS[artefact.kind](artefact.path).items())
     elif artefact.kind == ONNX:
         from obert_modifiers.export._onnx_weights import onnx_weights
 
         return onnx_weights(artefact.files[0])
-    elif artefact.kind == OPENVINO:
+    else:
         from obert_modifiers.export._ir_weights import ir_weights
 
         return ir_weights(*artefact.files)
-    else:
-        tensors = iter(load_torch24(artefact.path).items())
     return [
         Weight(name, one.numel(), int(torch.count_nonzero(one)), _prunable(name, one))
         for name, one in tensors

@@ -20,9 +20,9 @@ from transformers import (
 from obert_modifiers import cli
 from obert_modifiers.core.quantization import Scheme, freeze_, quantize_
 from obert_modifiers.core.quantization_file import save_quantization
-from obert_modifiers.evaluating.engines import GraphModel, open_graph
 from obert_modifiers.evaluating.run import TASKS, Request, evaluate_file
 from obert_modifiers.export import export_onnx
+from obert_modifiers.export.engines import GraphModel, open_graph
 from obert_modifiers.export.safetensors_packed import export_packed
 from obert_modifiers.export.torch24 import export_torch24
 from obert_modifiers.tasks import (
@@ -228,7 +228,7 @@ def test_damaged_and_foreign_files_are_refused(classifier, tmp_path):
 @pytest.mark.parametrize("engine", ["openvino", "deepsparse"])
 def test_an_engine_that_is_missing_is_named(classifier, engine, monkeypatch):
     monkeypatch.setitem(sys.modules, engine, None)
-    message = rf"--engine={engine} is not installed.*obert-modifiers\[{engine}\]"
+    message = rf"engine={engine} is not installed.*obert-modifiers\[{engine}\]"
     refused(classifier, message, engine=engine)
 
 

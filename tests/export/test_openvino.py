@@ -8,6 +8,7 @@ import torch
 
 from obert_modifiers.core.quantization import Scheme
 from obert_modifiers.export import openvino as exporting
+from obert_modifiers.export.checks import compare
 from tests.export.test_onnx import TASKS, inputs, make
 
 FEW_STEPS = 2e-2
@@ -43,6 +44,19 @@ def test_weights_are_int8_and_nothing_is_float16(tmp_path) -> None:
     types = [op.get_element_type().get_type_name() for op in constants]
     assert types.count("i8") >= found.onnx.int8_weights == 17
     assert "f16" not in types
+
+
+@pytest.mark.parametrize("scheme", [None, Scheme()])
+def test_other_weights_are_found(tmp_path, scheme) -> None:
+    pytest.importorskip("openvino")
+    model, sample = make(scheme=scheme), inputs(2, 6)
+    found = exporting.export_openvino(model, sample, tmp_path / "m.xml")
+    int8 = scheme is not None
+    assert "within" in compare(model, sample, found.path, "openvino", int8)
+    with torch.no_grad():
+        model.classifier.weight.mul_(1.5)
+    with pytest.raises(ValueError, match="gives other outputs than the model"):
+        compare(model, sample, found.path, "openvino", int8)
 
 
 def test_without_openvino_the_extra_is_named(tmp_path, monkeypatch) -> None:

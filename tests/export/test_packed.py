@@ -20,6 +20,7 @@ from obert_modifiers.core.quantization_file import (
     save_quantization,
 )
 from obert_modifiers.export import _container, _masks
+from obert_modifiers.export.artefact import restore
 from obert_modifiers.export.safetensors_packed import (
     FILE_NAME,
     FORMAT,
@@ -27,7 +28,6 @@ from obert_modifiers.export.safetensors_packed import (
     export_packed,
     load_packed,
     pack,
-    restore,
     unpack,
 )
 from tests import tiny
@@ -207,6 +207,12 @@ def test_a_restored_folder_loads(run, tmp_path):
     for one, other in zip(whole.parameters(), back.parameters(), strict=True):
         assert same_bits(one.detach(), other.detach())
     assert (folder / "tokenizer.json").is_file()
+
+
+def test_a_folder_of_another_format_is_not_restored(run, tmp_path):
+    with pytest.raises(ValueError, match="is of the format run; expected one of"):
+        restore(run, tmp_path / "back")
+    assert not (tmp_path / "back").exists()
 
 
 @pytest.mark.parametrize("per_channel", [False, True])

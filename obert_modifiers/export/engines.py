@@ -1,16 +1,15 @@
 """Graphs as modules: tensors by name in and out, whichever engine computes them."""
 
-import importlib
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from obert_modifiers.engines import import_engine
 from obert_modifiers.export._onnx_file import load_onnx
 
 ENGINES = ("torch", "onnxruntime", "openvino", "deepsparse")
@@ -129,7 +128,7 @@ class _OnnxRuntime(GraphModel):
         Raises:
             ValueError: If ONNX Runtime cannot run it.
         """
-        runtime = _engine("onnxruntime")
+        runtime = import_engine("onnxruntime")
         load_onnx(path)
         try:
             session = runtime.InferenceSession(
@@ -161,7 +160,7 @@ class _OpenVino(GraphModel):
         Raises:
             ValueError: If OpenVINO cannot run it.
         """
-        openvino = _engine("openvino")
+        openvino = import_engine("openvino")
         try:
             core = openvino.Core()
             # In bfloat16, its default where the CPU has it, accuracy would not be that
@@ -196,7 +195,7 @@ class _DeepSparse(GraphModel):
         Raises:
             ValueError: If its shapes are free, or DeepSparse cannot run it.
         """
-        deepsparse = _engine("deepsparse")
+        deepsparse = import_engine("deepsparse")
         graph = load_onnx(path).graph
         inputs = {
             one.name: tuple(
@@ -245,16 +244,6 @@ def open_graph(path: Path, engine: str) -> GraphModel:
             is damaged or no text model.
     """  # noqa: DOC502  raised by the classes
     return _CLASSES[engine](path)
-
-
-def _engine(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ValueError(
-            f"--engine={name} is not installed ({error}); expected its package; install"
-            f" it with pip install 'obert-modifiers[{name}]', or take another engine"
-        ) from error
 
 
 def _unreadable(path: Path, engine: str, error: Exception) -> str:
