@@ -26,6 +26,10 @@ modifiers:
 """
 
 
+# Masks that are let go of while training goes on are refused when a recipe is loaded.
+TO_THE_END = {"ConstantMasksModifier": {"end_epoch": -1.0}}
+
+
 class Enough(Exception):
     """The first step is over."""
 
@@ -45,9 +49,9 @@ def masks_of(manager: RecipeManager) -> list[Tensor]:
 
 def run(row: Row, folder: Path, watch, compiler=None, **keys) -> None:
     """Train the tiny model with one modifier; `watch` sees each step."""
-    text = HEAD.format(
-        epochs=EPOCHS, name=row.cls.__name__, keys=json.dumps({**row.keys, **keys})
-    )
+    name = row.cls.__name__
+    keys = {**row.keys, **TO_THE_END.get(name, {}), **keys}
+    text = HEAD.format(epochs=EPOCHS, name=name, keys=json.dumps(keys))
     manager = RecipeManager.from_recipe(text)
     torch.manual_seed(0)
     model = make_model()
