@@ -188,9 +188,12 @@ def result_of(
     for figures in sizes.values():
         figures["gzip_ratio"] = dense / figures["gzip_mb"] if dense else 0.0
     environment = {"commit": common.environment()["commit"]}
+    record = show.record(found, effort, loads)
+    for row in record["results"]:
+        row["path"] = Path(row["path"]).name  # its folder is gone by now
     return (
         environment
-        | show.record(found, effort, loads)
+        | record
         | {
             "weights": "random, pruned to the pattern",
             "biases": "INT32 where the engine takes them",

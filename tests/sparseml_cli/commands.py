@@ -19,7 +19,8 @@ class Command:
 
     Attributes:
         words: What follows the program.
-        program: ``obert run``, SparseML's ``console`` script, or ``seeded``.
+        program: ``obert run``, SparseML's ``console`` script, ``seeded``, or two
+            ``ranks`` of torchrun.
         after: The command whose folder it needs.
     """
 
@@ -139,6 +140,7 @@ _SAVING = "--distill_teacher {models}/text_teacher --save_strategy steps --save_
 _LONG = train("text", "text", _SAVING, evaluate="")
 COMMANDS |= {
     "whole": Command(_LONG),
+    "ranks": Command(f"{_LONG} --ddp_backend gloo", "ranks"),
     "resumed": Command(_LONG, after="whole"),
     "resumed_without_epoch": Command(f"--without=resume-epoch {_LONG}", after="whole"),
     "resumed_without_loading": Command(

@@ -114,6 +114,9 @@ def _program(kind: str, words: list[str]) -> list[str]:
         return [str(Path(sys.executable).with_name(name))]
     if kind == "seeded":
         return [sys.executable, "-m", "tests.sparseml_cli.seeded", "run"]
+    if kind == "ranks":
+        ranks = ["torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
+        return [sys.executable, "-m", *ranks, "obert_modifiers.run"]
     return [sys.executable, "-m", "obert_modifiers.run"]
 
 

@@ -44,6 +44,20 @@ def test_our_recipe_reaches_the_promised_sparsity(run, task):
     assert "fixes: local-metrics" in done.text
 
 
+@pytest.mark.runs("ranks", "whole")
+def test_two_processes_of_torchrun_take_half_of_the_steps(run):
+    done, alone = run("ranks"), run("whole")
+    assert done.status == alone.status == 0, done.text[-3000:]
+    count, weights = zeros(done.folder)
+    assert weights == made.ENCODER_WEIGHTS // 2
+    assert abs(count - SPARSITY["text"] * weights) < 6 * made.LAYERS
+    steps = [
+        json.loads((one.folder / "trainer_state.json").read_text())["global_step"]
+        for one in (done, alone)
+    ]
+    assert steps == [8, 16]
+
+
 @each_task("ours", "ours_again")
 def test_a_new_process_measures_the_same(run, task):
     first = run(f"{task}_ours").figures()
