@@ -340,6 +340,35 @@ def test_speeds_of_other_settings_are_not_compared(several, tmp_path):
     assert speed_points(runs, measured) == {}
 
 
+def test_speeds_of_other_benchmarks_and_cores_are_not_compared(several, tmp_path):
+    runs = [read_run(path) for path in several]
+    one = write_json(tmp_path / "1", [timed(several[0], 10.0), timed(several[1], 20.0)])
+    other = write_json(tmp_path / "2", [timed(several[0], 40.0)])
+    measured, _ = measure_runs(runs, [one, other])
+    (points,) = speed_points(runs, measured).values()
+    assert [point.gain for point in points] == [1.0, 2.0]
+    rows = [timed(several[0], 10.0, cores=1), timed(several[1], 20.0, cores=2)]
+    measured, _ = measure_runs(runs, [write_json(tmp_path / "3", rows)])
+    assert speed_points(runs, measured) == {}
+
+
+def test_figures_of_other_samples_are_said_to_be(several, tmp_path):
+    runs = [read_run(path) for path in several]
+    files = [
+        write_json(
+            tmp_path / f"{number}.json",
+            {"model": str(path), "headline": ["accuracy"], "accuracy": 0.5}
+            | {"samples": samples},
+        )
+        for number, (path, samples) in enumerate(
+            zip(several, (50, 100, 100), strict=True)
+        )
+    ]
+    _, notes = measure_runs(runs, evaluated=files)
+    assert len(notes) == 1 and "different numbers of samples" in notes[0]
+    assert f"{runs[0].name} 50" in notes[0] and f"{runs[1].name} 100" in notes[0]
+
+
 def test_a_median_comes_before_a_mean(tmp_path):
     path = write_json(tmp_path / "b", [timed("m", 10.0)])
     assert (read_bench(path)[0].items, read_bench(path)[0].deviation) == (10.0, 0.5)

@@ -9,7 +9,7 @@ import onnx
 from obert_modifiers.export._onnx_file import load_onnx
 from obert_modifiers.export._qdq import has_qdq_products
 from obert_modifiers.export._shapes import fix_sizes
-from obert_modifiers.export.artefact import ONNX, OPENVINO, RUN, find_artefact
+from obert_modifiers.export.artefact import ONNX, OPENVINO, RUN, find_artefact, names_of
 
 ENGINES = ("onnxruntime", "openvino", "deepsparse", "torch")
 # Which files an engine reads.
@@ -93,15 +93,20 @@ def plan_cases(
             )
     cases: list[Case] = []
     notes: list[str] = []
+    models = [Path(path) for path in models]
+    names = dict(zip(models, names_of(models), strict=True))
     exporter = _Exporter(folder)
     for batch, seq in sizes:
         for path in models:
             found = [
-                _case(Path(path), engine, (batch, seq), exporter, notes)
-                for engine in engines
+                _case(path, engine, (batch, seq), exporter, notes) for engine in engines
             ]
             cases += [
-                replace(one, bf16=bf16 and one.engine == "openvino")
+                replace(
+                    one,
+                    name=names[path],
+                    bf16=bf16 and one.engine == "openvino",
+                )
                 for one in found
                 if one is not None
             ]

@@ -41,13 +41,12 @@ def bench(
 ) -> None:
     """Measure throughput and latency of models in turns on the same cores."""
     with quiet_host(), tempfile.TemporaryDirectory() as folder:
-        from rich.console import Console
-
         from obert_modifiers.bench import show
         from obert_modifiers.bench.cases import plan_cases
         from obert_modifiers.bench.rounds import Effort, measure, pick_cores
+        from obert_modifiers.cli._console import table_console
 
-        console = Console(highlight=False, soft_wrap=False)
+        console = table_console()
         effort = Effort(_positive("--seconds", seconds), rounds, cores=cores)
         _positive("--rounds", rounds)
         pick_cores(cores)

@@ -31,8 +31,8 @@ def evaluate_model(
 ) -> dict[str, Any]:
     """Evaluate a model on its task's validation data.
 
-    Further flags are those of the data, as for `obert train TASK`; without any, the
-    data is that of the run's own command.
+    Further flags are those of the data, as for `obert train TASK`; where they name no
+    data, it is that of the run's own command.
     """  # noqa: DOC201, DOC501  typer shows the docstring
     if str(model).startswith("-"):
         raise ValueError(

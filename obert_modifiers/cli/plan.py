@@ -3,15 +3,14 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from obert_modifiers.cli._console import table_console
 from obert_modifiers.core.calibration import TIMED_WEIGHTS
 from obert_modifiers.recipe.counts import PoolCount
 from obert_modifiers.recipe.estimate import Timing
 from obert_modifiers.recipe.planned import Phase, PruningPlan, RecipePlan, Span
 
-_PIPE_WIDTH = 120
 _GRADIENT = {
     "sample": ", each of a sample",
     "batch": ", each the mean of a batch",
@@ -25,9 +24,7 @@ def show_plan(plan: RecipePlan, timings: Sequence[Timing] = ()) -> None:
         plan: The plan.
         timings: Estimates for its second-order modifiers.
     """
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=_PIPE_WIDTH)
+    console = table_console()
     for line in _head(plan):
         console.print(line, soft_wrap=True)
     console.print(_phases(plan))

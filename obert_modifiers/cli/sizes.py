@@ -23,9 +23,9 @@ def show_sizes(
 ) -> None:
     """Count parameters and zeros, and measure MB, gzip MB and their ratio."""
     with quiet_host():
-        from rich.console import Console
         from rich.table import Table
 
+        from obert_modifiers.cli._console import table_console
         from obert_modifiers.report.sizes import HEAD, cells, measure_all
 
         found = measure_all(models, reference)
@@ -35,7 +35,7 @@ def show_sizes(
         column.overflow = "fold"
     for sizes in found:
         table.add_row(*cells(sizes))
-    Console(highlight=False).print(table)
+    table_console().print(table)
     if json_file is not None:
         rows = [sizes.record() for sizes in found]
         text = json.dumps(rows, indent=2, ensure_ascii=False)

@@ -12,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from safetensors import SafetensorError
 from torch import nn
@@ -43,6 +44,7 @@ TASKS = {
 }
 _GRAPHS = (ONNX, OPENVINO)
 _DEFAULT_ENGINE = {ONNX: "onnxruntime", OPENVINO: "openvino"}
+_DATA = {"dataset_name", "task_name", "train_file", "validation_file", "test_file"}
 _READ_BY = {
     ONNX: ("onnxruntime", "openvino", "deepsparse"),
     OPENVINO: ("openvino",),
@@ -58,8 +60,8 @@ class Request:
         task: A task's name; None for that of the run.
         engine: What computes it; None for the format's own.
         run: The folder of configuration and tokenizer, where the model has none.
-        words: Flags of the task's data, as for ``obert train``; without any, those of
-            the run's own command.
+        words: Flags of the task's data, as for ``obert train``. Where they name no
+            data, they are added to those of the run's own command.
     """
 
     model: Path
@@ -95,6 +97,8 @@ def evaluate_file(request: Request) -> dict[str, Any]:
     with quiet_libraries(), _loaded(artefact, engine, home, task) as model:
         inputs = _read(request, task, arguments, notes)
         _check_classes(inputs, request.model)
+        if artefact.kind in _GRAPHS:
+            _check_logits(model, inputs, request.model)
         data = task.prepare(inputs).data
         config = replace(train_config(arguments, state), mixed_precision="no")
         started = time.monotonic()
@@ -181,8 +185,10 @@ def _arguments(request: Request, home: Path, task: Task) -> Arguments:
     Returns:
         The flags of an evaluation.
     """
-    words = list(request.words) or recorded_words(home, task.name)
-    if words and not request.words:
+    words = list(request.words)
+    recorded = [] if names_data(words) else recorded_words(home, task.name)
+    if recorded:
+        words = [*recorded, *words]  # of a flag that is there twice the last counts
         logger.info("data as in the run's own command, %s", home / TRAIN_RECORD)
     found = parse(words, f"obert evaluate {task.name}", task.flags)
     found.data.check()
@@ -196,6 +202,19 @@ def _arguments(request: Request, home: Path, task: Task) -> Arguments:
         bf16=False,
     )
     return replace(found, model=model, train=train)
+
+
+def names_data(words: Sequence[str]) -> bool:
+    """Tell whether flags say which data is meant, or only how much of it.
+
+    Args:
+        words: Flags of a task's data.
+
+    Returns:
+        True for such as ``--validation_file``.
+    """
+    named = {word.partition("=")[0].lstrip("-").replace("-", "_") for word in words}
+    return bool(named & _DATA)
 
 
 def recorded_words(home: Path, task: str) -> list[str]:
@@ -235,6 +254,21 @@ def _check_classes(inputs: Inputs, model: Path) -> None:
             f"model={model} tells {config.num_labels} classes apart and "
             f"{inputs.data.description} has {labels.num_labels}; expected as many; "
             "evaluate it on the data set that it was trained on"
+        )
+
+
+def _check_logits(graph: nn.Module, inputs: Inputs, path: Path) -> None:
+    classes = inputs.found.config.num_labels
+    if inputs.labels is None:
+        return
+    some = torch.ones(1, 2, dtype=torch.int64)
+    found = graph(input_ids=some, attention_mask=some)
+    sizes = {name: one.shape[-1] for name, one in found.items()}
+    if sizes.get("logits") != classes:
+        said = ", ".join(f"{name} of {size}" for name, size in sizes.items())
+        raise ValueError(
+            f"model={path} gives {said}; expected logits of {classes} classes, as the "
+            "run's configuration says; give the run that it was exported from"
         )
 
 

@@ -36,10 +36,26 @@ def write(
     }
     unfinished = path.with_name(f"{path.name}.part")
     try:
-        save_file(dict(tensors), unfinished, metadata)
+        write_tensors(tensors, unfinished, metadata)
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def write_tensors(
+    tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str]
+) -> None:
+    """Write a file that may be read by whoever may read the files beside it.
+
+    Args:
+        tensors: What it holds, contiguous, by name.
+        path: The file.
+        metadata: What stands in its head.
+    """
+    path.touch()
+    mode = path.stat().st_mode  # save_file leaves it to its owner alone
+    save_file(dict(tensors), path, metadata)
+    path.chmod(mode)
 
 
 def read(path: Path, kind: str, version: int) -> tuple[dict[str, Tensor], Any]:

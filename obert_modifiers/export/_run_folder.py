@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from obert_modifiers.core.quantization_file import FILE_NAME
+from obert_modifiers.export import _container
 from obert_modifiers.sizes import weight_files
 
 # What stays behind: weights in any form, and what was made from the run.
@@ -105,7 +105,7 @@ def write_run(tensors: Mapping[str, Tensor], source: Path, out: Path) -> Path:
         The folder.
     """
     copy_along(source, out)
-    save_file(dict(tensors), out / "model.safetensors", {"format": "pt"})
+    _container.write_tensors(tensors, out / "model.safetensors", {"format": "pt"})
     return out
 
 

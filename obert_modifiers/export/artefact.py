@@ -1,7 +1,7 @@
 """What a path holds: a run, or a file that was exported from one."""
 
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,6 +78,25 @@ def find_artefact(path: Path) -> Artefact:
     raise ValueError(
         f"model={path} holds several models: {names}; expected one; name the file"
     )
+
+
+def names_of(paths: Sequence[Path]) -> list[str]:
+    """Name paths by their last parts, by as many as tell them apart.
+
+    Args:
+        paths: Files and folders; the same one may be there twice.
+
+    Returns:
+        A name for each.
+    """
+    parts = [path.resolve().parts for path in paths]
+    depth = 1
+    while depth < max(map(len, parts)):
+        names = ["/".join(own[-depth:]) for own in parts]
+        if len(set(names)) == len(set(parts)):
+            break
+        depth += 1
+    return ["/".join(own[-depth:]) for own in parts]
 
 
 def restore(path: Path, out: Path) -> Path:

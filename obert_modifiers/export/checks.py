@@ -21,6 +21,7 @@ def compare(
     path: Path,
     engine: str,
     int8: bool,
+    fix: str = "report this model's class",
 ) -> str:
     """Run an exported file on an engine and hold its outputs against PyTorch's.
 
@@ -30,6 +31,7 @@ def compare(
         path: What was written.
         engine: What runs it.
         int8: Whether it has INT8 weights.
+        fix: What to do where it computes something else.
 
     Returns:
         What was seen, or that the engine is not installed.
@@ -55,7 +57,7 @@ def compare(
     if not away <= (FEW_STEPS if int8 else SAME):
         raise ValueError(
             f"out={path} gives other outputs than the model: {away:.2g} of the "
-            "largest; expected the same to rounding; report this model's class"
+            f"largest; expected the same to rounding; {fix}"
         )
     return f"outputs on {engine} within {away:.1g} of PyTorch's largest"
 

@@ -247,7 +247,10 @@ def open_graph(path: Path, engine: str) -> GraphModel:
 
 
 def _unreadable(path: Path, engine: str, error: Exception) -> str:
-    why = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    # OpenVINO begins with the place in its own code.
+    told = [line for line in lines if not line.startswith("Exception from")]
+    why = (told or lines)[0][:300]
     return (
         f"model={path} cannot be run by {engine} ({why}); expected what `obert export` "
         "wrote for it; export it again"

@@ -1,11 +1,14 @@
 """``obert export``: what each format writes for a run."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from obert_modifiers.export.onnx import TARGETS
+
+if TYPE_CHECKING:
+    from obert_modifiers.export.run import Run
 
 
 @dataclass(frozen=True)
@@ -68,11 +71,11 @@ def export_run(
         raise ValueError(
             f"format={form} is unknown; expected one of {', '.join(FORMATS)}; name one"
         )
+    _check_options(form, options)
     return FORMATS[form](run, out, options)
 
 
 def _onnx(path: Path, out: Path | None, options: Options) -> Exported:
-    from obert_modifiers.export.checks import compare
     from obert_modifiers.export.onnx import export_onnx
     from obert_modifiers.export.run import load_run
 
@@ -88,13 +91,13 @@ def _onnx(path: Path, out: Path | None, options: Options) -> Exported:
     facts = [_weights(found.int8_weights), _sizes(shape)]
     if found.integer_products:
         facts.append(f"{found.integer_products} products of integers")
-    int8 = found.int8_weights > 0
-    facts.append(compare(run.model, run.sample(), found.path, "onnxruntime", int8))
+    facts.append(
+        _compared(run, found.path, "onnxruntime", found.int8_weights > 0, options)
+    )
     return Exported(found.path, found.size_bytes, tuple(facts))
 
 
 def _openvino(path: Path, out: Path | None, options: Options) -> Exported:
-    from obert_modifiers.export.checks import compare
     from obert_modifiers.export.openvino import export_openvino
     from obert_modifiers.export.run import load_run
 
@@ -102,18 +105,19 @@ def _openvino(path: Path, out: Path | None, options: Options) -> Exported:
     _check_int8(run.quantized, path, options)
     out = out or path / "export" / "openvino.xml"
     found = export_openvino(run.model, run.sample(), out, options.shape)
-    int8 = found.onnx.int8_weights > 0
     facts = (
         _weights(found.onnx.int8_weights),
         _sizes(options.shape),
-        compare(run.model, run.sample(), found.path, "openvino", int8),
+        _compared(run, found.path, "openvino", found.onnx.int8_weights > 0, options),
     )
     return Exported(found.path, found.size_bytes, facts)
 
 
 def _packed(path: Path, out: Path | None, options: Options) -> Exported:
+    from obert_modifiers.core.quantization_file import FILE_NAME
     from obert_modifiers.export.safetensors_packed import export_packed
 
+    _check_int8((path / FILE_NAME).is_file(), path, options)
     return _plain(export_packed(path, out or path / "export" / "packed"))
 
 
@@ -133,6 +137,53 @@ FORMATS: Mapping[str, Callable[[Path, Path | None, Options], Exported]] = {
     "torch24": _torch24,
     "safetensors": _packed,
 }
+
+
+# What each format makes use of.
+_TAKES = {
+    "onnx": {"target", "shape", "int8", "integer_bias"},
+    "openvino": {"shape", "int8"},
+    "torch24": set(),
+    "safetensors": {"int8"},
+}
+
+
+def _check_options(form: str, options: Options) -> None:
+    for name, default in asdict(Options()).items():
+        value = getattr(options, name)
+        if value == default or name in _TAKES[form]:
+            continue
+        takes = ", ".join(one for one in FORMATS if name in _TAKES[one])
+        raise ValueError(
+            f"{name}={value} has no meaning for format={form}; expected it with "
+            f"{takes}; leave out --{name.replace('_', '-')}"
+        )
+    if options.integer_bias and options.target == "openvino":
+        raise ValueError(
+            "integer_bias=True has no meaning for target=openvino, which adds biases in"
+            " floating point; expected another target; leave out --integer-bias"
+        )
+
+
+def _compared(run: "Run", path: Path, engine: str, int8: bool, options: Options) -> str:
+    """Compare a file with its run; one that computes something else is removed.
+
+    Returns:
+        What was seen.
+
+    Raises:
+        ValueError: If it computes something else.
+    """
+    from obert_modifiers.export.checks import compare
+
+    fix = "report this model's class"
+    if options.integer_bias:
+        fix = "leave out --integer-bias, which is less exact"
+    try:
+        return compare(run.model, run.sample(), path, engine, int8, fix)
+    except ValueError:
+        path.unlink()
+        raise
 
 
 def _check_int8(quantized: bool, path: Path, options: Options) -> None:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 _NAMES = {
     "model": ("path", "model"),
@@ -13,6 +13,24 @@ _NAMES = {
     "sequence": ("seq", "sequence", "sequence_length", "seq_length"),
 }
 _RATES = ("median", "mean")
+
+
+class Setting(NamedTuple):
+    """How something was timed; times of two runs of a benchmark are not compared.
+
+    Attributes:
+        engine: What computed it.
+        batch: Samples in a batch.
+        sequence: Tokens of a sample.
+        cores: Cores that were used, or None.
+        source: The benchmark's file.
+    """
+
+    engine: str
+    batch: int
+    sequence: int
+    cores: int | None
+    source: str
 
 
 @dataclass(frozen=True)
@@ -28,6 +46,7 @@ class Speed:
         items: Samples a second, the median where it is there, else the mean.
         deviation: Standard deviation of it, or None.
         cores: Cores that were used, or None.
+        source: The file that it is from.
     """
 
     model: str
@@ -38,11 +57,12 @@ class Speed:
     items: float
     deviation: float | None = None
     cores: int | None = None
+    source: str = ""
 
     @property
-    def setting(self) -> tuple[str, int, int]:
+    def setting(self) -> Setting:
         """What two rows must share to be compared."""
-        return self.engine, self.batch, self.sequence
+        return Setting(self.engine, self.batch, self.sequence, self.cores, self.source)
 
 
 def read_bench(path: Path) -> list[Speed]:
@@ -94,6 +114,7 @@ def _speed(row: Any, path: Path) -> Speed:
         float(items),
         spread,
         row.get("cores"),
+        str(path),
     )
 
 

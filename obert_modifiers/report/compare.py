@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from obert_modifiers.report.bench import Speed, read_bench, read_evaluated
+from obert_modifiers.report.bench import Setting, Speed, read_bench, read_evaluated
 from obert_modifiers.report.read import Run
 from obert_modifiers.report.sizes import Sizes, measure_all
 from obert_modifiers.report.tradeoff import Point
@@ -80,8 +80,25 @@ def measure_runs(
             continue
         found[number].speeds.append(speed)
     notes += [f"{name} was timed and belongs to no run here." for name in sorted(lost)]
+    notes += _other_samples(runs, found)
     _add_sizes(runs, found, owners)
     return found, notes
+
+
+def _other_samples(runs: Sequence[Run], found: Sequence[Measured]) -> list[str]:
+    """Find figures that are not of as many samples as those of the first run.
+
+    Returns:
+        What to say of it, nothing where all have as many.
+    """
+    counts = []
+    for run, measured in zip(runs, found, strict=True):
+        records = list(measured.evaluated.values()) or [run.record]
+        counts += [(run.name, one["samples"]) for one in records if one.get("samples")]
+    if len({samples for _, samples in counts}) <= 1:
+        return []
+    said = ", ".join(f"{name} {samples:,}" for name, samples in dict.fromkeys(counts))
+    return [f"Evaluated on different numbers of samples: {said}."]
 
 
 def _owner(path: str, runs: Sequence[Run]) -> int | None:
@@ -170,7 +187,7 @@ def size_points(runs: Sequence[Run], found: Sequence[Measured]) -> list[Point]:
 
 def speed_points(
     runs: Sequence[Run], found: Sequence[Measured]
-) -> dict[tuple[str, int, int], list[Point]]:
+) -> dict[Setting, list[Point]]:
     """Make the points of accuracy against speed.
 
     Args:
@@ -178,8 +195,8 @@ def speed_points(
         found: What is known of each.
 
     Returns:
-        For each engine, batch size and sequence length in which the reference and
-        another run were timed, a point for each run that was.
+        For each engine, batch size, sequence length and number of cores at which one
+        benchmark timed the reference and another run, a point for each run.
     """
     settings = {speed.setting: None for one in found for speed in one.speeds}
     panels = {}

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from obert_modifiers.report import findings, tradeoff, weights_panel
+from obert_modifiers.report.bench import Setting
 from obert_modifiers.report.draw import layers_svg, svg
 from obert_modifiers.report.panels import PANELS, plain
 from obert_modifiers.report.read import Run
@@ -115,21 +116,21 @@ def against_size(points: Sequence[Point], metric: str) -> Figure:
     return _tradeoff(points, metric, "smaller", "gzip MB", "gzipped")
 
 
-def against_speed(
-    points: Sequence[Point], metric: str, setting: tuple[str, int, int]
-) -> Figure:
+def against_speed(points: Sequence[Point], metric: str, setting: Setting) -> Figure:
     """Draw a metric against the speed of the model.
 
     Args:
         points: The models; the first is the reference.
         metric: Its name.
-        setting: Engine, batch size and sequence length.
+        setting: How they were timed.
 
     Returns:
         The picture.
     """
-    engine, batch, sequence = setting
-    where = f"{_ENGINES.get(engine, engine)}, batch {batch}, {sequence} tokens"
+    engine = _ENGINES.get(setting.engine, setting.engine)
+    where = f"{engine}, batch {setting.batch}, {setting.sequence} tokens"
+    if setting.cores is not None:
+        where += f", {setting.cores} core{'' if setting.cores == 1 else 's'}"
     return _tradeoff(points, metric, "faster", "samples a second", where)
 
 

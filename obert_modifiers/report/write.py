@@ -8,6 +8,7 @@ from typing import Any
 
 import jinja2
 
+from obert_modifiers.export.artefact import names_of
 from obert_modifiers.report import findings
 from obert_modifiers.report.compare import measure_runs, size_points, speed_points
 from obert_modifiers.report.draw import save_png
@@ -105,9 +106,8 @@ def write_runs(
         ValueError: If the runs are of different tasks, or a file cannot be read.
     """
     runs = [read_run(Path(path)) for path in folders]
-    runs = [
-        replace(run, name=name) for run, name in zip(runs, _names(runs), strict=True)
-    ]
+    names = names_of([run.folder for run in runs])
+    runs = [replace(run, name=name) for run, name in zip(runs, names, strict=True)]
     first = runs[0]
     other = next((run for run in runs if run.metric != first.metric), None)
     if other is not None:
@@ -160,22 +160,6 @@ def _measured(
 def _subtitle(run: Run) -> str:
     model, data = (short_path(run.record.get(name)) for name in ("model", "data"))
     return f"{model} on {data}"
-
-
-def _names(runs: Sequence[Run]) -> list[str]:
-    """Name runs by their folders, with those above where two are the same.
-
-    Returns:
-        A name for each.
-    """
-    parts = [run.folder.resolve().parts for run in runs]
-    depth = 1
-    while depth < max(map(len, parts)):
-        names = ["/".join(own[-depth:]) for own in parts]
-        if len(set(names)) == len({own for own in parts}):
-            break
-        depth += 1
-    return ["/".join(own[-depth:]) for own in parts]
 
 
 def _run_rows(runs: Sequence[Run]) -> list[list[str]]:

@@ -169,6 +169,10 @@ def test_without_flags_the_data_is_that_of_the_runs_command(classifier, tmp_path
     path.write_text(json.dumps(record))
     try:
         assert evaluate_file(Request(classifier.file))["samples"] == 24
+        # How much of it is no other data.
+        limit = ("--max_eval_samples", "5")
+        few = evaluate_file(Request(classifier.file, words=limit))
+        assert few["samples"] == 5 and "data.json" in few["data"]
         record["command"][4] = str(tmp_path / "gone.json")
         path.write_text(json.dumps(record))
         with pytest.raises(
@@ -223,6 +227,18 @@ def test_damaged_and_foreign_files_are_refused(classifier, tmp_path):
         (tmp_path / "run" / name).write_bytes((classifier.run / name).read_bytes())
     (tmp_path / "run" / "model.safetensors").write_bytes(b"\x10" * 100)
     refused(classifier, "cannot be loaded", tmp_path / "run")
+
+
+def test_a_graph_of_other_classes_is_refused(classifier, tmp_path):
+    three = AutoModelForSequenceClassification.from_pretrained(
+        classifier.run, num_labels=3, ignore_mismatched_sizes=True
+    )
+    sample = BertTokenizerFast.from_pretrained(classifier.run)(
+        ["the film"], return_tensors="pt"
+    )
+    export_onnx(three, dict(sample), tmp_path / "three.onnx")
+    message = "gives logits of 3; expected logits of 2 classes"
+    refused(classifier, message, tmp_path / "three.onnx", run=classifier.run)
 
 
 @pytest.mark.parametrize("engine", ["openvino", "deepsparse"])

@@ -12,6 +12,8 @@ from obert_modifiers.cli import main
 from obert_modifiers.cli.export import parse_shape
 from obert_modifiers.core.quantization import Scheme
 from obert_modifiers.core.quantization_file import save_quantization
+from obert_modifiers.export import checks
+from obert_modifiers.export.artefact import names_of
 from tests import tiny
 from tests.export.test_onnx import make
 from tests.test_readme import exporting_commands
@@ -78,6 +80,43 @@ def test_a_dense_run_is_float32(dense, capsys) -> None:
         f"obert: run={dense} was not trained with INT8: it has no quantization.json; "
         "expected a recipe with !QATModifier; train with one, or leave out --int8\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (
+            ["--format", "torch24", "--int8"],
+            "int8=True has no meaning for format=torch",
+        ),
+        (["--format", "safetensors", "--shape", "2x8"], "with onnx, openvino; leave"),
+        (["--format", "openvino", "--target", "deepsparse"], "leave out --target"),
+        (["--format", "openvino", "--integer-bias"], "leave out --integer-bias"),
+        (["--target", "openvino", "--integer-bias"], "for target=openvino, which adds"),
+        (["--format", "safetensors", "--int8"], "was not trained with INT8"),
+    ],
+)
+def test_flags_without_a_meaning_are_refused(words, why, dense, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["export", str(dense), *words, "--out", str(out)]) == 2
+    assert why in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_file_that_computes_something_else_is_removed(
+    run, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(checks, "FEW_STEPS", -1.0)
+    out = tmp_path / "m.onnx"
+    assert main(["export", str(run), "--out", str(out), "--integer-bias"]) == 2
+    assert "leave out --integer-bias, which is less exact" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_models_are_told_apart_by_their_folders() -> None:
+    paths = [Path("a/export/x.onnx"), Path("b/export/x.onnx"), Path("a/export/x.onnx")]
+    assert names_of(paths) == ["a/export/x.onnx", "b/export/x.onnx", "a/export/x.onnx"]
+    assert names_of([Path("a/x.onnx"), Path("a/y.onnx")]) == ["x.onnx", "y.onnx"]
 
 
 def test_runs_are_exported_for_each_engine(dense, tmp_path) -> None:

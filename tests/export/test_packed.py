@@ -197,6 +197,8 @@ def test_a_run_comes_back_bit_for_bit(run, tmp_path):
     kept = {"config.json", "recipe.yaml", "tokenizer.json", "tokenizer_config.json"}
     assert kept | {FILE_NAME} <= names
     assert not names & {"model.safetensors", "report.html", "checkpoint-1"}
+    (tmp_path / "plain").touch()
+    assert found.file.stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 def test_a_restored_folder_loads(run, tmp_path):
