@@ -174,6 +174,7 @@ def _compared(run: "Run", path: Path, engine: str, int8: bool, options: Options)
     Raises:
         ValueError: If it computes something else.
     """
+    from obert_modifiers.export.artefact import find_artefact
     from obert_modifiers.export.checks import compare
 
     fix = "report this model's class"
@@ -182,7 +183,8 @@ def _compared(run: "Run", path: Path, engine: str, int8: bool, options: Options)
     try:
         return compare(run.model, run.sample(), path, engine, int8, fix)
     except ValueError:
-        path.unlink()
+        for file in find_artefact(path).files:  # an IR has two
+            file.unlink()
         raise
 
 

@@ -86,7 +86,7 @@ def measure_runs(
 
 
 def _other_samples(runs: Sequence[Run], found: Sequence[Measured]) -> list[str]:
-    """Find figures that are not of as many samples as those of the first run.
+    """Tell whether all figures are of as many samples.
 
     Returns:
         What to say of it, nothing where all have as many.

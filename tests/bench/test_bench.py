@@ -87,7 +87,7 @@ def test_models_take_turns_and_are_written_down(files, tmp_path) -> None:
 
 def test_the_worker_is_pinned_before_its_engine_is_there(files, monkeypatch) -> None:
     if not hasattr(os, "sched_getaffinity"):
-        pytest.skip("cores cannot be chosen here")
+        pytest.skip("os.sched_getaffinity is missing: cores cannot be chosen")
     case = Case("m", files / "dense.onnx", "onnxruntime", *SIZES[0])
     before = os.sched_getaffinity(0)
     core = min(before)

@@ -113,6 +113,16 @@ def test_a_file_that_computes_something_else_is_removed(
     assert not out.exists()
 
 
+def test_both_files_of_an_ir_are_removed(run, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("openvino")
+    monkeypatch.setattr(checks, "FEW_STEPS", -1.0)
+    out = tmp_path / "ir" / "m.xml"
+    words = ["export", str(run), "--format", "openvino", "--out", str(out)]
+    assert main(words) == 2
+    assert "gives other outputs than the model" in capsys.readouterr().err
+    assert list(out.parent.iterdir()) == []
+
+
 def test_models_are_told_apart_by_their_folders() -> None:
     paths = [Path("a/export/x.onnx"), Path("b/export/x.onnx"), Path("a/export/x.onnx")]
     assert names_of(paths) == ["a/export/x.onnx", "b/export/x.onnx", "a/export/x.onnx"]

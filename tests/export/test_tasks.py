@@ -4,6 +4,7 @@ The metric of the exported file on the validation set, as `obert evaluate` compu
 beside that of the PyTorch model.
 """
 
+import sys
 from importlib import import_module
 
 import pytest
@@ -64,6 +65,11 @@ def installed(engine: str) -> bool:
     return True
 
 
+def test_what_is_not_installed_is_left_out(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    assert not installed("openvino") and installed("onnxruntime")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", DATA)
 def test_the_metric_of_each_format(name, tmp_path, request) -> None:
@@ -100,6 +106,9 @@ def test_the_metric_of_each_format(name, tmp_path, request) -> None:
         shape = (BATCH, length) if target == "deepsparse" else None
         options = Options(target or "onnxruntime", shape, int8=form != "torch24")
         export_run(run, form, out, options)
+        if engine == "deepsparse":
+            opened = import_engine(engine).Engine(str(out), batch_size=BATCH)
+            assert opened.fraction_of_supported_ops == 1.0
         found = evaluate_file(Request(out, engine=engine, run=run, words=words))
         measured[title] = found[headline]
         if PERPLEXITY in record:
