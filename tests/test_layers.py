@@ -30,13 +30,22 @@ def layer(internal: set[str] = frozenset(), external: set[str] = frozenset()) ->
 
 
 LOADING = {"core", "modifiers", "recipe", "manager"}
-RUNNING = LOADING | {"batches", "training", "tasks", "embedded", "resources", "sizes"}
+RUNNING = LOADING | {
+    "batches",
+    "cpu",
+    "training",
+    "tasks",
+    "embedded",
+    "resources",
+    "sizes",
+}
 # The first part of a module's name below the package, or a file named in full.
 LAYERS = {
     "__init__": layer({"manager"}),
     "resources": layer(),
     "sizes": layer(),
-    "engines": layer(set(), ENGINES),
+    "cpu": layer(set(), {"llvmlite"}),
+    "engines": layer({"cpu"}, ENGINES),
     "kernels": layer(set(), {"numba", "numpy", "torch", "triton"}),
     "core": layer({"kernels"}, {"torch"}),
     "modifiers": layer({"kernels", "core"}, {"torch"}),
@@ -60,14 +69,15 @@ LAYERS = {
     "compat/stacks.py": layer(set(), {"packaging"}),
     "compat/trainer.py": layer({"core", "modifiers"}, HOST),
     "tasks": layer(
-        LOADING | {"batches", "compat", "training", "embedded", "resources", "sizes"},
+        LOADING
+        | {"batches", "compat", "cpu", "training", "embedded", "resources", "sizes"},
         NUMERIC | HUGGING_FACE | {"safetensors", "scipy", "seqeval", "sklearn"},
     ),
     "export": layer(
-        {"core", "engines", "sizes"},
+        {"core", "cpu", "engines", "sizes"},
         NUMERIC | {"google", "onnx", "safetensors", "transformers"},
     ),
-    "bench": layer({"engines", "export"}, NUMERIC | SHOW | {"onnx", "psutil"}),
+    "bench": layer({"cpu", "engines", "export"}, NUMERIC | SHOW | {"onnx", "psutil"}),
     "evaluating": layer(RUNNING | {"export"}, NUMERIC | HUGGING_FACE | {"safetensors"}),
     "report": layer(
         RUNNING | {"export"}, NUMERIC | HUGGING_FACE | SHOW | {"safetensors"}
@@ -78,7 +88,7 @@ LAYERS = {
     "run": layer({"cli"}),
     "cli": layer(
         RUNNING
-        | {"bench", "compat", "evaluating", "export", "kernels", "report"}
+        | {"bench", "compat", "engines", "evaluating", "export", "kernels", "report"}
         | {"quickstart", "__init__"},
         NUMERIC | HUGGING_FACE | SHOW | {"psutil", "safetensors", "yaml"},
     ),

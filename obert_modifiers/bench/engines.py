@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from obert_modifiers.engines import import_engine
+from obert_modifiers.export._sessions import open_session
 
 Batch = Mapping[str, np.ndarray]
 # Weights of which less is zero are left dense; the papers' least sparsity is 0.8.
@@ -91,9 +92,7 @@ def _onnxruntime(path: Path, setting: Setting) -> Opened:
     # Threads that wait for the next batch would take time from the other models.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     try:
-        session = engine.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"]
-        )
+        session = open_session(path, options)
     except Exception as error:  # its own classes, one for each code
         raise _unreadable("onnxruntime", path, error) from error
     names = [one.name for one in session.get_inputs()]

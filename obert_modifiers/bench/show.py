@@ -14,9 +14,9 @@ from rich.table import Table
 from obert_modifiers import __version__
 from obert_modifiers.bench.cases import ENGINES, Case
 from obert_modifiers.bench.rounds import Effort, Measured, pick_cores
+from obert_modifiers.cpu import host_cpu
 
 HEAD = ("model", "engine", "items/s", "median", "mean", "p99", "sd ms", "speed")
-_FLAGS = ("avx2", "avx512f", "avx512_vnni", "amx_int8", "amx_bf16")
 _PACKAGES = (*ENGINES, "numpy", "onnx")
 _COLOURS = {
     "onnxruntime": "#4477aa",
@@ -182,17 +182,13 @@ def machine() -> dict[str, Any]:
     Returns:
         ``cpu``, ``cores`` and ``instructions``, those that INT8 and sparse kernels use.
     """
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    fields = dict(line.split(":", 1) for line in lines if ":" in line)
-    fields = {key.strip(): value.strip() for key, value in fields.items()}
-    flags = set(fields.get("flags", "").split())
+    cpu = host_cpu()
     return {
-        "cpu": fields.get("model name") or platform.processor() or platform.machine(),
-        "family": fields.get("cpu family"),
-        "model": fields.get("model"),
+        "cpu": cpu.name,
+        "family": cpu.family,
+        "model": cpu.model,
         "cores": os.cpu_count(),
-        "instructions": [flag for flag in _FLAGS if flag in flags],
+        "instructions": list(cpu.instruction_sets),
     }
 
 

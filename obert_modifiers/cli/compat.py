@@ -1,14 +1,18 @@
 """``obert run`` and ``obert doctor``."""
 
 import json
+import os
 import platform
 from dataclasses import asdict
+from importlib.util import find_spec
 from typing import Annotated
 
 import typer
 
 from obert_modifiers import __version__
 from obert_modifiers.cli._host import quiet_host
+from obert_modifiers.cpu import Cpu, host_cpu
+from obert_modifiers.engines import engine_advice
 
 _NO_STACK = 1  # exit status of `obert doctor`
 
@@ -46,18 +50,25 @@ def show_doctor(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Say which stack this environment is, what is broken, and what mends it."""  # noqa: DOC501  typer shows the docstring
+    """Say which stack and CPU this is, what is broken or slow, and what mends it."""  # noqa: DOC501  typer shows the docstring
     from obert_modifiers.compat.stacks import STACKS, diagnose, installed_versions
 
-    found = diagnose(installed_versions(), stack)
+    found, cpu = diagnose(installed_versions(), stack), host_cpu()
     if as_json:
         report = {"obert_modifiers": __version__, **asdict(found)}
+        report["cpu"] = {
+            "name": cpu.name,
+            "cores": os.cpu_count(),
+            "instruction_sets": cpu.instruction_sets,
+            "engines": engine_advice(cpu),
+        }
         report["faults"] = [str(fault) for fault in found.faults]
         typer.echo(json.dumps(report, indent=1))
     else:
         typer.echo(f"obert_modifiers {__version__} on {platform.platform()}")
         for name, version in found.versions.items():
             typer.echo(f"  {name:<20} {version or '-'}")
+        _show_cpu(cpu)
         nearest = STACKS[found.nearest]
         if found.stack:
             typer.echo(f"stack {nearest.key}: {nearest.what}")
@@ -68,3 +79,12 @@ def show_doctor(
             typer.echo(f"mend it with: {found.command}")
     if not found.stack:
         raise typer.Exit(_NO_STACK)
+
+
+def _show_cpu(cpu: Cpu) -> None:
+    """Print what the CPU has, and what each engine makes of it."""
+    sets = ", ".join(cpu.instruction_sets) or "none that the engines know"
+    typer.echo(f"{cpu.name}, {os.cpu_count()} cores: {sets}")
+    for engine, line in engine_advice(cpu).items():
+        there = find_spec(engine) is not None
+        typer.echo(f"  {engine:<20} {line}{'' if there else ' [not installed]'}")

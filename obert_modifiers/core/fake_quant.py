@@ -17,6 +17,9 @@ from obert_modifiers.core.parallel import all_reduce_, world
 
 AVERAGING = 0.01  # share of a new batch in an activation's range (torch.ao's own)
 WEIGHT, ACTIVATION = "weight", "activation"
+# The largest integer of a weight. Two products of it with uint8 activations fit into 16
+# bits where the range is reduced: 2 * 63 * 255 < 2**15.
+FULL_RANGE, REDUCED_RANGE = 127, 63
 
 
 class Quantizer:
@@ -26,7 +29,7 @@ class Quantizer:
     A.7 take it up. Rounding is to the nearest, ties to even; the gradient passes
     straight through where nothing is clamped and is zero where it is.
 
-    Weights are int8 and symmetric: :math:`z = 0`, :math:`s = max |w| / 127` of the
+    Weights are int8 and symmetric: :math:`z = 0`, :math:`s = max |w| / limit` of the
     weights as they are now, so that a zero stays exactly zero. Activations are uint8
     and asymmetric: 0 to 255 over a moving average of each batch's least and largest
     value, widened to hold zero.
@@ -37,12 +40,17 @@ class Quantizer:
     Attributes:
         kind: ``weight`` or ``activation``.
         per_channel: Whether each row of a weight has its own scale.
+        limit: The largest integer of a weight, 127 or 63.
         observing: Whether the range still follows what is seen.
         ready: Whether there is a range; until then values pass unchanged.
     """
 
     def __init__(
-        self, kind: str, device: torch.device, per_channel: bool = False
+        self,
+        kind: str,
+        device: torch.device,
+        per_channel: bool = False,
+        limit: int = FULL_RANGE,
     ) -> None:
         """Start without a range.
 
@@ -50,9 +58,11 @@ class Quantizer:
             kind: ``weight`` or ``activation``.
             device: Where the tensors will be.
             per_channel: True for a scale for each row of a weight.
+            limit: The largest integer of a weight.
         """
         self.kind = kind
         self.per_channel = per_channel
+        self.limit = limit
         self.observing = True
         self.ready = False
         signed = kind == WEIGHT
@@ -67,11 +77,11 @@ class Quantizer:
         if per_channel:
             observer = MovingAveragePerChannelMinMaxObserver
             options |= {"qscheme": torch.per_channel_symmetric, "ch_axis": 0}
-        # The observer makes scales for -127 to 127; FakeQuantize is told -128, which
-        # such scales never reach, since ONNX has no other int8.
-        low, high = (-127, 127) if signed else (0, 255)
+        # The observer makes scales for -limit to limit; FakeQuantize is told -128 to
+        # 127, which such scales never reach, since ONNX has no other int8.
+        low, high = (-limit, limit) if signed else (0, 255)
         self._observer = observer(quant_min=low, quant_max=high, **options).to(device)
-        low = -128 if signed else 0
+        low, high = (-128, 127) if signed else (0, 255)
         self._fake_quant = FakeQuantize(
             observer, quant_min=low, quant_max=high, **options
         ).to(device)
@@ -170,6 +180,7 @@ class Quantizer:
             "zero_point": self.zero_point.clone(),
             "min_val": self._observer.min_val.clone(),
             "max_val": self._observer.max_val.clone(),
+            "limit": torch.tensor(self.limit),
         }
 
     def load_state_(self, state: dict[str, Any]) -> None:
@@ -184,6 +195,25 @@ class Quantizer:
             own = getattr(self._observer, name)
             own.resize_(state[name].shape).copy_(state[name].to(where))
         self.observing, self.ready = state["observing"], state["ready"]
+        if self.kind == WEIGHT:  # states from before it could be reduced have none
+            self.limit = int(state.get("limit", FULL_RANGE))
+            self._observer.quant_min, self._observer.quant_max = -self.limit, self.limit
+
+    @torch.no_grad()
+    def hold_(self, weight: Tensor) -> None:
+        """Keep a weight within its range once that is fixed; changes the weight.
+
+        A full range needs no holding: int8 ends there, and rounding holds it.
+
+        Args:
+            weight: The weight, ``(rows, columns)``.
+        """
+        if self.limit == FULL_RANGE or self.observing or not self.ready:
+            return
+        most = self.limit * self.scale
+        if self.per_channel:
+            most = most.reshape(-1, *[1] * (weight.ndim - 1))
+        weight.clamp_(-most, most)
 
     def fix_(self, scale: Tensor, zero_point: Tensor) -> None:
         """Give a range from elsewhere, and stop observing.

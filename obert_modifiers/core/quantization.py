@@ -8,7 +8,13 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from obert_modifiers.core.fake_quant import ACTIVATION, Quantizer
+from obert_modifiers.core.fake_quant import (
+    ACTIVATION,
+    FULL_RANGE,
+    REDUCED_RANGE,
+    WEIGHT,
+    Quantizer,
+)
 from obert_modifiers.core.quantized_layers import (
     LAYERS,
     Quantized,
@@ -26,6 +32,8 @@ class Scheme:
     Attributes:
         per_channel: A scale for each output of a linear layer, in place of one for its
             weight. Embeddings have one scale each.
+        reduce_range: Whether the weights of linear layers keep to -63 to 63, so that
+            a CPU without VNNI sums their products exactly; else to -127 to 127.
         embeddings: Whether embedding matrices are quantized.
         attention_matmuls: Whether the inputs of the two products inside attention are.
         ignore: Names of modules, which stand for all below them, or ``re:`` patterns,
@@ -35,6 +43,7 @@ class Scheme:
     """
 
     per_channel: bool = False
+    reduce_range: bool = True
     embeddings: bool = True
     attention_matmuls: bool = False
     ignore: tuple[str, ...] = ()
@@ -100,8 +109,14 @@ def quantize_(model: nn.Module, scheme: Scheme) -> None:
         model: Unwrapped model.
         scheme: What is quantized.
     """
-    for name in find_layers(model, scheme):
-        attach_(model.get_submodule(name), scheme.per_channel)
+    names = find_layers(model, scheme)
+    modules = [model.get_submodule(name) for name in names]
+    # An embedding is not multiplied, but where a linear layer shares its weight.
+    multiplied = {id(m.weight) for m in modules if isinstance(m, nn.Linear)}
+    for module in modules:
+        reduced = scheme.reduce_range and id(getattr(module, "weight", 0)) in multiplied
+        limit = REDUCED_RANGE if reduced else FULL_RANGE
+        attach_(module, scheme.per_channel, limit)
 
 
 def remove_quantization_(model: nn.Module) -> None:
@@ -154,6 +169,18 @@ def freeze_(model: nn.Module, weights: bool = True) -> list[str]:
             quantizer.observe_(layer.get_parameter("weight"))
             quantizer.observing = False
     return unseen
+
+
+def hold_weights_(model: nn.Module) -> None:
+    """Keep weights within their ranges, where those are reduced and fixed.
+
+    Args:
+        model: Unwrapped, quantized model; weights beyond their range are changed.
+    """
+    for name, quantizer in quantizers_of(model).items():
+        if quantizer.kind == WEIGHT:
+            layer = model.get_submodule(name.rpartition(":")[0])
+            quantizer.hold_(layer.get_parameter("weight"))
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import torch.nn.functional as nnf
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from obert_modifiers.core.fake_quant import ACTIVATION, WEIGHT, Quantizer
+from obert_modifiers.core.fake_quant import ACTIVATION, FULL_RANGE, WEIGHT, Quantizer
 
 _PROJECTIONS = ({"query", "key", "value"}, {"q_lin", "k_lin", "v_lin"})
 _PRODUCTS = (torch.matmul, torch.bmm, torch.Tensor.matmul, torch.Tensor.__matmul__)
@@ -167,12 +167,13 @@ def is_attention(module: nn.Module) -> bool:
     return any(names <= linear for names in _PROJECTIONS)
 
 
-def attach_(module: nn.Module, per_channel: bool) -> None:
+def attach_(module: nn.Module, per_channel: bool, limit: int = FULL_RANGE) -> None:
     """Make a module a quantized one; a weight has its range at once.
 
     Args:
         module: A plain linear layer, embedding or attention module.
         per_channel: True for a scale for each output of a linear layer.
+        limit: The largest integer of its weight.
     """
     plain = type(module)
     cls = LAYERS.get(plain)
@@ -183,9 +184,8 @@ def attach_(module: nn.Module, per_channel: bool) -> None:
     quantizers = {}
     for role in roles:
         rows = per_channel and role == "weight" and plain is nn.Linear
-        quantizers[role] = Quantizer(
-            WEIGHT if role == "weight" else ACTIVATION, where, rows
-        )
+        kind = WEIGHT if role == "weight" else ACTIVATION
+        quantizers[role] = Quantizer(kind, where, rows, limit)
     if "weight" in quantizers:
         quantizers["weight"].observe_(module.get_parameter("weight"))
     module.__class__ = cls or type(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from obert_modifiers.engines import import_engine
 from obert_modifiers.export._onnx_file import load_onnx
+from obert_modifiers.export._sessions import open_session
 
 ENGINES = ("torch", "onnxruntime", "openvino", "deepsparse")
 _OPTIONAL = "token_type_ids"  # zeros where a tokenizer does not give them
@@ -128,12 +129,10 @@ class _OnnxRuntime(GraphModel):
         Raises:
             ValueError: If ONNX Runtime cannot run it.
         """
-        runtime = import_engine("onnxruntime")
-        load_onnx(path)
+        import_engine("onnxruntime")
+        load_onnx(path)  # whose errors are for users
         try:
-            session = runtime.InferenceSession(
-                str(path), providers=["CPUExecutionProvider"]
-            )
+            session = open_session(path)
         except Exception as error:  # it raises classes of its own, made at run time
             raise ValueError(_unreadable(path, "ONNX Runtime", error)) from error
         inputs = {

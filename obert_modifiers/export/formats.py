@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from obert_modifiers.export.onnx import TARGETS
 
 if TYPE_CHECKING:
+    from obert_modifiers.export.onnx import OnnxExport
     from obert_modifiers.export.run import Run
 
 
@@ -88,7 +89,7 @@ def _onnx(path: Path, out: Path | None, options: Options) -> Exported:
     found = export_onnx(
         run.model, run.sample(), out, options.target, shape, options.integer_bias
     )
-    facts = [_weights(found.int8_weights), _sizes(shape)]
+    facts = [_weights(found.int8_weights), _sizes(shape), *_saturating(found)]
     if found.integer_products:
         facts.append(f"{found.integer_products} products of integers")
     facts.append(
@@ -108,6 +109,7 @@ def _openvino(path: Path, out: Path | None, options: Options) -> Exported:
     facts = (
         _weights(found.onnx.int8_weights),
         _sizes(options.shape),
+        *_saturating(found.onnx),
         _compared(run, found.path, "openvino", found.onnx.int8_weights > 0, options),
     )
     return Exported(found.path, found.size_bytes, facts)
@@ -198,6 +200,30 @@ def _check_int8(quantized: bool, path: Path, options: Options) -> None:
 
 def _weights(count: int) -> str:
     return f"{count} weights as INT8" if count else "all weights in float32"
+
+
+def _saturating(found: "OnnxExport") -> list[str]:
+    """Say which layers a CPU without VNNI would sum wrongly, and what became of them.
+
+    Returns:
+        A line, or none.
+    """
+    if not found.saturating:
+        return []
+    from obert_modifiers.export._saturation import describe
+
+    done = {
+        "onnxruntime": "they are stored as UINT8, which ONNX Runtime sums exactly on "
+        "every CPU",
+        "openvino": "they are stored as float32, in which every CPU computes them",
+        "deepsparse": "outputs there may be wrong",
+    }
+    return [
+        f"{len(found.saturating)} layers have sums beyond 16 bits, which INT8 kernels "
+        f"without VNNI cannot hold: {describe(found.saturating)}; "
+        f"{done[found.target]}; train with reduce_range: true in QATModifier, where "
+        "none can"
+    ]
 
 
 def _sizes(shape: tuple[int, int] | None) -> str:

@@ -1,7 +1,7 @@
 """Export to ONNX, as the engines want it: free sizes and QDQ, or fixed and integers."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx
@@ -16,12 +16,24 @@ from obert_modifiers.export._qdq import (
     merge_equal_quantizers,
     store_int8_weights,
 )
+from obert_modifiers.export._saturation import (
+    saturating_layers,
+    store_in_floating_point,
+    store_unsigned,
+)
 from obert_modifiers.export._shapes import copy_sizes, fold_constants
 from obert_modifiers.export._trace import trace
 
 # DeepSparse knows a layer's norm by the operators that opset 17 makes one of.
 OPSETS = {"onnxruntime": 17, "openvino": 17, "deepsparse": 14}
 TARGETS = tuple(OPSETS)
+# What becomes of weights whose sums a CPU without VNNI cannot hold. DeepSparse's own
+# kernels are not known, and take no other weights.
+_SATURATING = {
+    "onnxruntime": store_unsigned,
+    "openvino": store_in_floating_point,
+    "deepsparse": saturating_layers,
+}
 
 
 @dataclass(frozen=True)
@@ -38,6 +50,10 @@ class OnnxExport:
         int8_weights: Weights that are stored as INT8.
         target: The engine that it was written for.
         integer_products: MatMulInteger nodes.
+        saturating: Pairs of weights whose sums a CPU without VNNI cannot hold, by
+            layer. Those layers are stored as UINT8 for ``onnxruntime`` and as float32
+            for ``openvino``, which every CPU computes alike; for ``deepsparse`` they
+            stay as they are.
     """
 
     path: Path
@@ -49,6 +65,7 @@ class OnnxExport:
     int8_weights: int
     target: str = "onnxruntime"
     integer_products: int = 0
+    saturating: Mapping[str, int] = field(default_factory=dict)
 
 
 def export_onnx(
@@ -101,6 +118,7 @@ def export_onnx(
     weights = store_int8_weights(graph)
     merge_equal_quantizers(graph)
     look_up_before_dequantizing(graph)
+    saturating = _SATURATING[target](graph)
     products = 0
     if target == "deepsparse":
         products = write_integer_products(graph, integer_bias)
@@ -121,6 +139,7 @@ def export_onnx(
         int8_weights=weights,
         target=target,
         integer_products=products,
+        saturating=saturating,
     )
 
 

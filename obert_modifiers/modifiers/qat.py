@@ -15,6 +15,7 @@ from obert_modifiers.core.quantization import (
     calibrating,
     find_layers,
     freeze_,
+    hold_weights_,
     quantize_,
     quantizers_of,
 )
@@ -51,9 +52,10 @@ class QATModifier(ScheduledModifier):
     Order of its hooks: ``initialize`` finds the layers; ``update`` switches the
     quantization on at ``start_epoch``, before the optimizer step, and fixes the ranges
     at ``disable_observer_epoch``; ``optimizer_post_step`` averages ranges over
-    processes; ``finalize`` fixes what still moves. Applied at once (an infinite epoch),
-    it takes the ranges of activations as means over batches of the source of gradients,
-    after pruning modifiers have pruned. The model stays quantized and its
+    processes and keeps weights within fixed ones; ``finalize`` fixes what still moves.
+    Applied at once (an infinite epoch), it takes the ranges of activations as means
+    over batches of the source of gradients, after pruning modifiers have pruned. The
+    model stays quantized and its
     ``state_dict`` is that of a plain model; the scales are saved beside it by
     :func:`~obert_modifiers.core.quantization_file.save_quantization`.
 
@@ -63,6 +65,7 @@ class QATModifier(ScheduledModifier):
             start_epoch: 0.0
             disable_observer_epoch: 5.0
             per_channel: false
+            reduce_range: true
             quantize_attention_matmuls: false
     """
 
@@ -71,6 +74,7 @@ class QATModifier(ScheduledModifier):
     )
     freeze = recipe_key("freeze", "Which ranges are fixed then.")
     per_channel = recipe_key("per_channel", "A scale for each output of a layer.")
+    reduce_range = recipe_key("reduce_range", "Weights of linear layers to 7 bits.")
     quantize_embeddings = recipe_key("quantize_embeddings", "Embeddings too.")
     quantize_attention_matmuls = recipe_key(
         "quantize_attention_matmuls", "Inputs of attention's products too."
@@ -85,6 +89,7 @@ class QATModifier(ScheduledModifier):
         disable_observer_epoch: float | None = None,
         freeze: str = "all",
         per_channel: bool = False,
+        reduce_range: bool = True,
         quantize_embeddings: bool = True,
         quantize_attention_matmuls: bool = False,
         ignore: str | Sequence[str] = (),
@@ -103,6 +108,9 @@ class QATModifier(ScheduledModifier):
                 their largest value.
             per_channel: True for a scale for each output of a linear layer, False for
                 one for its weight. An embedding has one scale.
+            reduce_range: True keeps the weights of linear layers to -63 to 63, which
+                every CPU sums exactly; False to -127 to 127, which kernels without VNNI
+                may not (:mod:`obert_modifiers.export`).
             quantize_embeddings: Whether embedding matrices are quantized.
             quantize_attention_matmuls: Whether the inputs of the products of query
                 with key and of probabilities with value are quantized.
@@ -130,6 +138,7 @@ class QATModifier(ScheduledModifier):
             None if submodules is None else _as_names("submodules", submodules)
         )
         self._per_channel = as_flag("per_channel", per_channel)
+        self._reduce_range = as_flag("reduce_range", reduce_range)
         self._quantize_embeddings = as_flag("quantize_embeddings", quantize_embeddings)
         self._quantize_attention_matmuls = as_flag(
             "quantize_attention_matmuls", quantize_attention_matmuls
@@ -167,6 +176,7 @@ class QATModifier(ScheduledModifier):
     def _scheme(self) -> Scheme:
         return Scheme(
             per_channel=self._per_channel,
+            reduce_range=self._reduce_range,
             embeddings=self._quantize_embeddings,
             attention_matmuls=self._quantize_attention_matmuls,
             ignore=tuple(self._ignore),
@@ -292,7 +302,7 @@ class QATModifier(ScheduledModifier):
     def optimizer_post_step(
         self, module: nn.Module, optimizer: Any, epoch: float, steps_per_epoch: int
     ) -> None:
-        """Average the ranges of activations over processes, while they move.
+        """Average moving ranges over processes; keep weights within fixed ones.
 
         Args:
             module: The model.
@@ -303,6 +313,8 @@ class QATModifier(ScheduledModifier):
         super().optimizer_post_step(module, optimizer, epoch, steps_per_epoch)
         if self._active and not self._frozen:
             self._average_ranges()
+        if self._active:
+            hold_weights_(self._model)
 
     def finalize(
         self, module: nn.Module | None = None, reset_loggers: bool = True, **kwargs: Any

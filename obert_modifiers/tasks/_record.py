@@ -13,6 +13,7 @@ from safetensors import safe_open
 from torch import nn
 
 from obert_modifiers import __version__
+from obert_modifiers.cpu import host_cpu
 from obert_modifiers.modifiers._targets import (
     encoder_weights,
     non_embedding_weights,
@@ -122,7 +123,7 @@ def machine() -> dict[str, Any]:
         and ``gpu`` (model or None).
     """
     return {
-        "cpu": _cpu_model(),
+        "cpu": host_cpu().name,
         "cores": _cores(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
@@ -133,15 +134,6 @@ def _cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _cpu_model() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:

@@ -41,8 +41,9 @@ SCHEMES = {
     "per tensor": Scheme(),
     "per channel": Scheme(per_channel=True),
     "products too": Scheme(per_channel=True, attention_matmuls=True),
+    "full range": Scheme(reduce_range=False),
 }
-assert len(TASKS) == len(SCHEMES) == 4
+assert (len(TASKS), len(SCHEMES)) == (4, 5)
 # Integer kernels sum exactly and torch in float32. All outputs agree to rounding but
 # those behind an activation that this lifts over the border of its step; such a row is
 # off by the weight of one step of one input, below 1 % of the largest output here.

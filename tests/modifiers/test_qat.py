@@ -492,8 +492,8 @@ def problems(body: str, model=None) -> list[str]:
 
 def test_the_recipe_check_knows_the_keys() -> None:
     assert problems("start_epoch: 1.0\nfreze: all\nper_chanel: true") == [
-        "<recipe text>:4: QATModifier.freze: freze is not a key of QATModifier; expected one of disable_observer_epoch, end_epoch, freeze, ignore, per_channel, quantize_attention_matmuls, quantize_embeddings, start_epoch, submodules; write freeze",
-        "<recipe text>:5: QATModifier.per_chanel: per_chanel is not a key of QATModifier; expected one of disable_observer_epoch, end_epoch, freeze, ignore, per_channel, quantize_attention_matmuls, quantize_embeddings, start_epoch, submodules; write per_channel",
+        "<recipe text>:4: QATModifier.freze: freze is not a key of QATModifier; expected one of disable_observer_epoch, end_epoch, freeze, ignore, per_channel, quantize_attention_matmuls, quantize_embeddings, reduce_range, start_epoch, submodules; write freeze",
+        "<recipe text>:5: QATModifier.per_chanel: per_chanel is not a key of QATModifier; expected one of disable_observer_epoch, end_epoch, freeze, ignore, per_channel, quantize_attention_matmuls, quantize_embeddings, reduce_range, start_epoch, submodules; write per_channel",
     ]
     assert problems("start_epoch: x\ndisable_observer_epoch: 5") == [
         "<recipe text>:3: QATModifier.start_epoch: start_epoch=x is not a number; expected an epoch; write one"
