@@ -1,16 +1,23 @@
-"""The main job on what is embedded: dense, GMP★ and oBERT in one table."""
+"""The main job on what is embedded: dense, GMP★, oBERT and INT8 in one table."""
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from rich.table import Table
 
+from obert_modifiers.bench.cases import plan_cases
+from obert_modifiers.bench.rounds import Effort, measure
+from obert_modifiers.cpu import host_cpu
+from obert_modifiers.engines import import_engine
+from obert_modifiers.export.formats import export_run
 from obert_modifiers.manager import RecipeManager
 from obert_modifiers.report import write_comparison, write_report
 from obert_modifiers.resources import recipe_path
+from obert_modifiers.sizes import MB, gzip_bytes, plain_bytes
 from obert_modifiers.tasks._arguments import (
     Arguments,
     DataArguments,
@@ -20,10 +27,20 @@ from obert_modifiers.tasks._arguments import (
 from obert_modifiers.tasks.text_classification import TRAIN_RECORD
 from obert_modifiers.tasks.text_classification import run as run_task
 
+INT8 = "int8"
 RECIPES = {"gmp": "quickstart_gmp.yaml", "obert": "quickstart.yaml"}
-TITLES = {"dense": "dense", "gmp": "GMP★", "obert": "oBERT"}
-FIGURES = ("accuracy", "loss", "sparsity", "size_mb", "gzip_mb", "minutes")
-_HEAD = ("", "accuracy", "loss", "recovery", "sparsity", "MB", "gzip MB", "minutes")
+INT8_RECIPE = "quickstart_int8.yaml"
+TITLES = {"dense": "dense", "gmp": "GMP★", "obert": "oBERT", INT8: "oBERT, INT8"}
+# What each run starts from, and what must be there before it.
+_NEEDS = {"gmp": ("dense",), "obert": ("dense",), INT8: ("dense", "obert")}
+FIGURES = ("accuracy", "loss", "sparsity", "size_mb", "gzip_mb", "speed", "minutes")
+_HEAD = (
+    *("", "accuracy", "loss", "recovery", "sparsity"),
+    *("MB", "gzip MB", "sentences/s", "minutes"),
+)
+ENGINE = "onnxruntime"
+SIZE = (32, 32)  # sentences, tokens of each: the data's mean is 25
+EFFORT = Effort(seconds=2.0, rounds=4, warm_up=0.5)
 
 
 @dataclass(frozen=True)
@@ -56,14 +73,15 @@ def run(
     only: Sequence[str] = tuple(TITLES),
     settings: Settings | None = None,
     reporter: Any = None,
-) -> dict[str, dict[str, float]]:
-    """Run dense, GMP★ and oBERT, and write ``summary.json`` and a report.
+) -> dict[str, dict[str, Any]]:
+    """Run dense, GMP★, oBERT and INT8, and write ``summary.json`` and a report.
 
     Args:
         output_dir: Where all of it goes; a folder for each run.
-        seed: Seed of the three runs.
+        seed: Seed of the runs.
         only: Which of them to run. The others are taken from `output_dir` where they
-            are there with the same seed and data; the dense model is made if missing.
+            are there with the same seed and data; what a run starts from is made if
+            missing.
         settings: What is fixed about the runs.
         reporter: Shows the progress, and the table with its method ``show``.
 
@@ -80,10 +98,11 @@ def run(
             f"only={','.join(only)} names no run; expected some of "
             f"{', '.join(TITLES)}; write --only obert"
         )
+    needed = {*only, "dense"}.union(*(_NEEDS.get(name, ()) for name in only))
     records: dict[str, dict[str, Any]] = {}
     for name in TITLES:
         found = None if name in only else _earlier(folder / name, seed, settings)
-        if found is None and name not in (*only, "dense"):
+        if found is None and name not in needed:
             continue
         if found is None:
             if reporter is not None:
@@ -91,10 +110,9 @@ def run(
             found = run_task(arguments(name, folder, seed, settings), reporter)
             write_report(folder / name)
         records[name] = found
-    summary = {
-        name: {figure: record[figure] for figure in FIGURES}
-        for name, record in records.items()
-    }
+    if reporter is not None:
+        reporter.message("== Size and speed")
+    summary = _summarize(records, _deploy(folder, records))
     text = json.dumps(summary, indent=2)
     (folder / "summary.json").write_text(text + "\n", encoding="utf-8")
     rows, below = table(summary), notes(records, settings, seed)
@@ -111,7 +129,7 @@ def arguments(name: str, folder: Path, seed: int, settings: Settings) -> Argumen
     """Say what one of the runs is, in the flags of `obert train`.
 
     Args:
-        name: dense, gmp or obert.
+        name: dense, gmp, obert or int8.
         folder: The quickstart's folder.
         seed: The seed.
         settings: What is fixed about the runs.
@@ -122,18 +140,20 @@ def arguments(name: str, folder: Path, seed: int, settings: Settings) -> Argumen
     dense = str(folder / "dense")
     sparse = name != "dense"
     start_dense = sparse and settings.students_start_dense
+    start = str(folder / "obert") if name == INT8 else dense if start_dense else None
     return Arguments(
         ModelArguments(
-            model_name_or_path=dense if start_dense else None,
+            model_name_or_path=start,
             distill_teacher=dense if sparse else None,
         ),
         DataArguments(max_train_samples=settings.sentences, max_seq_length=128),
         TrainArguments(
             output_dir=str(folder / name),
             overwrite_output_dir=True,
-            recipe=str(recipe_path(RECIPES[name])) if sparse else None,
+            recipe=_recipe_of(name),
             do_train=True,
             do_eval=True,
+            eval_strategy="no",  # the saved model is evaluated
             num_train_epochs=settings.dense_epochs,
             learning_rate=settings.dense_learning_rate,
             per_device_train_batch_size=settings.batch_size,
@@ -142,6 +162,56 @@ def arguments(name: str, folder: Path, seed: int, settings: Settings) -> Argumen
         ),
         ("obert", "quickstart", "--seed", str(seed), "--only", name),
     )
+
+
+def _recipe_of(name: str) -> str | None:
+    return (
+        None
+        if name == "dense"
+        else str(recipe_path((RECIPES | {INT8: INT8_RECIPE})[name]))
+    )
+
+
+def _deploy(folder: Path, records: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Export what is run, and measure it.
+
+    Args:
+        folder: The quickstart's folder.
+        records: The record of each run.
+
+    Returns:
+        ``speed`` of each run, in sentences a second on ONNX Runtime, and ``size_mb``
+        and ``gzip_mb`` of the INT8 file; the speeds are None without the engine.
+    """
+    found: dict[str, dict[str, float | None]] = {
+        name: {"speed": None} for name in records
+    }
+    paths = {name: folder / name for name in records}
+    if INT8 in paths:
+        paths[INT8] = export_run(paths[INT8], "onnx").path
+        size, packed = plain_bytes([paths[INT8]]), gzip_bytes([paths[INT8]])
+        found[INT8] |= {"size_mb": size / MB, "gzip_mb": packed / MB}
+    try:
+        import_engine(ENGINE)
+    except ValueError:
+        return found
+    with TemporaryDirectory() as scratch:
+        plan = plan_cases([*paths.values()], (ENGINE,), (SIZE,), Path(scratch))
+        measured = measure(plan.cases, EFFORT)
+    for name, one in zip(paths, measured, strict=True):
+        found[name]["speed"] = one.summary()["items_per_second"]
+    return found
+
+
+def _summarize(
+    records: Mapping[str, Mapping[str, Any]],
+    deployed: Mapping[str, Mapping[str, Any]],
+) -> dict[str, dict[str, Any]]:
+    together = {name: {**records[name], **deployed[name]} for name in records}
+    return {
+        name: {figure: found[figure] for figure in FIGURES}
+        for name, found in together.items()
+    }
 
 
 def _earlier(folder: Path, seed: int, settings: Settings) -> dict[str, Any] | None:
@@ -163,7 +233,7 @@ def _earlier(folder: Path, seed: int, settings: Settings) -> dict[str, Any] | No
     return record if same else None
 
 
-def table(summary: Mapping[str, Mapping[str, float]]) -> list[tuple[str, ...]]:
+def table(summary: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
     """Format the figures of the runs.
 
     Args:
@@ -183,6 +253,7 @@ def table(summary: Mapping[str, Mapping[str, float]]) -> list[tuple[str, ...]]:
             f"{100 * figures['sparsity']:.2f} %",
             f"{figures['size_mb']:.1f}",
             f"{figures['gzip_mb']:.1f}",
+            "-" if figures["speed"] is None else f"{figures['speed']:.0f}",
             f"{figures['minutes']:.1f}",
         ))
     return rows
@@ -212,8 +283,10 @@ def notes(
         f"Epochs: {epochs}; batches of {settings.batch_size} sorted by length; "
         f"seed {seed}.",
         "Sparsity is that of the encoder's linear weights, counted from the saved "
-        "file.",
-        f"Machine: {machine['gpu'] or machine['cpu']}, {machine['cores']} cores.",
+        f"file. Speed is ONNX Runtime's, {SIZE[0]} sentences of {SIZE[1]} tokens at "
+        "once; it multiplies by zeros, so that INT8 alone makes it faster.",
+        f"Machine: {machine['gpu'] or machine['cpu']} "
+        f"({', '.join(host_cpu().instruction_sets)}), {machine['cores']} cores.",
     ]
 
 
@@ -228,13 +301,15 @@ def _sparse_epochs(records: Mapping[str, Any], start: str) -> str:
         The middle of a sentence, empty where there was no sparse run.
     """
     parts = []
-    for name in RECIPES:
+    for name in (*RECIPES, INT8):
         if name not in records:
             continue
-        manager = RecipeManager.from_recipe(recipe_path(RECIPES[name]))
+        manager = RecipeManager.from_recipe(Path(str(_recipe_of(name))))
         grads = [getattr(modifier, "num_grads", None) for modifier in manager.pruning]
         with_grads = "".join(f", num_grads {count}" for count in grads if count)
         parts.append(f"{TITLES[name]} {manager.max_epochs:g}{with_grads}")
+    if INT8 in records:
+        parts[-1] += " more"
     return f", {', '.join(parts)}, from {start} and with it as teacher" if parts else ""
 
 

@@ -83,7 +83,8 @@ LAYERS = {
         RUNNING | {"export"}, NUMERIC | HUGGING_FACE | SHOW | {"safetensors"}
     ),
     "quickstart": layer(
-        RUNNING | {"report"}, NUMERIC | HUGGING_FACE | SHOW | {"safetensors", "yaml"}
+        RUNNING | {"bench", "engines", "export", "report"},
+        NUMERIC | HUGGING_FACE | SHOW | {"safetensors", "yaml"},
     ),
     "run": layer({"cli"}),
     "cli": layer(

@@ -109,12 +109,12 @@ def _quickstart(
     output_dir: Annotated[
         Path, typer.Option("--output_dir", "--output-dir", help="Where it is written.")
     ] = Path("runs/quickstart"),
-    seed: Annotated[int, typer.Option(help="Seed of all three runs.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of all runs.")] = 0,
     only: Annotated[
-        str, typer.Option(help="Some of dense,gmp,obert, with commas.")
-    ] = "dense,gmp,obert",
+        str, typer.Option(help="Some of dense,gmp,obert,int8, with commas.")
+    ] = "dense,gmp,obert,int8",
 ) -> None:
-    """Prune the embedded encoder: dense, GMP★ and oBERT, in one table."""
+    """Prune the embedded encoder: dense, GMP★, oBERT and INT8, in one table."""
     check_can_train()
     with _reporting() as reporter:
         from obert_modifiers import quickstart

@@ -33,7 +33,7 @@ from obert_modifiers.training.evaluation import evaluate_with, make_accelerator
 from obert_modifiers.training.guards import FiniteGuard, Samples, check_same_data
 from obert_modifiers.training.journal import Journal, Reporter
 from obert_modifiers.training.launching import check_whole, peers_named
-from obert_modifiers.training.optimizer import parameter_groups, rate_factor
+from obert_modifiers.training.optimizer import make_optimizer, rate_factor
 from obert_modifiers.training.saving import Saver, resume_
 from obert_modifiers.training.signals import StopRequest, TrainingStopped, listening
 from obert_modifiers.training.stepper import RecipeStepper
@@ -145,11 +145,7 @@ class _Run:
         loader = DataLoader(
             Samples(data.train), batch_sampler=self.sampler, collate_fn=self.collate
         )
-        optimizer = torch.optim.AdamW(
-            parameter_groups(model, config.weight_decay),
-            lr=config.learning_rate,
-            weight_decay=0.0,
-        )
+        optimizer = make_optimizer(model, config, accelerator.device)
         self.model, self.optimizer, self.loader = accelerator.prepare(
             model, optimizer, loader
         )
