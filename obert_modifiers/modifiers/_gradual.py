@@ -32,7 +32,7 @@ from obert_modifiers.modifiers._targets import (
     ALL_PRUNABLE,
     encoder_weights,
     find_targets,
-    match_names,
+    match_weights,
     unwrap,
 )
 from obert_modifiers.modifiers._validate import (
@@ -214,7 +214,7 @@ class GradualPruningModifier(MaskingModifier, ScheduledUpdateModifier):
     def _resolve(self, model: nn.Module) -> list[tuple[str, float]]:
         found: dict[str, float] = {}
         for sparsity, patterns in self._goals:
-            for name in match_names(model, patterns):
+            for name in match_weights(model, patterns):
                 found.setdefault(name, sparsity)
             if ALL_PRUNABLE in patterns:
                 _warn_of_extras(model, found)
