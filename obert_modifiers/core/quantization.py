@@ -24,6 +24,8 @@ from obert_modifiers.core.quantized_layers import (
 )
 from obert_modifiers.core.targets import check_no_adapters, is_conv1d
 
+WHOLE = ""  # the name of a model inside itself
+
 
 @dataclass(frozen=True)
 class Scheme:
@@ -38,8 +40,8 @@ class Scheme:
         attention_matmuls: Whether the inputs of the two products inside attention are.
         ignore: Names of modules, which stand for all below them, or ``re:`` patterns,
             matched from the start of the name, that stay as they are.
-        submodules: In the same form, outside of which nothing is quantized; None for
-            the whole model.
+        submodules: In the same form, outside of which nothing is quantized; None or
+            :data:`WHOLE` for the whole model.
     """
 
     per_channel: bool = False
@@ -267,4 +269,4 @@ def _matching(names: list[str], patterns: Sequence[str], key: str) -> set[str]:
 def _matches(pattern: str, name: str) -> bool:
     if pattern.startswith("re:"):
         return re.match(pattern[3:], name) is not None
-    return name == pattern or name.startswith(f"{pattern}.")
+    return pattern in (WHOLE, name) or name.startswith(f"{pattern}.")

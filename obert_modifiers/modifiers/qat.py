@@ -11,6 +11,7 @@ from obert_modifiers.core.fake_quant import ACTIVATION, average_ranges_
 from obert_modifiers.core.fisher_state import request_of
 from obert_modifiers.core.gradients import sum_losses
 from obert_modifiers.core.quantization import (
+    WHOLE,
     Scheme,
     calibrating,
     find_layers,
@@ -117,7 +118,8 @@ class QATModifier(ScheduledModifier):
             ignore: Names of modules, which stand for all below them, or ``re:``
                 patterns, that stay in floating point.
             submodules: Names of modules, which stand for all below them, or ``re:``
-                patterns, outside of which nothing is quantized; None for the model.
+                patterns, outside of which nothing is quantized; None, or the empty
+                name of the whole, for the model.
 
         Raises:
             ValueError: If a value breaks its rule; the message says which and how to
@@ -135,7 +137,7 @@ class QATModifier(ScheduledModifier):
         self._freeze = as_choice("freeze", freeze, FREEZES)
         self._ignore = _as_names("ignore", ignore)
         self._submodules = (
-            None if submodules is None else _as_names("submodules", submodules)
+            None if submodules is None else _as_names("submodules", submodules, WHOLE)
         )
         self._per_channel = as_flag("per_channel", per_channel)
         self._reduce_range = as_flag("reduce_range", reduce_range)
@@ -399,12 +401,12 @@ def _as_disable_epoch(value: Any, start: float, end: float) -> float | None:
     return epoch
 
 
-def _as_names(key: str, value: Any) -> list[str]:
+def _as_names(key: str, value: Any, *more: str) -> list[str]:
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, Sequence) or isinstance(names, bytes):
         names = [names]
     for name in names:
-        if not isinstance(name, str) or not name:
+        if not isinstance(name, str) or not (name or name in more):
             raise ValueError(
                 f"{key}={name} is not a name; expected names or re: patterns; write a "
                 "list of strings"

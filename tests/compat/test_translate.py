@@ -369,8 +369,9 @@ QUANTIZED = [
         {"quantize_linear_activations": True, "quantize_embedding_activations": True},
         {"quantize_embeddings": True},
     ),
+    ({"submodules": [""]}, {"submodules": [""], "quantize_embeddings": True}),
 ]
-assert len(QUANTIZED) == 10
+assert len(QUANTIZED) == 11
 
 
 def test_outputs_that_sparseml_rounds_are_said_whether_written_or_not() -> None:

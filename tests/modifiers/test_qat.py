@@ -475,6 +475,17 @@ def test_submodules_outside_of_which_nothing_is_quantized() -> None:
         QATModifier(submodules=3)
 
 
+@pytest.mark.parametrize("names", [[""], "", ["layers", ""]])
+def test_the_empty_name_is_the_whole_model(names) -> None:
+    model = make_model()
+    everything = QATModifier().resolve_targets(model)
+    assert QATModifier(submodules=names).resolve_targets(model) == everything
+    rest = QATModifier(submodules=names, ignore=["head"]).resolve_targets(model)
+    assert rest == [name for name in everything if name != "head"]
+    with pytest.raises(ValueError, match="ignore= is not a name"):
+        QATModifier(ignore=[""])
+
+
 @pytest.mark.parametrize(("keys", "message"), BROKEN)
 def test_broken_values(keys, message) -> None:
     with pytest.raises(ValueError) as error:
