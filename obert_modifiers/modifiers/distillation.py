@@ -26,6 +26,7 @@ from obert_modifiers.modifiers._host import (
     check_initialized,
     recipe_key,
 )
+from obert_modifiers.modifiers._states import as_tensors, from_tensors
 from obert_modifiers.modifiers._targets import unwrap
 from obert_modifiers.modifiers._validate import (
     as_choice,
@@ -335,20 +336,24 @@ class LogitDistillationModifier(ScheduledModifier):
             return shown
         return {k: v for k, v in shown.items() if k not in LABELS}
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Tensor]:
         """Return where the schedule stands, and which teacher there is.
 
         The teacher's weights are not in it: whoever resumes passes the same teacher,
         for ``self`` the model as it was when the training began. Their hash, taken
         once, is.
         """
-        if self._teacher is not None and self._digest is None:
-            self._digest = digest_of(self._teacher)
-        return {
+        return as_tensors({
             "started": self._started,
             "ended": self._ended,
-            "teacher": self._digest if self._teacher is not None else None,
-        }
+            "teacher": self._hash(),
+        })
+
+    def _hash(self) -> str | None:
+        if self._teacher is None:
+            return None
+        self._digest = self._digest or digest_of(self._teacher)
+        return self._digest
 
     def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True) -> None:
         """Continue where :meth:`state_dict` was taken, with the same teacher.
@@ -362,7 +367,8 @@ class LogitDistillationModifier(ScheduledModifier):
             ValueError: If the teacher is another one.
         """
         check_initialized(self)
-        known, own = state_dict["teacher"], self.state_dict()["teacher"]
+        state_dict = from_tensors(state_dict)
+        known, own = state_dict["teacher"], self._hash()
         if known != own:
             raise ValueError(
                 f"distillation_teacher has the hash {str(own)[:12]}, that of the state "

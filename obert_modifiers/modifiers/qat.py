@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from obert_modifiers.core.fake_quant import ACTIVATION, average_ranges_
 from obert_modifiers.core.fisher_state import request_of
@@ -31,6 +31,7 @@ from obert_modifiers.modifiers._host import (
     recipe_key,
 )
 from obert_modifiers.modifiers._sampling import find_source
+from obert_modifiers.modifiers._states import as_tensors, from_tensors
 from obert_modifiers.modifiers._targets import unwrap
 from obert_modifiers.modifiers._validate import as_choice, as_flag, as_float, check_end
 
@@ -339,7 +340,7 @@ class QATModifier(ScheduledModifier):
             )
         self._model = None
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Tensor]:
         """Return the ranges by name, and where the schedule stands."""
         found = quantizers_of(self._model) if self._active else {}
         state: dict[str, Any] = {name: one.state() for name, one in found.items()}
@@ -349,7 +350,7 @@ class QATModifier(ScheduledModifier):
             "active": self._active,
             "frozen": self._frozen,
         }
-        return state
+        return as_tensors(state)
 
     def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True) -> None:
         """Continue where :meth:`state_dict` was taken; quantizes the model.
@@ -363,6 +364,7 @@ class QATModifier(ScheduledModifier):
             IndexError: If the names differ from those of the model.
         """
         check_initialized(self)
+        state_dict = from_tensors(state_dict)
         schedule = state_dict[SCHEDULE_KEY]
         ranges = {k: v for k, v in state_dict.items() if k != SCHEDULE_KEY}
         if schedule["active"] and not self._active:
