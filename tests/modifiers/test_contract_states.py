@@ -245,9 +245,10 @@ def test_the_quantization_ends_as_the_keys_say(row) -> None:
         assert not weight or (one.zero_point == 0).all()
         values = at_freezing[f"{name.rpartition(':')[0]}.weight"]
         assert one.scale.numel() == (len(values) if rows else 1)
-        if weight:  # symmetric int8: the largest value is 127 steps
+        if weight:  # symmetric; a sum's in reduced range, where VNNI may be missing
+            top = 127 if "embedding" in name else 63
             largest = values.abs().amax(dim=1) if rows else values.abs().max()
-            torch.testing.assert_close(one.scale * 127, largest.reshape(-1))
+            torch.testing.assert_close(one.scale * top, largest.reshape(-1))
             shape = (-1, 1) if rows else (1, 1)
             steps = one(values, False) / one.scale.reshape(shape)
             torch.testing.assert_close(steps, steps.round(), atol=1e-4, rtol=0.0)
