@@ -210,9 +210,11 @@ class RecipeManager:
             steps_per_epoch: Optimizer steps of an epoch.
 
         Raises:
-            RecipeError: With each recurring learning rate whose cycle is too short.
+            RecipeError: With each recurring learning rate whose cycle is too short,
+                and what is due after the last step, such as the last pruning event.
         """  # noqa: DOC502
-        self._check(lambda modifier: step_faults(modifier, steps_per_epoch))
+        epochs = self.max_epochs
+        self._check(lambda modifier: step_faults(modifier, steps_per_epoch, epochs))
 
     def check_teacher(self, teacher: Module | str | None) -> None:
         """Check that there is a teacher if the recipe distils.

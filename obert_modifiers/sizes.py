@@ -10,6 +10,22 @@ GZIP_LEVEL = 6  # that of the gzip command, which the papers' sizes are made wit
 _CHUNK = 1 << 20
 
 
+def check_there(model: Path) -> None:
+    """Check that a model's path leads somewhere, before anything reads it.
+
+    Args:
+        model: A run's folder or an exported file.
+
+    Raises:
+        FileNotFoundError: If there is nothing.
+    """
+    if not model.exists():
+        raise FileNotFoundError(
+            f"model={model} is not there; expected a run's folder or an exported file; "
+            "check the path"
+        )
+
+
 class _Counter:
     """A file that keeps only how many bytes were written to it."""
 

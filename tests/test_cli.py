@@ -1,5 +1,7 @@
 """The ``obert`` command: light, clean in its errors, plain in a pipe."""
 
+import dataclasses
+import importlib
 import io
 import json
 import logging
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from transformers import TrainingArguments
 
 import obert_modifiers
 from obert_modifiers import cli, embedded
@@ -22,6 +25,8 @@ from obert_modifiers.cli.progress import (
     make_reporter,
     pruning_line,
 )
+from obert_modifiers.tasks._arguments import _transformers_flags
+from obert_modifiers.tasks._flags import FLAGS
 from tests import tiny
 
 EVENT = {
@@ -75,6 +80,57 @@ def test_help_and_version_load_no_torch():
     assert done.returncode == 0, done.stderr
     assert f"obert_modifiers {obert_modifiers.__version__}" in done.stdout
     assert time.monotonic() - started < 30
+
+
+LIGHT = [
+    "--help",
+    "train --help",
+    *(f"train {task} --help" for task in cli._TASKS),
+    *(f"{name} --help" for name in ("evaluate", "export", "bench", "sizes", "report")),
+    *(f"recipe {name} --help" for name in ("check", "plan", "convert")),
+    "quickstart --help",
+    "doctor --help",
+    "trian",
+    "quickstart --sed 1",
+    "recipe plan a b",
+    *(f"train {task} --recpie r" for task in cli._TASKS),
+    "train text_classification --optim sgd",
+    "train text_classification --fp16 --bf16",
+    "train masked_language_modeling --mlm_probability 2",
+    "train question_answering --do_eval",
+    "train token_classification --save_steps 0",
+    "train text_classification --replace theirs",
+    *(f"{name} nowhere" for name in ("evaluate", "bench", "sizes")),
+]
+assert len(LIGHT) == 32
+HEAVY = {"torch", "sparseml", "accelerate", "datasets", "onnx", "numba", "matplotlib"}
+
+
+def test_help_and_errors_of_usage_load_neither_torch_nor_sparseml():
+    code = (
+        "import sys; from obert_modifiers import cli\n"
+        f"for words in {LIGHT}:\n"
+        "    code = cli.main(words.split())\n"
+        "    assert code == (0 if words.endswith('--help') else 2), words\n"
+        f"    found = {HEAVY} & set(sys.modules)\n"
+        "    assert not found, (words, found)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("obert: ") == sum("--help" not in one for one in LIGHT)
+    assert "--mlm_probability" in done.stdout and "--doc_stride" in done.stdout
+
+
+@pytest.mark.parametrize("task", cli._TASKS)
+def test_the_flags_that_are_checked_first_are_the_tasks(task):
+    assert set(FLAGS) == set(cli._TASKS)
+    module = importlib.import_module(f"obert_modifiers.tasks.{task}")
+    assert module.TASK.flags is FLAGS[task]
+
+
+def test_the_flags_of_transformers_are_known_without_its_import():
+    fields = {one.name for one in dataclasses.fields(TrainingArguments)}
+    assert _transformers_flags() == fields
 
 
 @pytest.mark.parametrize(

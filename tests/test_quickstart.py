@@ -2,15 +2,19 @@
 
 import io
 import json
+import os
+import shlex
+import signal
 
 import pytest
 from datasets import Dataset
 from rich.console import Console
 
-from obert_modifiers import embedded, quickstart
+from obert_modifiers import cli, embedded, quickstart
 from obert_modifiers.cli.progress import PlainReporter
 from obert_modifiers.manager import RecipeManager
 from obert_modifiers.resources import recipe_path
+from obert_modifiers.training.stepper import RecipeStepper
 from tests import tiny
 
 SMALL = quickstart.Settings(sentences=64, batch_size=8, dense_epochs=1.0)
@@ -66,6 +70,50 @@ def test_what_is_needed_is_run(embedded_tiny):
     summary = quickstart.run(out, only=("gmp",), settings=SMALL, seed=1)
     assert list(summary) == ["dense", "gmp"]
     assert quickstart._earlier(out / "dense", 2, SMALL) is None
+
+
+def terminate_at(monkeypatch, number) -> None:
+    """Send SIGTERM to this process at an optimizer step, counted over all runs."""
+    original, made = RecipeStepper.step, iter(range(1, 1000))
+
+    def step(self):
+        if next(made) == number:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self)
+
+    monkeypatch.setattr(RecipeStepper, "step", step)
+
+
+@pytest.mark.parametrize(
+    ("number", "title", "left"), [(3, "dense", 3), (12, "GMP★", 2)]
+)
+def test_sigterm_ends_it_with_the_command_that_goes_on(
+    embedded_tiny, monkeypatch, capsys, number, title, left
+):
+    out = embedded_tiny / "out"
+    monkeypatch.setattr(quickstart, "Settings", lambda: SMALL)
+    words = ["quickstart", "--output_dir", str(out), "--seed", "3"]
+    with monkeypatch.context() as patched:
+        terminate_at(patched, number)
+        assert cli.main(words) == 0
+    shown = capsys.readouterr()
+    assert f"stopped by SIGTERM while it trained {title}; what was" in shown.out
+    assert "Traceback" not in shown.out + shown.err
+    assert not (out / "summary.json").exists()
+    command = shlex.split(shown.out.strip().splitlines()[-1])
+    only = ",".join(list(quickstart.TITLES)[-left:])
+    assert command == ["obert", *words, "--only", only]
+    assert cli.main(command[1:]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("== ") == left
+    summary = json.loads((out / "summary.json").read_text())
+    assert list(summary) == list(quickstart.TITLES)
+    assert not list(out.glob("*/checkpoint-*"))
+    if title == "dense":
+        assert cli.main(words) == 0  # and from the start once more
+        again = json.loads((out / "summary.json").read_text())
+        for name, figures in summary.items():
+            assert again[name]["loss"] == figures["loss"]
 
 
 def test_students_can_start_from_the_encoder(tmp_path):

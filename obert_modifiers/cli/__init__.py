@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Iterator
@@ -82,6 +83,9 @@ def _options(
 
 def _train(context: typer.Context) -> None:
     check_can_train()
+    from obert_modifiers.tasks._flags import check_words
+
+    check_words(context.info_name, context.args)  # before torch is loaded
     with _reporting("--disable_tqdm" in context.args) as reporter:
         module = import_module(f"{PACKAGE}.tasks.{context.info_name}")
         from obert_modifiers.training import TrainingStopped
@@ -118,9 +122,22 @@ def _quickstart(
     check_can_train()
     with _reporting() as reporter:
         from obert_modifiers import quickstart
+        from obert_modifiers.training import TrainingStopped
 
         names = tuple(name.strip() for name in only.split(","))
-        quickstart.run(output_dir, seed=seed, only=names, reporter=reporter)
+        try:
+            quickstart.run(output_dir, seed=seed, only=names, reporter=reporter)
+        except TrainingStopped as stop:
+            # Its models are trained anew, from the one that was stopped on.
+            stopped = stop.checkpoint.parent.name
+            every = tuple(quickstart.TITLES)
+            left = [n for n in every[every.index(stopped) :] if n in (*names, stopped)]
+            words = ["--output_dir", str(output_dir), "--seed", str(seed)]
+            command = ["obert", "quickstart", *words, "--only", ",".join(left)]
+            reporter.message(
+                f"stopped by SIGTERM while it trained {quickstart.TITLES[stopped]}; "
+                f"what was finished stays; go on with:\n{shlex.join(command)}"
+            )
 
 
 @app.command("report")

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from obert_modifiers.cli._host import quiet_host
+from obert_modifiers.sizes import check_there
 
 
 def bench(
@@ -40,6 +41,8 @@ def bench(
     ] = None,
 ) -> None:
     """Measure throughput and latency of models in turns on the same cores."""
+    for model in models:
+        check_there(model)
     with quiet_host(), tempfile.TemporaryDirectory() as folder:
         from obert_modifiers.bench import show
         from obert_modifiers.bench.cases import plan_cases

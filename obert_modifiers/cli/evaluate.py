@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from obert_modifiers.sizes import check_there
+
 SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
@@ -39,6 +41,7 @@ def evaluate_model(
             f"model={model} is a flag; expected the model first; write `obert evaluate "
             "MODEL` and the flags after it"
         )
+    check_there(model)  # before torch is loaded
     from obert_modifiers.evaluating.run import Request, evaluate_file
 
     request = Request(model, task, engine, run, tuple(context.args))

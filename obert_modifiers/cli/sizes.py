@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from obert_modifiers.cli._host import quiet_host
+from obert_modifiers.sizes import check_there
 
 
 def show_sizes(
@@ -22,6 +23,8 @@ def show_sizes(
     ] = None,
 ) -> None:
     """Count parameters and zeros, and measure MB, gzip MB and their ratio."""
+    for model in (*models, *([reference] if reference else ())):
+        check_there(model)
     with quiet_host():
         from rich.table import Table
 

@@ -53,7 +53,7 @@ _FUSE_OPTIONS = Key("", None, "no effect on encoders", (None, {}))
 _CALIBRATION = _no_key(None, "a one-shot run calibrates on 512 samples", 0)
 _OBSERVER = Key("disable_observer_epoch", None, "the same")
 _END = _no_key(-1.0, "SparseML allows -1 alone")
-_MORE_OUTPUTS = "outputs are not rounded; a given true is refused"
+_MORE_OUTPUTS = "outputs are not rounded here; true is said as a note"
 
 _CURRENT_QUANTIZATION = {
     "start_epoch": Key("start_epoch", -1.0),

@@ -22,7 +22,9 @@ from obert_modifiers.core.quantized_layers import (
     detach_,
     is_attention,
 )
-from obert_modifiers.core.targets import is_conv1d
+from obert_modifiers.core.targets import check_no_adapters, is_conv1d
+
+WHOLE = ""  # the name of a model inside itself
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,8 @@ class Scheme:
         attention_matmuls: Whether the inputs of the two products inside attention are.
         ignore: Names of modules, which stand for all below them, or ``re:`` patterns,
             matched from the start of the name, that stay as they are.
-        submodules: In the same form, outside of which nothing is quantized; None for
-            the whole model.
+        submodules: In the same form, outside of which nothing is quantized; None or
+            :data:`WHOLE` for the whole model.
     """
 
     per_channel: bool = False
@@ -65,7 +67,7 @@ def find_layers(model: nn.Module, scheme: Scheme) -> list[str]:
 
     Raises:
         ValueError: If there is nothing to quantize, a layer is of a kind that cannot
-            be, or a name in ``ignore`` matches nothing.
+            be or has adapters, or a name in ``ignore`` matches nothing.
     """
     modules = dict(model.named_modules())
     layers = [name for name, module in modules.items() if _is_layer(module)]
@@ -82,12 +84,15 @@ def find_layers(model: nn.Module, scheme: Scheme) -> list[str]:
     if scheme.submodules is not None:
         everyone = [*layers, *attentions]
         ignored |= {*everyone} - _matching(everyone, scheme.submodules, "submodules")
-    found = []
-    for name in layers:
-        embedding = isinstance(modules[name], nn.Embedding)
-        if name not in ignored and (scheme.embeddings or not embedding):
-            _check_kind(name, modules[name])
-            found.append(name)
+    found = [
+        name
+        for name in layers
+        if name not in ignored
+        and (scheme.embeddings or not isinstance(modules[name], nn.Embedding))
+    ]
+    check_no_adapters(model, found)
+    for name in found:
+        _check_kind(name, modules[name])
     if not found:
         inside = scheme.submodules
         within = "" if inside is None else f" and submodules={list(inside)}"
@@ -264,4 +269,4 @@ def _matching(names: list[str], patterns: Sequence[str], key: str) -> set[str]:
 def _matches(pattern: str, name: str) -> bool:
     if pattern.startswith("re:"):
         return re.match(pattern[3:], name) is not None
-    return name == pattern or name.startswith(f"{pattern}.")
+    return pattern in (WHOLE, name) or name.startswith(f"{pattern}.")

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from obert_modifiers.core.blocks import GroupLayout, MaskPattern, make_layout
 
+_SHOWN = 3  # layers that an error names
+
 
 @dataclass(frozen=True)
 class Target:
@@ -55,6 +57,59 @@ def is_conv1d(module: nn.Module) -> bool:
         return False
     named = type(module).__name__ == "Conv1D"
     return weight.ndim == 2 and (named or weight.shape[1] == outputs)
+
+
+def has_adapter(module: nn.Module) -> bool:
+    """Tell layers whose weight is used with what adapters add to it.
+
+    They are known by the names of what they hold, as the libraries that have them are
+    not imported here: peft keeps the plain layer as ``base_layer``; others have the
+    low-rank matrices ``lora_A`` and ``lora_B`` beside the weight.
+
+    Args:
+        module: Any module.
+
+    Returns:
+        True for a layer with adapters, merged for the moment or not.
+    """
+    if isinstance(getattr(module, "base_layer", None), nn.Module):
+        return True
+    own = {name for name, _ in module.named_children()}
+    own |= {name for name, _ in module.named_parameters(recurse=False)}
+    return {"lora_A", "lora_B"} <= own
+
+
+def check_no_adapters(model: nn.Module, names: Iterable[str]) -> None:
+    """Refuse layers with adapters, whose merged weights would be others than asked for.
+
+    Zeros of a plain weight, or of both factors of what is added to it, are no zeros of
+    the sum; no more is a grid.
+
+    Args:
+        model: Unwrapped model.
+        names: Full names of the parameters or layers that are to be changed.
+
+    Raises:
+        ValueError: If one belongs to a layer with adapters.
+    """
+    adapted = [name for name, module in model.named_modules() if has_adapter(module)]
+    if not adapted:
+        return
+    wanted = list(names)
+    found = [
+        name
+        for name in adapted
+        if any(f"{one}.".startswith(f"{name}." if name else "") for one in wanted)
+    ]
+    if not found:
+        return
+    shown = ", ".join(found[:_SHOWN]) + (", ..." if len(found) > _SHOWN else "")
+    raise ValueError(
+        f"model={type(model).__name__} has adapters in {len(found)} of the layers that "
+        f"are to be pruned or quantized ({shown}); expected their weights alone, as "
+        "adapters that are merged later undo zeros and 8-bit grids; merge first: model "
+        "= model.merge_and_unload()"
+    )
 
 
 def write_parameters_(

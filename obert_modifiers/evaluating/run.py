@@ -138,13 +138,18 @@ def _engine_of(request: Request, artefact: Artefact) -> str:
 
 
 def _home(request: Request, artefact: Artefact) -> Path:
-    home = artefact.folder if request.run is None else Path(request.run)
-    if not (home / "config.json").is_file():
-        raise FileNotFoundError(
-            f"model={request.model} has no config.json in {home}; expected the model's "
-            "configuration and tokenizer there; give the run's folder with --run"
-        )
-    return home
+    if request.run is not None:
+        places = [Path(request.run)]
+    else:  # `obert export` writes into a folder of the run's
+        places = [artefact.folder, artefact.folder.resolve().parent]
+    for home in places:
+        if (home / "config.json").is_file():
+            return home
+    raise FileNotFoundError(
+        f"model={request.model} has no config.json in "
+        f"{' or '.join(map(str, places))}; expected the model's configuration and "
+        "tokenizer there; give the run's folder with --run"
+    )
 
 
 def _task_of(request: Request, home: Path) -> str:

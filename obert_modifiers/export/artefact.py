@@ -9,7 +9,7 @@ from torch import Tensor
 
 from obert_modifiers.export import _container, safetensors_packed, torch24
 from obert_modifiers.export._run_folder import write_run
-from obert_modifiers.sizes import weight_files
+from obert_modifiers.sizes import check_there, weight_files
 
 RUN, ONNX, OPENVINO = "run", "onnx", "openvino"
 PACKED, TORCH24 = "safetensors", "torch24"
@@ -54,13 +54,9 @@ def find_artefact(path: Path) -> Artefact:
         ValueError: If it is a file of another kind, or the folder has several models.
     """
     path = Path(path)
+    check_there(path)
     if path.is_file():
         return _file(path)
-    if not path.is_dir():
-        raise FileNotFoundError(
-            f"model={path} is not there; expected a run's folder or an exported file; "
-            "check the path"
-        )
     files = [path / name for name in _FILES if (path / name).is_file()]
     files += sorted(path.glob("*.onnx")) + sorted(path.glob("*.xml"))
     plain = sorted(path.glob("model*.safetensors"))

@@ -27,12 +27,13 @@ from obert_modifiers.modifiers._host import (
 from obert_modifiers.modifiers._masking import MaskingModifier
 from obert_modifiers.modifiers._masks import ParameterMasks
 from obert_modifiers.modifiers._second_order import SecondOrder
+from obert_modifiers.modifiers._states import from_tensors
 from obert_modifiers.modifiers._targets import (
     ALL_ENCODER,
     ALL_PRUNABLE,
     encoder_weights,
     find_targets,
-    match_names,
+    match_weights,
     unwrap,
 )
 from obert_modifiers.modifiers._validate import (
@@ -214,7 +215,7 @@ class GradualPruningModifier(MaskingModifier, ScheduledUpdateModifier):
     def _resolve(self, model: nn.Module) -> list[tuple[str, float]]:
         found: dict[str, float] = {}
         for sparsity, patterns in self._goals:
-            for name in match_names(model, patterns):
+            for name in match_weights(model, patterns):
                 found.setdefault(name, sparsity)
             if ALL_PRUNABLE in patterns:
                 _warn_of_extras(model, found)
@@ -322,9 +323,9 @@ class GradualPruningModifier(MaskingModifier, ScheduledUpdateModifier):
         if self._engine is not None:
             self._engine.release()
 
-    def state_dict(self) -> dict[str, Any]:
+    def _state(self) -> dict[str, Any]:
         """Return masks by parameter name, schedule, reports, and draws of samples."""
-        state = super().state_dict()
+        state = super()._state()
         state[SCHEDULE_KEY] |= {
             "last_update_epoch": self._last_update_epoch,
             "applied_sparsity": self._applied_sparsity,
@@ -346,6 +347,7 @@ class GradualPruningModifier(MaskingModifier, ScheduledUpdateModifier):
             RuntimeError: If the modifier is not initialized.
             IndexError: If the names differ from the selected parameters.
         """  # noqa: DOC502  raised by what is called
+        state_dict = from_tensors(state_dict)
         super().load_state_dict(state_dict, strict)
         schedule = state_dict[SCHEDULE_KEY]
         self._last_update_epoch = schedule["last_update_epoch"]

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from obert_modifiers.modifiers._host import (
     SCHEDULE_KEY,
@@ -12,6 +12,7 @@ from obert_modifiers.modifiers._host import (
     check_initialized,
 )
 from obert_modifiers.modifiers._masks import ParameterMasks
+from obert_modifiers.modifiers._states import as_tensors, from_tensors
 
 
 class MaskingModifier(ScheduledModifier):
@@ -86,7 +87,11 @@ class MaskingModifier(ScheduledModifier):
             self._masks.apply()
         self._masks = None
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the masks by parameter name, and one tensor with all that is none."""
+        return as_tensors(self._state())
+
+    def _state(self) -> dict[str, Any]:
         """Return the masks by parameter name, and where the schedule stands."""
         masks = zip(self._masks.names, self._masks.param_masks, strict=True)
         return dict(masks) | {
@@ -109,6 +114,7 @@ class MaskingModifier(ScheduledModifier):
             IndexError: If the names differ from the selected parameters.
         """
         check_initialized(self)
+        state_dict = from_tensors(state_dict)
         masks = {k: v for k, v in state_dict.items() if k != SCHEDULE_KEY}
         if set(masks) != set(self._masks.names):
             missing = sorted(set(self._masks.names) - set(masks))

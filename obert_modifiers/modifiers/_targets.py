@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from obert_modifiers.core.targets import Target, is_conv1d
+from obert_modifiers.core.targets import Target, check_no_adapters, is_conv1d
 
 ALL = "__ALL__"
 ALL_PRUNABLE = "__ALL_PRUNABLE__"
@@ -150,6 +150,24 @@ def match_names(model: nn.Module, patterns: Sequence[str]) -> list[str]:
             )
         chosen |= found
     return [name for name in names if name in chosen]
+
+
+def match_weights(model: nn.Module, patterns: Sequence[str]) -> list[str]:
+    """Resolve what is to be masked, which has to be the weights that the model uses.
+
+    Args:
+        model: Unwrapped model.
+        patterns: As for :func:`match_names`.
+
+    Returns:
+        As from :func:`match_names`.
+
+    Raises:
+        ValueError: If a pattern matches nothing, or a layer with adapters.
+    """  # noqa: DOC502  raised by what is called
+    names = match_names(model, patterns)
+    check_no_adapters(model, names)
+    return names
 
 
 def _match(model: nn.Module, names: list[str], pattern: str) -> Iterable[str]:

@@ -15,7 +15,7 @@ from obert_modifiers.modifiers._masks import ParameterMasks
 from obert_modifiers.modifiers._targets import (
     ALL_ENCODER,
     find_targets,
-    match_names,
+    match_weights,
     unwrap,
 )
 from obert_modifiers.modifiers._validate import as_float, check_end
@@ -85,7 +85,7 @@ class ConstantMasksModifier(MaskingModifier):
             Full names in the unwrapped model.
         """
         names = [self._params] if isinstance(self._params, str) else self._params
-        return match_names(unwrap(model), names or [ALL_ENCODER])
+        return match_weights(unwrap(model), names or [ALL_ENCODER])
 
     def initialize(
         self, module: nn.Module, epoch: float = 0, loggers: Any = None, **kwargs: Any

@@ -26,6 +26,7 @@ from obert_modifiers.modifiers._host import (
     check_initialized,
     recipe_key,
 )
+from obert_modifiers.modifiers._states import as_tensors, from_tensors
 from obert_modifiers.modifiers._targets import unwrap
 from obert_modifiers.modifiers._validate import (
     as_choice,
@@ -36,6 +37,8 @@ from obert_modifiers.modifiers._validate import (
 )
 
 _SWITCH = "output_hidden_states"
+# By name, one tensor, or tensors in the order of the model's arguments.
+Inputs = Mapping[str, Tensor] | Tensor | Sequence[Tensor]
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -214,8 +217,8 @@ class LogitDistillationModifier(ScheduledModifier):
         epoch: float,
         steps_per_epoch: int,
         student_outputs: Any = None,
-        student_inputs: Mapping[str, Tensor] | None = None,
-        teacher_inputs: Mapping[str, Tensor] | None = None,
+        student_inputs: Inputs | None = None,
+        teacher_inputs: Inputs | None = None,
         **kwargs: Any,
     ) -> Tensor:
         """Mix the distillation loss into the loss of a batch.
@@ -228,9 +231,11 @@ class LogitDistillationModifier(ScheduledModifier):
             steps_per_epoch: Optimizer steps in an epoch.
             student_outputs: Outputs with ``logits``, or a tuple that starts with
                 them.
-            student_inputs: Inputs by name; ``labels`` are not shown to the teacher.
-            teacher_inputs: The teacher's own inputs by name, of the same samples, where
-                they are others; SparseML's training scripts pass them.
+            student_inputs: Inputs by name; ``labels`` are not shown to the teacher. As
+                in SparseML also a tensor, or tensors in the order of the model's
+                arguments; with them no padding is known, and every row counts.
+            teacher_inputs: The teacher's own inputs, of the same samples, where they
+                are others; SparseML's training scripts pass them.
             **kwargs: What the caller offers to other modifiers.
 
         Returns:
@@ -282,8 +287,8 @@ class LogitDistillationModifier(ScheduledModifier):
     def _losses(
         self,
         student_outputs: Any,
-        student_inputs: Mapping[str, Tensor],
-        teacher_inputs: Mapping[str, Tensor] | None = None,
+        student_inputs: Inputs,
+        teacher_inputs: Inputs | None = None,
     ) -> tuple[RowLosses, Tensor | None]:
         """Run the teacher and compare.
 
@@ -299,9 +304,10 @@ class LogitDistillationModifier(ScheduledModifier):
         if self._hidden_weight > 0.0 and hasattr(self._teacher, "config"):
             asked[_SWITCH] = True
         with torch.no_grad():
-            teacher = read_outputs(self._teacher(**inputs, **asked))
-        mask = student_inputs.get("attention_mask") if self._mask_padding else None
-        labels = student_inputs.get("labels") if self._mask_padding else None
+            teacher = read_outputs(_forward(self._teacher, inputs, asked))
+        named = self._mask_padding and isinstance(student_inputs, Mapping)
+        mask = student_inputs.get("attention_mask") if named else None
+        labels = student_inputs.get("labels") if named else None
         rows = output_losses(
             student, teacher, self._temperature, attention_mask=mask, labels=labels
         )
@@ -309,11 +315,15 @@ class LogitDistillationModifier(ScheduledModifier):
             return rows, None
         return rows, hidden_losses(student, teacher, self._layer_map or "uniform", mask)
 
-    def _teacher_inputs(
-        self, student: Mapping[str, Tensor], own: Mapping[str, Tensor] | None
-    ) -> dict[str, Tensor]:
+    def _teacher_inputs(self, student: Inputs, own: Inputs | None) -> Inputs:
         keys = self._teacher_input_keys
         if own is None and keys is not None:
+            if not isinstance(student, Mapping):
+                raise ValueError(
+                    f"teacher_input_keys={keys} names inputs of a "
+                    f"{type(student).__name__}; expected inputs by name; pass a dict "
+                    "as student_inputs, or leave the key out"
+                )
             missing = [key for key in keys if key not in student]
             if missing:
                 raise ValueError(
@@ -322,22 +332,28 @@ class LogitDistillationModifier(ScheduledModifier):
                 )
             return {key: student[key] for key in keys}
         shown = student if own is None else own
+        if not isinstance(shown, Mapping):
+            return shown
         return {k: v for k, v in shown.items() if k not in LABELS}
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Tensor]:
         """Return where the schedule stands, and which teacher there is.
 
         The teacher's weights are not in it: whoever resumes passes the same teacher,
         for ``self`` the model as it was when the training began. Their hash, taken
         once, is.
         """
-        if self._teacher is not None and self._digest is None:
-            self._digest = digest_of(self._teacher)
-        return {
+        return as_tensors({
             "started": self._started,
             "ended": self._ended,
-            "teacher": self._digest if self._teacher is not None else None,
-        }
+            "teacher": self._hash(),
+        })
+
+    def _hash(self) -> str | None:
+        if self._teacher is None:
+            return None
+        self._digest = self._digest or digest_of(self._teacher)
+        return self._digest
 
     def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True) -> None:
         """Continue where :meth:`state_dict` was taken, with the same teacher.
@@ -351,7 +367,8 @@ class LogitDistillationModifier(ScheduledModifier):
             ValueError: If the teacher is another one.
         """
         check_initialized(self)
-        known, own = state_dict["teacher"], self.state_dict()["teacher"]
+        state_dict = from_tensors(state_dict)
+        known, own = state_dict["teacher"], self._hash()
         if known != own:
             raise ValueError(
                 f"distillation_teacher has the hash {str(own)[:12]}, that of the state "
@@ -376,6 +393,13 @@ class LogitDistillationModifier(ScheduledModifier):
             config, before = self._switched
             setattr(config, _SWITCH, before)
             self._switched = None
+
+
+def _forward(model: nn.Module, inputs: Inputs, options: Mapping[str, Any]) -> Any:
+    if isinstance(inputs, Mapping):
+        return model(**inputs, **options)
+    ordered = (inputs,) if isinstance(inputs, Tensor) else inputs
+    return model(*ordered, **options)
 
 
 def _as_name(value: Any) -> str | None:

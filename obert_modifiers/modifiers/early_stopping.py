@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from obert_modifiers.core.snapshot import Snapshot, restore_snapshot_, take_snapshot
 from obert_modifiers.modifiers._host import (
@@ -16,6 +16,7 @@ from obert_modifiers.modifiers._host import (
     check_initialized,
     recipe_key,
 )
+from obert_modifiers.modifiers._states import as_tensors, from_tensors
 from obert_modifiers.modifiers._targets import unwrap
 from obert_modifiers.modifiers._validate import (
     as_choice,
@@ -228,9 +229,9 @@ class EarlyStoppingModifier(ScheduledModifier):
         if module is not None:
             self.restore(module)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Tensor]:
         """Return the best evaluation so far, with its weights, and the schedule."""
-        return {
+        return as_tensors({
             "started": self._started,
             "ended": self._ended,
             "best": self._best,
@@ -239,7 +240,7 @@ class EarlyStoppingModifier(ScheduledModifier):
             "worse": self._worse,
             "values": self._snapshot.values if self._snapshot else None,
             "ranges": self._snapshot.ranges if self._snapshot else None,
-        }
+        })
 
     def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True) -> None:
         """Continue where :meth:`state_dict` was taken.
@@ -252,6 +253,7 @@ class EarlyStoppingModifier(ScheduledModifier):
             RuntimeError: If the modifier is not initialized.
         """
         check_initialized(self)
+        state_dict = from_tensors(state_dict)
         self._started, self._ended = state_dict["started"], state_dict["ended"]
         self._best = state_dict["best"]
         self._best_epoch = state_dict["best_epoch"]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from obert_modifiers.modifiers._host import (
     ModifierProp,
@@ -14,6 +14,7 @@ from obert_modifiers.modifiers._host import (
     check_initialized,
     recipe_key,
 )
+from obert_modifiers.modifiers._states import as_tensors, from_tensors
 from obert_modifiers.modifiers._targets import match_names, unwrap
 from obert_modifiers.modifiers._validate import as_float, check_end
 
@@ -173,13 +174,13 @@ class FrozenParamsModifier(ScheduledModifier):
         self._release()
         self._kept = []
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Tensor]:
         """Return where the schedule stands, and the epoch of the step to come."""
-        return {
+        return as_tensors({
             "started": self._started,
             "ended": self._ended,
             _NEXT: self._next_epoch,
-        }
+        })
 
     def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True) -> None:
         """Continue where :meth:`state_dict` was taken.
@@ -192,5 +193,6 @@ class FrozenParamsModifier(ScheduledModifier):
             RuntimeError: If the modifier is not initialized.
         """
         check_initialized(self)
+        state_dict = from_tensors(state_dict)
         self._started, self._ended = state_dict["started"], state_dict["ended"]
         self._prepare(state_dict[_NEXT])

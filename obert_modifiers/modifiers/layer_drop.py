@@ -4,7 +4,7 @@ import weakref
 from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from obert_modifiers.core.layer_drop import (
@@ -22,6 +22,7 @@ from obert_modifiers.modifiers._host import (
     check_initialized,
     recipe_key,
 )
+from obert_modifiers.modifiers._states import as_tensors, from_tensors
 from obert_modifiers.modifiers._targets import unwrap
 from obert_modifiers.modifiers._validate import as_choice, as_count
 
@@ -220,13 +221,13 @@ class LayerDropModifier(ScheduledModifier):
         super().finalize(module, reset_loggers, **kwargs)
         self._gone = []
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Tensor]:
         """Return which layers stayed, and where the schedule stands."""
-        return {
+        return as_tensors({
             _STATE_KEY: self._kept,
             "started": self._started,
             "ended": self._ended,
-        }
+        })
 
     def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True) -> None:
         """Check that the state is that of a model with the same layers.
@@ -240,6 +241,7 @@ class LayerDropModifier(ScheduledModifier):
             ValueError: If other layers were kept.
         """
         check_initialized(self)
+        state_dict = from_tensors(state_dict)
         if tuple(state_dict[_STATE_KEY]) != self._kept:
             raise ValueError(
                 f"state keeps the layers {list(state_dict[_STATE_KEY])}, the model has "

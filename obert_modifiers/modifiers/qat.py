@@ -5,12 +5,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from obert_modifiers.core.fake_quant import ACTIVATION, average_ranges_
 from obert_modifiers.core.fisher_state import request_of
 from obert_modifiers.core.gradients import sum_losses
 from obert_modifiers.core.quantization import (
+    WHOLE,
     Scheme,
     calibrating,
     find_layers,
@@ -30,6 +31,7 @@ from obert_modifiers.modifiers._host import (
     recipe_key,
 )
 from obert_modifiers.modifiers._sampling import find_source
+from obert_modifiers.modifiers._states import as_tensors, from_tensors
 from obert_modifiers.modifiers._targets import unwrap
 from obert_modifiers.modifiers._validate import as_choice, as_flag, as_float, check_end
 
@@ -117,7 +119,8 @@ class QATModifier(ScheduledModifier):
             ignore: Names of modules, which stand for all below them, or ``re:``
                 patterns, that stay in floating point.
             submodules: Names of modules, which stand for all below them, or ``re:``
-                patterns, outside of which nothing is quantized; None for the model.
+                patterns, outside of which nothing is quantized; None, or the empty
+                name of the whole, for the model.
 
         Raises:
             ValueError: If a value breaks its rule; the message says which and how to
@@ -135,7 +138,7 @@ class QATModifier(ScheduledModifier):
         self._freeze = as_choice("freeze", freeze, FREEZES)
         self._ignore = _as_names("ignore", ignore)
         self._submodules = (
-            None if submodules is None else _as_names("submodules", submodules)
+            None if submodules is None else _as_names("submodules", submodules, WHOLE)
         )
         self._per_channel = as_flag("per_channel", per_channel)
         self._reduce_range = as_flag("reduce_range", reduce_range)
@@ -337,7 +340,7 @@ class QATModifier(ScheduledModifier):
             )
         self._model = None
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Tensor]:
         """Return the ranges by name, and where the schedule stands."""
         found = quantizers_of(self._model) if self._active else {}
         state: dict[str, Any] = {name: one.state() for name, one in found.items()}
@@ -347,7 +350,7 @@ class QATModifier(ScheduledModifier):
             "active": self._active,
             "frozen": self._frozen,
         }
-        return state
+        return as_tensors(state)
 
     def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True) -> None:
         """Continue where :meth:`state_dict` was taken; quantizes the model.
@@ -361,6 +364,7 @@ class QATModifier(ScheduledModifier):
             IndexError: If the names differ from those of the model.
         """
         check_initialized(self)
+        state_dict = from_tensors(state_dict)
         schedule = state_dict[SCHEDULE_KEY]
         ranges = {k: v for k, v in state_dict.items() if k != SCHEDULE_KEY}
         if schedule["active"] and not self._active:
@@ -399,12 +403,12 @@ def _as_disable_epoch(value: Any, start: float, end: float) -> float | None:
     return epoch
 
 
-def _as_names(key: str, value: Any) -> list[str]:
+def _as_names(key: str, value: Any, *more: str) -> list[str]:
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, Sequence) or isinstance(names, bytes):
         names = [names]
     for name in names:
-        if not isinstance(name, str) or not name:
+        if not isinstance(name, str) or not (name or name in more):
             raise ValueError(
                 f"{key}={name} is not a name; expected names or re: patterns; write a "
                 "list of strings"

@@ -12,6 +12,7 @@ from typing import Any
 
 from obert_modifiers.modifiers._gradual import GradualPruningModifier
 from obert_modifiers.modifiers._host import SCHEDULE_KEY, Modifier
+from obert_modifiers.modifiers._states import from_tensors
 from obert_modifiers.recipe.clock import epoch_at, event_epochs
 
 # They compute what they do from the epoch alone.
@@ -152,6 +153,7 @@ def unsafe_edits(
 
 
 def _started(state: Mapping[str, Any]) -> bool:
+    state = from_tensors(state)
     for place in (state, state.get(SCHEDULE_KEY, {}), state.get("fields", {})):
         for key in ("started", "_started"):
             if key in place:

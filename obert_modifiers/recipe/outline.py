@@ -11,6 +11,19 @@ from obert_modifiers.recipe.text import RecipeText
 _GROUP_WORD = "modifiers"
 _GROUPS = ("modifiers", "pruning_modifiers", "training_modifiers")
 
+# What comes nearest to the modifiers of the formats that name them by keys.
+_MODIFIER = "Modifier"
+_PRUNER = "OBERTPruningModifier"
+_NEAREST = {
+    "AWQModifier": "QATModifier",
+    "ConstantPruningModifier": "ConstantMasksModifier",
+    "GPTQModifier": "QATModifier",
+    "MagnitudePruningModifier": "GMPStarPruningModifier",
+    "OutputDistillationModifier": "LogitDistillationModifier",
+    "QuantizationModifier": "QATModifier",
+    "SmoothQuantModifier": "QATModifier",
+}
+
 _NULL = "tag:yaml.org,2002:null"
 
 
@@ -130,6 +143,18 @@ def _sort(found: Outline, stage: str, key: yaml.Node, value: yaml.Node) -> None:
                     "an entry of the list is not a modifier; expected a tag such as "
                     "!EpochRangeModifier; put it after the dash",
                 )
+    elif newer := _named_by_keys(value):
+        ours = ", ".join(dict.fromkeys(f"!{_NEAREST.get(n, _PRUNER)}" for n in newer))
+        found.report(
+            key,
+            "",
+            name,
+            f"{name} names modifiers by keys ({', '.join(newer)}), as recipes of "
+            "llm-compressor and of SparseML's one-shot framework do; expected a list "
+            "of modifiers with tags, the format that trains an encoder; run this file "
+            f"with llm-compressor, or begin from a recipe here with {ours} "
+            "(docs/recipes.md lists them)",
+        )
     elif value.tag != _NULL:
         found.report(
             key,
@@ -138,6 +163,18 @@ def _sort(found: Outline, stage: str, key: yaml.Node, value: yaml.Node) -> None:
             f"{name} is a {value.id}; expected a list of modifiers; begin each with "
             "a dash",
         )
+
+
+def _named_by_keys(value: yaml.Node) -> list[str]:
+    """Find modifiers that are written as keys, as newer formats have them.
+
+    Returns:
+        Their names; none for anything else.
+    """
+    if not isinstance(value, yaml.MappingNode) or is_modifier(value):
+        return []
+    names = [str(key.value) for key, _ in value.value]
+    return [name for name in names if name.endswith(_MODIFIER)]
 
 
 def _report_repeated_keys(found: Outline, root: yaml.Node) -> None:

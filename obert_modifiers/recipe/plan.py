@@ -56,11 +56,11 @@ def plan_recipe(
             ``memory_budget`` is too small, or an epoch has too few steps for it.
     """  # noqa: DOC502  raised while the parameters are looked up
     modifiers = [m for group in recipe.groups.values() for m in group]
-    if steps_per_epoch is not None:
-        check_steps(recipe, steps_per_epoch)
     copies = copy.deepcopy(modifiers)
     epochs = float(ScheduledModifierManager(modifiers=copies).max_epochs)
     num_epochs = epochs if epochs > 0.0 else None
+    if steps_per_epoch is not None:
+        check_steps(recipe, steps_per_epoch, num_epochs)
     end = num_epochs or max(0.0, *(m.end_epoch for m in modifiers), 0.0)
     rates = learning_rates(
         _of_kind(modifiers, _KINDS.learning_rate), end, steps_per_epoch
@@ -92,12 +92,15 @@ def plan_recipe(
     )
 
 
-def check_steps(recipe: LoadedRecipe, steps_per_epoch: int) -> None:
-    """Check that what a recipe does several times in an epoch has the steps.
+def check_steps(
+    recipe: LoadedRecipe, steps_per_epoch: int, num_epochs: float | None
+) -> None:
+    """Check that what a recipe does has the steps.
 
     Args:
         recipe: A checked recipe.
         steps_per_epoch: Optimizer steps of an epoch.
+        num_epochs: Epochs of the recipe; None where it sets none.
 
     Raises:
         RecipeError: With each modifier for which they are too few.
@@ -106,7 +109,7 @@ def check_steps(recipe: LoadedRecipe, steps_per_epoch: int) -> None:
         recipe.problem(modifier, key, message)
         for group in recipe.groups.values()
         for modifier in group
-        for key, message in step_faults(modifier, steps_per_epoch)
+        for key, message in step_faults(modifier, steps_per_epoch, num_epochs)
     ]
     if problems:
         raise RecipeError(problems)

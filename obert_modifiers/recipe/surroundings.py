@@ -7,9 +7,14 @@ from typing import Any
 
 from torch import nn
 
-from obert_modifiers.modifiers import LayerDropModifier, OBERTPruningModifier
+from obert_modifiers.modifiers import (
+    LayerDropModifier,
+    OBERTPruningModifier,
+    QATModifier,
+)
 from obert_modifiers.modifiers._host import Modifier, SparsificationTypes
 from obert_modifiers.modifiers._targets import unwrap
+from obert_modifiers.recipe.clock import epoch_at
 
 _TOKENS = ("__ALL__", "__ALL_PRUNABLE__")
 _TEACHER_WORDS = ("self", "disable")
@@ -79,18 +84,26 @@ def data_faults(
         )
 
 
-def step_faults(modifier: Modifier, steps_per_epoch: int) -> Iterator[tuple[str, str]]:
-    """Find a recurring learning rate whose cycle is less than two steps.
+def step_faults(
+    modifier: Modifier, steps_per_epoch: int, num_epochs: float | None
+) -> Iterator[tuple[str, str]]:
+    """Find what an epoch has too few steps for.
 
-    SparseML divides by one less than the steps of a cycle.
+    That is a recurring learning rate whose cycle is less than two steps, as SparseML
+    divides by one less, and what is due after the last step.
 
     Args:
         modifier: SparseML's or ours.
         steps_per_epoch: Optimizer steps of an epoch.
+        num_epochs: Epochs of the recipe; None where it sets none.
 
     Yields:
         The key of the recipe, and what is wrong.
     """
+    if num_epochs is not None:
+        total = max(1, round(num_epochs * steps_per_epoch))
+        last = epoch_at(total - 1, steps_per_epoch)
+        yield from _after_the_last_step(modifier, steps_per_epoch, last)
     if getattr(modifier, "lr_func", "") != "cyclic_linear":
         return
     steps = modifier.cycle_epochs * steps_per_epoch
@@ -101,6 +114,29 @@ def step_faults(modifier: Modifier, steps_per_epoch: int) -> Iterator[tuple[str,
             f"{steps_per_epoch} steps of an epoch; expected two steps at least, from "
             "init_lr to final_lr; raise it, or train on more or smaller batches",
         )
+
+
+def _after_the_last_step(
+    modifier: Any, steps_per_epoch: int, last: float
+) -> Iterator[tuple[str, str]]:
+    final = getattr(modifier, "final_sparsity", None)
+    if final is not None and modifier.end_epoch > last:
+        goals = ", ".join(f"{float(one):g}" for one in _goals(final))
+        key, so = "end_epoch", f"final_sparsity={goals} is not reached"
+    elif isinstance(modifier, QATModifier) and modifier.start_epoch > last:
+        key, so = "start_epoch", "nothing is quantized"
+    else:
+        return
+    yield (
+        key,
+        f"{key}={getattr(modifier, key):g} comes after the last optimizer step, at "
+        f"epoch {last:g} with {steps_per_epoch} steps an epoch: {so}; expected a step "
+        f"there or later; lower {key}, or train more epochs or smaller batches",
+    )
+
+
+def _goals(final: Any) -> Iterable[Any]:
+    return final if isinstance(final, dict) else (final,)
 
 
 def teacher_faults(modifier: Modifier, teacher: Any) -> Iterator[tuple[str, str]]:

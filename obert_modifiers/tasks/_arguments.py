@@ -4,17 +4,16 @@ A flag means what it means there. What SparseML knows and this package does not 
 is refused by name, and so is a misspelt flag; nothing is ignored in silence.
 """
 
-import dataclasses
+import ast
 import difflib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 from transformers import HfArgumentParser
-
-from obert_modifiers.training.checkpoint import LAST, checkpoints_in
 
 _NOT_YET = {
     "load_best_model_at_end": "the model of the last step is saved",
@@ -314,6 +313,8 @@ def resuming(argv: Sequence[str]) -> list[str]:
     Returns:
         The same with ``--resume_from_checkpoint last``.
     """
+    from obert_modifiers.training.checkpoint import LAST  # with torch
+
     kept: list[str] = []
     words = iter(argv)
     for word in words:
@@ -340,10 +341,7 @@ def _unknown(rest: list[str], parser: _Parser) -> str:
     if not word.startswith("--"):
         return f"argument={word!r} belongs to no flag; expected --name value; remove it"
     name = word[2:].split("=")[0].replace("-", "_")
-    from transformers import TrainingArguments
-
-    elsewhere = {known.name for known in dataclasses.fields(TrainingArguments)}
-    if name in elsewhere | set(_KNOWN_ELSEWHERE):
+    if name in _transformers_flags() | set(_KNOWN_ELSEWHERE):
         way = _NOT_YET.get(name, "remove it")
         return (
             f"--{name} is a flag of SparseML's training script that is not supported "
@@ -358,6 +356,23 @@ def _unknown(rest: list[str], parser: _Parser) -> str:
     return f"--{name} is unknown; expected a flag that --help lists; " + (
         f"did you mean {near[0]}?" if near else "remove it"
     )
+
+
+def _transformers_flags() -> set[str]:
+    """Read the flags of the installed transformers from its source, without torch.
+
+    Returns:
+        Their names.
+    """
+    spec = find_spec("transformers")
+    source = Path(spec.origin).with_name("training_args.py").read_text("utf-8")
+    return {
+        field.target.id
+        for node in ast.parse(source).body
+        if isinstance(node, ast.ClassDef) and node.name == "TrainingArguments"
+        for field in node.body
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+    }
 
 
 def check(arguments: Arguments) -> None:
@@ -418,6 +433,9 @@ def _goes_on(folder: Path, train: TrainArguments) -> bool:
     """
     if train.resume_from_checkpoint is None:
         return False
+    # They come with torch, which --help and misspelt flags do without.
+    from obert_modifiers.training.checkpoint import LAST, checkpoints_in
+
     finished = any(folder.glob("model*.safetensors"))
     named = train.resume_from_checkpoint != LAST
     return named or not finished or bool(checkpoints_in(folder))

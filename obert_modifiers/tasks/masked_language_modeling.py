@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,8 +13,8 @@ from transformers import AutoModelForMaskedLM
 from obert_modifiers.batches import TaskData
 from obert_modifiers.core.losses import token_loss, token_sums
 from obert_modifiers.tasks import _run
-from obert_modifiers.tasks._arguments import DataSetArguments, flag
 from obert_modifiers.tasks._data import need_column
+from obert_modifiers.tasks._flags import MaskedArguments
 from obert_modifiers.tasks._labels import no_gaps
 from obert_modifiers.tasks._masking import MaskedSamples, Masking, masking_of
 from obert_modifiers.tasks._task import Inputs, Prepared, Task
@@ -23,32 +22,6 @@ from obert_modifiers.tasks._tokens import collate_tokens
 
 _TEXT_COLUMNS = ("text", "sentence")
 _LARGEST = 700.0  # of which the exponential is still a number
-
-
-@dataclass
-class MaskedArguments(DataSetArguments):
-    """The flags of masked language modelling's data."""
-
-    text_column_name: str | None = flag(
-        None, "The column of the text; else text or sentence. A .txt file has lines."
-    )
-    line_by_line: bool = flag(
-        False, "A sample is a row, cut to max_seq_length; else rows are joined and cut."
-    )
-    mlm_probability: float = flag(0.15, "The share of the tokens to be predicted.")
-
-    def check(self) -> None:
-        """Check each value, and those that exclude each other.
-
-        Raises:
-            ValueError: If a value breaks its rule.
-        """
-        super().check()
-        if not 0 < self.mlm_probability < 1:
-            raise ValueError(
-                f"--mlm_probability={self.mlm_probability} is outside (0, 1); expected "
-                "a share of the tokens; use 0.15"
-            )
 
 
 def _columns(

@@ -17,11 +17,7 @@ from transformers import AutoModelForQuestionAnswering, PreTrainedTokenizerBase
 from obert_modifiers.batches import TaskData
 from obert_modifiers.core.distillation import IGNORED_LABEL
 from obert_modifiers.tasks import _run
-from obert_modifiers.tasks._arguments import (
-    DataSetArguments,
-    check_positive,
-    flag,
-)
+from obert_modifiers.tasks._flags import QuestionAnsweringArguments
 from obert_modifiers.tasks._squad_answers import Answer, Search, answer_question
 from obert_modifiers.tasks._squad_data import (
     answers_of,
@@ -44,59 +40,13 @@ PREDICTIONS, NBEST, NULL_ODDS = (
 )
 
 
-@dataclass
-class QuestionAnsweringArguments(DataSetArguments):
-    """Which questions are read, and how their answers are found."""
-
-    version_2_with_negative: bool = flag(
-        False, "Questions may have no answer, as in SQuAD v2."
+def _search(flags: QuestionAnsweringArguments) -> Search:
+    return Search(
+        flags.n_best_size,
+        flags.max_answer_length,
+        flags.version_2_with_negative,
+        flags.null_score_diff_threshold,
     )
-    doc_stride: int = flag(
-        128, "Tokens that the windows of a long context share with the next one."
-    )
-    max_answer_length: int = flag(30, "The most tokens of an answer.")
-    n_best_size: int = flag(20, "Candidates that are kept for each question.")
-    null_score_diff_threshold: float = flag(
-        0.0, "No answer is given where its score is higher by more than this."
-    )
-
-    def check(self) -> None:
-        """Check each value, and those that exclude each other.
-
-        Raises:
-            ValueError: If a value breaks its rule.
-        """
-        super().check()
-        check_positive("max_answer_length", self.max_answer_length)
-        check_positive("n_best_size", self.n_best_size)
-        if self.doc_stride < 0:
-            raise ValueError(
-                f"--doc_stride={self.doc_stride} is negative; expected 0 or more; use "
-                "128"
-            )
-        if self.null_score_diff_threshold and not self.version_2_with_negative:
-            raise ValueError(
-                f"--null_score_diff_threshold={self.null_score_diff_threshold} is for "
-                "questions without an answer; expected --version_2_with_negative beside"
-                " it; add it"
-            )
-        files = (self.train_file, self.validation_file, self.test_file)
-        if self.dataset_name is None and not any(files):
-            raise ValueError(
-                "--dataset_name is missing, and no question comes with the package; "
-                "expected it or --train_file and --validation_file; give a folder "
-                "with SQuAD's files"
-            )
-
-    @property
-    def search(self) -> Search:
-        """How answers are chosen."""
-        return Search(
-            self.n_best_size,
-            self.max_answer_length,
-            self.version_2_with_negative,
-            self.null_score_diff_threshold,
-        )
 
 
 def answer_losses(outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
@@ -231,7 +181,7 @@ def _prepare(inputs: Inputs) -> Prepared:
 
     def metrics(**logits: np.ndarray) -> dict[str, float]:
         rows, places = splits["validation"], made["validation"][1]
-        texts = [a.text for a in answer_all(rows, places, logits, flags.search)]
+        texts = [a.text for a in answer_all(rows, places, logits, _search(flags))]
         truths = [[text for _, text in answers_of(a)] for a in rows["answers"]]
         measure = squad_v2_metrics if flags.version_2_with_negative else squad_metrics
         return {**measure(texts, truths), "samples": len(rows), "windows": len(places)}
@@ -262,7 +212,7 @@ def _write(logits: dict[str, np.ndarray], inputs: Inputs, folder: Path) -> None:
     """
     rows = inputs.data.splits["test"]
     places = _windows(inputs, "test")[1]
-    found = answer_all(rows, places, logits, inputs.flags.search)
+    found = answer_all(rows, places, logits, _search(inputs.flags))
     named = dict(zip(ids_of(rows), found, strict=True))
     files: dict[str, dict[str, Any]] = {
         PREDICTIONS: {name: answer.text for name, answer in named.items()},

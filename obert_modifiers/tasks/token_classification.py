@@ -1,7 +1,6 @@
 """Token classification: a class for each word, such as named entities."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,8 @@ from obert_modifiers.batches import TaskData
 from obert_modifiers.core.distillation import IGNORED_LABEL
 from obert_modifiers.core.losses import token_loss
 from obert_modifiers.tasks import _run
-from obert_modifiers.tasks._arguments import DataSetArguments, flag
 from obert_modifiers.tasks._data import Labels, TextData, need_column
+from obert_modifiers.tasks._flags import TokenArguments
 from obert_modifiers.tasks._labels import as_the_model_knows, no_gaps
 from obert_modifiers.tasks._task import Inputs, Prepared, Task
 from obert_modifiers.tasks._tokens import collate_tokens, keep_tokens
@@ -24,21 +23,6 @@ from obert_modifiers.tasks._tokens import collate_tokens, keep_tokens
 _TEXT_COLUMNS = ("tokens", "words")
 _PARTS = ("B-", "I-", "E-", "S-", "L-", "U-")
 _LABEL_COLUMNS = ("ner_tags", "tags", "labels", "pos_tags", "chunk_tags")
-
-
-@dataclass
-class TokenArguments(DataSetArguments):
-    """The flags of token classification's data."""
-
-    text_column_name: str | None = flag(
-        None, "The column of the words, a list in each row; else tokens or words."
-    )
-    label_column_name: str | None = flag(
-        None, "The column of the words' labels; else ner_tags, tags or labels."
-    )
-    label_names: str | None = flag(
-        None, "What the label numbers 0, 1, ... mean, with commas: O,B-PER,I-PER."
-    )
 
 
 def _columns(

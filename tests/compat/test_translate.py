@@ -52,6 +52,13 @@ def sparsemls_class(name: str) -> type:
     return target_class(tag, {"submodules": None} if legacy else {})
 
 
+def tag_and_keys(name: str) -> tuple[str, dict]:
+    """SparseML's tag of a table, and a minimal recipe's keys of it."""
+    if name == LEGACY:
+        return "QuantizationModifier", {"submodules": ["layers"]}
+    return name, dict(MINIMAL[name])
+
+
 @pytest.mark.parametrize("name", KEYS)
 def test_the_tables_have_sparsemls_keys_and_defaults(name) -> None:
     cls = sparsemls_class(name)
@@ -113,6 +120,56 @@ def test_a_minimal_recipe_runs_on_ours_in_both_managers(tag, mode) -> None:
     # The text that is kept with a run loads without anything replaced.
     (again,) = RecipeManager.from_recipe(ours.text).modifiers
     assert again.identifier() == one.identifier()
+
+
+EXPLICIT = [
+    (name, key, mode)
+    for name, table in KEYS.items()
+    for key, row in table.items()
+    if row.default != REQUIRED
+    for mode in ("same", "ours")
+]
+assert len(EXPLICIT) == 2 * sum(
+    row.default != REQUIRED for table in KEYS.values() for row in table.values()
+)
+# What --replace=ours does not take over where a recipe leaves it out.
+OURS_ALONE = {"fisher_block_size", "start_epoch"}
+
+
+@pytest.mark.parametrize(("name", "key", "mode"), EXPLICIT)
+def test_an_explicit_default_means_what_it_means_unwritten(name, key, mode) -> None:
+    tag, keys = tag_and_keys(name)
+    if key in keys:
+        keys = {k: v for k, v in keys.items() if k != key} | {"reduce_range": False}
+    unwritten = translate(tag, keys, mode)
+    written = translate(tag, {**keys, key: KEYS[name][key].default}, mode)
+    assert not written.faults and not unwritten.faults
+    if mode == "ours" and key in OURS_ALONE:
+        return
+    assert written.changes == unwritten.changes
+    cls = getattr(modifiers, written.name)
+    one, two = (cls(**found.values) for found in (written, unwritten))
+    assert one.identifier() == two.identifier()
+
+
+@pytest.mark.filterwarnings("ignore:The `dict` method is deprecated")  # SparseML's own
+@pytest.mark.parametrize("mode", ["same", "ours"])
+@pytest.mark.parametrize("name", KEYS)
+def test_a_recipe_that_sparseml_saved_means_the_same(name, mode, tmp_path) -> None:
+    tag, keys = tag_and_keys(name)
+    unedited, file = recipe(tag, keys), tmp_path / "saved.yaml"
+    _host.ScheduledModifierManager.from_yaml(unedited).save(str(file))
+    saved = file.read_text(encoding="utf-8")
+    assert saved.count(":") > unedited.count(":")  # it has written defaults
+    with replaced(mode):
+        loaded = [RecipeManager.from_recipe(text) for text in (unedited, saved)]
+        said = [
+            [n.message for n in load_recipe(text).notes] for text in (unedited, saved)
+        ]
+    if mode == "same":
+        (one,), (two,) = (manager.modifiers for manager in loaded)
+        assert one.identifier() == two.identifier()
+        assert said[0] == said[1]
 
 
 def test_the_same_meaning_of_every_key_of_obs() -> None:
@@ -218,18 +275,12 @@ REFUSED = [
     ("QuantizationModifier", {"tensorrt": True}, "tensorrt", "expected False"),
     (
         "QuantizationModifier",
-        {"quantize_linear_activations": True},
-        "quantize_linear_activations",
-        "outputs of linear layers are not rounded",
-    ),
-    (
-        "QuantizationModifier",
         {"weight_qconfig_kwargs": {"observer": "x"}},
         "weight_qconfig_kwargs",
         "refused",
     ),
 ]
-assert len(REFUSED) == 29
+assert len(REFUSED) == 28
 
 
 @pytest.mark.parametrize(("tag", "keys", "key", "words"), REFUSED)
@@ -314,8 +365,23 @@ QUANTIZED = [
         },
     ),
     ({"quantize_embeddings": False}, {"quantize_embeddings": False}),
+    (
+        {"quantize_linear_activations": True, "quantize_embedding_activations": True},
+        {"quantize_embeddings": True},
+    ),
+    ({"submodules": [""]}, {"submodules": [""], "quantize_embeddings": True}),
 ]
-assert len(QUANTIZED) == 9
+assert len(QUANTIZED) == 11
+
+
+def test_outputs_that_sparseml_rounds_are_said_whether_written_or_not() -> None:
+    (unwritten,) = translate("QuantizationModifier", {"reduce_range": False}).changes
+    assert "outputs of linear layers, outputs of embeddings)" in unwritten[1]
+    keys = {"quantize_linear_activations": True}
+    assert translate("QuantizationModifier", keys).changes == [unwritten]
+    keys["quantize_embedding_activations"] = False
+    ((_, said),) = translate("QuantizationModifier", keys).changes
+    assert "outputs of linear layers)" in said and "embeddings)" not in said
 
 
 @pytest.mark.parametrize(("old", "new"), QUANTIZED)

@@ -1,6 +1,7 @@
 """`obert evaluate`: each format has the figures of the run; errors say what to do."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -151,6 +152,19 @@ def classifier(tmp_path_factory):
         data=data,
         words=("--validation_file", str(data), "--cache_dir", str(folder / "cache")),
     )
+
+
+def test_the_run_of_an_exported_file_is_the_folder_above(classifier, monkeypatch):
+    export = classifier.run / "export"
+    export.mkdir()
+    file = export / "onnxruntime.onnx"
+    shutil.copy(classifier.file, file)
+    named = evaluate_file(Request(file, run=classifier.run, words=classifier.words))
+    monkeypatch.chdir(export)
+    for path in (file, export, Path(file.name), Path()):
+        found = evaluate_file(Request(path, words=classifier.words))
+        assert Path(found["run"]) == classifier.run.resolve()
+        assert found["loss"] == named["loss"] and found["sha256"] == named["sha256"]
 
 
 def test_the_command_writes_json(classifier, tmp_path, capsys):

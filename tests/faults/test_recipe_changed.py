@@ -102,7 +102,7 @@ REFUSED = {
         r"would go to sparsity 0.4996 at epoch 1.8, below the 0.6789",
     ),
     "slower": (
-        edit("end_epoch: 2.0\n      update", "end_epoch: 2.9\n      update"),
+        edit("end_epoch: 2.0\n      update", "end_epoch: 2.8\n      update"),
         "below the 0.6",
     ),
     "gone": (world.HEAD, "GMPStarPruningModifier has begun and is gone"),

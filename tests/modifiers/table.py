@@ -200,7 +200,7 @@ TABLE = [
     ),
     Row(
         modifiers.ConstantMasksModifier,
-        {"params": ["re:layers.*weight"], "start_epoch": 1.0, "end_epoch": 2.0},
+        {"params": "__ALL_ENCODER__", "start_epoch": 1.0, "end_epoch": 2.0},
         prunes=False,
     ),
 ]

@@ -24,6 +24,7 @@ from obert_modifiers.core.quantization_file import (
 from obert_modifiers.core.sampling import GradientSource
 from obert_modifiers.manager import RecipeError, RecipeManager
 from obert_modifiers.modifiers import OBERTPruningModifier, QATModifier
+from obert_modifiers.modifiers._states import from_tensors
 from obert_modifiers.modifiers._targets import encoder_weights
 from obert_modifiers.modifiers.qat import CALIBRATION_SAMPLES
 from tests.modifiers.table import (
@@ -203,7 +204,7 @@ def test_states_that_do_not_fit() -> None:
         modifier.load_state_dict({})
     modifier.initialize(model)
     state = modifier.state_dict()
-    assert not state["__schedule__"]["active"] and len(state) == 1
+    assert not from_tensors(state)["__schedule__"]["active"] and len(state) == 1
     modifier.scheduled_update(model, None, 0.0, STEPS)
     with pytest.raises(IndexError, match="state has other layers than the model"):
         modifier.load_state_dict(state)
@@ -473,6 +474,17 @@ def test_submodules_outside_of_which_nothing_is_quantized() -> None:
         QATModifier(submodules=[]).resolve_targets(model)
     with pytest.raises(ValueError, match="submodules=3 is not a name"):
         QATModifier(submodules=3)
+
+
+@pytest.mark.parametrize("names", [[""], "", ["layers", ""]])
+def test_the_empty_name_is_the_whole_model(names) -> None:
+    model = make_model()
+    everything = QATModifier().resolve_targets(model)
+    assert QATModifier(submodules=names).resolve_targets(model) == everything
+    rest = QATModifier(submodules=names, ignore=["head"]).resolve_targets(model)
+    assert rest == [name for name in everything if name != "head"]
+    with pytest.raises(ValueError, match="ignore= is not a name"):
+        QATModifier(ignore=[""])
 
 
 @pytest.mark.parametrize(("keys", "message"), BROKEN)

@@ -7,6 +7,11 @@ NO_MODIFIERS = (
     "the recipe has no modifiers; expected at least one in a list under a key such as "
     "'modifiers'; add '- !EpochRangeModifier' there"
 )
+NEWER = (
+    ", as recipes of llm-compressor and of SparseML's one-shot framework do; expected a"
+    " list of modifiers with tags, the format that trains an encoder; run this file "
+    "with llm-compressor, or begin from a "
+)
 
 
 ARRANGEMENT = [
@@ -67,6 +72,28 @@ ARRANGEMENT = [
         (
             "1: modifiers: modifiers is a mapping; expected a list of modifiers; begin "
             "each with a dash",
+        ),
+    ),
+    Broken(
+        "llm-compressor's format",
+        "test_stage:\n"
+        "  sparsity_modifiers:\n"
+        "    SparseGPTModifier:\n"
+        "      sparsity: 0.5\n"
+        "    ConstantPruningModifier:\n"
+        "      targets: ['re:.*weight']\n"
+        "  quant_modifiers:\n"
+        "    GPTQModifier:\n"
+        "      bits: 4\n",
+        (
+            "2: sparsity_modifiers: sparsity_modifiers names modifiers by keys "
+            "(SparseGPTModifier, ConstantPruningModifier)"
+            + NEWER
+            + "recipe here with !OBERTPruningModifier, !ConstantMasksModifier "
+            "(docs/recipes.md lists them)",
+            "7: quant_modifiers: quant_modifiers names modifiers by keys (GPTQModifier)"
+            + NEWER
+            + "recipe here with !QATModifier (docs/recipes.md lists them)",
         ),
     ),
     Broken(

@@ -5,7 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from obert_modifiers.manager import RecipeManager
 from obert_modifiers.recipe import RecipeError, load_recipe
+from obert_modifiers.recipe.clock import event_epochs
+from obert_modifiers.recipe.plan import plan_recipe
+from obert_modifiers.recipe.surroundings import step_faults
 from tests.recipe.broken import problems_of
 from tests.recipe.broken_arrangement import ARRANGEMENT
 from tests.recipe.broken_cross import CROSS, LOGITS, NOTED, SOUND, obert, one
@@ -24,7 +28,7 @@ def test_everything_wrong_with_a_recipe_is_said(broken):
 
 
 def test_table_of_broken_recipes_is_whole():
-    assert len(BROKEN) == 91
+    assert len(BROKEN) == 92
     assert len({broken.name for broken in BROKEN}) == len(BROKEN)
 
 
@@ -120,3 +124,63 @@ def test_files_that_hold_no_recipe(tmp_path: Path):
     ]
     with pytest.raises(TypeError, match="recipe=3 is a int; expected a path"):
         load_recipe(3)
+
+
+LATE = group(
+    EPOCHS.replace("end_epoch: 3", "end_epoch: 2"),
+    "  - !GMPStarPruningModifier\n"
+    "      final_sparsity: {0.8: [a.weight], 0.9: [b.weight]}\n"
+    "      start_epoch: 0.0\n"
+    "      end_epoch: 1.9\n"
+    "  - !QATModifier\n"
+    "      start_epoch: 1.95\n",
+)
+
+
+def refused(steps: int) -> list[str]:
+    """What managers and plans say of the steps of an epoch, the same."""
+    found = []
+    for check in (
+        lambda: RecipeManager.from_recipe(LATE).check_steps(steps),
+        lambda: plan_recipe(load_recipe(LATE), steps_per_epoch=steps),
+    ):
+        try:
+            check()
+            found.append([])
+        except RecipeError as error:
+            found.append([str(problem) for problem in error.problems])
+    assert found[0] == found[1]
+    return found[0]
+
+
+def test_what_comes_after_the_last_step_is_said_when_the_steps_are_known() -> None:
+    assert refused(4) == [
+        "<recipe text>:8: GMPStarPruningModifier.end_epoch: end_epoch=1.9 comes after "
+        "the last optimizer step, at epoch 1.75 with 4 steps an epoch: "
+        "final_sparsity=0.8, 0.9 is not reached; expected a step there or later; lower "
+        "end_epoch, or train more epochs or smaller batches",
+        "<recipe text>:10: QATModifier.start_epoch: start_epoch=1.95 comes after the "
+        "last optimizer step, at epoch 1.75 with 4 steps an epoch: nothing is "
+        "quantized; expected a step there or later; lower start_epoch, or train "
+        "more epochs or smaller batches",
+    ]
+    # With ten steps the last one is at 1.9: it prunes, and does not quantize.
+    assert [one.split(": ")[1] for one in refused(10)] == ["QATModifier.start_epoch"]
+    assert refused(20) == refused(1000) == []
+
+
+@pytest.mark.parametrize("steps", [2, 3, 7, 10, 20])
+@pytest.mark.parametrize("end", [0.5, 1.0, 1.3, 1.5, 1.65, 1.9, 1.95])
+def test_the_steps_are_enough_where_the_plan_reaches_the_goal(steps, end) -> None:
+    text = group(
+        EPOCHS.replace("end_epoch: 3", "end_epoch: 2"),
+        "  - !GMPStarPruningModifier\n"
+        "      final_sparsity: 0.8\n"
+        "      start_epoch: 0.25\n"
+        f"      end_epoch: {end}\n"
+        "      update_frequency: 0.2\n",
+    )
+    (modifier,) = RecipeManager.from_recipe(text).pruning
+    epochs = event_epochs(modifier, 2.0, steps)
+    reaches = bool(epochs) and epochs[-1] >= end
+    assert reaches == (not list(step_faults(modifier, steps, 2.0)))

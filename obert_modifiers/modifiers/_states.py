@@ -1,0 +1,74 @@
+"""The state of a modifier as tensors by name, as SparseML's modifiers have it.
+
+Whoever walks over the values of a ``state_dict`` meets tensors alone: what is none goes
+into one of them, as JSON.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from obert_modifiers.modifiers._host import SCHEDULE_KEY
+
+_POINTER = "$tensor"
+
+
+def as_tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Bring a state into tensors.
+
+    Args:
+        state: Plain values, tensors and dicts of them, by name.
+
+    Returns:
+        Tensors by name: those of the state under the names that they have, those of
+        the dicts in it under their path, and bytes of JSON with all that is no tensor
+        under :data:`SCHEDULE_KEY`.
+    """
+    top = {name: one for name, one in state.items() if isinstance(one, Tensor)}
+    inside: dict[str, Tensor] = {}
+    plain = {
+        name: _without_tensors(one, name, inside)
+        for name, one in state.items()
+        if name not in top
+    }
+    text = bytearray(json.dumps(plain).encode())
+    return top | inside | {SCHEDULE_KEY: torch.frombuffer(text, dtype=torch.uint8)}
+
+
+def from_tensors(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Undo :func:`as_tensors`.
+
+    Args:
+        state: Tensors by name; or a state as it was before, with plain values in it,
+            as older checkpoints have it.
+
+    Returns:
+        Plain values, tensors and dicts of them, by name.
+    """
+    text = state.get(SCHEDULE_KEY)
+    if not isinstance(text, Tensor):
+        return dict(state)
+    used = {SCHEDULE_KEY}
+    plain = _with_tensors(json.loads(text.cpu().numpy().tobytes()), state, used)
+    return {k: v for k, v in state.items() if k not in used} | plain
+
+
+def _without_tensors(value: Any, where: str, found: dict[str, Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        found[where] = value
+        return {_POINTER: where}
+    if isinstance(value, Mapping):
+        return {k: _without_tensors(v, f"{where}.{k}", found) for k, v in value.items()}
+    return value
+
+
+def _with_tensors(value: Any, state: Mapping[str, Any], used: set[str]) -> Any:
+    if not isinstance(value, dict):
+        return value
+    if _POINTER in value:
+        used.add(value[_POINTER])
+        return state[value[_POINTER]]
+    return {k: _with_tensors(v, state, used) for k, v in value.items()}
