@@ -1,19 +1,27 @@
 """What labels mean, and texts and labels as the numbers that a model reads."""
 
+import logging
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
-from datasets import ClassLabel, Dataset
+from datasets import Dataset, Value
 from transformers import PreTrainedTokenizerBase
 
 from obert_modifiers.tasks._data import Labels, TextData
+
+logger = logging.getLogger(__name__)
+
+UNLABELLED = -1
 
 
 def understand(data: TextData, known: Mapping[str, int] | None = None) -> Labels:
     """Decide which class number each label gets.
 
-    Labels that are floats are numbers to be predicted. The classes that a data set
-    names in its own features keep their order; those found in the column are sorted.
+    Labels that are floats are numbers to be predicted. Labels that are lists are any
+    number of classes, or a 0 or 1 for each. The classes that a data set names in its
+    own features keep their order; those found in the column are sorted. A -1 where
+    classes are numbers means that there is no label; see `unlabelled`.
 
     Args:
         data: The data set; classes are collected from training and validation.
@@ -24,24 +32,189 @@ def understand(data: TextData, known: Mapping[str, int] | None = None) -> Labels
         The classes.
 
     Raises:
-        ValueError: If a label is missing, or there is only one class.
+        ValueError: If labels are missing or of several types, or there is only one
+            class.
+    """  # noqa: DOC502  raised by what is called
+    column = data.label_column
+    splits = {name: rows for name, rows in data.splits.items() if name != "test"}
+    splits = splits or dict(data.splits)
+    for name, rows in splits.items():
+        no_gaps(rows, column, data.place(name), empty="")
+    found = {name: rows[column][:] for name, rows in splits.items()}
+    kinds = _kinds(found, data)
+    known = known or {}
+    if kinds == {list}:
+        return multi_labels(splits, found, known, data)
+    if kinds == {float}:
+        _need_labels(found, data)
+        return Labels(column, {}, ())
+    named = _named(splits, data)
+    values = {value for labels in found.values() for value in labels}
+    values = set(map(int, values)) if kinds == {int} else values
+    if UNLABELLED in values and (
+        named is not None or unlabelled(found, values - {UNLABELLED}, known)
+    ):
+        _need_labels(found, data)
+        values -= {UNLABELLED}
+    if named is not None:
+        labels = Labels(column, dict(enumerate(range(len(named)))), named)
+    else:
+        ids = {value: number for number, value in enumerate(sorted(values))}
+        labels = Labels(column, ids, tuple(str(value) for value in ids))
+    return as_the_model_knows(labels, known, data)
+
+
+def _kinds(found: Mapping[str, list[Any]], data: TextData) -> set[type]:
+    """Check that all labels are of one type.
+
+    Args:
+        found: The labels of each split.
+        data: The data set, for errors.
+
+    Returns:
+        That type; whole numbers and floats together are floats, unless all floats are
+        whole.
+
+    Raises:
+        ValueError: If there are several.
+    """
+    first: dict[type, str] = {}
+    broken = False
+    for split, labels in found.items():
+        for row, label in enumerate(labels):
+            if type(label) not in first:
+                first[type(label)] = f"{label!r} in row {row} of {data.place(split)}"
+            broken = broken or (type(label) is float and not label.is_integer())
+    if first.keys() == {int, float}:
+        return {float} if broken else {int}
+    if len(first) > 1 or not first.keys() <= {bool, int, float, str, list}:
+        raise ValueError(
+            f"label column {data.label_column} holds {' and '.join(first.values())}; "
+            "expected text, whole numbers, floats or lists throughout; write all labels"
+            " alike"
+        )
+    return set(first)
+
+
+def _named(splits: Mapping[str, Dataset], data: TextData) -> tuple[str, ...] | None:
+    """Find the names that a data set gives its classes in its features.
+
+    Args:
+        splits: The splits whose labels are read.
+        data: The data set, for errors.
+
+    Returns:
+        The names by number, or None.
+
+    Raises:
+        ValueError: If splits name or order them otherwise.
+    """
+    names = {}
+    for split, rows in splits.items():
+        feature = rows.features[data.label_column]
+        feature = getattr(feature, "feature", feature)
+        names[split] = getattr(feature, "names", None)
+    first, *others = names
+    for split in others:
+        if names[split] != names[first]:
+            one, other = (
+                ", ".join(names[s]) if names[s] else "no names" for s in (first, split)
+            )
+            raise ValueError(
+                f"label column {data.label_column} has the classes {other} in "
+                f"{data.place(split)} and {one} in {data.place(first)}; expected the "
+                "same in the same order; write the labels as text"
+            )
+    return None if names[first] is None else tuple(names[first])
+
+
+def unlabelled(
+    found: Mapping[str, list[Any]], others: set[Any], known: Mapping[str, int]
+) -> bool:
+    """Tell whether -1 means that there is no label, as in GLUE's test sets.
+
+    Args:
+        found: The labels of each split, -1 among them.
+        others: All other labels.
+        known: The classes that the model was trained with.
+
+    Returns:
+        False where training data has it too: a class, such as a negative one. Without
+        training data, False where the model has one class more than the others are.
+    """
+    if "train" in found:
+        return UNLABELLED not in found["train"]
+    return bool(known) and len(known) != len(others) + 1
+
+
+def _need_labels(found: Mapping[str, list[Any]], data: TextData) -> None:
+    """Check that a split has a label that is not -1.
+
+    Args:
+        found: The labels of each split.
+        data: The data set, for errors.
+
+    Raises:
+        ValueError: If all of a split's are, and training data's are not.
+    """
+    for split, labels in found.items():
+        others = any(set(found[other]) - {UNLABELLED} for other in found)
+        if set(labels) == {UNLABELLED} and (others or split != "train"):
+            raise ValueError(
+                f"label column {data.label_column} of {data.place(split)} is -1 in each"
+                " row, which is no label, as in GLUE's test sets; expected labels to "
+                "evaluate on; take other data, or predict them with --do_predict"
+            )
+
+
+def multi_labels(
+    splits: Mapping[str, Dataset],
+    found: Mapping[str, list[Any]],
+    known: Mapping[str, int],
+    data: TextData,
+) -> Labels:
+    """Decide which class numbers the labels in lists get.
+
+    Args:
+        splits: The splits whose labels are read.
+        found: The lists of each split.
+        known: The classes that the model was trained with.
+        data: The data set, for errors.
+
+    Returns:
+        The classes. Lists of one length that hold 0 and 1 alone say of each class
+        whether the sample has it; other lists hold the classes.
+
+    Raises:
+        ValueError: If the lists hold labels of several types, or other floats.
     """
     column = data.label_column
-    rows = [split for name, split in data.splits.items() if name != "test"]
-    rows = rows or list(data.splits.values())
-    for split in rows:
-        no_gaps(split, column, data.description)
-    feature = rows[0].features[column]
-    if getattr(feature, "dtype", "").startswith(("float", "double")):
-        return Labels(column, {}, ())
-    if isinstance(feature, ClassLabel):
-        ids = dict(enumerate(range(len(feature.names))))
-        names = tuple(feature.names)
+    inner = {
+        split: [value for row in rows for value in row] for split, rows in found.items()
+    }
+    kinds = _kinds(inner, data) if any(inner.values()) else set()
+    named = _named(splits, data)
+    lengths = {len(row) for rows in found.values() for row in rows}
+    values = {value for row in inner.values() for value in row}
+    alike = named is None and len(lengths) == 1 and max(lengths) > 1
+    if alike and values <= {0, 1}:
+        ids = {number: number for number in range(max(lengths))}
+        names = tuple(str(number) for number in ids)
+        labels = Labels(column, ids, names, multi=True, hot=True)
+    elif kinds & {float, list}:
+        wrong = sorted(map(str, values - {0, 1}))[:1] or sorted(map(str, lengths))
+        raise ValueError(
+            f"label column {column} of {data.description} holds lists with "
+            f"{', '.join(wrong)}; expected lists of classes, or lists of a 0 or 1 for "
+            "each class, all of one length; check the data"
+        )
+    elif named is not None:
+        ids = dict(enumerate(range(len(named))))
+        labels = Labels(column, ids, named, multi=True)
     else:
-        values = sorted({value for split in rows for value in split[column]})
-        names = tuple(str(value) for value in values)
-        ids = {value: number for number, value in enumerate(values)}
-    return as_the_model_knows(Labels(column, ids, names), known or {}, data)
+        ids = {value: number for number, value in enumerate(sorted(values))}
+        labels = Labels(column, ids, tuple(str(value) for value in ids), multi=True)
+    return as_the_model_knows(labels, known, data)
 
 
 def as_the_model_knows(
@@ -68,10 +241,11 @@ def as_the_model_knows(
             value: by_name[labels.names[number].lower()]
             for value, number in labels.ids.items()
         }
-        return Labels(labels.column, ids, names)
+        return replace(labels, ids=ids, names=names)
     unnamed = all(labels.names[number] == str(v) for v, number in labels.ids.items())
     if known and unnamed and all(v in range(len(known)) for v in labels.ids):
-        return Labels(labels.column, {number: number for number in labels.ids}, names)
+        ids = {number: number for number in labels.ids}
+        return replace(labels, ids=ids, names=names)
     if len(labels.names) < 2:
         raise ValueError(
             f"label column {labels.column} of {data.description} holds the one class "
@@ -80,23 +254,29 @@ def as_the_model_knows(
     return labels
 
 
-def no_gaps(rows: Dataset, column: str, description: str) -> None:
+def no_gaps(
+    rows: Dataset, column: str, description: str, empty: str | None = None
+) -> None:
     """Check that every row has a value.
 
     Args:
         rows: A split.
         column: The column that is looked at.
         description: Where the data came from, for errors.
+        empty: Another value that is none, beside None and a float that is no number.
 
     Raises:
         ValueError: If a row has none.
     """
-    missing = rows.data.column(column).null_count
+    missing = [
+        row
+        for row, one in enumerate(rows[column])
+        if one is None or one == empty or one != one  # NaN is not itself
+    ]
     if missing:
-        first = next(i for i, value in enumerate(rows[column]) if value is None)
         raise ValueError(
-            f"column {column} of {description} is empty in {missing} rows, first in "
-            f"row {first}; expected a value in each; fill or drop these rows"
+            f"column {column} of {description} is empty in {len(missing)} rows, first "
+            f"in row {missing[0]}; expected a value in each; fill or drop these rows"
         )
 
 
@@ -135,8 +315,11 @@ def tokenize(
     encoded = {}
     for name, rows in data.splits.items():
         for column in data.text_columns:
-            no_gaps(rows, column, data.description)
+            no_gaps(rows, column, data.place(name))
+            rows = as_text(rows, column, data.place(name))
         kept = [*data.text_columns] + ([labels.column] if name != "test" else [])
+        if name != "test":
+            rows = _labelled(rows, labels, data.place(name))
         encoded[name] = rows.select_columns(kept).map(
             encode,
             batched=True,
@@ -149,7 +332,57 @@ def tokenize(
     return encoded
 
 
-def numbers(values: Iterable[Any], labels: Labels) -> list[int] | list[float]:
+def as_text(rows: Dataset, column: str, place: str) -> Dataset:
+    """Write a column of numbers as text.
+
+    Args:
+        rows: A split.
+        column: A column that is read as text.
+        place: Where the rows are, for errors.
+
+    Returns:
+        The rows with text in that column.
+
+    Raises:
+        ValueError: If it holds something else than text or numbers.
+    """
+    dtype = str(getattr(rows.features[column], "dtype", ""))
+    if dtype in ("string", "large_string"):
+        return rows
+    if not dtype.startswith(("int", "uint", "float")):
+        raise ValueError(
+            f"column {column} of {place} holds {rows[0][column]!r} in row 0; expected "
+            "text; name another column, or write its values as text"
+        )
+    return rows.cast_column(column, Value("string"))
+
+
+def _labelled(rows: Dataset, labels: Labels, place: str) -> Dataset:
+    """Leave out the rows that have no label, and say how many.
+
+    Args:
+        rows: A split that is trained or evaluated on.
+        labels: What its labels mean.
+        place: Where the rows are, for the log.
+
+    Returns:
+        Those with a label.
+    """
+    if labels.regression or labels.multi or UNLABELLED in labels.ids:
+        return rows
+    kept = [i for i, one in enumerate(rows[labels.column]) if one != UNLABELLED]
+    if len(kept) == len(rows):
+        return rows
+    logger.warning(
+        "%d of %d rows of %s are left out: their label is -1, which is no label",
+        len(rows) - len(kept),
+        len(rows),
+        place,
+    )
+    return rows.select(kept)
+
+
+def numbers(values: Iterable[Any], labels: Labels) -> list[Any]:
     """Turn labels as they stand in the data into what the loss takes.
 
     Args:
@@ -157,8 +390,14 @@ def numbers(values: Iterable[Any], labels: Labels) -> list[int] | list[float]:
         labels: What they mean.
 
     Returns:
-        Class numbers, or floats for regression.
+        Class numbers, floats for regression, or for each row a 0.0 or 1.0 for each
+        class.
     """
     if labels.regression:
         return [float(value) for value in values]
+    if labels.hot:
+        return [[float(value) for value in row] for row in values]
+    if labels.multi:
+        rows = [{labels.ids[value] for value in row} for row in values]
+        return [[float(i in row) for i in range(labels.num_labels)] for row in rows]
     return [labels.ids[value] for value in values]
