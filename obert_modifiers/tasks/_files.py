@@ -207,14 +207,20 @@ def _load(
         Its splits.
     """
     more: dict[str, Any] = {"cache_dir": cache_dir, "data_files": files}
-    found = datasets.load_dataset_builder(name, config, **more).config
+    builder = datasets.load_dataset_builder(name, config, **more)
+    found = builder.config
     if hasattr(found, "keep_default_na"):  # the library's reader of tables
         paths = {
             str(split): [Path(path) for path in named]
             for split, named in found.data_files.items()
         }
         every = [path for named in paths.values() for path in named]
-        if all(path.suffix in SUFFIXES and path.is_file() for path in every):
+        # What a data set says of itself, such as other columns' types, is the library's.
+        if (
+            builder.info.features is None
+            and found.sep in (",", "\t")
+            and all(path.suffix in SUFFIXES and path.is_file() for path in every)
+        ):
             return {split: read_table(named) for split, named in paths.items()}
         more |= {"keep_default_na": False, "na_values": [""]}
         if found.sep == "\t":

@@ -9,10 +9,15 @@ from datasets import Dataset, Value
 from transformers import PreTrainedTokenizerBase
 
 from obert_modifiers.tasks._data import Labels, TextData
+from obert_modifiers.tasks._label_types import (
+    UNLABELLED,
+    need_labels,
+    own_names,
+    types_of,
+    unlabelled,
+)
 
 logger = logging.getLogger(__name__)
-
-UNLABELLED = -1
 
 
 def understand(data: TextData, known: Mapping[str, int] | None = None) -> Labels:
@@ -20,8 +25,8 @@ def understand(data: TextData, known: Mapping[str, int] | None = None) -> Labels
 
     Labels that are floats are numbers to be predicted. Labels that are lists are any
     number of classes, or a 0 or 1 for each. The classes that a data set names in its
-    own features keep their order; those found in the column are sorted. A -1 where
-    classes are numbers means that there is no label; see `unlabelled`.
+    own features keep their order; those found in the column are sorted. A -1 is no
+    label where `unlabelled` says so.
 
     Args:
         data: The data set; classes are collected from training and validation.
@@ -41,20 +46,20 @@ def understand(data: TextData, known: Mapping[str, int] | None = None) -> Labels
     for name, rows in splits.items():
         no_gaps(rows, column, data.place(name), empty="")
     found = {name: rows[column][:] for name, rows in splits.items()}
-    kinds = _kinds(found, data)
+    kinds = types_of(found, data)
     known = known or {}
     if kinds == {list}:
         return multi_labels(splits, found, known, data)
     if kinds == {float}:
-        _need_labels(found, data)
+        need_labels(found, data)
         return Labels(column, {}, ())
-    named = _named(splits, data)
+    named = own_names(splits, data)
     values = {value for labels in found.values() for value in labels}
     values = set(map(int, values)) if kinds == {int} else values
     if UNLABELLED in values and (
         named is not None or unlabelled(found, values - {UNLABELLED}, known)
     ):
-        _need_labels(found, data)
+        need_labels(found, data)
         values -= {UNLABELLED}
     if named is not None:
         labels = Labels(column, dict(enumerate(range(len(named)))), named)
@@ -62,109 +67,6 @@ def understand(data: TextData, known: Mapping[str, int] | None = None) -> Labels
         ids = {value: number for number, value in enumerate(sorted(values))}
         labels = Labels(column, ids, tuple(str(value) for value in ids))
     return as_the_model_knows(labels, known, data)
-
-
-def _kinds(found: Mapping[str, list[Any]], data: TextData) -> set[type]:
-    """Check that all labels are of one type.
-
-    Args:
-        found: The labels of each split.
-        data: The data set, for errors.
-
-    Returns:
-        That type; whole numbers and floats together are floats, unless all floats are
-        whole.
-
-    Raises:
-        ValueError: If there are several.
-    """
-    first: dict[type, str] = {}
-    broken = False
-    for split, labels in found.items():
-        for row, label in enumerate(labels):
-            if type(label) not in first:
-                first[type(label)] = f"{label!r} in row {row} of {data.place(split)}"
-            broken = broken or (type(label) is float and not label.is_integer())
-    if first.keys() == {int, float}:
-        return {float} if broken else {int}
-    if len(first) > 1 or not first.keys() <= {bool, int, float, str, list}:
-        raise ValueError(
-            f"label column {data.label_column} holds {' and '.join(first.values())}; "
-            "expected text, whole numbers, floats or lists throughout; write all labels"
-            " alike"
-        )
-    return set(first)
-
-
-def _named(splits: Mapping[str, Dataset], data: TextData) -> tuple[str, ...] | None:
-    """Find the names that a data set gives its classes in its features.
-
-    Args:
-        splits: The splits whose labels are read.
-        data: The data set, for errors.
-
-    Returns:
-        The names by number, or None.
-
-    Raises:
-        ValueError: If splits name or order them otherwise.
-    """
-    names = {}
-    for split, rows in splits.items():
-        feature = rows.features[data.label_column]
-        feature = getattr(feature, "feature", feature)
-        names[split] = getattr(feature, "names", None)
-    first, *others = names
-    for split in others:
-        if names[split] != names[first]:
-            one, other = (
-                ", ".join(names[s]) if names[s] else "no names" for s in (first, split)
-            )
-            raise ValueError(
-                f"label column {data.label_column} has the classes {other} in "
-                f"{data.place(split)} and {one} in {data.place(first)}; expected the "
-                "same in the same order; write the labels as text"
-            )
-    return None if names[first] is None else tuple(names[first])
-
-
-def unlabelled(
-    found: Mapping[str, list[Any]], others: set[Any], known: Mapping[str, int]
-) -> bool:
-    """Tell whether -1 means that there is no label, as in GLUE's test sets.
-
-    Args:
-        found: The labels of each split, -1 among them.
-        others: All other labels.
-        known: The classes that the model was trained with.
-
-    Returns:
-        False where training data has it too: a class, such as a negative one. Without
-        training data, False where the model has one class more than the others are.
-    """
-    if "train" in found:
-        return UNLABELLED not in found["train"]
-    return bool(known) and len(known) != len(others) + 1
-
-
-def _need_labels(found: Mapping[str, list[Any]], data: TextData) -> None:
-    """Check that a split has a label that is not -1.
-
-    Args:
-        found: The labels of each split.
-        data: The data set, for errors.
-
-    Raises:
-        ValueError: If all of a split's are, and training data's are not.
-    """
-    for split, labels in found.items():
-        others = any(set(found[other]) - {UNLABELLED} for other in found)
-        if set(labels) == {UNLABELLED} and (others or split != "train"):
-            raise ValueError(
-                f"label column {data.label_column} of {data.place(split)} is -1 in each"
-                " row, which is no label, as in GLUE's test sets; expected labels to "
-                "evaluate on; take other data, or predict them with --do_predict"
-            )
 
 
 def multi_labels(
@@ -192,8 +94,8 @@ def multi_labels(
     inner = {
         split: [value for row in rows for value in row] for split, rows in found.items()
     }
-    kinds = _kinds(inner, data) if any(inner.values()) else set()
-    named = _named(splits, data)
+    kinds = types_of(inner, data) if any(inner.values()) else set()
+    named = own_names(splits, data)
     lengths = {len(row) for rows in found.values() for row in rows}
     values = {value for row in inner.values() for value in row}
     alike = named is None and len(lengths) == 1 and max(lengths) > 1
@@ -374,7 +276,8 @@ def _labelled(rows: Dataset, labels: Labels, place: str) -> Dataset:
     if len(kept) == len(rows):
         return rows
     logger.warning(
-        "%d of %d rows of %s are left out: their label is -1, which is no label",
+        "%d of %d rows of %s are left out: their label is -1, which is no label; where"
+        " it is a class, write the labels as text",
         len(rows) - len(kept),
         len(rows),
         place,

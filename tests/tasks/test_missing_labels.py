@@ -126,6 +126,8 @@ def test_new_texts_get_a_number_from_a_model_of_numbers(small, tmp_path):
     [
         # Training data has it: a class, as before.
         ({"train": [-1, 1, 1], "validation": [-1]}, {}, ("-1", "1")),
+        ({"train": [-1, 0, 1], "validation": [-1]}, {}, ("-1", "0", "1")),
+        ({"train": [-1, 0, 1, 2], "validation": [-1, 0]}, {}, ("0", "1", "2")),
         ({"train": [0, 1], "validation": [0, -1]}, {}, ("0", "1")),
         ({"train": [0, 1], "validation": [1, 1]}, {}, ("0", "1")),
         # Without training data the model's classes tell.

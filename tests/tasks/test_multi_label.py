@@ -117,7 +117,7 @@ def rows_with_lists(count, seed=0):
 @pytest.fixture(scope="module")
 def trained(small, tmp_path_factory):
     folder = tmp_path_factory.mktemp("multi")
-    train = tiny.write_rows(folder / "train.json", rows_with_lists(256))
+    train = tiny.write_rows(folder / "train.json", rows_with_lists(640))
     test = tiny.write_rows(folder / "test.json", rows_with_lists(48, 7))
     flags = {
         "model_name_or_path": small.model,

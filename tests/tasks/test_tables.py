@@ -168,3 +168,16 @@ def test_folders_and_files_may_have_brackets(tmp_path, kind):
         name = split.removesuffix("_matched")
         data = load(tmp_path, dataset_name=str(folder))
         assert data.splits[name].to_list() == rows
+
+
+def test_what_a_folder_says_of_itself_counts(tmp_path):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    table(folder / "train.csv", "text;label\nnull;0\nNA;1\n")
+    table(
+        folder / "README.md",
+        "---\nconfigs:\n- config_name: default\n  data_files: train.csv\n"
+        "  sep: ';'\n---\n",
+    )
+    rows = load(tmp_path, dataset_name=str(folder)).splits["train"].to_list()
+    assert rows == [{"text": "null", "label": 0}, {"text": "NA", "label": 1}]
