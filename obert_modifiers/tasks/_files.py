@@ -215,7 +215,7 @@ def _load(
             for split, named in found.data_files.items()
         }
         every = [path for named in paths.values() for path in named]
-        # What a data set says of itself, such as other columns' types, is the library's.
+        # What a data set says of itself, such as types, is the library's to read.
         if (
             builder.info.features is None
             and found.sep in (",", "\t")
