@@ -24,6 +24,23 @@ def classification_loss(outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
     return functional.cross_entropy(logits, batch["labels"], reduction="none")
 
 
+def multi_label_loss(outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
+    """Return the binary cross-entropy of each sample, the mean over its classes.
+
+    Args:
+        outputs: The model's outputs with ``logits`` (k, classes).
+        batch: What the model was given, with ``labels`` (k, classes), each 0 or 1.
+
+    Returns:
+        Losses (k,) in float32.
+    """
+    logits, labels = logits_of(outputs).float(), batch["labels"].float()
+    losses = functional.binary_cross_entropy_with_logits(
+        logits, labels, reduction="none"
+    )
+    return losses.mean(-1)
+
+
 def regression_loss(outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
     """Return the squared error of each sample.
 

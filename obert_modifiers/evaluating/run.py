@@ -29,6 +29,7 @@ from obert_modifiers.export.engines import ENGINES, open_graph
 from obert_modifiers.sizes import plain_bytes
 from obert_modifiers.tasks import _models, _record
 from obert_modifiers.tasks._arguments import Arguments, parse
+from obert_modifiers.tasks._data import MULTI_LABEL
 from obert_modifiers.tasks._plan import Notes, read_inputs, train_config
 from obert_modifiers.tasks._run import TRAIN_RECORD, quiet_libraries
 from obert_modifiers.tasks._task import Inputs, Task
@@ -259,6 +260,14 @@ def _check_classes(inputs: Inputs, model: Path) -> None:
             f"model={model} tells {config.num_labels} classes apart and "
             f"{inputs.data.description} has {labels.num_labels}; expected as many; "
             "evaluate it on the data set that it was trained on"
+        )
+    multi = getattr(config, "problem_type", None) == MULTI_LABEL
+    if labels is not None and labels.multi != multi:
+        ways = ("one class", "any number of classes")
+        raise ValueError(
+            f"model={model} gives each sample {ways[multi]} and "
+            f"{inputs.data.description} has {ways[labels.multi]} in {labels.column}; "
+            "expected the same; evaluate it on the data set that it was trained on"
         )
 
 

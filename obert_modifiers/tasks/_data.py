@@ -1,13 +1,15 @@
 """Data sets of texts: their splits, and which columns hold what."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from datasets import Dataset
 
 from obert_modifiers.tasks._arguments import DataArguments, DataSetArguments
 from obert_modifiers.tasks._files import GLUE_COLUMNS, nearest, read
+
+MULTI_LABEL = "multi_label_classification"  # transformers' name of it
 
 
 @dataclass(frozen=True)
@@ -19,11 +21,15 @@ class Labels:
         ids: The class number of each label as it stands in the data; empty for numbers
             to be predicted (regression).
         names: The name of each class, by number.
+        multi: A sample has any number of classes, in a list.
+        hot: That list holds a 0 or 1 for each class, not the classes.
     """
 
     column: str
     ids: Mapping[Any, int]
     names: tuple[str, ...]
+    multi: bool = False
+    hot: bool = False
 
     @property
     def regression(self) -> bool:
@@ -35,6 +41,13 @@ class Labels:
         """The width of the classification head."""
         return len(self.names) or 1
 
+    @property
+    def problem_type(self) -> str | None:
+        """What transformers calls the head's loss; None for one class of several."""
+        if self.multi:
+            return MULTI_LABEL
+        return "regression" if self.regression else None
+
 
 @dataclass(frozen=True)
 class TextData:
@@ -45,12 +58,25 @@ class TextData:
         text_columns: One column, or two for pairs.
         label_column: The column of the labels; None where the task has no such column.
         description: Where the data came from, for the log.
+        files: Where the rows of a split are, where its name does not say it.
     """
 
     splits: Mapping[str, Dataset]
     text_columns: tuple[str, ...]
     label_column: str | None
     description: str
+    files: Mapping[str, str] = field(default_factory=dict)
+
+    def place(self, split: str) -> str:
+        """Say where the rows of a split are, for errors.
+
+        Args:
+            split: Its name.
+
+        Returns:
+            The file, or the data set and the split.
+        """
+        return self.files.get(split, f"{self.description} ({split})")
 
 
 # From rows, flags and the data's description to the columns of text and of labels.
@@ -75,7 +101,6 @@ def text_and_label(
     Raises:
         ValueError: If a column is missing or the choice is not clear.
     """  # noqa: DOC502  raised by what is called
-    need_column(rows, args.label_column_name, "--label_column_name", description)
     return text_columns(rows, args, description), args.label_column_name
 
 
@@ -122,8 +147,34 @@ def load(
                 f"data={description} has no rows in its {split} split; expected at "
                 "least one; check the file"
             )
-    first = splits.get("train", next(iter(splits.values())))
-    return TextData(splits, *columns(first, args, description), description)
+    first = "train" if "train" in splits else next(iter(splits))
+    texts, label = columns(splits[first], args, description)
+    if label is not None and first != "test":  # to predict none are needed
+        need_column(splits[first], label, "--label_column_name", description)
+    return TextData(splits, texts, label, description, _files_of(args, description))
+
+
+def _files_of(args: DataSetArguments, description: str) -> dict[str, str]:
+    """Find the file of each split for errors.
+
+    Args:
+        args: The flags.
+        description: Where the data came from.
+
+    Returns:
+        Files by split, as the flags name them; the test split of a data set for
+        validation where it is evaluated on.
+    """
+    names = {split: split for split in ("train", "validation", "test")}
+    if args.validation_ratio is not None:
+        names["validation"] = "train"
+    if args.eval_on_test:
+        names["validation"] = "test"
+    given = {split: getattr(args, f"{name}_file") for split, name in names.items()}
+    files = {split: file for split, file in given.items() if file is not None}
+    if args.eval_on_test:
+        files.setdefault("validation", f"{description} (test)")
+    return files
 
 
 def text_columns(
@@ -172,6 +223,29 @@ def text_columns(
             "name them with --input_column_names"
         )
     return tuple(texts)
+
+
+def need_columns(data: TextData) -> None:
+    """Check that each split has the columns that are read of it.
+
+    Args:
+        data: The data set, with the splits that are needed.
+
+    Raises:
+        ValueError: If a text column is missing, or that of the labels in a split that
+            is trained or evaluated on.
+    """
+    for split, rows in data.splits.items():
+        asked = list(data.text_columns)
+        if split != "test" and data.label_column is not None:
+            asked.append(data.label_column)
+        for column in asked:
+            if column not in rows.column_names:
+                raise ValueError(
+                    f"data={data.place(split)} has no column {column}, only "
+                    f"{', '.join(rows.column_names)}; expected the columns "
+                    f"{', '.join(asked)} in it; rename what it has"
+                )
 
 
 def need_column(rows: Dataset, name: str, flag: str, description: str) -> None:

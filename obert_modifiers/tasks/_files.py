@@ -1,6 +1,8 @@
 """Where the rows of a data set are: a folder, files, the hub, or the package."""
 
+import csv
 import difflib
+import glob
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,10 +10,12 @@ from typing import Any
 
 import datasets
 from datasets import Dataset
+from datasets.data_files import get_data_patterns
 from datasets.exceptions import DatasetsError
 
 from obert_modifiers import embedded
 from obert_modifiers.tasks._arguments import DataSetArguments
+from obert_modifiers.tasks._tables import SUFFIXES, TableError, read_table
 
 logger = logging.getLogger(__name__)
 
@@ -122,25 +126,38 @@ def _matched(found: Mapping[str, Dataset]) -> dict[str, Dataset]:
     return {split.removesuffix("_matched"): rows for split, rows in found.items()}
 
 
-def _files_by_split(folder: Path) -> dict[str, str] | None:
-    """Find MNLI's files in a folder, which the datasets library would throw together.
+def _files_by_split(folder: Path) -> dict[str, list[str]] | None:
+    """Find files that the datasets library would not: MNLI's, and beside brackets.
 
     Args:
-        folder: Any folder.
+        folder: Any folder. The library throws MNLI's files together, and takes
+            brackets in a folder's name for a pattern.
 
     Returns:
         The files of each split, or None where the library finds the splits itself.
     """
+    base = folder.resolve().as_posix()
+    escaped = glob.escape(base)
     splits = [f"{part}_{kind}matched" for part in _PARTS for kind in ("", "mis")]
-    if not any(folder.glob(f"{splits[0]}*")):
+    if any(folder.glob(f"{splits[0]}*")):
+        names = (f"{name}[-.]*" for name in ("train", *splits))
+        found = {name[:-5]: [name] for name in names if any(folder.glob(name))}
+    elif escaped != base:
+        try:
+            found = get_data_patterns(escaped)
+        except FileNotFoundError:  # of which the library tells
+            return None
+    else:
         return None
-    named = ("train", *splits)
-    return {name: f"{name}[-.]*" for name in named if any(folder.glob(f"{name}[-.]*"))}
+    return {
+        str(split): [f"{escaped}/{pattern}" for pattern in patterns]
+        for split, patterns in found.items()
+    }
 
 
 def _read_named(
     name: str, config: str | None, cache_dir: str | None
-) -> datasets.DatasetDict:
+) -> Mapping[str, Dataset]:
     """Read a data set from a folder or from the hub.
 
     Args:
@@ -152,6 +169,7 @@ def _read_named(
         Its splits.
 
     Raises:
+        TableError: If the rows of a table cannot be told apart.
         ValueError: If there is no such folder and the hub does not give it either.
     """
     local = Path(name).exists()
@@ -159,9 +177,9 @@ def _read_named(
         logger.info("asking the hub for the data set %s", name)
     files = _files_by_split(Path(name)) if local else None
     try:
-        return datasets.load_dataset(
-            name, config, cache_dir=cache_dir, data_files=files
-        )
+        return _load(name, config, cache_dir, files)
+    except TableError:
+        raise
     except (OSError, ValueError, DatasetsError) as error:
         if local:
             why, rule = "has no data that can be read", "csv, json or parquet files"
@@ -172,6 +190,42 @@ def _read_named(
             f"data set={name} {why} ({_first_line(error)}); expected {rule}; "
             f"{_LOCAL_WAY} with --dataset_name"
         ) from error
+
+
+def _load(
+    name: str, config: str | None, cache_dir: str | None, files: Any
+) -> Mapping[str, Dataset]:
+    """Let the datasets library find a data set's files, and read tables here.
+
+    Args:
+        name: The folder or hub id.
+        config: Its configuration, where it has several.
+        cache_dir: Where the datasets library keeps what it has read.
+        files: The files of each split, or None.
+
+    Returns:
+        Its splits.
+    """
+    more: dict[str, Any] = {"cache_dir": cache_dir, "data_files": files}
+    builder = datasets.load_dataset_builder(name, config, **more)
+    found = builder.config
+    if hasattr(found, "keep_default_na"):  # the library's reader of tables
+        paths = {
+            str(split): [Path(path) for path in named]
+            for split, named in found.data_files.items()
+        }
+        every = [path for named in paths.values() for path in named]
+        # What a data set says of itself, such as types, is the library's to read.
+        if (
+            builder.info.features is None
+            and found.sep in (",", "\t")
+            and all(path.suffix in SUFFIXES and path.is_file() for path in every)
+        ):
+            return {split: read_table(named) for split, named in paths.items()}
+        more |= {"keep_default_na": False, "na_values": [""]}
+        if found.sep == "\t":
+            more["quoting"] = csv.QUOTE_NONE
+    return datasets.load_dataset(name, config, **more)
 
 
 def _read_file(flag: str, path: Path, cache_dir: str | None) -> Dataset:
@@ -186,6 +240,7 @@ def _read_file(flag: str, path: Path, cache_dir: str | None) -> Dataset:
         Its rows.
 
     Raises:
+        TableError: If the rows of a table cannot be told apart.
         ValueError: If the file is missing, of another kind or cannot be read.
     """
     kind = _FORMATS.get(path.suffix.lower())
@@ -200,15 +255,17 @@ def _read_file(flag: str, path: Path, cache_dir: str | None) -> Dataset:
             f"{flag}={path} does not exist; expected a file; "
             f"{nearest(path.name, siblings) if siblings else 'check the path'}"
         )
-    options = {"sep": "\t"} if path.suffix.lower() == ".tsv" else {}
     try:
+        if kind == "csv":
+            return read_table([path])
         return datasets.load_dataset(
             kind,
-            data_files=[str(path)],
+            data_files=[glob.escape(str(path))],
             split="train",
             cache_dir=cache_dir,
-            **options,
         )
+    except TableError as error:
+        raise TableError(f"{flag}={path}: {error}") from error
     except Exception as error:  # datasets wraps the readers' errors in its own
         cause = error.__cause__ or error
         raise ValueError(

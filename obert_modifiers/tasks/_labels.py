@@ -1,19 +1,32 @@
 """What labels mean, and texts and labels as the numbers that a model reads."""
 
+import logging
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
-from datasets import ClassLabel, Dataset
+from datasets import Dataset, Value
 from transformers import PreTrainedTokenizerBase
 
 from obert_modifiers.tasks._data import Labels, TextData
+from obert_modifiers.tasks._label_types import (
+    UNLABELLED,
+    need_labels,
+    own_names,
+    types_of,
+    unlabelled,
+)
+
+logger = logging.getLogger(__name__)
 
 
 def understand(data: TextData, known: Mapping[str, int] | None = None) -> Labels:
     """Decide which class number each label gets.
 
-    Labels that are floats are numbers to be predicted. The classes that a data set
-    names in its own features keep their order; those found in the column are sorted.
+    Labels that are floats are numbers to be predicted. Labels that are lists are any
+    number of classes, or a 0 or 1 for each. The classes that a data set names in its
+    own features keep their order; those found in the column are sorted. A -1 is no
+    label where `unlabelled` says so.
 
     Args:
         data: The data set; classes are collected from training and validation.
@@ -24,24 +37,86 @@ def understand(data: TextData, known: Mapping[str, int] | None = None) -> Labels
         The classes.
 
     Raises:
-        ValueError: If a label is missing, or there is only one class.
+        ValueError: If labels are missing or of several types, or there is only one
+            class.
+    """  # noqa: DOC502  raised by what is called
+    column = data.label_column
+    splits = {name: rows for name, rows in data.splits.items() if name != "test"}
+    splits = splits or dict(data.splits)
+    for name, rows in splits.items():
+        no_gaps(rows, column, data.place(name), empty="")
+    found = {name: rows[column][:] for name, rows in splits.items()}
+    kinds = types_of(found, data)
+    known = known or {}
+    if kinds == {list}:
+        return multi_labels(splits, found, known, data)
+    if kinds == {float}:
+        need_labels(found, data)
+        return Labels(column, {}, ())
+    named = own_names(splits, data)
+    values = {value for labels in found.values() for value in labels}
+    values = set(map(int, values)) if kinds == {int} else values
+    if UNLABELLED in values and (
+        named is not None or unlabelled(found, values - {UNLABELLED}, known)
+    ):
+        need_labels(found, data)
+        values -= {UNLABELLED}
+    if named is not None:
+        labels = Labels(column, dict(enumerate(range(len(named)))), named)
+    else:
+        ids = {value: number for number, value in enumerate(sorted(values))}
+        labels = Labels(column, ids, tuple(str(value) for value in ids))
+    return as_the_model_knows(labels, known, data)
+
+
+def multi_labels(
+    splits: Mapping[str, Dataset],
+    found: Mapping[str, list[Any]],
+    known: Mapping[str, int],
+    data: TextData,
+) -> Labels:
+    """Decide which class numbers the labels in lists get.
+
+    Args:
+        splits: The splits whose labels are read.
+        found: The lists of each split.
+        known: The classes that the model was trained with.
+        data: The data set, for errors.
+
+    Returns:
+        The classes. Lists of one length that hold 0 and 1 alone say of each class
+        whether the sample has it; other lists hold the classes.
+
+    Raises:
+        ValueError: If the lists hold labels of several types, or other floats.
     """
     column = data.label_column
-    rows = [split for name, split in data.splits.items() if name != "test"]
-    rows = rows or list(data.splits.values())
-    for split in rows:
-        no_gaps(split, column, data.description)
-    feature = rows[0].features[column]
-    if getattr(feature, "dtype", "").startswith(("float", "double")):
-        return Labels(column, {}, ())
-    if isinstance(feature, ClassLabel):
-        ids = dict(enumerate(range(len(feature.names))))
-        names = tuple(feature.names)
+    inner = {
+        split: [value for row in rows for value in row] for split, rows in found.items()
+    }
+    kinds = types_of(inner, data) if any(inner.values()) else set()
+    named = own_names(splits, data)
+    lengths = {len(row) for rows in found.values() for row in rows}
+    values = {value for row in inner.values() for value in row}
+    alike = named is None and len(lengths) == 1 and max(lengths) > 1
+    if alike and values <= {0, 1}:
+        ids = {number: number for number in range(max(lengths))}
+        names = tuple(str(number) for number in ids)
+        labels = Labels(column, ids, names, multi=True, hot=True)
+    elif kinds & {float, list}:
+        wrong = sorted(map(str, values - {0, 1}))[:1] or sorted(map(str, lengths))
+        raise ValueError(
+            f"label column {column} of {data.description} holds lists with "
+            f"{', '.join(wrong)}; expected lists of classes, or lists of a 0 or 1 for "
+            "each class, all of one length; check the data"
+        )
+    elif named is not None:
+        ids = dict(enumerate(range(len(named))))
+        labels = Labels(column, ids, named, multi=True)
     else:
-        values = sorted({value for split in rows for value in split[column]})
-        names = tuple(str(value) for value in values)
-        ids = {value: number for number, value in enumerate(values)}
-    return as_the_model_knows(Labels(column, ids, names), known or {}, data)
+        ids = {value: number for number, value in enumerate(sorted(values))}
+        labels = Labels(column, ids, tuple(str(value) for value in ids), multi=True)
+    return as_the_model_knows(labels, known, data)
 
 
 def as_the_model_knows(
@@ -68,10 +143,11 @@ def as_the_model_knows(
             value: by_name[labels.names[number].lower()]
             for value, number in labels.ids.items()
         }
-        return Labels(labels.column, ids, names)
+        return replace(labels, ids=ids, names=names)
     unnamed = all(labels.names[number] == str(v) for v, number in labels.ids.items())
     if known and unnamed and all(v in range(len(known)) for v in labels.ids):
-        return Labels(labels.column, {number: number for number in labels.ids}, names)
+        ids = {number: number for number in labels.ids}
+        return replace(labels, ids=ids, names=names)
     if len(labels.names) < 2:
         raise ValueError(
             f"label column {labels.column} of {data.description} holds the one class "
@@ -80,23 +156,29 @@ def as_the_model_knows(
     return labels
 
 
-def no_gaps(rows: Dataset, column: str, description: str) -> None:
+def no_gaps(
+    rows: Dataset, column: str, description: str, empty: str | None = None
+) -> None:
     """Check that every row has a value.
 
     Args:
         rows: A split.
         column: The column that is looked at.
         description: Where the data came from, for errors.
+        empty: Another value that is none, beside None and a float that is no number.
 
     Raises:
         ValueError: If a row has none.
     """
-    missing = rows.data.column(column).null_count
+    missing = [
+        row
+        for row, one in enumerate(rows[column])
+        if one is None or one == empty or one != one  # NaN is not itself
+    ]
     if missing:
-        first = next(i for i, value in enumerate(rows[column]) if value is None)
         raise ValueError(
-            f"column {column} of {description} is empty in {missing} rows, first in "
-            f"row {first}; expected a value in each; fill or drop these rows"
+            f"column {column} of {description} is empty in {len(missing)} rows, first "
+            f"in row {missing[0]}; expected a value in each; fill or drop these rows"
         )
 
 
@@ -135,8 +217,11 @@ def tokenize(
     encoded = {}
     for name, rows in data.splits.items():
         for column in data.text_columns:
-            no_gaps(rows, column, data.description)
+            no_gaps(rows, column, data.place(name))
+            rows = as_text(rows, column, data.place(name))
         kept = [*data.text_columns] + ([labels.column] if name != "test" else [])
+        if name != "test":
+            rows = _labelled(rows, labels, data.place(name))
         encoded[name] = rows.select_columns(kept).map(
             encode,
             batched=True,
@@ -149,7 +234,58 @@ def tokenize(
     return encoded
 
 
-def numbers(values: Iterable[Any], labels: Labels) -> list[int] | list[float]:
+def as_text(rows: Dataset, column: str, place: str) -> Dataset:
+    """Write a column of numbers as text.
+
+    Args:
+        rows: A split.
+        column: A column that is read as text.
+        place: Where the rows are, for errors.
+
+    Returns:
+        The rows with text in that column.
+
+    Raises:
+        ValueError: If it holds something else than text or numbers.
+    """
+    dtype = str(getattr(rows.features[column], "dtype", ""))
+    if dtype in ("string", "large_string"):
+        return rows
+    if not dtype.startswith(("int", "uint", "float")):
+        raise ValueError(
+            f"column {column} of {place} holds {rows[0][column]!r} in row 0; expected "
+            "text; name another column, or write its values as text"
+        )
+    return rows.cast_column(column, Value("string"))
+
+
+def _labelled(rows: Dataset, labels: Labels, place: str) -> Dataset:
+    """Leave out the rows that have no label, and say how many.
+
+    Args:
+        rows: A split that is trained or evaluated on.
+        labels: What its labels mean.
+        place: Where the rows are, for the log.
+
+    Returns:
+        Those with a label.
+    """
+    if labels.regression or labels.multi or UNLABELLED in labels.ids:
+        return rows
+    kept = [i for i, one in enumerate(rows[labels.column]) if one != UNLABELLED]
+    if len(kept) == len(rows):
+        return rows
+    logger.warning(
+        "%d of %d rows of %s are left out: their label is -1, which is no label; where"
+        " it is a class, write the labels as text",
+        len(rows) - len(kept),
+        len(rows),
+        place,
+    )
+    return rows.select(kept)
+
+
+def numbers(values: Iterable[Any], labels: Labels) -> list[Any]:
     """Turn labels as they stand in the data into what the loss takes.
 
     Args:
@@ -157,8 +293,14 @@ def numbers(values: Iterable[Any], labels: Labels) -> list[int] | list[float]:
         labels: What they mean.
 
     Returns:
-        Class numbers, or floats for regression.
+        Class numbers, floats for regression, or for each row a 0.0 or 1.0 for each
+        class.
     """
     if labels.regression:
         return [float(value) for value in values]
+    if labels.hot:
+        return [[float(value) for value in row] for row in values]
+    if labels.multi:
+        rows = [{labels.ids[value] for value in row} for row in values]
+        return [[float(i in row) for i in range(labels.num_labels)] for row in rows]
     return [labels.ids[value] for value in values]

@@ -27,6 +27,25 @@ def classification_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, 
     return found
 
 
+def multi_label_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Measure predictions of any number of classes for each sample.
+
+    Args:
+        logits: Outputs (n, classes); above 0 a class is predicted.
+        labels: 1 for each class that a sample has, else 0 (n, classes).
+
+    Returns:
+        ``f1_micro`` over all decisions, ``f1_macro``, the mean over the classes, and
+        ``accuracy``, the share of samples whose classes are all right and no others.
+    """
+    predicted, truth = logits > 0, labels > 0
+    found = {
+        f"f1_{kind}": float(f1_score(truth, predicted, average=kind, zero_division=0.0))
+        for kind in ("micro", "macro")
+    }
+    return found | {"accuracy": float(accuracy_score(truth, predicted))}
+
+
 def regression_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Measure predicted numbers.
 

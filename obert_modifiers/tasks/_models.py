@@ -23,7 +23,7 @@ from obert_modifiers.core.quantization_file import load_quantization_
 from obert_modifiers.manager import RecipeManager
 from obert_modifiers.modifiers._targets import encoder_weights, match_names
 from obert_modifiers.tasks._arguments import ModelArguments
-from obert_modifiers.tasks._data import Labels
+from obert_modifiers.tasks._data import MULTI_LABEL, Labels
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +61,33 @@ class Pretrained:
         if not any(name.endswith(head) for name in trained):
             return {}
         return {str(name): int(i) for name, i in self.config.label2id.items()}
+
+    def labels(self, model_class: Any, column: str | None) -> Labels:
+        """Return what the model was trained to tell, where the data does not say it.
+
+        Args:
+            model_class: The task's class of models, ``AutoModelFor...``.
+            column: The column of the labels, if there were any.
+
+        Returns:
+            Its classes, or a number.
+
+        Raises:
+            ValueError: If it was trained for another task.
+        """
+        known = self.classes(model_class)
+        if not known:
+            heads = ", ".join(self.config.architectures or []) or "no head"
+            raise ValueError(
+                f"model={self.description} has {heads}, and test data alone names no "
+                f"classes; expected a model trained for this task; train it first, or "
+                "add --do_train with labelled data"
+            )
+        names = tuple(sorted(known, key=lambda name: known[name]))
+        multi = getattr(self.config, "problem_type", None) == MULTI_LABEL
+        if len(names) == 1 and not multi:
+            return Labels(column or "", {}, ())
+        return Labels(column or "", known, names, multi)
 
     def max_length(self, asked: int) -> int:
         """Cut a sequence length to what model and tokenizer can take.
@@ -167,7 +194,7 @@ def load_student(
     config = found.config
     if labels is not None:
         config.num_labels = labels.num_labels
-        config.problem_type = "regression" if labels.regression else None
+        config.problem_type = labels.problem_type
     if labels is not None and labels.names:
         config.id2label = dict(enumerate(labels.names))
         config.label2id = {name: number for number, name in enumerate(labels.names)}

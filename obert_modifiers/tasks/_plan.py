@@ -13,7 +13,7 @@ from obert_modifiers.manager import RecipeManager
 from obert_modifiers.tasks import _data, _models
 from obert_modifiers.tasks._arguments import Arguments
 from obert_modifiers.tasks._files import MISMATCHED
-from obert_modifiers.tasks._task import Inputs, Prepared, Task
+from obert_modifiers.tasks._task import Inputs, Prepared, Task, no_labels
 from obert_modifiers.training import SCHEDULES, TrainConfig, check_tf32
 
 logger = logging.getLogger(__name__)
@@ -194,7 +194,11 @@ def read_inputs(task: Task, arguments: Arguments, notes: Notes) -> Inputs:
     cache = arguments.model.cache_dir
     data = _data.load(flags, cache, seed, task.columns, task.reader)
     data = _only_needed(data, arguments)
-    labels = task.labels(data, flags, found.classes(task.model_class))
+    _data.need_columns(data)
+    if data.splits.keys() == {"test"} and task.labels is not no_labels:
+        labels = found.labels(task.model_class, data.label_column)
+    else:
+        labels = task.labels(data, flags, found.classes(task.model_class))
     _describe(arguments, found, data, labels, notes)
     return Inputs(data, labels, found, flags, seed)
 
@@ -254,6 +258,7 @@ def _describe(
     if labels is not None:
         names = ", ".join(labels.names)
         kind = "a number" if labels.regression else f"classes {names}"
+        kind += ", any number of them," if labels.multi else ""
         text += f", {kind} in {labels.column}"
     notes.say(text)
 

@@ -15,7 +15,7 @@ from obert_modifiers.core.losses import token_loss, token_sums
 from obert_modifiers.tasks import _run
 from obert_modifiers.tasks._data import need_column
 from obert_modifiers.tasks._flags import MaskedArguments
-from obert_modifiers.tasks._labels import no_gaps
+from obert_modifiers.tasks._labels import as_text, no_gaps
 from obert_modifiers.tasks._masking import MaskedSamples, Masking, masking_of
 from obert_modifiers.tasks._task import Inputs, Prepared, Task
 from obert_modifiers.tasks._tokens import collate_tokens
@@ -91,7 +91,8 @@ def tokenize(rows: Dataset, inputs: Inputs, masking: Masking, name: str) -> Data
     """
     flags, length = inputs.flags, inputs.max_length
     (column,) = inputs.data.text_columns
-    no_gaps(rows, column, inputs.data.description)
+    no_gaps(rows, column, inputs.data.place(name))
+    rows = as_text(rows, column, inputs.data.place(name))
 
     def encode(batch: dict[str, list[str]]) -> dict[str, list[Any]]:
         texts = [text for text in batch[column] if text.strip()]

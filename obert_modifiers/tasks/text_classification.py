@@ -9,7 +9,11 @@ import numpy as np
 from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding
 
 from obert_modifiers.batches import TaskData
-from obert_modifiers.core.losses import classification_loss, regression_loss
+from obert_modifiers.core.losses import (
+    classification_loss,
+    multi_label_loss,
+    regression_loss,
+)
 from obert_modifiers.tasks import _labels, _metrics, _run
 from obert_modifiers.tasks._arguments import DataArguments
 from obert_modifiers.tasks._data import Labels, TextData, text_and_label
@@ -37,7 +41,10 @@ def _prepare(inputs: Inputs) -> Prepared:
     )
     loss, metrics = classification_loss, _metrics.classification_metrics
     headline = GLUE_FIGURES.get(glue_task(flags), ("accuracy",))
-    if labels.regression:
+    if labels.multi:
+        loss, metrics = multi_label_loss, _metrics.multi_label_metrics
+        headline = ("f1_micro", "f1_macro", "accuracy")
+    elif labels.regression:
         loss, metrics = regression_loss, _metrics.regression_metrics
         headline = ("pearson", "spearman")
     second = samples.get(MISMATCHED)
@@ -58,13 +65,20 @@ def _prepare(inputs: Inputs) -> Prepared:
 def _write(rows: dict[str, np.ndarray], inputs: Inputs, folder: Path) -> None:
     """Write a prediction for each test sample: its index, and class name or number.
 
+    Where a sample has any number of classes, their names stand with a | between them.
+
     Args:
         rows: ``logits`` (n, classes).
         inputs: With the classes.
         folder: Where ``predictions.csv`` is written.
     """
     labels, logits = inputs.labels, rows["logits"]
-    if labels.regression:
+    if labels.multi:
+        found = [
+            "|".join(name for name, one in zip(labels.names, row, strict=True) if one)
+            for row in logits > 0
+        ]
+    elif labels.regression:
         found = logits.squeeze(-1).tolist()
     else:
         found = [labels.names[i] for i in logits.argmax(-1)]

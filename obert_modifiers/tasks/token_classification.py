@@ -49,13 +49,15 @@ def _columns(
         column = getattr(flags, name)
         if column is None:
             column = next((one for one in usual if one in rows.column_names), usual[0])
+        chosen.append(column)
+        if name == "label_column_name" and column not in rows.column_names:
+            continue  # to predict it is not needed; where it is, the reader says so
         need_column(rows, column, f"--{name}", description)
         if not isinstance(rows[0][column], list):
             raise ValueError(
                 f"--{name}={column} of {description} holds no lists; expected a list "
                 "of words, and one of their labels, in each row; name another column"
             )
-        chosen.append(column)
     return (chosen[0],), chosen[1]
 
 
