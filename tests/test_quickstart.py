@@ -1,4 +1,4 @@
-"""The quickstart on the tiny model: three runs, one table, one summary."""
+"""The quickstart on the tiny model: four runs, one table, one summary."""
 
 import io
 import json
@@ -11,6 +11,7 @@ from datasets import Dataset
 from rich.console import Console
 
 from obert_modifiers import cli, embedded, quickstart
+from obert_modifiers.bench.rounds import Effort
 from obert_modifiers.cli.progress import PlainReporter
 from obert_modifiers.manager import RecipeManager
 from obert_modifiers.resources import recipe_path
@@ -28,9 +29,10 @@ def embedded_tiny(tmp_path, monkeypatch):
     for seed, name in enumerate(("train", "validation")):
         files[name] = tmp_path / f"{name}.parquet"
         Dataset.from_list(tiny.sentences(80, seed)).to_parquet(files[name])
-    for name in quickstart.RECIPES.values():
+    for name in (*quickstart.RECIPES.values(), quickstart.INT8_RECIPE):
         text = recipe_path(name).read_text().replace("num_grads: 512", "num_grads: 16")
         (tmp_path / name).write_text(text)
+    monkeypatch.setattr(quickstart, "EFFORT", Effort(0.1, 2, 0.0))
     monkeypatch.setattr(embedded, "encoder_path", lambda: model)
     monkeypatch.setattr(embedded, "movie_snippets", lambda: files)
     monkeypatch.setattr(quickstart, "recipe_path", lambda name: tmp_path / name)
@@ -38,20 +40,26 @@ def embedded_tiny(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_three_runs_one_table(embedded_tiny):
+def test_four_runs_one_table(embedded_tiny):
     out, stream = embedded_tiny / "out", io.StringIO()
     reporter = PlainReporter(Console(file=stream, width=100))
     summary = quickstart.run(out, settings=SMALL, reporter=reporter)
     assert json.loads((out / "summary.json").read_text()) == summary
-    assert list(summary) == ["dense", "gmp", "obert"]
+    assert list(summary) == ["dense", "gmp", "obert", "int8"]
     for name, figures in summary.items():
         assert set(figures) == {
-            "accuracy", "loss", "sparsity", "size_mb", "gzip_mb", "minutes",
+            "accuracy", "loss", "sparsity", "size_mb", "gzip_mb", "speed", "minutes",
         }  # fmt: skip
+        assert figures["speed"] > 0
         assert figures["sparsity"] == (0.0 if name == "dense" else 13107 / 16384)
         assert (out / name / "report.html").is_file()
     record = json.loads((out / "obert" / "metrics.json").read_text())
     assert record["model"] == record["teacher"] == str(out / "dense")
+    record = json.loads((out / "int8" / "metrics.json").read_text())
+    assert record["model"] == str(out / "obert")
+    file = out / "int8" / "export" / "onnxruntime.onnx"
+    assert summary["int8"]["size_mb"] == file.stat().st_size / 1e6
+    assert summary["int8"]["size_mb"] < 0.6 * summary["obert"]["size_mb"]
     assert (out / "report.html").is_file() and (out / "report.png").is_file()
     shown = stream.getvalue()
     for part in ("GMP★", "recovery", "100.0 %", "80.00 %", "the first 64 training"):
@@ -61,14 +69,29 @@ def test_three_runs_one_table(embedded_tiny):
     stream.truncate(0)
     again = quickstart.run(out, only=("gmp",), settings=SMALL, reporter=reporter)
     assert "== GMP★" in stream.getvalue() and "== dense" not in stream.getvalue()
+    for figures in (again["obert"], summary["obert"]):
+        figures.pop("speed")  # measured anew
     assert again["obert"] == summary["obert"]
     assert again["gmp"]["loss"] == summary["gmp"]["loss"]
+
+
+def test_without_the_engine_there_is_no_speed(embedded_tiny, monkeypatch):
+    def missing(name):
+        raise ValueError(name)
+
+    monkeypatch.setattr(quickstart, "import_engine", missing)
+    out = embedded_tiny / "out"
+    summary = quickstart.run(out, only=("dense",), settings=SMALL)
+    assert summary["dense"]["speed"] is None
+    assert quickstart.table(summary)[1][-2] == "-"
 
 
 def test_what_is_needed_is_run(embedded_tiny):
     out = embedded_tiny / "out"
     summary = quickstart.run(out, only=("gmp",), settings=SMALL, seed=1)
     assert list(summary) == ["dense", "gmp"]
+    summary = quickstart.run(out, only=("int8",), settings=SMALL, seed=1)
+    assert list(summary) == ["dense", "gmp", "obert", "int8"]
     assert quickstart._earlier(out / "dense", 2, SMALL) is None
 
 

@@ -80,6 +80,7 @@ STAGED = UPSTREAM | {5.0: 5e-4, 9.5: 5e-4}
 SHIPPED = {
     "quickstart": Shipped(3.0, 4, 0.8, {0.5: 0.6, 2.0: 0.8}, {0.0: 1e-4}),
     "quickstart_gmp": Shipped(3.0, 4, 0.8, {0.5: 0.6, 2.0: 0.8}, {0.0: 1e-4}),
+    "quickstart_int8": Shipped(1.0, 0, 0.0, {}, {0.0: 5e-5}, quantized=True),
     "minilm-l6_movies_compound-3layer-int8_4block80": Shipped(
         13.0,
         5,
