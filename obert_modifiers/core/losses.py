@@ -24,18 +24,36 @@ def classification_loss(outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
     return functional.cross_entropy(logits, batch["labels"], reduction="none")
 
 
-def regression_loss(outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
-    """Return the squared error of each sample.
+def multi_label_loss(outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
+    """Return the binary cross-entropy of each sample, the mean over its classes.
 
     Args:
-        outputs: The model's outputs with ``logits`` (k, 1).
-        batch: What the model was given, with ``labels`` (k,).
+        outputs: The model's outputs with ``logits`` (k, classes).
+        batch: What the model was given, with ``labels`` (k, classes), each 0 or 1.
 
     Returns:
         Losses (k,) in float32.
     """
-    error = logits_of(outputs).float().squeeze(-1) - batch["labels"].float()
-    return error.square()
+    logits, labels = logits_of(outputs).float(), batch["labels"].float()
+    losses = functional.binary_cross_entropy_with_logits(
+        logits, labels, reduction="none"
+    )
+    return losses.mean(-1)
+
+
+def regression_loss(outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
+    """Return the squared error of each sample, the mean over its outputs.
+
+    Args:
+        outputs: The model's outputs with ``logits`` (k, outputs), mostly (k, 1).
+        batch: What the model was given, with as many ``labels``, (k,) for one output.
+
+    Returns:
+        Losses (k,) in float32.
+    """
+    logits = logits_of(outputs).float()
+    error = logits - batch["labels"].float().reshape(logits.shape)
+    return error.square().flatten(1).mean(-1)
 
 
 def token_loss(outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
