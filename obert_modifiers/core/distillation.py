@@ -98,10 +98,9 @@ def binary_distillation_loss(
     """  # noqa: DOC502  raised by what is called
     _check_logits(student, teacher)
     # A sigmoid is the softmax of the logit and 0.
-    pairs = (
-        torch.stack([one, torch.zeros_like(one)], -1) for one in (student, teacher)
-    )
-    return distillation_loss(*pairs, temperature).mean(dim=-1)
+    student = torch.stack([student, torch.zeros_like(student)], dim=-1)
+    teacher = torch.stack([teacher, torch.zeros_like(teacher)], dim=-1)
+    return distillation_loss(student, teacher, temperature).mean(dim=-1)
 
 
 def _check_logits(student: Tensor, teacher: Tensor) -> None:
