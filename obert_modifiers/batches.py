@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 
-from obert_modifiers.core.outputs import LABELS, logits_of
+from obert_modifiers.core.outputs import LABELS, TEACHERS_OWN, logits_of
 from obert_modifiers.core.parallel import world
 from obert_modifiers.core.sampling import GradientSource, SampleRequest
 
@@ -271,7 +271,7 @@ def check_sampling_options(options: dict[str, Any] | None) -> int:
 
 
 def inputs_of(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Take the labels out of a batch.
+    """Take the labels out of a batch, and what the teacher alone gets.
 
     Args:
         batch: Tensors by name.
@@ -279,7 +279,11 @@ def inputs_of(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     Returns:
         What the model is called with.
     """
-    return {name: values for name, values in batch.items() if name not in LABELS}
+    return {
+        name: values
+        for name, values in batch.items()
+        if name not in LABELS and not name.startswith(TEACHERS_OWN)
+    }
 
 
 def _draw(available: int, wanted: int, seed: int) -> list[int]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,15 @@ from obert_modifiers.batches import TaskData, gradient_source
 from obert_modifiers.core import quantization_file
 from obert_modifiers.core.losses import (
     classification_loss,
+    multi_label_loss,
     regression_loss,
     token_loss,
+)
+from obert_modifiers.core.outputs import (
+    MULTI_LABEL,
+    REGRESSION,
+    logits_of,
+    problem_of,
 )
 from obert_modifiers.manager import RecipeManager
 from obert_modifiers.training import RecipeStepper
@@ -25,22 +33,30 @@ from obert_modifiers.training.saving import check_sparsity
 STATE, RECIPE = "recipe_state", "recipe.yaml"  # beside the Trainer's own checkpoints
 
 
-def sample_losses(outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
+def sample_losses(
+    outputs: Any, batch: Mapping[str, Tensor], problem: str | None = None
+) -> Tensor:
     """Return the loss of each sample for the usual heads of classification.
 
     Args:
         outputs: The model's outputs, with logits (k, classes), (k, 1) for a number, or
             (k, tokens, classes).
-        batch: The batch with ``labels`` (k,), or (k, tokens) with -100 where a token
-            does not count.
+        batch: The batch with ``labels`` (k,), (k, classes) with a 0 or 1 for each
+            class, or (k, tokens) with -100 where a token does not count.
+        problem: ``problem_type`` of the model's configuration; None goes by logits and
+            labels as transformers does.
 
     Returns:
-        (k,) in float32: cross-entropy, squared error, or the mean cross-entropy of the
-        sample's labelled tokens; 0 for a sample without any.
+        (k,) in float32: cross-entropy, squared error, the mean over the labels of the
+        binary cross-entropy, or the mean cross-entropy of the sample's labelled tokens;
+        0 for a sample without any.
     """
     labels = batch["labels"]
-    if labels.is_floating_point():
+    kind = problem_of(logits_of(outputs), labels, problem)
+    if kind == REGRESSION:
         return regression_loss(outputs, batch)
+    if kind == MULTI_LABEL:
+        return multi_label_loss(outputs, batch)
     return (classification_loss if labels.ndim == 1 else token_loss)(outputs, batch)
 
 
@@ -87,6 +103,7 @@ class RecipeCallback(TrainerCallback):
         self._window = 1  # micro-batches of this optimizer step
         self._training = False
         self._scaled = False  # whether the Trainer leaves it to the model to divide
+        self._mixed = self._used = 0  # losses made in this step, and trained on
 
     def save(self, folder: str | Path) -> None:
         """Write what belongs beside a saved model: the recipe, and scales after QAT.
@@ -120,8 +137,8 @@ class RecipeCallback(TrainerCallback):
         """Check the recipe against data and arguments, and attach it to the model.
 
         Raises:
-            ValueError: If the Trainer was made before, or its arguments do not go with
-                the recipe.
+            ValueError: If the Trainer was made before, or its arguments or data do not
+                go with the recipe.
         """
         model, self._optimizer = kwargs["model"], kwargs["optimizer"]
         loader = kwargs["train_dataloader"]
@@ -130,6 +147,7 @@ class RecipeCallback(TrainerCallback):
                 "callback=RecipeCallback was added to a Trainer that exists; expected "
                 "it before the optimizer is made; give it in Trainer(callbacks=[...])"
             )
+        _need_length(loader)
         steps = max(1, -(-len(loader) // args.gradient_accumulation_steps))
         self._check(args, state, steps)
         self.manager.check_data(len(loader.dataset))
@@ -141,7 +159,7 @@ class RecipeCallback(TrainerCallback):
             loader.dataset,
             [],
             loader.collate_fn,
-            self._sample_loss,
+            self._losses_of(model),
             lambda logits, labels: {},
         )
         source = gradient_source(
@@ -165,6 +183,12 @@ class RecipeCallback(TrainerCallback):
                 model.register_forward_pre_hook(self._take_scaling, with_kwargs=True),
                 model.register_forward_hook(self._distil, with_kwargs=True),
             ]
+
+    def _losses_of(self, model: nn.Module) -> Callable[..., Tensor]:
+        if self._sample_loss is not sample_losses:
+            return self._sample_loss
+        config = getattr(model, "config", None)
+        return partial(sample_losses, problem=getattr(config, "problem_type", None))
 
     def _check(self, args: TrainingArguments, state: Any, steps: int) -> None:
         """Refuse what would prune wrongly or lose what was pruned.
@@ -205,8 +229,19 @@ class RecipeCallback(TrainerCallback):
         self._batches_left -= self._window
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs) -> None:
-        """Let the modifiers act, with the recipe's learning rate if it sets one."""
+        """Let the modifiers act, with the recipe's learning rate if it sets one.
+
+        Raises:
+            ValueError: If what was distilled is no part of what was trained on.
+        """
         assert self._stepper is not None
+        if self._mixed and not self._used:
+            raise ValueError(
+                "compute_loss gives a loss without the model's own (outputs.loss), so "
+                "that nothing is distilled; expected a loss that is made of it; use "
+                "outputs.loss in compute_loss, or leave distillation out of the recipe"
+            )
+        self._mixed = self._used = 0
         groups = self._optimizer.param_groups
         if self._rates is not None:  # the Trainer's schedule has changed them since
             for group, rate in zip(groups, self._rates, strict=True):
@@ -292,6 +327,9 @@ class RecipeCallback(TrainerCallback):
         self._scaled = kwargs.pop("num_items_in_batch", None) is not None
         return args, kwargs
 
+    def _count_use(self, grad: Tensor) -> None:
+        self._used += 1
+
     def _distil(
         self, model: nn.Module, args: tuple, kwargs: dict[str, Any], outputs: Any
     ) -> Any:
@@ -322,9 +360,23 @@ class RecipeCallback(TrainerCallback):
             student_outputs=outputs,
             student_inputs=kwargs,
         )
+        if mixed is not loss:
+            self._mixed += 1
+            mixed.register_hook(self._count_use)
         # The Trainer does not divide a loss that knows its number of items.
         outputs["loss"] = mixed / self._window if self._scaled else mixed
         return outputs
+
+
+def _need_length(loader: Any) -> None:
+    try:
+        len(loader), len(loader.dataset)
+    except TypeError as error:
+        raise ValueError(
+            f"train_dataset={type(loader.dataset).__name__} has no length; expected "
+            "data with len(), of which a recipe counts epochs and draws gradients; "
+            "load it whole, without streaming"
+        ) from error
 
 
 def _checkpoint(args: TrainingArguments, state: Any) -> Path:

@@ -215,6 +215,18 @@ def softened_kl(student: np.ndarray, teacher: np.ndarray, temperature: float) ->
     )
 
 
+def softened_binary_kl(
+    student: np.ndarray, teacher: np.ndarray, temperature: float
+) -> float:
+    """``T^2 KL(Bernoulli_teacher || Bernoulli_student)``, the mean over the labels."""
+    total = 0.0
+    for ours, theirs in zip(student, teacher, strict=True):
+        p = 1.0 / (1.0 + math.exp(-theirs / temperature))
+        q = 1.0 / (1.0 + math.exp(-ours / temperature))
+        total += p * math.log(p / q) + (1.0 - p) * math.log((1.0 - p) / (1.0 - q))
+    return temperature**2 * total / len(student)
+
+
 def square_head(student: np.ndarray, teacher: np.ndarray, counted: np.ndarray) -> float:
     """Kurtic et al. 2023: ``MSE(student, teacher) / MSE(teacher, 0)``, one by one."""
     error, norm, count = 0.0, 0.0, 0

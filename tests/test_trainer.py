@@ -276,3 +276,89 @@ def test_sample_losses_of_numbers_and_classes() -> None:
     classes = torch.tensor([[0.0, 0.0]])
     found = sample_losses({"logits": classes}, {"labels": torch.tensor([1])})
     torch.testing.assert_close(found, torch.tensor([2.0]).log())
+
+
+@pytest.mark.parametrize("width", [3, 4])
+def test_sample_losses_of_several_labels_are_means_over_them(width) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(5, width, generator=generator)
+    labels = torch.randint(0, 2, (5, width), generator=generator).float()
+    found = sample_losses({"logits": logits}, {"labels": labels})
+    odds = logits.double().sigmoid()
+    right = torch.where(labels.bool(), odds, 1.0 - odds)
+    torch.testing.assert_close(found.double(), -right.log().mean(-1))
+    # Controls: squared error, and the sum over the labels.
+    for planted in ((logits - labels).square().mean(-1), found * width):
+        assert not torch.allclose(planted, found)
+    numbers = sample_losses({"logits": logits}, {"labels": labels}, "regression")
+    torch.testing.assert_close(numbers, (logits - labels).square().mean(-1))
+
+
+@pytest.mark.parametrize("width", [3, 4])
+def test_several_labels_are_pruned_and_distilled(folder, tmp_path, width) -> None:
+    callback = RecipeCallback(tiny.RECIPE + DISTIL, teacher="self")
+    trainer = make_trainer(folder, tmp_path, None)
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        folder, num_labels=width, problem_type="multi_label_classification"
+    )
+    rows = trainer.train_dataset.map(
+        lambda row, i: {"labels": [float((i >> k) & 1) for k in range(width)]},
+        with_indices=True,
+        remove_columns=["label"],
+    )
+    trainer = Trainer(
+        model,
+        trainer.args,
+        train_dataset=rows,
+        data_collator=trainer.data_collator,
+        callbacks=[callback],
+    )
+    trainer.train()
+    assert len(callback.manager.events) == 3
+    assert tiny.sparsity(model) == pytest.approx(0.8, abs=1e-4)
+
+
+class OwnLoss(Trainer):
+    """Trains on a loss of its own; ``part`` of it is the model's."""
+
+    part = 0.0
+
+    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+        outputs = model(**inputs)
+        loss = cross_entropy(outputs.logits, inputs["labels"])
+        if self.part:
+            loss = loss + self.part * outputs.loss
+        return (loss, outputs) if return_outputs else loss
+
+
+@pytest.mark.parametrize("part", [0.0, 0.5])
+def test_a_loss_of_ones_own_does_not_switch_distillation_off(
+    folder, tmp_path, part
+) -> None:
+    callback = RecipeCallback(tiny.RECIPE + DISTIL, teacher="self")
+    trainer = make_trainer(folder, tmp_path, callback)
+    trainer.__class__ = type("Own", (OwnLoss,), {"part": part})
+    if part:
+        trainer.train()
+        assert len(callback.manager.events) == 3
+    else:
+        with pytest.raises(ValueError, match="compute_loss gives a loss without the"):
+            trainer.train()
+
+
+class Stream(torch.utils.data.IterableDataset):
+    """Samples without a length."""
+
+    def __init__(self, rows) -> None:
+        self.rows = rows
+
+    def __iter__(self):
+        return iter(self.rows)
+
+
+def test_data_without_a_length_is_refused(folder, tmp_path) -> None:
+    trainer = make_trainer(folder, tmp_path, RecipeCallback(tiny.RECIPE), max_steps=20)
+    trainer.train_dataset = Stream(trainer.train_dataset)
+    with pytest.raises(ValueError, match="train_dataset=Stream has no length"):
+        trainer.train()

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
+from obert_modifiers.core.outputs import MULTI_LABEL, REGRESSION, problem_of
+
 IGNORED_LABEL = -100  # torch's and transformers' label of what has no loss
 LAYER_MAPS = ("uniform", "last")
 _POSITIONS = ("start_logits", "end_logits")
@@ -35,16 +37,8 @@ def distillation_loss(
     Raises:
         ValueError: If the shapes differ or the temperature is not positive.
     """
-    if student.shape != teacher.shape:
-        raise ValueError(
-            f"teacher logits have shape {tuple(teacher.shape)}; expected the "
-            f"student's {tuple(student.shape)}; use a teacher with the same labels"
-        )
-    if temperature <= 0.0:
-        raise ValueError(
-            f"temperature={temperature} is not positive; expected a number above 0; "
-            "use 2.0"
-        )
+    _check_logits(student, teacher)
+    _check_temperature(temperature)
     # Half-precision logits lose the small differences that distillation is about.
     student, teacher = _at_least_float32(student), _at_least_float32(teacher)
     if kept is not None:
@@ -58,6 +52,71 @@ def distillation_loss(
         teacher_log = teacher_log.masked_fill(~kept, 0.0)
     divergence = nnf.kl_div(student_log, teacher_log, reduction="none", log_target=True)
     return divergence.sum(dim=-1) * temperature**2
+
+
+def regression_distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    r"""Compute the squared error between student and teacher of each row.
+
+    :math:`mean_j (z_{s,j} - z_{t,j})^2`. The softmax of one number is 1 whatever the
+    number, so that the divergence of :func:`distillation_loss` would be 0; and a number
+    has no temperature, which is not used.
+
+    Args:
+        student: Outputs :math:`z_s` of the student, ``(k, outputs)``, floating point.
+        teacher: Outputs :math:`z_t` of the teacher, same shape.
+
+    Returns:
+        Error of each row, ``(k,)``, float32 or wider.
+
+    Raises:
+        ValueError: If the shapes differ.
+    """  # noqa: DOC502  raised by what is called
+    _check_logits(student, teacher)
+    error = _at_least_float32(student) - _at_least_float32(teacher)
+    return error.square().mean(dim=-1)
+
+
+def binary_distillation_loss(
+    student: Tensor, teacher: Tensor, temperature: float
+) -> Tensor:
+    r"""Compute the softened KL divergence of each row of labels that do not exclude.
+
+    :math:`T^2 \, mean_j KL(Bernoulli(\sigma(z_{t,j} / T)) \,\|\,
+    Bernoulli(\sigma(z_{s,j} / T)))`: :func:`distillation_loss` of a label against its
+    absence, the mean over the labels as in the task's loss.
+
+    Args:
+        student: Logits :math:`z_s` of the student, ``(k, labels)``, floating point.
+        teacher: Logits :math:`z_t` of the teacher, same shape.
+        temperature: Softening T, larger than 0.
+
+    Returns:
+        Divergence of each row, ``(k,)``, float32 or wider.
+
+    Raises:
+        ValueError: If the shapes differ or the temperature is not positive.
+    """  # noqa: DOC502  raised by what is called
+    _check_logits(student, teacher)
+    # A sigmoid is the softmax of the logit and 0.
+    student = torch.stack([student, torch.zeros_like(student)], dim=-1)
+    teacher = torch.stack([teacher, torch.zeros_like(teacher)], dim=-1)
+    return distillation_loss(student, teacher, temperature).mean(dim=-1)
+
+
+def _check_logits(student: Tensor, teacher: Tensor) -> None:
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"teacher logits have shape {tuple(teacher.shape)}; expected the "
+            f"student's {tuple(student.shape)}; use a teacher with the same labels"
+        )
+
+
+def _check_temperature(temperature: float) -> None:
+    if temperature <= 0.0:
+        raise ValueError(
+            f"temperature={temperature} is not positive; expected a number above 0; "
+            "use 2.0"
+        )
 
 
 def mix_losses(task_loss: Tensor, distilled: Tensor, hardness: float) -> Tensor:
@@ -147,8 +206,13 @@ def output_losses(
     *,
     attention_mask: Tensor | None = None,
     labels: Tensor | None = None,
+    problem: str | None = None,
 ) -> RowLosses:
     """Compare the logits row by row, and leave padding out.
+
+    Classes by :func:`distillation_loss`, numbers (one output) by
+    :func:`regression_distillation_loss`, several labels at once by
+    :func:`binary_distillation_loss`.
 
     A row is a sample, or for tokens a position; there rows of padding and rows whose
     label is -100 are left out. For question answering, start and end logits are a row
@@ -160,7 +224,10 @@ def output_losses(
         teacher: Outputs of the teacher on the same inputs.
         temperature: Softening T, larger than 0.
         attention_mask: ``(k, T)``, 0 for padding; None counts every position.
-        labels: Labels of the task; of interest where there is one for each token.
+        labels: Labels of the task; of interest where there is one for each token or
+            output.
+        problem: ``problem_type`` of the student's configuration; None goes by
+            outputs and labels as transformers does.
 
     Returns:
         The loss of each row that counts.
@@ -187,7 +254,13 @@ def output_losses(
         if ours.shape == theirs.shape:
             ours, theirs = ours[rows], theirs[rows]
         kept = None if kept is None else kept[rows]
-        values.append(distillation_loss(ours, theirs, temperature, kept))
+        kind = None if student.over_positions else problem_of(ours, labels, problem)
+        if kind == REGRESSION:
+            values.append(regression_distillation_loss(ours, theirs))
+        elif kind == MULTI_LABEL:
+            values.append(binary_distillation_loss(ours, theirs, temperature))
+        else:
+            values.append(distillation_loss(ours, theirs, temperature, kept))
         samples.append(rows.nonzero()[:, 0])
     return RowLosses(torch.cat(values), torch.cat(samples), size)
 

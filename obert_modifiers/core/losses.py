@@ -42,17 +42,18 @@ def multi_label_loss(outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
 
 
 def regression_loss(outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
-    """Return the squared error of each sample.
+    """Return the squared error of each sample, the mean over its outputs.
 
     Args:
-        outputs: The model's outputs with ``logits`` (k, 1).
-        batch: What the model was given, with ``labels`` (k,).
+        outputs: The model's outputs with ``logits`` (k, outputs), mostly (k, 1).
+        batch: What the model was given, with as many ``labels``, (k,) for one output.
 
     Returns:
         Losses (k,) in float32.
     """
-    error = logits_of(outputs).float().squeeze(-1) - batch["labels"].float()
-    return error.square()
+    logits = logits_of(outputs).float()
+    error = logits - batch["labels"].float().reshape(logits.shape)
+    return error.square().flatten(1).mean(-1)
 
 
 def token_loss(outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:

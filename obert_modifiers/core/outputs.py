@@ -7,6 +7,9 @@ from torch import Tensor
 
 # What a task's loss is computed from, and the model is not called with.
 LABELS = ("labels", "start_positions", "end_positions")
+TEACHERS_OWN = "teacher_"  # how the inputs begin that the teacher alone gets
+# What logits stand for, as transformers' ``problem_type`` names it; elsewhere classes.
+REGRESSION, MULTI_LABEL = "regression", "multi_label_classification"
 
 
 def logits_of(outputs: Any) -> Tensor:
@@ -22,3 +25,27 @@ def logits_of(outputs: Any) -> Tensor:
     if isinstance(outputs, Tensor):
         return outputs
     return outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]
+
+
+def problem_of(
+    logits: Tensor, labels: Tensor | None = None, named: str | None = None
+) -> str | None:
+    """Tell what logits stand for, by the rule of transformers.
+
+    Args:
+        logits: (k, outputs), or (k, T, outputs).
+        labels: Their labels, if there are any.
+        named: The ``problem_type`` of the model's configuration, which decides where
+            logits are those of samples.
+
+    Returns:
+        `REGRESSION` for one output, `MULTI_LABEL` for a label at each of several
+        outputs of a sample, None for classes of which one is right.
+    """
+    if named is not None and logits.ndim == 2:
+        return named if named in (REGRESSION, MULTI_LABEL) else None
+    if logits.shape[-1] == 1:
+        return REGRESSION
+    if logits.ndim == 2 and labels is not None and labels.shape == logits.shape:
+        return MULTI_LABEL
+    return None

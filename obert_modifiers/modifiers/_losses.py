@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from obert_modifiers.core.distillation import mix_losses
-from obert_modifiers.core.outputs import LABELS
+from obert_modifiers.core.outputs import LABELS, TEACHERS_OWN
 from obert_modifiers.core.sampling import GradientSource
 from obert_modifiers.modifiers.distillation import LogitDistillationModifier
 
@@ -39,7 +39,10 @@ def with_distillation(
     def inputs(batch: Any) -> dict[str, Tensor]:
         # The labels say which tokens count.
         known = batch if isinstance(batch, Mapping) else {}
-        return {k: known[k] for k in LABELS if k in known} | dict(source.inputs(batch))
+        kept = {
+            k: v for k, v in known.items() if k in LABELS or k.startswith(TEACHERS_OWN)
+        }
+        return kept | dict(source.inputs(batch))
 
     def active() -> list[LogitDistillationModifier]:
         return [one for one in distillers if one.active(epoch())]

@@ -1,8 +1,10 @@
 """Knowledge distillation on the outputs of a task and on hidden states."""
 
+import inspect
 import logging
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 
 from obert_modifiers.core.distillation import (
     LAYER_MAPS,
+    Outputs,
     RowLosses,
     hidden_losses,
     mix_losses,
@@ -17,7 +20,13 @@ from obert_modifiers.core.distillation import (
     read_outputs,
 )
 from obert_modifiers.core.identity import digest_of
-from obert_modifiers.core.outputs import LABELS
+from obert_modifiers.core.outputs import (
+    LABELS,
+    MULTI_LABEL,
+    REGRESSION,
+    TEACHERS_OWN,
+)
+from obert_modifiers.modifiers._classes import class_names, order_for
 from obert_modifiers.modifiers._host import (
     ModifierProp,
     PyTorchModifierYAML,
@@ -39,6 +48,7 @@ from obert_modifiers.modifiers._validate import (
 _SWITCH = "output_hidden_states"
 # By name, one tensor, or tensors in the order of the model's arguments.
 Inputs = Mapping[str, Tensor] | Tensor | Sequence[Tensor]
+_TOKEN_TYPES = "token_type_ids"
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -50,10 +60,15 @@ class LogitDistillationModifier(ScheduledModifier):
     GMP★ section 2.1; oBERT and GMP★ use a hardness of 1.0 and temperatures of 2.0 and
     5.5. KL is the mean over rows of T^2 KL(teacher || student), where a row is a
     sample, a token that is neither padding nor without a label, or the start or end
-    logits of a sample over the positions that are no padding;
+    logits of a sample over the positions that are no padding. For several labels at
+    once (``problem_type: multi_label_classification``) it is the binary divergence, the
+    mean over the labels; for numbers (one output, or ``problem_type: regression``) the
+    squared error between the outputs, where the temperature has no meaning.
     :mod:`obert_modifiers.core.distillation` has the definitions. ``hidden_weight`` w
     adds a loss on the hidden states of the layers, for students with fewer of them.
-    The teacher is in eval mode, takes no gradient and keeps its own dtype.
+    The teacher is in eval mode, takes no gradient and keeps its own dtype. Where its
+    configuration names the student's classes in another order, its logits are brought
+    into the student's.
 
     Order of its hooks: ``initialize`` takes the teacher (``distillation_teacher``, a
     module, ``"self"`` for a copy of the model as it is then, or ``"disable"``) and,
@@ -142,6 +157,8 @@ class LogitDistillationModifier(ScheduledModifier):
         self._teacher: nn.Module | None = None
         self._digest: str | None = None
         self._switched: tuple[Any, Any] | None = None
+        self._config: Any = None  # the student's
+        self._order: list[int] | None = None
 
     @ModifierProp(serializable=False)
     def sparsification_types(self) -> list[SparsificationTypes]:
@@ -167,7 +184,8 @@ class LogitDistillationModifier(ScheduledModifier):
             **kwargs: What the caller offers to all modifiers.
 
         Raises:
-            ValueError: If the teacher is neither, or is the student itself.
+            ValueError: If the teacher is neither, is the student itself, or its outputs
+                stand for something else than the student's.
         """
         super().initialize(module, epoch, loggers, **kwargs)
         student = unwrap(module)
@@ -192,10 +210,39 @@ class LogitDistillationModifier(ScheduledModifier):
             )
         self._teacher.eval().requires_grad_(False)
         self._digest = None
-        config = getattr(student, "config", None)
+        config = self._config = getattr(student, "config", None)
+        self._compare(getattr(self._teacher, "config", None))
         if self._hidden_weight > 0.0 and config is not None:
             self._switched = (config, getattr(config, _SWITCH, False))
             setattr(config, _SWITCH, True)
+
+    def _compare(self, theirs: Any) -> None:
+        """Hold the teacher's outputs against the student's, by the configurations.
+
+        Raises:
+            ValueError: If only one of them gives numbers, or several labels.
+        """
+        ours = self._config
+        one, two = (getattr(c, "problem_type", None) for c in (ours, theirs))
+        if (
+            None not in (one, two)
+            and one != two
+            and {one, two} & {REGRESSION, MULTI_LABEL}
+        ):
+            raise ValueError(
+                f"teacher has problem_type={two}; expected the student's {one}; use a "
+                "teacher of the same task, or correct problem_type in its config.json"
+            )
+        names, others = class_names(ours), class_names(theirs)
+        order = order_for(names, others) if names else None
+        self._order = None if order == list(range(len(names))) else order
+        if self._order is not None:
+            _LOGGER.info(
+                "the teacher has the classes %s; its outputs are brought into the "
+                "student's order %s",
+                ", ".join(others),
+                ", ".join(names),
+            )
 
     def active(self, epoch: float) -> bool:
         """Tell whether the loss is distilled at an epoch.
@@ -304,19 +351,40 @@ class LogitDistillationModifier(ScheduledModifier):
         if self._hidden_weight > 0.0 and hasattr(self._teacher, "config"):
             asked[_SWITCH] = True
         with torch.no_grad():
-            teacher = read_outputs(_forward(self._teacher, inputs, asked))
+            found = _forward(self._teacher, inputs, asked)
+            teacher = self._in_order(read_outputs(found))
         named = self._mask_padding and isinstance(student_inputs, Mapping)
         mask = student_inputs.get("attention_mask") if named else None
         labels = student_inputs.get("labels") if named else None
         rows = output_losses(
-            student, teacher, self._temperature, attention_mask=mask, labels=labels
+            student,
+            teacher,
+            self._temperature,
+            attention_mask=mask,
+            labels=labels,
+            problem=getattr(self._config, "problem_type", None),
         )
         if self._hidden_weight == 0.0:
             return rows, None
         return rows, hidden_losses(student, teacher, self._layer_map or "uniform", mask)
 
+    def _in_order(self, outputs: Outputs) -> Outputs:
+        order = self._order
+        if order is None or outputs.over_positions:
+            return outputs
+        logits = tuple(
+            one[..., order] if one.shape[-1] == len(order) else one
+            for one in outputs.logits
+        )
+        return replace(outputs, logits=logits)
+
     def _teacher_inputs(self, student: Inputs, own: Inputs | None) -> Inputs:
         keys = self._teacher_input_keys
+        if isinstance(student, Mapping):
+            begins = TEACHERS_OWN
+            extra = {k: v for k, v in student.items() if k.startswith(begins)}
+            student = {k: v for k, v in student.items() if k not in extra}
+            student |= {k.removeprefix(begins): v for k, v in extra.items()}
         if own is None and keys is not None:
             if not isinstance(student, Mapping):
                 raise ValueError(
@@ -334,7 +402,8 @@ class LogitDistillationModifier(ScheduledModifier):
         shown = student if own is None else own
         if not isinstance(shown, Mapping):
             return shown
-        return {k: v for k, v in shown.items() if k not in LABELS}
+        left_out = (*LABELS, *([] if _takes_types(self._teacher) else [_TOKEN_TYPES]))
+        return {k: v for k, v in shown.items() if k not in left_out}
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return where the schedule stands, and which teacher there is.
@@ -388,7 +457,7 @@ class LogitDistillationModifier(ScheduledModifier):
             **kwargs: What the caller offers to all modifiers.
         """
         super().finalize(module, reset_loggers, **kwargs)
-        self._teacher = None
+        self._teacher = self._config = None
         if self._switched is not None:
             config, before = self._switched
             setattr(config, _SWITCH, before)
@@ -400,6 +469,12 @@ def _forward(model: nn.Module, inputs: Inputs, options: Mapping[str, Any]) -> An
         return model(**inputs, **options)
     ordered = (inputs,) if isinstance(inputs, Tensor) else inputs
     return model(*ordered, **options)
+
+
+def _takes_types(teacher: nn.Module) -> bool:
+    # DistilBERT and others have none.
+    taken = inspect.signature(teacher.forward).parameters
+    return _TOKEN_TYPES in taken or "input_ids" not in taken
 
 
 def _as_name(value: Any) -> str | None:

@@ -8,6 +8,7 @@ from typing import Any
 from datasets import Dataset, Value
 from transformers import PreTrainedTokenizerBase
 
+from obert_modifiers.modifiers._classes import places_of
 from obert_modifiers.tasks._data import Labels, TextData
 from obert_modifiers.tasks._label_types import (
     UNLABELLED,
@@ -136,12 +137,11 @@ def as_the_model_knows(
     Raises:
         ValueError: If there is only one class.
     """
-    by_name = {str(name).lower(): number for name, number in known.items()}
     names = tuple(sorted(known, key=lambda name: known[name]))
-    if by_name and {name.lower() for name in labels.names} <= set(by_name):
+    places = places_of(labels.names, names)
+    if known and places is not None:
         ids = {
-            value: by_name[labels.names[number].lower()]
-            for value, number in labels.ids.items()
+            value: known[names[places[number]]] for value, number in labels.ids.items()
         }
         return replace(labels, ids=ids, names=names)
     unnamed = all(labels.names[number] == str(v) for v, number in labels.ids.items())

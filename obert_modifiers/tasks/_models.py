@@ -21,7 +21,9 @@ from transformers import (
 from obert_modifiers import embedded
 from obert_modifiers.core.quantization_file import load_quantization_
 from obert_modifiers.manager import RecipeManager
+from obert_modifiers.modifiers._classes import class_names, order_for
 from obert_modifiers.modifiers._targets import encoder_weights, match_names
+from obert_modifiers.tasks import _teacher_inputs
 from obert_modifiers.tasks._arguments import ModelArguments
 from obert_modifiers.tasks._data import MULTI_LABEL, Labels
 
@@ -240,7 +242,7 @@ def load_teacher(
         The teacher in eval mode, or ``self``, ``disable`` or None as it was given.
 
     Raises:
-        ValueError: If the teacher's classes or vocabulary are not the student's.
+        ValueError: If the teacher's classes or tokens are not the student's.
     """
     flag = "teacher" if args.distill_teacher is None else "--distill_teacher"
     name = named if args.distill_teacher is None else args.distill_teacher
@@ -256,7 +258,10 @@ def load_teacher(
     if labels is not None:
         _check_classes(config, labels, f"{flag}={name}")
     _check_vocabulary(config, tokenizer, f"{flag}={name}")
-    return _fetch(model_class, flag, name, args).float().eval()
+    _teacher_inputs.check_tokens(found.tokenizer, tokenizer, f"{flag}={name}")
+    teacher = _fetch(model_class, flag, name, args).float().eval()
+    _teacher_inputs.prepare_(teacher, found.tokenizer, tokenizer, f"{flag}={name}")
+    return teacher
 
 
 def _check_classes(config: PreTrainedConfig, labels: Labels, named: str) -> None:
@@ -270,16 +275,15 @@ def _check_classes(config: PreTrainedConfig, labels: Labels, named: str) -> None
     Raises:
         ValueError: If it has others.
     """
-    names = tuple(str(config.id2label[i]) for i in sorted(config.id2label))
-    if config.num_labels != labels.num_labels or (
-        set(names) == set(labels.names) and names != labels.names
-    ):
+    names = tuple(class_names(config))
+    if config.num_labels != labels.num_labels:
         raise ValueError(
             f"{named} has the classes {', '.join(names)}; expected "
             f"{', '.join(labels.names) or 'one number'}; train it on this data set"
         )
     named_by_hand = not all(name.startswith("LABEL_") for name in names)
-    if named_by_hand and labels.names and names != labels.names:
+    # Names in another order are the distillation modifier's to bring into ours.
+    if named_by_hand and labels.names and order_for(labels.names, names) is None:
         logger.warning(
             "%s calls its classes %s and the data set %s; they are taken in this order",
             named,

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from obert_modifiers.compat import replaced
 from obert_modifiers.manager import RecipeManager
-from obert_modifiers.tasks import _data, _models
+from obert_modifiers.tasks import _data, _models, _teacher_inputs
 from obert_modifiers.tasks._arguments import Arguments
 from obert_modifiers.tasks._files import MISMATCHED
 from obert_modifiers.tasks._task import Inputs, Prepared, Task, no_labels
@@ -170,6 +170,12 @@ def prepare(
     if half_on_gpu(config, state):
         inputs = replace(inputs, pad_multiple=_PAD_MULTIPLE)
     samples = task.prepare(inputs)
+    if _teacher_inputs.lacks_types(teacher) and len(inputs.data.text_columns) == 2:
+        notes.say("the teacher gets token types of its own, which the model has not")
+        collate = _teacher_inputs.TeacherTypes(
+            samples.data.collate, inputs.found.tokenizer
+        )
+        samples = replace(samples, data=replace(samples.data, collate=collate))
     if manager is not None and arguments.train.do_train:
         manager.check_data(len(samples.data.train))
     prunable = _models.prunable_names(model, manager)

@@ -240,3 +240,44 @@ def test_hidden_losses_are_the_mean_over_pairs_of_layers() -> None:
     narrow = Outputs((), hidden=(theirs[0, ..., :3],))
     with pytest.raises(ValueError, match="teacher's hidden states have shape"):
         hidden_losses(student, narrow, "last")
+
+
+@pytest.mark.parametrize("width", [1, 3])
+def test_numbers_are_compared_by_their_squared_error(width) -> None:
+    student, teacher = _pair(5, width)
+    named = None if width == 1 else "regression"
+    found = output_losses(Outputs((student,)), Outputs((teacher,)), T, problem=named)
+    wanted = [
+        sum((float(a) - float(b)) ** 2 for a, b in zip(*rows, strict=True)) / width
+        for rows in zip(student, teacher, strict=True)
+    ]
+    np.testing.assert_allclose(found.per_sample().numpy(), wanted, rtol=1e-12)
+    hotter = output_losses(Outputs((student,)), Outputs((teacher,)), 9.0, problem=named)
+    assert torch.equal(hotter.values, found.values)
+    # Control: the divergence of softmaxes.
+    planted = distillation_loss(student, teacher, T)
+    assert (planted.numpy() - wanted).max() < -1e-3
+    assert width > 1 or not planted.any()
+
+
+@pytest.mark.parametrize("width", [1, 3, 4])
+@pytest.mark.parametrize("by_labels", [True, False])
+def test_several_labels_are_compared_one_by_one(width, by_labels) -> None:
+    student, teacher = _pair(5, width)
+    labels = torch.ones(5, width) if by_labels and width > 1 else None
+    found = output_losses(
+        Outputs((student,)),
+        Outputs((teacher,)),
+        T,
+        labels=labels,
+        problem=None if labels is not None else "multi_label_classification",
+    )
+    wanted = [
+        reference.softened_binary_kl(ours.numpy(), theirs.numpy(), T)
+        for ours, theirs in zip(student, teacher, strict=True)
+    ]
+    np.testing.assert_allclose(found.per_sample().numpy(), wanted, rtol=1e-9)
+    # Controls: the divergence of softmaxes, and the sum over the labels.
+    for planted in (distillation_loss(student, teacher, T), found.values * width):
+        differs = np.abs(planted.numpy() - wanted).max() > 1e-3
+        assert differs or (width == 1 and torch.equal(planted, found.values))

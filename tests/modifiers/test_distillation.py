@@ -12,15 +12,20 @@ from transformers import (
     BertForQuestionAnswering,
     BertForSequenceClassification,
     BertForTokenClassification,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
 )
 
 from obert_modifiers.core.distillation import output_losses, read_outputs
+from obert_modifiers.core.sampling import GradientSource
 from obert_modifiers.manager import RecipeManager
 from obert_modifiers.modifiers import (
     LogitDistillationModifier,
     _host,  # it has to be imported before SparseML
 )
+from obert_modifiers.modifiers._classes import order_for, places_of
 from obert_modifiers.modifiers._host import silent_loggers
+from obert_modifiers.modifiers._losses import with_distillation
 from obert_modifiers.recipe import RecipeError
 from tests import reference
 from tests.modifiers.table import make_model
@@ -346,3 +351,135 @@ def test_yaml_of_every_key() -> None:
     assert [m.identifier() for m in again.modifiers] == [
         m.identifier() for m in manager.modifiers
     ]
+
+
+KINDS = {"regression": 1, "multi_label_classification": 3}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_numbers_and_several_labels_in_training_and_in_the_fisher(kind) -> None:
+    """Loss and gradients of each sample, against float64 and sums written out."""
+    sizes = {"num_hidden_layers": 1, "num_labels": KINDS[kind], "problem_type": kind}
+    torch.manual_seed(0)
+    student, teacher = (
+        BertForSequenceClassification(BertConfig(**SIZE, **sizes)).eval().double()
+        for _ in range(2)
+    )
+    batch = make_batch("classes")
+    made = distiller(student, teacher)
+
+    def wanted(ours, theirs) -> float:
+        ours, theirs = ours.detach().numpy(), theirs.detach().numpy()
+        if kind == "regression":
+            return float((ours - theirs)[0] ** 2)
+        return reference.softened_binary_kl(ours, theirs, T)
+
+    ours, theirs = run(student, batch)["logits"], run(teacher, batch)["logits"]
+    oracle = [wanted(*rows) for rows in zip(ours, theirs, strict=True)]
+    assert value(made, student, batch) == pytest.approx(sum(oracle) / 3, rel=1e-6)
+    planted = [
+        reference.softened_kl(a.detach().numpy(), b.detach().numpy(), T)
+        for a, b in zip(ours, theirs, strict=True)
+    ]
+    assert sum(planted) != pytest.approx(sum(oracle), rel=1e-2)  # control
+
+    bias = student.classifier.bias
+    source = GradientSource(
+        lambda request: [batch],
+        lambda model, one: run(model, one)["logits"].sum(-1),
+        forward=run,
+        inputs=lambda one: {k: v for k, v in one.items() if k != "labels"},
+        output_loss=lambda outputs, one: outputs["logits"].sum(-1),
+    )
+    losses = with_distillation(source, [made], lambda: 0.0).other_losses
+    found = losses["distillation"](student, batch)
+    step = 1e-5
+    for sample in range(3):
+        grad = torch.autograd.grad(found[sample], bias, retain_graph=True)[0]
+        for label in range(len(bias)):
+            moved = ours[sample].detach().clone()
+            moved[label] += step
+            up = wanted(moved, theirs[sample])
+            moved[label] -= 2 * step
+            slope = (up - wanted(moved, theirs[sample])) / (2 * step)
+            assert float(grad[label]) == pytest.approx(slope, rel=1e-6, abs=1e-9)
+
+
+def _named(names: list[str], seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    config = BertConfig(**SIZE, num_hidden_layers=1, id2label=dict(enumerate(names)))
+    return BertForSequenceClassification(config).eval()
+
+
+@pytest.mark.parametrize(
+    ("names", "order"),
+    [
+        (["CONTRADICTION", "Not Entailment ", "neutral"], [1, 2, 0]),
+        (["contradiction", "neutral", "not-entailment"], [2, 1, 0]),
+        (["not_entailment", "NEUTRAL", "contradiction"], [0, 1, 2]),
+        (["contradiction", "neutral", "other"], [0, 1, 2]),
+    ],
+)
+def test_a_teachers_classes_come_in_the_students_order(names, order, caplog) -> None:
+    student = _named(["not_entailment", "neutral", "contradiction"], 0)
+    teacher, batch = _named(names, 1), make_batch("classes")
+    with caplog.at_level("INFO", logger="obert_modifiers"):
+        made = distiller(student, teacher)
+    assert ("student's order" in caplog.text) == (order != [0, 1, 2])
+    ours, theirs = run(student, batch)["logits"], run(teacher, batch)["logits"]
+    sums = {
+        str(way): sum(
+            reference.softened_kl(a.detach().numpy(), b[way].detach().numpy(), T)
+            for a, b in zip(ours, theirs, strict=True)
+        )
+        for way in ([0, 1, 2], order)
+    }
+    found = float(made.sample_losses(run(student, batch), batch).detach().sum())
+    assert found == pytest.approx(sums[str(order)], rel=1e-4)
+    if order != [0, 1, 2]:  # control: class by class as they stand
+        assert found != pytest.approx(sums["[0, 1, 2]"], rel=1e-2)
+    itself = distiller(student, "self")
+    assert value(itself, student, batch) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_names_are_read_as_a_person_reads_them() -> None:
+    assert places_of(["b per", "O"], ["o", "B_PER"]) == [1, 0]
+    assert places_of(["a", "A"], ["A", "a"]) == [1, 0]  # told apart by case alone
+    assert places_of(["a-b"], ["A_B", "a b"]) is None  # could be both
+    assert places_of(["-1"], ["1", "0"]) is None
+    assert order_for(["Yes", "no"], ["no", "yes", "maybe"]) is None
+    assert order_for(["yes", "YES "], ["no", "yes"]) is None
+
+
+def test_a_teacher_that_gives_something_else_is_refused() -> None:
+    student, teacher = make("classes"), make("classes", seed=1)
+    student.config.problem_type = "single_label_classification"
+    teacher.config.problem_type = "multi_label_classification"
+    with pytest.raises(ValueError, match="problem_type=multi_label_classification; ex"):
+        distiller(student, teacher)
+
+
+def test_a_teacher_gets_its_own_token_types_and_none_that_it_has_not() -> None:
+    student, teacher = make("classes"), make("classes", seed=1)
+    batch = make_batch("classes")
+    types = batch["attention_mask"] * torch.tensor([0, 0, 0, 1, 1, 1, 1])
+    found = distiller(student, teacher).sample_losses(
+        run(student, batch), batch | {"teacher_token_type_ids": types}
+    )
+    inputs = {k: batch[k] for k in ("input_ids", "attention_mask")}
+    theirs = teacher(**inputs, token_type_ids=types)["logits"]
+    oracle = [
+        reference.softened_kl(a.detach().numpy(), b.detach().numpy(), T)
+        for a, b in zip(run(student, batch)["logits"], theirs, strict=True)
+    ]
+    assert found.tolist() == pytest.approx(oracle, rel=1e-4, abs=1e-7)
+    without = distiller(student, teacher).sample_losses(run(student, batch), batch)
+    assert without[0].item() != pytest.approx(oracle[0], rel=1e-2)  # control
+    plain = DistilBertForSequenceClassification(
+        DistilBertConfig(vocab_size=20, dim=32, n_heads=2, n_layers=1, hidden_dim=64)
+    )
+    one = distiller(student, plain)
+    with_types = one.sample_losses(
+        run(student, batch), batch | {"token_type_ids": types}
+    )
+    assert torch.equal(with_types, one.sample_losses(run(student, batch), batch))

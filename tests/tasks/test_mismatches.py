@@ -12,7 +12,8 @@ from transformers import (
 
 from obert_modifiers.tasks import _models
 from obert_modifiers.tasks._arguments import ModelArguments
-from obert_modifiers.tasks._data import Labels
+from obert_modifiers.tasks._data import Labels, TextData
+from obert_modifiers.tasks._labels import as_the_model_knows
 from tests import tiny
 
 
@@ -59,7 +60,8 @@ def _teacher(folder, tmp_path, names: list[str]):
         (["bad", "good"], False, None),
         (["LABEL_0", "LABEL_1"], False, None),
         (["negative", "positive"], True, None),
-        (["good", "bad"], False, "has the classes good, bad; expected bad, good"),
+        (["good", "bad"], False, None),
+        (["GOOD ", "Bad"], False, None),
         (["bad", "fair", "good"], False, "has the classes bad, fair, good; expected"),
     ],
 )
@@ -90,3 +92,12 @@ def test_a_teacher_without_enough_embeddings_is_refused(folder, tmp_path):
         _models.load_teacher(
             _models.find(arguments), AutoModelForSequenceClassification, None, arguments
         )
+
+
+def test_the_model_keeps_its_order_however_the_data_writes_the_names() -> None:
+    names = ("not_entailment", "entailment")
+    data = Labels("label", {0: 0, 1: 1}, names)
+    known = {"ENTAILMENT": 0, "Not Entailment": 1}
+    found = as_the_model_knows(data, known, TextData({}, ("text",), "label", "d"))
+    assert found.ids == {0: 1, 1: 0}
+    assert found.names == ("ENTAILMENT", "Not Entailment")
