@@ -79,18 +79,35 @@ def inputs(rows: int, tokens: int, seed: int = 0) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def run(path, batch) -> list[np.ndarray]:
-    session = onnxruntime.InferenceSession(
-        str(path), providers=["CPUExecutionProvider"]
-    )
-    return session.run(None, {name: value.numpy() for name, value in batch.items()})
+def plain_session(path):
+    """Open a file as a user's program does, with no option set."""
+    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
 
-def agrees(model, path, names, batch, exactly: bool = False) -> bool:
-    """Tell whether nine of ten outputs are the same, and none is far off."""
+def run(path, batch, session=plain_session) -> list[np.ndarray]:
+    feed = {name: value.numpy() for name, value in batch.items()}
+    return session(path).run(None, feed)
+
+
+def agrees(
+    model, path, names, batch, exactly: bool = False, session=plain_session
+) -> bool:
+    """Tell whether nine of ten outputs are the same, and none is far off.
+
+    The same as torch's in float32 or in float64: on one CPU or another float32 lifts an
+    activation over the border of its step, and then the engine is with float64.
+    """
+    ours = run(path, batch, session)
     with torch.no_grad():
-        expected = model(**batch)
-    for name, one in zip(names, run(path, batch), strict=True):
+        references = [model(**batch)]
+        if not exactly:
+            references.append(model.double()(**batch))
+            model.float()
+    return any(_same(ours, one, names, exactly) for one in references)
+
+
+def _same(ours, expected, names, exactly: bool) -> bool:
+    for name, one in zip(names, ours, strict=True):
         right = expected[name].numpy()
         away = np.abs(one - right) / np.abs(right).max()
         same = (away < SAME).mean()
