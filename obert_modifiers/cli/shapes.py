@@ -8,6 +8,7 @@ import transformers
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
+from obert_modifiers.core.positions import usable_length
 from obert_modifiers.recipe.counts import second_order
 from obert_modifiers.recipe.estimate import Timing, estimate_recipe
 from obert_modifiers.recipe.load import LoadedRecipe
@@ -51,14 +52,11 @@ def time_recipe(recipe: LoadedRecipe, folder: Path, tokens: int) -> list[Timing]
     if not any(second_order(one.modifier) for one in recipe.placed):
         return []
     config = AutoConfig.from_pretrained(folder)
-    places = getattr(config, "max_position_embeddings", tokens)
-    padding = getattr(config, "pad_token_id", None)
-    # RoBERTa's positions begin after that of padding; others' padding is 0.
-    tokens = min(tokens, places - padding - 1 if padding else places)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = _build(config).to(device).eval()
+    tokens = min(tokens, usable_length(model) or tokens)
     generator = torch.Generator().manual_seed(0)
 
     def batch_of(size: int) -> dict[str, Tensor]:

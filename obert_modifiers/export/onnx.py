@@ -7,6 +7,7 @@ from pathlib import Path
 import onnx
 from torch import Tensor, nn
 
+from obert_modifiers.core.positions import usable_length
 from obert_modifiers.core.quantization import quantizers_of
 from obert_modifiers.export._gemm import write_gemms
 from obert_modifiers.export._graph import DEQUANTIZE, QUANTIZE
@@ -181,8 +182,7 @@ def _check_target(target: str, shape: tuple[int, int] | None) -> None:
 
 
 def _check_positions(model: nn.Module, shape: tuple[int, int] | None) -> None:
-    config = getattr(model, "config", None)
-    most = getattr(config, "max_position_embeddings", None)
+    most = usable_length(model)
     if shape is not None and most is not None and shape[1] > most:
         raise ValueError(
             f"shape={shape[0]}x{shape[1]} is longer than the model's {most} positions; "

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from tokenizers.pre_tokenizers import Sequence as Sequential
 from torch import nn
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -19,6 +21,7 @@ from transformers import (
 )
 
 from obert_modifiers import embedded
+from obert_modifiers.core.positions import usable_length
 from obert_modifiers.core.quantization_file import load_quantization_
 from obert_modifiers.manager import RecipeManager
 from obert_modifiers.modifiers._classes import class_names, order_for
@@ -28,9 +31,6 @@ from obert_modifiers.tasks._arguments import ModelArguments
 from obert_modifiers.tasks._data import MULTI_LABEL, Labels
 
 logger = logging.getLogger(__name__)
-
-# Their positions are counted from the padding token's number on.
-_LATE_POSITIONS = ("camembert", "longformer", "mpnet", "roberta", "xlm-roberta")
 
 
 @dataclass(frozen=True)
@@ -101,10 +101,12 @@ class Pretrained:
             That length, or the longest that works.
         """
         most = min(asked, self.tokenizer.model_max_length)
-        positions = getattr(self.config, "max_position_embeddings", None)
-        if positions and self.config.model_type in _LATE_POSITIONS:
-            positions -= self.config.pad_token_id + 1
-        return min(most, positions or most)
+        return min(most, self._positions or most)
+
+    @cached_property
+    def _positions(self) -> int | None:
+        with torch.device("meta"):
+            return usable_length(AutoModel.from_config(self.config))
 
 
 def find(args: ModelArguments, *, words: bool = False) -> Pretrained:
@@ -137,6 +139,46 @@ def find(args: ModelArguments, *, words: bool = False) -> Pretrained:
     flag = "--tokenizer_name" if args.tokenizer_name else "--model_name_or_path"
     _check_vocabulary(config, tokenizer, f"{flag}={named[1]}")
     return Pretrained(source, config, tokenizer, str(description))
+
+
+def check_fixed_length(found: Pretrained, length: int, padded: bool) -> None:
+    """Check the samples of a model that reads one length alone, as Nyströmformer may.
+
+    Args:
+        found: The model.
+        length: The most tokens of a sample.
+        padded: Whether all samples are padded to that.
+
+    Raises:
+        ValueError: If it reads another length alone.
+    """
+    only = getattr(found.config, "segment_means_seq_len", None)
+    # Where a landmark is a token, there are none, and any length is right.
+    free = only is None or only == found.config.num_landmarks
+    if not free and not (padded and length == only):
+        raise ValueError(
+            f"model={found.description} reads segment_means_seq_len={only} tokens at "
+            f"once, no more and no fewer; expected samples of that length; give "
+            f"--max_seq_length {only} --pad_to_max_length"
+        )
+
+
+def check_teachers_length(teacher: Any, length: int) -> None:
+    """Check that a teacher reads the student's longest sample.
+
+    Args:
+        teacher: What `load_teacher` gave.
+        length: Tokens of that sample.
+
+    Raises:
+        ValueError: If it has fewer positions.
+    """
+    most = usable_length(teacher) if isinstance(teacher, nn.Module) else None
+    if most is not None and length > most:
+        raise ValueError(
+            f"teacher={teacher.config.name_or_path} reads {most} tokens at most and a "
+            f"sample has {length}; expected no more; give --max_seq_length {most}"
+        )
 
 
 def _check_vocabulary(

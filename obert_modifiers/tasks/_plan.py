@@ -8,6 +8,7 @@ from typing import Any
 from accelerate import PartialState
 from transformers import PreTrainedModel
 
+from obert_modifiers.batches import lengths_of
 from obert_modifiers.compat import replaced
 from obert_modifiers.manager import RecipeManager
 from obert_modifiers.tasks import _data, _models, _teacher_inputs
@@ -176,6 +177,8 @@ def prepare(
             samples.data.collate, inputs.found.tokenizer
         )
         samples = replace(samples, data=replace(samples.data, collate=collate))
+    if len(samples.data.train):
+        _models.check_teachers_length(teacher, max(lengths_of(samples.data.train)))
     if manager is not None and arguments.train.do_train:
         manager.check_data(len(samples.data.train))
     prunable = _models.prunable_names(model, manager)
@@ -206,7 +209,9 @@ def read_inputs(task: Task, arguments: Arguments, notes: Notes) -> Inputs:
     else:
         labels = task.labels(data, flags, found.classes(task.model_class))
     _describe(arguments, found, data, labels, notes)
-    return Inputs(data, labels, found, flags, seed)
+    inputs = Inputs(data, labels, found, flags, seed)
+    _models.check_fixed_length(found, inputs.max_length, flags.pad_to_max_length)
+    return inputs
 
 
 def _only_needed(data: _data.TextData, arguments: Arguments) -> _data.TextData:

@@ -38,7 +38,12 @@ class Inputs:
     @property
     def max_length(self) -> int:
         """The most tokens of a sample: what is asked for, as far as the model goes."""
-        return self.found.max_length(self.flags.max_seq_length)
+        found = self.found.max_length(self.flags.max_seq_length)
+        multiple = self.pad_multiple or 1
+        padded = -(-found // multiple) * multiple
+        # Padding takes positions as well.
+        fits = self.found.max_length(padded) == padded
+        return found if fits else max(found // multiple * multiple, 1)
 
 
 @dataclass(frozen=True)

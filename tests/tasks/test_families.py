@@ -1,6 +1,7 @@
 """Families of encoders: their linear layers by hand, and a small run of each."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,16 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import BertTokenizerFast
 
+from obert_modifiers.core.positions import usable_length
 from obert_modifiers.modifiers._targets import encoder_weights
-from obert_modifiers.tasks._arguments import ModelArguments
-from obert_modifiers.tasks._models import find
+from obert_modifiers.tasks._arguments import DataSetArguments, ModelArguments
+from obert_modifiers.tasks._models import (
+    Pretrained,
+    check_fixed_length,
+    check_teachers_length,
+    find,
+)
+from obert_modifiers.tasks._task import Inputs
 from obert_modifiers.tasks.text_classification import main
 from tests import tiny
 
@@ -215,3 +223,68 @@ def test_positions_that_start_late_leave_fewer_tokens(tmp_path) -> None:
         args = ModelArguments(model_name_or_path=str(save(tmp_path / family, family)))
         assert find(args).max_length(512) == longest
         assert find(args).max_length(7) == 7
+
+
+# Class, changes, tokens that it reads: MPNet's padding is 1 whatever its tokenizer's.
+LATE = {
+    "RoBERTa": ("Roberta", {"pad_token_id": 1}, LENGTH - 2),
+    "XLM-RoBERTa": ("XLMRoberta", {}, LENGTH - 1),
+    "CamemBERT": ("Camembert", {}, LENGTH - 1),
+    "MPNet": ("MPNet", {}, LENGTH - 2),
+    "data2vec": ("Data2VecText", {}, LENGTH - 1),
+    "RoBERTa-PreLayerNorm": ("RobertaPreLayerNorm", {"pad_token_id": 3}, LENGTH - 4),
+    "BERT": ("Bert", {"pad_token_id": 3}, LENGTH),
+    "Nystroemformer": ("Nystromformer", {"segment_means_seq_len": 64}, LENGTH),
+}
+
+
+@pytest.mark.parametrize("family", LATE)
+def test_the_longest_sample_is_read_and_one_token_more_is_not(family: str) -> None:
+    assert len(LATE) == 8
+    name, changes, longest = LATE[family]
+    config = getattr(transformers, f"{name}Config")(**SHAPE | changes)
+    model = getattr(transformers, f"{name}Model")(config).eval()
+    assert usable_length(model) == longest
+    words = torch.full((1, longest), len(WORDS) - 1)
+    with torch.no_grad():
+        model(input_ids=words)
+        with pytest.raises((IndexError, RuntimeError)):
+            model(input_ids=torch.cat([words, words[:, :1]], 1))
+
+
+def test_a_tokenizer_without_a_length_leaves_the_models(small, tmp_path) -> None:
+    folder = save(tmp_path / "model", "RoBERTa")
+    path = folder / "tokenizer_config.json"
+    saved = json.loads(path.read_text())
+    path.write_text(json.dumps(saved | {"model_max_length": int(1e30)}))
+    found = find(ModelArguments(model_name_or_path=str(folder)))
+    assert found.max_length(10**6) == LENGTH
+    # Padding takes positions too: 30 tokens of 30 cannot become 32.
+    found = replace(
+        found, config=transformers.BertConfig(**SHAPE | {"max_position_embeddings": 30})
+    )
+    inputs = Inputs(None, None, found, DataSetArguments(max_seq_length=64), 0)
+    assert inputs.max_length == 30
+    assert replace(inputs, pad_multiple=8).max_length == 24
+    short = replace(inputs, flags=DataSetArguments(max_seq_length=10))
+    assert replace(short, pad_multiple=8).max_length == 10
+
+
+def test_a_model_of_one_length_wants_it(tmp_path) -> None:
+    config = transformers.NystromformerConfig(
+        **SHAPE, num_landmarks=4, segment_means_seq_len=16
+    )
+    found = Pretrained("m", config, None, "m")
+    with pytest.raises(ValueError, match="segment_means_seq_len=16 .*length 16 --pad"):
+        check_fixed_length(found, 16, False)
+    check_fixed_length(found, 16, True)
+    config.num_landmarks = 16
+    check_fixed_length(found, 20, False)
+
+
+def test_a_teacher_with_fewer_positions_is_refused() -> None:
+    teacher = transformers.BertModel(transformers.BertConfig(**SHAPE))
+    check_teachers_length(teacher, LENGTH)
+    check_teachers_length("self", 10**6)
+    with pytest.raises(ValueError, match=f"reads {LENGTH} tokens.*length {LENGTH}"):
+        check_teachers_length(teacher, LENGTH + 1)
