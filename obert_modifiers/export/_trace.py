@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from obert_modifiers.core.positions import usable_length
 from obert_modifiers.core.quantization import ranges_held
 
 _AXES = ("batch", "sequence")
 _MASK = "attention_mask"
+_MOST_TOKENS = 512  # beyond what windows of attention hold in published models
 _FEW = (2, 8)  # rows and tokens that tell names and axes
 
 
@@ -49,7 +51,7 @@ def trace(
         axes = {} if fixed else _output_axes(model, few, found)
         with ranges_held(model):
             traced = _Positional(model, tuple(sample), tuple(found))
-            traced.plain_mask = _takes_plain_mask(traced, few)
+            traced.plain_mask = _takes_plain_mask(traced, _long(model, sample))
             _write(traced, sample, axes, path, opset)
     return tuple(found)
 
@@ -71,6 +73,17 @@ class _Positional(nn.Module):
             given[_MASK] = (1.0 - kept) * torch.finfo(torch.float32).min
         found = self.model(**given)
         return tuple(found[name] for name in self.outputs)
+
+
+def _long(model: nn.Module, sample: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Make a sample as long as the model reads, where windows of attention show.
+
+    Returns:
+        Inputs by name, of two rows.
+    """
+    tokens = min(usable_length(model) or _MOST_TOKENS, _MOST_TOKENS)
+    repeats = -(-tokens // next(iter(sample.values())).shape[1])
+    return {n: v[:2].repeat(1, repeats)[:, :tokens] for n, v in sample.items()}
 
 
 def _takes_plain_mask(traced: _Positional, sample: Mapping[str, Tensor]) -> bool:

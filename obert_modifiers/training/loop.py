@@ -145,7 +145,11 @@ class _Run:
         loader = DataLoader(
             Samples(data.train), batch_sampler=self.sampler, collate_fn=self.collate
         )
-        optimizer = make_optimizer(model, config, accelerator.device)
+        optimizer = make_optimizer(
+            model,
+            config,
+            fused=accelerator.device.type == "cpu" and accelerator.scaler is None,
+        )
         self.model, self.optimizer, self.loader = accelerator.prepare(
             model, optimizer, loader
         )

@@ -38,7 +38,7 @@ def test_integers_give_what_the_model_gives(cls, scheme, tmp_path) -> None:
     found = export_onnx(model, inputs(2, 6), path, "deepsparse", SHAPE, whole)
     batch = inputs(*SHAPE, 7)
     plain = SCHEMES[scheme] is None
-    # What DeepSparse is given stays INT8, and ONNX Runtime is told to sum it in 32 bits.
+    # DeepSparse's file stays INT8; ONNX Runtime is told to sum it in 32 bits.
     assert agrees(model, found.path, TASKS[cls], batch, plain, open_session)
     graph = onnx.load(found.path)
     assert graph.opset_import[0].version == 14

@@ -288,8 +288,8 @@ CROSS = [
             "expected an earlier epoch, so that final_sparsity is reached" + LOWER,
             "11: QATModifier.freze: freze is not a key of QATModifier; expected one of "
             "disable_observer_epoch, end_epoch, freeze, ignore, per_channel, "
-            "quantize_attention_matmuls, quantize_embeddings, start_epoch, "
-            "submodules; write freeze",
+            "quantize_attention_matmuls, quantize_embeddings, reduce_range, "
+            "start_epoch, submodules; write freeze",
             "12: OBERTPruningModifier.params: params=__ALL_ENCODER__ is pruned by "
             "GMPStarPruningModifier on line 5 at the same time, from epoch 2 to 6"
             + AT_A_TIME,
