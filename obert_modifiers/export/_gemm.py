@@ -31,7 +31,6 @@ def write_gemms(model: onnx.ModelProto, integer_bias: bool) -> int:
         Gemm nodes.
     """
     graph = Graph(model)
-    first = model.graph.input[0].name
     rows: dict[str, str] = {}  # dequantized rows by quantized value
     count = 0
     for product in graph.of_kind("MatMul"):
@@ -47,7 +46,7 @@ def write_gemms(model: onnx.ModelProto, integer_bias: bool) -> int:
             width = graph.array(right.input[0]).shape[turned]
             rows[left.output[0]] = _flatten(graph, before, left, width)
         bias = bias_after(graph, product.output[0]) if integer_bias else None
-        _rewrite(graph, product, (rows[left.output[0]], left, right), first, bias)
+        _rewrite(graph, product, (rows[left.output[0]], left, right), before, bias)
         count += 1
     for gemm in graph.of_kind("Gemm"):
         count += _change_bias(graph, gemm, integer_bias)
@@ -123,7 +122,7 @@ def _rewrite(
     graph: Graph,
     product: NodeProto,
     sides: tuple[str, NodeProto, NodeProto],
-    first: str,
+    quantize: NodeProto,
     bias: NodeProto | None,
 ) -> None:
     rows, left, right = sides
@@ -142,7 +141,8 @@ def _rewrite(
         )
     )
     wide = graph.array(right.input[0]).shape[1 - turned]
-    shape = _shape_of_tokens(graph, first, wide)
+    shape, nodes = _shape_with(graph, quantize.input[0], wide)
+    new = [*nodes, *new]
     new.append(helper.make_node("Reshape", [flat, shape], [out], name=f"{name}_tokens"))
     if bias is None:
         graph.replace(product, *new)
@@ -172,23 +172,29 @@ def _integer_bias(
     return helper.make_node(DEQUANTIZE, given, [out], name=out, **axis)
 
 
-def _shape_of_tokens(graph: Graph, first: str, width: int) -> str:
-    """Return the shape ``(batch, sequence, width)``, computed once in the graph.
+def _shape_with(graph: Graph, value: str, width: int) -> tuple[str, list[NodeProto]]:
+    """Return the shape of a value with another last size.
+
+    Not every product is of ``(batch, sequence, width)``: relative positions and pooled
+    outputs have other axes.
 
     Args:
         graph: The graph.
-        first: An input, ``(batch, sequence)``.
-        width: Values of a token.
+        value: What is multiplied.
+        width: The last size.
 
     Returns:
-        The value that holds it.
+        The name of the shape, and the nodes that compute it, none where it is there.
     """
-    found = f"tokens_by_{width}"
+    before, found = f"{value}_axes", f"{value}_axes_by_{width}"
+    nodes = []
     if graph.writer(found) is None:
-        if graph.writer("tokens") is None:
-            graph.nodes.insert(0, helper.make_node("Shape", [first], ["tokens"]))
+        if graph.writer(before) is None:
+            nodes.append(
+                helper.make_node("Shape", [value], [before], name=before, end=-1)
+            )
         stored = graph.store(f"{found}_width", np.array([width], np.int64))
-        graph.nodes.insert(
-            1, helper.make_node("Concat", ["tokens", stored], [found], axis=0)
+        nodes.append(
+            helper.make_node("Concat", [before, stored], [found], name=found, axis=0)
         )
-    return found
+    return found, nodes
