@@ -1,6 +1,7 @@
 """Token classification: a class for each word, such as named entities."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,15 @@ from transformers import AutoModelForTokenClassification
 from obert_modifiers.batches import TaskData
 from obert_modifiers.core.distillation import IGNORED_LABEL
 from obert_modifiers.core.losses import token_loss
-from obert_modifiers.tasks import _run
+from obert_modifiers.tasks import _conll, _run
 from obert_modifiers.tasks._data import Labels, TextData, need_column
 from obert_modifiers.tasks._flags import TokenArguments
 from obert_modifiers.tasks._labels import as_the_model_knows, no_gaps
 from obert_modifiers.tasks._task import Inputs, Prepared, Task
 from obert_modifiers.tasks._tokens import collate_tokens, keep_tokens
+from obert_modifiers.tasks._word_windows import by_word, cut_rows, outside_of
+
+logger = logging.getLogger(__name__)
 
 _TEXT_COLUMNS = ("tokens", "words")
 _PARTS = ("B-", "I-", "E-", "S-", "L-", "U-")
@@ -137,67 +141,117 @@ def _check_rows(rows: Dataset, data: TextData) -> None:
 
 
 def _prepare(inputs: Inputs) -> Prepared:
-    samples = _tokenize(inputs)
+    splits = inputs.data.splits
+    made = {name: _windows(inputs, name) for name in splits}
+    for name in splits:
+        _warn(inputs, name, made[name][1])
     names = inputs.labels.names
+
+    def metrics(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        truth, places = _classes(inputs, "validation"), made["validation"][1]
+        found = _by_row(predicted, labels, places, truth, names)
+        figures = token_metrics(found, truth, names)
+        return {**figures, "samples": len(truth), "windows": len(places)}
+
     data = TaskData(
-        train=samples.get("train", []),
-        validation=samples.get("validation", []),
+        train=made["train"][0] if "train" in made else [],
+        validation=made["validation"][0] if "validation" in made else [],
         collate=collate_tokens(inputs),
         sample_loss=token_loss,
-        metrics=partial(token_metrics, names=names),
+        metrics=metrics,
         keep=keep_tokens,
         headline=("f1", "accuracy") if are_entities(names) else ("accuracy",),
     )
-    return Prepared(data, samples.get("test"))
+    return Prepared(data, made["test"][0] if "test" in made else None)
 
 
-def _tokenize(inputs: Inputs) -> dict[str, Dataset]:
-    """Turn words and labels into tokens; the first token of a word has its label.
+def _classes(inputs: Inputs, split: str) -> list[np.ndarray]:
+    """Read the class number of each word; in a test split 0 marks it to be predicted.
+
+    Returns:
+        An array for each row, -100 for words without a label.
+    """
+    rows, (text,) = inputs.data.splits[split], inputs.data.text_columns
+    if split == "test":
+        return [np.zeros(len(words), int) for words in rows[text]]
+    return [
+        np.array([inputs.labels.ids.get(tag, IGNORED_LABEL) for tag in tags], int)
+        for tags in rows[inputs.data.label_column]
+    ]
+
+
+def _windows(inputs: Inputs, split: str) -> tuple[Dataset, Dataset]:
+    """Turn words and labels into windows of tokens.
 
     Args:
         inputs: The data set, its classes, and the tokenizer.
+        split: Which rows.
 
     Returns:
-        The splits; a row has the tokenizer's keys and ``labels``, -100 for tokens
-        without one. In a test split they only mark the tokens to be predicted.
+        What the model reads, with ``labels``; and ``row`` and ``words`` of each.
+
+    Raises:
+        ValueError: If no word has a token.
     """
-    data, flags, tokenizer = inputs.data, inputs.flags, inputs.found.tokenizer
-    (text,), column = data.text_columns, data.label_column
+    (text,) = inputs.data.text_columns
+    labels = _classes(inputs, split)
 
-    def encode(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        encoded = tokenizer(
-            batch[text],
-            is_split_into_words=True,
-            max_length=inputs.max_length,
-            truncation=True,
-        )
-        tags = batch.get(column) or [[None] * len(words) for words in batch[text]]
-        labels = []
-        for number, row in enumerate(tags):
-            words = encoded.word_ids(number)
-            first = [
-                word is not None and word != before
-                for word, before in zip(words, [None, *words[:-1]], strict=True)
-            ]
-            labels.append([
-                inputs.labels.ids.get(row[word], 0) if starts else IGNORED_LABEL
-                for word, starts in zip(words, first, strict=True)
-            ])
-        return {**encoded, "labels": labels}
+    def encode(batch: dict[str, list[Any]], numbers: list[int]) -> dict[str, list[Any]]:
+        classes = [labels[number] for number in numbers]
+        tokenizer, most = inputs.found.tokenizer, inputs.max_length
+        windows = cut_rows(tokenizer, batch[text], classes, most)
+        windows["row"] = [numbers[row] for row in windows["row"]]
+        return windows
 
-    encoded = {}
-    for name, rows in data.splits.items():
-        kept = [text] + ([column] if name != "test" else [])
-        encoded[name] = rows.select_columns(kept).map(
-            encode,
-            batched=True,
-            remove_columns=kept,
-            num_proc=flags.preprocessing_num_workers,
-            keep_in_memory=True,
-            load_from_cache_file=False,
-            desc=f"tokenizing {name}",
+    rows = inputs.data.splits[split].select_columns([text])
+    windows = rows.map(
+        encode,
+        batched=True,
+        # One batch where it is not shared out: an empty one would have no types.
+        batch_size=max(len(rows), 1),
+        with_indices=True,
+        remove_columns=[text],
+        num_proc=inputs.flags.preprocessing_num_workers,
+        keep_in_memory=True,
+        load_from_cache_file=False,
+        desc=f"tokenizing {split}",
+    )
+    if len(windows) == 0:
+        raise ValueError(
+            f"data={inputs.data.description} has no words that become tokens in its "
+            f"{split} split; expected at least one with a label; check the file"
         )
-    return encoded
+    places = ["row", "words"]
+    return windows.remove_columns(places), windows.select_columns(places)
+
+
+def _warn(inputs: Inputs, split: str, places: Dataset) -> None:
+    """Count the words that no token stands for."""
+    wanted = sum(int((row >= 0).sum()) for row in _classes(inputs, split))
+    missing = wanted - sum(map(len, places["words"]))
+    if missing:
+        known = outside_of(inputs.labels.names) is not None
+        logger.warning(
+            "%d of %d words in %s have no token, such as empty ones and zero-width "
+            "characters; they get the label %s",
+            missing,
+            wanted,
+            split,
+            "O" if known else "of the word before",
+        )
+    if len(set(places["row"])) < len(places):
+        logger.info("%s: long rows are read in %d windows", split, len(places))
+
+
+def _by_row(
+    predicted: np.ndarray,
+    labels: np.ndarray,
+    places: Dataset,
+    rows: Sequence[Sequence[Any]],
+    names: tuple[str, ...],
+) -> list[np.ndarray]:
+    lengths = [len(row) for row in rows]
+    return by_word(predicted, labels, places, lengths, outside_of(names))
 
 
 def are_entities(names: tuple[str, ...]) -> bool:
@@ -213,20 +267,22 @@ def are_entities(names: tuple[str, ...]) -> bool:
 
 
 def token_metrics(
-    predicted: np.ndarray, labels: np.ndarray, names: tuple[str, ...]
+    predicted: Sequence[np.ndarray],
+    labels: Sequence[np.ndarray],
+    names: tuple[str, ...],
 ) -> dict[str, float]:
     """Measure predicted classes, and entities where the classes are parts of such.
 
     Args:
-        predicted: Class numbers (n, T).
-        labels: The true ones (n, T), -100 for tokens without a label.
+        predicted: Class numbers (T,) of each row.
+        labels: The true ones (T,), -100 for those without a label.
         names: The names of the classes.
 
     Returns:
         ``accuracy`` over the labelled tokens, and ``precision``, ``recall`` and ``f1``
         of whole entities, as CoNLL's script counts them; 0.0 where there are none.
     """
-    labelled = labels != IGNORED_LABEL
+    labelled = [row != IGNORED_LABEL for row in labels]
     found = {}
     if are_entities(names):
         truth, guess = (
@@ -239,7 +295,10 @@ def token_metrics(
         for name in ("f1", "precision", "recall"):
             score = getattr(entities, f"{name}_score")
             found[name] = float(score(truth, guess, zero_division=0))
-    hits = (predicted == labels)[labelled]
+    hits = np.concatenate([
+        (guess == row)[kept]
+        for guess, row, kept in zip(predicted, labels, labelled, strict=True)
+    ])
     return found | {"accuracy": float(hits.mean()) if hits.size else 0.0}
 
 
@@ -248,14 +307,16 @@ def _write(rows: dict[str, np.ndarray], inputs: Inputs, folder: Path) -> None:
 
     Args:
         rows: ``predicted`` and ``labels``, which marks the first tokens of words.
-        inputs: With the classes.
+        inputs: What the windows were made from.
         folder: Where ``predictions.txt`` is written.
     """
     names = inputs.labels.names
+    words = inputs.data.splits["test"][inputs.data.text_columns[0]]
+    places = _windows(inputs, "test")[1]
+    found = _by_row(rows["predicted"], rows["labels"], places, words, names)
     with (folder / "predictions.txt").open("w", encoding="utf-8") as file:
-        for row, labels in zip(rows["predicted"], rows["labels"], strict=True):
-            kept = row[labels != IGNORED_LABEL]
-            file.write(" ".join(names[i] for i in kept) + "\n")
+        for row in found:
+            file.write(" ".join(names[i] for i in row) + "\n")
 
 
 TASK = Task(
@@ -267,6 +328,7 @@ TASK = Task(
     write_predictions=_write,
     labels=_labels,
     prediction_files=("predictions.txt",),
+    reader=_conll.read,
     words=True,
 )
 
