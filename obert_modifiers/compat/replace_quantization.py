@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from obert_modifiers.compat.replace_tables import LEGACY, table_of
-from obert_modifiers.compat.replace_translation import Translation
+from obert_modifiers.compat.replace_translation import SAME, Translation
 
 _PARTS = ("input_activations", "weights", "output_activations")
 # Each part in the only form that ours has: int8 weights, uint8 inputs.
@@ -26,6 +26,8 @@ def translate_quantization(one: Translation) -> None:
     legacy = table_of(one.tag, one.given) == LEGACY
     one.found.values.pop("per_channel", None)
     one.found.values.pop("ignore", None)
+    if one.mode == SAME:  # its weights have all of 8 bits
+        one.put("reduce_range", False)
     if one.old["disable_quantization_observer_epoch"] is None:
         one.found.values.pop("disable_observer_epoch", None)
     if legacy:

@@ -389,7 +389,7 @@ def test_quantization(old, new) -> None:
     found = translate("QuantizationModifier", {"start_epoch": 1.0, **old})
     assert not found.faults
     new = {"per_channel": True} if new == "channel" else new
-    assert found.values == {"start_epoch": 1.0, **new}
+    assert found.values == {"start_epoch": 1.0, "reduce_range": False, **new}
     assert len(found.changes) == 1  # what SparseML rounds beside it
     modifiers.QATModifier(**found.values)
 

@@ -107,9 +107,7 @@ def test_columns_are_words_and_tags(tmp_path) -> None:
         {"tokens": ["saw", "it"]},
     ]
     file.write_text("EU B-ORG\nrejects\n")
-    with pytest.raises(
-        ValueError, match=r"has 1 columns in line 2; expected 2"
-    ) as told:
+    with pytest.raises(ValueError, match="has 1 columns in line 2; expect") as told:
         read_columns("--train_file", file)
     assert str(told.value).startswith(f"--train_file={file} ")
 
