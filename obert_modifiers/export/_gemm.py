@@ -13,6 +13,7 @@ from obert_modifiers.export._graph import (
     is_turned,
 )
 from obert_modifiers.export._integers import bias_after, constant_of
+from obert_modifiers.export._shapes import sizes_of
 
 
 def write_gemms(model: onnx.ModelProto, integer_bias: bool) -> int:
@@ -31,6 +32,8 @@ def write_gemms(model: onnx.ModelProto, integer_bias: bool) -> int:
         Gemm nodes.
     """
     graph = Graph(model)
+    first = model.graph.input[0].name
+    sizes = sizes_of(model, graph)
     rows: dict[str, str] = {}  # dequantized rows by quantized value
     count = 0
     for product in graph.of_kind("MatMul"):
@@ -41,12 +44,21 @@ def write_gemms(model: onnx.ModelProto, integer_bias: bool) -> int:
         before = graph.writer(left.input[0])
         if left.op_type != DEQUANTIZE or before is None or before.op_type != QUANTIZE:
             continue
+        known = sizes.get(before.input[0])
+        is_matrix = known is not None and len(known) == 2  # of a pooler or a head
+        turned = is_turned(graph, product.input[1])
+        matrix = graph.array(right.input[0])
+        width, wide = matrix.shape[turned], matrix.shape[1 - turned]
         if left.output[0] not in rows:
-            turned = is_turned(graph, product.input[1])
-            width = graph.array(right.input[0]).shape[turned]
-            rows[left.output[0]] = _flatten(graph, before, left, width)
+            rows[left.output[0]] = (
+                left.output[0] if is_matrix else _flatten(graph, before, left, width)
+            )
+        shape = None
+        if not is_matrix:
+            tokens = first if known and known[:-1] == sizes[first] else None
+            shape = _shape_with(graph, tokens, before.input[0], known, wide)
         bias = bias_after(graph, product.output[0]) if integer_bias else None
-        _rewrite(graph, product, (rows[left.output[0]], left, right), before, bias)
+        _rewrite(graph, product, (rows[left.output[0]], left, right), shape, bias)
         count += 1
     for gemm in graph.of_kind("Gemm"):
         count += _change_bias(graph, gemm, integer_bias)
@@ -122,7 +134,7 @@ def _rewrite(
     graph: Graph,
     product: NodeProto,
     sides: tuple[str, NodeProto, NodeProto],
-    quantize: NodeProto,
+    shape: str | None,
     bias: NodeProto | None,
 ) -> None:
     rows, left, right = sides
@@ -134,16 +146,16 @@ def _rewrite(
         new.append(_integer_bias(graph, bias, left, right))
         inputs.append(new[0].output[0])
         out = bias.output[0]
-    flat = graph.free_name(f"{out}_rows")
+    flat = out if shape is None else graph.free_name(f"{out}_rows")
     new.append(
         helper.make_node(
             "Gemm", inputs, [flat], name=f"{name}_gemm", transB=int(turned)
         )
     )
-    wide = graph.array(right.input[0]).shape[1 - turned]
-    shape, nodes = _shape_with(graph, quantize.input[0], wide)
-    new = [*nodes, *new]
-    new.append(helper.make_node("Reshape", [flat, shape], [out], name=f"{name}_tokens"))
+    if shape is not None:
+        new.append(
+            helper.make_node("Reshape", [flat, shape], [out], name=f"{name}_tokens")
+        )
     if bias is None:
         graph.replace(product, *new)
     else:
@@ -172,29 +184,40 @@ def _integer_bias(
     return helper.make_node(DEQUANTIZE, given, [out], name=out, **axis)
 
 
-def _shape_with(graph: Graph, value: str, width: int) -> tuple[str, list[NodeProto]]:
-    """Return the shape of a value with another last size.
-
-    Not every product is of ``(batch, sequence, width)``: relative positions and pooled
-    outputs have other axes.
+def _shape_with(
+    graph: Graph,
+    tokens: str | None,
+    value: str,
+    known: list[int | str] | None,
+    width: int,
+) -> str:
+    """Return the shape of a value with another width.
 
     Args:
         graph: The graph.
-        value: What is multiplied.
-        width: The last size.
+        tokens: An input, ``(batch, sequence)``, where the value has its sizes; its
+            shape is computed once in the graph.
+        value: The value.
+        known: Its sizes, as far as they are known.
+        width: The last size of the shape.
 
     Returns:
-        The name of the shape, and the nodes that compute it, none where it is there.
+        The value that holds it.
     """
-    before, found = f"{value}_axes", f"{value}_axes_by_{width}"
-    nodes = []
-    if graph.writer(found) is None:
-        if graph.writer(before) is None:
-            nodes.append(
-                helper.make_node("Shape", [value], [before], name=before, end=-1)
-            )
-        stored = graph.store(f"{found}_width", np.array([width], np.int64))
-        nodes.append(
-            helper.make_node("Concat", [before, stored], [found], name=found, axis=0)
-        )
-    return found, nodes
+    numbers = [one for one in (known or [0])[:-1] if isinstance(one, int) and one]
+    if known and len(numbers) == len(known) - 1:
+        name = graph.free_name(f"{value}_by_{width}")
+        return graph.store(name, np.array([*numbers, width], np.int64))
+    # Sizes of tokens are there from the start, those of others after their value.
+    source, name = (tokens, "tokens") if tokens else (value, f"{value}_outer")
+    found = f"{name}_by_{width}"
+    if graph.writer(found) is not None:
+        return found
+    stored = graph.store(f"{found}_width", np.array([width], np.int64))
+    new = [helper.make_node("Concat", [name, stored], [found], axis=0)]
+    if graph.writer(name) is None:
+        new.insert(0, helper.make_node("Shape", [source], [name]))
+        if not tokens:
+            new[0].attribute.append(helper.make_attribute("end", -1))
+    graph.insert_after(name if graph.writer(name) else source, *new)
+    return found

@@ -144,6 +144,17 @@ class Graph:
         place = next(i for i, one in enumerate(self.nodes) if one is node)
         self.nodes[place : place + 1] = new
 
+    def insert_after(self, name: str, *new: NodeProto) -> None:
+        """Put nodes where a value is known.
+
+        Args:
+            name: The value.
+            new: The nodes, in order.
+        """
+        writers = [i for i, one in enumerate(self.nodes) if name in one.output]
+        place = writers[0] + 1 if writers else 0  # inputs are there from the start
+        self.nodes[place:place] = new
+
     def write(self) -> None:
         """Write the constants and nodes that an output needs back into the model."""
         nodes = self.nodes

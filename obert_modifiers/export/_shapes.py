@@ -25,11 +25,8 @@ def copy_sizes(model: onnx.ModelProto) -> int:
     Returns:
         Reshapes whose shape is a constant now.
     """
-    inferred = shape_inference.infer_shapes(model, data_prop=True)
-    sizes = {one.name: _sizes(one) for one in inferred.graph.value_info}
-    sizes |= {one.name: _sizes(one) for one in inferred.graph.input}
     graph = Graph(model)
-    sizes |= {name: list(one.dims) for name, one in graph.constants.items()}
+    sizes = _inferred(model, graph)
     count = 0
     for node in list(graph.nodes):
         _follow(graph, node, sizes)
@@ -43,7 +40,7 @@ def copy_sizes(model: onnx.ModelProto) -> int:
         ]
         if None in wanted or wanted.count(-1) > 1:
             continue
-        if -1 in wanted and all(isinstance(one, int) for one in before[2:]):
+        if -1 in wanted and all(one and isinstance(one, int) for one in before[2:]):
             # The only size that torch leaves open is a product of numbers.
             rest = int(np.prod(before[2:])) if wanted[:2] == [_COPY, _COPY] else 0
             fixed = int(np.prod([one for one in wanted[2:] if one > 0]))
@@ -54,6 +51,42 @@ def copy_sizes(model: onnx.ModelProto) -> int:
         count += 1
     graph.write()
     return count
+
+
+def sizes_of(model: onnx.ModelProto, graph: Graph) -> dict[str, list[int | str]]:
+    """Tell the sizes of all values of a graph, as far as they are known.
+
+    Args:
+        model: The graph, with names for its free sizes.
+        graph: The same by names.
+
+    Returns:
+        Of each value: numbers, names, 0 for what is not known.
+    """
+    sizes = _inferred(model, graph)
+    for node in graph.nodes:
+        _follow(graph, node, sizes)
+    return sizes
+
+
+def _inferred(model: onnx.ModelProto, graph: Graph) -> dict[str, list[int | str]]:
+    inferred = shape_inference.infer_shapes(model, data_prop=True)
+    # torch names sizes that it does not know after the values; they may be equal.
+    free = {
+        axis.dim_param
+        for one in inferred.graph.input
+        for axis in one.type.tensor_type.shape.dim
+    }
+    values = (*inferred.graph.value_info, *inferred.graph.input)
+    sizes: dict[str, list[int | str]] = {
+        one.name: [
+            0 if isinstance(size, str) and size not in free else size
+            for size in _sizes(one)
+        ]
+        for one in values
+    }
+    sizes |= {name: list(one.dims) for name, one in graph.constants.items()}
+    return sizes
 
 
 def fold_constants(model: onnx.ModelProto) -> int:
@@ -132,14 +165,16 @@ def _follow(graph: Graph, node: NodeProto, sizes: dict[str, list[int | str]]) ->
     known = [sizes.get(name) for name in node.input]
     first = known[0] if known else None
     found: list[int | str] | None = None
-    if node.op_type in _SAME:
-        whole = [one for one in known if one and all(one)]
-        found = max(whole, key=lambda one: (len(one), _free(one)), default=None)
+    if node.op_type in (QUANTIZE, DEQUANTIZE, "LayerNormalization"):
+        found = first
+    elif node.op_type in _SAME:
+        found = _broadcast(known)
     elif node.op_type == "MatMul" and first and known[1]:
-        found = [*first[:-1], known[1][-1]]
+        found = _product(first, known[1])
     elif node.op_type == "Transpose" and first:
         turned = permutation_of(node)
-        found = [first[axis] for axis in turned] if turned else None
+        fits = turned is not None and len(turned) == len(first)
+        found = [first[axis] for axis in turned] if turned and fits else None
     elif node.op_type == "Reshape" and first and node.input[1] in graph.constants:
         wanted = graph.array(node.input[1]).tolist()
         if len(wanted) <= len(first) or 0 not in wanted[len(first) :]:
@@ -150,8 +185,36 @@ def _follow(graph: Graph, node: NodeProto, sizes: dict[str, list[int | str]]) ->
         sizes[node.output[0]] = found
 
 
-def _free(sizes: list[int | str]) -> int:
-    return sum(isinstance(one, str) for one in sizes)
+def _broadcast(known: list[list[int | str] | None]) -> list[int | str] | None:
+    """Tell the sizes of a sum, 0 where one side has a size that is not known.
+
+    Args:
+        known: Sizes of what is summed, None where even their number is not known.
+
+    Returns:
+        As many sizes as the longest side has, or None.
+    """
+    if not known or any(one is None for one in known):
+        return None
+    sides = [one for one in known if one is not None]
+    longest = max(map(len, sides))
+    found: list[int | str] = []
+    for axis in range(-longest, 0):
+        here = {one[axis] for one in sides if -axis <= len(one)}
+        # Of 1 and 0 it is not known which one is repeated.
+        numbers = [one for one in here if isinstance(one, int) and one > 1]
+        names = [one for one in here if isinstance(one, str)]
+        sure = numbers or names or (here & {0} and [0]) or [1]
+        found.append(sure[0] if len(sure) == 1 else 0)
+    return found
+
+
+def _product(first: list[int | str], second: list[int | str]) -> list[int | str] | None:
+    if min(len(first), len(second)) < 2:
+        return None
+    left, right = first[:-2], second[:-2]
+    outer = _broadcast([left, right]) if left and right else left or right
+    return [*(outer or []), first[-2], second[-1]]
 
 
 def _part(

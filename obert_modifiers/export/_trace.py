@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from obert_modifiers.core.positions import usable_length
 from obert_modifiers.core.quantization import ranges_held
 
 _AXES = ("batch", "sequence")
 _MASK = "attention_mask"
-_MOST_TOKENS = 512  # beyond what windows of attention hold in published models
 _FEW = (2, 8)  # rows and tokens that tell names and axes
+# A model that one of these is set for hides tokens by their distance.
+_WINDOWS = ("sliding_window", "local_attention", "attention_window")
 
 
 def trace(
@@ -33,7 +33,9 @@ def trace(
 
     Args:
         model: A transformers model, or one that returns a mapping of tensors.
-        sample: Inputs by name, ``(batch, sequence)``, at least 2 of each.
+        sample: Inputs by name, ``(batch, sequence)``, at least 2 of each. With free
+            sizes as many tokens as the model reads, as what it computes of the length
+            in Python stays what it was for the sample.
         path: The file to write.
         opset: The version of ONNX's operators.
         fixed: The sizes of the sample are the only ones; else both are free.
@@ -42,16 +44,21 @@ def trace(
         Names of the outputs.
 
     Raises:
-        ValueError: If the model returns no mapping.
+        ValueError: If the model returns no mapping, or does not run.
     """  # noqa: DOC502  raised by _outputs
     with _evaluating(model), _attending_plainly(model), torch.no_grad():
-        few = {name: value[: _FEW[0], : _FEW[1]] for name, value in sample.items()}
+        few = sample
+        if not fixed:
+            few = {name: value[: _FEW[0], : _FEW[1]] for name, value in sample.items()}
         found = _outputs(model, few)
         # Weights that still move have their ranges from the pass above.
         axes = {} if fixed else _output_axes(model, few, found)
         with ranges_held(model):
             traced = _Positional(model, tuple(sample), tuple(found))
-            traced.plain_mask = _takes_plain_mask(traced, _long(model, sample))
+            traced.plain_mask = not _has_window(model) and all(
+                _takes_plain_mask(traced, one)
+                for one in (few, {name: value[:1] for name, value in sample.items()})
+            )
             _write(traced, sample, axes, path, opset)
     return tuple(found)
 
@@ -75,15 +82,9 @@ class _Positional(nn.Module):
         return tuple(found[name] for name in self.outputs)
 
 
-def _long(model: nn.Module, sample: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Make a sample as long as the model reads, where windows of attention show.
-
-    Returns:
-        Inputs by name, of two rows.
-    """
-    tokens = min(usable_length(model) or _MOST_TOKENS, _MOST_TOKENS)
-    repeats = -(-tokens // next(iter(sample.values())).shape[1])
-    return {n: v[:2].repeat(1, repeats)[:, :tokens] for n, v in sample.items()}
+def _has_window(model: nn.Module) -> bool:
+    config = getattr(model, "config", None)
+    return any(getattr(config, name, None) for name in _WINDOWS)
 
 
 def _takes_plain_mask(traced: _Positional, sample: Mapping[str, Tensor]) -> bool:
@@ -141,7 +142,16 @@ def _write(
 
 
 def _outputs(model: nn.Module, sample: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    found: Any = model(**sample)
+    try:
+        found: Any = model(**sample)
+    except (RuntimeError, IndexError) as error:
+        rows, tokens = next(iter(sample.values())).shape
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise ValueError(
+            f"{type(model).__name__} does not run at batch size {rows} and sequence "
+            f"length {tokens} ({why}); expected a model that does; fix its sizes with "
+            "--shape BATCHxLENGTH, at a length that it takes"
+        ) from error
     if not isinstance(found, Mapping):
         raise ValueError(
             f"{type(model).__name__} returns {type(found).__name__}; expected a mapping"

@@ -1,22 +1,19 @@
 """An exported file against the model that it came from."""
 
-import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from obert_modifiers.core.positions import usable_length
 from obert_modifiers.engines import import_engine
+from obert_modifiers.export._samples import IDS, MASK, compared_samples
 from obert_modifiers.export.engines import GraphModel, open_graph
 
 # What an engine rounds lifts single activations over the border of their step, and so
 # does torch: a trained model of six layers was 0.11 of its largest output away in
 # float32 from itself in float64, and each engine within 0.02 of one of the two.
 SAME, FEW_STEPS = 1e-4, 0.1
-_MASK = "attention_mask"
-_MOST_TOKENS = 512  # of a comparison; models with more positions are compared up to it
 
 
 def compare(
@@ -29,102 +26,89 @@ def compare(
 ) -> str:
     """Run an exported file on an engine and hold its outputs against PyTorch's.
 
+    That is done at several lengths and batch sizes, the longest among them, with
+    padding; at the one size that the file has, where it is fixed.
+
     Args:
         model: The model that it was written from.
-        sample: Inputs by name, ``(batch, sequence)`` each.
+        sample: What the tokenizer makes of a text, by name, ``(batch, sequence)``.
         path: What was written.
         engine: What runs it.
         int8: Whether it has INT8 weights.
         fix: What to do where it computes something else.
 
     Returns:
-        What was seen, or that the engine is not installed.
+        What was seen and at which sizes, or that the engine is not installed.
 
     Raises:
-        ValueError: If the outputs are not the model's.
-    """
+        ValueError: If the outputs are not the model's, or the engine stops.
+    """  # noqa: DOC502  raised by _computed too
     try:
         import_engine(engine)
     except ValueError:
         return f"not run: {engine} is not installed"
     graph = open_graph(path, engine)
-    fixed = (*graph.inputs["input_ids"], None, None)[1]
-    lengths = _lengths(model, sample, fixed)
-    furthest = 0.0
-    for tokens in lengths:
-        batch = of_length(sample, tokens)
-        away, why = _away(model, graph, batch, int8)
+    farthest, sizes = 0.0, []
+    for given in _samples(model, sample, graph):
+        rows, tokens = next(iter(given.values())).shape
+        at = f"at batch size {rows} and {tokens} tokens"
+        references = _references(model, given, int8)
+        if not references:
+            continue  # too short for the model itself
+        ours = _computed(graph, given, f"out={path}", f"{engine} {at}", fix)
+        away = min(
+            max(_distance(ours[n], one[n], given.get(MASK)) for n in graph.outputs)
+            for one in references
+        )
         if not away <= (FEW_STEPS if int8 else SAME):
-            why = why or f"{away:.2g} of the largest"
-            free = "" if fixed else "fix its sizes with --shape BATCHxTOKENS, or "
             raise ValueError(
-                f"out={path} gives other outputs than the model at {tokens} tokens: "
-                f"{why}; expected the same to rounding; {free}{fix}"
+                f"out={path} gives other outputs than the model: {away:.2g} of the "
+                f"largest {at}; expected the same to rounding; {fix}"
             )
-        furthest = max(furthest, away)
-    seen = f"outputs on {engine} within {furthest:.1g} of PyTorch's largest"
-    return f"{seen}, at {', '.join(map(str, lengths))} tokens"
+        farthest = max(farthest, away)
+        sizes.append((rows, tokens))
+    return (
+        f"outputs on {engine} within {farthest:.1g} of PyTorch's largest, at "
+        + ", ".join(dict.fromkeys(f"{rows}x{tokens}" for rows, tokens in sizes))
+        + " tokens with padding" * (MASK in sample)
+    )
 
 
-def of_length(
-    sample: Mapping[str, Tensor], tokens: int, rows: int = 3
-) -> dict[str, Tensor]:
-    """Make a batch of some length from a sample; the second row is half padding.
+def _samples(
+    model: nn.Module, sample: Mapping[str, Tensor], graph: GraphModel
+) -> Iterator[Mapping[str, Tensor]]:
+    """Choose the batches at which outputs are compared.
 
-    Args:
-        sample: Inputs by name, ``(batch, sequence)`` each.
-        tokens: The length of each row.
-        rows: How many rows.
-
-    Returns:
-        Inputs by name, ``(rows, tokens)`` each.
+    Yields:
+        What the tokenizer made, and several lengths and batch sizes, or the fixed one.
     """
-    batch = {}
-    for name, value in sample.items():
-        repeats = -(-(tokens + rows) // value.shape[1])
-        long = value[:1].repeat(1, repeats)
-        batch[name] = torch.cat([long[:, i : i + tokens] for i in range(rows)])
-    if _MASK in batch and rows > 1:
-        for value in batch.values():
-            value[1, tokens // 2 + 1 :] = 0
-    return batch
+    fixed = (*graph.inputs[IDS], None, None)[:2]
+    if fixed[1] is None:
+        yield sample
+    yield from compared_samples(model, sample, (fixed[0], fixed[1]))
 
 
-def _lengths(
-    model: nn.Module, sample: Mapping[str, Tensor], fixed: int | None
-) -> list[int]:
-    """Choose the lengths that are compared: the sample's, and the longest of the file.
-
-    Returns:
-        Numbers of tokens.
-    """
-    longest = fixed or min(usable_length(model) or _MOST_TOKENS, _MOST_TOKENS)
-    own = next(iter(sample.values())).shape[1]
-    return sorted({min(own, longest), max(longest // 3, 1), longest})
-
-
-def _away(
-    model: nn.Module, graph: GraphModel, batch: Mapping[str, Tensor], int8: bool
-) -> tuple[float, str]:
-    """Compare a graph and its model on a batch.
-
-    Returns:
-        The largest difference, as a share of the largest output, and what the engine
-        said where it ended.
-    """
+def _references(
+    model: nn.Module, sample: Mapping[str, Tensor], int8: bool
+) -> list[Mapping[str, Tensor]]:
     try:
-        ours = graph(**batch)
-    except Exception as error:  # engines have classes of their own
-        return math.inf, (str(error).strip().splitlines() or [""])[0][:300]
-    references = [_run(model, batch)]
-    if int8:
-        references.append(_exactly(model, batch))
-    # What a padded position gives is of no use, and models differ in it.
-    kept = batch[_MASK].bool() if _MASK in batch else None
-    return min(
-        max(_distance(ours[name], expected[name], kept) for name in graph.outputs)
-        for expected in references
-    ), ""
+        found = [_run(model, sample)]
+    except (RuntimeError, IndexError):
+        return []
+    return [*found, _exactly(model, sample)] if int8 else found
+
+
+def _computed(
+    graph: GraphModel, sample: Mapping[str, Tensor], out: str, where: str, fix: str
+) -> Mapping[str, Tensor]:
+    try:
+        return graph(**sample)
+    except Exception as error:  # engines raise classes of their own
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        raise ValueError(
+            f"{out} cannot be run by {where} ({why}); expected any size that the file "
+            f"says; {fix}"
+        ) from error
 
 
 def _run(model: nn.Module, sample: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -139,8 +123,11 @@ def _exactly(model: nn.Module, sample: Mapping[str, Tensor]) -> Mapping[str, Ten
         model.float()  # every float32 comes back as it was
 
 
-def _distance(ours: Tensor, expected: Tensor, kept: Tensor | None) -> float:
-    if kept is not None and expected.shape[:2] == kept.shape:
-        ours, expected = ours[kept], expected[kept]
+def _distance(ours: Tensor, expected: Tensor, mask: Tensor | None) -> float:
+    if ours.shape != expected.shape:
+        return float("inf")
+    if mask is not None and expected.shape[: mask.ndim] == mask.shape:
+        # What stands at padding means nothing.
+        expected, ours = expected[mask.bool()], ours[mask.bool()]
     largest = float(expected.abs().max()) or 1.0
     return float((ours - expected).abs().max()) / largest

@@ -180,11 +180,13 @@ def _compared(run: "Run", path: Path, engine: str, int8: bool, options: Options)
     from obert_modifiers.export.checks import compare
 
     fix = "report this model's class"
+    if options.shape is None and options.target != "deepsparse":
+        fix = f"fix its sizes with --shape BATCHxLENGTH, or {fix}"
     if options.integer_bias:
         fix = "leave out --integer-bias, which is less exact"
     try:
         return compare(run.model, run.sample(), path, engine, int8, fix)
-    except ValueError:
+    except BaseException:
         for file in find_artefact(path).files:  # an IR has two
             file.unlink()
         raise

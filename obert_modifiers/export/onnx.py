@@ -1,5 +1,6 @@
 """Export to ONNX, as the engines want it: free sizes and QDQ, or fixed and integers."""
 
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from obert_modifiers.export._qdq import (
     merge_equal_quantizers,
     store_int8_weights,
 )
+from obert_modifiers.export._samples import longest_sample, repeated
 from obert_modifiers.export._saturation import (
     saturating_layers,
     store_in_floating_point,
@@ -28,6 +30,7 @@ from obert_modifiers.export._trace import trace
 # DeepSparse knows a layer's norm by the operators that opset 17 makes one of.
 OPSETS = {"onnxruntime": 17, "openvino": 17, "deepsparse": 14}
 TARGETS = tuple(OPSETS)
+_ROWS = 2  # a trace of one row takes its size for a constant here and there
 # What becomes of weights whose sums a CPU without VNNI cannot hold. DeepSparse's own
 # kernels are not known, and take no other weights.
 _SATURATING = {
@@ -111,11 +114,8 @@ def export_onnx(
     _check_target(target, shape)
     _check_positions(model, shape)
     sample = _checked(model, sample)
-    if shape is not None:
-        sample = {name: _of_shape(value, shape) for name, value in sample.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    outputs = trace(model, sample, path, OPSETS[target], shape is not None)
-    graph = onnx.load(path)
+    sample = repeated(sample, shape or (_ROWS, max(2, longest_sample(model))))
+    outputs, graph = _traced(model, sample, path, OPSETS[target], shape is not None)
     weights = store_int8_weights(graph)
     merge_equal_quantizers(graph)
     look_up_before_dequantizing(graph)
@@ -142,6 +142,21 @@ def export_onnx(
         integer_products=products,
         saturating=saturating,
     )
+
+
+def _traced(
+    model: nn.Module, sample: Mapping[str, Tensor], path: Path, opset: int, fixed: bool
+) -> tuple[tuple[str, ...], onnx.ModelProto]:
+    """Trace a model beside the file that is to be; nothing is left of a failure.
+
+    Returns:
+        Names of the outputs, and the graph.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        file = Path(folder) / "traced.onnx"
+        outputs = trace(model, sample, file, opset, fixed)
+        return outputs, onnx.load(file)
 
 
 def is_quantized(model: nn.Module) -> bool:
@@ -190,13 +205,6 @@ def _check_positions(model: nn.Module, shape: tuple[int, int] | None) -> None:
         )
 
 
-def _of_shape(value: Tensor, shape: tuple[int, int]) -> Tensor:
-    repeats = [
-        -(-wanted // there) for wanted, there in zip(shape, value.shape, strict=True)
-    ]
-    return value.repeat(repeats)[: shape[0], : shape[1]]
-
-
 def _checked(model: nn.Module, sample: Mapping[str, Tensor]) -> dict[str, Tensor]:
     where = next(model.parameters()).device
     rows: dict[str, Tensor] = {}
@@ -206,8 +214,7 @@ def _checked(model: nn.Module, sample: Mapping[str, Tensor]) -> dict[str, Tensor
                 f"sample {name} has shape {tuple(value.shape)}; expected (batch, "
                 "sequence) with 2 tokens at least; pass what the tokenizer gives"
             )
-        # A trace of one row takes its size for a constant here and there.
-        rows[name] = value[[0, -1]].to(where)
+        rows[name] = value.to(where)
     if not rows:
         raise ValueError(
             "sample has no inputs; expected tensors by name; pass what the tokenizer "

@@ -63,9 +63,22 @@ def export_openvino(
         file = Path(folder) / "model.onnx"
         found = export_onnx(model, sample, file, "openvino", shape)
         core = openvino.Core()
-        graph = core.read_model(str(file))
+        try:
+            graph = core.read_model(str(file))
+        except RuntimeError as error:
+            raise ValueError(_unread(path, error)) from error
         openvino.save_model(graph, str(path), compress_to_fp16=False)
         del graph, core
     weights = path.with_suffix(".bin")
     size = path.stat().st_size + weights.stat().st_size
     return OpenvinoExport(path, size, replace(found, path=path))
+
+
+def _unread(path: Path, error: RuntimeError) -> str:
+    lines = str(error).strip().splitlines()
+    why = next((one for one in lines if one.startswith("While")), lines[-1])[:200]
+    return (
+        f"out={path} cannot be written: OpenVINO does not read the model's graph "
+        f"({why}); expected one that it reads; fix its sizes with --shape, or report "
+        "this model's class"
+    )
