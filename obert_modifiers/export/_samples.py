@@ -66,7 +66,7 @@ def compared_samples(
     longest = fixed[1] or longest_sample(model)
     sizes = [(fixed[0] or rows, fixed[1] or tokens) for rows, tokens in _SIZES]
     sizes.append((fixed[0] or 2, longest))
-    for seed, (rows, tokens) in enumerate(dict.fromkeys(sizes)):
+    for rows, tokens in dict.fromkeys(sizes):
         if tokens > longest:
             continue
         yield _drawn(model, sample, [tokens - r * tokens // rows for r in range(rows)])
