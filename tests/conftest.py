@@ -39,3 +39,18 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no data sets in {folder}; name their folder in OBERT_SHARED_DATA")
     return folder
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """Say what the CPU has, and how INT8 without VNNI was tested."""
+    try:
+        from obert_modifiers.cpu import host_cpu
+    except ImportError:  # kernels and core alone
+        return
+    cpu = host_cpu()
+    own = "its own kernels, which saturate" if cpu.saturates else "emulated"
+    terminalreporter.write_line(
+        f"CPU: {cpu.name}: {', '.join(cpu.instruction_sets)}. INT8 without VNNI: "
+        f"OpenVINO's AVX2 kernels (ONEDNN_MAX_CPU_ISA), ONNX Runtime's {own} "
+        "(tests/export/integers.py)"
+    )

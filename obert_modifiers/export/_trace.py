@@ -129,6 +129,8 @@ def _write(
         warnings.simplefilter("ignore", torch.jit.TracerWarning)
         # transformers looks masks up at positions, which are not negative.
         warnings.filterwarnings("ignore", "Exporting aten::index", UserWarning)
+        # DeBERTa makes tensors of sizes, which are tensors in a trace.
+        warnings.filterwarnings("ignore", "To copy construct", UserWarning)
         torch.onnx.export(
             traced,
             tuple(sample.values()),
