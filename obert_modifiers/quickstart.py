@@ -150,7 +150,7 @@ def arguments(name: str, folder: Path, seed: int, settings: Settings) -> Argumen
         TrainArguments(
             output_dir=str(folder / name),
             overwrite_output_dir=True,
-            recipe=_recipe_of(name),
+            recipe=str(_recipe_of(name)) if sparse else None,
             do_train=True,
             do_eval=True,
             eval_strategy="no",  # the saved model is evaluated
@@ -164,12 +164,8 @@ def arguments(name: str, folder: Path, seed: int, settings: Settings) -> Argumen
     )
 
 
-def _recipe_of(name: str) -> str | None:
-    return (
-        None
-        if name == "dense"
-        else str(recipe_path((RECIPES | {INT8: INT8_RECIPE})[name]))
-    )
+def _recipe_of(name: str) -> Path:
+    return recipe_path((RECIPES | {INT8: INT8_RECIPE})[name])
 
 
 def _deploy(folder: Path, records: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -304,7 +300,7 @@ def _sparse_epochs(records: Mapping[str, Any], start: str) -> str:
     for name in (*RECIPES, INT8):
         if name not in records:
             continue
-        manager = RecipeManager.from_recipe(Path(str(_recipe_of(name))))
+        manager = RecipeManager.from_recipe(_recipe_of(name))
         grads = [getattr(modifier, "num_grads", None) for modifier in manager.pruning]
         with_grads = "".join(f", num_grads {count}" for count in grads if count)
         parts.append(f"{TITLES[name]} {manager.max_epochs:g}{with_grads}")

@@ -17,6 +17,7 @@ from accelerate import PartialState
 from safetensors import SafetensorError
 from torch import nn
 
+from obert_modifiers.core.outputs import MULTI_LABEL
 from obert_modifiers.export.artefact import (
     LOADERS,
     ONNX,
@@ -29,7 +30,6 @@ from obert_modifiers.export.engines import ENGINES, open_graph
 from obert_modifiers.sizes import plain_bytes
 from obert_modifiers.tasks import _models, _record
 from obert_modifiers.tasks._arguments import Arguments, parse
-from obert_modifiers.tasks._data import MULTI_LABEL
 from obert_modifiers.tasks._plan import Notes, read_inputs, train_config
 from obert_modifiers.tasks._run import TRAIN_RECORD, quiet_libraries
 from obert_modifiers.tasks._task import Inputs, Task

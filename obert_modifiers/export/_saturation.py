@@ -7,7 +7,7 @@ oneDNN's kernels lay weights out in fours along the inputs. So ``255 (|w[k]| +
 |w[k+1]|)``, of the weights of one sign, bounds what a pair can reach.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import onnx
@@ -70,15 +70,7 @@ def store_unsigned(model: onnx.ModelProto) -> dict[str, int]:
     Returns:
         What `saturating_layers` found.
     """
-    graph = Graph(model)
-    found = {}
-    for name, weight, right in list(_products(graph)):
-        count = count_saturating(weight)
-        if count:
-            found[name] = count
-            _make_unsigned(graph, right.input[0])
-    graph.write()
-    return found
+    return _store(model, _make_unsigned)
 
 
 def store_in_floating_point(model: onnx.ModelProto) -> dict[str, int]:
@@ -93,16 +85,7 @@ def store_in_floating_point(model: onnx.ModelProto) -> dict[str, int]:
     Returns:
         What `saturating_layers` found.
     """
-    graph = Graph(model)
-    found = {}
-    for name, weight, right in list(_products(graph)):
-        count = count_saturating(weight)
-        if count:
-            found[name] = count
-            stored = graph.free_name(right.input[0].replace("_int8", "_grid"))
-            graph.rename(right.output[0], graph.store(stored, _values(graph, right)))
-    graph.write()
-    return found
+    return _store(model, _make_floating_point)
 
 
 def describe(layers: Mapping[str, int]) -> str:
@@ -154,8 +137,34 @@ def _layer(constant: str) -> str:
     return name.removesuffix("_t").removesuffix(".weight")
 
 
-def _make_unsigned(graph: Graph, name: str) -> None:
-    """Move an int8 constant and every zero point that it is read with by 128."""
+def _store(
+    model: onnx.ModelProto, change: Callable[[Graph, NodeProto], None]
+) -> dict[str, int]:
+    """Let `change` store the weight of each saturating layer in another form.
+
+    Returns:
+        Pairs of weights by the layer's name.
+    """
+    graph = Graph(model)
+    found = {}
+    for name, weight, right in list(_products(graph)):
+        count = count_saturating(weight)
+        if count:
+            found[name] = count
+            change(graph, right)
+    graph.write()
+    return found
+
+
+def _make_floating_point(graph: Graph, right: NodeProto) -> None:
+    """Put the values of a DequantizeLinear node in its place."""
+    stored = graph.free_name(right.input[0].replace("_int8", "_grid"))
+    graph.rename(right.output[0], graph.store(stored, _values(graph, right)))
+
+
+def _make_unsigned(graph: Graph, right: NodeProto) -> None:
+    """Move the constant of a node, and all zero points it is read with, by 128."""
+    name = right.input[0]
     if graph.array(name).dtype != np.int8:
         return  # another product shares it
     readers = []

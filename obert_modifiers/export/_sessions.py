@@ -29,7 +29,6 @@ def open_session(path: Path, options: Any = None) -> Any:
         ValueError: If ONNX Runtime is not installed, or the file is damaged.
     """  # noqa: DOC502  raised by what is called
     runtime = import_engine("onnxruntime")
-    model = load_onnx(path)
     options = options or runtime.SessionOptions()
 
     def opened() -> Any:
@@ -37,7 +36,7 @@ def open_session(path: Path, options: Any = None) -> Any:
             str(path), options, providers=["CPUExecutionProvider"]
         )
 
-    layers = saturating_layers(model) if host_cpu().saturates else {}
+    layers = saturating_layers(load_onnx(path)) if host_cpu().saturates else {}
     if not layers:
         return opened()
     options.add_session_config_entry(_EXACT, "1")

@@ -6,10 +6,9 @@ from typing import Any
 
 from datasets import Dataset
 
+from obert_modifiers.core.outputs import MULTI_LABEL, REGRESSION
 from obert_modifiers.tasks._arguments import DataArguments, DataSetArguments
 from obert_modifiers.tasks._files import GLUE_COLUMNS, nearest, read
-
-MULTI_LABEL = "multi_label_classification"  # transformers' name of it
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class Labels:
         """What transformers calls the head's loss; None for one class of several."""
         if self.multi:
             return MULTI_LABEL
-        return "regression" if self.regression else None
+        return REGRESSION if self.regression else None
 
 
 @dataclass(frozen=True)

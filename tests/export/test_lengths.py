@@ -6,8 +6,8 @@ import torch
 import transformers
 
 from obert_modifiers.core.quantization import Scheme, freeze_, quantize_
-from obert_modifiers.export import checks, export_onnx
-from tests.export.test_onnx import agrees, inputs
+from obert_modifiers.export import _trace, checks, export_onnx
+from tests.export.test_onnx import agrees, inputs, run
 
 SHAPE = {
     "vocab_size": 40,
@@ -63,8 +63,6 @@ def test_a_file_is_right_at_every_length(family, int8, tmp_path) -> None:
 
 def test_a_file_that_is_right_at_one_length_is_refused(tmp_path, monkeypatch) -> None:
     """The planted exporter hands over a mask of its own, in which windows are lost."""
-    from obert_modifiers.export import _trace
-
     monkeypatch.setattr(_trace, "_has_window", lambda model: False)
     monkeypatch.setattr(_trace, "_takes_plain_mask", lambda traced, sample: True)
     model = make("ModernBert", False)
@@ -72,8 +70,6 @@ def test_a_file_that_is_right_at_one_length_is_refused(tmp_path, monkeypatch) ->
     short = inputs(2, 7, 7)
     with torch.no_grad():
         expected = model(**short).logits.numpy()
-    from tests.export.test_onnx import run
-
     (ours,) = run(found.path, short)
     assert np.abs(ours - expected).max() < 1e-4 * np.abs(expected).max()
     with pytest.raises(ValueError, match="gives other outputs than the model"):

@@ -26,7 +26,7 @@ from obert_modifiers.export import onnx as onnx_export
 from obert_modifiers.export._saturation import count_saturating, saturating_layers
 from tests.export.integers import evaluate
 from tests.export.test_command import save
-from tests.export.test_onnx import FEW_STEPS, inputs, make
+from tests.export.test_onnx import FEW_STEPS, inputs, make, plain_session
 
 REDUCED, FULL = Scheme(), Scheme(reduce_range=False)
 ROWS = Scheme(per_channel=True, reduce_range=False)
@@ -88,11 +88,7 @@ def away(found: list[np.ndarray], expected: list[np.ndarray]) -> float:
 
 
 def run(path, batch) -> list[np.ndarray]:
-    """As a user's program does, with no option set."""
-    session = onnxruntime.InferenceSession(
-        str(path), providers=["CPUExecutionProvider"]
-    )
-    return session.run(None, batch)
+    return plain_session(path).run(None, batch)
 
 
 def signed(graph: onnx.ModelProto) -> dict[str, int]:
