@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import transformers
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from obert_modifiers.batches import TaskData, gradient_source
@@ -58,6 +59,64 @@ def _blocks(model, data, size: int = COUNT) -> list[torch.Tensor]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tiny.save_model(tmp_path_factory.mktemp("model"))
+
+
+# Their attention has layers that all samples share, which are then changed in place,
+# or tokens before samples.
+RELATIVE = {
+    "relative_attention": True,
+    "pos_att_type": ["c2p", "p2c"],
+    "position_biased_input": False,
+    "type_vocab_size": 0,
+}
+FAMILIES = {
+    "DeBERTa": ("Deberta", RELATIVE, ("pos_proj", "pos_q_proj")),
+    "DeBERTa-v2, shared keys": (
+        "DebertaV2",
+        RELATIVE | {"share_att_key": True, "position_buckets": 3},
+        ("query_proj", "key_proj"),
+    ),
+    "DeBERTa-v2, convolution": (
+        "DebertaV2",
+        RELATIVE | {"conv_kernel_size": 3, "position_buckets": 4},
+        ("pos_key_proj", "pos_query_proj"),
+    ),
+    "Longformer": (
+        "Longformer",
+        {"attention_window": 4, "max_position_embeddings": 40, "sep_token_id": 3},
+        ("self.query", "query_global"),
+    ),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layers_that_samples_share(family: str, folder) -> None:
+    """By plain autograd, one loss of the batch after the other."""
+    name, changes, layers = FAMILIES[family]
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{name}Config")(**tiny.SHAPE | changes)
+    config._attn_implementation = "eager"
+    model = getattr(transformers, f"{name}ForSequenceClassification")(config)
+    model, data = model.double().eval(), _data(folder)
+    names = encoder_weights(model)
+    assert all(any(layer in one for one in names) for layer in layers)
+    found = _blocks(model, data)
+    batch = data.collate(data.train)
+    labels = batch.pop("labels")
+    losses = classification_loss(model(**batch), {"labels": labels})
+    parameters = [model.get_parameter(one) for one in names]
+    rows = [torch.autograd.grad(one, parameters, retain_graph=True) for one in losses]
+    grads_of = [
+        torch.stack([g.reshape(-1) for g in of]) for of in zip(*rows, strict=True)
+    ]
+    # Longformer's last layer asks only the global half for its first token.
+    assert sum(bool(flat.any()) for flat in grads_of) > 0.5 * len(names)
+    for sums, flat in zip(found, grads_of, strict=True):
+        for at in range(2):  # blocks
+            block = flat[:, at * WIDTH : (at + 1) * WIDTH].numpy()
+            dense = torch.from_numpy(reference.dense_fisher(block, 0.0) * COUNT)
+            # The loss itself is in float32.
+            assert (sums[at] - dense).norm() <= 1e-5 * dense.norm()
 
 
 def _same(ours, theirs) -> None:

@@ -14,7 +14,9 @@ __all__ = [
     "GOOD",
     "OTHER",
     "RECIPE",
+    "SHAPE",
     "SPECIAL",
+    "WORDS",
     "save_model",
     "sentences",
     "sparsity",
@@ -22,24 +24,26 @@ __all__ = [
 ]
 
 
+WORDS = [*SPECIAL, *GOOD, *BAD, *OTHER]
+SHAPE = {
+    "vocab_size": len(WORDS),
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "max_position_embeddings": 32,
+    "initializer_range": 0.2,
+}
+
+
 def save_model(folder: Path, **config) -> Path:
     """Save a random 2-layer BERT encoder of width 32 with a tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
-    words = [*SPECIAL, *GOOD, *BAD, *OTHER]
-    (folder / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
+    (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n", encoding="utf-8")
     tokenizer = BertTokenizerFast(vocab=str(folder / "vocab.txt"), model_max_length=32)
-    shape = {
-        "vocab_size": len(words),
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "intermediate_size": 64,
-        "max_position_embeddings": 32,
-        "initializer_range": 0.2,
-    }
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = BertForSequenceClassification(BertConfig(**shape | config))
+        model = BertForSequenceClassification(BertConfig(**SHAPE | config))
     model.bert.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

@@ -8,13 +8,14 @@ handed on are x and dy: who adds the gradients up forms them, a piece at a time.
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from obert_modifiers.core.sampling import GradientSource
+from obert_modifiers.core.single import count_rows, join_positions, take_sample
 
 MAX_SKIPPED_SHARE = 0.1
 
@@ -79,9 +80,11 @@ def collect_gradients(
     The gradient of sample i is that of its own loss, not divided by the batch size.
     With ``granularity="batch"`` it is the gradient of the batch's mean loss, as
     SparseML takes it. Non-finite samples are left out; for parameters of other layers
-    than Linear their batch mates may go with them. The model is in eval mode
-    meanwhile. ``.grad`` of every parameter, the train or eval mode of every submodule,
-    ``requires_grad`` and the random state are as before when this returns or raises.
+    than Linear their batch mates may go with them. Where samples share the rows of a
+    Linear layer, or are not its first dimension, a batch is computed one sample at a
+    time, which the first batch tells. The model is in eval mode meanwhile. ``.grad`` of
+    every parameter, the train or eval mode of every submodule, ``requires_grad`` and
+    the random state are as before when this returns or raises.
 
     Args:
         model: The model, not wrapped for distributed training.
@@ -96,8 +99,9 @@ def collect_gradients(
         How many gradients were handed on and how many left out.
 
     Raises:
-        ValueError: If the granularity is unknown.
-    """
+        ValueError: If the granularity is unknown, or the samples of a batch cannot be
+            told apart.
+    """  # noqa: DOC502  raised by what is called too
     if granularity not in ("sample", "batch"):
         raise ValueError(
             f"grad_granularity={granularity} is unknown; expected sample or batch; "
@@ -144,11 +148,33 @@ def sum_losses(
     return total, count
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Plan:
     parameters: Sequence[nn.Parameter]
     linear: dict[nn.Module, int]  # module -> position of its weight
     other: list[int]  # positions that go the slow way
+    # What batches have told:
+    apart: bool = False  # rows belong to samples, as far as that was tested
+    single: bool = False  # samples share rows: one at a time
+    copied: set[nn.Module] = field(default_factory=set)  # changed after they have run
+
+
+class _SharedRows(Exception):
+    """Samples of a batch share the rows of a layer."""
+
+    def __init__(self, losses: Tensor, rows: int) -> None:
+        super().__init__(rows)
+        self.losses, self.rows = losses.detach(), rows
+        if _is_mean(losses):
+            self.losses = torch.full_like(self.losses, torch.nan)
+
+
+class _ChangedInPlace(Exception):
+    """Inputs or outputs of layers are changed after the layers have run."""
+
+    def __init__(self, modules: set[nn.Module]) -> None:
+        super().__init__()
+        self.modules = modules
 
 
 def _plan(model: nn.Module, parameters: Sequence[nn.Parameter]) -> _Plan:
@@ -182,12 +208,57 @@ def _sample_gradients(
     count: GradientCount,
     left: int | None,
 ) -> None:
+    shared = None
+    if not plan.single:
+        try:
+            wanted, found = _measure(model, plan, batch, losses, left)
+        except _SharedRows as error:
+            plan.single, shared = True, error
+    if plan.single:
+        wanted, found = _one_at_a_time(model, plan, batch, losses, left, shared)
+    used = found.size if found is not None else 0
+    count.used += used
+    count.skipped += wanted - used
+    if found is not None:
+        consume(found)
+
+
+def _measure(
+    model: nn.Module,
+    plan: _Plan,
+    batch: Any,
+    losses: Callable[[nn.Module, Any], Tensor],
+    left: int | None,
+) -> tuple[int, BatchGradients | None]:
+    """Compute a batch, once more with copies where layers' outputs are changed.
+
+    Returns:
+        Samples asked for, and the finite ones among them.
+    """
+    try:
+        return _gradients_of(model, plan, batch, losses, left)
+    except _ChangedInPlace as error:
+        plan.copied |= error.modules
+    return _gradients_of(model, plan, batch, losses, left)
+
+
+def _gradients_of(
+    model: nn.Module,
+    plan: _Plan,
+    batch: Any,
+    losses: Callable[[nn.Module, Any], Tensor],
+    left: int | None,
+) -> tuple[int, BatchGradients | None]:
     others = [plan.parameters[i] for i in plan.other]
-    with _requiring_grad(model, others), _captured(plan.linear) as calls:
+    with _requiring_grad(model, others), _captured(plan) as calls:
         sample_losses = losses(model, batch)
         size = sample_losses.shape[0]
         wanted = size if left is None else min(size, left)
         finite = torch.isfinite(sample_losses.detach())
+        _check_calls(calls, sample_losses)
+        if not plan.apart and size > 1 and finite.any():
+            _check_rows(calls, sample_losses, int(finite.nonzero()[0]))
+            plan.apart = True
         total = torch.where(finite, sample_losses, 0.0).sum()
         for call, grad in zip(calls, _output_grads(total, calls, others), strict=True):
             call.output_grad = grad
@@ -195,15 +266,102 @@ def _sample_gradients(
         finite[wanted:] = False
         slow, slow_finite = _one_by_one(sample_losses, others, finite)
     rows = finite.nonzero().flatten()[slow_finite]
-    count.used += len(rows)
-    count.skipped += wanted - len(rows)
     if len(rows) == 0:
-        return
+        return wanted, None
     parts: dict[int, Signals | Tensor] = _signals(plan, calls, rows)
     for position, values in zip(plan.other, slow, strict=True):
         parts[position] = values[slow_finite]
     ordered = tuple(parts[position] for position in range(len(plan.parameters)))
-    consume(BatchGradients(len(rows), ordered))
+    return wanted, BatchGradients(len(rows), ordered)
+
+
+def _one_at_a_time(
+    model: nn.Module,
+    plan: _Plan,
+    batch: Any,
+    losses: Callable[[nn.Module, Any], Tensor],
+    left: int | None,
+    shared: _SharedRows | None,
+) -> tuple[int, BatchGradients | None]:
+    """Compute a batch sample by sample, in which all of a layer is that sample's.
+
+    Returns:
+        Samples asked for, and the finite ones among them, put together.
+
+    Raises:
+        ValueError: If the batch cannot be taken apart.
+    """
+    size = count_rows(batch)
+    if size is None or (shared is not None and size != len(shared.losses)):
+        rows, samples = (shared.rows, len(shared.losses)) if shared else ("no", "some")
+        raise ValueError(
+            f"layer input has {rows} rows for {samples} samples; expected the sample "
+            "as first dimension; use grad_granularity: batch"
+        )
+    wanted = size if left is None else min(size, left)
+    found = []
+    for row in range(wanted):
+        whole = None if shared is None else shared.losses[row]
+        one = take_sample(batch, row, size)
+        found.append(_measure(model, plan, one, _alone(losses, whole), None)[1])
+    return wanted, _joined([one for one in found if one is not None])
+
+
+def _alone(
+    losses: Callable[[nn.Module, Any], Tensor], whole: Tensor | None
+) -> Callable[[nn.Module, Any], Tensor]:
+    """Check that a sample has the loss that it has in its batch.
+
+    Args:
+        losses: Gives the losses.
+        whole: The loss in the batch, not finite where it is not known; None checks
+            their number alone.
+
+    Returns:
+        What gives the loss of that sample.
+    """
+
+    def loss(model: nn.Module, one: Any) -> Tensor:
+        found = losses(model, one)
+        same = len(found) == 1
+        if same and whole is not None and torch.isfinite(whole):
+            same = torch.allclose(found.detach()[0], whole, rtol=1e-2, atol=1e-3)
+        if not same:
+            raise ValueError(
+                "loss of a sample is another one without the rest of its batch; "
+                "expected one that depends on the sample alone; use "
+                "grad_granularity: batch"
+            )
+        return found
+
+    return loss
+
+
+def _joined(found: list[BatchGradients]) -> BatchGradients | None:
+    if not found:
+        return None
+    known: dict[tuple[Any, ...], Tensor] = {}
+
+    def join(values: list[Tensor]) -> Tensor:
+        # Layers with the same inputs share their memory.
+        key = tuple((one.data_ptr(), one.shape) for one in values)
+        if key not in known:
+            known[key] = join_positions(values)
+        return known[key]
+
+    parts: list[Signals | Tensor] = []
+    for of_samples in zip(*(one.parts for one in found), strict=True):
+        signals = [one for one in of_samples if isinstance(one, Signals)]
+        if signals:
+            parts.append(
+                Signals(
+                    join([one.inputs for one in signals]),
+                    join([one.output_grads for one in signals]),
+                )
+            )
+        else:
+            parts.append(torch.cat(of_samples))
+    return BatchGradients(len(found), tuple(parts))
 
 
 @dataclass(eq=False)
@@ -224,8 +382,14 @@ class _Call:
 
 
 @contextmanager
-def _captured(linear: dict[nn.Module, int]) -> Iterator[list[_Call]]:
+def _captured(plan: _Plan) -> Iterator[list[_Call]]:
     calls: list[_Call] = []
+
+    def begin(module: nn.Module, args: tuple) -> tuple:
+        # No output is a leaf, which could not be changed in place.
+        if args[0].requires_grad or not torch.is_grad_enabled():
+            return args
+        return (args[0].detach().requires_grad_(True), *args[1:])
 
     def keep(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
         if not torch.is_grad_enabled():  # first pass of a reentrant checkpoint
@@ -233,12 +397,13 @@ def _captured(linear: dict[nn.Module, int]) -> Iterator[list[_Call]]:
                 "gradient checkpointing with use_reentrant=True hides the layers' "
                 "outputs; expected a plain forward pass; use use_reentrant=False"
             )
-        if not output.requires_grad:
-            output.requires_grad_(True)
-        calls.append(_Call(module, args[0].detach(), output))
-        return output
+        copied = module in plan.copied
+        inputs = args[0].detach()
+        calls.append(_Call(module, inputs.clone() if copied else inputs, output))
+        return output.clone() if copied else output
 
-    handles = [module.register_forward_hook(keep) for module in linear]
+    handles = [module.register_forward_pre_hook(begin) for module in plan.linear]
+    handles += [module.register_forward_hook(keep) for module in plan.linear]
     try:
         yield calls
     finally:
@@ -257,17 +422,60 @@ def _output_grads(
     )
 
 
+def _check_calls(calls: list[_Call], sample_losses: Tensor) -> None:
+    """Check that layers' inputs and outputs are as they were, a row for each sample.
+
+    Raises:
+        _ChangedInPlace: If they are not as they were.
+        _SharedRows: If a layer has other rows than samples.
+    """
+    changed = {call.module for call in calls if call.changed}
+    if changed:
+        raise _ChangedInPlace(changed)
+    size = len(sample_losses)
+    for call in calls:
+        if size > 1 and call.inputs.shape[0] != size:
+            raise _SharedRows(sample_losses, call.inputs.shape[0])
+
+
+def _check_rows(calls: list[_Call], sample_losses: Tensor, row: int) -> None:
+    """Check that the loss of one sample depends on its own row of each layer alone.
+
+    A layer may have as many rows as there are samples by chance. A loss that is a mean
+    over the batch cannot be asked.
+
+    Raises:
+        _SharedRows: If a layer's rows are not those of the samples.
+    """
+    if not calls or _is_mean(sample_losses):
+        return
+    outputs = [call.output for call in calls]
+    grads = torch.autograd.grad(
+        sample_losses[row], outputs, retain_graph=True, allow_unused=True
+    )
+    for grad in grads:
+        if grad is not None:
+            rest = torch.cat([grad[:row], grad[row + 1 :]])
+            # Samples that are not finite make zeros NaN.
+            if (torch.isfinite(rest) & (rest != 0)).any():
+                raise _SharedRows(sample_losses, grad.shape[0])
+
+
+def _is_mean(sample_losses: Tensor) -> bool:
+    """Tell whether all losses are one, the mean over the batch.
+
+    Returns:
+        False where there is one sample.
+    """
+    return len(sample_losses) > 1 and sample_losses.stride(0) == 0
+
+
 def _finite_samples(call: _Call, size: int) -> Tensor:
-    if call.inputs.shape[0] != size:
-        raise ValueError(
-            f"layer input has {call.inputs.shape[0]} rows for {size} samples; "
-            "expected the sample as first dimension; use grad_granularity: batch"
-        )
-    if call.changed:
-        raise ValueError(
-            "input or output of a layer is changed in place after the layer has run; "
-            "expected tensors that stay; use grad_granularity: batch"
-        )
+    if size == 1:  # all of it is this sample's, wherever a layer has the sample
+        call.inputs = call.inputs.reshape(1, -1, call.inputs.shape[-1])
+        if call.output_grad is not None:
+            wide = call.output_grad.shape[-1]
+            call.output_grad = call.output_grad.reshape(1, -1, wide)
     finite = torch.isfinite(call.inputs).reshape(size, -1).all(dim=1)
     if call.output_grad is not None:
         finite &= torch.isfinite(call.output_grad).reshape(size, -1).all(dim=1)
@@ -314,7 +522,7 @@ def _rows(values: Tensor, rows: Tensor) -> Tensor:
 def _one_by_one(
     sample_losses: Tensor, parameters: list[nn.Parameter], finite: Tensor
 ) -> tuple[list[Tensor], Tensor]:
-    if parameters and len(sample_losses) > 1 and sample_losses.stride(0) == 0:
+    if parameters and _is_mean(sample_losses):
         raise ValueError(
             "loss=scalar gives single gradients of Linear weights only; expected one "
             "loss per sample, shape (k,); or use grad_granularity: batch"

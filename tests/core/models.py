@@ -61,12 +61,12 @@ def targets_of(model: nn.Module, *names: str) -> list[Target]:
     return [Target(name, model.get_parameter(name)) for name in names]
 
 
-def sample_gradients(model: nn.Module, batches, parameter: nn.Parameter):
+def sample_gradients(model, batches, parameter: nn.Parameter, loss_of=losses):
     """Gradient of each sample's loss by plain autograd, ``(m, numel)``."""
     model.eval()
     rows = []
     for batch in batches:
-        for loss in losses(model, batch):
+        for loss in loss_of(model, batch):
             (grad,) = torch.autograd.grad(
                 loss, [parameter], retain_graph=True, allow_unused=True
             )

@@ -1,5 +1,6 @@
 """Gradient sources against plain autograd, and that training is not disturbed."""
 
+import functools
 import random
 
 import pytest
@@ -204,24 +205,118 @@ def test_gradient_checkpointing_is_right_or_refused(reentrant: bool) -> None:
     torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("what", ["input", "output"])
-def test_changes_in_place_are_refused(what: str) -> None:
+@pytest.mark.parametrize("what", ["input", "output", "output of a frozen input"])
+def test_changes_in_place_change_no_gradient(what: str) -> None:
     """The gradients would be those of other inputs, or of what follows."""
     model, batches = make_model(), make_batches()
+    frozen = what == "output of a frozen input"
 
-    def changing(m, batch):
+    def losses_of(m, batch, in_place: bool = True):
         x, y = batch
         hidden = 2.0 * m.first(x)  # nothing that autograd itself would miss
-        found = m.shared(hidden)
-        if what == "input":
+        found = m.shared(x.new_ones(len(x), 5, 10) if frozen else hidden)
+        if what == "input" and in_place:
             hidden.detach().add_(1.0)
-        else:
-            found = found.mul_(2.0)
+        elif what != "input":
+            turned = found.transpose(1, 2)  # a view, as DeBERTa changes it
+            found = (turned.mul_(2.0) if in_place else 2.0 * turned).transpose(1, 2)
         return nn.functional.cross_entropy(
             m.head(found.mean(dim=1)), y, reduction="none"
         )
 
-    with pytest.raises(ValueError, match="changed in place after the layer has run"):
-        _collect(model, NAMES[:2], batches, loss=changing)
-    count = _collect(model, NAMES[:2], batches, "batch", loss=losses)[1]
-    assert count.used == 3
+    names = NAMES[:2]
+    ours = _collect(model, names, batches, loss=losses_of)[0]
+    plain = functools.partial(losses_of, in_place=False)
+    for name, found in zip(names, ours, strict=True):
+        expected = sample_gradients(model, batches, model.get_parameter(name), plain)
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+
+
+def _with_positions(rows: int, dims: int):
+    """Positions that all samples share go through the layer of their tokens."""
+    generator = torch.Generator().manual_seed(5)
+    places = torch.randn(rows, 6, generator=generator, dtype=torch.float64)
+    places = places if dims == 2 else places[None]
+
+    def found(m, batch):
+        x, y = batch
+        shared = torch.tanh(m.first(places)).reshape(rows, -1)
+        hidden = torch.tanh(m.first(x)) @ shared.T @ shared
+        hidden = torch.tanh(m.shared(hidden))
+        return nn.functional.cross_entropy(
+            m.head(hidden.mean(dim=1)), y, reduction="none"
+        )
+
+    return found
+
+
+def _tokens_first(m, batch):
+    x, y = batch
+    hidden = torch.tanh(m.first(x.transpose(0, 1)))  # (T, k, 10)
+    hidden = torch.tanh(m.shared(hidden)) + m.shared(hidden.mean(0, keepdim=True))
+    return nn.functional.cross_entropy(m.head(hidden.mean(dim=0)), y, reduction="none")
+
+
+SHARED = {
+    "positions": (_with_positions(7, 3), 4),
+    "as many positions as samples": (_with_positions(4, 2), 4),
+    "one position and one sample": (_with_positions(1, 2), 1),
+    "tokens first": (_tokens_first, 4),
+    "as many tokens as samples": (_tokens_first, 5),
+}
+
+
+@pytest.mark.parametrize("case", SHARED)
+def test_layers_in_which_samples_share_rows(case: str) -> None:
+    loss, size = SHARED[case]
+    model, batches = make_model(), make_batches(size=size)
+    found, count = _collect(model, NAMES, batches, loss=loss, limit=3 * size - 1)
+    assert (count.used, count.skipped) == (3 * size - 1, 0)
+    for name, ours in zip(NAMES, found, strict=True):
+        parameter = model.get_parameter(name)
+        expected = sample_gradients(model, batches, parameter, loss)[:-1]
+        torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-14)
+
+
+def test_a_mean_loss_of_samples_that_share_rows() -> None:
+    model, batches = make_model(), make_batches()
+    loss = SHARED["positions"][0]
+    source = GradientSource(
+        lambda request: batches,
+        lambda m, batch: loss(m, batch).mean(),
+        batch_size=lambda batch: len(batch[1]),
+    )
+    ours = _collect(model, NAMES[:2], batches, loss=source.sample_losses)[0]
+    for name, found in zip(NAMES[:2], ours, strict=True):
+        expected = sample_gradients(model, batches, model.get_parameter(name), loss)
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+
+
+def test_bad_samples_among_those_that_share_rows() -> None:
+    model, batches = make_model(), make_batches()
+    loss = SHARED["positions"][0]
+    expected = sample_gradients(model, batches, model.first.weight, loss)
+    batches[1][0][2] = float("nan")
+    found, count = _collect(model, NAMES[:1], batches, loss=loss)
+    assert (count.used, count.skipped) == (11, 1)
+    kept = [i for i in range(12) if i != 6]
+    torch.testing.assert_close(found[0], expected[kept], rtol=1e-12, atol=1e-14)
+
+
+def test_samples_that_cannot_be_told_apart_are_refused() -> None:
+    """Batch gradients are what is left."""
+    model, batches = make_model(), make_batches()
+
+    def in_pairs(m, batch):  # more losses than rows of the batch
+        return losses(m, batch).repeat(2)
+
+    def together(m, batch):
+        found = losses(m, batch)
+        return found * found.sum()
+
+    with pytest.raises(ValueError, match="layer input has 4 rows for 8 samples"):
+        _collect(model, NAMES[:1], batches, loss=in_pairs)
+    with pytest.raises(ValueError, match="without the rest of its batch"):
+        _collect(model, NAMES[:1], batches, loss=together)
+    for loss in (in_pairs, together):
+        assert _collect(model, NAMES[:1], batches, "batch", loss=loss)[1].used == 3
