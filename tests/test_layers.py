@@ -4,6 +4,7 @@ import ast
 import os
 import sys
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -29,67 +30,55 @@ def layer(internal: set[str] = frozenset(), external: set[str] = frozenset()) ->
     return Layer(frozenset(internal), frozenset(external))
 
 
-LOADING = {"core", "modifiers", "recipe", "manager"}
-RUNNING = LOADING | {
-    "batches",
-    "cpu",
-    "training",
-    "tasks",
-    "embedded",
-    "resources",
-    "sizes",
-}
+LOADING = {"core", "modifiers", "recipe"}
+RUNNING = LOADING | {"cpu", "training", "tasks", "embedded", "resources", "sizes"}
 # The first part of a module's name below the package, or a file named in full.
 LAYERS = {
-    "__init__": layer({"manager"}),
+    "__init__": layer({"recipe"}),
     "resources": layer(),
     "sizes": layer(),
     "cpu": layer(set(), {"llvmlite"}),
-    "engines": layer({"cpu"}, ENGINES),
     "kernels": layer(set(), {"numba", "numpy", "torch", "triton"}),
     "core": layer({"kernels"}, {"torch"}),
     "modifiers": layer({"kernels", "core"}, {"torch"}),
     "modifiers/_host.py": layer(set(), {"sparseml", "sparsezoo", "torch", "yaml"}),
     "recipe": layer({"core", "modifiers"}, {"torch", "yaml"}),
-    "manager": layer({"core", "modifiers", "recipe"}, {"torch", "yaml"}),
-    "batches": layer({"core"}, {"torch"}),
     "training": layer(
-        {"batches", "core", "recipe", "manager"},
-        NUMERIC | {"accelerate", "safetensors"},
-    ),
-    "trainer": layer(
-        {"batches", "core", "manager", "training"}, {"torch", "transformers"}
+        {"core", "recipe"}, NUMERIC | {"accelerate", "safetensors", "transformers"}
     ),
     "embedded": layer(),
-    "compat": layer({"core", "modifiers", "recipe", "manager"}, {"torch", "yaml"}),
-    "compat/environment.py": layer(
-        set(), HOST | {"datasets", "numpy", "pkg_resources", "torch"}
-    ),
-    "compat/metrics.py": layer({"tasks"}, {"numpy", "scipy", "seqeval", "sklearn"}),
-    "compat/stacks.py": layer(set(), {"packaging"}),
-    "compat/trainer.py": layer({"core", "modifiers"}, HOST),
+    "compat": layer({"modifiers", "recipe"}, {"torch", "yaml"}),
     "tasks": layer(
-        LOADING
-        | {"batches", "compat", "cpu", "training", "embedded", "resources", "sizes"},
+        LOADING | {"compat", "cpu", "training", "embedded", "resources", "sizes"},
         NUMERIC | HUGGING_FACE | {"safetensors", "scipy", "seqeval", "sklearn"},
     ),
-    "export": layer(
-        {"core", "cpu", "engines", "sizes"},
-        NUMERIC | {"google", "onnx", "safetensors", "transformers"},
+    "sparseml_cli": layer(
+        {"compat", "core", "modifiers"}, {"packaging", "torch", "yaml"}
     ),
-    "bench": layer({"cpu", "engines", "export"}, NUMERIC | SHOW | {"onnx", "psutil"}),
-    "evaluating": layer(RUNNING | {"export"}, NUMERIC | HUGGING_FACE | {"safetensors"}),
+    "sparseml_cli/environment.py": layer(
+        set(), HOST | {"datasets", "numpy", "pkg_resources", "torch"}
+    ),
+    "sparseml_cli/metrics.py": layer(
+        {"tasks"}, {"numpy", "scipy", "seqeval", "sklearn"}
+    ),
+    "sparseml_cli/trainer.py": layer({"core", "modifiers"}, HOST),
+    "deploy": layer(
+        {"core", "cpu", "sizes"},
+        NUMERIC | ENGINES | {"google", "onnx", "safetensors", "transformers"},
+    ),
+    "deploy/bench": layer({"cpu", "sizes"}, NUMERIC | SHOW | {"onnx", "psutil"}),
+    "deploy/evaluate.py": layer(RUNNING, NUMERIC | HUGGING_FACE | {"safetensors"}),
     "report": layer(
-        RUNNING | {"export"}, NUMERIC | HUGGING_FACE | SHOW | {"safetensors"}
+        {"deploy", "recipe", "sizes"}, NUMERIC | HUGGING_FACE | SHOW | {"safetensors"}
     ),
     "quickstart": layer(
-        RUNNING | {"bench", "engines", "export", "report"},
+        RUNNING | {"deploy", "report"},
         NUMERIC | HUGGING_FACE | SHOW | {"safetensors", "yaml"},
     ),
     "run": layer({"cli"}),
     "cli": layer(
         RUNNING
-        | {"bench", "compat", "engines", "evaluating", "export", "kernels", "report"}
+        | {"compat", "deploy", "kernels", "report", "sparseml_cli"}
         | {"quickstart", "__init__"},
         NUMERIC | HUGGING_FACE | SHOW | {"psutil", "safetensors", "yaml"},
     ),
@@ -100,8 +89,9 @@ def layer_of(path: Path) -> str | None:
     """Return the row of a file (relative to the package), None without one."""
     if path.as_posix() in LAYERS:
         return path.as_posix()
-    first = path.with_suffix("").parts[0]
-    return first if first in LAYERS else None
+    parts = path.with_suffix("").parts
+    rows = ("/".join(parts[:depth]) for depth in range(len(parts), 0, -1))
+    return next((row for row in rows if row in LAYERS), None)
 
 
 def imported_modules(tree: ast.AST, module: str) -> set[str]:
@@ -167,9 +157,47 @@ def test_every_file_has_a_layer_and_imports_what_it_may():
     assert not bad, "\n".join(bad)
 
 
+def file_imports() -> dict[str, set[str]]:
+    """Return the modules of the package that each of its modules imports."""
+    modules = {
+        ".".join((PACKAGE, *path.with_suffix("").parts)).removesuffix(".__init__"): path
+        for path in python_files()
+    }
+    found = {}
+    for module, path in modules.items():
+        own = module if path.name != "__init__.py" else f"{module}.__init__"
+        tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+        names = imported_modules(tree, own)
+        near = {name if name in modules else name.rpartition(".")[0] for name in names}
+        found[module] = (near & set(modules)) - {module}
+    return found
+
+
+def circle_in(graph: dict[str, set[str]]) -> list[str]:
+    """Return a circle of a graph, [] if there is none."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return error.args[1]
+    return []
+
+
+def test_imports_run_one_way():
+    files = file_imports()
+    assert not circle_in(files)
+    rooms = {}
+    for module, imported in files.items():
+        room = module.split(".")[1:2]
+        rooms.setdefault(*room, set()).update(
+            name.split(".")[1] for name in imported if "." in name
+        ) if room else None
+    assert not circle_in({room: near - {room} for room, near in rooms.items()})
+    assert circle_in({"a": {"b"}, "b": {"c"}, "c": {"a"}})
+
+
 def test_sparseml_is_in_one_file_and_in_its_fixes_alone():
     rows = {name for name, row in LAYERS.items() if row.external & HOST}
-    fixes = {"compat/environment.py", "compat/trainer.py"}
+    fixes = {"sparseml_cli/environment.py", "sparseml_cli/trainer.py"}
     assert rows == {"modifiers/_host.py"} | fixes
     assert (ROOT / "modifiers" / "_host.py").is_file()
 
@@ -183,7 +211,7 @@ def test_torch_ao_is_in_one_file_alone():
         )
         if name.startswith(("torch.ao", "torchao"))
     }
-    assert found == {"core/fake_quant.py"}
+    assert found == {"core/quantization/fake_quant.py"}
 
 
 COMPILED = {"numba": {"kernels/_compiled.py"}}
@@ -217,14 +245,14 @@ def test_compilers_are_in_files_of_their_own_and_imported_when_chosen(compiler):
         ("core/x.py", "import sparseml"),
         ("core/x.py", "def f():\n    import transformers.models"),
         ("core/x.py", "from obert_modifiers.modifiers import gmp_star"),
-        ("core/x.py", "from obert_modifiers import manager"),
+        ("core/x.py", "from obert_modifiers import recipe"),
         ("core/x.py", "from ..modifiers import gmp_star"),
         ("core/x.py", "import importlib\nimportlib.import_module('accelerate')"),
         ("kernels/x.py", "from obert_modifiers.core import blocks"),
         ("kernels/x.py", "import yaml"),
         ("modifiers/x.py", "from sparseml.pytorch.optim import Modifier"),
-        ("manager.py", "import sparseml"),
-        ("training.py", "from obert_modifiers.cli import main"),
+        ("recipe/manager.py", "import sparseml"),
+        ("training/x.py", "from obert_modifiers.cli import main"),
         ("tasks/x.py", "import rich"),
         ("cli/x.py", "import sparseml"),
         ("unheard_of.py", "import os"),
@@ -239,7 +267,7 @@ def test_a_planted_import_is_found(path, source):
     ("path", "source"),
     [
         ("core/x.py", "import math, torch\nfrom torch import distributed"),
-        ("core/x.py", "from . import blocks\nfrom .blocks import view"),
+        ("core/x.py", "from . import losses\nfrom .losses import token_loss"),
         ("core/x.py", "from ..kernels import solve"),
         ("modifiers/x.py", "from obert_modifiers.modifiers import _host"),
         ("modifiers/_host.py", "from sparseml.pytorch.optim import Modifier"),

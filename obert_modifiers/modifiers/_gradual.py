@@ -8,16 +8,16 @@ from typing import Any
 
 from torch import nn
 
-from obert_modifiers.core.event import SecondOrderConfig
-from obert_modifiers.core.memory import peak_memory
-from obert_modifiers.core.parallel import world
-from obert_modifiers.core.pruning_step import StepResult
-from obert_modifiers.core.report import PruneReport
-from obert_modifiers.core.schedule import (
+from obert_modifiers.core.distributed.memory import peak_memory
+from obert_modifiers.core.distributed.parallel import world
+from obert_modifiers.core.pruning.event import SecondOrderConfig
+from obert_modifiers.core.pruning.pruning_step import StepResult
+from obert_modifiers.core.pruning.report import PruneReport
+from obert_modifiers.core.pruning.schedule import (
     INTERPOLATIONS,
     interpolate_sparsity,
 )
-from obert_modifiers.core.selection import make_pools
+from obert_modifiers.core.pruning.selection import make_pools
 from obert_modifiers.modifiers._goals import read_goals
 from obert_modifiers.modifiers._host import (
     SCHEDULE_KEY,

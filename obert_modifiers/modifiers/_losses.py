@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from obert_modifiers.core.distillation import mix_losses
 from obert_modifiers.core.outputs import LABELS, TEACHERS_OWN
-from obert_modifiers.core.sampling import GradientSource
+from obert_modifiers.core.pruning.sampling import GradientSource
 from obert_modifiers.modifiers.distillation import LogitDistillationModifier
 
 FISHER_LOSSES = ("task", "distillation", "train")

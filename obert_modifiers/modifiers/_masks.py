@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from obert_modifiers.core.report import LayerCount
-from obert_modifiers.core.targets import Target
+from obert_modifiers.core.pruning.report import LayerCount
+from obert_modifiers.core.pruning.targets import Target
 from obert_modifiers.kernels import apply_mask_
 from obert_modifiers.modifiers._targets import find_layer
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from obert_modifiers.core.sampling import GradientSource, SampleRequest
+from obert_modifiers.core.pruning.sampling import GradientSource, SampleRequest
 
 _LOGGER = logging.getLogger(__name__)
 

@@ -7,13 +7,13 @@ from typing import Any
 
 from torch import nn
 
-from obert_modifiers.core.blocks import MaskPattern
-from obert_modifiers.core.event import SecondOrderConfig, plan_targets
-from obert_modifiers.core.parallel import world
-from obert_modifiers.core.pruning_step import StepResult, second_order_step_
-from obert_modifiers.core.sampling import GradientSource
-from obert_modifiers.core.sharding import MemoryPlan
-from obert_modifiers.core.targets import Target
+from obert_modifiers.core.distributed.parallel import world
+from obert_modifiers.core.distributed.sharding import MemoryPlan
+from obert_modifiers.core.pruning.blocks import MaskPattern
+from obert_modifiers.core.pruning.event import SecondOrderConfig, plan_targets
+from obert_modifiers.core.pruning.pruning_step import StepResult, second_order_step_
+from obert_modifiers.core.pruning.sampling import GradientSource
+from obert_modifiers.core.pruning.targets import Target
 from obert_modifiers.modifiers._masks import ParameterMasks
 from obert_modifiers.modifiers._sampling import find_source
 from obert_modifiers.modifiers._validate import as_positive

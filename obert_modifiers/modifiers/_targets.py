@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from obert_modifiers.core.targets import Target, check_no_adapters, is_conv1d
+from obert_modifiers.core.pruning.targets import Target, check_no_adapters, is_conv1d
 
 ALL = "__ALL__"
 ALL_PRUNABLE = "__ALL_PRUNABLE__"

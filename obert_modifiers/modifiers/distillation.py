@@ -19,7 +19,7 @@ from obert_modifiers.core.distillation import (
     output_losses,
     read_outputs,
 )
-from obert_modifiers.core.identity import digest_of
+from obert_modifiers.core.distributed.identity import digest_of
 from obert_modifiers.core.outputs import (
     LABELS,
     MULTI_LABEL,

@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import nn
 
-from obert_modifiers.core.blocks import MaskPattern, check_block_size
-from obert_modifiers.core.event import DAMP_GRID, SELECTIONS, SecondOrderConfig
-from obert_modifiers.core.pruning_step import StepResult, magnitude_step_
-from obert_modifiers.core.update import UPDATES
+from obert_modifiers.core.pruning.blocks import MaskPattern, check_block_size
+from obert_modifiers.core.pruning.event import DAMP_GRID, SELECTIONS, SecondOrderConfig
+from obert_modifiers.core.pruning.pruning_step import StepResult, magnitude_step_
+from obert_modifiers.core.pruning.update import UPDATES
 from obert_modifiers.modifiers._gradual import GradualPruningModifier
 from obert_modifiers.modifiers._host import PyTorchModifierYAML, recipe_key
 from obert_modifiers.modifiers._second_order import AUTO, SecondOrder, read_damping

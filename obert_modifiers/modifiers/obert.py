@@ -5,16 +5,16 @@ from typing import Any
 
 from torch import nn
 
-from obert_modifiers.core.blocks import check_block_size
-from obert_modifiers.core.event import (
+from obert_modifiers.core.distributed.sharding import MemoryPlan
+from obert_modifiers.core.pruning.blocks import check_block_size
+from obert_modifiers.core.pruning.event import (
     DAMP_GRID,
     FISHER_DTYPES,
     SELECTIONS,
     SecondOrderConfig,
 )
-from obert_modifiers.core.pruning_step import StepResult
-from obert_modifiers.core.sharding import MemoryPlan
-from obert_modifiers.core.update import UPDATES
+from obert_modifiers.core.pruning.pruning_step import StepResult
+from obert_modifiers.core.pruning.update import UPDATES
 from obert_modifiers.modifiers._gradual import GradualPruningModifier
 from obert_modifiers.modifiers._host import PyTorchModifierYAML, recipe_key
 from obert_modifiers.modifiers._losses import FISHER_LOSSES
@@ -45,7 +45,7 @@ class OBERTPruningModifier(GradualPruningModifier):
     group size of ``mask_type``.
 
     Needs at ``initialize`` either ``gradient_source``, a
-    :class:`~obert_modifiers.core.sampling.GradientSource`, or SparseML's
+    :class:`~obert_modifiers.core.pruning.sampling.GradientSource`, or SparseML's
     ``grad_sampler`` dict. Hooks run in the order of
     :class:`~obert_modifiers.modifiers._gradual.GradualPruningModifier`.
 
@@ -123,7 +123,7 @@ class OBERTPruningModifier(GradualPruningModifier):
             min_density: Share of its weights that each parameter keeps at least.
             num_grads: Gradients m, over all processes.
             damp: Absolute dampening as in oBERT equation (2), or ``auto`` for the
-                fraction of :data:`~obert_modifiers.core.event.DAMP_GRID` that
+                fraction of :data:`~obert_modifiers.core.pruning.event.DAMP_GRID` that
                 leaves the lowest loss on 256 other training samples, at each event.
             damp_fraction: Dampening as a fraction of the mean Fisher diagonal over
                 the living weights; 0.01 where neither is given.

@@ -7,10 +7,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from obert_modifiers.core.fake_quant import ACTIVATION, average_ranges_
-from obert_modifiers.core.fisher_state import request_of
-from obert_modifiers.core.gradients import sum_losses
-from obert_modifiers.core.quantization import (
+from obert_modifiers.core.pruning.fisher_state import request_of
+from obert_modifiers.core.pruning.gradients import sum_losses
+from obert_modifiers.core.pruning.sampling import GradientSource
+from obert_modifiers.core.quantization.fake_quant import ACTIVATION, average_ranges_
+from obert_modifiers.core.quantization.scheme import (
     WHOLE,
     Scheme,
     calibrating,
@@ -20,7 +21,6 @@ from obert_modifiers.core.quantization import (
     quantize_,
     quantizers_of,
 )
-from obert_modifiers.core.sampling import GradientSource
 from obert_modifiers.modifiers._host import (
     SCHEDULE_KEY,
     ModifierProp,
@@ -59,7 +59,7 @@ class QATModifier(ScheduledModifier):
     over batches of the source of gradients, after pruning modifiers have pruned. The
     model stays quantized and its
     ``state_dict`` is that of a plain model; the scales are saved beside it by
-    :func:`~obert_modifiers.core.quantization_file.save_quantization`.
+    :func:`~obert_modifiers.core.quantization.scales.save_quantization`.
 
     Sample YAML::
 

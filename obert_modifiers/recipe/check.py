@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from obert_modifiers.core.schedule import INTERPOLATIONS
+from obert_modifiers.core.pruning.schedule import INTERPOLATIONS
 from obert_modifiers.modifiers._gradual import GradualPruningModifier
 from obert_modifiers.modifiers._host import Modifier, modifier_classes
 from obert_modifiers.recipe.problems import Problem, nearest

@@ -5,10 +5,10 @@ from typing import Any
 
 from torch import nn
 
-from obert_modifiers.core.event import SecondOrderConfig, plan_targets
-from obert_modifiers.core.selection import make_pools
-from obert_modifiers.core.sharding import MemoryPlan
-from obert_modifiers.core.targets import Target
+from obert_modifiers.core.distributed.sharding import MemoryPlan
+from obert_modifiers.core.pruning.event import SecondOrderConfig, plan_targets
+from obert_modifiers.core.pruning.selection import make_pools
+from obert_modifiers.core.pruning.targets import Target
 from obert_modifiers.modifiers._goals import read_goals
 from obert_modifiers.modifiers._gradual import GradualPruningModifier
 from obert_modifiers.modifiers._targets import find_targets, match_names, unwrap

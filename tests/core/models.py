@@ -4,9 +4,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from obert_modifiers.core.blocks import MaskPattern
-from obert_modifiers.core.sampling import GradientSource, SampleRequest
-from obert_modifiers.core.targets import Target
+from obert_modifiers.core.pruning.blocks import MaskPattern
+from obert_modifiers.core.pruning.sampling import GradientSource, SampleRequest
+from obert_modifiers.core.pruning.targets import Target
 from tests import reference
 
 

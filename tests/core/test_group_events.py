@@ -4,11 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from obert_modifiers.core.blocks import MaskPattern, parse_mask_type
-from obert_modifiers.core.event import SecondOrderConfig
-from obert_modifiers.core.pruning_step import magnitude_step_, second_order_step_
-from obert_modifiers.core.sampling import GradientSource
-from obert_modifiers.core.targets import Target
+from obert_modifiers.core.pruning.blocks import MaskPattern, parse_mask_type
+from obert_modifiers.core.pruning.event import SecondOrderConfig
+from obert_modifiers.core.pruning.pruning_step import (
+    magnitude_step_,
+    second_order_step_,
+)
+from obert_modifiers.core.pruning.sampling import GradientSource
+from obert_modifiers.core.pruning.targets import Target
 from tests import reference
 from tests.core.models import (
     GROUP_PATTERNS,

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from obert_modifiers.core.event import SecondOrderConfig
-from obert_modifiers.core.pruning_step import (
+from obert_modifiers.core.pruning.event import SecondOrderConfig
+from obert_modifiers.core.pruning.pruning_step import (
     magnitude_step_,
     second_order_step_,
 )

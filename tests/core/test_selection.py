@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from obert_modifiers.core.blocks import parse_mask_type
-from obert_modifiers.core.selection import (
+from obert_modifiers.core.pruning.blocks import parse_mask_type
+from obert_modifiers.core.pruning.selection import (
     Candidates,
     Pool,
     Quota,

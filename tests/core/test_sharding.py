@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from obert_modifiers.core import sharding
-from obert_modifiers.core.blocks import make_layout, parse_mask_type
-from obert_modifiers.core.sharding import plan_event
+from obert_modifiers.core.distributed import sharding
+from obert_modifiers.core.distributed.sharding import plan_event
+from obert_modifiers.core.pruning.blocks import make_layout, parse_mask_type
 
 SHAPES = [(512, 384), (10, 7), (1, 5), (768, 512), (33, 50)]
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from obert_modifiers import modifiers
-from obert_modifiers.core.quantization import remove_quantization_
-from obert_modifiers.core.quantized_layers import Quantized
+from obert_modifiers.core.quantization.layers import Quantized
+from obert_modifiers.core.quantization.scheme import remove_quantization_
 from obert_modifiers.modifiers import _host, _host_state
 from obert_modifiers.training._tree import pack, unpack
 from tests.modifiers.driving import STEPS, drive, name_of, start

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 from transformers import BertConfig, BertModel
 
-from obert_modifiers.core.quantization import quantizers_of
-from obert_modifiers.manager import RecipeError, RecipeManager
+from obert_modifiers.core.quantization.scheme import quantizers_of
 from obert_modifiers.modifiers import _host
 from obert_modifiers.recipe import load_recipe
+from obert_modifiers.recipe.manager import RecipeError, RecipeManager
 from obert_modifiers.recipe.plan import plan_recipe
 from obert_modifiers.training import TrainConfig, train
 from obert_modifiers.training.optimizer import parameter_groups
