@@ -13,8 +13,6 @@ from safetensors import safe_open
 from torch import Tensor
 
 from obert_modifiers.deploy.artefact import LOADERS, ONNX, RUN, Artefact
-from obert_modifiers.deploy.formats.ir_weights import ir_weights
-from obert_modifiers.deploy.onnx.weights import onnx_weights
 from obert_modifiers.deploy.weight import Weight, in_a_layer
 
 
@@ -35,8 +33,12 @@ def weights_of(artefact: Artefact) -> list[Weight]:
     elif artefact.kind in LOADERS:
         tensors = iter(LOADERS[artefact.kind](artefact.path).items())
     elif artefact.kind == ONNX:
+        from obert_modifiers.deploy.onnx.weights import onnx_weights
+
         return onnx_weights(artefact.files[0])
     else:
+        from obert_modifiers.deploy.formats.ir_weights import ir_weights
+
         return ir_weights(*artefact.files)
     return [
         Weight(name, one.numel(), int(torch.count_nonzero(one)), _prunable(name, one))
