@@ -19,7 +19,7 @@ from obert_modifiers.recipe.plan import plan_recipe
 from obert_modifiers.training import TrainConfig, train
 from obert_modifiers.training.optimizer import parameter_groups
 from tests.modifiers.table import ENCODER, make_batch, make_model, sample_loss
-from tests.test_training import make_task
+from tests.training.test_training import make_task
 
 STEPS = 8  # optimizer steps of an epoch
 ROOT = Path(__file__).parents[2]

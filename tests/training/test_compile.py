@@ -12,8 +12,8 @@ from obert_modifiers.tasks import text_classification
 from obert_modifiers.training import RecipeStepper
 from tests import tiny
 from tests.modifiers.table import TinyModel, make_model
-from tests.test_training import GMP, OBERT, masks_of, run
 from tests.training.test_precision import COMPOUND, PRUNED
+from tests.training.test_training import GMP, OBERT, masks_of, run
 
 
 def bits(model) -> str:

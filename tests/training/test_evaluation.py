@@ -107,8 +107,8 @@ def test_predicting_needs_no_labels(tmp_path) -> None:
 
 
 def test_each_epoch_is_announced_before_its_batches(tmp_path) -> None:
-    from tests.test_training import make_model
-    from tests.test_training import make_task as classification
+    from tests.training.test_training import make_model
+    from tests.training.test_training import make_task as classification
 
     said = []
     data = classification(train=16, validation=4)

@@ -19,7 +19,7 @@ from obert_modifiers.training.guards import (
     check_same_data,
 )
 from tests.modifiers.table import make_model
-from tests.test_training import OBERT, make_task
+from tests.training.test_training import OBERT, make_task
 
 
 def poisoned(task: TaskData, calls: set[int]) -> TaskData:

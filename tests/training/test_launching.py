@@ -12,7 +12,7 @@ from torch.distributed.tensor import distribute_tensor
 from obert_modifiers.tasks import text_classification
 from obert_modifiers.training.launching import check_environment, check_whole
 from tests.modifiers.table import make_model
-from tests.test_training import GMP, run
+from tests.training.test_training import GMP, run
 
 WAY_OUT = "accelerate launch --multi_gpu --num_processes N, or torchrun"
 

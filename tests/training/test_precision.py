@@ -8,7 +8,7 @@ import torch
 
 from obert_modifiers.core.quantization.scheme import quantizers_of
 from obert_modifiers.training import RecipeStepper, loop
-from tests.test_training import OBERT, masks_of, run
+from tests.training.test_training import OBERT, masks_of, run
 
 COMPOUND = (
     OBERT

@@ -8,7 +8,7 @@ import pytest
 from obert_modifiers.tasks._arguments import parse
 from obert_modifiers.training import trackers
 from obert_modifiers.training.trackers import trackers_of
-from tests.test_training import GMP, run
+from tests.training.test_training import GMP, run
 
 
 class Recorder:

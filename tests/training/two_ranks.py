@@ -14,7 +14,7 @@ from obert_modifiers.recipe.manager import RecipeManager
 from obert_modifiers.training import RecipeStepper, TrainConfig, train
 from tests.modifiers.driving import name_of
 from tests.modifiers.table import PRUNERS, TABLE, Row, make_model
-from tests.test_training import make_task
+from tests.training.test_training import make_task
 
 # 30 samples in batches of 4 are 8, of which the last has 2: with two processes the
 # last pair is uneven.
