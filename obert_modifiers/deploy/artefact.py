@@ -41,18 +41,7 @@ class Artefact:
 
 
 def find_artefact(path: Path) -> Artefact:
-    """Tell what a path holds.
-
-    Args:
-        path: A run's folder, a folder with one exported model, or an exported file.
-
-    Returns:
-        What it is and which files it has.
-
-    Raises:
-        FileNotFoundError: If there is nothing there, or no model in the folder.
-        ValueError: If it is a file of another kind, or the folder has several models.
-    """
+    """Tell what a path holds."""
     path = Path(path)
     check_there(path)
     if path.is_file():
@@ -77,14 +66,7 @@ def find_artefact(path: Path) -> Artefact:
 
 
 def names_of(paths: Sequence[Path]) -> list[str]:
-    """Name paths by their last parts, by as many as tell them apart.
-
-    Args:
-        paths: Files and folders; the same one may be there twice.
-
-    Returns:
-        A name for each.
-    """
+    """Name paths by their last parts, by as many as tell them apart."""
     parts = [path.resolve().parts for path in paths]
     depth = 1
     while depth < max(map(len, parts)):
@@ -136,11 +118,7 @@ def _file(path: Path) -> Artefact:
 
 
 def _external(path: Path) -> list[Path]:
-    """Find the files that an ONNX file keeps its larger weights in.
-
-    Returns:
-        Their paths, mostly none.
-    """
+    """Find the files that an ONNX file keeps its larger weights in."""
     import onnx
     from google.protobuf.message import DecodeError
 

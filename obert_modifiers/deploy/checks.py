@@ -28,21 +28,7 @@ def compare(
 
     That is done at several lengths and batch sizes, the longest among them, with
     padding; at the one size that the file has, where it is fixed.
-
-    Args:
-        model: The model that it was written from.
-        sample: What the tokenizer makes of a text, by name, ``(batch, sequence)``.
-        path: What was written.
-        engine: What runs it.
-        int8: Whether it has INT8 weights.
-        fix: What to do where it computes something else.
-
-    Returns:
-        What was seen and at which sizes, or that the engine is not installed.
-
-    Raises:
-        ValueError: If the outputs are not the model's, or the engine stops.
-    """  # noqa: DOC502  raised by _computed too
+    """
     try:
         import_engine(engine)
     except ValueError:
@@ -77,11 +63,7 @@ def compare(
 def _samples(
     model: nn.Module, sample: Mapping[str, Tensor], graph: GraphModel
 ) -> Iterator[Mapping[str, Tensor]]:
-    """Choose the batches at which outputs are compared.
-
-    Yields:
-        What the tokenizer made, and several lengths and batch sizes, or the fixed one.
-    """
+    """Choose the batches at which outputs are compared."""
     fixed = (*graph.inputs[IDS], None, None)[:2]
     if fixed[1] is None:
         yield sample

@@ -8,17 +8,7 @@ from obert_modifiers.cpu import Cpu
 
 
 def import_engine(name: str) -> ModuleType:
-    """Import an engine.
-
-    Args:
-        name: Its name, which is its package's and that of the extra that brings it.
-
-    Returns:
-        The module.
-
-    Raises:
-        ValueError: If it is not installed.
-    """
+    """Import an engine."""
     try:
         with warnings.catch_warnings():
             # DeepSparse is not made for the pydantic of today, and says so.
@@ -32,14 +22,7 @@ def import_engine(name: str) -> ModuleType:
 
 
 def engine_advice(cpu: Cpu) -> dict[str, str]:
-    """Say what each engine profits from on a CPU, and what will be slow.
-
-    Args:
-        cpu: The CPU.
-
-    Returns:
-        A line for each engine, and one for training here.
-    """
+    """Say what each engine profits from on a CPU, and what will be slow."""
     has = cpu.features
     if cpu.saturates:
         onnxruntime = openvino = "INT8 gains little over float32 without VNNI"

@@ -73,19 +73,7 @@ class Request:
 
 
 def evaluate_file(request: Request) -> dict[str, Any]:
-    """Evaluate a model as it is on disk, on its task's validation data.
-
-    Args:
-        request: What is to be evaluated.
-
-    Returns:
-        The task's figures, with what was measured on what.
-
-    Raises:
-        FileNotFoundError: If there is no model, or no configuration.
-        ValueError: If the model is damaged, foreign or of another task, the engine is
-            not installed, or the data is missing.
-    """  # noqa: DOC502  raised by what is called
+    """Evaluate a model as it is on disk, on its task's validation data."""
     artefact = find_artefact(request.model)
     engine = _engine_of(request, artefact)
     home = _home(request, artefact)
@@ -181,16 +169,7 @@ def _task_of(request: Request, home: Path) -> str:
 
 
 def _arguments(request: Request, home: Path, task: Task) -> Arguments:
-    """Read the data's flags: those that were given, or else those of the run.
-
-    Args:
-        request: What is to be evaluated.
-        home: The run's folder.
-        task: The task.
-
-    Returns:
-        The flags of an evaluation.
-    """
+    """Read the data's flags: those that were given, or else those of the run."""
     words = list(request.words)
     recorded = [] if names_data(words) else recorded_words(home, task.name)
     if recorded:
@@ -211,29 +190,13 @@ def _arguments(request: Request, home: Path, task: Task) -> Arguments:
 
 
 def names_data(words: Sequence[str]) -> bool:
-    """Tell whether flags say which data is meant, or only how much of it.
-
-    Args:
-        words: Flags of a task's data.
-
-    Returns:
-        True for such as ``--validation_file``.
-    """
+    """Tell whether flags say which data is meant, or only how much of it."""
     named = {word.partition("=")[0].lstrip("-").replace("-", "_") for word in words}
     return bool(named & _DATA)
 
 
 def recorded_words(home: Path, task: str) -> list[str]:
-    """Find the flags that a run was started with.
-
-    Args:
-        home: The run's folder.
-        task: The task.
-
-    Returns:
-        The words after ``obert train TASK``; none where the run is of another task, or
-        was not started from a command line.
-    """
+    """Find the flags that a run was started with."""
     path = home / TRAIN_RECORD
     if not path.is_file():
         return []
@@ -290,20 +253,7 @@ def _check_logits(graph: nn.Module, inputs: Inputs, path: Path) -> None:
 def _loaded(
     artefact: Artefact, engine: str, home: Path, task: Task
 ) -> Iterator[nn.Module]:
-    """Load a model, for a while.
-
-    Args:
-        artefact: What is on disk.
-        engine: What computes it.
-        home: The folder of its configuration.
-        task: The task.
-
-    Yields:
-        A module that gives its outputs by name.
-
-    Raises:
-        ValueError: If it is damaged or foreign, or no model for the task.
-    """
+    """Load a model, for a while."""
     if artefact.kind in _GRAPHS:
         yield open_graph(artefact.files[0], engine)
         return

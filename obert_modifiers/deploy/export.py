@@ -51,22 +51,7 @@ DEFAULT_SHAPE = (32, 128)
 def export_run(
     run: Path, form: str, out: Path | None = None, options: Options | None = None
 ) -> Exported:
-    """Write a run in another format.
-
-    Args:
-        run: The output folder of ``obert train``.
-        form: One of :data:`FORMATS`.
-        out: The file or folder to write; the run's name with the format's ending, in
-            ``export`` of the run's folder, if unset.
-        options: What a user asks for.
-
-    Returns:
-        What was written.
-
-    Raises:
-        ValueError: If the format is unknown, does not fit the model, or needs what is
-            not installed.
-    """
+    """Write a run in another format."""
     options = options or Options()
     if form not in FORMATS:
         raise ValueError(
@@ -168,14 +153,7 @@ def _check_options(form: str, options: Options) -> None:
 
 
 def _compared(run: "Run", path: Path, engine: str, int8: bool, options: Options) -> str:
-    """Compare a file with its run; one that computes something else is removed.
-
-    Returns:
-        What was seen.
-
-    Raises:
-        ValueError: If it computes something else.
-    """
+    """Compare a file with its run; one that computes something else is removed."""
     from obert_modifiers.deploy.artefact import find_artefact
     from obert_modifiers.deploy.checks import compare
 
@@ -205,11 +183,7 @@ def _weights(count: int) -> str:
 
 
 def _saturating(found: "OnnxExport") -> list[str]:
-    """Say which layers a CPU without VNNI would sum wrongly, and what became of them.
-
-    Returns:
-        A line, or none.
-    """
+    """Say which layers a CPU without VNNI would sum wrongly, and what became of them."""
     if not found.saturating:
         return []
     from obert_modifiers.deploy.onnx.saturation import describe

@@ -31,16 +31,7 @@ class GraphModel(nn.Module):
         inputs: Mapping[str, tuple[int | None, ...]],
         outputs: Sequence[str],
     ) -> None:
-        """Check that it is a graph over tokens.
-
-        Args:
-            path: Its file, for errors.
-            inputs: The shape of each input by name.
-            outputs: Names of the outputs.
-
-        Raises:
-            ValueError: If it takes no ``input_ids``.
-        """
+        """Check that it is a graph over tokens."""
         super().__init__()
         self.inputs, self.outputs, self._path = dict(inputs), tuple(outputs), path
         if "input_ids" not in self.inputs:
@@ -51,18 +42,7 @@ class GraphModel(nn.Module):
             )
 
     def forward(self, **values: Tensor) -> dict[str, Tensor]:
-        """Compute the graph.
-
-        Args:
-            **values: ``(batch, sequence)`` each, by name.
-
-        Returns:
-            The outputs by name, for the rows and positions that were given.
-
-        Raises:
-            ValueError: If a sample is longer than the graph's fixed length, or an
-                input is missing.
-        """
+        """Compute the graph."""
         rows, tokens = values["input_ids"].shape
         fixed_rows, fixed_tokens = (*self.inputs["input_ids"], None, None)[:2]
         if fixed_tokens is not None and tokens > fixed_tokens:
@@ -96,14 +76,7 @@ class GraphModel(nn.Module):
 
     @abstractmethod
     def compute(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Run the engine.
-
-        Args:
-            arrays: int64 ``(batch, sequence)`` by name.
-
-        Returns:
-            The outputs by name.
-        """
+        """Run the engine."""
 
     def _value(self, name: str, values: Mapping[str, Tensor]) -> Tensor:
         if name in values:
@@ -121,14 +94,7 @@ class _OnnxRuntime(GraphModel):
     """A graph in ONNX Runtime."""
 
     def __init__(self, path: Path) -> None:
-        """Read an ONNX file.
-
-        Args:
-            path: The file.
-
-        Raises:
-            ValueError: If ONNX Runtime cannot run it.
-        """
+        """Read an ONNX file."""
         import_engine("onnxruntime")
         load_onnx(path)  # whose errors are for users
         try:
@@ -151,14 +117,7 @@ class _OpenVino(GraphModel):
     """A graph in OpenVINO, from an IR or an ONNX file."""
 
     def __init__(self, path: Path) -> None:
-        """Read a model.
-
-        Args:
-            path: An ``.xml`` file, or an ``.onnx`` file.
-
-        Raises:
-            ValueError: If OpenVINO cannot run it.
-        """
+        """Read a model."""
         openvino = import_engine("openvino")
         try:
             core = openvino.Core()
@@ -186,14 +145,7 @@ class _DeepSparse(GraphModel):
     """A graph in DeepSparse, which runs fixed shapes."""
 
     def __init__(self, path: Path) -> None:
-        """Read an ONNX file.
-
-        Args:
-            path: The file.
-
-        Raises:
-            ValueError: If its shapes are free, or DeepSparse cannot run it.
-        """
+        """Read an ONNX file."""
         deepsparse = import_engine("deepsparse")
         graph = load_onnx(path).graph
         inputs = {
@@ -229,19 +181,7 @@ _CLASSES = {
 
 
 def open_graph(path: Path, engine: str) -> GraphModel:
-    """Open a graph in an engine.
-
-    Args:
-        path: An ``.onnx`` file, or for OpenVINO an ``.xml`` file.
-        engine: ``onnxruntime``, ``openvino`` or ``deepsparse``.
-
-    Returns:
-        A module that takes and gives tensors by name.
-
-    Raises:
-        ValueError: If the engine is not installed or cannot run the file, or the file
-            is damaged or no text model.
-    """  # noqa: DOC502  raised by the classes
+    """Open a graph in an engine."""
     return _CLASSES[engine](path)
 
 

@@ -40,18 +40,7 @@ class Run:
 
 
 def load_run(path: Path) -> Run:
-    """Load what a run saved, in the class that it was trained in.
-
-    Args:
-        path: The output folder of ``obert train``, or of ``save_pretrained``.
-
-    Returns:
-        The model and its tokenizer.
-
-    Raises:
-        FileNotFoundError: If there is no such folder, or no model in it.
-        ValueError: If the model's class is unknown, or its files cannot be read.
-    """
+    """Load what a run saved, in the class that it was trained in."""
     config = path / "config.json"
     if not config.is_file():
         raise FileNotFoundError(

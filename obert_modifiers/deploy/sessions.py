@@ -17,17 +17,7 @@ def open_session(path: Path, options: Any = None) -> Any:
     """Open a file in ONNX Runtime, with sums in 32 bits where the CPU needs telling.
 
     Files of ``obert export`` need nothing; those of other tools, and older ones, may.
-
-    Args:
-        path: The ONNX file.
-        options: ``SessionOptions``, or None; changed in place.
-
-    Returns:
-        The session, on the CPU.
-
-    Raises:
-        ValueError: If ONNX Runtime is not installed, or the file is damaged.
-    """  # noqa: DOC502  raised by what is called
+    """
     runtime = import_engine("onnxruntime")
     options = options or runtime.SessionOptions()
 

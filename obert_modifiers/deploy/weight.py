@@ -26,27 +26,12 @@ class Weight:
 
 
 def in_a_layer(name: str) -> bool:
-    """Tell names below a numbered layer.
-
-    Args:
-        name: Of a parameter, or of a node in a graph.
-
-    Returns:
-        True for such as ``encoder.layer.0.output.dense.weight``.
-    """
+    """Tell names below a numbered layer."""
     return _IN_A_LAYER.search(name) is not None
 
 
 def count_nonzero(array: np.ndarray, zero_point: np.ndarray | None) -> int:
-    """Count what is not zero.
-
-    Args:
-        array: Any numbers; matrices of integers have rows or columns by zero point.
-        zero_point: The integer that stands for zero, or one for each row or column.
-
-    Returns:
-        How many.
-    """
+    """Count what is not zero."""
     if zero_point is None or not zero_point.any():
         return int(np.count_nonzero(array))
     if zero_point.size > 1:

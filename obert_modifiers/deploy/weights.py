@@ -17,17 +17,7 @@ from obert_modifiers.deploy.weight import Weight, in_a_layer
 
 
 def weights_of(artefact: Artefact) -> list[Weight]:
-    """Count the numbers of a model, tensor by tensor.
-
-    Args:
-        artefact: From `find_artefact`.
-
-    Returns:
-        Its weights; scales and zero points are none.
-
-    Raises:
-        ValueError: If a file is damaged or foreign.
-    """  # noqa: DOC502  raised by what is called
+    """Count the numbers of a model, tensor by tensor."""
     if artefact.kind == RUN:
         tensors = _tensors(artefact.files)
     elif artefact.kind in LOADERS:

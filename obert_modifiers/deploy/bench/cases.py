@@ -69,22 +69,7 @@ def plan_cases(
     folder: Path,
     bf16: bool = False,
 ) -> Plan:
-    """Find what each engine can run of some models; runs are exported for it.
-
-    Args:
-        models: Runs' folders, ONNX files and OpenVINO IRs.
-        engines: Some of :data:`ENGINES`.
-        sizes: Batch size and sequence length of each measurement.
-        folder: Where runs are exported to.
-        bf16: Let OpenVINO compute floating point in bfloat16.
-
-    Returns:
-        The cases.
-
-    Raises:
-        ValueError: If an engine is unknown, or no engine can run a model.
-        FileNotFoundError: If a model is not there.
-    """  # noqa: DOC502  raised by what is called
+    """Find what each engine can run of some models; runs are exported for it."""
     for engine in engines:
         if engine not in ENGINES:
             raise ValueError(

@@ -47,33 +47,12 @@ class Setting:
 
 
 def open_model(engine: str, path: Path, setting: Setting) -> Opened:
-    """Open a model on an engine.
-
-    Args:
-        engine: ``onnxruntime``, ``openvino``, ``deepsparse`` or ``torch``.
-        path: The file, or for torch a run's folder.
-        setting: How it is run.
-
-    Returns:
-        What runs a batch, the same each time.
-
-    Raises:
-        ValueError: If the engine is not installed, or cannot read the file.
-    """  # noqa: DOC502  raised by what is called
+    """Open a model on an engine."""
     return _OPEN[engine](path, setting)
 
 
 def make_batch(names: list[str], batch: int, seq: int) -> dict[str, np.ndarray]:
-    """Make inputs without padding: what is in them does not change the time.
-
-    Args:
-        names: Names of the inputs.
-        batch: Sequences.
-        seq: Tokens of each.
-
-    Returns:
-        Arrays of int64.
-    """
+    """Make inputs without padding: what is in them does not change the time."""
     generator = np.random.default_rng(0)
     values = {
         "input_ids": generator.integers(5, 25, (batch, seq)),  # in every vocabulary

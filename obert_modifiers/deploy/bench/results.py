@@ -66,18 +66,7 @@ class Speed:
 
 
 def read_bench(path: Path) -> list[Speed]:
-    """Read the rows of a benchmark.
-
-    Args:
-        path: The JSON file of `obert bench`: a list of rows, or one under ``rows`` or
-            ``results``.
-
-    Returns:
-        Its rows.
-
-    Raises:
-        ValueError: If it is no such file.
-    """
+    """Read the rows of a benchmark."""
     found = _read(path)
     if isinstance(found, Mapping):
         found = next((found[key] for key in ("rows", "results") if key in found), found)
@@ -119,11 +108,7 @@ def _speed(row: Any, path: Path) -> Speed:
 
 
 def _throughput(row: Mapping[str, Any]) -> tuple[Any, float | None]:
-    """Find the samples a second of a row, and their standard deviation.
-
-    Returns:
-        Both, None for what is not there.
-    """
+    """Find the samples a second of a row, and their standard deviation."""
     if row.get("median_ms") and row.get("batch"):
         # As `obert bench` compares: a neighbour that slows one batch changes the mean.
         items = 1e3 * row["batch"] / row["median_ms"]
@@ -138,17 +123,7 @@ def _throughput(row: Mapping[str, Any]) -> tuple[Any, float | None]:
 
 
 def read_evaluated(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
-    """Read what `obert evaluate --json` wrote.
-
-    Args:
-        paths: Its files.
-
-    Returns:
-        The record of each model by its path.
-
-    Raises:
-        ValueError: If one is no such file.
-    """
+    """Read what `obert evaluate --json` wrote."""
     found = {}
     for path in paths:
         record = _read(path)

@@ -45,16 +45,7 @@ def _open(spec: dict[str, Any]) -> tuple[dict[str, Any], Any]:
 
 
 def _run(once: Any, seconds: float) -> dict[str, Any]:
-    """Run batches for some seconds, one at least.
-
-    Args:
-        once: Runs a batch.
-        seconds: How long.
-
-    Returns:
-        ``latencies`` of the batches and ``cpu``, the processors' time for all, in
-        seconds.
-    """
+    """Run batches for some seconds, one at least."""
     latencies: list[float] = []
     processors = time.process_time()
     started = now = time.perf_counter()

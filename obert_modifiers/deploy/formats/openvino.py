@@ -38,19 +38,7 @@ def export_openvino(
     float16. Zeros are written as they are. That the engine packs sparse INT8 weights
     in memory is a property of how it is run, ``CPU_SPARSE_WEIGHTS_DECOMPRESSION_RATE``,
     that no file can hold.
-
-    Args:
-        model: As for `export_onnx`.
-        sample: As for `export_onnx`.
-        path: The ``.xml`` file to write; its folder is made where it is missing.
-        shape: Batch size and sequence length, both fixed; None leaves them free.
-
-    Returns:
-        What was written.
-
-    Raises:
-        ValueError: If OpenVINO is not installed, or the model cannot be exported.
-    """  # noqa: DOC502  raised by what is called
+    """
     openvino = import_engine("openvino")
     path = Path(path)
     if path.suffix != ".xml":

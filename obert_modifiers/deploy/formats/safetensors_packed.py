@@ -134,15 +134,7 @@ def load_packed(path: Path) -> dict[str, Tensor]:
 
 
 def pack(values: Tensor, kept: np.ndarray) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Leave out the tiles of a tensor that are pruned.
-
-    Args:
-        values: Any tensor.
-        kept: What to keep of it, bool, ``(values.numel(),)``.
-
-    Returns:
-        ``values`` and where it is needed ``mask``, and how they were written.
-    """
+    """Leave out the tiles of a tensor that are pruned."""
     shape = tuple(values.shape)
     best = None
     for tile in TILES[:1] if kept.all() else TILES:
@@ -166,16 +158,7 @@ def pack(values: Tensor, kept: np.ndarray) -> tuple[dict[str, Tensor], dict[str,
 
 
 def unpack(values: Tensor, mask: Tensor | None, entry: Mapping[str, Any]) -> Tensor:
-    """Put what `pack` left out back as zeros.
-
-    Args:
-        values: The tiles that were kept.
-        mask: The mask's bytes, or None where all were kept.
-        entry: How they were written.
-
-    Returns:
-        The tensor.
-    """
+    """Put what `pack` left out back as zeros."""
     shape, tile = tuple(entry["shape"]), tuple(entry["tile"])
     rows, columns = _matrix(shape)
     code = mask_code.MaskCode(**entry["mask"])

@@ -120,17 +120,7 @@ def export_torch24(
 
 
 def sparse_names(run: RunFolder) -> list[str]:
-    """Find the weights of a run that are 2:4 along their input.
-
-    Args:
-        run: The run's weights.
-
-    Returns:
-        Their names.
-
-    Raises:
-        ValueError: If there is none, or one has a shape that GPUs do not take.
-    """
+    """Find the weights of a run that are 2:4 along their input."""
     found = [name for name, tensor in run.tensors.items() if is_24(tensor)]
     if not found:
         raise ValueError(
@@ -155,14 +145,7 @@ def sparse_names(run: RunFolder) -> list[str]:
 
 
 def is_24(tensor: Tensor) -> bool:
-    """Tell 2:4 weights by their zeros.
-
-    Args:
-        tensor: Any tensor.
-
-    Returns:
-        True for a matrix that has at most two of every four neighbours in a row.
-    """
+    """Tell 2:4 weights by their zeros."""
     if tensor.ndim != 2 or tensor.numel() == 0 or tensor.shape[1] % _M:
         return False
     kept = (tensor != 0).reshape(-1, _M).sum(dim=1)
@@ -174,14 +157,6 @@ def compress(weight: Tensor) -> tuple[Tensor, Tensor]:
 
     Where fewer than two of four are not zero, zeros fill up: one that is -0.0 first,
     then the foremost.
-
-    Args:
-        weight: ``(rows, columns)``, 2:4; columns a multiple of 8.
-
-    Returns:
-        The values ``(rows, columns / 2)``, and two bits for each, its place among its
-        four, four in a byte with the first in the lowest bits: uint8 ``(rows, columns /
-        8)``.
     """
     rows, columns = weight.shape
     fours = weight.reshape(rows, columns // _M, _M)
@@ -194,15 +169,7 @@ def compress(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def decompress(values: Tensor, meta: Tensor) -> Tensor:
-    """Read a 2:4 weight.
-
-    Args:
-        values: As from `compress`.
-        meta: As from `compress`.
-
-    Returns:
-        ``(rows, columns)``.
-    """
+    """Read a 2:4 weight."""
     rows, half = values.shape
     shifts = torch.tensor([0, 2, 4, 6], dtype=torch.uint8)
     places = (meta[..., None] >> shifts) & 3  # (rows, columns / 8, 4)

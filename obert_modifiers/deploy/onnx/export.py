@@ -147,11 +147,7 @@ def export_onnx(
 def _traced(
     model: nn.Module, sample: Mapping[str, Tensor], path: Path, opset: int, fixed: bool
 ) -> tuple[tuple[str, ...], onnx.ModelProto]:
-    """Trace a model beside the file that is to be; nothing is left of a failure.
-
-    Returns:
-        Names of the outputs, and the graph.
-    """
+    """Trace a model beside the file that is to be; nothing is left of a failure."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         file = Path(folder) / "traced.onnx"
@@ -160,14 +156,7 @@ def _traced(
 
 
 def is_quantized(model: nn.Module) -> bool:
-    """Tell whether a model has been through quantization-aware training.
-
-    Args:
-        model: Any model.
-
-    Returns:
-        True where weights or activations are on 8-bit grids.
-    """
+    """Tell whether a model has been through quantization-aware training."""
     return bool(quantizers_of(model))
 
 

@@ -7,18 +7,7 @@ from google.protobuf.message import DecodeError
 
 
 def load_onnx(path: Path) -> onnx.ModelProto:
-    """Read and check an ONNX file.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The model, with its external data.
-
-    Raises:
-        FileNotFoundError: If it is not there, or its external data is not.
-        ValueError: If it is damaged or no ONNX.
-    """
+    """Read and check an ONNX file."""
     if not path.is_file():
         raise FileNotFoundError(
             f"model={path} is not there; expected an ONNX file; check the path"
