@@ -12,7 +12,7 @@ from rich.table import Table
 from obert_modifiers.cpu import host_cpu
 from obert_modifiers.deploy.bench.cases import plan_cases
 from obert_modifiers.deploy.bench.rounds import Effort, measure
-from obert_modifiers.deploy.engines import import_engine
+from obert_modifiers.deploy.engines.engine import import_engine
 from obert_modifiers.deploy.export import export_run
 from obert_modifiers.recipe.manager import RecipeManager
 from obert_modifiers.report import write_comparison, write_report

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from obert_modifiers.core.quantization.scales import load_quantization_
+from obert_modifiers.deploy.engines.engine import reason
 
 
 @dataclass(frozen=True)
@@ -69,10 +70,9 @@ def load_run(path: Path) -> Run:
         model = model_class.from_pretrained(path, dtype=torch.float32).eval()
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        why = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise ValueError(
-            f"run={path} cannot be loaded ({why}); expected config.json, weights and "
-            "tokenizer; train or save it again"
+            f"run={path} cannot be loaded ({reason(error)}); expected config.json, "
+            "weights and tokenizer; train or save it again"
         ) from error
     finally:
         if bars:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from obert_modifiers.deploy.bench.results import Setting
+from obert_modifiers.deploy.engines import ENGINES
 from obert_modifiers.report import findings, tradeoff, weights_panel
 from obert_modifiers.report.draw import layers_svg, svg
 from obert_modifiers.report.panels import PANELS, plain
@@ -14,12 +15,6 @@ from obert_modifiers.report.tradeoff import Point
 _SIZE = (5.0, 3.0)
 _WIDER = (6.4, 3.2)
 _AXES = {"smaller": "size", "faster": "speed"}
-_ENGINES = {
-    "onnxruntime": "ONNX Runtime",
-    "openvino": "OpenVINO",
-    "deepsparse": "DeepSparse",
-    "torch": "PyTorch",
-}
 
 
 @dataclass(frozen=True)
@@ -127,7 +122,8 @@ def against_speed(points: Sequence[Point], metric: str, setting: Setting) -> Fig
     Returns:
         The picture.
     """
-    engine = _ENGINES.get(setting.engine, setting.engine)
+    engine = setting.engine
+    engine = ENGINES[engine].title if engine in ENGINES else engine
     where = f"{engine}, batch {setting.batch}, {setting.sequence} tokens"
     if setting.cores is not None:
         where += f", {setting.cores} core{'' if setting.cores == 1 else 's'}"

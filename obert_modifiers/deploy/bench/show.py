@@ -13,17 +13,12 @@ from rich.table import Table
 
 from obert_modifiers import __version__
 from obert_modifiers.cpu import host_cpu
-from obert_modifiers.deploy.bench.cases import ENGINES, Case
+from obert_modifiers.deploy.bench.cases import Case
 from obert_modifiers.deploy.bench.rounds import Effort, Measured, pick_cores
+from obert_modifiers.deploy.engines import ENGINES
 
 HEAD = ("model", "engine", "items/s", "median", "mean", "p99", "sd ms", "speed")
 _PACKAGES = (*ENGINES, "numpy", "onnx")
-_COLOURS = {
-    "onnxruntime": "#4477aa",
-    "openvino": "#228833",
-    "deepsparse": "#ccbb44",
-    "torch": "#888888",
-}
 
 
 def record(
@@ -123,7 +118,7 @@ def plot(path: Path, found: Sequence[Measured]) -> None:
 def _draw(axes: Any, group: Sequence[Measured]) -> None:
     speeds = [one.summary()["items_per_second"] for one in group]
     places = range(len(group))
-    colours = [_COLOURS[one.case.engine] for one in group]
+    colours = [ENGINES[one.case.engine].colour for one in group]
     axes.barh(places, speeds, color=colours, height=0.7)
     axes.set_yticks(places, [one.case.label for one in group], fontsize=8)
     axes.invert_yaxis()

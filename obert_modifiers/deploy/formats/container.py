@@ -72,6 +72,8 @@ def read(path: Path, kind: str, version: int) -> tuple[dict[str, Tensor], Any]:
 
 def kind_of(path: Path) -> str | None:
     """Tell which of our formats a file is."""
+    if path.suffix != ".safetensors":
+        return None
     try:
         with safe_open(path, framework="pt") as file:
             return (file.metadata() or {}).get(_FORMAT)

@@ -41,7 +41,7 @@ class MaskCode:
         return -(-self.unary_bits // 8) + -(-self.count * self.low_bits // 8)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain values; a bit for each weight and no mask need the kind alone."""
+        """Return plain values; ``all`` and ``bits`` need nothing but the kind."""
         return asdict(self) if self.kind == GAPS else {"kind": self.kind}
 
 

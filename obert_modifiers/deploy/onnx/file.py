@@ -7,7 +7,12 @@ from google.protobuf.message import DecodeError
 
 
 def load_onnx(path: Path) -> onnx.ModelProto:
-    """Read and check an ONNX file."""
+    """Read and check an ONNX file, with its external data.
+
+    Raises:
+        FileNotFoundError: If it is not there, or its external data is not.
+        ValueError: If it is damaged or no ONNX.
+    """
     if not path.is_file():
         raise FileNotFoundError(
             f"model={path} is not there; expected an ONNX file; check the path"
@@ -29,3 +34,18 @@ def load_onnx(path: Path) -> onnx.ModelProto:
             "export` wrote; export or copy it again"
         ) from error
     return model
+
+
+def external_files(path: Path) -> list[Path]:
+    """Find the files that an ONNX file keeps its larger weights in, mostly none."""
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except (DecodeError, OSError):
+        return []  # whoever reads it says what is wrong
+    names = {
+        entry.value
+        for one in model.graph.initializer
+        for entry in one.external_data
+        if entry.key == "location"
+    }
+    return sorted(path.parent / name for name in names)
