@@ -141,16 +141,16 @@ def test_candidates_against_brute_force(text: str) -> None:
         group = list(range(g * size, (g + 1) * size))
         gone = [i for i in group if not kept[i]]
         alive = len(gone) < (pattern.unit if pattern.n_m else size)
-        assert bool(torch.isfinite(found.costs[g])) == alive
+        assert bool(torch.isfinite(found.saliency[g])) == alive
         if not alive:
             continue
         members, price = reference.cheapest_subset(
             dense, weights.numpy(), group, gone, pattern.unit
         )
-        one = torch.arange(len(found.costs)) == g
+        one = torch.arange(len(found.saliency)) == g
         lost = found.pruned(one, len(weights)).nonzero().flatten().tolist()
         assert lost == list(members)
-        assert found.costs[g].item() == pytest.approx(price, rel=1e-8)
+        assert found.saliency[g].item() == pytest.approx(price, rel=1e-8)
         singles = [
             reference.group_saliency(dense, weights.numpy(), [i]) for i in members
         ]
@@ -166,15 +166,15 @@ def test_candidates_of_large_groups_go_by_single_saliencies(monkeypatch) -> None
     monkeypatch.setattr("obert_modifiers.core.pruning.saliency.MAX_SUBSETS", 1)
     found = obs_candidates(*groups, fisher, DAMP, pattern)
     values = weights.numpy()
-    for g in torch.isfinite(found.costs).nonzero().flatten().tolist():
+    for g in torch.isfinite(found.saliency).nonzero().flatten().tolist():
         group = list(range(4 * g, 4 * g + 4))
         singles = [reference.group_saliency(dense, values, [i]) for i in group]
         ranked = sorted(range(4), key=lambda i: (bool(kept[group[i]]), singles[i]))
         assert found.members[g].nonzero().flatten().tolist() == sorted(ranked[:2])
         members = [group[i] for i in sorted(ranked[:2])]
         price = reference.group_saliency(dense, values, members)
-        assert found.costs[g].item() == pytest.approx(price, rel=1e-8)
-        assert exact.costs[g] <= found.costs[g] + 1e-12
+        assert found.saliency[g].item() == pytest.approx(price, rel=1e-8)
+        assert exact.saliency[g] <= found.saliency[g] + 1e-12
     assert not torch.equal(exact.members, found.members)
 
 
@@ -182,12 +182,12 @@ def test_magnitude_candidates() -> None:
     weights = torch.tensor([[3.0, -1, 1, 0.5], [0, 0, 5, -4], [1, 1, 1, 1]])
     kept = torch.tensor([[True] * 4, [False, True, True, True], [True] * 4])
     whole = magnitude_candidates(weights, kept, parse_mask_type("block4"))
-    assert whole.costs.tolist() == [5.5, 9.0, 4.0] and whole.group_size == 4
+    assert whole.saliency.tolist() == [5.5, 9.0, 4.0] and whole.group_size == 4
     pairs = magnitude_candidates(weights, kept, parse_mask_type("2:4"))
     assert pairs.members.int().tolist() == [[0, 1, 0, 1], [1, 1, 0, 0], [1, 1, 0, 0]]
-    assert pairs.costs.tolist() == [1.5, 0.0, 2.0]
+    assert pairs.saliency.tolist() == [1.5, 0.0, 2.0]
     three = magnitude_candidates(weights, kept, parse_mask_type("3:4"))
-    assert torch.isfinite(three.costs).tolist() == [True, False, True]
+    assert torch.isfinite(three.saliency).tolist() == [True, False, True]
 
 
 def test_counts_are_whole_groups() -> None:

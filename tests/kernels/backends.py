@@ -27,7 +27,7 @@ def _move(value, device: str):
         return tuple(_move(one, device) for one in value)
     if isinstance(value, package_kernels.GreedyOrder):
         return package_kernels.GreedyOrder(
-            value.order.to(device), value.costs.to(device)
+            value.order.to(device), value.saliency.to(device)
         )
     return value
 

@@ -132,8 +132,8 @@ def test_greedy_order(backend: str, num_blocks: int, width: int, share: float) -
         )
         rest = [i for i in range(width) if i not in living]
         assert found.order[b].tolist() == order + rest
-        np.testing.assert_allclose(found.costs[b, : len(order)], costs, rtol=1e-7)
-        assert torch.isinf(found.costs[b, len(order) :]).all()
+        np.testing.assert_allclose(found.saliency[b, : len(order)], costs, rtol=1e-7)
+        assert torch.isinf(found.saliency[b, len(order) :]).all()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -175,10 +175,10 @@ def test_backends_agree_and_repeat_bit_for_bit() -> None:
         for backend in ("torch", *["numba"] * 10)
     ]
     assert torch.equal(runs[0].order, runs[1].order)
-    torch.testing.assert_close(runs[0].costs, runs[1].costs, rtol=1e-9, atol=0)
+    torch.testing.assert_close(runs[0].saliency, runs[1].saliency, rtol=1e-9, atol=0)
     for run in runs[2:]:
         assert torch.equal(run.order, runs[1].order)
-        assert torch.equal(run.costs, runs[1].costs)
+        assert torch.equal(run.saliency, runs[1].saliency)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -211,7 +211,7 @@ def test_greedy_set_is_close_to_the_best_set() -> None:
     everything = torch.ones(6, 8, dtype=torch.bool)
     found = kernels.eliminate_greedily(sums, 1 / NUM_GRADS, DAMP, weights, everything)
     for b in range(6):
-        price = found.costs[b, :4].sum().item()
+        price = found.saliency[b, :4].sum().item()
         best = reference.best_set(dense[b], weights[b].double().numpy(), 4)[1]
         assert best <= price + 1e-12
         assert price <= 2.0 * best

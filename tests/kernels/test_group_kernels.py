@@ -54,7 +54,7 @@ def test_greedy_order_of_groups(backend, num_blocks, width, size, share) -> None
     found = kernels.eliminate_greedily(
         sums, 1 / NUM_GRADS, DAMP, weights, eligible, group_size=size, backend=backend
     )
-    assert found.order.shape == found.costs.shape == (num_blocks, width // size)
+    assert found.order.shape == found.saliency.shape == (num_blocks, width // size)
     for b in range(num_blocks):
         groups = _cut(width, size)
         alive = [g for g, members in enumerate(groups) if eligible[b, members[0]]]
@@ -63,8 +63,8 @@ def test_greedy_order_of_groups(backend, num_blocks, width, size, share) -> None
         )
         rest = [g for g in range(len(groups)) if g not in alive]
         assert found.order[b].tolist() == [alive[g] for g in order] + rest
-        np.testing.assert_allclose(found.costs[b, : len(order)], costs, rtol=1e-7)
-        assert torch.isinf(found.costs[b, len(order) :]).all()
+        np.testing.assert_allclose(found.saliency[b, : len(order)], costs, rtol=1e-7)
+        assert torch.isinf(found.saliency[b, len(order) :]).all()
 
 
 @backends
@@ -82,7 +82,7 @@ def test_greedy_group_that_lost_some_weights_goes_for_the_price_of_the_others(
         dense[0], weights[0].double().numpy(), [[0, 2, 3], [7], [8, 9, 10, 11]]
     )
     assert found.order[0].tolist() == order
-    np.testing.assert_allclose(found.costs[0], costs, rtol=1e-7)
+    np.testing.assert_allclose(found.saliency[0], costs, rtol=1e-7)
 
 
 @backends
@@ -104,8 +104,8 @@ def test_greedy_order_of_n_m(backend, num_blocks, width, n_m, share) -> None:
         )
         rest = [i for i in range(width) if i not in order]
         assert found.order[b].tolist() == order + rest
-        np.testing.assert_allclose(found.costs[b, : len(order)], costs, rtol=1e-7)
-        assert torch.isinf(found.costs[b, len(order) :]).all()
+        np.testing.assert_allclose(found.saliency[b, : len(order)], costs, rtol=1e-7)
+        assert torch.isinf(found.saliency[b, len(order) :]).all()
         left = eligible[b].clone()
         left[order] = False
         assert int(left.reshape(-1, size).sum(dim=1).max()) <= kept
@@ -127,7 +127,7 @@ def test_greedy_control_costs_before_any_removal_are_another_order(backend) -> N
         prices = [
             reference.group_saliency(dense[b], values, group) for group in _cut(16, 4)
         ]
-        assert found.costs[b, 0].item() == pytest.approx(min(prices), rel=1e-7)
+        assert found.saliency[b, 0].item() == pytest.approx(min(prices), rel=1e-7)
         wrong.append(np.argsort(prices).tolist())
     assert found.order.tolist() != wrong
 
@@ -146,7 +146,7 @@ def test_greedy_control_free_elimination_breaks_the_pattern(backend) -> None:
     half = torch.zeros(2, 16, dtype=torch.bool).scatter_(1, free.order[:, :8], True)
     assert int(half.reshape(-1, 4).sum(dim=1).max()) > 2
     assert free.order.tolist() != bound.order.tolist()
-    assert free.costs[:, :8].sum() < bound.costs[:, :8].sum()
+    assert free.saliency[:, :8].sum() < bound.saliency[:, :8].sum()
 
 
 @backends
@@ -183,10 +183,12 @@ def test_backends_agree_and_repeat_bit_for_bit(structure) -> None:
         for backend in ("torch", *["numba"] * 10)
     ]
     assert torch.equal(runs[0].order, runs[1].order)
-    torch.testing.assert_close(runs[0].costs, runs[1].costs, rtol=1e-8, atol=1e-14)
+    torch.testing.assert_close(
+        runs[0].saliency, runs[1].saliency, rtol=1e-8, atol=1e-14
+    )
     for run in runs[2:]:
         assert torch.equal(run.order, runs[1].order)
-        assert torch.equal(run.costs, runs[1].costs)
+        assert torch.equal(run.saliency, runs[1].saliency)
 
 
 @backends
@@ -224,7 +226,7 @@ def test_cheapest_subsets(backend, num_blocks, width, n_m, share) -> None:
     pruned = _some(num_blocks, width, share)
     sums, weights, dense = _problem(num_blocks, width, ~pruned)
     shape = (num_blocks, width // size, size)
-    costs, sets = kernels.cheapest_subsets(
+    costs, sets = kernels.lowest_subsets(
         _inverse_groups(sums, size),
         weights.reshape(shape),
         pruned.reshape(shape),
@@ -251,7 +253,7 @@ def test_cheapest_subsets_control_single_saliencies_miss_the_best_mask(backend) 
         [[[1.0, -0.9, 0, 0], [-0.9, 1.0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]]
     ])
     weights = torch.tensor([[[1.0, 1.0, 1.1, 1.2]]])
-    costs, sets = kernels.cheapest_subsets(
+    costs, sets = kernels.lowest_subsets(
         inverse.double(),
         weights,
         torch.zeros(1, 1, 4, dtype=torch.bool),
@@ -266,7 +268,7 @@ def test_cheapest_subsets_control_single_saliencies_miss_the_best_mask(backend) 
 
 @backends
 def test_cheapest_subsets_break_ties_by_index(backend) -> None:
-    _, sets = kernels.cheapest_subsets(
+    _, sets = kernels.lowest_subsets(
         torch.eye(4, dtype=torch.float64)[None, None],
         torch.ones(1, 1, 4),
         torch.zeros(1, 1, 4, dtype=torch.bool),
@@ -283,7 +285,7 @@ def test_indefinite_group_is_an_error(backend) -> None:
     with pytest.raises(FloatingPointError, match="not positive definite"):
         kernels.solve_groups(broken, weights, yes, backend=backend)
     with pytest.raises(FloatingPointError, match="not positive definite"):
-        kernels.cheapest_subsets(broken, weights, ~yes, 2, backend=backend)
+        kernels.lowest_subsets(broken, weights, ~yes, 2, backend=backend)
     for structure in ({"group_size": 2}, {"n_m": (1, 2)}):
         with pytest.raises(FloatingPointError, match="not positive definite"):
             kernels.eliminate_greedily(

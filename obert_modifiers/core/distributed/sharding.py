@@ -48,14 +48,7 @@ class Piece:
         return self.stop - self.start
 
     def of(self, values: Tensor) -> Tensor:
-        """Take this piece of its parameter.
-
-        Args:
-            values: Any shape with d elements, in the order of the groups.
-
-        Returns:
-            ``(numel,)``, a view where the values are contiguous.
-        """
+        """Return this piece of d values of its parameter, ``(numel,)``."""
         return values.reshape(-1)[self.start : self.stop]
 
 
@@ -67,8 +60,8 @@ class MemoryPlan:
         pieces: All pieces of all parameters, in their order.
         ranks: Number of processes.
         turns: Times that the gradients are collected to have seen every piece once.
-        keeps: What stays of the turns that are over: ``"device"`` (there is one turn),
-            ``"host"`` or ``"nothing"``, so that they are collected again when needed.
+        keeps: Where the blocks of finished turns are kept: ``"device"`` (there is one
+            turn), ``"host"``, or ``"nothing"``: they are collected again when needed.
         fisher_dtype: Precision of the sums.
         state_bytes: Most bytes of sums on the device of one process at a time.
         host_bytes: Most bytes of sums in host memory beside the device, per process.
@@ -93,15 +86,7 @@ class MemoryPlan:
         return self.state_bytes + self.working_bytes
 
     def owned(self, rank: int, turn: int | None = None) -> list[int]:
-        """List the pieces of a process.
-
-        Args:
-            rank: The process.
-            turn: One turn, or None for all.
-
-        Returns:
-            Positions in :attr:`pieces`.
-        """
+        """Return the positions of a process's pieces, of one turn or of all."""
         return [
             i
             for i, piece in enumerate(self.pieces)
@@ -109,11 +94,7 @@ class MemoryPlan:
         ]
 
     def describe(self) -> str:
-        """Say it in a line for the log.
-
-        Returns:
-            Where the state is, how large and how precise.
-        """
+        """Return a line for the log: where the state is, how large and how precise."""
         where = {
             "device": "in one turn",
             "host": f"in {self.turns} turns, parked in {_gib(self.host_bytes)} of "

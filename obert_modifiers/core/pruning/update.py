@@ -30,7 +30,7 @@ def joint_update(
         fisher: State of the piece.
         damp: Dampening, larger than 0.
         mask: New mask, True = kept, shape of the weights.
-        group_size: Of no influence: the pruned set is taken as a whole.
+        group_size: Unused: the pruned set is taken as a whole.
 
     Returns:
         New weights ``(d,)``, float64, exactly zero where pruned, and the predicted
@@ -39,8 +39,10 @@ def joint_update(
     width = fisher.fisher_block_size
     blocks = to_blocks(weight.detach().reshape(-1), width)
     pruned = to_blocks(~mask.reshape(-1), width).bool()
-    updated, costs = solve_joint_update(fisher.sums, fisher.scale, damp, blocks, pruned)
-    return from_blocks(updated, fisher.numel), float(costs.sum())
+    updated, increases = solve_joint_update(
+        fisher.sums, fisher.scale, damp, blocks, pruned
+    )
+    return from_blocks(updated, fisher.numel), float(increases.sum())
 
 
 def independent_update(
@@ -50,7 +52,7 @@ def independent_update(
     mask: Tensor,
     group_size: int = 1,
 ) -> tuple[Tensor, float]:
-    r"""Add up the updates for each group's pruned weights as if they went alone.
+    """Add up the updates for each group's pruned weights as if they went alone.
 
     :math:`w - F^{-1} v` with :math:`v_P = ([F^{-1}]_{PP})^{-1} w_P` for the pruned
     weights P of each group and 0 otherwise (oBERT section 3.1, summed over groups as
