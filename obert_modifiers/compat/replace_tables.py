@@ -13,14 +13,10 @@ _SAME = "the same"
 
 @dataclass(frozen=True)
 class Key:
-    """A key of a modifier of SparseML's.
+    """A key of a modifier of SparseML's, its default there, and our key, if any.
 
-    Attributes:
-        becomes: Our key; empty where there is none.
-        default: Its value in SparseML where a recipe leaves it out.
-        note: What it means for us, in a few words.
-        only: Where we have no such key: the values that change nothing, which alone
-            are accepted. None where the value is translated.
+    `only` are the values that change nothing, where we have no such key; no others are
+    accepted. None where the value is translated.
     """
 
     becomes: str = ""
@@ -153,16 +149,9 @@ TABLES: dict[str, str] = {
 
 
 def table_of(tag: str, given: Iterable[str]) -> str:
-    """Tell which table of :data:`KEYS` a modifier's keys belong to.
+    """Return the table of `KEYS` that a modifier's keys belong to.
 
     SparseML takes its older quantization modifier where a key is one of its own.
-
-    Args:
-        tag: SparseML's name of the modifier.
-        given: The keys that a recipe gives.
-
-    Returns:
-        A key of :data:`KEYS`.
     """
     older = set(_LEGACY_QUANTIZATION) - set(_CURRENT_QUANTIZATION)
     if tag == "QuantizationModifier" and older & set(given):

@@ -16,16 +16,7 @@ _ALL_OUTPUTS = ([], ["logits"], [0], ["start_logits", "end_logits"])
 
 
 def translate(tag: str, given: Mapping[str, Any], mode: str = SAME) -> Translated:
-    """Translate a modifier of SparseML's into one of ours.
-
-    Args:
-        tag: SparseML's name of it.
-        given: Value by key, as a recipe gives them.
-        mode: ``same`` for the same meaning, ``ours`` for our defaults.
-
-    Returns:
-        The modifier that stands in; ``faults`` holds everything that is not supported.
-    """
+    """Translate a modifier of SparseML's; `faults` holds what is not supported."""
     one = Translation(tag, given, mode)
     if not one.found.faults:
         _RULES[tag](one)

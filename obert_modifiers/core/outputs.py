@@ -13,15 +13,7 @@ REGRESSION, MULTI_LABEL = "regression", "multi_label_classification"
 
 
 def logits_of(outputs: Any) -> Tensor:
-    """Find the logits in what a model returned.
-
-    Args:
-        outputs: A mapping with ``logits``, a tuple that starts with them (a model with
-            ``return_dict=False`` that was given no labels), or the logits.
-
-    Returns:
-        The logits.
-    """
+    """Return the logits: of a mapping, the first of a tuple, or the tensor itself."""
     if isinstance(outputs, Tensor):
         return outputs
     return outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]

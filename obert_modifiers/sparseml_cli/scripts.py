@@ -13,36 +13,18 @@ _PACKAGE = "sparseml"
 
 @dataclass(frozen=True)
 class Script:
-    """A function that SparseML has for the command line.
-
-    Attributes:
-        name: Name of the console script, or of the module.
-        module: Module that holds the function.
-        function: Name of the function.
-    """
+    """A function that SparseML has for the command line, by console script or module."""
 
     name: str
     module: str
     function: str
 
     def load(self) -> Callable[[], Any]:
-        """Import the function.
-
-        Returns:
-            It.
-        """
         return getattr(import_module(self.module), self.function)
 
 
 def scripts() -> dict[str, Script]:
-    """List SparseML's console scripts as they are installed; imports nothing.
-
-    Returns:
-        Scripts by name.
-
-    Raises:
-        ValueError: If SparseML is not installed.
-    """
+    """List SparseML's console scripts as they are installed; imports nothing."""
     try:
         found = metadata.distribution(_PACKAGE).entry_points
     except metadata.PackageNotFoundError:
@@ -58,17 +40,7 @@ def scripts() -> dict[str, Script]:
 
 
 def find_script(name: str) -> Script:
-    """Find a console script, or a module of SparseML with a ``main``.
-
-    Args:
-        name: Such as ``sparseml.transformers.train.question_answering``.
-
-    Returns:
-        The script.
-
-    Raises:
-        ValueError: If there is none of this name.
-    """
+    """Find a console script, or a module of SparseML with a ``main``."""
     known = scripts()
     if name in known:
         return known[name]

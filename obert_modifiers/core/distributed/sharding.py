@@ -21,7 +21,6 @@ HELD_BYTES = 2**29  # of layer inputs and output gradients that wait to be added
 _HELD_SHARE = 8  # ... or this part of the float32 state, whichever is more
 _OWN_WEIGHT_BYTES = 26  # saliency or cost 8, rank 2, new value 8, working copies 8
 _WEIGHT_BYTES = 10  # copy to roll back 4, new value 4, old and new mask 2
-KEEPS = ("device", "host", "nothing")
 
 
 @dataclass(frozen=True)
@@ -79,11 +78,6 @@ class MemoryPlan:
     host_bytes: int
     working_bytes: int
     held_bytes: int
-
-    @property
-    def total_bytes(self) -> int:
-        """Bytes on the device of one process."""
-        return self.state_bytes + self.working_bytes
 
     def owned(self, rank: int, turn: int | None = None) -> list[int]:
         """Return the positions of a process's pieces, of one turn or of all."""

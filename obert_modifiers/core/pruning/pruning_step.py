@@ -130,7 +130,7 @@ def second_order_step_(
         ValueError: If there is no gradient, or all are zero, or the groups do not
             divide a parameter or the Fisher blocks, or the memory does not suffice.
         RuntimeError: If another process failed.
-    """  # noqa: DOC502  raised below
+    """
     plan = plan_targets(targets, config)
     start = reached or _present_sparsities(masks, sparsities, global_sparsity)
     count = config.num_recomputations
