@@ -35,7 +35,7 @@ class _Constructor:
         return translate(self.name, values, self.mode)
 
     def __call__(self, loader: Any, node: yaml.Node) -> Iterator[Any]:
-        """Construct the modifier, as YAML asks for it: first bare, then with its values."""
+        """Construct the modifier as YAML asks for it: bare, then with its values."""
         plain = isinstance(node, yaml.ScalarNode)
         values = {} if plain else loader.construct_mapping(node, deep=True)
         values.pop(_IGNORED_KEY, None)

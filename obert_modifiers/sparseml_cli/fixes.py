@@ -76,7 +76,7 @@ def apply_fixes(
     without: Collection[str] = (),
     patch: Patch = setattr,
 ) -> Iterator[Fix]:
-    """Apply what a script needs with the versions that are installed; yield the fixes."""
+    """Apply what a script needs with the installed versions; yield the fixes."""
     for one in all_fixes():
         wanted = one.when == when and one.name not in without
         if wanted and script.startswith(one.scripts) and one.needed():

@@ -4,10 +4,11 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint
 from typing import Any
 
 from obert_modifiers.sparseml_cli.fixes import EARLY, LATE, apply_fixes, check_names
-from obert_modifiers.sparseml_cli.scripts import Script, find_script
+from obert_modifiers.sparseml_cli.scripts import find_script
 from obert_modifiers.sparseml_cli.stacks import check_can_run
 
 _REPLACE, _WITHOUT = "--replace", "--without"
@@ -16,9 +17,9 @@ MODES = ("same", "ours")
 
 @dataclass(frozen=True)
 class Request:
-    """What a command line asks for: SparseML's script and its words, and our options."""
+    """What a command line asks for: SparseML's script, its words, our options."""
 
-    script: Script
+    script: EntryPoint
     words: tuple[str, ...]
     replace: str | None = None
     without: frozenset[str] = field(default_factory=frozenset)

@@ -28,7 +28,7 @@ def sample_loader(
 ) -> DataLoader:
     """Make a plain loader of gradient samples for a Hugging Face `Trainer`.
 
-    In the trainer's batch size unless the recipe's ``grad_sampler_kwargs`` say otherwise.
+    In the trainer's batch size unless ``grad_sampler_kwargs`` say otherwise.
     """
     args = trainer.args
     known = inspect.signature(DataLoader.__init__).parameters
