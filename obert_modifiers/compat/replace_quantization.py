@@ -75,7 +75,7 @@ def _scheme(one: Translation, key: str, scheme: Any) -> bool:
     if scheme in _NAMED:
         return False
     if not isinstance(scheme, Mapping):
-        one.refuse(key, "deepsparse", "int8 weights and asymmetric uint8 inputs alone")
+        one.refuse(key, "deepsparse", "only int8 weights and asymmetric uint8 inputs")
         return False
     channels = False
     for name in scheme:

@@ -48,7 +48,7 @@ _FUSE = _no_key(None, "no effect on encoders", "no_fuse", "conv_bn_relus", "None
 _FUSE_OPTIONS = Key("", None, "no effect on encoders", (None, {}))
 _CALIBRATION = _no_key(None, "a one-shot run calibrates on 512 samples", 0)
 _OBSERVER = Key("disable_observer_epoch", None, "the same")
-_END = _no_key(-1.0, "SparseML allows -1 alone")
+_END = _no_key(-1.0, "SparseML only allows -1")
 _MORE_OUTPUTS = "outputs are not rounded here; true is said as a note"
 
 _CURRENT_QUANTIZATION = {
@@ -73,12 +73,12 @@ _LEGACY_QUANTIZATION = {
     "end_epoch": _END,
     "model_fuse_fn_kwargs": _FUSE_OPTIONS,
     "quantize_embeddings": Key("quantize_embeddings", True),
-    "reduce_range": _no_key(False, "8 bits alone"),
+    "reduce_range": _no_key(False, "only 8 bits"),
     "quantize_linear_activations": Key("", True, _MORE_OUTPUTS),
     "quantize_conv_activations": Key("", True, "no effect on encoders"),
     "quantize_embedding_activations": Key("", True, _MORE_OUTPUTS),
-    "activation_bits": _no_key(8, "8 bits alone"),
-    "weight_bits": _no_key(8, "8 bits alone"),
+    "activation_bits": _no_key(8, "only 8 bits"),
+    "weight_bits": _no_key(8, "only 8 bits"),
     "num_calibration_steps": _CALIBRATION,
     "exclude_batchnorm": Key("", True, "no effect on encoders"),
     "exclude_module_types": Key("ignore", None, "Embedding: quantize_embeddings"),

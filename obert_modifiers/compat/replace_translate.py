@@ -31,7 +31,7 @@ def _pruning(one: Translation) -> None:
 
 
 def _params(one: Translation) -> None:
-    # SparseML knows its tokens in any case, alone or in a list.
+    # SparseML knows its tokens in any case, by themselves or in a list.
     params = one.old["params"]
     if isinstance(params, str):
         one.put("params", params.upper(), "params")
@@ -169,7 +169,7 @@ def _layers(one: Translation) -> None:
     names = [layers] if isinstance(layers, str) else list(layers or [])
     wrong = [name for name in names if not str(name).rpartition(".")[2].isdigit()]
     if wrong or not names:
-        one.refuse("layers", "[bert.encoder.layer.1, ...]", "whole layers alone")
+        one.refuse("layers", "[bert.encoder.layer.1, ...]", "only whole layers")
         return
     one.put("drop", names, "layers", "what is left is numbered anew")
     one.change(

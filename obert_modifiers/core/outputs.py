@@ -7,7 +7,7 @@ from torch import Tensor
 
 # What a task's loss is computed from, and the model is not called with.
 LABELS = ("labels", "start_positions", "end_positions")
-TEACHERS_OWN = "teacher_"  # how the inputs begin that the teacher alone gets
+TEACHERS_OWN = "teacher_"  # how the inputs begin that only the teacher gets
 # What logits stand for, as transformers' ``problem_type`` names it; elsewhere classes.
 REGRESSION, MULTI_LABEL = "regression", "multi_label_classification"
 

@@ -2,7 +2,7 @@
 
 One program works on one block, in float64, with the whole ``P x P`` tile on chip; P
 is B rounded up to a power of two, and what is padded never becomes a pivot. Triton is
-imported in ``_triton_fisher.py`` and ``_triton_greedy.py`` alone, and they are
+only imported in ``_triton_fisher.py`` and ``_triton_greedy.py``, and they are
 imported only where the backend has been chosen.
 
 A number of Python's would reach a compiled kernel in float32: ``scale`` and ``damp``
@@ -235,7 +235,7 @@ def _solve_joint(
     removed = tl.where(gone, value, 0.0)
     pull = tl.sum(tile * removed[:, None], axis=0)
     increase = tl.sum(removed * pull, axis=0)
-    # Sweeps of the kept pivots alone leave ``F_KK^-1 F_KP w_P`` in the kept entries;
+    # Sweeps of only the kept pivots leave ``F_KK^-1 F_KP w_P`` in the kept entries;
     # they never read a pruned row.
     step = pull
     unsound = 0

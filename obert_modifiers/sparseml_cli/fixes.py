@@ -1,7 +1,7 @@
 """The fixes of SparseML's own command line, by name, and which of them are needed.
 
 A fix is a function that puts something of its own in the place of an attribute of
-SparseML or of a library below it, in this process alone. No file is changed.
+SparseML or of a library below it, only in this process. No file is changed.
 """
 
 from collections.abc import Callable, Collection, Iterator

@@ -2,7 +2,7 @@
 
 The weights of an event are cut into pieces: whole Fisher blocks, whole groups and, in
 a weight matrix, whole output rows of one parameter. How they are cut depends on the
-shapes alone. A plan gives each piece a process and a turn; what is computed for a
+shapes only. A plan gives each piece a process and a turn; what is computed for a
 piece is the same whatever the plan, so that the masks are too.
 """
 
@@ -19,7 +19,7 @@ PIECE_WEIGHTS = 2**18  # weights of a piece, at most, unless one step has more
 FOLD_SAMPLES = 128  # gradients added to a piece's blocks at a time, at most
 HELD_BYTES = 2**29  # of layer inputs and output gradients that wait to be added
 _HELD_SHARE = 8  # ... or this part of the float32 state, whichever is more
-_OWN_WEIGHT_BYTES = 26  # saliency or cost 8, rank 2, new value 8, working copies 8
+_OWN_WEIGHT_BYTES = 26  # saliency 8, rank 2, new value 8, working copies 8
 _WEIGHT_BYTES = 10  # copy to roll back 4, new value 4, old and new mask 2
 
 
@@ -121,8 +121,7 @@ def plan_event(
         ranks: Number of processes.
         memory_budget: Bytes that the event may take on the device of one process,
             beside the model; None for no limit.
-        host_budget: Bytes of host memory for sums that are not on the device; 0 where
-            the device is the host.
+        host_budget: Bytes of host memory for sums; 0 where the device is the host.
 
     Returns:
         The plan with the fewest turns that fits.

@@ -28,7 +28,7 @@ of one row is that of the parameter.
    keep inputs and output gradients, of which ``g`` is made.
 3. Fisher (:class:`~.collect.Collector`): form ``g`` of a piece and add ``g g^T`` to its
    ``sums`` (:class:`~.fisher.BlockFisher`).
-4. Saliency (:mod:`~.saliency`): what each weight or group costs, piece by piece.
+4. Saliency (:mod:`~.saliency`): of each weight or group, piece by piece.
 5. Selection (:func:`~.selection.choose`): those of lowest saliency, to an exact count.
 6. Update (:mod:`~.update`): the new values of the weights that stay.
 7. Write (:func:`~.targets.write_parameters_`).

@@ -159,15 +159,8 @@ def measure_passes(
 ) -> tuple[float, int]:
     """Time forward and backward passes as an event makes them.
 
-    Begins with one sample and takes as many more as fit into a few seconds.
-
-    Args:
-        model: The model, with weights.
-        parameters: Those whose gradients an event collects.
-        batch_of: Called with a number of samples; gives a batch.
-        losses: Called with model and batch; gives the loss of each sample.
-        batch_size: Samples of a batch of the event.
-        granularity: ``"sample"`` or ``"batch"``.
+    Begins with one sample and takes as many more as fit into a few seconds, up to
+    ``batch_size``; ``batch_of`` is called with a number of samples.
 
     Returns:
         Seconds of a sample, and the samples that were timed.
@@ -202,15 +195,8 @@ def estimate_event(
 
     Every turn makes all passes and adds up its part of the weights. What does not stay
     in memory is collected again for each sweep: for the dampening where it is a
-    fraction, for the selection and for the update.
-
-    Args:
-        cost: As from :func:`measure_step`.
-        config: How the event works.
-        plan: Its memory plan, on one process.
-        sample_seconds: As from :func:`measure_passes`.
-        batch_size: Samples of a batch, of which a gradient is the mean where the
-            granularity is ``"batch"``.
+    fraction, for the selection and for the update. With batch gradients each is the
+    mean over ``batch_size`` samples.
 
     Returns:
         The estimate.

@@ -114,16 +114,9 @@ class Collector:
     ) -> None:
         """Start with nothing held.
 
-        Args:
-            plan: The plan of the event.
-            turn: The turn to collect.
-            layouts: Of each parameter.
-            kept: Mask of each parameter, ``(d,)`` in the order of the groups, or None
-                where all weights are kept.
-            fishers: State of each piece of this process and turn, by its position in
-                the plan.
-            dtype: In which gradients wait and travel.
-            device: Of the parameters.
+        ``kept`` has a mask ``(d,)`` in the order of the groups for each parameter, None
+        where all are kept; ``fishers`` the state of each piece of this process and
+        turn, by its position in the plan. Gradients wait and travel in ``dtype``.
         """
         self._plan, self._layouts = plan, layouts
         self._kept, self._fishers = kept, fishers

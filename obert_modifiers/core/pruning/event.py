@@ -49,13 +49,11 @@ def plan_targets(
 ) -> MemoryPlan:
     """Plan the Fisher state of an event, before anything is allocated.
 
-    Args:
-        targets: Parameters to prune.
-        config: How the event works.
-        ranks: Number of processes; None asks torch, and every process has to call it.
+    With ``ranks=None`` torch is asked for their number and every process has to call
+    it; the plan is the same on all.
 
     Returns:
-        The plan, the same on all processes.
+        The plan; raises if the budget is below what one piece takes.
     """
     check_block_size(config.fisher_block_size, config.pattern)
     device = targets[0].parameter.device

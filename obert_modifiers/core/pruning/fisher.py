@@ -31,15 +31,7 @@ class BlockFisher:
         dtype: torch.dtype = torch.float64,
         with_mean: bool = False,
     ) -> None:
-        """Allocate the sum of no gradients.
-
-        Args:
-            numel: Number of weights d.
-            fisher_block_size: Width B of a block.
-            device: Where the state lives.
-            dtype: Precision of the sum, float32 or float64.
-            with_mean: True keeps the sum of the gradients too.
-        """
+        """Allocate zeros; ``with_mean`` keeps the sum of the gradients too."""
         blocks = count_blocks(numel, fisher_block_size)
         self.numel = numel
         self.fisher_block_size = fisher_block_size

@@ -43,17 +43,7 @@ class FisherState:
         source: GradientSource,
         draw: int,
     ) -> None:
-        """Collect nothing yet.
-
-        Args:
-            model: The model, not wrapped for distributed training.
-            targets: All parameters of the event.
-            kept: Mask of each parameter, ``(d / Q, Q)``, True = kept.
-            plan: The plan of the event.
-            config: How the event works.
-            source: Where the gradients come from.
-            draw: Number of the draw of samples.
-        """
+        """Collect nothing yet; ``kept`` are the masks ``(d / Q, Q)``, True = kept."""
         self.plan, self.count = plan, GradientCount()
         self._model, self._config, self._source = model, config, source
         self._parameters = [target.parameter for target in targets]

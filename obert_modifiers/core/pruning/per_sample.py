@@ -192,7 +192,7 @@ def _checked(losses: Losses, known: Tensor | None) -> Losses:
         if not same:
             raise ValueError(
                 "loss of a sample is another one without the rest of its batch; "
-                "expected one that depends on the sample alone; use "
+                "expected one that only depends on the sample; use "
                 "grad_granularity: batch"
             )
         return found

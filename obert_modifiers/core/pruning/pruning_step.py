@@ -55,15 +55,8 @@ def magnitude_step_(
 ) -> StepResult:
     """Prune the weights or groups of smallest magnitude; writes the parameters.
 
-    Every process does the same on the same weights; nothing is exchanged.
-
-    Args:
-        targets: Parameters to prune.
-        masks: Current mask of each, True = kept.
-        sparsities: Target sparsity of each, in [0, 1].
-        global_sparsity: True for one threshold over all that share a target.
-        pattern: Structure of the sparsity.
-        min_density: Share of its weights that each parameter keeps at least.
+    Takes what :func:`second_order_step_` takes. Every process does the same on the same
+    weights; nothing is exchanged.
 
     Returns:
         The new masks.

@@ -43,12 +43,8 @@ def magnitude_candidates(
     """Rank each group by the sum of the magnitudes that it would lose.
 
     For whole groups this is the order of SparseML's block masks, which take the mean
-    magnitude. An N:M group loses its M - N smallest weights, ties by index.
-
-    Args:
-        weights: ``(d / Q, Q)``.
-        kept: ``(d / Q, Q)``, current mask, True = kept.
-        pattern: Structure of the sparsity.
+    magnitude. An N:M group loses its M - N smallest weights, ties by index. Weights and
+    mask are ``(d / Q, Q)``.
 
     Returns:
         A candidate for each group.
@@ -67,19 +63,12 @@ def obs_candidates(
     damp: float,
     pattern: MaskPattern,
 ) -> Candidates:
-    r"""Compute the saliency of each group, as if it went alone.
+    r"""Compute the saliency of each group, as if no other went.
 
     :math:`\rho_P = \frac12 w_P^T ([F^{-1}]_{PP})^{-1} w_P`, oBERT section 3.1, with P
     the whole group. For N:M, P are the M - N weights of the group for which that is
     lowest: all sets are tried where there are at most :data:`MAX_SUBSETS`, otherwise
-    P are the weights of lowest single saliency.
-
-    Args:
-        weights: ``(d / Q, Q)``, in the order of the Fisher.
-        kept: ``(d / Q, Q)``, current mask, True = kept.
-        fisher: State of the piece.
-        damp: Dampening, larger than 0.
-        pattern: Structure of the sparsity.
+    P are the weights of lowest single saliency. Weights and mask are ``(d / Q, Q)``.
 
     Returns:
         A candidate for each group; saliency in float64, >= 0.
@@ -118,14 +107,8 @@ def greedy_candidates(
 
     See :func:`obert_modifiers.kernels.eliminate_greedily`. Blocks compete through the
     running maximum of the saliency: a later removal in a block may have a lower one
-    than an earlier removal, and must not sort before it.
-
-    Args:
-        weights: ``(d / Q, Q)``, in the order of the Fisher.
-        kept: ``(d / Q, Q)``, current mask, True = kept.
-        fisher: State of the piece.
-        damp: Dampening, larger than 0.
-        pattern: Structure of the sparsity.
+    than an earlier removal, and must not sort before it. Weights and mask are
+    ``(d / Q, Q)``.
 
     Returns:
         A candidate for each rank in each block; saliency in float64, infinite for

@@ -93,7 +93,7 @@ def check_no_adapters(model: nn.Module, names: Iterable[str]) -> None:
     shown = ", ".join(found[:_SHOWN]) + (", ..." if len(found) > _SHOWN else "")
     raise ValueError(
         f"model={type(model).__name__} has adapters in {len(found)} of the layers that "
-        f"are to be pruned or quantized ({shown}); expected their weights alone, as "
+        f"are to be pruned or quantized ({shown}); expected plain weights, as "
         "adapters that are merged later undo zeros and 8-bit grids; merge first: model "
         "= model.merge_and_unload()"
     )
