@@ -68,7 +68,7 @@ class Job:
         method: A key of `METHODS`.
         pattern: The mask type.
         sparsity: Fraction of zeros.
-        fisher: From what the Fisher is collected; of no influence on magnitude.
+        fisher: From what the Fisher is collected; unused for magnitude.
         damp_fraction: Dampening over the mean diagonal.
         num_recomputations: Sub-steps, each with a Fisher of its own.
         first_order: Whether the mean gradient counts.
@@ -161,7 +161,7 @@ class Ranking:
         damp: float,
         pattern: MaskPattern,
     ) -> Candidates:
-        """Price what can be pruned of a piece, as the rule does.
+        """Rank what can be pruned of a piece, as the rule does.
 
         Args:
             weights: ``(groups, Q)``.

@@ -11,17 +11,6 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for on first use.
-
-    Args:
-        name: The attribute asked for.
-
-    Returns:
-        It.
-
-    Raises:
-        AttributeError: If there is no such attribute.
-    """
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module

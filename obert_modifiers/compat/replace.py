@@ -26,47 +26,16 @@ _LOGGER = logging.getLogger(__name__)
 
 
 class _Constructor:
-    """Builds one of our modifiers for a tag of SparseML's.
-
-    Attributes:
-        name: SparseML's name of the modifier.
-        mode: One of :data:`MODES`.
-    """
+    """Builds one of our modifiers for a tag of SparseML's."""
 
     def __init__(self, name: str, mode: str, before: Mapping[type, Any]) -> None:
-        """Remember what was there.
-
-        Args:
-            name: SparseML's name of the modifier.
-            mode: One of :data:`MODES`.
-            before: Constructor of each loader until now.
-        """
         self.name, self.mode, self.before = name, mode, before
 
     def translate(self, values: Mapping[str, Any]) -> Translated:
-        """Say which modifier stands in, with which values.
-
-        Args:
-            values: Value by key of SparseML's modifier.
-
-        Returns:
-            Its name and values, and what changes or is wrong.
-        """
         return translate(self.name, values, self.mode)
 
     def __call__(self, loader: Any, node: yaml.Node) -> Iterator[Any]:
-        """Construct the modifier, as YAML asks for it.
-
-        Args:
-            loader: YAML's loader.
-            node: The tagged node.
-
-        Yields:
-            The modifier, first bare and then with its values.
-
-        Raises:
-            ValueError: With everything that is not supported.
-        """
+        """Construct the modifier as YAML asks for it: bare, then with its values."""
         plain = isinstance(node, yaml.ScalarNode)
         values = {} if plain else loader.construct_mapping(node, deep=True)
         values.pop(_IGNORED_KEY, None)
@@ -86,13 +55,9 @@ class _Constructor:
 def replace_sparseml_modifiers(mode: str = "same") -> None:
     """Have SparseML's YAML tags build our modifiers, in this process.
 
-    Args:
-        mode: ``same`` for the same meaning of every key; ``ours`` for our defaults,
-            with each change of meaning as a warning in the log.
-
-    Raises:
-        ValueError: If there is no such mode.
-    """  # noqa: DOC502  raised by as_choice
+    ``same`` keeps the meaning of every key; ``ours`` takes our defaults, with each
+    change of meaning as a warning in the log.
+    """
     as_choice("mode", mode, MODES)
     restore_sparseml_modifiers()
     for name in TABLES:
@@ -119,14 +84,7 @@ def restore_sparseml_modifiers() -> None:
 
 @contextmanager
 def replaced(mode: str | None) -> Iterator[None]:
-    """Have SparseML's YAML tags build our modifiers, for a while.
-
-    Args:
-        mode: As for :func:`replace_sparseml_modifiers`; None leaves them as they are.
-
-    Yields:
-        Nothing.
-    """
+    """Have SparseML's YAML tags build our modifiers in the body; None leaves them."""
     if mode is None:
         yield
         return

@@ -14,12 +14,9 @@ from obert_modifiers.recipe.values import Resolver
 
 @dataclass(frozen=True)
 class Converted:
-    """A recipe in its new form.
+    """A recipe in its new form; it loads without anything replaced.
 
-    Attributes:
-        text: The recipe; it loads without anything replaced.
-        modifiers: How many were rewritten.
-        changes: What means something else now, with lines of the old recipe.
+    `changes` are what means something else now, with lines of the old recipe.
     """
 
     text: str
@@ -31,18 +28,9 @@ def convert_recipe(source: str | Path, mode: str = SAME) -> Converted:
     """Rewrite the modifiers of SparseML's that ours stand in for.
 
     Variables and ``eval(...)`` stay where a value stays the same, and so does
-    everything outside of those modifiers; of ``.md`` files the recipe alone is left.
-
-    Args:
-        source: Path of a recipe, or its text.
-        mode: ``same`` for the same meaning of every key, ``ours`` for our defaults.
-
-    Returns:
-        The recipe.
-
-    Raises:
-        RecipeError: With everything that is wrong or not supported.
-    """  # noqa: DOC502  raised by load_recipe
+    everything outside of those modifiers; of ``.md`` files only the recipe is left.
+    Raises `RecipeError` with everything that is wrong or not supported.
+    """
     with replaced(mode):
         loaded = load_recipe(source)
         text = read_source(source)

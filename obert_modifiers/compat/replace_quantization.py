@@ -18,11 +18,7 @@ _LOOKUP = "Embedding"
 
 
 def translate_quantization(one: Translation) -> None:
-    """Translate a quantization modifier.
-
-    Args:
-        one: The modifier, with what has the same meaning taken over.
-    """
+    """Translate a quantization modifier, of which same meanings are taken over."""
     legacy = table_of(one.tag, one.given) == LEGACY
     one.found.values.pop("per_channel", None)
     one.found.values.pop("ignore", None)
@@ -75,15 +71,11 @@ def _part(value: Any) -> Any:
 
 
 def _scheme(one: Translation, key: str, scheme: Any) -> bool:
-    """Check that a scheme is one of ours.
-
-    Returns:
-        Whether weights have a scale for each channel.
-    """
+    """Check that a scheme is one of ours; tell whether weights have one a channel."""
     if scheme in _NAMED:
         return False
     if not isinstance(scheme, Mapping):
-        one.refuse(key, "deepsparse", "int8 weights and asymmetric uint8 inputs alone")
+        one.refuse(key, "deepsparse", "only int8 weights and asymmetric uint8 inputs")
         return False
     channels = False
     for name in scheme:
@@ -107,11 +99,7 @@ def _scheme(one: Translation, key: str, scheme: Any) -> bool:
 
 
 def _overrides(one: Translation) -> list[str]:
-    """Read the schemes of single modules.
-
-    Returns:
-        Names of modules that are left out.
-    """
+    """Read the schemes of single modules; return the names that are left out."""
     names: list[str] = []
     key = "scheme_overrides"
     for name, scheme in (one.old[key] or {}).items():
@@ -136,11 +124,7 @@ def _ignored(one: Translation, key: str) -> list[str]:
 
 
 def _left_out(one: Translation, key: str, name: str) -> list[str]:
-    """Leave out a module, by name, or modules of a class.
-
-    Returns:
-        Names for our ``ignore``.
-    """
+    """Leave out a module by name, or modules of a class; return names to ignore."""
     if name == _LOOKUP:
         one.put("quantize_embeddings", False, key)
         return []

@@ -13,14 +13,10 @@ _SAME = "the same"
 
 @dataclass(frozen=True)
 class Key:
-    """A key of a modifier of SparseML's.
+    """A key of a modifier of SparseML's, its default there, and our key, if any.
 
-    Attributes:
-        becomes: Our key; empty where there is none.
-        default: Its value in SparseML where a recipe leaves it out.
-        note: What it means for us, in a few words.
-        only: Where we have no such key: the values that change nothing, which alone
-            are accepted. None where the value is translated.
+    `only` are the values that change nothing, where we have no such key; no others are
+    accepted. None where the value is translated.
     """
 
     becomes: str = ""
@@ -52,7 +48,7 @@ _FUSE = _no_key(None, "no effect on encoders", "no_fuse", "conv_bn_relus", "None
 _FUSE_OPTIONS = Key("", None, "no effect on encoders", (None, {}))
 _CALIBRATION = _no_key(None, "a one-shot run calibrates on 512 samples", 0)
 _OBSERVER = Key("disable_observer_epoch", None, "the same")
-_END = _no_key(-1.0, "SparseML allows -1 alone")
+_END = _no_key(-1.0, "SparseML only allows -1")
 _MORE_OUTPUTS = "outputs are not rounded here; true is said as a note"
 
 _CURRENT_QUANTIZATION = {
@@ -77,12 +73,12 @@ _LEGACY_QUANTIZATION = {
     "end_epoch": _END,
     "model_fuse_fn_kwargs": _FUSE_OPTIONS,
     "quantize_embeddings": Key("quantize_embeddings", True),
-    "reduce_range": _no_key(False, "8 bits alone"),
+    "reduce_range": _no_key(False, "only 8 bits"),
     "quantize_linear_activations": Key("", True, _MORE_OUTPUTS),
     "quantize_conv_activations": Key("", True, "no effect on encoders"),
     "quantize_embedding_activations": Key("", True, _MORE_OUTPUTS),
-    "activation_bits": _no_key(8, "8 bits alone"),
-    "weight_bits": _no_key(8, "8 bits alone"),
+    "activation_bits": _no_key(8, "only 8 bits"),
+    "weight_bits": _no_key(8, "only 8 bits"),
     "num_calibration_steps": _CALIBRATION,
     "exclude_batchnorm": Key("", True, "no effect on encoders"),
     "exclude_module_types": Key("ignore", None, "Embedding: quantize_embeddings"),
@@ -153,16 +149,9 @@ TABLES: dict[str, str] = {
 
 
 def table_of(tag: str, given: Iterable[str]) -> str:
-    """Tell which table of :data:`KEYS` a modifier's keys belong to.
+    """Return the table of `KEYS` that a modifier's keys belong to.
 
     SparseML takes its older quantization modifier where a key is one of its own.
-
-    Args:
-        tag: SparseML's name of the modifier.
-        given: The keys that a recipe gives.
-
-    Returns:
-        A key of :data:`KEYS`.
     """
     older = set(_LEGACY_QUANTIZATION) - set(_CURRENT_QUANTIZATION)
     if tag == "QuantizationModifier" and older & set(given):

@@ -16,16 +16,7 @@ _ALL_OUTPUTS = ([], ["logits"], [0], ["start_logits", "end_logits"])
 
 
 def translate(tag: str, given: Mapping[str, Any], mode: str = SAME) -> Translated:
-    """Translate a modifier of SparseML's into one of ours.
-
-    Args:
-        tag: SparseML's name of it.
-        given: Value by key, as a recipe gives them.
-        mode: ``same`` for the same meaning, ``ours`` for our defaults.
-
-    Returns:
-        The modifier that stands in; ``faults`` holds everything that is not supported.
-    """
+    """Translate a modifier of SparseML's; `faults` holds what is not supported."""
     one = Translation(tag, given, mode)
     if not one.found.faults:
         _RULES[tag](one)
@@ -40,7 +31,7 @@ def _pruning(one: Translation) -> None:
 
 
 def _params(one: Translation) -> None:
-    # SparseML knows its tokens in any case, alone or in a list.
+    # SparseML knows its tokens in any case, by themselves or in a list.
     params = one.old["params"]
     if isinstance(params, str):
         one.put("params", params.upper(), "params")
@@ -178,7 +169,7 @@ def _layers(one: Translation) -> None:
     names = [layers] if isinstance(layers, str) else list(layers or [])
     wrong = [name for name in names if not str(name).rpartition(".")[2].isdigit()]
     if wrong or not names:
-        one.refuse("layers", "[bert.encoder.layer.1, ...]", "whole layers alone")
+        one.refuse("layers", "[bert.encoder.layer.1, ...]", "only whole layers")
         return
     one.put("drop", names, "layers", "what is left is numbered anew")
     one.change(

@@ -16,22 +16,12 @@ MODES = (SAME, OURS)
 class Translation:
     """One modifier of an old recipe while it is translated.
 
-    Attributes:
-        tag: SparseML's name of it.
-        given: The keys that the recipe gives.
-        mode: One of :data:`MODES`.
-        found: What becomes of it.
-        old: Every key of SparseML's modifier with its value there.
+    `given` are the recipe's keys, `old` every key of SparseML's modifier with its value
+    there, `found` is what becomes of it.
     """
 
     def __init__(self, tag: str, given: Mapping[str, Any], mode: str) -> None:
-        """Take over what has the same meaning, and report what is not supported.
-
-        Args:
-            tag: SparseML's name of the modifier.
-            given: The keys that the recipe gives.
-            mode: One of :data:`MODES`.
-        """
+        """Take over what has the same meaning, and report what is not supported."""
         self.tag, self.given, self.mode = tag, given, mode
         self.found = Translated(TABLES[tag])
         table = KEYS[table_of(tag, given)]
@@ -64,22 +54,10 @@ class Translation:
                 self.found.left_out[key] = row.note
 
     def fault(self, key: str, message: str) -> None:
-        """Report what is wrong.
-
-        Args:
-            key: SparseML's key.
-            message: What is wrong; what is expected; how to fix it.
-        """
         self.found.faults.append((key, message))
 
     def refuse(self, key: str, accepted: Any, why: str) -> None:
-        """Report a value that ours do not support.
-
-        Args:
-            key: SparseML's key.
-            accepted: What is accepted.
-            why: The reason.
-        """
+        """Report a value that ours do not support, what is accepted, and why."""
         self.fault(
             key,
             f"{key}={self.old[key]} is not supported in the place of {self.tag} "
@@ -87,14 +65,7 @@ class Translation:
         )
 
     def put(self, ours: str, value: Any, theirs: str = "", comment: str = "") -> None:
-        """Give one of our keys a value.
-
-        Args:
-            ours: Our key.
-            value: Its value.
-            theirs: The key that it comes from.
-            comment: What is to be said about it.
-        """
+        """Give one of our keys a value, from SparseML's key, with a comment on it."""
         self.found.values[ours] = value
         if theirs:
             self.found.origin[ours] = theirs
@@ -102,10 +73,5 @@ class Translation:
             self.found.comments[ours] = comment
 
     def change(self, key: str, message: str) -> None:
-        """Note that something means something else now.
-
-        Args:
-            key: SparseML's key.
-            message: What it meant and what it means.
-        """
+        """Note what a key of SparseML's meant and what it means now."""
         self.found.changes.append((key, message))

@@ -55,22 +55,12 @@ def distillation_loss(
 
 
 def regression_distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    r"""Compute the squared error between student and teacher of each row.
+    """Return the mean squared error of each row of outputs, ``(k,)``, float32 or wider.
 
     :math:`mean_j (z_{s,j} - z_{t,j})^2`. The softmax of one number is 1 whatever the
     number, so that the divergence of :func:`distillation_loss` would be 0; and a number
     has no temperature, which is not used.
-
-    Args:
-        student: Outputs :math:`z_s` of the student, ``(k, outputs)``, floating point.
-        teacher: Outputs :math:`z_t` of the teacher, same shape.
-
-    Returns:
-        Error of each row, ``(k,)``, float32 or wider.
-
-    Raises:
-        ValueError: If the shapes differ.
-    """  # noqa: DOC502  raised by what is called
+    """
     _check_logits(student, teacher)
     error = _at_least_float32(student) - _at_least_float32(teacher)
     return error.square().mean(dim=-1)
@@ -79,23 +69,12 @@ def regression_distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
 def binary_distillation_loss(
     student: Tensor, teacher: Tensor, temperature: float
 ) -> Tensor:
-    r"""Compute the softened KL divergence of each row of labels that do not exclude.
+    r"""Return the softened KL divergence of each row of labels that do not exclude.
 
     :math:`T^2 \, mean_j KL(Bernoulli(\sigma(z_{t,j} / T)) \,\|\,
     Bernoulli(\sigma(z_{s,j} / T)))`: :func:`distillation_loss` of a label against its
     absence, the mean over the labels as in the task's loss.
-
-    Args:
-        student: Logits :math:`z_s` of the student, ``(k, labels)``, floating point.
-        teacher: Logits :math:`z_t` of the teacher, same shape.
-        temperature: Softening T, larger than 0.
-
-    Returns:
-        Divergence of each row, ``(k,)``, float32 or wider.
-
-    Raises:
-        ValueError: If the shapes differ or the temperature is not positive.
-    """  # noqa: DOC502  raised by what is called
+    """
     _check_logits(student, teacher)
     # A sigmoid is the softmax of the logit and 0.
     student = torch.stack([student, torch.zeros_like(student)], dim=-1)
@@ -120,18 +99,7 @@ def _check_temperature(temperature: float) -> None:
 
 
 def mix_losses(task_loss: Tensor, distilled: Tensor, hardness: float) -> Tensor:
-    """Mix task and distillation loss, ``(1 - h) * task + h * KL``.
-
-    GMP★ section 2.1, "Knowledge Distillation (KD) Hardness".
-
-    Args:
-        task_loss: Loss of the task, any shape.
-        distilled: Distillation loss, same shape.
-        hardness: Weight h of the distillation loss, in [0, 1].
-
-    Returns:
-        The mixed loss, same shape.
-    """
+    """Return ``(1 - h) * task + h * KL``, GMP★ section 2.1, "KD Hardness"."""
     if hardness == 1.0:
         return distilled  # an infinite or NaN task loss must not reach the sum
     return (1.0 - hardness) * task_loss + hardness * distilled
@@ -154,15 +122,11 @@ class Outputs:
 
 
 def read_outputs(outputs: Any) -> Outputs:
-    """Find logits and hidden states in what a model returned.
+    """Return logits and hidden states of what a model returned.
 
-    Args:
-        outputs: Mapping with ``start_logits`` and ``end_logits``, or with ``logits``,
-            and with ``hidden_states``, of which the first is the embeddings'; or a
-            tuple that starts with the logits, or the logits.
-
-    Returns:
-        Both.
+    A mapping with ``start_logits`` and ``end_logits``, or with ``logits``, and with
+    ``hidden_states``, of which the first is the embeddings'; or a tuple that starts
+    with the logits, or the logits.
     """
     if isinstance(outputs, Tensor):
         return Outputs((outputs,))
@@ -233,7 +197,7 @@ def output_losses(
         The loss of each row that counts.
 
     Raises:
-        ValueError: If the outputs of teacher and student do not go together.
+        ValueError: If the outputs of teacher and student do not match.
     """
     if len(student.logits) != len(teacher.logits):
         raise ValueError(
@@ -268,15 +232,9 @@ def output_losses(
 def counted_tokens(
     rows: Tensor, attention_mask: Tensor | None, labels: Tensor | None = None
 ) -> Tensor:
-    """Leave padding and tokens without a label out.
+    """Return ``(k, T)`` rows without padding and tokens without a label (-100).
 
-    Args:
-        rows: ``(k, T)``, bool.
-        attention_mask: ``(k, T)``, 0 for padding; other shapes and None tell nothing.
-        labels: ``(k, T)``, -100 for tokens without a label; the same.
-
-    Returns:
-        ``(k, T)``, bool.
+    Masks and labels of other shapes than ``(k, T)``, and None, tell nothing.
     """
     if _fits(attention_mask, rows.shape):
         rows = rows & attention_mask.ne(0)
@@ -330,7 +288,7 @@ def map_layers(
 
     Args:
         layer_map: ``uniform``: layer l of the student's L, counted from 1, with layer
-            floor(l M / L) of the teacher's M; ``last``: the last with the last alone;
+            floor(l M / L) of the teacher's M; ``last``: only the last with the last;
             or, for each layer of the student, the index of the teacher's, counted
             from 0.
         student: Layers of the student.
@@ -369,11 +327,7 @@ def hidden_losses(
 ) -> Tensor:
     """Compare hidden states layer by layer, the mean over the pairs of layers.
 
-    Args:
-        student: Outputs of the student with hidden states.
-        teacher: Outputs of the teacher with hidden states.
-        layer_map: As for :func:`map_layers`.
-        attention_mask: ``(k, T)``, 0 for padding; None counts every position.
+    Takes the ``layer_map`` of :func:`map_layers`, and leaves padding out.
 
     Returns:
         ``(k,)``, a loss for each sample, whose mean is that of the batch.

@@ -50,7 +50,7 @@ def choose_layers(
     Args:
         total: Layers L of the model.
         keep: How many layers K stay, or their indices, counted from 0.
-        choice: ``first_middle_last``: 0, L // 2 and L - 1, for K = 3 alone.
+        choice: ``first_middle_last``: 0, L // 2 and L - 1, only for K = 3.
             ``interleaved``: i L // K for i < K, with the last of them moved to L - 1.
             None takes the first for three layers and the second for any other number.
 
@@ -89,13 +89,7 @@ def _listed(total: int, keep: Sequence[int]) -> tuple[int, ...]:
 
 
 def find_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """Find the encoder's list of layers.
-
-    Args:
-        model: Model, not wrapped.
-
-    Returns:
-        Full name of the list, and the list.
+    """Return the encoder's list of layers with its full name.
 
     Raises:
         ValueError: If there is none, or more than one.
@@ -121,14 +115,7 @@ def find_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
 
 
 def layers_left(model: nn.Module, names: Sequence[str]) -> tuple[int, ...]:
-    """Say which layers stay where others are dropped by name.
-
-    Args:
-        model: Model, not wrapped; nothing is changed.
-        names: Full names of the layers that go.
-
-    Returns:
-        Indices of the layers that stay.
+    """Return the indices of the layers that stay where others are dropped by name.
 
     Raises:
         ValueError: If a name is not that of a layer of the encoder, or none is left.
@@ -155,10 +142,7 @@ def plan_layers(
 ) -> tuple[int, ...]:
     """Choose the layers of a model that stay, and check that it can do without others.
 
-    Args:
-        model: Model, not wrapped; nothing is changed.
-        keep: As for :func:`choose_layers`.
-        choice: As for :func:`choose_layers`.
+    Takes the ``keep`` and ``choice`` of :func:`choose_layers`; nothing is changed.
 
     Returns:
         Indices of the layers that stay.
@@ -195,10 +179,6 @@ def drop_layers_(model: nn.Module, kept: Sequence[int]) -> DroppedLayers:
     by their place in the list, in their own ``layer_idx``, and in the numbers and
     lists of the configuration, of which the model gets a copy, so that another model
     with the same one keeps its layers. Buffers, hooks and weights stay as they are.
-
-    Args:
-        model: Model, not wrapped.
-        kept: Indices of the layers that stay, as from :func:`plan_layers`.
 
     Returns:
         What was dropped.

@@ -1,4 +1,7 @@
-"""Losses of each sample, for the usual heads of classification."""
+"""Losses of each sample, for the usual heads of classification.
+
+They take a model's outputs with ``logits`` and a batch with ``labels``.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,28 +14,15 @@ from obert_modifiers.core.outputs import logits_of
 
 
 def classification_loss(outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
-    """Return the cross-entropy of each sample.
-
-    Args:
-        outputs: The model's outputs with ``logits`` (k, classes).
-        batch: What the model was given, with ``labels`` (k,).
-
-    Returns:
-        Losses (k,) in float32.
-    """
+    """Return each sample's cross-entropy, (k,) in float32; logits (k, classes)."""
     logits = logits_of(outputs).float()
     return functional.cross_entropy(logits, batch["labels"], reduction="none")
 
 
 def multi_label_loss(outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
-    """Return the binary cross-entropy of each sample, the mean over its classes.
+    """Return each sample's mean binary cross-entropy, (k,) in float32.
 
-    Args:
-        outputs: The model's outputs with ``logits`` (k, classes).
-        batch: What the model was given, with ``labels`` (k, classes), each 0 or 1.
-
-    Returns:
-        Losses (k,) in float32.
+    Logits (k, classes); labels of the same shape, each 0 or 1.
     """
     logits, labels = logits_of(outputs).float(), batch["labels"].float()
     losses = functional.binary_cross_entropy_with_logits(
@@ -42,14 +32,9 @@ def multi_label_loss(outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
 
 
 def regression_loss(outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
-    """Return the squared error of each sample, the mean over its outputs.
+    """Return each sample's mean squared error over its outputs, (k,) in float32.
 
-    Args:
-        outputs: The model's outputs with ``logits`` (k, outputs), mostly (k, 1).
-        batch: What the model was given, with as many ``labels``, (k,) for one output.
-
-    Returns:
-        Losses (k,) in float32.
+    Logits (k, outputs), mostly (k, 1); as many labels, (k,) for one output.
     """
     logits = logits_of(outputs).float()
     error = logits - batch["labels"].float().reshape(logits.shape)
@@ -57,14 +42,9 @@ def regression_loss(outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
 
 
 def token_loss(outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
-    """Return the mean cross-entropy over the labelled tokens of each sample.
+    """Return each sample's mean cross-entropy over its labelled tokens, (k,).
 
-    Args:
-        outputs: The model's outputs with ``logits`` (k, T, classes).
-        batch: What the model was given, with ``labels`` (k, T), -100 for none.
-
-    Returns:
-        Losses (k,) in float32 or wider, 0 for a sample without labelled tokens.
+    Logits (k, T, classes); labels (k, T), -100 for none. 0 for a sample without.
     """
     sums, counts, _ = token_sums(outputs, batch)
     return sums / counts.clamp(min=1)
@@ -75,9 +55,7 @@ def token_sums(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sum loss and hits over the labelled tokens of each sample.
 
-    Args:
-        outputs: The model's outputs with ``logits`` (k, T, classes).
-        batch: What the model was given, with ``labels`` (k, T), -100 for none.
+    Logits (k, T, classes); labels (k, T), -100 for none.
 
     Returns:
         Sum of the cross-entropies, number of labelled tokens and of those that are

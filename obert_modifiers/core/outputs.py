@@ -7,21 +7,13 @@ from torch import Tensor
 
 # What a task's loss is computed from, and the model is not called with.
 LABELS = ("labels", "start_positions", "end_positions")
-TEACHERS_OWN = "teacher_"  # how the inputs begin that the teacher alone gets
+TEACHERS_OWN = "teacher_"  # how the inputs begin that only the teacher gets
 # What logits stand for, as transformers' ``problem_type`` names it; elsewhere classes.
 REGRESSION, MULTI_LABEL = "regression", "multi_label_classification"
 
 
 def logits_of(outputs: Any) -> Tensor:
-    """Find the logits in what a model returned.
-
-    Args:
-        outputs: A mapping with ``logits``, a tuple that starts with them (a model with
-            ``return_dict=False`` that was given no labels), or the logits.
-
-    Returns:
-        The logits.
-    """
+    """Return the logits: of a mapping, the first of a tuple, or the tensor itself."""
     if isinstance(outputs, Tensor):
         return outputs
     return outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]

@@ -6,18 +6,10 @@ _POSITIONS = "position_embeddings"
 
 
 def usable_length(model: nn.Module) -> int | None:
-    """Tell how many tokens a model reads at most.
+    """Return how many tokens a model reads at most, None where nothing sets a limit.
 
-    An embedding of positions with a padding index, as in RoBERTa, has rows for the
-    positions behind that index alone; ``max_position_embeddings`` counts those before
-    it too.
-
-    Args:
-        model: The model, on any device, the meta device among them.
-
-    Returns:
-        The length of the longest sequence, special tokens included; None where
-        neither configuration nor embeddings set a limit.
+    An embedding of positions with a padding index, as in RoBERTa, only has rows for the
+    positions behind that index; ``max_position_embeddings`` counts those before it too.
     """
     named = getattr(getattr(model, "config", None), "max_position_embeddings", None)
     limits = [named] if isinstance(named, int) and named > 0 else []

@@ -23,16 +23,7 @@ class Snapshot:
 
 
 def take_snapshot(model: nn.Module) -> Snapshot:
-    """Copy a model's weights, buffers and quantization ranges to the CPU.
-
-    Costs the model's size in memory, and one transfer from its device.
-
-    Args:
-        model: Model, not wrapped; nothing is changed.
-
-    Returns:
-        The copies.
-    """
+    """Return copies of weights, buffers and quantization ranges on the CPU."""
     values = {name: one.detach().to("cpu", copy=True) for name, one in _values(model)}
     ranges = {name: one.state() for name, one in quantizers_of(model).items()}
     return Snapshot(values, ranges)
@@ -40,11 +31,7 @@ def take_snapshot(model: nn.Module) -> Snapshot:
 
 @torch.no_grad()
 def restore_snapshot_(model: nn.Module, snapshot: Snapshot) -> bool:
-    """Put the copies back; writes parameters, buffers and ranges.
-
-    Args:
-        model: The model that the snapshot was taken of, in the same structure.
-        snapshot: As from :func:`take_snapshot`.
+    """Put the copies back into the model; writes parameters, buffers and ranges.
 
     Returns:
         True if a parameter or buffer held something else.

@@ -3,6 +3,11 @@
 ``backend="auto"`` takes numba for tensors on a CPU and Triton for those on a GPU, where
 they are installed, and plain torch otherwise. Triton holds a block on chip: for blocks
 wider than 128, padded to a power of two, torch takes its place.
+
+Names and shapes are those of :mod:`obert_modifiers.core.pruning`: ``sums`` S
+``(num_blocks, B, B)``, ``scale`` ``1 / m`` and ``damp`` make up the dampened Fisher
+``F = damp I + scale S``; ``weights`` ``(num_blocks, B)``; Q is ``group_size``. A
+factorisation that fails raises ``FloatingPointError``.
 """
 
 from obert_modifiers.kernels.fisher import (
@@ -10,10 +15,9 @@ from obert_modifiers.kernels.fisher import (
     inverse_blocks,
     inverse_group_blocks,
     multiply_inverse,
-    update_inverse_,
 )
 from obert_modifiers.kernels.greedy import GreedyOrder, eliminate_greedily
-from obert_modifiers.kernels.groups import cheapest_subsets, solve_groups
+from obert_modifiers.kernels.groups import lowest_subsets, solve_groups
 from obert_modifiers.kernels.joint import solve_joint_update
 from obert_modifiers.kernels.masks import apply_mask_
 
@@ -21,12 +25,11 @@ __all__ = [
     "GreedyOrder",
     "accumulate_blocks_",
     "apply_mask_",
-    "cheapest_subsets",
+    "lowest_subsets",
     "eliminate_greedily",
     "inverse_blocks",
     "inverse_group_blocks",
     "multiply_inverse",
     "solve_groups",
     "solve_joint_update",
-    "update_inverse_",
 ]

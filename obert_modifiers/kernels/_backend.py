@@ -26,16 +26,15 @@ def choose_backend(
     """Resolve ``"auto"`` and check that a backend can run.
 
     ``"auto"`` takes numba for tensors on a CPU and triton for those on a GPU, where
-    they are installed and have the kernel, and torch otherwise.
-
-    A Triton program holds one block on chip. Where the block, padded to a power of
-    two, is wider than 128, ``"auto"`` and ``"triton"`` both take torch.
+    they are installed and have the kernel, and torch otherwise. A Triton program holds
+    one block on chip: where its tile is wider than 128, ``"auto"`` and ``"triton"``
+    both take torch.
 
     Args:
         backend: ``"auto"``, ``"torch"``, ``"numba"`` or ``"triton"``.
         tensor: A tensor that the kernel works on.
         among: The backends that have the kernel.
-        tile: Width of the tile that a Triton program would hold.
+        tile: Width of the tile, padded to a power of two.
 
     Returns:
         ``"torch"``, ``"numba"`` or ``"triton"``.
@@ -56,6 +55,22 @@ def choose_backend(
     return "torch" if backend == "triton" and tile > _TRITON_WIDTH else backend
 
 
+def run_blocks(chosen: str, name: str, *arguments: Any) -> None:
+    """Run a loop over blocks on numba or Triton.
+
+    Args:
+        chosen: ``"numba"`` or ``"triton"``.
+        name: Its name in ``_compiled`` and in ``_triton``, which take the same.
+        *arguments: What it reads, and the tensors that it writes.
+    """
+    if chosen == "numba":
+        check_definite(run_compiled(name, *arguments))
+        return
+    from obert_modifiers.kernels import _triton
+
+    check_definite(getattr(_triton, name)(*arguments))
+
+
 def run_compiled(name: str, *arguments: Any) -> int:
     """Run a compiled loop over blocks on torch's number of threads.
 
@@ -65,7 +80,7 @@ def run_compiled(name: str, *arguments: Any) -> int:
 
     Args:
         name: A function of ``_compiled``.
-        *arguments: Its arguments; CPU tensors are handed on as arrays, those that it
+        *arguments: Its arguments; CPU tensors are passed on as arrays, those that it
             writes have to be contiguous.
 
     Returns:
@@ -87,11 +102,7 @@ def run_compiled(name: str, *arguments: Any) -> int:
 
 
 def _refusal(backend: str, tensor: Tensor) -> str:
-    """Say why a backend cannot run on a tensor.
-
-    Returns:
-        The rest of the message, empty if it can.
-    """
+    """Return why a backend cannot run on a tensor; empty if it can."""
     device = tensor.device.type
     if backend == "numba" and device != "cpu":
         return f"cannot run on {tensor.device}; expected a CPU tensor; use auto"
@@ -111,11 +122,7 @@ def _refusal(backend: str, tensor: Tensor) -> str:
 
 @functools.cache
 def _version(package: str) -> tuple[int, ...]:
-    """Read the first two numbers of an installed package's version.
-
-    Returns:
-        The numbers, none if the package is not installed.
-    """
+    """Return the first two numbers of an installed package's version, else nothing."""
     try:
         version = importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -124,56 +131,26 @@ def _version(package: str) -> tuple[int, ...]:
 
 
 def padded_width(count: int) -> int:
-    """Return the lowest power of two that is not below a count.
-
-    Args:
-        count: At least 1.
-
-    Returns:
-        The power of two.
-    """
+    """Return the lowest power of two that is not below a count, at least 1."""
     return 1 << (count - 1).bit_length()
 
 
 def block_chunks(num_blocks: int, block_size: int) -> Iterator[slice]:
-    """Cut a range of blocks so that float64 copies of them stay small.
-
-    Args:
-        num_blocks: Number of blocks.
-        block_size: Width B of a block.
-
-    Yields:
-        Slices that cover ``range(num_blocks)`` in order.
-    """
+    """Yield slices of a range of blocks so that float64 copies of them stay small."""
     step = max(1, _CHUNK_BYTES // (8 * block_size * block_size))
     for start in range(0, num_blocks, step):
         yield slice(start, min(start + step, num_blocks))
 
 
 def dampened(sums: Tensor, scale: float, damp: float) -> Tensor:
-    """Return ``F = damp I + scale S`` in float64, a new tensor.
-
-    Args:
-        sums: Sums of outer products S, ``(n, B, B)``.
-        scale: One over the number of gradients.
-        damp: Dampening, larger than 0.
-
-    Returns:
-        ``(n, B, B)``, float64.
-    """
+    """Return ``F = damp I + scale S`` of ``(n, B, B)`` sums, float64, a new tensor."""
     fisher = sums.to(torch.float64, copy=True).mul_(scale)
     fisher.diagonal(dim1=1, dim2=2).add_(damp)
     return fisher
 
 
 def cholesky(fisher: Tensor) -> Tensor:
-    """Factor dampened blocks, or say that they are not positive definite.
-
-    Args:
-        fisher: ``(n, B, B)``, float64.
-
-    Returns:
-        Lower factors, ``(n, B, B)``.
+    """Return the lower factors of ``(n, B, B)`` float64 blocks.
 
     Raises:
         FloatingPointError: If a block is not numerically positive definite.
@@ -184,10 +161,7 @@ def cholesky(fisher: Tensor) -> Tensor:
 
 
 def check_definite(failed: int) -> None:
-    """Raise if blocks had no Cholesky factor.
-
-    Args:
-        failed: Number of such blocks.
+    """Raise if some blocks had no Cholesky factor.
 
     Raises:
         FloatingPointError: If there is one.

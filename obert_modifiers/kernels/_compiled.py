@@ -2,6 +2,7 @@
 
 One block is worked on at a time, in float64, so that it stays in the first-level
 cache. Blocks are independent: the result does not depend on the number of threads.
+Loops over blocks return how many are not positive definite.
 
 All of them are in one file because numba, when it looks whether its cached code is
 still good, looks at the file of the function alone and not at those of its callees.
@@ -13,11 +14,7 @@ from numba import njit, prange
 
 
 def use_threads(count: int) -> None:
-    """Run the loops on so many threads, or on as many as numba was started with.
-
-    Args:
-        count: Threads, at least 1.
-    """
+    """Run the loops on so many threads, or on as many as numba was started with."""
     most = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
     numba.set_num_threads(min(count, most))
 
@@ -38,11 +35,7 @@ def _gather(sums, scale, damp, chosen, count, block):
 
 @njit(cache=True)
 def _factor(block, count):
-    """Replace the lower triangle by its Cholesky factor.
-
-    Returns:
-        False if there is none.
-    """
+    """Replace the lower triangle by its Cholesky factor; False if there is none."""
     for j in range(count):
         for k in range(j):
             ljk = block[j, k]
@@ -74,16 +67,13 @@ def _solve(block, count, right):
 
 @njit(cache=True, error_model="numpy", fastmath=_FAST)
 def _invert(block, count, column):
-    """Invert a symmetric positive definite block by symmetric sweeps.
+    """Return whether a block is positive definite, and invert it by symmetric sweeps.
 
     A sweep of the pivot p turns ``a_ij`` into ``a_ij - a_ip a_pj / a_pp``, row and
     column p into themselves over ``a_pp``, and ``a_pp`` into ``-1 / a_pp``; after all
     of them the block is minus its inverse. Only the lower triangle is worked on. The
     pivot's column is in a buffer of its own: only then does the compiler know that it
     does not overlap with the rows, and uses vector instructions.
-
-    Returns:
-        False if the block is not positive definite.
     """
     for p in range(count):
         pivot = block[p, p]
@@ -111,18 +101,17 @@ def _invert(block, count, column):
 
 
 @njit(cache=True, error_model="numpy", fastmath=_FAST)
-def _cheapest(inverse, weights, chosen, living, price):
-    """Find the living weight of lowest cost, ties by its index in the block.
+def _lowest(inverse, weights, chosen, living, doubled):
+    """Return the place of the living weight of lowest saliency, ties by its index.
 
-    Returns:
-        Its place among the living; ``price`` has twice the costs.
+    ``doubled`` gets twice the saliency of each.
     """
     for i in range(living):
-        price[i] = weights[i] * weights[i] / inverse[i, i]
+        doubled[i] = weights[i] * weights[i] / inverse[i, i]
     best = 0
     for i in range(1, living):
-        if price[i] < price[best] or (
-            price[i] == price[best] and chosen[i] < chosen[best]
+        if doubled[i] < doubled[best] or (
+            doubled[i] == doubled[best] and chosen[i] < chosen[best]
         ):
             best = i
     return best
@@ -162,32 +151,29 @@ def _remove(inverse, weights, chosen, place, living, column):
 
 
 @njit(cache=True, error_model="numpy", fastmath=_FAST)
-def _eliminate(inverse, weights, chosen, count, order, costs, column, price):
-    """Remove the cheapest weight again and again, downdating the inverse.
+def _eliminate(inverse, weights, chosen, count, order, saliency, column, doubled):
+    """Remove the weight of lowest saliency again and again, downdating the inverse.
 
     Row and column of a removed weight are overwritten by the last living ones, so
     that the living part stays dense and shrinks.
     """
     for rank in range(count):
         living = count - rank
-        best = _cheapest(inverse, weights, chosen, living, price)
+        best = _lowest(inverse, weights, chosen, living, doubled)
         order[rank] = chosen[best]
-        costs[rank] = 0.5 * price[best]
+        saliency[rank] = 0.5 * doubled[best]
         _remove(inverse, weights, chosen, best, living, column)
 
 
 @njit(cache=True, error_model="numpy", fastmath=_FAST)
 def _eliminate_n_m(
-    inverse, weights, chosen, count, left, size, order, costs, column, price
+    inverse, weights, chosen, count, left, size, order, saliency, column, doubled
 ):
-    """Remove the cheapest weight again and again while its group may lose one.
+    """Return how many weights went, each the lowest whose group may lose one.
 
     ``left`` holds how many weights each group of ``size`` may still lose. What a
     group keeps for good is dropped without a downdate: it stays in the Fisher, and
     nobody asks for its row again.
-
-    Returns:
-        The number of weights removed.
     """
     living, rank = count, 0
     for i in range(living - 1, -1, -1):
@@ -195,10 +181,10 @@ def _eliminate_n_m(
             living -= 1
             _drop(inverse, weights, chosen, i, living)
     while living > 0:
-        best = _cheapest(inverse, weights, chosen, living, price)
+        best = _lowest(inverse, weights, chosen, living, doubled)
         group = chosen[best] // size
         order[rank] = chosen[best]
-        costs[rank] = 0.5 * price[best]
+        saliency[rank] = 0.5 * doubled[best]
         rank += 1
         _remove(inverse, weights, chosen, best, living, column)
         living -= 1
@@ -213,11 +199,7 @@ def _eliminate_n_m(
 
 @njit(cache=True, error_model="numpy", fastmath=_FAST)
 def _half_solve(block, count, right):
-    """Solve with the lower factor alone, in place of ``right``.
-
-    Returns:
-        The squared norm of the solution: ``right^T block^-1 right``.
-    """
+    """Solve with the lower factor in place; return ``right^T block^-1 right``."""
     total = 0.0
     for i in range(count):
         value = right[i]
@@ -230,11 +212,7 @@ def _half_solve(block, count, right):
 
 @njit(cache=True, error_model="numpy", fastmath=_FAST)
 def _factor_group(inverse, weights, start, size, block, right):
-    """Factor the group that starts at a row, and half-solve for its weights.
-
-    Returns:
-        Twice its saliency; NaN if the group is not positive definite.
-    """
+    """Factor a group and half-solve; return twice its saliency, or NaN."""
     for i in range(size):
         for j in range(i + 1):
             block[i, j] = inverse[start + i, start + j]
@@ -256,31 +234,28 @@ def _downdate_group(inverse, weights, end, size, rows, right):
 
 
 @njit(cache=True, error_model="numpy", fastmath=_FAST)
-def _eliminate_groups(inverse, weights, chosen, groups, size, order, costs):
-    """Remove the cheapest group again and again, downdating the inverse.
+def _eliminate_groups(inverse, weights, chosen, groups, size, order, saliency):
+    """Return whether all groups are positive definite; the lowest goes each time.
 
     As for single weights, the last living group takes the place of the removed one.
-
-    Returns:
-        False if a group is not positive definite.
     """
     rows = np.empty((size, groups * size), np.float64)
     block = np.empty((size, size), np.float64)
     right = np.empty(size, np.float64)
-    price = np.empty(groups, np.float64)
+    doubled = np.empty(groups, np.float64)
     for rank in range(groups):
         last = groups - rank - 1
         best = 0
         for g in range(last + 1):
-            price[g] = _factor_group(inverse, weights, g * size, size, block, right)
-            if np.isnan(price[g]):
+            doubled[g] = _factor_group(inverse, weights, g * size, size, block, right)
+            if np.isnan(doubled[g]):
                 return False
-            if price[g] < price[best] or (
-                price[g] == price[best] and chosen[g] < chosen[best]
+            if doubled[g] < doubled[best] or (
+                doubled[g] == doubled[best] and chosen[g] < chosen[best]
             ):
                 best = g
         order[rank] = chosen[best]
-        costs[rank] = 0.5 * price[best]
+        saliency[rank] = 0.5 * doubled[best]
         start, end = best * size, last * size
         _factor_group(inverse, weights, start, size, block, right)
         for q in range(size):
@@ -309,11 +284,7 @@ def _eliminate_groups(inverse, weights, chosen, groups, size, order, costs):
 
 @njit(parallel=True, cache=True)
 def invert_group_blocks(sums, scale, damp, group_size, found):
-    """Keep the diagonal group blocks of every inverted block.
-
-    Returns:
-        The number of blocks that are not positive definite.
-    """
+    """Keep the diagonal group blocks of every inverted block."""
     num_blocks, width = sums.shape[:2]
     failed = np.zeros(num_blocks, np.int64)
     for b in prange(num_blocks):
@@ -333,11 +304,7 @@ def invert_group_blocks(sums, scale, damp, group_size, found):
 
 @njit(cache=True)
 def _gather_living(weights, eligible, chosen, living):
-    """Copy the eligible weights of a block and their indices to the front.
-
-    Returns:
-        Their number.
-    """
+    """Copy the eligible weights of a block and their indices to the front."""
     count = 0
     for i in range(weights.shape[0]):
         if eligible[i]:
@@ -357,12 +324,8 @@ def _append_rest(order, taken, rank):
 
 
 @njit(parallel=True, cache=True)
-def eliminate_blocks(sums, scale, damp, weights, eligible, order, costs):
-    """Order the eligible weights of every block by greedy elimination.
-
-    Returns:
-        The number of blocks that are not positive definite.
-    """
+def eliminate_blocks(sums, scale, damp, weights, eligible, order, saliency):
+    """Order the eligible weights of every block."""
     num_blocks, width = weights.shape
     failed = np.zeros(num_blocks, np.int64)
     for b in prange(num_blocks):
@@ -375,7 +338,14 @@ def eliminate_blocks(sums, scale, damp, weights, eligible, order, costs):
         scratch = np.empty((2, width), np.float64)
         if _invert(block, count, scratch[0]):
             _eliminate(
-                block, living, chosen, count, order[b], costs[b], scratch[0], scratch[1]
+                block,
+                living,
+                chosen,
+                count,
+                order[b],
+                saliency[b],
+                scratch[0],
+                scratch[1],
             )
         else:
             failed[b] = 1
@@ -384,13 +354,9 @@ def eliminate_blocks(sums, scale, damp, weights, eligible, order, costs):
 
 @njit(parallel=True, cache=True)
 def eliminate_n_m_blocks(
-    sums, scale, damp, weights, eligible, size, loss, order, costs
+    sums, scale, damp, weights, eligible, size, loss, order, saliency
 ):
-    """Order the eligible weights, ``loss`` of every group of ``size`` at most.
-
-    Returns:
-        The number of blocks that are not positive definite.
-    """
+    """Order the eligible weights, ``loss`` of every group of ``size`` at most."""
     num_blocks, width = weights.shape
     failed = np.zeros(num_blocks, np.int64)
     for b in prange(num_blocks):
@@ -414,7 +380,7 @@ def eliminate_n_m_blocks(
             left,
             size,
             order[b],
-            costs[b],
+            saliency[b],
             scratch[0],
             scratch[1],
         )
@@ -426,12 +392,8 @@ def eliminate_n_m_blocks(
 
 
 @njit(parallel=True, cache=True)
-def eliminate_group_blocks(sums, scale, damp, weights, eligible, size, order, costs):
-    """Order the groups of every block that have an eligible weight.
-
-    Returns:
-        The number of blocks that are not positive definite.
-    """
+def eliminate_group_blocks(sums, scale, damp, weights, eligible, size, order, saliency):
+    """Order the groups of every block that have an eligible weight."""
     num_blocks, width = weights.shape
     failed = np.zeros(num_blocks, np.int64)
     for b in prange(num_blocks):
@@ -456,7 +418,7 @@ def eliminate_group_blocks(sums, scale, damp, weights, eligible, size, order, co
         if not (
             _invert(block, count, np.empty(width, np.float64))
             and _eliminate_groups(
-                block, living, names, groups, size, order[b], costs[b]
+                block, living, names, groups, size, order[b], saliency[b]
             )
         ):
             failed[b] = 1
@@ -465,11 +427,7 @@ def eliminate_group_blocks(sums, scale, damp, weights, eligible, size, order, co
 
 @njit(parallel=True, cache=True)
 def solve_group_blocks(groups, weights, members, solved):
-    """Solve the system of every group restricted to its members.
-
-    Returns:
-        The number of blocks with a system that is not positive definite.
-    """
+    """Solve the system of every group restricted to its members."""
     num_blocks, count, size = weights.shape
     failed = np.zeros(num_blocks, np.int64)
     for b in prange(num_blocks):
@@ -505,12 +463,8 @@ def _holds(pruned, subset):
 
 
 @njit(parallel=True, cache=True)
-def find_cheapest_subsets(groups, weights, pruned, subsets, costs, found):
-    """Find the cheapest subset of every group among those that hold what is pruned.
-
-    Returns:
-        The number of blocks with a system that is not positive definite.
-    """
+def find_lowest_subsets(groups, weights, pruned, subsets, saliency, found):
+    """Find the lowest subset of every group among those that hold what is pruned."""
     num_blocks, count = weights.shape[:2]
     size = subsets.shape[1]
     failed = np.zeros(num_blocks, np.int64)
@@ -527,20 +481,16 @@ def find_cheapest_subsets(groups, weights, pruned, subsets, costs, found):
                     break
                 for k in range(size):
                     right[k] = weights[b, g, subsets[s, k]]
-                price = 0.5 * _half_solve(block, size, right)
-                if price < costs[b, g]:
-                    costs[b, g] = price
+                doubled = 0.5 * _half_solve(block, size, right)
+                if doubled < saliency[b, g]:
+                    saliency[b, g] = doubled
                     found[b, g] = s
     return failed.sum()
 
 
 @njit(parallel=True, cache=True)
-def solve_joint_blocks(sums, scale, damp, weights, pruned, updated, costs):
-    """Compute the best weights of every block once its pruned set is zero.
-
-    Returns:
-        The number of blocks that are not positive definite.
-    """
+def solve_joint_blocks(sums, scale, damp, weights, pruned, updated, increases):
+    """Compute the best weights of every block once its pruned set is zero."""
     num_blocks, width = weights.shape
     failed = np.zeros(num_blocks, np.int64)
     for b in prange(num_blocks):
@@ -553,14 +503,14 @@ def solve_joint_blocks(sums, scale, damp, weights, pruned, updated, costs):
             if not pruned[b, i]:
                 kept[count] = i
                 count += 1
-        cost = 0.0
+        increase = 0.0
         for i in range(width):
             if pruned[b, i] and weights[b, i] != 0.0:
                 wi = np.float64(weights[b, i])
-                cost += damp * wi * wi
+                increase += damp * wi * wi
                 for j in range(width):
                     if pruned[b, j]:
-                        cost += wi * sums[b, i, j] * scale * weights[b, j]
+                        increase += wi * sums[b, i, j] * scale * weights[b, j]
         for i in range(count):
             value = 0.0
             for j in range(width):
@@ -576,19 +526,15 @@ def solve_joint_blocks(sums, scale, damp, weights, pruned, updated, costs):
         for i in range(width):
             updated[b, i] = 0.0
         for i in range(count):
-            cost -= saved[i] * right[i]
+            increase -= saved[i] * right[i]
             updated[b, kept[i]] = weights[b, kept[i]] + right[i]
-        costs[b] = 0.5 * max(cost, 0.0)
+        increases[b] = 0.5 * max(increase, 0.0)
     return failed.sum()
 
 
 @njit(parallel=True, cache=True)
 def zero_unkept(values, kept):
-    """Write zero where ``kept`` is False: one pass, which the compiler vectorises.
-
-    Returns:
-        Zero: nothing can fail.
-    """
+    """Write zero where ``kept`` is False: one pass, which the compiler vectorises."""
     zero = values.dtype.type(0)
     for i in prange(values.size):
         values[i] = values[i] if kept[i] else zero

@@ -2,7 +2,7 @@
 
 One program works on one block, in float64, with the whole ``P x P`` tile on chip; P
 is B rounded up to a power of two, and what is padded never becomes a pivot. Triton is
-imported in ``_triton_fisher.py`` and ``_triton_greedy.py`` alone, and they are
+only imported in ``_triton_fisher.py`` and ``_triton_greedy.py``, and they are
 imported only where the backend has been chosen.
 
 A number of Python's would reach a compiled kernel in float32: ``scale`` and ``damp``
@@ -44,38 +44,18 @@ def launch(
 
 
 def as_bytes(flags: Tensor) -> Tensor:
-    """View a bool tensor as bytes, contiguous.
-
-    Args:
-        flags: Any shape, bool.
-
-    Returns:
-        The same shape, uint8.
-    """
+    """Return a bool tensor as bytes, contiguous, uint8."""
     return flags.contiguous().view(torch.uint8)
 
 
 def on_device(scale: float, damp: float, sums: Tensor) -> Tensor:
-    """Put the two numbers of the dampened Fisher beside the sums, in float64.
-
-    Args:
-        scale: One over the number of gradients.
-        damp: Dampening, larger than 0.
-        sums: A tensor on the device.
-
-    Returns:
-        ``(2,)``, float64.
-    """
+    """Return scale and dampening beside the sums, ``(2,)``, float64."""
     return torch.tensor([scale, damp], dtype=torch.float64, device=sums.device)
 
 
 @triton.jit
 def load_fisher(sums, numbers, block, index, inside, WIDTH: tl.constexpr):
-    """Read the dampened block of some weights.
-
-    Returns:
-        ``(P, P)``, float64; zero outside, where nobody may take a pivot.
-    """
+    """Read the dampened block of some weights, ``(P, P)``, float64; zero outside."""
     scale, damp = tl.load(numbers), tl.load(numbers + 1)
     both = inside[:, None] & inside[None, :]
     cells = index[:, None] * WIDTH + index[None, :]
@@ -86,11 +66,7 @@ def load_fisher(sums, numbers, block, index, inside, WIDTH: tl.constexpr):
 
 @triton.jit
 def take_row(tile, place, pivot_place):
-    """Pick one row out of a symmetric tile.
-
-    Returns:
-        The row, its pivot (1 if it is not above 0), and whether it is above 0.
-    """
+    """Return a row of a symmetric tile, its pivot (1 if not above 0), and if it is."""
     row = tl.sum(tl.where((place == pivot_place)[:, None], tile, 0.0), axis=0)
     pivot = tl.sum(tl.where(place == pivot_place, row, 0.0), axis=0)
     sound = pivot > 0.0
@@ -99,11 +75,11 @@ def take_row(tile, place, pivot_place):
 
 @triton.jit
 def sweep(tile, place, pivot_place):
-    """Sweep one pivot.
+    """Sweep one pivot; the tile stays exactly symmetric.
 
     Returns:
         The tile, which is minus the inverse once all are swept, and what ``take_row``
-        found. The tile stays exactly symmetric.
+        gives.
     """
     row, pivot, sound = take_row(tile, place, pivot_place)
     here = place == pivot_place
@@ -165,13 +141,9 @@ def _accumulate(
 
 
 def accumulate(sums: Tensor, grads: Tensor) -> None:
-    """Add the outer products of gradients to each block, in place.
+    """Add ``(k, num_blocks, B)`` gradients' outer products to the sums, in place.
 
     Products and sums are in the dtype of the sums, without TF32.
-
-    Args:
-        sums: ``(num_blocks, B, B)``, float32 or float64.
-        grads: ``(k, num_blocks, B)``.
     """
     num_blocks, width = sums.shape[:2]
     tile = min(_TILE, max(_DEPTH, padded_width(width)))
@@ -222,18 +194,7 @@ def _invert_groups(
 def invert_group_blocks(
     sums: Tensor, scale: float, damp: float, group_size: int, found: Tensor
 ) -> int:
-    """Keep the diagonal group blocks of every inverted block.
-
-    Args:
-        sums: ``(num_blocks, B, B)``.
-        scale: One over the number of gradients.
-        damp: Dampening, larger than 0.
-        group_size: Weights Q of a group; divides B.
-        found: ``(num_blocks, B / Q, Q, Q)``, float64; written.
-
-    Returns:
-        The number of blocks that are not positive definite.
-    """
+    """Write the group blocks; return how many blocks are not positive definite."""
     num_blocks, width = sums.shape[:2]
     padded = padded_width(width)
     failed = torch.zeros(num_blocks, dtype=torch.int32, device=sums.device)
@@ -259,7 +220,7 @@ def _solve_joint(
     weights,
     pruned,
     updated,
-    costs,
+    increases,
     failed,
     WIDTH: tl.constexpr,
     PADDED: tl.constexpr,
@@ -273,8 +234,8 @@ def _solve_joint(
     tile = load_fisher(sums, numbers, block, index, inside, WIDTH)
     removed = tl.where(gone, value, 0.0)
     pull = tl.sum(tile * removed[:, None], axis=0)
-    cost = tl.sum(removed * pull, axis=0)
-    # Sweeps of the kept pivots alone leave ``F_KK^-1 F_KP w_P`` in the kept entries;
+    increase = tl.sum(removed * pull, axis=0)
+    # Sweeps of only the kept pivots leave ``F_KK^-1 F_KP w_P`` in the kept entries;
     # they never read a pruned row.
     step = pull
     unsound = 0
@@ -283,36 +244,25 @@ def _solve_joint(
             tile, row, pivot, sound = sweep(tile, index, p)
             unsound += tl.where(sound, 0, 1)
             pulled = tl.sum(tl.where(index == p, step, 0.0), axis=0)
-            cost -= pulled * pulled / pivot
+            increase -= pulled * pulled / pivot
             share = pulled / pivot
             step = tl.where(index == p, share, step - row * share)
     new = tl.where(gone, 0.0, value + step)
     tl.store(updated + start + index, new, mask=inside)
-    tl.store(costs + block, tl.where(cost > 0.0, 0.5 * cost, 0.0))
+    tl.store(increases + block, tl.where(increase > 0.0, 0.5 * increase, 0.0))
     tl.store(failed + block, tl.where(unsound > 0, 1, 0))
 
 
 def solve_joint_blocks(
     sums: Tensor,
-    numbers: tuple[float, float],
+    scale: float,
+    damp: float,
     weights: Tensor,
     pruned: Tensor,
     updated: Tensor,
-    costs: Tensor,
+    increases: Tensor,
 ) -> int:
-    """Compute the best weights of every block once its pruned set is zero.
-
-    Args:
-        sums: ``(num_blocks, B, B)``.
-        numbers: One over the number of gradients, and the dampening.
-        weights: ``(num_blocks, B)``.
-        pruned: ``(num_blocks, B)``, bool.
-        updated: ``(num_blocks, B)``, float64; written.
-        costs: ``(num_blocks,)``, float64; written.
-
-    Returns:
-        The number of blocks that are not positive definite.
-    """
+    """Compute the best weights of every block; return how many blocks failed."""
     num_blocks, width = weights.shape
     padded = padded_width(width)
     failed = torch.zeros(num_blocks, dtype=torch.int32, device=sums.device)
@@ -320,11 +270,11 @@ def solve_joint_blocks(
         _solve_joint,
         (num_blocks,),
         sums.contiguous(),
-        on_device(*numbers, sums),
-        weights.double().contiguous(),
+        on_device(scale, damp, sums),
+        weights.contiguous(),
         as_bytes(pruned),
         updated,
-        costs,
+        increases,
         failed,
         cells=padded * padded,
         WIDTH=width,
@@ -342,12 +292,7 @@ def _zero_unkept(values, mask, count, STRIP: tl.constexpr):
 
 
 def zero_unkept(values: Tensor, mask: Tensor) -> None:
-    """Write zeros where a mask is False; nothing else is read or written.
-
-    Args:
-        values: Any shape, floating point, contiguous; changed in place.
-        mask: The same shape, bool.
-    """
+    """Write zeros where a mask is False; nothing else is read or written."""
     count = values.numel()
     launch(
         _zero_unkept,

@@ -8,7 +8,6 @@ away. Groups of Q weights lie in the tile in slots of the next power of two abov
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from obert_modifiers.kernels._backend import padded_width
 from obert_modifiers.kernels._triton_fisher import (
@@ -24,17 +23,14 @@ _CELLS = 4096  # entries of the tile of small systems that a program works on
 
 
 @triton.jit
-def _prices(systems, right, SIZE: tl.constexpr):
-    """Compute ``r^T A^-1 r`` of each system.
+def _doubled_saliency(systems, right, SIZE: tl.constexpr):
+    """Return ``r^T A^-1 r`` of each system, and whether all its pivots are above 0.
 
     By elimination, ``A = L D L^T``: it is the sum of ``r_p^2 / d_p``.
-
-    Returns:
-        The prices, and which systems have all pivots above 0.
     """
     place = tl.arange(0, systems.shape[1])
-    price = tl.zeros((systems.shape[0],), tl.float64)
-    sound = price == 0.0
+    doubled = tl.zeros((systems.shape[0],), tl.float64)
+    sound = doubled == 0.0
     for p in tl.static_range(SIZE):
         here = place == p
         row = tl.sum(tl.where(here[None, :, None], systems, 0.0), axis=1)
@@ -42,20 +38,16 @@ def _prices(systems, right, SIZE: tl.constexpr):
         value = tl.sum(tl.where(here[None, :], right, 0.0), axis=1)
         sound = sound & (pivot > 0.0)
         pivot = tl.where(pivot > 0.0, pivot, 1.0)
-        price += value * value / pivot
+        doubled += value * value / pivot
         right -= row * (value / pivot)[:, None]
         share = row / tl.sqrt(pivot)[:, None]
         systems -= share[:, :, None] * share[:, None, :]
-    return price, sound
+    return doubled, sound
 
 
 @triton.jit
 def _diagonal_groups(tile, GROUPS: tl.constexpr, SLOTS: tl.constexpr):
-    """Copy the diagonal group blocks of a tile.
-
-    Returns:
-        ``(groups, slots, slots)``.
-    """
+    """Copy the diagonal group blocks of a tile, ``(groups, slots, slots)``."""
     place = tl.arange(0, GROUPS * SLOTS)
     slot = tl.arange(0, SLOTS)
     same = (place // SLOTS)[:, None] == (place // SLOTS)[None, :]
@@ -74,7 +66,7 @@ def _eliminate(
     weights,
     eligible,
     order,
-    costs,
+    saliency,
     failed,
     WIDTH: tl.constexpr,
     SIZE: tl.constexpr,
@@ -116,16 +108,16 @@ def _eliminate(
     start = block * (WIDTH // SIZE)
     for rank in range(removals):
         open_ones = living & (left > 0)
-        price, sound = _prices(
+        doubled, sound = _doubled_saliency(
             tl.where(open_ones[:, None, None], systems, unit[None, :, :]),
             value.reshape(GROUPS, SLOTS),
             SIZE,
         )
         unsound += tl.sum((open_ones & (sound == 0)).to(tl.int32), axis=0)
-        price = tl.where(open_ones, price, float("inf"))
-        lowest, best = tl.min(price, axis=0, return_indices=True)
+        doubled = tl.where(open_ones, doubled, float("inf"))
+        lowest, best = tl.min(doubled, axis=0, return_indices=True)
         tl.store(order + start + rank, best.to(tl.int64))
-        tl.store(costs + start + rank, 0.5 * lowest)
+        tl.store(saliency + start + rank, 0.5 * lowest)
         for q in tl.static_range(SIZE):
             row, pivot, sound = take_row(tile, place, best * SLOTS + q)
             unsound += tl.where(sound, 0, 1)
@@ -146,31 +138,31 @@ def _eliminate(
     tl.store(failed + block, tl.where(unsound > 0, 1, 0))
 
 
-def eliminate(
-    tensors: tuple[Tensor, Tensor, Tensor],
-    scale: float,
-    damp: float,
-    structure: tuple[int, ...],
-    found: tuple[Tensor, Tensor],
+def eliminate_blocks(sums, scale, damp, weights, eligible, order, saliency) -> int:
+    """Order the eligible weights of every block; return how many blocks failed."""
+    groups = {"SIZE": 1, "KEPT": 0, "OF": 1}
+    return _run(sums, scale, damp, weights, eligible, order, saliency, groups)
+
+
+def eliminate_n_m_blocks(
+    sums, scale, damp, weights, eligible, size, loss, order, saliency
 ) -> int:
-    """Order the eligible weights or groups of every block by greedy elimination.
+    """Order the eligible weights, ``loss`` of every group of ``size`` at most."""
+    groups = {"SIZE": 1, "KEPT": size - loss, "OF": size}
+    return _run(sums, scale, damp, weights, eligible, order, saliency, groups)
 
-    Args:
-        tensors: Sums ``(num_blocks, B, B)``, weights and eligible ``(num_blocks, B)``.
-        scale: One over the number of gradients.
-        damp: Dampening, larger than 0.
-        structure: ``(Q,)`` for whole groups, ``(M, M - N)`` for N:M.
-        found: Order and costs, ``(num_blocks, B / Q)``; written. Costs are infinite on
-            entry.
 
-    Returns:
-        The number of blocks that are not positive definite.
-    """
-    sums, weights, eligible = tensors
+def eliminate_group_blocks(
+    sums, scale, damp, weights, eligible, size, order, saliency
+) -> int:
+    """Order the groups of every block that have an eligible weight."""
+    groups = {"SIZE": size, "KEPT": 0, "OF": 1}
+    return _run(sums, scale, damp, weights, eligible, order, saliency, groups)
+
+
+def _run(sums, scale, damp, weights, eligible, order, saliency, structure) -> int:
     num_blocks, width = weights.shape
-    size, kept, of = structure[0], 0, 1
-    if len(structure) == 2:
-        size, kept, of = 1, structure[0] - structure[1], structure[0]
+    size = structure["SIZE"]
     groups, slots = padded_width(width // size), padded_width(size)
     failed = torch.zeros(num_blocks, dtype=torch.int32, device=sums.device)
     launch(
@@ -178,28 +170,27 @@ def eliminate(
         (num_blocks,),
         sums.contiguous(),
         on_device(scale, damp, sums),
-        weights.double().contiguous(),
+        weights.contiguous(),
         as_bytes(eligible),
-        *found,
+        order,
+        saliency,
         failed,
         cells=(groups * slots) ** 2,
         WIDTH=width,
-        SIZE=size,
         GROUPS=groups,
         SLOTS=slots,
-        KEPT=kept,
-        OF=of,
+        **structure,
     )
     return int(failed.sum())
 
 
 @triton.jit
-def _cheapest(
+def _lowest(
     groups,
     weights,
     pruned,
     subsets,
-    costs,
+    saliency,
     found,
     failed,
     count,
@@ -231,49 +222,32 @@ def _cheapest(
         pairs = groups + cell[:, :, None] * WIDTH + member[None, None, :]
         systems = tl.load(pairs, mask=both, other=0.0)
         right = tl.load(weights + cell, mask=cells, other=0.0)
-        price, sound = _prices(tl.where(both, systems, unit[None, :, :]), right, SIZE)
+        doubled, sound = _doubled_saliency(
+            tl.where(both, systems, unit[None, :, :]), right, SIZE
+        )
         unsound += (holds & (sound == 0)).to(tl.int32)
-        better = holds & (0.5 * price < best)
-        best = tl.where(better, 0.5 * price, best)
+        better = holds & (0.5 * doubled < best)
+        best = tl.where(better, 0.5 * doubled, best)
         nth = tl.where(better, s, nth)
-    tl.store(costs + group, best, mask=inside)
+    tl.store(saliency + group, best, mask=inside)
     tl.store(found + group, nth, mask=inside)
     tl.store(failed + group, unsound, mask=inside)
 
 
-def find_cheapest_subsets(
-    groups: Tensor,
-    weights: Tensor,
-    pruned: Tensor,
-    subsets: Tensor,
-    costs: Tensor,
-    found: Tensor,
-) -> int:
-    """Find the cheapest subset of every group among those that hold what is pruned.
-
-    Args:
-        groups: ``(num_blocks, B / Q, Q, Q)``, float64.
-        weights: ``(num_blocks, B / Q, Q)``.
-        pruned: ``(num_blocks, B / Q, Q)``, bool.
-        subsets: ``(sets, size)``, int64, in the order in which ties are broken.
-        costs: ``(num_blocks, B / Q)``, float64; written.
-        found: ``(num_blocks, B / Q)``, int64; the index of the subset, written.
-
-    Returns:
-        The number of blocks with a system that is not positive definite.
-    """
+def find_lowest_subsets(groups, weights, pruned, subsets, saliency, found) -> int:
+    """Find the lowest subset of every group; return how many blocks failed."""
     num_subsets, size = subsets.shape
     slots = padded_width(size)
     tile = max(1, _CELLS // slots**2 // 4)
     failed = torch.zeros(found.shape, dtype=torch.int32, device=found.device)
     launch(
-        _cheapest,
+        _lowest,
         (triton.cdiv(found.numel(), tile),),
         groups.contiguous(),
-        weights.double().contiguous(),
+        weights.contiguous(),
         as_bytes(pruned),
         subsets.to(found.device),
-        costs,
+        saliency,
         found,
         failed,
         found.numel(),
@@ -328,20 +302,8 @@ def _solve(
     tl.store(failed + group, unsound, mask=group < count)
 
 
-def solve_group_blocks(
-    groups: Tensor, weights: Tensor, members: Tensor, solved: Tensor
-) -> int:
-    """Solve the system of every group restricted to its members.
-
-    Args:
-        groups: ``(num_blocks, B / Q, Q, Q)``, float64.
-        weights: ``(num_blocks, B / Q, Q)``.
-        members: ``(num_blocks, B / Q, Q)``, bool.
-        solved: ``(num_blocks, B / Q, Q)``, float64; written.
-
-    Returns:
-        The number of blocks with a system that is not positive definite.
-    """
+def solve_group_blocks(groups, weights, members, solved) -> int:
+    """Solve every group's system for its members; return how many blocks failed."""
     size = weights.shape[2]
     slots = padded_width(size)
     tile = max(1, _CELLS // slots**2 // 4)
@@ -350,7 +312,7 @@ def solve_group_blocks(
         _solve,
         (triton.cdiv(failed.numel(), tile),),
         groups.contiguous(),
-        weights.double().contiguous(),
+        weights.contiguous(),
         as_bytes(members),
         solved,
         failed,

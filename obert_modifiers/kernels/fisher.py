@@ -5,12 +5,11 @@ from torch import Tensor
 
 from obert_modifiers.kernels._backend import (
     block_chunks,
-    check_definite,
     cholesky,
     choose_backend,
     dampened,
     padded_width,
-    run_compiled,
+    run_blocks,
 )
 
 
@@ -32,59 +31,23 @@ def accumulate_blocks_(sums: Tensor, grads: Tensor, *, backend: str = "auto") ->
         ``sums``.
     """
     if choose_backend(backend, sums, among=("torch", "triton")) == "triton":
-        from obert_modifiers.kernels import _triton_fisher
+        from obert_modifiers.kernels import _triton
 
-        _triton_fisher.accumulate(sums, grads)
+        _triton.accumulate(sums, grads)
         return sums
     grads = grads.to(sums.dtype)
     torch.baddbmm(sums, grads.permute(1, 2, 0), grads.permute(1, 0, 2), out=sums)
     return sums
 
 
-def update_inverse_(f_inv: Tensor, grads: Tensor, num_grads: int) -> Tensor:
-    r"""Take k gradients into inverse Fisher blocks at once, in place.
-
-    :math:`F^{-1} \leftarrow F^{-1} - F^{-1} G^T (m I + G F^{-1} G^T)^{-1} G F^{-1}`,
-    the Woodbury identity for oBERT equation (2); for k = 1 the recursion of its
-    section 3.2.2.
-
-    Time: ``O(d B k + d k^2)``; memory: ``2 k d`` values beside the result.
-
-    Args:
-        f_inv: ``(num_blocks, B, B)``, symmetric, changed in place.
-        grads: ``(k, num_blocks, B)``, same dtype and device.
-        num_grads: Number m that the sum of outer products is divided by.
-
-    Returns:
-        ``f_inv``.
-
-    Raises:
-        FloatingPointError: If a block is not numerically positive definite any more.
-    """
-    blocks = grads.permute(1, 0, 2)  # (num_blocks, k, B)
-    pulled = blocks @ f_inv
-    inner = pulled @ blocks.transpose(1, 2)
-    inner.diagonal(dim1=1, dim2=2).add_(float(num_grads))
-    half = torch.linalg.solve_triangular(cholesky(inner), pulled, upper=False)
-    return f_inv.baddbmm_(half.transpose(1, 2), half, alpha=-1)
-
-
 def inverse_blocks(
     sums: Tensor, scale: float, damp: float, *, backend: str = "auto"
 ) -> Tensor:
-    """Invert the dampened Fisher blocks, ``(damp I + scale S)^-1``, in float64.
-
-    Memory: the result, ``8 d B`` bytes.
-
-    Args:
-        sums: ``(num_blocks, B, B)``.
-        scale: One over the number of gradients.
-        damp: Dampening, larger than 0.
-        backend: ``"auto"``, ``"torch"``, ``"numba"`` or ``"triton"``.
+    """Invert the dampened Fisher blocks, ``(damp I + scale S)^-1``.
 
     Returns:
-        ``(num_blocks, B, B)``, float64; an error if a block is not numerically
-        positive definite.
+        ``(num_blocks, B, B)``, float64; raises if a block is not numerically positive
+        definite. Memory: ``8 d B`` bytes.
     """
     width = sums.shape[1]
     whole = inverse_group_blocks(sums, scale, damp, width, backend=backend)
@@ -102,14 +65,7 @@ def inverse_group_blocks(
     """Invert the dampened Fisher and keep the diagonal ``Q x Q`` group blocks.
 
     They are what the saliency of a group needs (oBERT section 3.1); for Q = 1 they
-    are the diagonal of the inverse.
-
-    Args:
-        sums: ``(num_blocks, B, B)``.
-        scale: One over the number of gradients.
-        damp: Dampening, larger than 0.
-        group_size: Weights Q of a group; divides B.
-        backend: ``"auto"``, ``"torch"``, ``"numba"`` or ``"triton"``.
+    are the diagonal of the inverse. Time: ``O(B^3)`` per block.
 
     Returns:
         ``(num_blocks, B / Q, Q, Q)``, float64.
@@ -129,17 +85,9 @@ def inverse_group_blocks(
         num_blocks, groups, group_size, group_size, dtype=torch.float64
     ).to(sums.device)
     chosen = choose_backend(backend, sums, tile=padded_width(width))
-    if chosen == "numba":
-        check_definite(
-            run_compiled("invert_group_blocks", sums, scale, damp, group_size, found)
-        )
-        return found
-    if chosen == "triton":
-        from obert_modifiers.kernels import _triton_fisher
-
-        check_definite(
-            _triton_fisher.invert_group_blocks(sums, scale, damp, group_size, found)
-        )
+    if chosen != "torch":
+        arguments = (sums, scale, damp, group_size, found)
+        run_blocks(chosen, "invert_group_blocks", *arguments)
         return found
     for part in block_chunks(num_blocks, width):
         inverse = torch.cholesky_inverse(cholesky(dampened(sums[part], scale, damp)))
@@ -152,14 +100,8 @@ def inverse_group_blocks(
 def multiply_inverse(sums: Tensor, scale: float, damp: float, vector: Tensor) -> Tensor:
     """Solve with the dampened Fisher, ``(damp I + scale S)^-1 v``.
 
-    Args:
-        sums: ``(num_blocks, B, B)``.
-        scale: One over the number of gradients.
-        damp: Dampening, larger than 0.
-        vector: ``(num_blocks, B)``.
-
     Returns:
-        ``(num_blocks, B)``, float64.
+        ``(num_blocks, B)`` for a vector of that shape, float64.
 
     Raises:
         FloatingPointError: If a block is not numerically positive definite.

@@ -1,19 +1,17 @@
 """Greedy elimination: the order in which a Fisher block should lose its weights."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from obert_modifiers.kernels._backend import (
     block_chunks,
-    check_definite,
     cholesky,
     choose_backend,
     dampened,
     padded_width,
-    run_compiled,
+    run_blocks,
 )
 
 
@@ -26,12 +24,12 @@ class GreedyOrder:
     Attributes:
         order: ``(num_blocks, B)``, int64. The index inside the block of the weight
             (or group) that goes first, second, ...; those that stay follow by index.
-        costs: ``(num_blocks, B)``, float64. Loss increase of each removal by rank,
+        saliency: ``(num_blocks, B)``, float64. Loss increase of each removal by rank,
             given the removals before it; infinite for those that stay.
     """
 
     order: Tensor
-    costs: Tensor
+    saliency: Tensor
 
 
 def eliminate_greedily(
@@ -57,13 +55,13 @@ def eliminate_greedily(
 
     Weights that are not eligible (pruned earlier, or padding) have zero gradient, so
     that leaving them out of F changes nothing for the others. A group with some of
-    them goes at the cost of its others.
+    them goes at the saliency of its others.
 
     Time: ``O(B^3)`` per block; memory: the result.
 
     Args:
         sums: ``(num_blocks, B, B)``, zero in the rows of ineligible weights.
-        scale: One over the number of gradients.
+        scale: ``1 / m``.
         damp: Dampening, larger than 0.
         weights: ``(num_blocks, B)``; ineligible ones count as zero.
         eligible: ``(num_blocks, B)``, bool, True = may be removed.
@@ -72,7 +70,7 @@ def eliminate_greedily(
         backend: ``"auto"``, ``"torch"``, ``"numba"`` or ``"triton"``.
 
     Returns:
-        The order and the costs; the inputs are left as they were.
+        The order and the saliency; the inputs are left as they were.
 
     Raises:
         FloatingPointError: If a block is not numerically positive definite.
@@ -81,28 +79,30 @@ def eliminate_greedily(
     _check_groups(width, group_size, n_m)
     shape = (num_blocks, width // group_size)
     order = torch.empty(shape, dtype=torch.int64, device=weights.device)
-    costs = torch.full_like(order, torch.inf, dtype=torch.float64)
+    saliency = torch.full_like(order, torch.inf, dtype=torch.float64)
     tile = padded_width(width // group_size) * padded_width(group_size)
     chosen = choose_backend(backend, sums, tile=tile)
     if chosen != "torch":
-        eliminate: Any = _eliminate_numba
-        if chosen == "triton":
-            from obert_modifiers.kernels._triton_greedy import eliminate
-        structure = (n_m[1], n_m[1] - n_m[0]) if n_m else (group_size,)
-        tensors = (sums, weights.double() * eligible, eligible)
-        failed = eliminate(tensors, scale, damp, structure, (order, costs))
-        check_definite(failed)
-        return GreedyOrder(order, costs)
+        name = "eliminate_blocks"
+        structure: tuple[int, ...] = ()
+        if n_m:
+            name, structure = "eliminate_n_m_blocks", (n_m[1], n_m[1] - n_m[0])
+        elif group_size > 1:
+            name, structure = "eliminate_group_blocks", (group_size,)
+        values = weights.double() * eligible
+        blocks = (values, eligible, *structure, order, saliency)
+        run_blocks(chosen, name, sums, scale, damp, *blocks)
+        return GreedyOrder(order, saliency)
     for part in block_chunks(num_blocks, width):
         fisher = dampened(sums[part], scale, damp)
         values, living = weights[part].double(), eligible[part].clone()
         if group_size > 1:
-            order[part], costs[part] = _eliminate_groups_torch(
+            order[part], saliency[part] = _eliminate_groups_torch(
                 fisher, values * living, living, group_size
             )
         else:
-            order[part], costs[part] = _eliminate_torch(fisher, values, living, n_m)
-    return GreedyOrder(order, costs)
+            order[part], saliency[part] = _eliminate_torch(fisher, values, living, n_m)
+    return GreedyOrder(order, saliency)
 
 
 def _check_groups(width: int, group_size: int, n_m: tuple[int, int] | None) -> None:
@@ -119,22 +119,6 @@ def _check_groups(width: int, group_size: int, n_m: tuple[int, int] | None) -> N
         )
 
 
-def _eliminate_numba(
-    tensors: tuple[Tensor, Tensor, Tensor],
-    scale: float,
-    damp: float,
-    structure: tuple[int, ...],
-    found: tuple[Tensor, Tensor],
-) -> int:
-    sums, *blocks = tensors
-    name = "eliminate_group_blocks"
-    if len(structure) == 2:
-        name = "eliminate_n_m_blocks"
-    elif structure == (1,):
-        name, structure = "eliminate_blocks", ()
-    return run_compiled(name, sums, scale, damp, *blocks, *structure, *found)
-
-
 def _eliminate_torch(
     fisher: Tensor, weights: Tensor, living: Tensor, n_m: tuple[int, int] | None
 ) -> tuple[Tensor, Tensor]:
@@ -142,7 +126,7 @@ def _eliminate_torch(
     rows = torch.arange(num_blocks, device=weights.device)
     inverse = torch.cholesky_inverse(cholesky(fisher))
     order = torch.empty(num_blocks, width, dtype=torch.int64, device=weights.device)
-    costs = torch.full_like(weights, torch.inf)
+    saliency = torch.full_like(weights, torch.inf)
     for rank in range(width):
         diagonal = inverse.diagonal(dim1=1, dim2=2)
         removable = living & _open_groups(living, n_m) if n_m else living
@@ -150,7 +134,7 @@ def _eliminate_torch(
         best = left.argmin(dim=1)
         alive = removable[rows, best]
         order[:, rank] = torch.where(alive, best, -1)
-        costs[:, rank] = left[rows, best]
+        saliency[:, rank] = left[rows, best]
         column = inverse[rows, :, best]  # (num_blocks, B)
         pivot = column[rows, best]
         gone = torch.where(alive, 1.0 / pivot, 0.0)
@@ -162,7 +146,7 @@ def _eliminate_torch(
         living[rows, best] &= ~alive
         # A removed weight must not be divided by again.
         inverse[rows, best, best] = torch.where(alive, 1.0, inverse[rows, best, best])
-    return _append_missing(order), costs
+    return _append_missing(order), saliency
 
 
 def _open_groups(living: Tensor, n_m: tuple[int, int]) -> Tensor:
@@ -180,7 +164,7 @@ def _eliminate_groups_torch(
     inverse = torch.cholesky_inverse(cholesky(fisher))
     living = eligible.reshape(num_blocks, groups, size).any(dim=2)
     order = torch.empty(num_blocks, groups, dtype=torch.int64, device=weights.device)
-    costs = torch.full_like(order, torch.inf, dtype=torch.float64)
+    saliency = torch.full_like(order, torch.inf, dtype=torch.float64)
     inside = torch.arange(size, device=weights.device)
     for rank in range(groups):
         tiles = inverse.reshape(num_blocks, groups, size, groups, size)
@@ -188,11 +172,11 @@ def _eliminate_groups_torch(
         factor = cholesky(tiles.diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2))
         right = weights.reshape(num_blocks, groups, size, 1)
         half = torch.linalg.solve_triangular(factor, right, upper=False).squeeze(3)
-        price = torch.where(living, 0.5 * half.square().sum(dim=2), torch.inf)
-        best = price.argmin(dim=1)
+        now = torch.where(living, 0.5 * half.square().sum(dim=2), torch.inf)
+        best = now.argmin(dim=1)
         alive = living[rows, best]
         order[:, rank] = torch.where(alive, best, -1)
-        costs[:, rank] = price[rows, best]
+        saliency[:, rank] = now[rows, best]
         members = best[:, None] * size + inside  # (n, Q)
         columns = inverse[rows[:, None], members]  # (n, Q, B)
         share = torch.linalg.solve_triangular(factor[rows, best], columns, upper=False)
@@ -203,7 +187,7 @@ def _eliminate_groups_torch(
         _reset_(inverse, weights, members, alive)
         living = living.clone()
         living[rows, best] = False
-    return _append_missing(order), costs
+    return _append_missing(order), saliency
 
 
 def _reset_(inverse: Tensor, weights: Tensor, members: Tensor, alive: Tensor) -> None:

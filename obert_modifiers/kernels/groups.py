@@ -7,18 +7,17 @@ from torch import Tensor
 
 from obert_modifiers.kernels._backend import (
     block_chunks,
-    check_definite,
     cholesky,
     choose_backend,
     padded_width,
-    run_compiled,
+    run_blocks,
 )
 
 
 def solve_groups(
     groups: Tensor, weights: Tensor, members: Tensor, *, backend: str = "auto"
 ) -> Tensor:
-    r"""Solve the system of each group restricted to some of its members.
+    """Solve the system of each group restricted to some of its members.
 
     :math:`x_P = ([F^{-1}]_{PP})^{-1} w_P` for the members P of each group; half the
     product of x and w is their saliency, and :math:`F^{-1} x` the update that their
@@ -41,16 +40,9 @@ def solve_groups(
     """
     solved = torch.zeros(weights.shape, dtype=torch.float64, device=weights.device)
     chosen = choose_backend(backend, groups, tile=padded_width(weights.shape[2]))
-    if chosen == "numba":
-        arrays = (groups, weights.double(), members, solved)
-        check_definite(run_compiled("solve_group_blocks", *arrays))
-        return solved
-    if chosen == "triton":
-        from obert_modifiers.kernels import _triton_greedy
-
-        check_definite(
-            _triton_greedy.solve_group_blocks(groups, weights, members, solved)
-        )
+    if chosen != "torch":
+        blocks = (groups, weights.double(), members, solved)
+        run_blocks(chosen, "solve_group_blocks", *blocks)
         return solved
     for part in block_chunks(len(groups), weights.shape[1] * weights.shape[2]):
         inside = members[part]
@@ -61,7 +53,7 @@ def solve_groups(
     return solved
 
 
-def cheapest_subsets(
+def lowest_subsets(
     groups: Tensor,
     weights: Tensor,
     pruned: Tensor,
@@ -69,7 +61,7 @@ def cheapest_subsets(
     *,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    r"""Find the set of weights that each group loses at the lowest cost.
+    r"""Find the set of weights of lowest saliency in each group.
 
     Tries all :math:`\binom{Q}{size}` sets P of a group and takes the one of lowest
     :math:`\frac12 w_P^T ([F^{-1}]_{PP})^{-1} w_P` (oBERT section 3.1), ties by the
@@ -78,50 +70,41 @@ def cheapest_subsets(
     Time: ``O(d / Q)`` times the number of sets; memory: the result.
 
     Args:
-        groups: Diagonal ``Q x Q`` blocks of the inverse Fisher,
-            ``(num_blocks, B / Q, Q, Q)``, float64.
+        groups: As for :func:`solve_groups`.
         weights: ``(num_blocks, B / Q, Q)``, zero where pruned.
         pruned: ``(num_blocks, B / Q, Q)``, bool, True = pruned earlier.
         size: Weights of a set, between 1 and Q.
         backend: ``"auto"``, ``"torch"``, ``"numba"`` or ``"triton"``.
 
     Returns:
-        The costs ``(num_blocks, B / Q)``, float64, and the sets
+        The saliency ``(num_blocks, B / Q)``, float64, and the sets
         ``(num_blocks, B / Q, Q)``, bool. A group that has lost more than ``size``
-        weights has infinite cost and the empty set.
+        weights has infinite saliency and the empty set.
 
     Raises:
         FloatingPointError: If a system is not numerically positive definite.
     """
     width = weights.shape[2]
     subsets = torch.tensor(list(itertools.combinations(range(width), size)))
-    costs = torch.full(weights.shape[:2], torch.inf, dtype=torch.float64)
-    costs = costs.to(weights.device)
-    found = torch.full_like(costs, -1, dtype=torch.int64)
+    saliency = torch.full(weights.shape[:2], torch.inf, dtype=torch.float64)
+    saliency = saliency.to(weights.device)
+    found = torch.full_like(saliency, -1, dtype=torch.int64)
     chosen = choose_backend(backend, groups, tile=padded_width(size))
-    if chosen == "numba":
-        arrays = (groups, weights.double(), pruned, subsets, costs, found)
-        check_definite(run_compiled("find_cheapest_subsets", *arrays))
-    elif chosen == "triton":
-        from obert_modifiers.kernels import _triton_greedy
-
-        check_definite(
-            _triton_greedy.find_cheapest_subsets(
-                groups, weights, pruned, subsets, costs, found
-            )
-        )
+    if chosen != "torch":
+        blocks = (groups, weights.double(), pruned, subsets, saliency, found)
+        run_blocks(chosen, "find_lowest_subsets", *blocks)
     else:
         for part in block_chunks(len(groups), weights.shape[1] * weights.shape[2]):
-            costs[part], found[part] = _cheapest_torch(
+            saliency[part], found[part] = _lowest_torch(
                 groups[part], weights[part].double(), pruned[part], subsets
             )
     # The last row, at index -1, is the empty set.
     table = torch.zeros(len(subsets) + 1, width, dtype=torch.bool)
     table[:-1].scatter_(1, subsets, True)
-    return costs, table.to(found.device)[found]
+    return saliency, table.to(found.device)[found]
 
 
-def _cheapest_torch(
+def _lowest_torch(
     groups: Tensor, weights: Tensor, pruned: Tensor, subsets: Tensor
 ) -> tuple[Tensor, Tensor]:
     best = torch.full(weights.shape[:2], torch.inf, dtype=torch.float64)
@@ -132,8 +115,8 @@ def _cheapest_torch(
         factor = cholesky(groups[:, :, subset[:, None], subset])
         right = weights[:, :, subset].unsqueeze(3)
         half = torch.linalg.solve_triangular(factor, right, upper=False)
-        price = 0.5 * half.square().sum(dim=(2, 3))
-        better = (price < best) & (pruned[:, :, subset].sum(dim=2) == held)
-        best = torch.where(better, price, best)
+        now = 0.5 * half.square().sum(dim=(2, 3))
+        better = (now < best) & (pruned[:, :, subset].sum(dim=2) == held)
+        best = torch.where(better, now, best)
         found = torch.where(better, nth, found)
     return best, found

@@ -5,12 +5,11 @@ from torch import Tensor
 
 from obert_modifiers.kernels._backend import (
     block_chunks,
-    check_definite,
     cholesky,
     choose_backend,
     dampened,
     padded_width,
-    run_compiled,
+    run_blocks,
 )
 
 
@@ -33,7 +32,7 @@ def solve_joint_update(
 
     Args:
         sums: ``(num_blocks, B, B)``.
-        scale: One over the number of gradients.
+        scale: ``1 / m``.
         damp: Dampening, larger than 0.
         weights: ``(num_blocks, B)``, before pruning.
         pruned: ``(num_blocks, B)``, bool, True = zero from now on.
@@ -47,26 +46,19 @@ def solve_joint_update(
         FloatingPointError: If a block is not numerically positive definite.
     """
     updated = torch.empty(weights.shape, dtype=torch.float64, device=weights.device)
-    costs = torch.empty(weights.shape[0], dtype=torch.float64, device=weights.device)
+    increases = torch.empty(
+        weights.shape[0], dtype=torch.float64, device=weights.device
+    )
     chosen = choose_backend(backend, sums, tile=padded_width(weights.shape[1]))
-    if chosen == "numba":
-        arrays = (weights.double(), pruned, updated, costs)
-        check_definite(run_compiled("solve_joint_blocks", sums, scale, damp, *arrays))
-        return updated, costs
-    if chosen == "triton":
-        from obert_modifiers.kernels import _triton_fisher
-
-        check_definite(
-            _triton_fisher.solve_joint_blocks(
-                sums, (scale, damp), weights, pruned, updated, costs
-            )
-        )
-        return updated, costs
+    if chosen != "torch":
+        blocks = (weights.double(), pruned, updated, increases)
+        run_blocks(chosen, "solve_joint_blocks", sums, scale, damp, *blocks)
+        return updated, increases
     for part in block_chunks(*sums.shape[:2]):
-        updated[part], costs[part] = _solve_torch(
+        updated[part], increases[part] = _solve_torch(
             dampened(sums[part], scale, damp), weights[part].double(), pruned[part]
         )
-    return updated, costs
+    return updated, increases
 
 
 def _solve_torch(
@@ -75,10 +67,10 @@ def _solve_torch(
     kept = ~pruned
     removed = torch.where(pruned, weights, 0.0).unsqueeze(2)  # (n, B, 1)
     pull = fisher @ removed
-    dense_cost = (removed * pull).sum(dim=(1, 2))
+    dense = (removed * pull).sum(dim=(1, 2))
     right = pull * kept.unsqueeze(2)
     inner = fisher * (kept.unsqueeze(2) & kept.unsqueeze(1))
     inner.diagonal(dim1=1, dim2=2).add_(pruned.double())
     step = torch.cholesky_solve(right, cholesky(inner))
-    costs = 0.5 * (dense_cost - (right * step).sum(dim=(1, 2))).clamp(min=0.0)
-    return torch.where(pruned, 0.0, weights + step.squeeze(2)), costs
+    increases = 0.5 * (dense - (right * step).sum(dim=(1, 2))).clamp(min=0.0)
+    return torch.where(pruned, 0.0, weights + step.squeeze(2)), increases

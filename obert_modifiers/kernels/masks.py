@@ -40,9 +40,9 @@ def apply_mask_(values: Tensor, mask: Tensor, backend: str = "auto") -> Tensor:
         bits = values.detach().view(_BITS[values.dtype.itemsize]).view(-1)
         run_compiled("zero_unkept", bits, mask.reshape(-1))
     else:
-        from obert_modifiers.kernels import _triton_fisher
+        from obert_modifiers.kernels import _triton
 
-        _triton_fisher.zero_unkept(values.detach(), mask)
+        _triton.zero_unkept(values.detach(), mask)
     if not values.is_inference():
         torch.autograd.graph.increment_version(values)
     return values

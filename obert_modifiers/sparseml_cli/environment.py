@@ -23,9 +23,6 @@ def package_versions(patch: Patch) -> None:
     """SparseML asks `pkg_resources` for versions, which setuptools no longer has.
 
     A stand-in with the one function that SparseML calls takes its place.
-
-    Args:
-        patch: Sets an attribute of an object.
     """
     stand_in: Any = ModuleType("pkg_resources")
     stand_in.get_distribution = lambda name: SimpleNamespace(
@@ -41,9 +38,6 @@ def local_metrics(patch: Patch) -> None:
 
     Accuracy, GLUE's figures, seqeval's and SQuAD's are computed here, with the same
     names and without a network.
-
-    Args:
-        patch: Sets an attribute of an object.
     """
     import datasets
 
@@ -81,9 +75,6 @@ def tracing_export(patch: Patch) -> None:
     """ONNX export takes torch's new exporter by default, which wants a newer onnx.
 
     SparseML's calls go to the exporter that it was written for.
-
-    Args:
-        patch: Sets an attribute of an object.
     """
     import torch.onnx
 
@@ -113,9 +104,6 @@ def open_qconfig(patch: Patch) -> None:
     """SparseML's QuantizationModifier sets an attribute on torch's closed `QConfig`.
 
     It gets a subclass that takes attributes.
-
-    Args:
-        patch: Sets an attribute of an object.
     """
     from sparseml.pytorch.sparsification.quantization import quantization_scheme
 
@@ -135,9 +123,6 @@ def checkpoint_loading(patch: Patch) -> None:
     """A checkpoint's random state holds NumPy arrays, which torch refuses to load.
 
     torch is told that NumPy's arrays are safe; everything else stays refused.
-
-    Args:
-        patch: Sets an attribute of an object.
     """
     import numpy as np
     import torch.serialization

@@ -4,10 +4,11 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint
 from typing import Any
 
 from obert_modifiers.sparseml_cli.fixes import EARLY, LATE, apply_fixes, check_names
-from obert_modifiers.sparseml_cli.scripts import Script, find_script
+from obert_modifiers.sparseml_cli.scripts import find_script
 from obert_modifiers.sparseml_cli.stacks import check_can_run
 
 _REPLACE, _WITHOUT = "--replace", "--without"
@@ -16,34 +17,16 @@ MODES = ("same", "ours")
 
 @dataclass(frozen=True)
 class Request:
-    """What a command line asks for.
+    """What a command line asks for: SparseML's script, its words, our options."""
 
-    Attributes:
-        script: SparseML's script.
-        words: What it gets.
-        replace: None, ``same`` or ``ours``.
-        without: Fixes to leave out.
-    """
-
-    script: Script
+    script: EntryPoint
     words: tuple[str, ...]
     replace: str | None = None
     without: frozenset[str] = field(default_factory=frozenset)
 
 
 def read_words(words: Sequence[str]) -> Request:
-    """Part our words from those of SparseML's script.
-
-    Args:
-        words: ``[--replace[=ours]] [--without=FIX] SCRIPT ...``; ours may also stand
-            behind the script's name.
-
-    Returns:
-        What is asked for.
-
-    Raises:
-        ValueError: If the script is missing or unknown, or a word of ours is wrong.
-    """
+    """Part our words, ``--replace[=ours]`` and ``--without=FIX``, from the script's."""
     replace, without, left = None, set(), []
     for word in words:
         name, given, value = word.partition("=")
@@ -73,12 +56,7 @@ def prepare(
 ) -> tuple[Callable[[], Any], list[str]]:
     """Register our modifiers, apply the fixes, and import the script.
 
-    Args:
-        request: What is asked for.
-        patch: Sets an attribute of an object.
-
-    Returns:
-        SparseML's function, and the names of the fixes.
+    Returns SparseML's function, and the names of the fixes.
     """
     name, without = request.script.module, request.without
     applied = list(apply_fixes(name, EARLY, without=without, patch=patch))
@@ -94,14 +72,7 @@ def prepare(
 
 
 def run(words: Sequence[str]) -> Any:
-    """Run a script of SparseML in this process.
-
-    Args:
-        words: As for :func:`read_words`.
-
-    Returns:
-        What the script returns.
-    """
+    """Run a script of SparseML in this process; return what it returns."""
     request = read_words(words)
     check_can_run(request.script.module)
     main, applied = prepare(request)

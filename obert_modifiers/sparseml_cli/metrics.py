@@ -17,38 +17,15 @@ class LocalMetric:
     """What `datasets.load_metric` gives, as far as SparseML's scripts use it."""
 
     def __init__(self, path: str, config_name: str | None = None) -> None:
-        """Choose the metric.
-
-        Args:
-            path: Its name, such as ``accuracy``.
-            config_name: The task of ``glue``.
-        """
         self.name = path
         self._compute = _METRICS[_key(path, config_name)]
 
     def compute(self, *, predictions: Any, references: Any) -> Figures:
-        """Measure.
-
-        Args:
-            predictions: What the model says, one entry a sample.
-            references: What is right.
-
-        Returns:
-            Figures by name.
-        """
         return self._compute(predictions, references)
 
 
 def is_local(path: str, config_name: str | None = None) -> bool:
-    """Tell whether a metric is computed here.
-
-    Args:
-        path: Its name.
-        config_name: The task of ``glue``.
-
-    Returns:
-        True for what :class:`LocalMetric` takes.
-    """
+    """Tell whether a metric is computed here."""
     return _key(path, config_name) in _METRICS
 
 

@@ -14,12 +14,7 @@ _LOGGER = logging.getLogger(__name__)
 
 
 def write_state(manager: Any, folder: Path) -> None:
-    """Write the state of a recipe's modifiers into a checkpoint.
-
-    Args:
-        manager: SparseML's.
-        folder: The checkpoint's folder.
-    """
+    """Write the state of a recipe's modifiers into a checkpoint's folder."""
     modifiers = list(manager.iter_modifiers())
     unknown = cannot_be_saved(modifiers)
     if unknown:
@@ -29,15 +24,7 @@ def write_state(manager: Any, folder: Path) -> None:
 
 
 def go_on(trainer: Any, checkpoint: Path) -> None:
-    """Let a trainer's recipe go on where a checkpoint was written.
-
-    Args:
-        trainer: SparseML's, with its optimizer made.
-        checkpoint: The checkpoint's folder.
-
-    Raises:
-        ValueError: If the checkpoint is of another recipe.
-    """
+    """Let a trainer's recipe go on where a checkpoint was written."""
     text = (checkpoint / "trainer_state.json").read_text(encoding="utf-8")
     step, per_epoch = json.loads(text)["global_step"], trainer.manager_steps_per_epoch
     wrapped = getattr(trainer.optimizer, "_wrapper", None)

@@ -12,46 +12,23 @@ class ShuffledShare(Sampler[int]):
     """The samples of one process: every pass is another order, shared by all."""
 
     def __init__(self, count: int, seed: int, rank: int, ranks: int) -> None:
-        """Start with the order of a seed.
-
-        Args:
-            count: Samples of the data set.
-            seed: Equal on all processes.
-            rank: Number of this process.
-            ranks: How many there are.
-        """
         self._count, self._rank, self._ranks = count, rank, ranks
         self._generator = torch.Generator().manual_seed(seed)
 
     def __iter__(self) -> Iterator[int]:
-        """Go through this process's samples once.
-
-        Yields:
-            Indices.
-        """
         order = torch.randperm(self._count, generator=self._generator)
         yield from order[self._rank :: self._ranks].tolist()
 
     def __len__(self) -> int:
-        """Return how many samples a pass of this process has."""
         return len(range(self._rank, self._count, self._ranks))
 
 
 def sample_loader(
     trainer: Any, dataset: Dataset, options: dict[str, Any]
 ) -> DataLoader:
-    """Make a loader of gradient samples for a trainer.
+    """Make a plain loader of gradient samples for a Hugging Face `Trainer`.
 
-    Args:
-        trainer: A Hugging Face `Trainer`.
-        dataset: Its training samples, without the columns that the model does not take.
-        options: What a recipe's ``grad_sampler_kwargs`` says, for torch's DataLoader.
-
-    Returns:
-        A plain loader, in the trainer's batch size unless the options say otherwise.
-
-    Raises:
-        ValueError: If the loader has no such option.
+    In the trainer's batch size unless ``grad_sampler_kwargs`` say otherwise.
     """
     args = trainer.args
     known = inspect.signature(DataLoader.__init__).parameters

@@ -1,48 +1,16 @@
 """SparseML's console scripts, by name."""
 
 import difflib
-from collections.abc import Callable
-from dataclasses import dataclass
-from importlib import import_module, metadata
+from importlib import metadata
+from importlib.metadata import EntryPoint
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
-_PACKAGE = "sparseml"
-
-
-@dataclass(frozen=True)
-class Script:
-    """A function that SparseML has for the command line.
-
-    Attributes:
-        name: Name of the console script, or of the module.
-        module: Module that holds the function.
-        function: Name of the function.
-    """
-
-    name: str
-    module: str
-    function: str
-
-    def load(self) -> Callable[[], Any]:
-        """Import the function.
-
-        Returns:
-            It.
-        """
-        return getattr(import_module(self.module), self.function)
+_PACKAGE, _GROUP = "sparseml", "console_scripts"
 
 
-def scripts() -> dict[str, Script]:
-    """List SparseML's console scripts as they are installed; imports nothing.
-
-    Returns:
-        Scripts by name.
-
-    Raises:
-        ValueError: If SparseML is not installed.
-    """
+def scripts() -> dict[str, EntryPoint]:
+    """List SparseML's console scripts as they are installed; imports nothing."""
     try:
         found = metadata.distribution(_PACKAGE).entry_points
     except metadata.PackageNotFoundError:
@@ -51,29 +19,19 @@ def scripts() -> dict[str, Script]:
             "how to get it"
         ) from None
     return {
-        one.name: Script(one.name, one.module, one.attr)
+        one.name: one
         for one in found
-        if one.group == "console_scripts" and one.name.startswith(f"{_PACKAGE}.")
+        if one.group == _GROUP and one.name.startswith(f"{_PACKAGE}.")
     }
 
 
-def find_script(name: str) -> Script:
-    """Find a console script, or a module of SparseML with a ``main``.
-
-    Args:
-        name: Such as ``sparseml.transformers.train.question_answering``.
-
-    Returns:
-        The script.
-
-    Raises:
-        ValueError: If there is none of this name.
-    """
+def find_script(name: str) -> EntryPoint:
+    """Find a console script, or a module of SparseML with a ``main``."""
     known = scripts()
     if name in known:
         return known[name]
     if name.startswith(f"{_PACKAGE}.") and _is_module(name):
-        return Script(name, name, "main")
+        return EntryPoint(name, f"{name}:main", _GROUP)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
     hint = f"use {near[0]}" if near else "choose one"
     raise ValueError(

@@ -17,15 +17,7 @@ _NO_DEPS = tuple(_SPARSEML)  # on Python 3.12 and later
 
 @dataclass(frozen=True)
 class Stack:
-    """A set of versions that was tested together.
-
-    Attributes:
-        key: ``A``, ``B`` or ``C``.
-        what: What it is for.
-        python: Versions of Python.
-        packages: Versions of packages.
-        install: The command that makes an environment of it, in a checkout.
-    """
+    """A set of versions that was tested together; `install` makes it in a checkout."""
 
     key: str
     what: str
@@ -92,20 +84,13 @@ STACKS = {
 
 @dataclass(frozen=True)
 class Fault:
-    """A package that is not as a stack has it.
-
-    Attributes:
-        package: Its name, or ``python``.
-        found: The version that is installed, or None.
-        wanted: The versions of the stack.
-    """
+    """A package, or ``python``, that is not as a stack has it."""
 
     package: str
     found: str | None
     wanted: str
 
     def __str__(self) -> str:
-        """Return what is wrong, in one line."""
         found = self.found or "not installed"
         return f"{self.package}={found}; expected {self.wanted.lstrip('=')}"
 
@@ -114,12 +99,8 @@ class Fault:
 class Diagnosis:
     """Which stack an environment is, and what is wrong with it.
 
-    Attributes:
-        stack: The stack, or None where it is none.
-        nearest: The stack that the faults are counted against.
-        versions: The versions that were looked at, by package.
-        faults: What is not as the nearest stack has it.
-        command: The one command that mends it; empty where nothing is wrong.
+    `stack` is None where it is none; `nearest` is what the faults are counted against;
+    `command` mends them.
     """
 
     stack: str | None
@@ -130,11 +111,7 @@ class Diagnosis:
 
 
 def installed_versions() -> dict[str, str | None]:
-    """Look the versions up, without importing anything.
-
-    Returns:
-        Version by package, None where it is not installed; ``python`` among them.
-    """
+    """Look up the version of every package of the stacks, and of ``python``."""
     names = sorted({name for stack in STACKS.values() for name in stack.packages})
     found: dict[str, str | None] = {"python": platform.python_version()}
     for name in names:
@@ -148,15 +125,7 @@ def installed_versions() -> dict[str, str | None]:
 def diagnose(versions: Versions, wanted: str | None = None) -> Diagnosis:
     """Say which stack some versions are, what is wrong, and how it is mended.
 
-    Args:
-        versions: As from :func:`installed_versions`.
-        wanted: The stack that they should be; None for the one that is nearest.
-
-    Returns:
-        The diagnosis.
-
-    Raises:
-        ValueError: If there is no such stack.
+    Against the `wanted` stack, or where that is None the nearest.
     """
     if wanted is not None and wanted not in STACKS:
         raise ValueError(
@@ -183,15 +152,7 @@ def _nearest(versions: Versions) -> str:
 
 
 def faults_of(versions: Versions, stack: Stack) -> tuple[Fault, ...]:
-    """List what is not as a stack has it.
-
-    Args:
-        versions: Version by package.
-        stack: The stack.
-
-    Returns:
-        The faults, Python's first.
-    """
+    """List what is not as a stack has it, Python first."""
     rows = {"python": stack.python, **stack.packages}
     return tuple(
         Fault(name, versions.get(name), wanted)
@@ -230,11 +191,7 @@ def _command(faults: tuple[Fault, ...], stack: Stack) -> str:
 def new_environment(stack: Stack) -> str:
     """Name the command that makes an environment of a stack.
 
-    Args:
-        stack: The stack.
-
-    Returns:
-        A make target in a checkout, else pip in a new environment.
+    A make target in a checkout, else pip in a new environment.
     """
     root = Path(__file__).resolve().parents[2]
     if (root / "Makefile").is_file() and (root / "tools" / "venv.sh").is_file():
@@ -253,15 +210,7 @@ _NEEDED = ("python", "sparseml", "transformers", "datasets", "compressed-tensors
 
 
 def check_can_run(module: str, versions: Versions | None = None) -> None:
-    """Check that one of SparseML's scripts can be imported.
-
-    Args:
-        module: Name of the module that holds it.
-        versions: Version by package; None looks them up.
-
-    Raises:
-        ValueError: If it cannot; with the command that mends it.
-    """
+    """Raise if one of SparseML's scripts cannot be imported, with what mends it."""
     if not module.startswith("sparseml.transformers"):
         return
     stack = STACKS["B"]
@@ -279,14 +228,7 @@ _TRAINING = ("transformers", "datasets", "accelerate")
 
 
 def check_can_train(versions: Versions | None = None) -> None:
-    """Check that ``obert train`` has the versions that it needs.
-
-    Args:
-        versions: Version by package; None looks them up.
-
-    Raises:
-        ValueError: If it has not; with the command that mends it.
-    """
+    """Raise if `obert train` lacks versions that it needs, with what mends it."""
     versions = installed_versions() if versions is None else versions
     newer = _fits(versions.get("python"), STACKS["C"].python)
     stack = STACKS["C" if newer else "A"]

@@ -16,9 +16,6 @@ def gradient_samples(patch: Patch) -> None:
     The samples come from a plain torch loader over the same data, with the trainer's
     collator, in the batch size of ``grad_sampler_kwargs``; each process has its own.
     The order of the training is not touched.
-
-    Args:
-        patch: Sets an attribute of an object.
     """
     from sparseml.transformers.sparsification import trainer as module
 
@@ -44,9 +41,6 @@ def safetensors_reload(patch: Patch) -> None:
 
     transformers writes safetensors. SparseML has a function of its own that reads
     both, for language models; it is used for all.
-
-    Args:
-        patch: Sets an attribute of an object.
     """
     from sparseml.pytorch.model_load.helpers import reload_model_state
     from sparseml.transformers.sparsification import trainer as module
@@ -67,9 +61,6 @@ def shared_buffers(patch: Patch) -> None:
     """SparseML's quantized layers hold buffers twice, which safetensors refuses.
 
     Copies are saved, each under its name.
-
-    Args:
-        patch: Sets an attribute of an object.
     """
     from sparseml.transformers.sparsification import trainer as module
 
@@ -99,9 +90,6 @@ def saved_structure(patch: Patch) -> None:
     The ranges of `QATModifier` are written beside the model (`quantization.json`) and
     put back where a saved model is evaluated or exported. Layers that
     `LayerDropModifier` has dropped before are not dropped again.
-
-    Args:
-        patch: Sets an attribute of an object.
     """
     from sparseml.transformers.sparsification import trainer as module
 
@@ -148,9 +136,6 @@ def resume_epoch(patch: Patch) -> None:
     The recipe goes on at the checkpoint's step, with the masks, ranges and schedules
     of its modifiers, which are saved in `recipe_state.pt`; the optimizer gets the
     state that was loaded for it.
-
-    Args:
-        patch: Sets an attribute of an object.
     """
     from sparseml.pytorch.optim import ScheduledOptimizer
     from sparseml.transformers.sparsification import trainer as module
@@ -201,9 +186,6 @@ def early_stopping(patch: Patch) -> None:
     """SparseML's trainer tells a recipe nothing of its evaluations.
 
     They are told to `EarlyStoppingModifier`, which may end the training.
-
-    Args:
-        patch: Sets an attribute of an object.
     """
     from sparseml.transformers.sparsification import trainer as module
 

@@ -6,7 +6,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from obert_modifiers.core.distributed.parallel import OtherProcessFailed, together
+from obert_modifiers.core.distributed.parallel import (
+    OtherProcessFailed,
+    raise_on_all_ranks,
+)
 from obert_modifiers.recipe.manager import RecipeManager
 from obert_modifiers.training._snapshot import (
     JOURNAL,
@@ -124,18 +127,18 @@ class Saver:
 
     def _write(self, partial: Path, step: int, main: bool) -> Path:
         device = self._parts.accelerator.device
-        with together(device):
+        with raise_on_all_ranks(device):
             if main:
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir(parents=True)
-        with together(device):
+        with raise_on_all_ranks(device):
             write_state(partial, rank_name(self._parts), rank_state(self._parts))
             if main:
                 for name, state in shared_parts(self._parts).items():
                     write_state(partial, name, state())
                 write_text(partial / RECIPE, self._parts.recipe)
                 write_text(partial / JOURNAL, self._journal.text())
-        with together(device):
+        with raise_on_all_ranks(device):
             final = seal(partial, step) if main else partial.with_suffix("")
         return final
 

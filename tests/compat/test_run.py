@@ -34,7 +34,7 @@ def test_our_words_are_parted_from_sparsemls(words, replace, without, left):
     request = launch.read_words(words)
     assert request.script.name == TRAIN
     assert request.script.module == "sparseml.transformers.text_classification"
-    assert request.script.function == "main"
+    assert request.script.attr == "main"
     assert (request.replace, request.without) == (replace, without)
     assert request.words == left
 
@@ -68,7 +68,7 @@ def test_an_unknown_script_is_answered_with_the_list():
 
 def test_modules_of_sparseml_are_scripts_too():
     found = scripts.find_script("sparseml.transformers.export")
-    assert (found.module, found.function) == ("sparseml.transformers.export", "main")
+    assert (found.module, found.attr) == ("sparseml.transformers.export", "main")
     # Another name of a console script.
     found = scripts.find_script("sparseml.transformers.text_classification")
     assert found.module == "sparseml.transformers.text_classification"

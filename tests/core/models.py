@@ -1,12 +1,21 @@
 """Tiny models and data for the tests of the algorithms."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import torch
+import torch.nn.functional as nnf
 from torch import nn
 
 from obert_modifiers.core.pruning.blocks import MaskPattern
+from obert_modifiers.core.pruning.config import SecondOrderConfig
+from obert_modifiers.core.pruning.fisher import BlockFisher
+from obert_modifiers.core.pruning.pruning_step import second_order_step_
 from obert_modifiers.core.pruning.sampling import GradientSource, SampleRequest
 from obert_modifiers.core.pruning.targets import Target
+from obert_modifiers.core.quantization.layers import Quantized
+from obert_modifiers.core.quantization.scheme import Scheme, quantize_
 from tests import reference
 
 
@@ -59,6 +68,73 @@ def make_source(batches) -> GradientSource:
 
 def targets_of(model: nn.Module, *names: str) -> list[Target]:
     return [Target(name, model.get_parameter(name)) for name in names]
+
+
+def all_kept(targets: list[Target]) -> list[torch.Tensor]:
+    return [torch.ones_like(t.parameter, dtype=torch.bool) for t in targets]
+
+
+@contextmanager
+def unchanged(targets: list[Target]) -> Iterator[None]:
+    before = [t.parameter.detach().clone() for t in targets]
+    yield
+    for target, old in zip(targets, before, strict=True):
+        assert torch.equal(target.parameter, old)
+
+
+def float32_event(names, batches, *, divides=True, draw=0, model=None, **options):
+    """Prune half of the tiny encoder; return the result and the weights."""
+    model = model or make_model(dtype=torch.float32)
+    targets = targets_of(model, *names)
+    result = second_order_step_(
+        model,
+        targets,
+        all_kept(targets),
+        [0.5] * len(targets),
+        global_sparsity=True,
+        config=SecondOrderConfig(**{"fisher_block_size": 12, **options}),
+        source=GradientSource(batches, losses, divides=divides),
+        draw=draw,
+    )
+    return result, [t.parameter.detach().clone() for t in targets]
+
+
+@contextmanager
+def in_group(rank: int, folder: str, name: str = "meet") -> Iterator[None]:
+    """Be one of two processes."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/{name}", rank=rank, world_size=2
+    )
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def random_fisher(numel: int = 23, width: int = 5, m: int = 40):
+    """A Fisher, its gradients, and weights."""
+    torch.manual_seed(0)
+    grads = torch.randn(m, numel, dtype=torch.float64)
+    fisher = BlockFisher(numel, width, dtype=torch.float64)
+    for part in grads.split(16):
+        fisher.add_(part)
+    return fisher, grads, torch.randn(numel, dtype=torch.float64)
+
+
+def grouped_fisher(damp: float, count: int = 44, width: int = 12):
+    """Several blocks, the last one padded: Fisher, dense Fisher, weights and mask."""
+    generator = torch.Generator().manual_seed(0)
+    parts = torch.randn(30, 8, generator=generator, dtype=torch.float64)
+    mix = torch.randn(8, count, generator=generator, dtype=torch.float64)
+    grads = parts @ mix  # correlated, so that groups differ from their members
+    weights = torch.randn(count, generator=generator, dtype=torch.float64)
+    kept = torch.ones(count, dtype=torch.bool)
+    kept[[3, 12, 13, 14]] = False
+    fisher = BlockFisher(count, width, dtype=torch.float64)
+    fisher.add_(grads.clone(), kept)
+    dense = reference.dense_fisher((grads * kept).numpy(), damp)
+    return fisher, reference.block_diagonal(dense, width), weights * kept, kept
 
 
 def sample_gradients(model, batches, parameter: nn.Parameter, loss_of=losses):
@@ -145,3 +221,64 @@ def indices_of(target: Target, pattern: MaskPattern) -> list[list[int]]:
         pattern.columns,
         target.transposed,
     )
+
+
+def remove_quantization_(model: nn.Module) -> None:
+    """Make quantized layers plain ones again."""
+    for module in model.modules():
+        if isinstance(module, Quantized):
+            plain = module.plain_class
+            del module.quantizers
+            module.__class__ = plain
+
+
+class ToyAttention(nn.Module):
+    """Attention whose products are written in different ways."""
+
+    def __init__(self, fused: str) -> None:
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(8, 8) for _ in range(3))
+        self.fused = fused
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.query(x), self.key(x), self.value(x)
+        if self.fused == "sdpa":
+            mask = torch.zeros(x.shape[1], x.shape[1])
+            mask[:, -1] = -1e9
+            return nnf.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        if self.fused == "bool":
+            mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool)
+            mask[:, -1] = False
+            return nnf.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        if self.fused == "other":
+            return torch.einsum("bik,bjk,bjd->bid", q, k, v)
+        scores = q @ k.transpose(1, 2) / 8**0.5
+        scores[:, :, -1] = -1e9
+        return torch.matmul(scores.softmax(-1), v)
+
+
+class Attending(nn.Module):
+    """An embedding, attention, a norm and a head."""
+
+    def __init__(self, fused: str = "sdpa") -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = nn.Embedding(11, 8, padding_idx=0)
+        self.block = ToyAttention(fused)
+        self.norm = nn.LayerNorm(8)
+        self.head = nn.Linear(8, 2, bias=False)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.head(self.norm(self.block(self.embedding(tokens))).mean(1))
+
+
+TOKENS = torch.arange(12).reshape(2, 6) % 6
+
+
+def trained(scheme: Scheme, fused: str = "sdpa") -> Attending:
+    model = Attending(fused)
+    quantize_(model, scheme)
+    model.train()
+    model(TOKENS)
+    model.eval()
+    return model

@@ -9,6 +9,7 @@ from obert_modifiers.core.distillation import (
     distillation_loss,
     hidden_losses,
     map_layers,
+    mix_losses,
     output_losses,
     read_outputs,
     square_head_losses,
@@ -281,3 +282,31 @@ def test_several_labels_are_compared_one_by_one(width, by_labels) -> None:
     for planted in (distillation_loss(student, teacher, T), found.values * width):
         differs = np.abs(planted.numpy() - wanted).max() > 1e-3
         assert differs or (width == 1 and torch.equal(planted, found.values))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 5.5])
+def test_distillation_loss(temperature: float) -> None:
+    torch.manual_seed(0)
+    student, teacher = torch.randn(2, 5, 3, dtype=torch.float64)
+    ours = distillation_loss(student, teacher, temperature)
+    for row in range(5):
+        expected = reference.softened_kl(
+            student[row].numpy(), teacher[row].numpy(), temperature
+        )
+        assert ours[row].item() == pytest.approx(expected, rel=1e-10)
+        wrong = reference.softened_kl(
+            teacher[row].numpy(), student[row].numpy(), temperature
+        )
+        assert ours[row].item() != pytest.approx(wrong, rel=1e-3)  # control
+    half = distillation_loss(student.half(), teacher.half(), temperature)
+    assert half.dtype == torch.float32
+
+
+def test_distillation_refuses_and_mixes() -> None:
+    with pytest.raises(ValueError, match="teacher logits have shape"):
+        distillation_loss(torch.zeros(2, 3), torch.zeros(2, 2), 1.0)
+    with pytest.raises(ValueError, match="temperature=0 is not positive"):
+        distillation_loss(torch.zeros(2, 3), torch.zeros(2, 3), 0)
+    task, kl = torch.tensor(2.0), torch.tensor(4.0)
+    assert mix_losses(task, kl, 0.25).item() == 2.5
+    assert mix_losses(torch.tensor(float("nan")), kl, 1.0).item() == 4.0

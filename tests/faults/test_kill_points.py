@@ -33,8 +33,9 @@ class Point:
 
 EVENT = "modifiers._gradual:GradualPruningModifier._event"
 SOLVE = "modifiers._second_order:second_order_step_"
-WRITE = "core.pruning_step:write_parameters_"
-COLLECT = "core.gradients:GradientCount"
+WRITE = "core.pruning.pruning_step:write_parameters_"
+COLLECT = "core.pruning.gradients:GradientCount"
+BLOCKS = "core.pruning.fisher_state:collect_blocks"
 MASKS = "modifiers._masks:ParameterMasks.set_param_masks"
 MICRO = "training.loop:_Run._micro_batch"
 STEP = "training.stepper:RecipeStepper.step"
@@ -49,7 +50,7 @@ OLD = "training.saving:remove_old"
 RESTORE = "training.saving:restore_"
 JOURNAL = "training.journal:Journal.open"
 QUANTIZE = "modifiers.qat:quantize_"
-ATTACH = "core.quantization:attach_"
+ATTACH = "core.quantization.scheme:attach_"
 FREEZE = "modifiers.qat:freeze_"
 STRUCTURE = "manager:RecipeManager.apply_structure"
 
@@ -61,7 +62,7 @@ def one(recipe: str, phase: str, *kills: Kill, **more) -> Point:
 POINTS = [
     # Before, in and after a pruning event.
     one("obert", "before an event", Kill(EVENT, 3), quick=True),
-    one("obert", "gradients of an event", Kill("core.fisher_state:collect_blocks", 3)),
+    one("obert", "gradients of an event", Kill(BLOCKS, 3)),
     one("obert", "in an event, before weights", Kill(WRITE, 2)),
     one("obert", "in an event, after weights", Kill(SOLVE, 2, "after"), quick=True),
     one("obert", "in an event, before masks", Kill(MASKS, 4)),

@@ -4,11 +4,8 @@ import pytest
 import torch
 
 from obert_modifiers.kernels import apply_mask_
-from tests.kernels.backends import CAN_RUN_TRITON, kernels
+from tests.kernels.backends import each_backend, kernels
 
-backends = pytest.mark.parametrize(
-    "backend", ["torch", "numba", *(["triton"] if CAN_RUN_TRITON else [])]
-)
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
@@ -17,7 +14,7 @@ def _odd_values() -> torch.Tensor:
     return torch.tensor(odd * 2)
 
 
-@backends
+@each_backend
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_zero_where_false_and_untouched_where_true(backend, dtype) -> None:
     mask = torch.arange(12) < 6
@@ -28,7 +25,7 @@ def test_zero_where_false_and_untouched_where_true(backend, dtype) -> None:
     assert torch.equal(values.view(bits), expected)
 
 
-@backends
+@each_backend
 @pytest.mark.parametrize("shape", [(1,), (3, 5), (2, 1025), (2, 3, 2, 2), (0, 4)])
 def test_any_shape(backend, shape) -> None:
     values, mask = torch.randn(shape), torch.rand(shape) < 0.5
@@ -36,7 +33,7 @@ def test_any_shape(backend, shape) -> None:
     assert torch.equal(found, values * mask)
 
 
-@backends
+@each_backend
 def test_values_and_masks_that_are_not_contiguous(backend) -> None:
     values, mask = torch.randn(6, 4), torch.rand(4, 6) < 0.5
     found = kernels.apply_mask_(values.clone().T, mask, backend=backend)
@@ -45,7 +42,7 @@ def test_values_and_masks_that_are_not_contiguous(backend) -> None:
     assert torch.equal(found, values * mask.T)
 
 
-@backends
+@each_backend
 def test_mask_control_a_product_leaves_what_is_not_a_number(backend) -> None:
     """A planted wrong mask, which multiplies, must be seen."""
     mask = torch.zeros(12, dtype=torch.bool)
@@ -54,7 +51,7 @@ def test_mask_control_a_product_leaves_what_is_not_a_number(backend) -> None:
     assert not torch.equal(_odd_values() * mask, torch.zeros(12))
 
 
-@backends
+@each_backend
 def test_a_parameter_is_changed_in_place_and_autograd_notices(backend) -> None:
     parameter = torch.nn.Parameter(torch.ones(4))
     loss = parameter.square().sum()

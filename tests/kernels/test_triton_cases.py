@@ -129,7 +129,7 @@ def test_same_order_as_torch(structure, width) -> None:
         for backend in ("torch", "triton")
     ]
     assert torch.equal(found[0].order, found[1].order)
-    torch.testing.assert_close(found[0].costs, found[1].costs, rtol=1e-8, atol=0)
+    torch.testing.assert_close(found[0].saliency, found[1].saliency, rtol=1e-8, atol=0)
 
 
 def _everything() -> list[torch.Tensor]:
@@ -147,14 +147,14 @@ def _everything() -> list[torch.Tensor]:
         groups,
         *kernels.solve_joint_update(sums, *numbers, weights, some, **on),
         kernels.solve_groups(groups, *tiles, **on),
-        *kernels.cheapest_subsets(groups, tiles[0], tiles[1], 1, **on),
+        *kernels.lowest_subsets(groups, tiles[0], tiles[1], 1, **on),
         kernels.apply_mask_(weights.clone(), some, **on),
     ]
     for structure in STRUCTURES:
         order = kernels.eliminate_greedily(
             sums, *numbers, weights, weights < 9, **structure, **on
         )
-        found += [order.order, order.costs]
+        found += [order.order, order.saliency]
     return found
 
 

@@ -28,7 +28,8 @@ POINTERS = {
     "failed": "*i32",
     "weights": "*fp64",
     "updated": "*fp64",
-    "costs": "*fp64",
+    "increases": "*fp64",
+    "saliency": "*fp64",
     "order": "*i64",
     "groups": "*fp64",
     "subsets": "*i64",
@@ -53,7 +54,7 @@ CASES = {
         {"WIDTH": 48, "SIZE": 4, "GROUPS": 16, "SLOTS": 4, "KEPT": 0, "OF": 1},
     ),
     "subsets": (
-        _triton_greedy._cheapest,
+        _triton_greedy._lowest,
         {"WIDTH": 4, "SIZE": 2, "SLOTS": 2, "TILE": 256},
     ),
     "solve": (_triton_greedy._solve, {"SIZE": 4, "SLOTS": 4, "TILE": 64}),

@@ -17,12 +17,14 @@ import pytest
 from tests.kernels.backends import HAS_TRITON
 
 FILES = (
-    "test_block_kernels.py",
-    "test_group_kernels.py",
+    "test_fisher.py",
+    "test_greedy.py",
+    "test_groups.py",
+    "test_joint.py",
     "test_masks.py",
     "test_triton_cases.py",
 )
-assert len(FILES) == 4
+assert len(FILES) == 6
 # What older Triton's interpreter does with the bounds of a loop.
 IGNORED = "ignore:Conversion of an array with ndim:DeprecationWarning"
 

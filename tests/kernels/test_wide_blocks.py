@@ -43,7 +43,7 @@ def test_wide_blocks(width: int, backend: str) -> None:
     )
     # The raw costs up to a cut sum up to the price of the whole set.
     np.testing.assert_allclose(
-        costs.numpy(), greedy.costs[:, :half].sum(dim=1).numpy(), rtol=1e-7
+        costs.numpy(), greedy.saliency[:, :half].sum(dim=1).numpy(), rtol=1e-7
     )
     for b in range(2):
         gone, kept = pruned[b].numpy(), ~pruned[b].numpy()

@@ -19,8 +19,8 @@ from obert_modifiers.core.quantization.scales import (
     load_quantization_,
     save_quantization,
 )
-from obert_modifiers.core.quantization.scheme import remove_quantization_
 from obert_modifiers.modifiers._targets import encoder_weights
+from tests.core.models import remove_quantization_
 from tests.modifiers.driving import STEPS, name_of
 from tests.modifiers.table import TABLE
 

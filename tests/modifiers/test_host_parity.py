@@ -75,7 +75,7 @@ def test_independent_step_is_its_obs_step(mask_type: str) -> None:
     found = obs_candidates(groups, kept, fisher, DAMP, pattern)
     each = scores[0].reshape(kept.shape)[:, 0]
     # It adds 1e-7 to the diagonal of single weights.
-    np.testing.assert_allclose(found.costs, each, rtol=1e-5)
+    np.testing.assert_allclose(found.saliency, each, rtol=1e-5)
     pools = make_pools([weight.numel()], [0.5], True, pattern.unit)
     chosen = choose([found], [(0, 0)], 1, make_quotas(pools, [kept], pattern))[0]
     mask = ~found.pruned(chosen, weight.numel()).reshape(kept.shape)

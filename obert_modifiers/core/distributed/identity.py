@@ -7,14 +7,7 @@ from torch import nn
 
 
 def digest_of(model: nn.Module) -> str:
-    """Hash a model's parameters and buffers, with their names, dtypes and shapes.
-
-    Args:
-        model: Any model.
-
-    Returns:
-        SHA-256 in hexadecimal digits; equal for models with equal bits.
-    """
+    """Return the SHA-256 of all parameters and buffers, names, dtypes and shapes."""
     digest = hashlib.sha256()
     for name, values in sorted(model.state_dict().items()):
         digest.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())

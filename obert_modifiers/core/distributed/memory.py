@@ -12,12 +12,8 @@ _MEMINFO = Path("/proc/meminfo")
 def peak_memory(device: torch.device | str = "cpu") -> int:
     """Return the highest memory use so far, in bytes.
 
-    Args:
-        device: A CUDA device gives the peak of torch's allocator there; anything
-            else the peak resident size of the process.
-
-    Returns:
-        Bytes; 0 on systems that do not tell (Windows).
+    Of torch's allocator on a CUDA device, else of the process (peak resident size); 0
+    on systems that do not tell (Windows).
     """
     device = torch.device(device)
     if device.type == "cuda":
@@ -31,14 +27,10 @@ def peak_memory(device: torch.device | str = "cpu") -> int:
 
 
 def available_memory(device: torch.device | str = "cpu") -> int | None:
-    """Return the memory that a process can still take, in bytes.
+    """Return the bytes that a process can still take, None where nobody tells.
 
-    Args:
-        device: A CUDA device tells what its allocator can get; anything else the
-            machine, whose free memory the processes of a launch share evenly.
-
-    Returns:
-        Bytes; None on systems that do not tell (others than Linux).
+    Those of the allocator on a CUDA device, else the machine's free memory, which the
+    processes of a launch share evenly (Linux).
     """
     device = torch.device(device)
     if device.type == "cuda":

@@ -21,11 +21,7 @@ class OtherProcessFailed(RuntimeError):
     """
 
     def __init__(self, out_of_memory: bool = False) -> None:
-        """Say that another process has the message.
-
-        Args:
-            out_of_memory: Whether one of those that failed ran out of memory.
-        """
+        """Say that another process has the message."""
         super().__init__(OTHER_FAILED)
         self.out_of_memory = out_of_memory
 
@@ -38,16 +34,7 @@ def world() -> tuple[int, int]:
 
 
 def share_of(total: int, rank: int, ranks: int) -> int:
-    """Split a number of samples over processes.
-
-    Args:
-        total: Samples over all processes.
-        rank: This process, counted from 0.
-        ranks: Number of processes.
-
-    Returns:
-        Samples of this process; the shares sum to ``total``.
-    """
+    """Return this process's part of a number of samples; the parts sum to ``total``."""
     return total // ranks + (rank < total % ranks)
 
 
@@ -55,8 +42,8 @@ def all_reduce_(values: Tensor, least: bool = False) -> Tensor:
     """Sum a tensor over all processes, in place.
 
     Args:
-        values: Same shape and dtype on all processes, on a device where the process
-            group can work, such as a parameter's.
+        values: Same shape and dtype everywhere, on a device where the process group
+            can work, such as a parameter's.
         least: True for the minimum in place of the sum.
 
     Returns:
@@ -68,29 +55,14 @@ def all_reduce_(values: Tensor, least: bool = False) -> Tensor:
 
 
 def all_reduce_count(count: int, device: torch.device) -> int:
-    """Sum a number over all processes.
-
-    Args:
-        count: Number of this process.
-        device: Where the process group can work, such as a parameter's device.
-
-    Returns:
-        The sum, equal on all processes.
-    """
+    """Return the sum of a number over all processes; ``device`` as for a parameter."""
     if world()[1] == 1:
         return count
     return int(all_reduce_(torch.tensor([count], device=device)))
 
 
 def all_gather_row(row: Tensor) -> Tensor:
-    """Collect a row of numbers from every process.
-
-    Args:
-        row: ``(n,)``, same length and dtype on all processes.
-
-    Returns:
-        ``(processes, n)``.
-    """
+    """Return every process's row ``(n,)`` of numbers, ``(processes, n)``."""
     found = [torch.empty_like(row) for _ in range(world()[1])]
     dist.all_gather(found, row)
     return torch.stack(found)
@@ -113,10 +85,8 @@ def exchange(parts: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
 
 
 @contextmanager
-def together(device: torch.device) -> Iterator[None]:
-    """Raise on all processes if the body raises on one of them.
-
-    The body must not talk to other processes.
+def raise_on_all_ranks(device: torch.device) -> Iterator[None]:
+    """Raise on all processes if the body, which must not communicate, raises on one.
 
     Args:
         device: Where the process group can work, such as a parameter's device.
@@ -149,9 +119,6 @@ def _failures(
 
 def ran_out_of_memory(error: BaseException) -> bool:
     """Tell whether memory was what lacked, here or in another process.
-
-    Args:
-        error: What was raised.
 
     Returns:
         True for torch's errors of host and device memory and for Python's.

@@ -2,7 +2,7 @@
 
 The weights of an event are cut into pieces: whole Fisher blocks, whole groups and, in
 a weight matrix, whole output rows of one parameter. How they are cut depends on the
-shapes alone. A plan gives each piece a process and a turn; what is computed for a
+shapes only. A plan gives each piece a process and a turn; what is computed for a
 piece is the same whatever the plan, so that the masks are too.
 """
 
@@ -19,9 +19,8 @@ PIECE_WEIGHTS = 2**18  # weights of a piece, at most, unless one step has more
 FOLD_SAMPLES = 128  # gradients added to a piece's blocks at a time, at most
 HELD_BYTES = 2**29  # of layer inputs and output gradients that wait to be added
 _HELD_SHARE = 8  # ... or this part of the float32 state, whichever is more
-_OWN_WEIGHT_BYTES = 26  # saliency or cost 8, rank 2, new value 8, working copies 8
+_OWN_WEIGHT_BYTES = 26  # saliency 8, rank 2, new value 8, working copies 8
 _WEIGHT_BYTES = 10  # copy to roll back 4, new value 4, old and new mask 2
-KEEPS = ("device", "host", "nothing")
 
 
 @dataclass(frozen=True)
@@ -48,14 +47,7 @@ class Piece:
         return self.stop - self.start
 
     def of(self, values: Tensor) -> Tensor:
-        """Take this piece of its parameter.
-
-        Args:
-            values: Any shape with d elements, in the order of the groups.
-
-        Returns:
-            ``(numel,)``, a view where the values are contiguous.
-        """
+        """Return this piece of d values of its parameter, ``(numel,)``."""
         return values.reshape(-1)[self.start : self.stop]
 
 
@@ -67,8 +59,8 @@ class MemoryPlan:
         pieces: All pieces of all parameters, in their order.
         ranks: Number of processes.
         turns: Times that the gradients are collected to have seen every piece once.
-        keeps: What stays of the turns that are over: ``"device"`` (there is one turn),
-            ``"host"`` or ``"nothing"``, so that they are collected again when needed.
+        keeps: Where the blocks of finished turns are kept: ``"device"`` (there is one
+            turn), ``"host"``, or ``"nothing"``: they are collected again when needed.
         fisher_dtype: Precision of the sums.
         state_bytes: Most bytes of sums on the device of one process at a time.
         host_bytes: Most bytes of sums in host memory beside the device, per process.
@@ -87,21 +79,8 @@ class MemoryPlan:
     working_bytes: int
     held_bytes: int
 
-    @property
-    def total_bytes(self) -> int:
-        """Bytes on the device of one process."""
-        return self.state_bytes + self.working_bytes
-
     def owned(self, rank: int, turn: int | None = None) -> list[int]:
-        """List the pieces of a process.
-
-        Args:
-            rank: The process.
-            turn: One turn, or None for all.
-
-        Returns:
-            Positions in :attr:`pieces`.
-        """
+        """Return the positions of a process's pieces, of one turn or of all."""
         return [
             i
             for i, piece in enumerate(self.pieces)
@@ -109,11 +88,7 @@ class MemoryPlan:
         ]
 
     def describe(self) -> str:
-        """Say it in a line for the log.
-
-        Returns:
-            Where the state is, how large and how precise.
-        """
+        """Return a line for the log: where the state is, how large and how precise."""
         where = {
             "device": "in one turn",
             "host": f"in {self.turns} turns, parked in {_gib(self.host_bytes)} of "
@@ -146,8 +121,7 @@ def plan_event(
         ranks: Number of processes.
         memory_budget: Bytes that the event may take on the device of one process,
             beside the model; None for no limit.
-        host_budget: Bytes of host memory for sums that are not on the device; 0 where
-            the device is the host.
+        host_budget: Bytes of host memory for sums; 0 where the device is the host.
 
     Returns:
         The plan with the fewest turns that fits.

@@ -1,1 +1,40 @@
-"""From gradients to pruned weights."""
+"""From gradients to pruned weights: one vocabulary, and the steps of an event.
+
+Names and shapes, here and in :mod:`obert_modifiers.kernels`:
+
+- ``d`` (``numel``): weights of a parameter, or of a piece of it.
+- ``B`` (``fisher_block_size``): width of a Fisher block; ``num_blocks = ceil(d / B)``.
+- ``Q`` (``group_size``): weights of a group, M of N:M; divides B, ``d / Q`` groups.
+- ``m`` (``num_grads``): gradients that were added. ``scale = 1 / m``.
+- ``damp``: lambda > 0, in the unit of squared gradients.
+- ``g``, ``grads``: gradients of single samples, ``(k, d)``; in blocks
+  ``(k, num_blocks, B)``.
+- ``sums``: S, the sum of ``g g^T`` inside each block, ``(num_blocks, B, B)``. The
+  dampened Fisher ``F = damp I + scale S`` is never stored.
+- ``f_inv``: its inverse, ``(num_blocks, B, B)``, or the ``(num_blocks, B / Q, Q, Q)``
+  group blocks on its diagonal; float64.
+- ``w``, ``weights``: ``(num_blocks, B)`` in kernels; ``(d,)`` or ``(d / Q, Q)`` here.
+- ``mask``, ``kept``: bool, True = kept, shape of the weights.
+- ``saliency``: predicted loss increase, float64; infinite for what cannot be pruned.
+
+Weights are in the order of the groups (:class:`~.blocks.GroupLayout`), which for groups
+of one row is that of the parameter.
+
+:func:`~.pruning_step.second_order_step_` prunes once. On one process:
+
+1. Plan (:func:`~.event.plan_targets`): cut the parameters into pieces of whole Fisher
+   blocks, and see in how many turns their ``sums`` fit into memory.
+2. Gradients (:func:`~.gradients.collect_gradients`): run batches; of each Linear layer
+   keep inputs and output gradients, of which ``g`` is made.
+3. Fisher (:class:`~.collect.Collector`): form ``g`` of a piece and add ``g g^T`` to its
+   ``sums`` (:class:`~.fisher.BlockFisher`).
+4. Saliency (:mod:`~.saliency`): of each weight or group, piece by piece.
+5. Selection (:func:`~.selection.choose`): those of lowest saliency, to an exact count.
+6. Update (:mod:`~.update`): the new values of the weights that stay.
+7. Write (:func:`~.targets.write_parameters_`).
+
+:class:`~.event.PruningEvent` calls 2 to 6, and :class:`~.fisher_state.FisherState`
+repeats 2 and 3 for each turn. On several processes each owns some of the pieces: then
+:mod:`~.exchange` sends inputs and output gradients to the owners, selection adds up
+counts, and the owners' results are joined. The bits are the same.
+"""

@@ -44,24 +44,24 @@ class MaskPattern:
 
     @property
     def kind(self) -> str:
-        """One of ``unstructured``, ``block`` and ``n_m``."""  # noqa: DOC201 property
+        """``unstructured``, ``block`` or ``n_m``."""
         if self.n_m:
             return "n_m"
         return "block" if self.group_size > 1 else "unstructured"
 
     @property
     def group_size(self) -> int:
-        """Weights Q of a group; M for N:M."""  # noqa: DOC201 property
+        """Weights Q of a group; M for N:M."""
         return self.rows * self.columns
 
     @property
     def unit(self) -> int:
-        """Weights that a group loses: Q, or M - N."""  # noqa: DOC201 property
+        """Weights that a group loses: Q, or M - N."""
         return self.group_size - (self.n_m[0] if self.n_m else 0)
 
     @property
     def limit(self) -> float:
-        """Highest sparsity: 1, or (M - N) / M."""  # noqa: DOC201 property
+        """Highest sparsity: 1, or (M - N) / M."""
         return self.unit / self.group_size
 
 
@@ -69,13 +69,10 @@ UNSTRUCTURED = MaskPattern("unstructured")
 
 
 def parse_mask_type(text: str) -> MaskPattern:
-    """Read the ``mask_type`` of a recipe.
+    """Read a recipe's ``mask_type``.
 
     ``block4`` and ``block:RxC`` are groups of 1 x 4 and R x C weights (output rows x
     input columns); ``N:M`` keeps N of every M weights along the input dimension.
-
-    Args:
-        text: One of ``unstructured``, ``block4``, ``block:RxC`` and ``N:M``.
 
     Returns:
         The pattern.
@@ -107,10 +104,6 @@ def parse_mask_type(text: str) -> MaskPattern:
 
 def check_block_size(fisher_block_size: int, pattern: MaskPattern) -> None:
     """Check that no group would straddle two Fisher blocks.
-
-    Args:
-        fisher_block_size: Width B of a block.
-        pattern: Structure of the sparsity.
 
     Raises:
         ValueError: If the group size does not divide the block size.
@@ -144,7 +137,7 @@ class GroupLayout:
 
     @property
     def numel(self) -> int:
-        """Number of weights."""
+        """Number of weights d."""
         return self.shape[0] * self.shape[1]
 
     @property
@@ -158,13 +151,9 @@ class GroupLayout:
         return self.shape[0] // rows, rows, self.shape[1] // columns, columns
 
     def arrange(self, values: Tensor) -> Tensor:
-        """Bring flattened weights into the order of the groups.
+        """Return ``(..., d)`` values of the parameter's order in that of the groups.
 
-        Args:
-            values: ``(..., d)``, any dtype, in the row-major order of the parameter.
-
-        Returns:
-            ``(..., d)``; the tensor itself where the order is the same.
+        The tensor itself where the order is the same.
         """
         if self._unchanged:
             return values
@@ -175,14 +164,7 @@ class GroupLayout:
         return tiles.transpose(-3, -2).reshape(*lead, -1)
 
     def restore(self, values: Tensor) -> Tensor:
-        """Undo :meth:`arrange`.
-
-        Args:
-            values: ``(..., d)``, any dtype, in the order of the groups.
-
-        Returns:
-            ``(..., d)`` in the row-major order of the parameter.
-        """
+        """Undo :meth:`arrange`: return ``(..., d)`` in the parameter's order."""
         if self._unchanged:
             return values
         lead = values.shape[:-1]
@@ -194,26 +176,12 @@ class GroupLayout:
         return matrix.reshape(*lead, -1)
 
     def band(self, numel: int) -> "GroupLayout":
-        """Lay out some whole rows of groups of the same matrix.
-
-        Args:
-            numel: Weights of the rows.
-
-        Returns:
-            The order of their weights, of a matrix that is not transposed.
-        """
+        """Return the layout of some whole rows of groups, of ``numel`` weights."""
         width = self.shape[1]
         return GroupLayout(self.pattern, (numel // width, width))
 
     def groups(self, values: Tensor) -> Tensor:
-        """Cut a parameter, or a tensor of its shape, into groups.
-
-        Args:
-            values: Any shape with d elements.
-
-        Returns:
-            ``(d / Q, Q)``, a view where the order is the parameter's own.
-        """
+        """Return d values of any shape as groups, ``(d / Q, Q)``."""
         return self.arrange(values.reshape(-1)).reshape(-1, self.pattern.group_size)
 
 
@@ -258,14 +226,7 @@ def make_layout(
 
 
 def count_blocks(numel: int, fisher_block_size: int) -> int:
-    """Count the Fisher blocks of a parameter, ``ceil(d / B)``.
-
-    Args:
-        numel: Number of weights d, at least 1.
-        fisher_block_size: Width B of a block, at least 1.
-
-    Returns:
-        The number of blocks, the last one possibly padded.
+    """Return the number of Fisher blocks, ``ceil(d / B)``.
 
     Raises:
         ValueError: If either argument is smaller than 1.
@@ -284,15 +245,9 @@ def count_blocks(numel: int, fisher_block_size: int) -> int:
 
 
 def to_blocks(values: Tensor, fisher_block_size: int) -> Tensor:
-    """Cut the trailing weights of a tensor into Fisher blocks.
+    """Return ``(..., d)`` values in Fisher blocks, ``(..., num_blocks, B)``.
 
-    Args:
-        values: ``(d,)`` or ``(k, d)``, any dtype; one row per gradient.
-        fisher_block_size: Width B of a block.
-
-    Returns:
-        ``(num_blocks, B)`` or ``(k, num_blocks, B)``, zero-padded at the end; a view
-        where B divides d, otherwise a copy.
+    The last block is padded with zeros; a view where B divides d, otherwise a copy.
     """
     numel = values.shape[-1]
     blocks = count_blocks(numel, fisher_block_size)
@@ -303,13 +258,5 @@ def to_blocks(values: Tensor, fisher_block_size: int) -> Tensor:
 
 
 def from_blocks(blocks: Tensor, numel: int) -> Tensor:
-    """Undo :func:`to_blocks` for one vector.
-
-    Args:
-        blocks: ``(num_blocks, B)``, any dtype.
-        numel: Number of weights d before padding.
-
-    Returns:
-        ``(d,)``, a view of ``blocks``.
-    """
+    """Undo :func:`to_blocks`: return ``(num_blocks, B)`` as ``(d,)``, a view."""
     return blocks.reshape(-1)[:numel]

@@ -16,17 +16,11 @@ from obert_modifiers.core.distributed.sharding import (
     MemoryPlan,
 )
 from obert_modifiers.core.pruning.collect import Collector
-from obert_modifiers.core.pruning.event import (
-    PruningEvent,
-    SecondOrderConfig,
-    plan_targets,
-)
-from obert_modifiers.core.pruning.fisher_state import FisherState, request_of
-from obert_modifiers.core.pruning.gradients import (
-    BatchGradients,
-    Signals,
-    collect_gradients,
-)
+from obert_modifiers.core.pruning.config import SecondOrderConfig
+from obert_modifiers.core.pruning.event import PruningEvent, plan_targets
+from obert_modifiers.core.pruning.gradients import collect_gradients
+from obert_modifiers.core.pruning.layer_signals import Signals
+from obert_modifiers.core.pruning.per_sample import BatchGradients
 from obert_modifiers.core.pruning.sampling import GradientSource, SampleRequest
 from obert_modifiers.core.pruning.selection import make_pools
 from obert_modifiers.core.pruning.targets import Target
@@ -51,12 +45,12 @@ class StepCost:
 
 @dataclass(frozen=True)
 class EventSeconds:
-    """An estimate for one event on one process.
+    """An estimate for one event on one process, in seconds.
 
     Attributes:
-        passes: Seconds of forward and backward passes.
-        collect: Seconds of forming gradients and adding them up.
-        solve: Seconds of the rest.
+        passes: Forward and backward passes.
+        collect: Forming gradients and adding them up.
+        solve: The rest.
     """
 
     passes: float
@@ -87,7 +81,7 @@ def measure_step(
         device: Where it is timed.
 
     Returns:
-        The cost of each part.
+        The seconds of each part.
     """
     generator = torch.Generator().manual_seed(_SEED)
     rows = config.pattern.rows
@@ -116,7 +110,8 @@ def measure_step(
             event.layouts,
             [None],
             next(event.state.sweep()),
-            torch.empty(0, dtype=torch.float32, device=device),
+            torch.float32,
+            layer.weight.device,
         )
         batch = BatchGradients(count, (part,))
         seconds.append(_timed(functools.partial(_collect, collector, batch)))
@@ -141,28 +136,17 @@ def _event(layer: nn.Linear, config: SecondOrderConfig, count: int) -> PruningEv
     # Its Fisher has few, cheap gradients, as what follows takes the same time on any.
     weight = layer.get_parameter("weight")
     target = Target("weight", weight)
+    config = replace(config, num_grads=count, grad_granularity="sample", options=())
     plan = plan_targets([target], config, ranks=1)
-    mask = torch.ones_like(weight, dtype=torch.bool)
-    where = weight.device
 
     def batches(request: SampleRequest) -> Iterable[Tensor]:
         generator = torch.Generator().manual_seed(_SEED + 1)
-        return [torch.randn(count, layer.in_features, generator=generator).to(where)]
+        batch = torch.randn(count, layer.in_features, generator=generator)
+        return [batch.to(weight.device)]
 
     source = GradientSource(batches, lambda model, batch: model(batch).square().sum(1))
-    layout = target.layout(config.pattern)
-    state = FisherState(
-        layer,
-        [weight],
-        [layout],
-        [layout.groups(mask)],
-        plan,
-        source,
-        request_of(count, 0, {}, "sample"),
-        fisher_block_size=config.fisher_block_size,
-        with_mean=config.first_order,
-    )
-    return PruningEvent(layer, [target], [mask], plan, config, source, 0, state=state)
+    mask = torch.ones_like(weight, dtype=torch.bool)
+    return PruningEvent(layer, [target], [mask], plan, config, source, 0)
 
 
 def measure_passes(
@@ -175,15 +159,8 @@ def measure_passes(
 ) -> tuple[float, int]:
     """Time forward and backward passes as an event makes them.
 
-    Begins with one sample and takes as many more as fit into a few seconds.
-
-    Args:
-        model: The model, with weights.
-        parameters: Those whose gradients an event collects.
-        batch_of: Called with a number of samples; gives a batch.
-        losses: Called with model and batch; gives the loss of each sample.
-        batch_size: Samples of a batch of the event.
-        granularity: ``"sample"`` or ``"batch"``.
+    Begins with one sample and takes as many more as fit into a few seconds, up to
+    ``batch_size``; ``batch_of`` is called with a number of samples.
 
     Returns:
         Seconds of a sample, and the samples that were timed.
@@ -214,22 +191,15 @@ def estimate_event(
     sample_seconds: float,
     batch_size: int = 1,
 ) -> EventSeconds:
-    """Scale measured costs to an event.
+    """Scale measured seconds to an event, all its sub-steps.
 
     Every turn makes all passes and adds up its part of the weights. What does not stay
     in memory is collected again for each sweep: for the dampening where it is a
-    fraction, for the selection and for the update.
-
-    Args:
-        cost: As from :func:`measure_step`.
-        config: How the event works.
-        plan: Its memory plan, on one process.
-        sample_seconds: As from :func:`measure_passes`.
-        batch_size: Samples of a batch, of which a gradient is the mean where the
-            granularity is ``"batch"``.
+    fraction, for the selection and for the update. With batch gradients each is the
+    mean over ``batch_size`` samples.
 
     Returns:
-        The estimate, all sub-steps together.
+        The estimate.
     """
     turns = plan.turns
     sweeps = 3 if config.damp is None else 2

@@ -1,22 +1,23 @@
-"""One Fisher, and what is selected and updated with it."""
+"""One pruning event: a Fisher, and what is selected and updated with it."""
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from obert_modifiers.core.distributed.memory import available_memory
-from obert_modifiers.core.distributed.parallel import all_reduce_, together, world
-from obert_modifiers.core.distributed.sharding import MemoryPlan, plan_event
-from obert_modifiers.core.pruning.blocks import (
-    UNSTRUCTURED,
-    MaskPattern,
-    check_block_size,
+from obert_modifiers.core.distributed.parallel import (
+    all_reduce_,
+    raise_on_all_ranks,
+    world,
 )
+from obert_modifiers.core.distributed.sharding import MemoryPlan, plan_event
+from obert_modifiers.core.pruning.blocks import check_block_size
+from obert_modifiers.core.pruning.config import DTYPES, SecondOrderConfig
 from obert_modifiers.core.pruning.fisher import BlockFisher, resolve_damp
 from obert_modifiers.core.pruning.fisher_state import FisherState, request_of
 from obert_modifiers.core.pruning.gradients import sum_losses
@@ -33,56 +34,14 @@ from obert_modifiers.core.pruning.targets import (
 from obert_modifiers.core.pruning.update import UPDATES
 
 SELECTIONS = {"independent": obs_candidates, "greedy": greedy_candidates}
-_DTYPES = {"float32": torch.float32, "float64": torch.float64}
-FISHER_DTYPES = tuple(_DTYPES)
+FISHER_DTYPES = tuple(DTYPES)
 DAMP_GRID = (0.001, 0.01, 0.1, 1.0)  # of the mean diagonal, for damp: auto
 _HELD_OUT_SAMPLES = 256
 _HELD_OUT_DRAWS = 2**20  # numbers of the draws that choose the dampening
 _MEMORY_SHARE = 0.9  # of the free memory, where no budget is given
 
 _LOGGER = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class SecondOrderConfig:
-    """How a second-order pruning event works.
-
-    Attributes:
-        num_grads: Gradients m of the Fisher approximation, over all processes.
-        fisher_block_size: Width B of a Fisher block.
-        damp: Absolute dampening, or None.
-        damp_fraction: Dampening as a fraction of the mean Fisher diagonal, or None.
-        damp_grid: Fractions of which that of the lowest loss is taken; empty to use
-            ``damp`` or ``damp_fraction``.
-        grad_granularity: ``"sample"`` or ``"batch"``.
-        selection: ``"independent"`` or ``"greedy"``.
-        update: ``"joint"`` or ``"independent"``.
-        num_recomputations: Sub-steps with a fresh Fisher each.
-        fisher_dtype: Precision of the sums, ``"float64"`` or ``"float32"``.
-        memory_budget: Bytes that an event may take on the device of one process,
-            beside the model; None for nine tenths of what is free.
-        first_order: True takes the mean gradient into account, for a model that is
-            not at a minimum.
-        min_density: Share of its weights that each parameter keeps at least.
-        options: ``grad_sampler_kwargs`` of the recipe.
-        pattern: Structure of the sparsity.
-    """
-
-    num_grads: int = 1024
-    fisher_block_size: int = 48
-    damp: float | None = None
-    damp_fraction: float | None = 0.01
-    damp_grid: tuple[float, ...] = ()
-    grad_granularity: str = "sample"
-    selection: str = "greedy"
-    update: str = "joint"
-    num_recomputations: int = 1
-    fisher_dtype: str = "float64"
-    memory_budget: int | None = None
-    first_order: bool = False
-    min_density: float = 0.0
-    options: tuple[tuple[str, Any], ...] = ()
-    pattern: MaskPattern = UNSTRUCTURED
+_T = TypeVar("_T")
 
 
 def plan_targets(
@@ -90,13 +49,11 @@ def plan_targets(
 ) -> MemoryPlan:
     """Plan the Fisher state of an event, before anything is allocated.
 
-    Args:
-        targets: Parameters to prune.
-        config: How the event works.
-        ranks: Number of processes; None asks torch, and every process has to call it.
+    With ``ranks=None`` torch is asked for their number and every process has to call
+    it; the plan is the same on all.
 
     Returns:
-        The plan, the same on all processes.
+        The plan; raises if the budget is below what one piece takes.
     """
     check_block_size(config.fisher_block_size, config.pattern)
     device = targets[0].parameter.device
@@ -116,7 +73,7 @@ def plan_targets(
         [t.layout(config.pattern) for t in targets],
         config.fisher_block_size,
         fisher_dtype=torch.promote_types(
-            widest_dtype(t.parameter for t in targets), _DTYPES[config.fisher_dtype]
+            widest_dtype(t.parameter for t in targets), DTYPES[config.fisher_dtype]
         ),
         ranks=ranks,
         memory_budget=budget,
@@ -182,76 +139,27 @@ class PruningEvent:
             for layout, mask in zip(self.layouts, masks, strict=True)
         ]
         self.state = state or FisherState(
-            model,
-            [t.parameter for t in targets],
-            self.layouts,
-            self.kept,
-            plan,
-            source,
-            request_of(
-                config.num_grads, draw, dict(config.options), config.grad_granularity
-            ),
-            fisher_block_size=config.fisher_block_size,
-            with_mean=config.first_order,
-        )
-
-    def next(self, masks: Sequence[Tensor], later: int) -> "PruningEvent":
-        """Make a later sub-step of this event, with a Fisher of its own.
-
-        Args:
-            masks: What was pruned until then, True = kept.
-            later: How many draws of samples later.
-
-        Returns:
-            The sub-step, with the same plan and source.
-        """
-        return PruningEvent(
-            self.model,
-            self.targets,
-            masks,
-            self.plan,
-            self.config,
-            self.source,
-            self.draw + later,
+            model, targets, self.kept, plan, config, source, draw
         )
 
     def best_outcome(self, pools: Sequence[Pool]) -> tuple[Outcome, float]:
-        """Prune to the pools' counts, with the dampening that the configuration asks.
+        """Return what is pruned to the pools' counts, and the dampening.
 
-        Args:
-            pools: How many weights to prune, of which parameters.
-
-        Returns:
-            What would be pruned, and the dampening.
+        The dampening is as configured; with a grid, the one of lowest held-out loss.
         """
         if self.config.damp_grid:
-            return self._best(pools)
+            return self._best_of_grid(pools)
         damp = self.config.damp
         traces, living = ([], 0) if damp is not None else self.state.traces()
         damp = resolve_damp(traces, living, damp, self.config.damp_fraction)
         return self.outcome(pools, damp), damp
 
     def outcome(self, pools: Sequence[Pool], damp: float) -> Outcome:
-        """Prune to the pools' counts with one dampening.
+        """Return what is pruned to the pools' counts with one dampening."""
+        masks = self._select(pools, damp)
+        return self._update(masks, damp)
 
-        Args:
-            pools: How many weights to prune, of which parameters.
-            damp: Dampening, larger than 0.
-
-        Returns:
-            What would be pruned.
-        """
-        return self._update(self._select(pools, damp), damp)
-
-    def _best(self, pools: Sequence[Pool]) -> tuple[Outcome, float]:
-        """Prune with each dampening of the grid, and keep the one of lowest loss.
-
-        Returns:
-            What it prunes, and the dampening.
-
-        Raises:
-            ValueError: If the Fisher does not stay in memory.
-        """
+    def _best_of_grid(self, pools: Sequence[Pool]) -> tuple[Outcome, float]:
         if self.plan.keeps == "nothing":
             raise ValueError(
                 "damp=auto tries several dampenings on one Fisher state, which does "
@@ -267,23 +175,20 @@ class PruningEvent:
                 write_parameters_(self.targets, found.values, found.masks)
                 loss = self._held_out_loss()
             tried.append((loss, found, damp, fraction))
-        best = min(tried, key=lambda one: one[0])
+        _, best, damp, best_fraction = min(tried, key=lambda one: one[0])
         if world()[0] == 0:
-            losses = ", ".join(f"{one[3]:g}: {one[0]:.4f}" for one in tried)
             _LOGGER.info(
                 "damp: auto takes %g x the mean diagonal; held-out loss %s",
-                best[3],
-                losses,
+                best_fraction,
+                ", ".join(f"{one[3]:g}: {one[0]:.4f}" for one in tried),
             )
-        return best[1], best[2]
+        return best, damp
 
     def _held_out_loss(self) -> float:
-        options = dict(self.config.options)
-        request = request_of(
-            _HELD_OUT_SAMPLES, _HELD_OUT_DRAWS + self.draw, options, "sample"
-        )
+        draw, options = _HELD_OUT_DRAWS + self.draw, dict(self.config.options)
+        request = request_of(_HELD_OUT_SAMPLES, draw, options, "sample")
         limit = None if self.source.divides else request.share
-        with together(self.device):
+        with raise_on_all_ranks(self.device):
             total, count = sum_losses(
                 self.model, self.source.batches(request), self.source, limit
             )
@@ -291,25 +196,17 @@ class PruningEvent:
         total, count = all_reduce_(sums.to(self.device)).tolist()
         return total / count
 
-    def _weights(
-        self, i: int, fisher: BlockFisher, damp: float
-    ) -> tuple[Tensor, float]:
-        """Take the weights of a piece, where first_order is on after a free step.
-
-        Returns:
-            ``(numel,)``, and the change of the quadratic model by that step.
-        """
-        piece = self.plan.pieces[i]
-        layout = self.layouts[piece.target]
-        parameter = self.targets[piece.target].parameter.detach()
-        flat = piece.of(layout.arrange(parameter.reshape(-1)))
-        if not self.config.first_order:
-            return flat, 0.0
-        step, change = fisher.newton_step(damp)
-        return flat.double() + step, change
-
     def _select(self, pools: Sequence[Pool], damp: float) -> list[Tensor]:
-        config = self.config
+        """Return the new masks, ``(d,)`` in the order of the groups."""
+        config, pieces = self.config, self.plan.pieces
+        size = config.pattern.group_size
+
+        def candidates_of(i: int, fisher: BlockFisher) -> Candidates:
+            weights, _ = self._weights(i, fisher, damp)
+            kept = self._piece(self.kept, i).reshape(-1, size)
+            rule = SELECTIONS[config.selection]
+            return rule(weights.reshape(-1, size), kept, fisher, damp, config.pattern)
+
         quotas = make_quotas(
             pools,
             self.kept,
@@ -317,21 +214,8 @@ class PruningEvent:
             by_weight=config.selection == "greedy",
             min_density=config.min_density,
         )
-        found: dict[int, Candidates] = {}
-        size = config.pattern.group_size
-        for fishers in self.state.sweep():
-            with together(self.device):
-                for i, fisher in fishers.items():
-                    weights, _ = self._weights(i, fisher, damp)
-                    found[i] = SELECTIONS[config.selection](
-                        weights.reshape(-1, size),
-                        self._piece(self.kept, i).reshape(-1, size),
-                        fisher,
-                        damp,
-                        config.pattern,
-                    )
+        found = self._for_pieces(candidates_of)
         mine = sorted(found)
-        pieces = self.plan.pieces
         chosen = choose(
             [found[i] for i in mine],
             [(pieces[i].target, i) for i in mine],
@@ -339,47 +223,67 @@ class PruningEvent:
             quotas,
             self.device,
         )
-        gone = {
+        pruned = {
             i: found[i].pruned(part, pieces[i].numel).to(torch.uint8)
             for i, part in zip(mine, chosen, strict=True)
         }
         return [
             mask.reshape(-1) & ~(lost == 1)
-            for mask, lost in zip(self.kept, self._join(gone, torch.uint8), strict=True)
+            for mask, lost in zip(
+                self.kept, self._join(pruned, torch.uint8), strict=True
+            )
         ]
 
     def _update(self, masks: list[Tensor], damp: float) -> Outcome:
-        update = UPDATES[self.config.update]
-        size = self.config.pattern.group_size
-        values: dict[int, Tensor] = {}
-        costs = torch.zeros(len(self.plan.pieces), dtype=torch.float64)
+        """Return the masks with the new weights, in the parameters' shapes."""
+        update, size = UPDATES[self.config.update], self.config.pattern.group_size
         wide = widest_dtype(t.parameter for t in self.targets)
-        for fishers in self.state.sweep():
-            with together(self.device):
-                for i, fisher in fishers.items():
-                    weights, change = self._weights(i, fisher, damp)
-                    mask = self._piece(masks, i)
-                    value, cost = update(weights, fisher, damp, mask, size)
-                    own = self.targets[self.plan.pieces[i].target].parameter.dtype
-                    values[i] = value.to(own).to(wide)
-                    costs[i] = cost + change
-        increase = math.fsum(all_reduce_(costs.to(self.device)).tolist())
+        increases = torch.zeros(len(self.plan.pieces), dtype=torch.float64)
+
+        def values_of(i: int, fisher: BlockFisher) -> Tensor:
+            weights, change = self._weights(i, fisher, damp)
+            mask = self._piece(masks, i)
+            values, increase = update(weights, fisher, damp, mask, size)
+            increases[i] = increase + change
+            own = self.targets[self.plan.pieces[i].target].parameter.dtype
+            return values.to(own).to(wide)
+
+        values = self._join(self._for_pieces(values_of), wide)
+        total = math.fsum(all_reduce_(increases.to(self.device)).tolist())
         return Outcome(
             restore_shapes(self.layouts, masks, self.masks),
-            restore_shapes(self.layouts, self._join(values, wide), self.masks),
-            increase,
+            restore_shapes(self.layouts, values, self.masks),
+            total,
         )
 
-    def _piece(self, flat: Sequence[Tensor], i: int) -> Tensor:
+    def _for_pieces(self, work: Callable[[int, BlockFisher], _T]) -> dict[int, _T]:
+        """Return what ``work`` makes of each piece of this process and its Fisher."""
+        done: dict[int, _T] = {}
+        for fishers in self.state.sweep():
+            with raise_on_all_ranks(self.device):
+                for i, fisher in fishers.items():
+                    done[i] = work(i, fisher)
+        return done
+
+    def _weights(
+        self, i: int, fisher: BlockFisher, damp: float
+    ) -> tuple[Tensor, float]:
+        # (numel,), where first_order is on after a step to the minimum of the
+        # quadratic model, and the change of that model's value by the step.
         piece = self.plan.pieces[i]
-        return piece.of(flat[piece.target])
+        parameter = self.targets[piece.target].parameter.detach()
+        flat = piece.of(self.layouts[piece.target].arrange(parameter.reshape(-1)))
+        if not self.config.first_order:
+            return flat, 0.0
+        step, change = fisher.newton_step(damp)
+        return flat.double() + step, change
+
+    def _piece(self, values: Sequence[Tensor], i: int) -> Tensor:
+        piece = self.plan.pieces[i]
+        return piece.of(values[piece.target])
 
     def _join(self, parts: Mapping[int, Tensor], dtype: torch.dtype) -> list[Tensor]:
-        """Bring the pieces of all processes to every process, by parameter.
-
-        Returns:
-            ``(d,)`` for each parameter, in the order of the groups.
-        """
+        # The pieces of all processes, on every process: (d,) of each parameter.
         joined = [
             torch.zeros(layout.numel, dtype=dtype, device=self.device)
             for layout in self.layouts

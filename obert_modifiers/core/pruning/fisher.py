@@ -1,4 +1,4 @@
-"""Block-diagonal empirical Fisher information of one parameter."""
+"""Block-diagonal empirical Fisher information, and its dampening."""
 
 import math
 from collections.abc import Sequence
@@ -8,15 +8,11 @@ import torch
 from torch import Tensor
 
 from obert_modifiers.core.pruning.blocks import count_blocks, from_blocks, to_blocks
-from obert_modifiers.kernels import (
-    accumulate_blocks_,
-    multiply_inverse,
-    update_inverse_,
-)
+from obert_modifiers.kernels import accumulate_blocks_, multiply_inverse
 
 
 class BlockFisher:
-    r"""Sum of gradient outer products inside each Fisher block.
+    r"""Sum of gradient outer products inside each Fisher block of a parameter's piece.
 
     Holds :math:`S = \sum_i g_i g_i^T` restricted to the diagonal blocks. The dampened
     Fisher of oBERT equation (2) is :math:`F = \lambda I + S / m` with m the number of
@@ -35,15 +31,7 @@ class BlockFisher:
         dtype: torch.dtype = torch.float64,
         with_mean: bool = False,
     ) -> None:
-        """Allocate the sum of no gradients.
-
-        Args:
-            numel: Number of weights d.
-            fisher_block_size: Width B of a block.
-            device: Where the state lives.
-            dtype: Precision of the sum, float32 or float64.
-            with_mean: True keeps the sum of the gradients too.
-        """
+        """Allocate zeros; ``with_mean`` keeps the sum of the gradients too."""
         blocks = count_blocks(numel, fisher_block_size)
         self.numel = numel
         self.fisher_block_size = fisher_block_size
@@ -88,14 +76,7 @@ class BlockFisher:
         self.num_grads += grads.shape[0]
 
     def to(self, device: torch.device | str) -> "BlockFisher":
-        """Return the same state on a device, itself if it is there.
-
-        Args:
-            device: The device.
-
-        Returns:
-            The state; its gradients are those added so far.
-        """
+        """Return the same state on a device, itself if it is there."""
         if self.sums.device == torch.device(device):
             return self
         moved = copy(self)
@@ -110,9 +91,6 @@ class BlockFisher:
         from the point that it leads to, by the rules for a model at its minimum, is
         the exact minimiser of :math:`\bar g^T d + \frac12 d^T F d` with
         :math:`d_P = -w_P`.
-
-        Args:
-            damp: Dampening, larger than 0.
 
         Returns:
             The step ``(d,)``, float64, and the change of the model's value that it
@@ -138,14 +116,7 @@ class BlockFisher:
         return diagonal[: self.numel] * self.scale
 
     def living_trace(self, kept: Tensor | None) -> tuple[float, int]:
-        """Sum the undampened diagonal over the weights that are kept.
-
-        Args:
-            kept: Mask ``(d,)``, True = kept, or None for all.
-
-        Returns:
-            The sum and the number of weights that are kept.
-        """
+        """Return the undampened diagonal's sum over kept weights, and their number."""
         diagonal = self.diagonal()
         if kept is not None:
             diagonal = diagonal[kept]
@@ -168,7 +139,7 @@ def resolve_damp(
         damp_fraction: Fraction of the mean of that diagonal.
 
     Returns:
-        :math:`\lambda > 0`, one number for all parameters.
+        :math:`\lambda > 0`, the same for all parameters.
 
     Raises:
         ValueError: If every gradient is zero, so that a fraction of the mean diagonal
@@ -194,52 +165,3 @@ def resolve_damp(
             "the loss, or give an absolute damp"
         )
     return damp_fraction * total / living
-
-
-class StreamingInverse:
-    r"""Inverse of the dampened Fisher blocks, kept up to date gradient by gradient.
-
-    oBERT section 3.2.2 with k gradients at a time (Woodbury): with
-    :math:`F^{-1} = I / \lambda` at the start and G the ``(k, B)`` gradients of a block,
-    :math:`F^{-1} \leftarrow F^{-1} - F^{-1} G^T (m I + G F^{-1} G^T)^{-1} G F^{-1}`.
-    For k = 1 it is the paper's recursion. The number of gradients m has to be known
-    beforehand; :class:`BlockFisher` needs less time and is what pruning uses. This is
-    for those who want the inverse of what came in so far.
-
-    Memory: ``num_blocks * B * B`` values.
-    """
-
-    def __init__(
-        self,
-        numel: int,
-        fisher_block_size: int,
-        damp: float,
-        num_grads: int,
-        *,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float64,
-    ) -> None:
-        """Start with no gradient, ``F^-1 = I / damp``.
-
-        Args:
-            numel: Number of weights d.
-            fisher_block_size: Width B of a block.
-            damp: Dampening, larger than 0.
-            num_grads: Gradients m that will have been added in the end.
-            device: Where the state lives.
-            dtype: Precision of the state and of the arithmetic.
-        """
-        blocks = count_blocks(numel, fisher_block_size)
-        self.numel, self.num_grads = numel, num_grads
-        self.fisher_block_size = fisher_block_size
-        eye = torch.eye(fisher_block_size, device=device, dtype=dtype) / damp
-        self.f_inv = eye.repeat(blocks, 1, 1)  # (num_blocks, B, B)
-
-    def add_(self, grads: Tensor) -> None:
-        """Take gradients into the inverse, in place.
-
-        Args:
-            grads: ``(k, d)``, finite.
-        """
-        blocks = to_blocks(grads.to(self.f_inv.dtype), self.fisher_block_size)
-        update_inverse_(self.f_inv, blocks, self.num_grads)

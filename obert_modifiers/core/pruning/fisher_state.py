@@ -1,6 +1,5 @@
 """The Fisher blocks of an event, collected when they are needed, as planned."""
 
-import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -9,22 +8,18 @@ from torch import Tensor, nn
 
 from obert_modifiers.core.distributed.parallel import (
     all_reduce_,
+    raise_on_all_ranks,
     share_of,
-    together,
     world,
 )
 from obert_modifiers.core.distributed.sharding import MemoryPlan
-from obert_modifiers.core.pruning.blocks import GroupLayout
 from obert_modifiers.core.pruning.collect import Collector, collect_blocks
+from obert_modifiers.core.pruning.config import SecondOrderConfig
+from obert_modifiers.core.pruning.exchange import ExchangingCollector
 from obert_modifiers.core.pruning.fisher import BlockFisher
-from obert_modifiers.core.pruning.gradients import (
-    MAX_SKIPPED_SHARE,
-    GradientCount,
-)
+from obert_modifiers.core.pruning.gradients import MAX_SKIPPED_SHARE, GradientCount
 from obert_modifiers.core.pruning.sampling import GradientSource, SampleRequest
-from obert_modifiers.core.pruning.targets import widest_dtype
-
-_LOGGER = logging.getLogger(__name__)
+from obert_modifiers.core.pruning.targets import Target, widest_dtype
 
 
 class FisherState:
@@ -41,44 +36,26 @@ class FisherState:
     def __init__(
         self,
         model: nn.Module,
-        parameters: Sequence[nn.Parameter],
-        layouts: Sequence[GroupLayout],
+        targets: Sequence[Target],
         kept: Sequence[Tensor],
         plan: MemoryPlan,
+        config: SecondOrderConfig,
         source: GradientSource,
-        request: SampleRequest,
-        *,
-        fisher_block_size: int,
-        with_mean: bool = False,
+        draw: int,
     ) -> None:
-        """Collect nothing yet.
-
-        Args:
-            model: The model, not wrapped for distributed training.
-            parameters: All parameters of the event.
-            layouts: Of each parameter.
-            kept: Mask of each parameter, ``(groups, Q)``, True = kept.
-            plan: The plan of the event.
-            source: Where the gradients come from.
-            request: What is asked of it.
-            fisher_block_size: Width B of a Fisher block.
-            with_mean: True keeps the mean gradient too.
-        """
-        self.plan = plan
-        self.count = GradientCount()
-        self._model, self._parameters, self._layouts = model, parameters, layouts
+        """Collect nothing yet; ``kept`` are the masks ``(d / Q, Q)``, True = kept."""
+        self.plan, self.count = plan, GradientCount()
+        self._model, self._config, self._source = model, config, source
+        self._parameters = [target.parameter for target in targets]
+        self._layouts = [target.layout(config.pattern) for target in targets]
         self._kept = [None if bool(mask.all()) else mask.reshape(-1) for mask in kept]
-        self._source, self._request = source, request
-        self._width, self._with_mean = fisher_block_size, with_mean
-        self._rank = world()[0]
+        self._device = self._parameters[0].device
+        self._request = request_of(
+            config.num_grads, draw, dict(config.options), config.grad_granularity
+        )
         self._batches: list[Any] | None = None
         self._turns: dict[int, dict[int, BlockFisher]] = {}
         self._last: int | None = None
-
-    @property
-    def device(self) -> torch.device:
-        """Where the state lives."""  # noqa: DOC201 property
-        return self._parameters[0].device
 
     def sweep(self) -> Iterator[dict[int, BlockFisher]]:
         """Go through all turns once, first the one that is at hand.
@@ -103,42 +80,37 @@ class FisherState:
         found = self._turns[turn]
         if self.plan.keeps != "host":
             return found
-        return {i: fisher.to(self.device) for i, fisher in found.items()}
+        return {i: fisher.to(self._device) for i, fisher in found.items()}
 
     def _collect(self, turn: int) -> dict[int, BlockFisher]:
-        plan = self.plan
-        with together(self.device):
+        plan, config, device = self.plan, self._config, self._device
+        rank, ranks = world()
+        with raise_on_all_ranks(device):
             fishers = {
                 i: BlockFisher(
                     plan.pieces[i].numel,
-                    self._width,
-                    device=self.device,
+                    config.fisher_block_size,
+                    device=device,
                     dtype=plan.fisher_dtype,
-                    with_mean=self._with_mean,
+                    with_mean=config.first_order,
                 )
-                for i in plan.owned(self._rank, turn)
+                for i in plan.owned(rank, turn)
             }
+        kind = Collector if ranks == 1 else ExchangingCollector
         dtype = widest_dtype(self._parameters)
-        collector = Collector(
-            plan,
-            turn,
-            self._layouts,
-            self._kept,
-            fishers,
-            torch.empty(0, dtype=dtype, device=self.device),
-        )
-        count = collect_blocks(
+        collector = kind(plan, turn, self._layouts, self._kept, fishers, dtype, device)
+        self.count = collect_blocks(
             self._model,
             self._parameters,
             self._samples(),
             self._source.sample_losses,
             collector,
-            granularity=self._request.granularity,
+            granularity=config.grad_granularity,
             limit=None if self._source.divides else self._request.share,
         )
-        self.count = _checked(count)
+        _check_skipped(self.count)
         if plan.keeps == "host":
-            fishers = {i: fisher.to("cpu") for i, fisher in fishers.items()}
+            return {i: fisher.to("cpu") for i, fisher in fishers.items()}
         return fishers
 
     def _samples(self) -> Any:
@@ -149,12 +121,11 @@ class FisherState:
         return self._batches
 
     def traces(self) -> tuple[list[float], int]:
-        """Sum the Fisher's diagonal over the living weights.
+        """Return each piece's sum of the diagonal over living weights, and the number.
 
-        Returns:
-            The sum of each piece of all processes, and the number of living weights.
+        Of the pieces of all processes.
         """
-        # A number of each piece comes from one process alone, so that no sum depends
+        # A number of each piece comes from only one process, so that no sum depends
         # on how many there are.
         sums = torch.zeros(2, len(self.plan.pieces), dtype=torch.float64)
         for fishers in self.sweep():
@@ -163,34 +134,23 @@ class FisherState:
                 kept = self._kept[piece.target]
                 mine = None if kept is None else piece.of(kept)
                 sums[0, i], sums[1, i] = fisher.living_trace(mine)
-        sums = all_reduce_(sums.to(self.device)).cpu()
+        sums = all_reduce_(sums.to(self._device)).cpu()
         return sums[0].tolist(), int(sums[1].sum())
 
 
 def request_of(
     num_grads: int, draw: int, options: dict[str, Any], granularity: str
 ) -> SampleRequest:
-    """Ask for the gradient samples of a draw, as this process has to.
-
-    Args:
-        num_grads: Gradients over all processes.
-        draw: Number of the draw.
-        options: ``grad_sampler_kwargs`` of the recipe.
-        granularity: ``"sample"`` or ``"batch"``.
-
-    Returns:
-        The request.
-    """
-    rank, ranks = world()
-    share = share_of(num_grads, rank, ranks)
+    """Return the request for a draw of samples, with the share of this process."""
+    share = share_of(num_grads, *world())
     return SampleRequest(num_grads, share, draw, options, granularity)
 
 
-def _checked(count: GradientCount) -> GradientCount:
-    if count.skipped > MAX_SKIPPED_SHARE * (count.used + count.skipped):
+def _check_skipped(count: GradientCount) -> None:
+    total = count.used + count.skipped
+    if count.skipped > MAX_SKIPPED_SHARE * total:
         raise FloatingPointError(
-            f"{count.skipped} of {count.used + count.skipped} sampled gradients are "
-            f"not finite; expected at most {MAX_SKIPPED_SHARE:.0%}; lower the learning "
-            "rate or check the data; nothing was pruned"
+            f"{count.skipped} of {total} sampled gradients are not finite; expected at "
+            f"most {MAX_SKIPPED_SHARE:.0%}; lower the learning rate or check the data; "
+            "nothing was pruned"
         )
-    return count

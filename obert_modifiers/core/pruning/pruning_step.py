@@ -1,4 +1,4 @@
-"""One pruning event, from gradients to parameters."""
+"""Prune once, from gradients to parameters."""
 
 import logging
 from collections.abc import Sequence
@@ -9,11 +9,8 @@ from torch import Tensor, cuda, nn
 from obert_modifiers.core.distributed.parallel import ran_out_of_memory, world
 from obert_modifiers.core.distributed.sharding import MemoryPlan
 from obert_modifiers.core.pruning.blocks import UNSTRUCTURED, MaskPattern
-from obert_modifiers.core.pruning.event import (
-    PruningEvent,
-    SecondOrderConfig,
-    plan_targets,
-)
+from obert_modifiers.core.pruning.config import SecondOrderConfig
+from obert_modifiers.core.pruning.event import PruningEvent, plan_targets
 from obert_modifiers.core.pruning.gradients import GradientCount
 from obert_modifiers.core.pruning.saliency import magnitude_candidates
 from obert_modifiers.core.pruning.sampling import GradientSource
@@ -58,15 +55,8 @@ def magnitude_step_(
 ) -> StepResult:
     """Prune the weights or groups of smallest magnitude; writes the parameters.
 
-    Every process does the same on the same weights; nothing is exchanged but counts.
-
-    Args:
-        targets: Parameters to prune.
-        masks: Current mask of each, True = kept.
-        sparsities: Target sparsity of each, in [0, 1].
-        global_sparsity: True for one threshold over all that share a target.
-        pattern: Structure of the sparsity.
-        min_density: Share of its weights that each parameter keeps at least.
+    Takes what :func:`second_order_step_` takes. Every process does the same on the same
+    weights; nothing is exchanged.
 
     Returns:
         The new masks.
@@ -105,10 +95,11 @@ def second_order_step_(
 ) -> StepResult:
     """Prune by second-order saliency and update what remains; writes the parameters.
 
-    oBERT sections 3.1 and 3.2: gradients, block Fisher, saliency, selection, update.
-    Every process of a distributed run has to call it; each contributes its share of
-    the gradients and works on its part of the blocks, and all end with the same bits.
-    If it raises, the parameters are as they were.
+    oBERT sections 3.1 and 3.2, in the steps that :mod:`obert_modifiers.core.pruning`
+    lists. Every process of a distributed run has to call it; each contributes its share
+    of the gradients and works on its part of the blocks, and all end with the same
+    bits. If it raises, the parameters are as they were; if memory ran out, it starts
+    again with more turns.
 
     Args:
         model: Model that holds the targets, not wrapped for distributed training.
@@ -129,42 +120,64 @@ def second_order_step_(
     Raises:
         FloatingPointError: If more than a tenth of the gradients is not finite, or a
             Fisher block is not positive definite.
-        ValueError: If no gradient could be had, or all are zero, or the groups do not
+        ValueError: If there is no gradient, or all are zero, or the groups do not
             divide a parameter or the Fisher blocks, or the memory does not suffice.
         RuntimeError: If another process failed.
-    """  # noqa: DOC502  raised below
+    """
     plan = plan_targets(targets, config)
     start = reached or _present_sparsities(masks, sparsities, global_sparsity)
-    goals = _goals(start, sparsities, config.num_recomputations)
+    count = config.num_recomputations
+    # The way from one sparsity to the other, in equal parts.
+    goals = [
+        [s + (t - s) * (nth / count) for s, t in zip(start, sparsities, strict=True)]
+        for nth in range(1, count + 1)
+    ]
     while True:
-        first = draw * config.num_recomputations
-        event = PruningEvent(model, targets, masks, plan, config, source, first)
+        event = PruningEvent(model, targets, masks, plan, config, source, draw * count)
         try:
             with restored(targets, after_success=False):
                 return _prune_(event, goals, global_sparsity)
         except Exception as error:
             if not ran_out_of_memory(error):
                 raise
-            config, plan = _smaller(event, error)
+            config, plan = _with_half_of_the_state(event, error)
         del event
         cuda.empty_cache()  # does nothing where CUDA was not used
 
 
-def _smaller(
+def _prune_(
+    event: PruningEvent, goals: Sequence[Sequence[float]], global_sparsity: bool
+) -> StepResult:
+    """Prune in sub-steps, each with a Fisher and a draw of its own."""
+    config, targets, unit = event.config, event.targets, event.config.pattern.unit
+    masks, total, gradients, damp = list(event.masks), 0.0, GradientCount(), 0.0
+    numels = [mask.numel() for mask in masks]
+    for nth, sparsities in enumerate(goals):
+        step = event
+        if nth > 0:
+            step = PruningEvent(
+                event.model,
+                targets,
+                masks,
+                event.plan,
+                config,
+                event.source,
+                event.draw + nth,
+            )
+        pools = make_pools(numels, sparsities, global_sparsity, unit)
+        found, damp = step.best_outcome(pools)
+        write_parameters_(targets, found.values, found.masks)
+        masks = found.masks
+        total += found.predicted_loss_increase
+        gradients.used += step.state.count.used
+        gradients.skipped += step.state.count.skipped
+    return StepResult(masks, total, gradients, damp, event.plan)
+
+
+def _with_half_of_the_state(
     event: PruningEvent, error: Exception
 ) -> tuple[SecondOrderConfig, MemoryPlan]:
-    """Plan an event anew with half of the state; its masks are the same.
-
-    Args:
-        event: The one that ran out of memory.
-        error: What it raised.
-
-    Returns:
-        The configuration and the plan.
-
-    Raises:
-        ValueError: If less is not possible.
-    """
+    # The masks are the same under every plan.
     less = event.plan.working_bytes + event.plan.state_bytes // 2
     config = replace(event.config, memory_budget=less)
     try:
@@ -179,48 +192,6 @@ def _smaller(
             plan.describe(),
         )
     return config, plan
-
-
-def _prune_(
-    event: PruningEvent, goals: Sequence[Sequence[float]], global_sparsity: bool
-) -> StepResult:
-    """Prune in sub-steps, each with a Fisher of its own; writes the parameters.
-
-    Args:
-        event: The first sub-step; the draws of the others follow its own.
-        goals: Target sparsity of each parameter, for each sub-step.
-        global_sparsity: True for one threshold over all that share a target.
-
-    Returns:
-        The new masks and figures.
-    """
-    config, targets = event.config, event.targets
-    current, total, gradients, damp = list(event.masks), 0.0, GradientCount(), 0.0
-    numels = [mask.numel() for mask in current]
-    for nth, sparsities in enumerate(goals):
-        step = event if nth == 0 else event.next(current, nth)
-        pools = make_pools(numels, sparsities, global_sparsity, config.pattern.unit)
-        found, damp = step.best_outcome(pools)
-        write_parameters_(targets, found.values, found.masks)
-        total += found.predicted_loss_increase
-        current = found.masks
-        gradients.used += step.state.count.used
-        gradients.skipped += step.state.count.skipped
-    return StepResult(current, total, gradients, damp, event.plan)
-
-
-def _goals(
-    start: Sequence[float], sparsities: Sequence[float], count: int
-) -> list[list[float]]:
-    """Divide the way from one sparsity to another into equal parts.
-
-    Returns:
-        Target sparsity of each parameter, for each of the parts.
-    """
-    return [
-        [s + (t - s) * (nth / count) for s, t in zip(start, sparsities, strict=True)]
-        for nth in range(1, count + 1)
-    ]
 
 
 def _present_sparsities(

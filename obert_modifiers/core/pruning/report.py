@@ -7,13 +7,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class LayerCount:
-    """Weights of one parameter after an event.
-
-    Attributes:
-        name: Full name of the parameter.
-        numel: Number of weights.
-        pruned: Number of pruned weights.
-    """
+    """Weights ``numel`` of a parameter after an event, and the pruned among them."""
 
     name: str
     numel: int
@@ -60,13 +54,6 @@ class PruneReport:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "PruneReport":
-        """Make a report again of what :meth:`as_dict` returned.
-
-        Args:
-            values: Plain values by name.
-
-        Returns:
-            The report.
-        """
+        """Make a report again of what :meth:`as_dict` returned."""
         layers = tuple(LayerCount(**layer) for layer in values["layers"])
         return cls(**{**values, "layers": layers})

@@ -57,13 +57,7 @@ class GradientSource:
     other_losses: Mapping[str, Callable[[nn.Module, Any], Tensor]] | None = None
 
     def of_loss(self, name: str) -> "GradientSource":
-        """Take the gradients of another loss.
-
-        Args:
-            name: ``"task"`` for ``loss``, or one of ``other_losses``.
-
-        Returns:
-            A source of the same samples.
+        """Return a source of the same samples, for ``"task"`` or another loss by name.
 
         Raises:
             ValueError: If there is no such loss.
@@ -72,7 +66,7 @@ class GradientSource:
             return self
         if name not in (self.other_losses or {}):
             raise ValueError(
-                f"fisher_loss={name} is not to be had from this source of gradients; "
+                f"fisher_loss={name} is not available from this source of gradients; "
                 "expected a source that gives the model's outputs, and a "
                 "LogitDistillationModifier in the recipe; use fisher_loss: task"
             )
@@ -80,14 +74,7 @@ class GradientSource:
         return replace(self, loss=self.other_losses[name])
 
     def sample_losses(self, model: nn.Module, batch: Any) -> Tensor:
-        """Return the losses of a batch so that their sum has per-sample gradients.
-
-        Args:
-            model: The model.
-            batch: One item of :attr:`batches`.
-
-        Returns:
-            ``(k,)``, one loss per sample.
+        """Return the loss of each sample, ``(k,)``, whose sum has its gradients.
 
         Raises:
             ValueError: If the loss is a scalar and the batch's size is unknown.

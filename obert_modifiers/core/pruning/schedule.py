@@ -4,15 +4,12 @@ INTERPOLATIONS = ("linear", "cubic", "inverse_cubic")
 
 
 def sparsity_to_count(sparsity: float, numel: int, unit: int = 1) -> int:
-    """Turn a sparsity into the number of weights to prune.
+    """Return the weights to prune: the multiple of ``unit`` nearest to the sparsity.
 
     Args:
         sparsity: Fraction of zeros in [0, 1].
         numel: Number of prunable weights.
         unit: Weights that are pruned together.
-
-    Returns:
-        The multiple of ``unit`` nearest to ``sparsity * numel``.
 
     Raises:
         ValueError: If the sparsity is outside [0, 1].
@@ -33,7 +30,7 @@ def interpolate_sparsity(
     final_sparsity: float,
     inter_func: str = "cubic",
 ) -> float:
-    r"""Interpolate the target sparsity between two epochs.
+    """Interpolate the target sparsity between two epochs.
 
     With :math:`x = (t - t_0) / (t_1 - t_0)` clipped to [0, 1] the share of the way
     from ``init_sparsity`` to ``final_sparsity`` is :math:`x` (linear),

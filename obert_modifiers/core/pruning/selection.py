@@ -1,4 +1,4 @@
-"""Selection: which weights go, given what they cost and an exact count.
+"""Selection: which weights go, given their saliency and an exact count.
 
 What is chosen from lies in pieces, on one process or on several. Only counts travel.
 """
@@ -13,7 +13,7 @@ from obert_modifiers.core.distributed.parallel import all_reduce_, all_reduce_co
 from obert_modifiers.core.pruning.blocks import MaskPattern
 from obert_modifiers.core.pruning.schedule import sparsity_to_count
 
-_DIGIT = 16  # bits of a cost that are counted at a time
+_DIGIT = 16  # bits of a saliency that are counted at a time
 _LOWEST = -(1 << (_DIGIT - 1))
 _INFINITY = 0x7FF0000000000000  # its bits in float64
 
@@ -48,10 +48,10 @@ class Quota:
 
 @dataclass(frozen=True)
 class Candidates:
-    """What can be pruned of one piece, and at which cost.
+    """What can be pruned of a piece, and its saliency.
 
     Attributes:
-        costs: ``(n,)``, finite, or infinite for what cannot be pruned.
+        saliency: ``(n,)``, finite, or infinite for what cannot be pruned.
         members: ``(n, Q)``, bool, True = goes with the candidate, where candidate j
             is group j; None where it is one weight or a whole group.
         order: ``(num_blocks, n / num_blocks)``: index inside the block of each
@@ -60,17 +60,13 @@ class Candidates:
         group_size: Weights that go with a candidate, where ``members`` is None.
     """
 
-    costs: Tensor
+    saliency: Tensor
     members: Tensor | None = None
     order: Tensor | None = None
     group_size: int = 1
 
     def pruned(self, chosen: Tensor, numel: int) -> Tensor:
-        """Mark the weights that go with the chosen candidates.
-
-        Args:
-            chosen: ``(n,)``, bool.
-            numel: Number of weights of the piece.
+        """Mark the weights that go with the chosen candidates ``(n,)``.
 
         Returns:
             ``(numel,)``, bool, in the order of the groups.
@@ -102,21 +98,15 @@ def make_pools(
     Returns:
         Pools that cover every parameter once.
     """
-    if not global_sparsity:
-        return [
-            Pool((i,), sparsity_to_count(sparsity, numel, unit))
-            for i, (numel, sparsity) in enumerate(zip(numels, sparsities, strict=True))
-        ]
-    by_target: dict[float, list[int]] = {}
+    competing: dict[float, list[int]] = {}
     for i, sparsity in enumerate(sparsities):
-        by_target.setdefault(sparsity, []).append(i)
-    totals = {
-        target: sum(numels[i] for i in members) for target, members in by_target.items()
-    }
-    return [
-        Pool(tuple(members), sparsity_to_count(target, totals[target], unit))
-        for target, members in by_target.items()
-    ]
+        competing.setdefault(sparsity if global_sparsity else i, []).append(i)
+    pools = []
+    for members in competing.values():
+        numel = sum(numels[i] for i in members)
+        count = sparsity_to_count(sparsities[members[0]], numel, unit)
+        pools.append(Pool(tuple(members), count))
+    return pools
 
 
 def make_quotas(
@@ -134,7 +124,7 @@ def make_quotas(
 
     Args:
         pools: As from :func:`make_pools` with the pattern's unit.
-        kept: Mask of each parameter, ``(groups, Q)``, True = kept.
+        kept: Mask of each parameter, ``(d / Q, Q)``, True = kept.
         pattern: Structure of the sparsity.
         by_weight: True where the candidates of N:M are single weights.
         min_density: Share of its weights that each parameter keeps at least.
@@ -175,10 +165,10 @@ def choose(
     quotas: Sequence[Quota],
     device: torch.device | None = None,
 ) -> list[Tensor]:
-    """Choose the cheapest candidates of each quota, over all processes or here.
+    """Choose the candidates of lowest saliency for each quota, over all processes.
 
-    oBERT section 3.2.1 for a global threshold. Ties go
-    to the lower place, then to the lower index.
+    oBERT section 3.2.1 for a global threshold. Ties go to the lower place, then to the
+    lower index.
 
     Args:
         candidates: Of each piece of this process.
@@ -186,19 +176,19 @@ def choose(
             processes, increasing.
         num_places: Number of those.
         quotas: How many to choose.
-        device: Where the process group can work; None chooses on this process alone.
+        device: Where the process group can work; None chooses on this process only.
 
     Returns:
         For each piece of this process ``(n,)``, bool.
 
     Raises:
-        FloatingPointError: If a cost is NaN.
+        FloatingPointError: If a saliency is NaN.
         ValueError: If there are fewer candidates than wanted.
-    """  # noqa: DOC502  raised by smallest
-    chosen = [torch.zeros_like(c.costs, dtype=torch.bool) for c in candidates]
+    """
+    chosen = [torch.zeros_like(c.saliency, dtype=torch.bool) for c in candidates]
     for quota in quotas:
         mine = [i for i, (target, _) in enumerate(places) if target in quota.members]
-        keys = [candidates[i].costs for i in mine]
+        keys = [candidates[i].saliency for i in mine]
         where = [places[i][1] for i in mine]
         if quota.most is not None:
             own = [places[i] for i in mine]
@@ -216,11 +206,7 @@ def _limited(
     quota: Quota,
     device: torch.device | None,
 ) -> list[Tensor]:
-    """Leave each member only as many candidates as it may lose.
-
-    Returns:
-        The costs, infinite for all others.
-    """
+    """Leave each member only as many candidates as it may lose; infinite for others."""
     limited = list(keys)
     for member, most in zip(quota.members, quota.most or (), strict=True):
         mine = [i for i, (target, _) in enumerate(places) if target == member]
@@ -235,7 +221,7 @@ def _limited(
 
 
 def smallest(
-    costs: Sequence[Tensor],
+    saliencies: Sequence[Tensor],
     count: int,
     places: Sequence[int] | None = None,
     num_places: int | None = None,
@@ -248,24 +234,24 @@ def smallest(
     value of this process.
 
     Args:
-        costs: ``(n_p,)`` for each piece of this process; infinite is never marked.
+        saliencies: ``(n_p,)`` for each piece of this process; infinite is never marked.
         count: How many to mark over all processes.
         places: Place of each piece among all pieces, increasing; None for one
             process.
         num_places: Number of pieces of all processes.
-        device: Where the process group can work; None chooses on this process alone.
+        device: Where the process group can work; None chooses on this process only.
 
     Returns:
         For each piece ``(n_p,)``, bool.
 
     Raises:
-        FloatingPointError: If a cost is NaN.
+        FloatingPointError: If a saliency is NaN.
         ValueError: If there are fewer finite values than ``count``.
     """
-    places = range(len(costs)) if places is None else places
-    bits = [_ordered_bits(cost) for cost in costs]
+    places = range(len(saliencies)) if places is None else places
+    bits = [_ordered_bits(saliency) for saliency in saliencies]
     flat = torch.cat(bits) if bits else torch.empty(0, dtype=torch.int64, device=device)
-    bad = sum(int(torch.isnan(cost).sum()) for cost in costs)
+    bad = sum(int(torch.isnan(saliency).sum()) for saliency in saliencies)
     able = int((flat < _INFINITY).sum())
     totals = _total(torch.tensor([bad, able], device=device), device).tolist()
     if totals[0]:
@@ -279,10 +265,10 @@ def smallest(
             "candidates; lower the sparsity"
         )
     if count == 0:
-        return [torch.zeros_like(cost, dtype=torch.bool) for cost in costs]
+        return [torch.zeros_like(saliency, dtype=torch.bool) for saliency in saliencies]
     border, ties = _border(flat, count, device)
     equal = [one == border for one in bits]
-    size = len(costs) if num_places is None else num_places
+    size = len(saliencies) if num_places is None else num_places
     per_place = torch.zeros(size, dtype=torch.int64, device=flat.device)
     for place, same in zip(places, equal, strict=True):
         per_place[place] = same.sum()
@@ -290,11 +276,7 @@ def smallest(
     chosen = []
     for place, one, same in zip(places, bits, equal, strict=True):
         left = ties - int(before[place])
-        if left > 0:
-            same = same & (same.cumsum(0) <= left)
-            chosen.append((one < border) | same)
-        else:
-            chosen.append(one < border)
+        chosen.append((one < border) | (same & (same.cumsum(0) <= left)))
     return chosen
 
 
@@ -309,11 +291,7 @@ def _ordered_bits(values: Tensor) -> Tensor:
 
 
 def _border(values: Tensor, count: int, device: torch.device | None) -> tuple[int, int]:
-    """Find the value of rank ``count``, counted from 1, over all processes.
-
-    Returns:
-        The value, and how many equal to it are of that rank or lower.
-    """
+    """Return the value of rank ``count`` from 1, and how many equal to it are to go."""
     found = 0
     for shift in range(64 - _DIGIT, -1, -_DIGIT):
         digits = values >> shift

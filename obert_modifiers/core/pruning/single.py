@@ -13,13 +13,10 @@ from torch import Tensor
 
 
 def count_rows(batch: Any) -> int | None:
-    """Count the samples of a batch.
+    """Return the samples of a batch: rows of the first tensor that has any, or None.
 
     Args:
         batch: Tensors, in mappings and sequences of any depth.
-
-    Returns:
-        Rows of the first tensor that has any; None where there is none.
     """
     if isinstance(batch, Tensor):
         return batch.shape[0] if batch.ndim else None
@@ -28,16 +25,7 @@ def count_rows(batch: Any) -> int | None:
 
 
 def take_sample(batch: Any, row: int, size: int) -> Any:
-    """Take one sample out of a batch.
-
-    Args:
-        batch: As for :func:`count_rows`.
-        row: Which one.
-        size: Samples of the batch.
-
-    Returns:
-        The same with that row alone in each tensor that has a row for each sample.
-    """
+    """Return one sample of a batch: its row of each tensor that has ``size`` rows."""
     if isinstance(batch, Tensor):
         per_sample = batch.ndim > 0 and batch.shape[0] == size
         return batch[row : row + 1] if per_sample else batch
@@ -50,14 +38,9 @@ def take_sample(batch: Any, row: int, size: int) -> Any:
 
 
 def join_positions(parts: Sequence[Tensor]) -> Tensor:
-    """Put signals of single samples together.
+    """Return ``(1, T, n)`` signals of single samples as ``(k, T, n)``.
 
-    Args:
-        parts: ``(1, T, n)`` each; fewer positions are filled up with zeros, which add
-            nothing to a gradient.
-
-    Returns:
-        ``(k, T, n)``.
+    Fewer positions are filled up with zeros, which add nothing to a gradient.
     """
     longest = max(part.shape[1] for part in parts)
     return torch.cat([

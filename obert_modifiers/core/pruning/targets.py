@@ -28,14 +28,7 @@ class Target:
     transposed: bool = False
 
     def layout(self, pattern: MaskPattern) -> GroupLayout:
-        """Lay the parameter out in groups.
-
-        Args:
-            pattern: Structure of the sparsity.
-
-        Returns:
-            The order of the weights; an error if the groups do not divide its shape.
-        """
+        """Return the order of groups; raises if they do not divide the shape."""
         return make_layout(pattern, self.name, self.parameter.shape, self.transposed)
 
 
@@ -44,9 +37,6 @@ def is_conv1d(module: nn.Module) -> bool:
 
     They are known by their name or shape, as the library that has them is not
     imported here.
-
-    Args:
-        module: Any module.
 
     Returns:
         True for a Conv1D, or a module with ``nf`` outputs, the second dimension of
@@ -65,9 +55,6 @@ def has_adapter(module: nn.Module) -> bool:
     They are known by the names of what they hold, as the libraries that have them are
     not imported here: peft keeps the plain layer as ``base_layer``; others have the
     low-rank matrices ``lora_A`` and ``lora_B`` beside the weight.
-
-    Args:
-        module: Any module.
 
     Returns:
         True for a layer with adapters, merged for the moment or not.
@@ -106,7 +93,7 @@ def check_no_adapters(model: nn.Module, names: Iterable[str]) -> None:
     shown = ", ".join(found[:_SHOWN]) + (", ..." if len(found) > _SHOWN else "")
     raise ValueError(
         f"model={type(model).__name__} has adapters in {len(found)} of the layers that "
-        f"are to be pruned or quantized ({shown}); expected their weights alone, as "
+        f"are to be pruned or quantized ({shown}); expected plain weights, as "
         "adapters that are merged later undo zeros and 8-bit grids; merge first: model "
         "= model.merge_and_unload()"
     )
@@ -129,29 +116,14 @@ def write_parameters_(
 
 
 def widest_dtype(tensors: Iterable[Tensor]) -> torch.dtype:
-    """Find the type that holds the values of all tensors, float32 or wider.
-
-    Args:
-        tensors: Floating-point tensors.
-
-    Returns:
-        The type.
-    """
+    """Return the type that holds the values of all tensors, float32 or wider."""
     types = (tensor.dtype for tensor in tensors)
     return functools.reduce(torch.promote_types, types, torch.float32)
 
 
 @contextmanager
 def restored(targets: Sequence[Target], *, after_success: bool) -> Iterator[None]:
-    """Bring the parameters back after the body, always or only if it fails.
-
-    Args:
-        targets: The parameters.
-        after_success: True brings them back in any case.
-
-    Yields:
-        Once, for the body.
-    """
+    """Bring the parameters back after the body, always or only if it fails."""
     before = [t.parameter.detach().clone() for t in targets]
     done = False
     try:
@@ -167,16 +139,7 @@ def restored(targets: Sequence[Target], *, after_success: bool) -> Iterator[None
 def restore_shapes(
     layouts: Sequence[GroupLayout], values: Sequence[Tensor], like: Sequence[Tensor]
 ) -> list[Tensor]:
-    """Bring weights from the order of the groups into the parameters' shapes.
-
-    Args:
-        layouts: Of each parameter.
-        values: ``(d,)`` or ``(groups, Q)`` of each.
-        like: Tensors of the shapes.
-
-    Returns:
-        The same weights in those shapes.
-    """
+    """Return ``(d,)`` or ``(d / Q, Q)`` weights in the shapes of ``like``."""
     return [
         layout.restore(value.reshape(-1)).reshape(model.shape)
         for layout, value, model in zip(layouts, values, like, strict=True)

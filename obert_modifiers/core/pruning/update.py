@@ -22,15 +22,9 @@ def joint_update(
 ) -> tuple[Tensor, float]:
     """Compute the best weights inside each block for the whole pruned set.
 
-    See :func:`obert_modifiers.kernels.solve_joint_update` for the equation.
-
-    Args:
-        weight: Weights before pruning in the order of the Fisher, any shape with d
-            elements.
-        fisher: State of the piece.
-        damp: Dampening, larger than 0.
-        mask: New mask, True = kept, shape of the weights.
-        group_size: Of no influence: the pruned set is taken as a whole.
+    See :func:`obert_modifiers.kernels.solve_joint_update` for the equation. Weights
+    (before pruning) and new mask may have any shape with d elements; ``group_size`` is
+    unused.
 
     Returns:
         New weights ``(d,)``, float64, exactly zero where pruned, and the predicted
@@ -39,8 +33,10 @@ def joint_update(
     width = fisher.fisher_block_size
     blocks = to_blocks(weight.detach().reshape(-1), width)
     pruned = to_blocks(~mask.reshape(-1), width).bool()
-    updated, costs = solve_joint_update(fisher.sums, fisher.scale, damp, blocks, pruned)
-    return from_blocks(updated, fisher.numel), float(costs.sum())
+    updated, increases = solve_joint_update(
+        fisher.sums, fisher.scale, damp, blocks, pruned
+    )
+    return from_blocks(updated, fisher.numel), float(increases.sum())
 
 
 def independent_update(
@@ -50,19 +46,12 @@ def independent_update(
     mask: Tensor,
     group_size: int = 1,
 ) -> tuple[Tensor, float]:
-    r"""Add up the updates for each group's pruned weights as if they went alone.
+    """Add up the updates for each group's pruned weights as if no other went.
 
     :math:`w - F^{-1} v` with :math:`v_P = ([F^{-1}]_{PP})^{-1} w_P` for the pruned
     weights P of each group and 0 otherwise (oBERT section 3.1, summed over groups as
-    in section 3.2.1). For single weights :math:`v_j = w_j / [F^{-1}]_{jj}`.
-
-    Args:
-        weight: Weights before pruning in the order of the Fisher, any shape with d
-            elements.
-        fisher: State of the piece.
-        damp: Dampening, larger than 0.
-        mask: New mask, True = kept, shape of the weights.
-        group_size: Weights Q of a group; divides B and d.
+    in section 3.2.1). For single weights :math:`v_j = w_j / [F^{-1}]_{jj}`. Takes what
+    :func:`joint_update` takes.
 
     Returns:
         New weights ``(d,)``, float64, exactly zero where pruned, and the predicted

@@ -23,7 +23,7 @@ FULL_RANGE, REDUCED_RANGE = 127, 63
 
 
 class Quantizer:
-    r"""Round one tensor to 8 bits and back, :math:`s (clamp(round(x / s) + z) - z)`.
+    """Round one tensor to 8 bits and back, :math:`s (clamp(round(x / s) + z) - z)`.
 
     Jacob et al. 2018, equation (12) of section 3.1, as oBERT's section 4 and appendix
     A.7 take it up. Rounding is to the nearest, ties to even; the gradient passes
@@ -52,14 +52,7 @@ class Quantizer:
         per_channel: bool = False,
         limit: int = FULL_RANGE,
     ) -> None:
-        """Start without a range.
-
-        Args:
-            kind: ``weight`` or ``activation``.
-            device: Where the tensors will be.
-            per_channel: True for a scale for each row of a weight.
-            limit: The largest integer of a weight.
-        """
+        """Start without a range, on a device."""
         self.kind = kind
         self.per_channel = per_channel
         self.limit = limit
@@ -104,8 +97,8 @@ class Quantizer:
 
         Args:
             values: Any floating point tensor.
-            training: Whether the layer trains: an activation's range follows training
-                batches alone, a weight's follows the weight.
+            training: Whether the layer trains: an activation's range follows only
+                training batches, a weight's follows the weight.
 
         Returns:
             Values on the grid, same shape and dtype.
@@ -117,13 +110,10 @@ class Quantizer:
 
     @torch.no_grad()
     def observe_(self, values: Tensor) -> None:
-        """Let the range follow a tensor; changes the scale and the zero point.
+        """Let the range follow a weight or an activation; changes scale and zero point.
 
         An activation with an infinite or NaN value is passed over, as in a step that
         loss scaling skips: a moving average would never lose it.
-
-        Args:
-            values: A weight or an activation.
         """
         if values.numel() == 0:
             return
@@ -147,7 +137,7 @@ class Quantizer:
         self._calibrating, self._calibrated = True, 0
 
     def end_calibration(self) -> None:
-        """Let an activation's range follow training batches alone again."""
+        """Let an activation's range follow only training batches again."""
         self._calibrating = False
         if self.kind == ACTIVATION:
             self._observer.averaging_constant = AVERAGING
@@ -163,11 +153,7 @@ class Quantizer:
         self.ready = True
 
     def to(self, device: torch.device) -> None:
-        """Move to a device; dtypes stay.
-
-        Args:
-            device: Where the tensors will be.
-        """
+        """Move to a device; dtypes stay."""
         self._observer.to(device)
         self._fake_quant.to(device)
 
@@ -184,11 +170,7 @@ class Quantizer:
         }
 
     def load_state_(self, state: dict[str, Any]) -> None:
-        """Go on where :meth:`state` was taken.
-
-        Args:
-            state: As from :meth:`state`.
-        """
+        """Go on where :meth:`state` was taken."""
         self._set(state["scale"], state["zero_point"])
         where = self.scale.device
         for name in ("min_val", "max_val"):
@@ -201,12 +183,9 @@ class Quantizer:
 
     @torch.no_grad()
     def hold_(self, weight: Tensor) -> None:
-        """Keep a weight within its range once that is fixed; changes the weight.
+        """Clamp a ``(rows, columns)`` weight to its range once that is fixed.
 
         A full range needs no holding: int8 ends there, and rounding holds it.
-
-        Args:
-            weight: The weight, ``(rows, columns)``.
         """
         if self.limit == FULL_RANGE or self.observing or not self.ready:
             return
@@ -216,12 +195,7 @@ class Quantizer:
         weight.clamp_(-most, most)
 
     def fix_(self, scale: Tensor, zero_point: Tensor) -> None:
-        """Give a range from elsewhere, and stop observing.
-
-        Args:
-            scale: Steps of the grid, float32, ``(1,)`` or ``(rows,)``.
-            zero_point: Integer that stands for 0.0, same shape.
-        """
+        """Set scale and zero point from elsewhere, and stop observing."""
         self._set(scale, zero_point)
         self.observing = False
 
@@ -233,7 +207,7 @@ def average_ranges_(quantizers: list[Quantizer]) -> None:
     that has no range yet takes the mean of those that have one.
 
     Args:
-        quantizers: The same ones in the same order on all processes; changed in place.
+        quantizers: The same in the same order on all processes; changed in place.
     """
     moving = [q for q in quantizers if q.kind == ACTIVATION and q.observing]
     if world()[1] == 1 or not moving:

@@ -42,14 +42,7 @@ class QuantizedLinear(Quantized, nn.Linear):
     plain_class = nn.Linear
 
     def forward(self, input: Tensor) -> Tensor:
-        """Compute the layer.
-
-        Args:
-            input: ``(..., in)``.
-
-        Returns:
-            ``(..., out)``.
-        """
+        """Compute the layer: ``(..., in)`` to ``(..., out)``."""
         weight = self.quantizers["weight"](self.weight, self.training)
         input = self.quantizers["input"](input, self.training)
         return nnf.linear(input, weight, self.bias)
@@ -61,14 +54,7 @@ class QuantizedEmbedding(Quantized, nn.Embedding):
     plain_class = nn.Embedding
 
     def forward(self, input: Tensor) -> Tensor:
-        """Look up rows.
-
-        Args:
-            input: Indices of any shape.
-
-        Returns:
-            ``(..., width)``.
-        """
+        """Look up rows: indices of any shape to ``(..., width)``."""
         weight = self.quantizers["weight"](self.weight, self.training)
         return nnf.embedding(
             input, weight, self.padding_idx, None, 2.0, self.scale_grad_by_freq
@@ -160,14 +146,7 @@ class _Products(TorchFunctionMode):
 
 
 def is_attention(module: nn.Module) -> bool:
-    """Tell attention modules by their linear layers for query, key and value.
-
-    Args:
-        module: Any module.
-
-    Returns:
-        True for one that holds all three.
-    """
+    """Tell attention modules by their linear layers for query, key and value."""
     linear = {n for n, m in module.named_children() if isinstance(m, nn.Linear)}
     return any(names <= linear for names in _PROJECTIONS)
 
@@ -199,14 +178,3 @@ def attach_(module: nn.Module, per_channel: bool, limit: int = FULL_RANGE) -> No
         {"plain_class": plain},
     )
     module.quantizers = quantizers  # type: ignore[assignment]
-
-
-def detach_(module: nn.Module) -> None:
-    """Make a module what it was before :func:`attach_`.
-
-    Args:
-        module: A quantized module.
-    """
-    plain = module.plain_class
-    del module.quantizers
-    module.__class__ = plain  # type: ignore[assignment]

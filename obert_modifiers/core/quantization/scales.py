@@ -20,10 +20,6 @@ _VERSION = 1
 def save_quantization(model: nn.Module, folder: str | Path) -> Path | None:
     """Write the scales beside a saved model, which loads without them as well.
 
-    Args:
-        model: Unwrapped model.
-        folder: Where ``save_pretrained`` wrote it.
-
     Returns:
         The file ``quantization.json``, or None for a plain model.
     """
@@ -47,10 +43,6 @@ def save_quantization(model: nn.Module, folder: str | Path) -> Path | None:
 
 def load_quantization_(model: nn.Module, folder: str | Path) -> bool:
     """Quantize a loaded model as it was when it was saved; its weights stay.
-
-    Args:
-        model: What ``from_pretrained`` gave.
-        folder: The folder it came from.
 
     Returns:
         False if there is no ``quantization.json``, and nothing was done.

@@ -20,7 +20,6 @@ from obert_modifiers.core.quantization.layers import (
     LAYERS,
     Quantized,
     attach_,
-    detach_,
     is_attention,
 )
 
@@ -53,17 +52,13 @@ class Scheme:
 
 
 def find_layers(model: nn.Module, scheme: Scheme) -> list[str]:
-    """Name the modules that a scheme quantizes.
+    """Name the modules that a scheme quantizes, in the order of the model.
 
     Those are all linear layers (of the encoder, the pooler and the head), the
     embeddings, and the attention modules where their products are asked for.
 
-    Args:
-        model: Unwrapped model.
-        scheme: What is quantized.
-
     Returns:
-        Names in the order of the model.
+        Their names.
 
     Raises:
         ValueError: If there is nothing to quantize, a layer is of a kind that cannot
@@ -109,10 +104,6 @@ def quantize_(model: nn.Module, scheme: Scheme) -> None:
     """Put layers on 8-bit grids; changes their classes, and neither names nor weights.
 
     Weights have their ranges at once; activations get theirs in training.
-
-    Args:
-        model: Unwrapped model.
-        scheme: What is quantized.
     """
     names = find_layers(model, scheme)
     modules = [model.get_submodule(name) for name in names]
@@ -124,26 +115,11 @@ def quantize_(model: nn.Module, scheme: Scheme) -> None:
         attach_(module, scheme.per_channel, limit)
 
 
-def remove_quantization_(model: nn.Module) -> None:
-    """Make the layers what they were before :func:`quantize_`.
-
-    Args:
-        model: Unwrapped model.
-    """
-    for module in model.modules():
-        if isinstance(module, Quantized):
-            detach_(module)
-
-
 def quantizers_of(model: nn.Module) -> dict[str, Quantizer]:
-    """Return a model's quantizers.
+    """Return a model's quantizers, none for a plain model.
 
-    Args:
-        model: Any model.
-
-    Returns:
-        Quantizer by name: that of its module, a colon, and ``weight``, ``input``, or
-        ``query``, ``key``, ``probabilities``, ``value``. Empty for a plain model.
+    By name: that of the module, a colon, and ``weight``, ``input``, or ``query``,
+    ``key``, ``probabilities``, ``value``.
     """
     return {
         f"{name}:{role}": quantizer
@@ -177,11 +153,7 @@ def freeze_(model: nn.Module, weights: bool = True) -> list[str]:
 
 
 def hold_weights_(model: nn.Module) -> None:
-    """Keep weights within their ranges, where those are reduced and fixed.
-
-    Args:
-        model: Unwrapped, quantized model; weights beyond their range are changed.
-    """
+    """Clamp weights to their ranges, where those are reduced and fixed."""
     for name, quantizer in quantizers_of(model).items():
         if quantizer.kind == WEIGHT:
             layer = model.get_submodule(name.rpartition(":")[0])
@@ -190,14 +162,7 @@ def hold_weights_(model: nn.Module) -> None:
 
 @contextmanager
 def ranges_held(model: nn.Module) -> Iterator[None]:
-    """Keep all ranges as they are, for a while.
-
-    Args:
-        model: Any model.
-
-    Yields:
-        Nothing.
-    """
+    """Keep all ranges as they are in the body."""
     moving = [q for q in quantizers_of(model).values() if q.observing]
     for quantizer in moving:
         quantizer.observing = False
@@ -210,15 +175,9 @@ def ranges_held(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def calibrating(model: nn.Module) -> Iterator[None]:
-    """Take the ranges of activations from batches that nobody trains on, for a while.
+    """Take the ranges of activations from the body's batches, on which nobody trains.
 
     They are means over the batches, in eval mode too.
-
-    Args:
-        model: Unwrapped, quantized model.
-
-    Yields:
-        Nothing.
     """
     found = quantizers_of(model).values()
     for quantizer in found:

@@ -8,10 +8,7 @@ import torch
 from obert_modifiers.core.distributed import sharding
 from obert_modifiers.core.distributed.parallel import OTHER_FAILED, world
 from obert_modifiers.core.pruning import collect
-from obert_modifiers.core.pruning.event import SecondOrderConfig
-from obert_modifiers.core.pruning.pruning_step import second_order_step_
-from obert_modifiers.core.pruning.sampling import GradientSource
-from tests.core.models import losses, make_batches, make_model, targets_of
+from tests.core.models import float32_event, in_group, make_batches
 
 NAMES = ("first.weight", "shared.weight", "head.weight", "first.bias")
 BATCHES, SIZE = 5, 4  # an odd number: one process has more than the other
@@ -29,8 +26,6 @@ assert len(CASES) == 8
 
 
 def _event(case: str, divides: bool = True, bad: bool = False):
-    model = make_model(dtype=torch.float32)
-    targets = targets_of(model, *NAMES)
     # Several pieces of a layer, and several portions of gradients.
     sharding.PIECE_WEIGHTS, collect.FOLD_SAMPLES = 24, 10
 
@@ -44,39 +39,17 @@ def _event(case: str, divides: bool = True, bad: bool = False):
         assert request.share == (10 if ranks == 2 else 20)
         return found  # every process draws alike and is cut off at its share
 
-    result = second_order_step_(
-        model,
-        targets,
-        [torch.ones_like(t.parameter, dtype=torch.bool) for t in targets],
-        [0.5] * len(targets),
-        global_sparsity=True,
-        config=SecondOrderConfig(**{
-            "num_grads": BATCHES * SIZE,
-            "fisher_block_size": 12,
-            **CASES[case],
-        }),
-        source=GradientSource(batches, losses, divides=divides),
-    )
-    weights = [t.parameter.detach().clone() for t in targets]
+    options = {"num_grads": BATCHES * SIZE, **CASES[case]}
+    result, weights = float32_event(NAMES, batches, divides=divides, **options)
     figures = (result.gradients.used, result.damp, result.predicted_loss_increase)
     return result.masks, weights, figures
 
 
-def _in_group(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2
-    )
-
-
 def _worker(rank: int, folder: str) -> None:
-    _in_group(rank, folder)
-    try:
+    with in_group(rank, folder):
         found = {case: _event(case) for case in CASES}
         found["own draws"] = _event("default", divides=False)
         torch.save(found, f"{folder}/rank{rank}.pt")
-    finally:
-        torch.distributed.destroy_process_group()
 
 
 def test_two_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,13 +77,11 @@ def test_two_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _failing_worker(rank: int, folder: str) -> None:
-    _in_group(rank, folder)
-    try:
-        _event("default", bad=True)
-    except RuntimeError as error:
-        Path(f"{folder}/rank{rank}.txt").write_text(str(error), encoding="utf-8")
-    finally:
-        torch.distributed.destroy_process_group()
+    with in_group(rank, folder):
+        try:
+            _event("default", bad=True)
+        except RuntimeError as error:
+            Path(f"{folder}/rank{rank}.txt").write_text(str(error), encoding="utf-8")
 
 
 def test_a_failing_process_does_not_leave_the_other_waiting(tmp_path: Path) -> None:

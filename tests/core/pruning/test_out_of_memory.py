@@ -7,17 +7,17 @@ import pytest
 import torch
 
 from obert_modifiers.core.distributed import sharding
-from obert_modifiers.core.distributed.parallel import (
-    OtherProcessFailed,
-    ran_out_of_memory,
-    world,
-)
+from obert_modifiers.core.distributed.parallel import world
 from obert_modifiers.core.pruning import collect
-from obert_modifiers.core.pruning.event import SecondOrderConfig
 from obert_modifiers.core.pruning.fisher import BlockFisher
-from obert_modifiers.core.pruning.pruning_step import second_order_step_
-from obert_modifiers.core.pruning.sampling import GradientSource
-from tests.core.models import losses, make_batches, make_model, targets_of
+from tests.core.models import (
+    float32_event,
+    in_group,
+    make_batches,
+    make_model,
+    targets_of,
+    unchanged,
+)
 
 NAMES = ("first.weight", "shared.weight", "head.weight")
 BATCHES, SIZE = 4, 4
@@ -30,30 +30,13 @@ def _small_pieces(patch) -> None:
     patch(collect, "FOLD_SAMPLES", 10)
 
 
-def _event(**options):
-    model = make_model(dtype=torch.float32)
-    targets = targets_of(model, *NAMES)
-
+def _event(model=None):
     def batches(request):
         rank, ranks = world()
         return make_batches(BATCHES, SIZE, seed=request.draw + 1)[rank::ranks]
 
-    result = second_order_step_(
-        model,
-        targets,
-        [torch.ones_like(t.parameter, dtype=torch.bool) for t in targets],
-        [0.5] * len(targets),
-        global_sparsity=True,
-        config=SecondOrderConfig(**{
-            "num_grads": BATCHES * SIZE,
-            "fisher_block_size": 12,
-            "num_recomputations": 2,
-            **options,
-        }),
-        source=GradientSource(batches, losses, divides=True),
-        draw=3,
-    )
-    return result, [t.parameter.detach().clone() for t in targets]
+    options = {"num_grads": BATCHES * SIZE, "num_recomputations": 2}
+    return float32_event(NAMES, batches, draw=3, model=model, **options)
 
 
 class Failing:
@@ -107,12 +90,11 @@ def test_where_less_is_not_possible_it_says_so(monkeypatch) -> None:
     failing = Failing(MemoryError(), times=100)
     monkeypatch.setattr(BlockFisher, "add_", failing.method())
     model = make_model(dtype=torch.float32)
-    before = [t.parameter.detach().clone() for t in targets_of(model, *NAMES)]
-    with pytest.raises(ValueError, match="below the .* bytes that one piece") as found:
-        _event()
+    message = "below the .* bytes that one piece"
+    with unchanged(targets_of(model, *NAMES)):
+        with pytest.raises(ValueError, match=message) as found:
+            _event(model)
     assert isinstance(found.value.__cause__, MemoryError)
-    after = [t.parameter.detach() for t in targets_of(model, *NAMES)]
-    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
 def test_other_errors_are_not_taken_for_it(monkeypatch) -> None:
@@ -120,24 +102,16 @@ def test_other_errors_are_not_taken_for_it(monkeypatch) -> None:
     monkeypatch.setattr(BlockFisher, "add_", failing.method())
     with pytest.raises(RuntimeError, match="shapes"):
         _event()
-    assert not ran_out_of_memory(OtherProcessFailed())
-    assert ran_out_of_memory(OtherProcessFailed(out_of_memory=True))
 
 
 def _worker(rank: int, folder: str, disturbed: bool) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet{disturbed}", rank=rank, world_size=2
-    )
-    try:
+    with in_group(rank, folder, f"meet{disturbed}"):
         _small_pieces(setattr)
         if disturbed and rank == 1:
             BlockFisher.add_ = Failing(torch.OutOfMemoryError("CUDA"), 1).method()
         result, weights = _event()
         found = {"tensors": result.masks + weights, "turns": result.plan.turns}
         torch.save(found, f"{folder}/rank{rank}-{disturbed}.pt")
-    finally:
-        torch.distributed.destroy_process_group()
 
 
 def test_one_process_that_lacks_memory_makes_all_start_again(tmp_path: Path) -> None:

@@ -11,8 +11,11 @@ from obert_modifiers.core.quantization.fake_quant import (
     AVERAGING,
     WEIGHT,
     Quantizer,
+    average_ranges_,
 )
+from obert_modifiers.core.quantization.scheme import Scheme, quantize_, quantizers_of
 from tests import reference
+from tests.core.models import TOKENS, Attending, in_group
 
 CPU = torch.device("cpu")
 INT8, UINT8 = (-127, 127), (0, 255)
@@ -161,3 +164,37 @@ def test_state_goes_on_where_it_was(per_channel: bool) -> None:
         two.load_state_(one.state())
         assert not two.observing
     assert state["scale"].numel() == (4 if per_channel else 1)
+
+
+def _worker(rank: int, folder: str) -> None:
+    with in_group(rank, folder):
+        model = Attending()
+        quantize_(model, Scheme())
+        model.train()
+        model(TOKENS + 5 * rank)  # each process sees other tokens
+        found = quantizers_of(model)
+        if rank == 1:  # as after a first batch with a NaN
+            late = Quantizer(ACTIVATION, torch.device("cpu"))
+            found["head:input"] = model.head.quantizers["input"] = late
+        own = {name: one.state() for name, one in found.items()}
+        average_ranges_(list(found.values()))
+        mean = {name: one.state() for name, one in found.items()}
+        torch.save((own, mean), f"{folder}/rank{rank}.pt")
+
+
+def test_two_processes_have_the_mean_of_their_ranges(tmp_path) -> None:
+    torch.multiprocessing.spawn(_worker, (str(tmp_path),), nprocs=2)
+    (one, mean), (two, other) = (
+        torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)
+    )
+    key = "block.query:input"
+    assert not torch.equal(one[key]["max_val"], two[key]["max_val"])
+    assert not two["head:input"]["ready"] and other["head:input"]["ready"]
+    for name, state in mean.items():
+        for key in ("min_val", "max_val", "scale", "zero_point"):
+            assert torch.equal(state[key], other[name][key])  # the same bits
+        for key in ("min_val", "max_val"):
+            expected = (one[name][key] + two[name][key]) / 2
+            if name == "head:input":
+                expected = one[name][key]
+            assert torch.equal(state[key], expected)

@@ -7,10 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from obert_modifiers.core.pruning.gradients import (
-    Signals,
-    collect_gradients,
-)
+from obert_modifiers.core.pruning.gradients import collect_gradients
+from obert_modifiers.core.pruning.layer_signals import Signals
 from obert_modifiers.core.pruning.sampling import GradientSource
 from tests.core.models import losses, make_batches, make_model, sample_gradients
 

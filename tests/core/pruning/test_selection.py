@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from obert_modifiers.core.pruning.blocks import parse_mask_type
+from obert_modifiers.core.pruning.blocks import UNSTRUCTURED
 from obert_modifiers.core.pruning.selection import (
     Candidates,
     Pool,
@@ -17,8 +17,7 @@ from obert_modifiers.core.pruning.selection import (
     smallest,
 )
 from tests import reference
-
-UNSTRUCTURED = parse_mask_type("unstructured")
+from tests.core.models import in_group
 
 
 def _values(seed: int = 0, size: int = 1000, dtype=torch.float64) -> torch.Tensor:
@@ -151,23 +150,17 @@ def test_minimum_density_that_cannot_be_held_is_an_error() -> None:
 
 
 def _worker(rank: int, folder: str) -> None:
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2
-    )
-    try:
-        costs, places = _pieces()
-        mine = [i for i in range(len(costs)) if i // 2 % 2 == rank]
+    with in_group(rank, folder):
+        saliencies, places = _pieces()
+        mine = [i for i in range(len(saliencies)) if i // 2 % 2 == rank]
         found = choose(
-            [Candidates(costs[i]) for i in mine],
+            [Candidates(saliencies[i]) for i in mine],
             [places[i] for i in mine],
-            len(costs),
+            len(saliencies),
             _quotas(),
             torch.device("cpu"),
         )
-        chosen = dict(zip(mine, found, strict=True))
-        torch.save(chosen, f"{folder}/rank{rank}.pt")
-    finally:
-        torch.distributed.destroy_process_group()
+        torch.save(dict(zip(mine, found, strict=True)), f"{folder}/rank{rank}.pt")
 
 
 def _pieces():
@@ -190,3 +183,15 @@ def test_two_processes_choose_what_one_does(tmp_path: Path) -> None:
     assert sum(int(one.sum()) for one in alone) == 77
     for i, one in enumerate(alone):
         assert torch.equal(found[i], one)
+
+
+def test_pools_group_equal_targets() -> None:
+    pools = make_pools([10, 10, 20], [0.5, 0.8, 0.5], True)
+    assert [(p.members, p.count) for p in pools] == [((0, 2), 15), ((1,), 8)]
+
+
+def test_counts_are_whole_groups() -> None:
+    pools = make_pools([40, 24], [0.33, 0.33], True, unit=4)
+    assert [(p.members, p.count) for p in pools] == [((0, 1), 20)]  # 21.12 of 64
+    pools = make_pools([40, 24], [0.33, 0.5], False, unit=3)
+    assert [p.count for p in pools] == [12, 12]

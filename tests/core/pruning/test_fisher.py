@@ -1,16 +1,83 @@
-"""The inverse from raw gradients is at least as accurate as the paper's recursion."""
+"""The Fisher: sums, dampening, and inverses as accurate as the paper's recursion."""
 
 import numpy as np
 import pytest
 import torch
 
-from obert_modifiers.core.pruning.fisher import BlockFisher, StreamingInverse
-from obert_modifiers.kernels import inverse_blocks, update_inverse_
+from obert_modifiers.core.pruning import blocks
+from obert_modifiers.core.pruning.fisher import BlockFisher, resolve_damp
+from obert_modifiers.kernels import inverse_blocks
 from tests import reference
+from tests.core.models import (
+    random_fisher,
+)
 
 WIDTH, COUNT = 24, 256
 CONDITIONS = [1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9]
 assert len(CONDITIONS) == 9
+
+
+def test_fisher_counts_what_was_added_and_drops_pruned_weights() -> None:
+    fisher, grads, _ = random_fisher()
+    assert fisher.num_grads == 40
+    torch.testing.assert_close(fisher.diagonal(), grads.square().mean(dim=0))
+    kept = torch.ones(23, dtype=torch.bool)
+    kept[3] = False
+    masked = BlockFisher(23, 5, dtype=torch.float64)
+    masked.add_(grads.clone(), kept)
+    assert masked.diagonal()[3] == 0
+    assert (masked.sums[0, 3] == 0).all() and (masked.sums[0, :, 3] == 0).all()
+
+
+def test_damping() -> None:
+    fisher, grads, _ = random_fisher()
+    mask = torch.rand(23) > 0.5
+    mean = grads.square().mean(dim=0)[mask].mean().item()
+    trace, living = fisher.living_trace(mask)
+    assert living == int(mask.sum())
+    assert resolve_damp([trace], living, None, 0.01) == pytest.approx(0.01 * mean)
+    total, everything = fisher.living_trace(None)
+    assert everything == 23
+    assert total == pytest.approx(grads.square().mean(dim=0).sum().item())
+    assert resolve_damp([], 0, 1e-7, None) == 1e-7
+    with pytest.raises(ValueError, match="are both given"):
+        resolve_damp([1.0], 1, 1e-7, 0.01)
+    with pytest.raises(ValueError, match="are both missing"):
+        resolve_damp([1.0], 1, None, None)
+    silent = BlockFisher(23, 5)
+    with pytest.raises(ValueError, match="no gradient was added"):
+        silent.living_trace(mask)
+    silent.add_(torch.zeros(4, 23))
+    with pytest.raises(ValueError, match="every sampled gradient is zero"):
+        resolve_damp([silent.living_trace(mask)[0]], living, None, 0.01)
+
+
+def test_mean_gradient_needs_to_be_kept() -> None:
+    fisher = BlockFisher(5, 5)
+    fisher.add_(torch.ones(2, 5))
+    with pytest.raises(ValueError, match="with_mean=False keeps no mean gradient"):
+        fisher.newton_step(0.1)
+
+
+class StreamingInverse:
+    """oBERT section 3.2.2 with k gradients at a time (Woodbury).
+
+    ``F^-1 <- F^-1 - F^-1 G^T (m I + G F^-1 G^T)^-1 G F^-1``, from ``I / damp``.
+    """
+
+    def __init__(self, numel: int, width: int, damp: float, num_grads: int) -> None:
+        self.width, self.num_grads = width, num_grads
+        eye = torch.eye(width, dtype=torch.float64) / damp
+        self.f_inv = eye.repeat(blocks.count_blocks(numel, width), 1, 1)
+
+    def add_(self, grads: torch.Tensor) -> None:
+        parts = blocks.to_blocks(grads.double(), self.width).permute(1, 0, 2)
+        pulled = parts @ self.f_inv  # (num_blocks, k, B)
+        inner = pulled @ parts.transpose(1, 2)
+        inner.diagonal(dim1=1, dim2=2).add_(float(self.num_grads))
+        factor = torch.linalg.cholesky(inner)
+        half = torch.linalg.solve_triangular(factor, pulled, upper=False)
+        self.f_inv.baddbmm_(half.transpose(1, 2), half, alpha=-1)
 
 
 def _gradients(condition: float, damp: float, seed: int = 0) -> np.ndarray:
@@ -87,6 +154,6 @@ def test_streaming_inverse(rank: int) -> None:
         ours = found.f_inv[b, :size, :size].numpy()
         np.testing.assert_allclose(ours, exact[part, part], rtol=1e-9, atol=1e-11)
     # Control: without the count of gradients it is another matrix.
-    wrong = torch.eye(5, dtype=torch.float64).expand(1, 5, 5) / 0.1
-    wrong = update_inverse_(wrong.clone(), grads[:, None, :5], 1)
-    assert not np.allclose(wrong[0].numpy(), exact[:5, :5], rtol=1e-3)
+    wrong = StreamingInverse(5, 5, 0.1, 1)
+    wrong.add_(grads[:, :5])
+    assert not np.allclose(wrong.f_inv[0].numpy(), exact[:5, :5], rtol=1e-3)

@@ -203,15 +203,6 @@ def test_mean_gradient_against_the_oracle(update: str) -> None:
     assert differs  # control: without the mean gradient it is another update
 
 
-def test_mean_gradient_needs_to_be_kept() -> None:
-    from obert_modifiers.core.pruning.fisher import BlockFisher
-
-    fisher = BlockFisher(5, 5)
-    fisher.add_(torch.ones(2, 5))
-    with pytest.raises(ValueError, match="with_mean=False keeps no mean gradient"):
-        fisher.newton_step(0.1)
-
-
 def test_auto_takes_the_dampening_of_lowest_held_out_loss() -> None:
     grid = event_module.DAMP_GRID
     batches = {0: make_batches(), event_module._HELD_OUT_DRAWS: make_batches(seed=9)}

@@ -1,0 +1,204 @@
+"""Inputs and output gradients of Linear layers, captured while a model runs."""
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Signals:
+    """What the gradients of a Linear weight are made of, for the samples of a batch.
+
+    The gradient of sample i is ``sum_t dy_it x_it^T``, ``(out, in)``.
+
+    Attributes:
+        inputs: x, ``(k, T, in)``. T is 0 where the layer took no part in the loss.
+        output_grads: dy, ``(k, T, out)``.
+    """
+
+    inputs: Tensor
+    output_grads: Tensor
+
+
+class SharedRows(Exception):
+    """Samples of a batch share the rows of a layer."""
+
+    def __init__(self, losses: Tensor, rows: int) -> None:
+        """Keep the samples' losses, NaN where they are not known, and the rows."""
+        super().__init__(rows)
+        self.losses, self.rows = losses.detach(), rows
+        if is_mean(losses):
+            self.losses = torch.full_like(self.losses, torch.nan)
+
+
+class ChangedInPlace(Exception):
+    """Inputs or outputs of layers are changed after the layers have run."""
+
+    def __init__(self, layers: set[nn.Module]) -> None:
+        """Keep the layers."""
+        super().__init__()
+        self.layers = layers
+
+
+def is_mean(sample_losses: Tensor) -> bool:
+    """Tell whether the losses of several samples are all the mean over the batch."""
+    return len(sample_losses) > 1 and sample_losses.stride(0) == 0
+
+
+@dataclass(eq=False)
+class Call:
+    """One call of a layer: ``(k, ..., in)`` inputs, ``(k, ..., out)`` output."""
+
+    layer: nn.Module
+    inputs: Tensor
+    output: Tensor
+    output_grad: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        """Remember the versions, which count changes in place."""
+        self._versions = self.inputs._version, self.output._version
+
+    @property
+    def changed(self) -> bool:
+        """Whether input or output were changed after the layer has run."""
+        return (self.inputs._version, self.output._version) != self._versions
+
+
+@contextmanager
+def captured(
+    layers: Collection[nn.Module], copied: Collection[nn.Module]
+) -> Iterator[list[Call]]:
+    """List the calls of Linear layers in the body; their hooks are gone afterwards.
+
+    Args:
+        layers: The layers.
+        copied: Those whose inputs and outputs are copied, as they are changed later.
+
+    Yields:
+        The calls, in their order.
+
+    Raises:
+        ValueError: If a layer runs without gradients.
+    """
+    calls: list[Call] = []
+
+    def begin(layer: nn.Module, args: tuple) -> tuple:
+        # No output is a leaf, which could not be changed in place.
+        if args[0].requires_grad or not torch.is_grad_enabled():
+            return args
+        return (args[0].detach().requires_grad_(True), *args[1:])
+
+    def keep(layer: nn.Module, args: tuple, output: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():  # first pass of a reentrant checkpoint
+            raise ValueError(
+                "gradient checkpointing with use_reentrant=True hides the layers' "
+                "outputs; expected a plain forward pass; use use_reentrant=False"
+            )
+        inputs = args[0].detach()
+        copy = layer in copied
+        calls.append(Call(layer, inputs.clone() if copy else inputs, output))
+        return output.clone() if copy else output
+
+    handles = [layer.register_forward_pre_hook(begin) for layer in layers]
+    handles += [layer.register_forward_hook(keep) for layer in layers]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def check_calls(calls: list[Call], sample_losses: Tensor) -> None:
+    """Check that inputs and outputs are as they were, a row for each sample.
+
+    Raises:
+        ChangedInPlace: If they are not as they were.
+        SharedRows: If a layer has other rows than samples.
+    """
+    changed = {call.layer for call in calls if call.changed}
+    if changed:
+        raise ChangedInPlace(changed)
+    size = len(sample_losses)
+    for call in calls:
+        if size > 1 and call.inputs.shape[0] != size:
+            raise SharedRows(sample_losses, call.inputs.shape[0])
+
+
+def check_rows(calls: list[Call], sample_losses: Tensor, row: int) -> None:
+    """Check that the loss of a sample depends only on its own row of each layer.
+
+    A layer may have as many rows as there are samples by chance. A loss that is a mean
+    over the batch cannot be asked.
+
+    Raises:
+        SharedRows: If a layer's rows are not those of the samples.
+    """
+    if not calls or is_mean(sample_losses):
+        return
+    outputs = [call.output for call in calls]
+    grads = torch.autograd.grad(
+        sample_losses[row], outputs, retain_graph=True, allow_unused=True
+    )
+    for grad in grads:
+        if grad is not None:
+            rest = torch.cat([grad[:row], grad[row + 1 :]])
+            # Samples that are not finite make zeros NaN.
+            if (torch.isfinite(rest) & (rest != 0)).any():
+                raise SharedRows(sample_losses, grad.shape[0])
+
+
+def take_output_grads_(calls: list[Call], total: Tensor, keep_graph: bool) -> None:
+    """Differentiate the summed loss by all outputs; sets ``output_grad``."""
+    if not calls:
+        return
+    outputs = [call.output for call in calls]
+    grads = torch.autograd.grad(
+        total, outputs, retain_graph=keep_graph, allow_unused=True
+    )
+    for call, grad in zip(calls, grads, strict=True):
+        call.output_grad = grad
+
+
+def finite_samples(call: Call, size: int) -> Tensor:
+    """Return which samples have finite inputs and output gradients, ``(k,)``.
+
+    With one sample all of a call is that sample's, wherever the layer has the sample:
+    the call's tensors get it as their first dimension.
+    """
+    if size == 1:
+        call.inputs = call.inputs.reshape(1, -1, call.inputs.shape[-1])
+        if call.output_grad is not None:
+            out = call.output_grad.shape[-1]
+            call.output_grad = call.output_grad.reshape(1, -1, out)
+    finite = torch.isfinite(call.inputs).reshape(size, -1).all(dim=1)
+    if call.output_grad is not None:
+        finite &= torch.isfinite(call.output_grad).reshape(size, -1).all(dim=1)
+    return finite
+
+
+def signals_of(weight: nn.Parameter, calls: list[Call], rows: Tensor) -> Signals:
+    """Return the calls of a weight's layer as one, some rows, in float32 or wider.
+
+    The gradient of a layer that runs several times is a sum over all their positions.
+    """
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    out, width = weight.shape
+    inputs = [weight.new_empty(len(rows), 0, width, dtype=dtype)]
+    output_grads = [weight.new_empty(len(rows), 0, out, dtype=dtype)]
+    for call in calls:
+        if call.output_grad is None:
+            continue
+        x, dy = _take(call.inputs, rows), _take(call.output_grad, rows)
+        inputs.append(x.to(dtype).reshape(len(rows), -1, width))
+        output_grads.append(dy.to(dtype).reshape(len(rows), -1, out))
+    if len(inputs) <= 2:
+        return Signals(inputs[-1], output_grads[-1])
+    return Signals(torch.cat(inputs, dim=1), torch.cat(output_grads, dim=1))
+
+
+def _take(values: Tensor, rows: Tensor) -> Tensor:
+    # Layers with the same inputs share their memory, unless a sample is left out.
+    return values.contiguous() if len(rows) == len(values) else values[rows]
