@@ -12,33 +12,15 @@ class SeededCollate:
     A function that draws, as one that masks words does, then gives the same batch
     whether the batches before it were made or skipped, and however far ahead of the
     training it is called. The generator is left as it was found.
-
-    Attributes:
-        epoch: Number of the pass over the data.
-        number: Batches of the pass that are made or skipped.
     """
 
     def __init__(self, collate: Callable[..., Any], seed: int, rank: int) -> None:
-        """Take the function.
-
-        Args:
-            collate: Makes a batch.
-            seed: Seed of the run.
-            rank: This process among its peers.
-        """
         self._collate = collate
         self._seed = (seed, rank)
         self.epoch = self.number = 0
 
     def __call__(self, samples: list[Any]) -> Any:
-        """Make the next batch.
-
-        Args:
-            samples: Its samples.
-
-        Returns:
-            What the function returns.
-        """
+        """Make the next batch."""
         # Tuples of integers have the same hash in every process.
         seed = hash((*self._seed, self.epoch, self.number)) % 2**63
         self.number += 1

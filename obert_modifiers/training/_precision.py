@@ -9,14 +9,7 @@ _AMPERE = (8, 0)  # the first GPUs that have TF32
 
 
 def check_tf32(device: torch.device) -> None:
-    """Refuse TF32 where the device has none.
-
-    Args:
-        device: Where the run computes.
-
-    Raises:
-        ValueError: If the device is not a CUDA GPU of the Ampere generation or later.
-    """
+    """Refuse TF32 where the device has none."""
     if device.type != "cuda":
         found = f"runs on a {device.type.upper()}"
     elif torch.cuda.get_device_capability(device) < _AMPERE:
@@ -33,12 +26,6 @@ def products_in_tf32(wanted: bool) -> Iterator[None]:
     """Let float32 matrix products round their factors to TF32 inside the block.
 
     It is torch's switch for the process, and is as it was afterwards.
-
-    Args:
-        wanted: False leaves everything as it is.
-
-    Yields:
-        Nothing.
     """
     before = torch.get_float32_matmul_precision()
     if wanted:

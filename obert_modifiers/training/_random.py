@@ -8,14 +8,7 @@ import torch
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
-    """Read the generators of Python, NumPy and torch, and the device's.
-
-    Args:
-        device: Where the process computes.
-
-    Returns:
-        Plain values for JSON.
-    """
+    """Read the generators of Python, NumPy and torch, and the device's."""
     version, words, gauss = random.getstate()
     numpy = np.random.get_state(legacy=False)
     state = {
@@ -33,12 +26,7 @@ def random_state(device: torch.device) -> dict[str, Any]:
 
 
 def set_random_state_(state: dict[str, Any], device: torch.device) -> None:
-    """Put the generators where :func:`random_state` found them.
-
-    Args:
-        state: As from :func:`random_state`.
-        device: Where the process computes.
-    """
+    """Put the generators where :func:`random_state` found them."""
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
     numpy = state["numpy"]

@@ -40,15 +40,7 @@ _FIXED = (
 
 @dataclass
 class Progress:
-    """Where a run is, beside its optimizer steps.
-
-    Attributes:
-        epoch: Passes over the data that are complete, evaluated.
-        micro_batch: Batches of the present pass that this process has trained on.
-        losses: Their losses since the last record of the log.
-        metrics: Figures of the last evaluation.
-        earlier: Wall-clock seconds of the runs before this one.
-    """
+    """Where a run is, beside its optimizer steps."""
 
     epoch: int = 0
     micro_batch: int = 0
@@ -64,18 +56,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Parts:
-    """What a run consists of.
-
-    Attributes:
-        model: The model, not wrapped.
-        optimizer: As accelerate prepared it.
-        scheduler: Of the learning rate, where the recipe does not set it.
-        accelerator: The run's.
-        manager: The recipe's, initialized, or None.
-        stepper: Counts the optimizer steps.
-        progress: Where the run is.
-        settings: As from :func:`settings_of`.
-    """
+    """What a run consists of."""
 
     model: nn.Module
     optimizer: Any
@@ -95,16 +76,7 @@ class Parts:
 def settings_of(
     config: TrainConfig, data: TaskData, accelerator: Accelerator
 ) -> dict[str, Any]:
-    """Collect what has to be the same when a run is resumed.
-
-    Args:
-        config: How to train.
-        data: The task.
-        accelerator: The run's.
-
-    Returns:
-        Plain values by name.
-    """
+    """Collect what has to be the same when a run is resumed."""
     lengths = lengths_of(data.train)
     return {
         **{name: getattr(config, name) for name in _FIXED},
@@ -115,14 +87,7 @@ def settings_of(
 
 
 def shared_parts(parts: Parts) -> dict[str, Callable[[], Any]]:
-    """Name the states that are the same on all processes.
-
-    Args:
-        parts: The run.
-
-    Returns:
-        Functions that give the states, by the name of their files.
-    """
+    """Name the states that are the same on all processes."""
     manager = parts.manager
     return {
         MODEL: parts.model.state_dict,
@@ -157,11 +122,7 @@ def _state_of(one: Any) -> dict[str, Any] | None:
 
 
 def surroundings() -> dict[str, Any]:
-    """Name what decides in which order sums are made, and so the last bits.
-
-    Returns:
-        Plain values by name.
-    """
+    """Name what decides in which order sums are made, and so the last bits."""
     return {
         "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),
@@ -170,14 +131,7 @@ def surroundings() -> dict[str, Any]:
 
 
 def rank_state(parts: Parts) -> dict[str, Any]:
-    """Collect what each process has for itself.
-
-    Args:
-        parts: The run.
-
-    Returns:
-        Random generators and losses.
-    """
+    """Collect what each process has for itself."""
     losses = parts.progress.losses
     return {
         "random": random_state(parts.accelerator.device),
@@ -186,28 +140,12 @@ def rank_state(parts: Parts) -> dict[str, Any]:
 
 
 def rank_name(parts: Parts) -> str:
-    """Name the files of this process.
-
-    Args:
-        parts: The run.
-
-    Returns:
-        Their name without the ending.
-    """
+    """Name the files of this process."""
     return f"rank-{parts.accelerator.process_index}"
 
 
 def check_same_model(model: nn.Module, state: dict[str, Tensor], folder: Path) -> None:
-    """Check that a model has the parameters of a checkpoint, before it is changed.
-
-    Args:
-        model: The model.
-        state: The checkpoint's tensors by name.
-        folder: The checkpoint.
-
-    Raises:
-        ValueError: If it has others.
-    """
+    """Check that a model has the parameters of a checkpoint, before it is changed."""
     own = {name: tuple(v.shape) for name, v in model.state_dict().items()}
     saved = {name: tuple(v.shape) for name, v in state.items()}
     differ = sorted(set(own.items()) ^ set(saved.items()))
@@ -221,15 +159,7 @@ def check_same_model(model: nn.Module, state: dict[str, Tensor], folder: Path) -
 
 
 def check_settings(settings: dict[str, Any], saved: dict[str, Any]) -> None:
-    """Check that a run is resumed with the settings it began with.
-
-    Args:
-        settings: The settings now.
-        saved: Those of the checkpoint.
-
-    Raises:
-        ValueError: If one differs.
-    """
+    """Check that a run is resumed with the settings it began with."""
     for name, before in saved.items():
         now = settings.get(name)
         if now == before:
@@ -247,13 +177,7 @@ def check_settings(settings: dict[str, Any], saved: dict[str, Any]) -> None:
 
 @torch.no_grad()
 def restore_(parts: Parts, folder: Path, run: dict[str, Any]) -> None:
-    """Bring model, optimizer and counters back, after the recipe's modifiers.
-
-    Args:
-        parts: A run that has not begun; changed in place.
-        folder: The checkpoint.
-        run: What was read of it.
-    """
+    """Bring model, optimizer and counters back, after the recipe's modifiers."""
     # The modifiers may write weights, so these come after them.
     parts.model.load_state_dict(read_state(folder, MODEL))
     for parameter, trained in zip(

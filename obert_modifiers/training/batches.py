@@ -24,15 +24,7 @@ Batch = dict[str, Tensor]
 
 
 def keep_logits(outputs: Any, batch: Batch) -> Batch:
-    """Keep the logits of a batch and, where there are any, its labels.
-
-    Args:
-        outputs: The model's outputs.
-        batch: What it was given.
-
-    Returns:
-        ``logits`` in float32 or wider, and ``labels``.
-    """
+    """Keep the logits of a batch and, where there are any, its labels."""
     logits = logits_of(outputs)
     kept = {"logits": logits if logits.element_size() >= 4 else logits.float()}
     return kept | {name: batch[name] for name in ("labels",) if name in batch}
@@ -74,19 +66,7 @@ class TaskData:
 
 
 def lengths_of(samples: Sequence[dict[str, Any]]) -> list[int]:
-    """Count the tokens of each sample.
-
-    Args:
-        samples: Samples with ``input_ids``; a data set of the datasets library is
-            read by column, and one that counts its tokens itself
-            (``token_counts``) is asked.
-
-    Returns:
-        Number of tokens of each.
-
-    Raises:
-        ValueError: If there are more or fewer samples than their ``len()`` says.
-    """
+    """Count the tokens of each sample."""
     if hasattr(samples, "token_counts"):
         return samples.token_counts()
     if hasattr(samples, "column_names"):
@@ -116,17 +96,6 @@ class EpochBatches(Sampler[list[int]]):
         by_length: bool,
         short_last: bool = False,
     ) -> None:
-        """Prepare the batches of epoch 0.
-
-        Args:
-            lengths: Number of tokens of each sample.
-            batch_size: Samples of a batch; the last one may have fewer.
-            seed: Seed of the order.
-            by_length: True puts samples of similar length together.
-            short_last: True puts a batch with fewer samples at the end, where
-                accelerate wants it when several processes share the batches: it
-                leaves out one that comes earlier.
-        """
         self.lengths = lengths
         self.short_last = short_last
         self.batch_size = batch_size
@@ -136,19 +105,13 @@ class EpochBatches(Sampler[list[int]]):
         self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order of an epoch.
-
-        Args:
-            epoch: Number of the epoch, counted from 0.
-        """
+        """Choose the order of an epoch."""
         self._epoch = epoch
 
     def __len__(self) -> int:
-        """Return the number of batches of an epoch."""
         return -(-len(self.lengths) // self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Yield the indices of each batch."""
         generator = torch.Generator().manual_seed(self._seed + 7919 * self._epoch)
         order = torch.randperm(len(self.lengths), generator=generator).tolist()
         if self.by_length:
@@ -170,15 +133,7 @@ class EpochBatches(Sampler[list[int]]):
 
 
 def sorted_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Cut all samples into batches by length, for evaluation.
-
-    Args:
-        lengths: Number of tokens of each sample.
-        batch_size: Samples of a batch; the last one may have fewer.
-
-    Returns:
-        Indices of each batch.
-    """
+    """Cut all samples into batches by length, for evaluation."""
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     return list(_cut(order, batch_size))
 
@@ -249,17 +204,7 @@ def gradient_source(
 
 
 def check_sampling_options(options: dict[str, Any] | None) -> int:
-    """Check a recipe's ``grad_sampler_kwargs``.
-
-    Args:
-        options: The mapping of the recipe, or None.
-
-    Returns:
-        Batch size of the gradient samples.
-
-    Raises:
-        ValueError: If an option is unknown.
-    """
+    """Check a recipe's ``grad_sampler_kwargs``."""
     options = options or {}
     unknown = sorted(set(options) - set(_SAMPLING_OPTIONS))
     if unknown:
@@ -271,14 +216,7 @@ def check_sampling_options(options: dict[str, Any] | None) -> int:
 
 
 def inputs_of(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Take the labels out of a batch, and what the teacher alone gets.
-
-    Args:
-        batch: Tensors by name.
-
-    Returns:
-        What the model is called with.
-    """
+    """Take the labels out of a batch, and what the teacher alone gets."""
     return {
         name: values
         for name, values in batch.items()
@@ -287,11 +225,7 @@ def inputs_of(batch: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _draw(available: int, wanted: int, seed: int) -> list[int]:
-    """Draw samples, all different while there are enough.
-
-    Returns:
-        Indices of samples.
-    """
+    """Draw samples, all different while there are enough."""
     generator = torch.Generator().manual_seed(seed)
     indices: list[int] = []
     while len(indices) < wanted:

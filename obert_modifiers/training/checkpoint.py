@@ -33,39 +33,17 @@ _LOGGER = logging.getLogger(__name__)
 
 
 def name_of(step: int) -> str:
-    """Name the folder of a step.
-
-    Args:
-        step: Optimizer steps that are made.
-
-    Returns:
-        The folder's name.
-    """
+    """Name the folder of a step."""
     return f"checkpoint-{step}"
 
 
 def partial_of(folder: Path, step: int) -> Path:
-    """Name the folder in which a checkpoint is written before it is complete.
-
-    Args:
-        folder: The run's folder.
-        step: Optimizer steps that are made.
-
-    Returns:
-        Its path.
-    """
+    """Name the folder in which a checkpoint is written before it is complete."""
     return folder / f"{name_of(step)}.partial"
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """List the checkpoints of a run, whole or damaged.
-
-    Args:
-        folder: The run's folder.
-
-    Returns:
-        Their folders, that of the last step first.
-    """
+    """List the checkpoints of a run, whole or damaged."""
     if not folder.is_dir():
         return []
     found = []
@@ -77,13 +55,7 @@ def checkpoints_in(folder: Path) -> list[Path]:
 
 
 def write_state(folder: Path, name: str, value: Any) -> None:
-    """Write a state as ``<name>.json``, and its tensors as ``<name>.safetensors``.
-
-    Args:
-        folder: An existing folder.
-        name: Name of the files without their endings.
-        value: As :func:`obert_modifiers.training._tree.pack` takes it.
-    """
+    """Write a state as ``<name>.json``, and its tensors as ``<name>.safetensors``."""
     plain, tensors = pack(value)
     if tensors:
         save_file(tensors, folder / f"{name}.safetensors")
@@ -92,27 +64,14 @@ def write_state(folder: Path, name: str, value: Any) -> None:
 
 
 def read_state(folder: Path, name: str) -> Any:
-    """Read what :func:`write_state` wrote.
-
-    Args:
-        folder: The checkpoint's folder.
-        name: Name of the files without their endings.
-
-    Returns:
-        The state, with tensors on the CPU.
-    """
+    """Read what :func:`write_state` wrote."""
     plain = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
     tensors = folder / f"{name}.safetensors"
     return unpack(plain, load_file(tensors) if tensors.is_file() else {})
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text and flush it to the disk.
-
-    Args:
-        path: The file.
-        text: What is written.
-    """
+    """Write a text and flush it to the disk."""
     with path.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
@@ -120,15 +79,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def seal(partial: Path, step: int) -> Path:
-    """Complete a checkpoint whose files are written: manifest, name, flushed folders.
-
-    Args:
-        partial: The folder with its temporary name.
-        step: Optimizer steps that are made.
-
-    Returns:
-        The folder with its name.
-    """
+    """Complete a checkpoint whose files are written: manifest, name, flushed folders."""
     files = {path.name: _checksum(path) for path in sorted(partial.iterdir())}
     text = json.dumps({"format": FORMAT, "step": step, "files": files}, indent=1)
     write_text(partial / MANIFEST, text)
@@ -145,14 +96,7 @@ def seal(partial: Path, step: int) -> Path:
 
 
 def fault_of(folder: Path) -> str | None:
-    """Check that a checkpoint is whole.
-
-    Args:
-        folder: The checkpoint's folder.
-
-    Returns:
-        What is wrong with it, None if nothing is.
-    """
+    """Check that a checkpoint is whole."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT:
@@ -168,19 +112,7 @@ def fault_of(folder: Path) -> str | None:
 
 
 def find_whole(resume: str | Path, output_dir: Path) -> Path | None:
-    """Find the checkpoint to resume from, passing over damaged ones with a warning.
-
-    Args:
-        resume: ``last`` for the last one of the run, or a checkpoint's folder, or that
-            of a run.
-        output_dir: The run's folder.
-
-    Returns:
-        The checkpoint; None for ``last`` where none was ever written.
-
-    Raises:
-        ValueError: If the folder holds no checkpoint, or all are damaged.
-    """
+    """Find the checkpoint to resume from, passing over damaged ones with a warning."""
     named = None if resume == LAST else Path(resume)
     if named is not None and not named.is_dir():
         raise ValueError(
@@ -224,13 +156,7 @@ def _step(path: Path) -> int:
 
 
 def remove_old(folder: Path, newest: Path, limit: int | None) -> None:
-    """Remove what is no longer wanted, after a new checkpoint is complete.
-
-    Args:
-        folder: The run's folder.
-        newest: The checkpoint that is complete; it stays.
-        limit: How many stay; None for all.
-    """
+    """Remove what is no longer wanted, after a new checkpoint is complete."""
     for path in folder.glob("checkpoint-*.replaced"):
         shutil.rmtree(path, ignore_errors=True)
     if limit is None:
@@ -241,21 +167,13 @@ def remove_old(folder: Path, newest: Path, limit: int | None) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what a killed run left half-written.
-
-    Args:
-        folder: The run's folder.
-    """
+    """Remove what a killed run left half-written."""
     for path in folder.glob(_UNFINISHED):
         shutil.rmtree(path, ignore_errors=True)
 
 
 def remove_all(folder: Path) -> None:
-    """Remove all checkpoints of a run, for one that starts anew in its folder.
-
-    Args:
-        folder: The run's folder.
-    """
+    """Remove all checkpoints of a run, for one that starts anew in its folder."""
     remove_unfinished(folder)
     for path in checkpoints_in(folder):
         shutil.rmtree(path)

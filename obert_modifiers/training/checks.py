@@ -18,18 +18,7 @@ def check_run(
     manager: RecipeManager | None,
     teacher: nn.Module | str | None,
 ) -> None:
-    """Check what a run is given against each other, before anything is changed.
-
-    Args:
-        model: The model.
-        data: The task.
-        config: How to train.
-        manager: A checked recipe, or None.
-        teacher: Model to distil from, or its name, or None.
-
-    Raises:
-        ValueError: If something does not fit.
-    """
+    """Check what a run is given against each other, before anything is changed."""
     check_environment()
     check_compiler(config.torch_compile)
     check_data(data.train)

@@ -22,14 +22,7 @@ _INDEX, _LOSS = "_index", "_loss"
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
-    """Make an accelerator with a run's precision.
-
-    Args:
-        config: Precision, device, accumulation and compiler.
-
-    Returns:
-        A fresh accelerator; the process group, if there is one, stays.
-    """
+    """Make an accelerator with a run's precision."""
     # accelerate keeps one precision per process; a second run may want another. The
     # process group stays.
     AcceleratorState._reset_state()
@@ -59,17 +52,7 @@ def evaluate(model: nn.Module, data: TaskData, config: TrainConfig) -> dict[str,
 def evaluate_with(
     model: nn.Module, data: TaskData, config: TrainConfig, accelerator: Accelerator
 ) -> dict[str, float]:
-    """Evaluate as :func:`evaluate` does, with an accelerator that exists.
-
-    Args:
-        model: The model; its train or eval mode comes back as it was.
-        data: The task.
-        config: Batch size.
-        accelerator: The run's accelerator.
-
-    Returns:
-        As :func:`evaluate`.
-    """
+    """Evaluate as :func:`evaluate` does, with an accelerator that exists."""
     figures = _figures(model, data, data.validation, config, accelerator)
     for ending, samples in data.more_validation.items():
         more = _figures(model, data, samples, config, accelerator)
@@ -122,19 +105,7 @@ def _rows(
     *,
     losses: bool,
 ) -> dict[str, np.ndarray]:
-    """Run the model on all samples, shared by the processes.
-
-    Args:
-        model: The model; its train or eval mode comes back as it was.
-        data: The task.
-        samples: The samples.
-        config: Batch size.
-        accelerator: The run's accelerator.
-        losses: True adds the loss of each sample.
-
-    Returns:
-        What is kept, a row for each sample in their order.
-    """
+    """Run the model on all samples, shared by the processes."""
     batches = sorted_batches(lengths_of(samples), config.per_device_eval_batch_size)
     own = batches[accelerator.process_index :: accelerator.num_processes]
     taken = sum(len(indices) for indices in own)
@@ -166,14 +137,7 @@ def _filler(rows: Tensor) -> float:
 
 
 def _join(parts: list[Tensor]) -> Tensor:
-    """Concatenate rows that may have different widths.
-
-    Args:
-        parts: Tensors ``(k, ...)`` that differ in their first two dimensions.
-
-    Returns:
-        All rows, filled up to the widest.
-    """
+    """Concatenate rows that may have different widths."""
     if parts[0].ndim < 2:
         return torch.cat(parts)
     width, count = max(part.shape[1] for part in parts), sum(map(len, parts))
@@ -187,11 +151,7 @@ def _join(parts: list[Tensor]) -> Tensor:
 
 
 def _gather_rows(rows: Tensor, accelerator: Accelerator) -> Tensor:
-    """Concatenate the rows of all processes, which may have different shapes.
-
-    Returns:
-        All rows, equal on all processes.
-    """
+    """Concatenate the rows of all processes, which may have different shapes."""
     count = torch.tensor([len(rows)], device=rows.device)
     counts = accelerator.gather(count).tolist()
     if rows.ndim > 1:

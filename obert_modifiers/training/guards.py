@@ -24,25 +24,11 @@ class FiniteGuard:
     """
 
     def __init__(self, accelerator: Accelerator, say: Callable[[str], None]) -> None:
-        """Start without such a step.
-
-        Args:
-            accelerator: The run's.
-            say: Takes a sentence for the log.
-        """
         self._accelerator, self._say = accelerator, say
         self._row = 0
 
     def usable(self, norm: Tensor | None, model: nn.Module) -> bool:
-        """Tell whether the optimizer may use the gradients.
-
-        Args:
-            norm: Their norm, or None where nobody has computed it.
-            model: Whose gradients they are.
-
-        Returns:
-            False if one is not finite; with a scaler always True, as it looks itself.
-        """
+        """Tell whether the optimizer may use the gradients."""
         if self._accelerator.scaler is not None:
             return True
         if norm is None:
@@ -51,17 +37,7 @@ class FiniteGuard:
         return math.isfinite(float(norm))
 
     def count(self, usable: bool, advanced: bool, loss: Tensor, where: str) -> None:
-        """Count the step; all processes call it after each.
-
-        Args:
-            usable: Whether the optimizer could use the gradients.
-            advanced: Whether it made its step, or a scaler skipped it.
-            loss: Of the last micro-batch of this process.
-            where: Step and learning rate, for the messages.
-
-        Raises:
-            ValueError: After ten such steps in a row.
-        """
+        """Count the step; all processes call it after each."""
         if usable and advanced:
             self._row = 0
             return
@@ -91,29 +67,13 @@ class Samples(Dataset):
     """Training samples that say so if there are fewer than there should be."""
 
     def __init__(self, samples: Sequence[dict[str, Any]]) -> None:
-        """Take the samples.
-
-        Args:
-            samples: By index.
-        """
         self._samples = samples
 
     def __len__(self) -> int:
-        """Return how many there should be."""
         return len(self._samples)
 
     def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
-        """Return the samples of a batch.
-
-        Args:
-            indices: Their numbers.
-
-        Returns:
-            The samples.
-
-        Raises:
-            ValueError: If the data ends before.
-        """
+        """Return the samples of a batch."""
         several = getattr(self._samples, "__getitems__", None)
         try:
             if several is not None:
@@ -128,14 +88,7 @@ class Samples(Dataset):
 
 
 def check_data(samples: Sequence[dict[str, Any]]) -> None:
-    """Check that training data can be counted, and that there is some.
-
-    Args:
-        samples: The training samples.
-
-    Raises:
-        ValueError: If it has no length or no samples.
-    """
+    """Check that training data can be counted, and that there is some."""
     if not hasattr(samples, "__len__"):
         raise ValueError(
             f"train data is {type(samples).__name__} without a length; expected samples"
@@ -151,13 +104,6 @@ def check_same_data(lengths: Sequence[int], device: torch.device) -> None:
     """Check that all processes have the same training data.
 
     Without that one would wait for a batch that another does not have.
-
-    Args:
-        lengths: Tokens of each sample.
-        device: Where the process group can work.
-
-    Raises:
-        ValueError: On all processes, if one has other samples.
     """
     digest = hashlib.sha256(repr(list(lengths)).encode()).digest()
     number = int.from_bytes(digest[:7], "big")
@@ -172,15 +118,7 @@ def check_same_data(lengths: Sequence[int], device: torch.device) -> None:
 
 
 def check_same_classes(model: nn.Module, teacher: Any) -> None:
-    """Check that a teacher that classifies has as many classes as the model.
-
-    Args:
-        model: The model.
-        teacher: A model, or anything else, which is not looked at.
-
-    Raises:
-        ValueError: If it has more or fewer.
-    """
+    """Check that a teacher that classifies has as many classes as the model."""
     if not isinstance(teacher, nn.Module) or not _classifies(model, teacher):
         return
     ours, theirs = model.config.num_labels, teacher.config.num_labels

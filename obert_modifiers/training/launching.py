@@ -33,13 +33,6 @@ def check_environment(environment: Mapping[str, str] | None = None) -> None:
     """Refuse a launcher that was told to shard the parameters.
 
     It is called before anything is loaded, as accelerate builds the wrappers early.
-
-    Args:
-        environment: Variables of this process; None for its own.
-
-    Raises:
-        ValueError: If accelerate was told to use FSDP, DeepSpeed, Megatron or a
-            parallelism of its own.
     """
     environment = os.environ if environment is None else environment
     for name, kind in _SWITCHES.items():
@@ -48,14 +41,7 @@ def check_environment(environment: Mapping[str, str] | None = None) -> None:
 
 
 def check_compiler(backend: str | None) -> None:
-    """Check the name of a backend of ``torch.compile``.
-
-    Args:
-        backend: Its name, or None for a model that is not compiled.
-
-    Raises:
-        ValueError: If accelerate does not know it.
-    """
+    """Check the name of a backend of ``torch.compile``."""
     known = [one.value.lower() for one in DynamoBackend]
     if backend is not None and backend.lower() not in known:
         raise ValueError(
@@ -65,15 +51,7 @@ def check_compiler(backend: str | None) -> None:
 
 
 def check_whole(accelerator: Accelerator, model: nn.Module) -> None:
-    """Refuse a model of which each process has a part alone.
-
-    Args:
-        accelerator: The run's.
-        model: The model.
-
-    Raises:
-        ValueError: If accelerate shards the parameters or somebody has already.
-    """
+    """Refuse a model of which each process has a part alone."""
     kind = str(getattr(accelerator.distributed_type, "value", "NO"))
     if kind in _SHARDING:
         raise ValueError(refusal(kind))
@@ -83,29 +61,14 @@ def check_whole(accelerator: Accelerator, model: nn.Module) -> None:
 
 
 def is_lost_peer(error: BaseException) -> bool:
-    """Tell whether an exchange failed because another process is gone.
-
-    Args:
-        error: What was raised.
-
-    Returns:
-        True where gloo or NCCL says so.
-    """
+    """Tell whether an exchange failed because another process is gone."""
     text = str(error).lower()
     return isinstance(error, RuntimeError) and any(sign in text for sign in _GONE)
 
 
 @contextmanager
 def peers_named() -> Iterator[None]:
-    """Say that another process is gone where an exchange with it fails.
-
-    Yields:
-        Once, for the body.
-
-    Raises:
-        ConnectionError: In place of what gloo or NCCL raise.
-        RuntimeError: What has nothing to do with that.
-    """
+    """Say that another process is gone where an exchange with it fails."""
     try:
         yield
     except RuntimeError as error:
@@ -122,14 +85,7 @@ def peers_named() -> Iterator[None]:
 
 
 def refusal(kind: str) -> str:
-    """Say why sharded parameters are refused, and what to use instead.
-
-    Args:
-        kind: Who shards them, as accelerate names it.
-
-    Returns:
-        The message.
-    """
+    """Say why sharded parameters are refused, and what to use instead."""
     return (
         f"distributed_type={kind} shards the parameters; expected whole ones, as masks "
         "and Fisher blocks are made of them; train with DDP: accelerate launch "

@@ -299,12 +299,7 @@ class _Run:
             self.random = None
 
     def _leave_if_asked(self) -> None:
-        """End the run after a SIGTERM, on all processes after the same step.
-
-        Raises:
-            TrainingStopped: With what was saved.
-            OSError: If nothing could be saved.
-        """
+        """End the run after a SIGTERM, on all processes after the same step."""
         alone = self.accelerator.num_processes == 1
         if not self.request.active or not (
             alone or self.stepper.steps % _ASK_EVERY == 0

@@ -45,14 +45,7 @@ _LOGGER = logging.getLogger(__name__)
 
 
 def check_saving(config: TrainConfig) -> None:
-    """Check the settings that are about checkpoints.
-
-    Args:
-        config: How to train.
-
-    Raises:
-        ValueError: If one breaks its rule.
-    """
+    """Check the settings that are about checkpoints."""
     for name, choices in (
         ("save_strategy", SAVE_STRATEGIES),
         ("recipe_changed", RECIPE_CHANGED),
@@ -75,13 +68,6 @@ class Saver:
     """Saves one run."""
 
     def __init__(self, config: TrainConfig, parts: Parts, journal: Journal) -> None:
-        """Take the run.
-
-        Args:
-            config: When to save, and where.
-            parts: What is saved.
-            journal: Its records are saved too.
-        """
         self._config, self._parts, self._journal = config, parts, journal
         self._folder = Path(config.output_dir)
         if parts.accelerator.is_main_process:
@@ -102,9 +88,6 @@ class Saver:
         """Write a checkpoint; every process has to call it.
 
         Where that fails, the run goes on and the checkpoints before stay as they are.
-
-        Returns:
-            The checkpoint; None if it could not be written.
         """
         started = time.perf_counter()
         step, main = self._parts.stepper.steps, self._parts.accelerator.is_main_process
@@ -160,20 +143,7 @@ def resume_(
     """Bring a run that has not begun to where a checkpoint was written.
 
     Nothing is changed, in memory or on disk, before everything is checked.
-
-    Args:
-        config: How to train.
-        parts: The run; changed in place.
-        journal: Opened with the records of the checkpoint.
-        folder: The checkpoint, whole.
-
-    Returns:
-        State of this process' random generators, to be set before the next batch.
-
-    Raises:
-        ValueError: If the checkpoint is of another run.
-        RuntimeError: If sparsity would be lost.
-    """  # noqa: DOC502  raised by the checks
+    """
     run = read_state(folder, RUN)
     check_settings(parts.settings, run["settings"])
     check_same_model(parts.model, read_state(folder, MODEL), folder)
@@ -213,15 +183,7 @@ def _load_modifiers(
 
 
 def check_sparsity(manager: RecipeManager | None, before: float) -> None:
-    """Check that no weight that was pruned has come back.
-
-    Args:
-        manager: The recipe's, after it took up a checkpoint's state; None without one.
-        before: Sparsity when the checkpoint was written.
-
-    Raises:
-        RuntimeError: If it is lower now.
-    """
+    """Check that no weight that was pruned has come back."""
     now = manager.sparsity() if manager is not None else 0.0
     if now < before:
         raise RuntimeError(

@@ -9,36 +9,17 @@ from typing import Any
 
 
 class TrainingStopped(Exception):
-    """Training was asked to stop, and has saved where it is.
-
-    Attributes:
-        checkpoint: The folder to resume from.
-    """
+    """Training was asked to stop, and has saved where it is."""
 
     def __init__(self, checkpoint: Path) -> None:
-        """Keep the folder.
-
-        Args:
-            checkpoint: The folder to resume from.
-        """
         super().__init__(f"stopped by SIGTERM; saved in {checkpoint}")
         self.checkpoint = checkpoint
 
 
 class StopRequest:
-    """Whether this process was asked to stop.
-
-    Attributes:
-        active: Whether anybody listens.
-        received: Whether the signal has come.
-    """
+    """Whether this process was asked to stop."""
 
     def __init__(self, active: bool) -> None:
-        """Start without a request.
-
-        Args:
-            active: Whether anybody listens.
-        """
         self.active, self.received = active, False
 
     def _receive(self, number: int, frame: Any) -> None:
@@ -47,14 +28,7 @@ class StopRequest:
 
 @contextmanager
 def listening(active: bool) -> Iterator[StopRequest]:
-    """Take SIGTERM as a request, for a while.
-
-    Args:
-        active: False, or another thread than the main one, leaves the signal alone.
-
-    Yields:
-        Tells whether the signal has come.
-    """
+    """Take SIGTERM as a request, for a while."""
     request = StopRequest(active)
     if not active or threading.current_thread() is not threading.main_thread():
         yield request

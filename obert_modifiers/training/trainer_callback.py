@@ -79,18 +79,6 @@ class RecipeCallback(TrainerCallback):
         teacher: nn.Module | str | None = None,
         sample_loss: Callable[[Any, Mapping[str, Tensor]], Tensor] = sample_losses,
     ) -> None:
-        """Load and check the recipe.
-
-        Args:
-            recipe: Path of a recipe, or its text.
-            recipe_args: Values for its variables.
-            teacher: The dense model, ``"self"``, or None for what the recipe names.
-            sample_loss: Called with outputs and batch; gives the loss of each sample,
-                (k,), of which second-order pruning takes gradients.
-
-        Raises:
-            RecipeError: With everything that is wrong with the recipe.
-        """  # noqa: DOC502  raised by from_recipe
         self.manager = RecipeManager.from_recipe(recipe, recipe_args)
         self._teacher = teacher
         self._sample_loss = sample_loss
@@ -106,14 +94,7 @@ class RecipeCallback(TrainerCallback):
         self._mixed = self._used = 0  # losses made in this step, and trained on
 
     def save(self, folder: str | Path) -> None:
-        """Write what belongs beside a saved model: the recipe, and scales after QAT.
-
-        Args:
-            folder: The model's folder, as given to ``Trainer.save_model``.
-
-        Raises:
-            RuntimeError: If nothing was trained yet.
-        """
+        """Write what belongs beside a saved model: the recipe, and scales after QAT."""
         if self._model is None:
             raise RuntimeError(
                 f"folder={folder} has no trained model to go with; expected "
@@ -134,12 +115,7 @@ class RecipeCallback(TrainerCallback):
         self._model = model
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
-        """Check the recipe against data and arguments, and attach it to the model.
-
-        Raises:
-            ValueError: If the Trainer was made before, or its arguments or data do not
-                go with the recipe.
-        """
+        """Check the recipe against data and arguments, and attach it to the model."""
         model, self._optimizer = kwargs["model"], kwargs["optimizer"]
         loader = kwargs["train_dataloader"]
         if self._model is not model:
@@ -191,11 +167,7 @@ class RecipeCallback(TrainerCallback):
         return partial(sample_losses, problem=getattr(config, "problem_type", None))
 
     def _check(self, args: TrainingArguments, state: Any, steps: int) -> None:
-        """Refuse what would prune wrongly or lose what was pruned.
-
-        Raises:
-            ValueError: With what does not go with a recipe.
-        """
+        """Refuse what would prune wrongly or lose what was pruned."""
         epochs = self.manager.max_epochs
         if epochs is not None and round(epochs * steps) != state.max_steps:
             raise ValueError(
@@ -229,11 +201,7 @@ class RecipeCallback(TrainerCallback):
         self._batches_left -= self._window
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs) -> None:
-        """Let the modifiers act, with the recipe's learning rate if it sets one.
-
-        Raises:
-            ValueError: If what was distilled is no part of what was trained on.
-        """
+        """Let the modifiers act, with the recipe's learning rate if it sets one."""
         assert self._stepper is not None
         if self._mixed and not self._used:
             raise ValueError(
@@ -279,16 +247,7 @@ class RecipeCallback(TrainerCallback):
         self.save(folder)
 
     def _resume(self, model: nn.Module, folder: Path) -> None:
-        """Bring the recipe to where a checkpoint was written.
-
-        Args:
-            model: The model, with the checkpoint's weights.
-            folder: The checkpoint.
-
-        Raises:
-            ValueError: If it was written without this recipe.
-            RuntimeError: If sparsity would be lost.
-        """  # noqa: DOC502  the second is raised by check_sparsity
+        """Bring the recipe to where a checkpoint was written."""
         assert self._stepper is not None
         if not (folder / f"{STATE}.json").is_file():
             raise ValueError(
@@ -319,11 +278,7 @@ class RecipeCallback(TrainerCallback):
         self.manager.finalize(kwargs["model"])
 
     def _take_scaling(self, model: nn.Module, args: tuple, kwargs: dict) -> Any:
-        """Have the model return a mean, which distillation can be mixed with.
-
-        Returns:
-            The arguments without the Trainer's number of items.
-        """
+        """Have the model return a mean, which distillation can be mixed with."""
         self._scaled = kwargs.pop("num_items_in_batch", None) is not None
         return args, kwargs
 
@@ -333,14 +288,7 @@ class RecipeCallback(TrainerCallback):
     def _distil(
         self, model: nn.Module, args: tuple, kwargs: dict[str, Any], outputs: Any
     ) -> Any:
-        """Mix the teacher's loss into the one that the model returns.
-
-        Returns:
-            The outputs.
-
-        Raises:
-            ValueError: If the model returned no loss.
-        """
+        """Mix the teacher's loss into the one that the model returns."""
         if not (model.training and torch.is_grad_enabled()):
             return outputs
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else None
