@@ -44,10 +44,10 @@ class TextArguments(DataSetArguments):
 def _columns(
     rows: Dataset, flags: TextArguments, description: str
 ) -> tuple[tuple[str, ...], str]:
-    return _text_columns(rows, flags, description), flags.label_column_name
+    return text_columns(rows, flags, description), flags.label_column_name
 
 
-def _text_columns(
+def text_columns(
     rows: Dataset, flags: TextArguments, description: str
 ) -> tuple[str, ...]:
     """Return the columns that are named, else those of GLUE's, else those of text."""
@@ -96,7 +96,7 @@ def _prepare(inputs: Inputs) -> Prepared:
     from obert_modifiers.training.batches import TaskData
 
     labels = inputs.labels
-    samples = {split: _tokenize(inputs, split) for split in inputs.data.splits}
+    samples = {split: tokenize(inputs, split) for split in inputs.data.splits}
     loss, measure = losses.classification_loss, metrics.classification_metrics
     headline = GLUE_FIGURES.get(glue_task(inputs.flags), ("accuracy",))
     if labels.multi:
@@ -120,7 +120,7 @@ def _prepare(inputs: Inputs) -> Prepared:
     return Prepared(data, samples.get("test"), partial(_write, labels))
 
 
-def _tokenize(inputs: Inputs, split: str) -> Dataset:
+def tokenize(inputs: Inputs, split: str) -> Dataset:
     """Turn texts and labels into what the model reads, without labels to predict."""
     from obert_modifiers.tasks.data.texts import as_text, map_rows
 

@@ -9,7 +9,7 @@ from torch import distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import distribute_tensor
 
-from obert_modifiers.tasks import text_classification
+from obert_modifiers import tasks
 from obert_modifiers.training.launching import check_environment, check_whole
 from tests.modifiers.table import make_model
 from tests.training.test_training import GMP, run
@@ -31,7 +31,9 @@ def test_what_accelerate_was_told_is_refused(tmp_path, monkeypatch, name, kind) 
     monkeypatch.setenv(name, "true")
     for call in (
         lambda: run(tmp_path / "loop", GMP),
-        lambda: text_classification.main(["--output_dir", str(tmp_path / "task")]),
+        lambda: tasks.main(
+            "text_classification", ["--output_dir", str(tmp_path / "task")]
+        ),
     ):
         with pytest.raises(ValueError, match=f"distributed_type={kind} .*{WAY_OUT}"):
             call()
