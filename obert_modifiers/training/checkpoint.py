@@ -18,7 +18,7 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from obert_modifiers.training._tree import pack, unpack
+from obert_modifiers.training.state import pack, unpack
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -27,7 +27,6 @@ LAST = "last"
 WRITE_ERRORS = (OSError, SafetensorError)
 
 _NAME = re.compile(r"checkpoint-(\d+)(\.replaced)?")
-_UNFINISHED = "checkpoint-*.partial"
 _CHUNK = 1 << 20
 _LOGGER = logging.getLogger(__name__)
 
@@ -43,15 +42,12 @@ def partial_of(folder: Path, step: int) -> Path:
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """List the checkpoints of a run, whole or damaged."""
+    """List the checkpoints of a run, whole or damaged, that of the last step first."""
     if not folder.is_dir():
         return []
-    found = []
-    for path in folder.iterdir():
-        match = _NAME.fullmatch(path.name)
-        if match and path.is_dir():
-            found.append((int(match[1]), not match[2], path))
-    return [path for *_, path in sorted(found, reverse=True)]
+    paths = [path for path in folder.iterdir() if path.is_dir() and _step(path) >= 0]
+    # What is being replaced comes after its replacement.
+    return sorted(paths, key=lambda p: (_step(p), not p.suffix, p), reverse=True)
 
 
 def write_state(folder: Path, name: str, value: Any) -> None:
@@ -64,7 +60,7 @@ def write_state(folder: Path, name: str, value: Any) -> None:
 
 
 def read_state(folder: Path, name: str) -> Any:
-    """Read what :func:`write_state` wrote."""
+    """Read what `write_state` wrote, with tensors on the CPU."""
     plain = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
     tensors = folder / f"{name}.safetensors"
     return unpack(plain, load_file(tensors) if tensors.is_file() else {})
@@ -79,7 +75,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def seal(partial: Path, step: int) -> Path:
-    """Complete a checkpoint whose files are written: manifest, name, flushed folders."""
+    """Complete a checkpoint whose files are written: manifest, name, flushes."""
     files = {path.name: _checksum(path) for path in sorted(partial.iterdir())}
     text = json.dumps({"format": FORMAT, "step": step, "files": files}, indent=1)
     write_text(partial / MANIFEST, text)
@@ -96,7 +92,7 @@ def seal(partial: Path, step: int) -> Path:
 
 
 def fault_of(folder: Path) -> str | None:
-    """Check that a checkpoint is whole."""
+    """Say what is wrong with a checkpoint, None if nothing is."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT:
@@ -112,7 +108,11 @@ def fault_of(folder: Path) -> str | None:
 
 
 def find_whole(resume: str | Path, output_dir: Path) -> Path | None:
-    """Find the checkpoint to resume from, passing over damaged ones with a warning."""
+    """Find the checkpoint to resume from, passing over damaged ones with a warning.
+
+    `resume` is ``last`` for the last one of the run, or a checkpoint's folder, or that
+    of a run. None for ``last`` where none was ever written.
+    """
     named = None if resume == LAST else Path(resume)
     if named is not None and not named.is_dir():
         raise ValueError(
@@ -168,7 +168,7 @@ def remove_old(folder: Path, newest: Path, limit: int | None) -> None:
 
 def remove_unfinished(folder: Path) -> None:
     """Remove what a killed run left half-written."""
-    for path in folder.glob(_UNFINISHED):
+    for path in folder.glob("checkpoint-*.partial"):
         shutil.rmtree(path, ignore_errors=True)
 
 

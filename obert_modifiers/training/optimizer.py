@@ -11,10 +11,13 @@ from obert_modifiers.training.config import TrainConfig
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Leave vectors (biases, normalisation weights) out of weight decay."""
+    """Leave vectors (biases, normalisation weights) out of weight decay.
+
+    The matrices are what SparseML's ``SetWeightDecayModifier`` calls
+    ``param_groups: [0]``.
+    """
     decayed, plain = [], []
     for param in model.parameters():
-        # Biases and normalisation weights are vectors; decay is for matrices.
         (decayed if param.ndim > 1 else plain).append(param)
     return [
         {"params": decayed, "weight_decay": weight_decay},
@@ -39,7 +42,7 @@ def make_optimizer(
 
 
 def rate_factor(config: TrainConfig, total_steps: int) -> Callable[[int], float]:
-    """Make the factor by which the learning rate is multiplied at each step."""
+    """Return the factor of the learning rate by optimizer step."""
     warmup = round(config.warmup_ratio * total_steps)
 
     def factor(step: int) -> float:

@@ -18,7 +18,7 @@ _PROJECT = "obert_modifiers"
 
 
 def trackers_of(report_to: str | None) -> list[str]:
-    """Tell which trackers a run reports to."""
+    """Return the names of the trackers that a run reports to."""
     installed = [name for name, options in _PACKAGES.items() if any(map(_has, options))]
     if report_to is None:
         return [name for name in installed if name == "tensorboard"]
@@ -42,7 +42,7 @@ def _has(package: str) -> bool:
 
 
 class Trackers:
-    """Passes the numbers of a run's records on; on the main process alone."""
+    """Passes the numbers of a run's records on, on the main process only."""
 
     def __init__(
         self, folder: Path, names: list[str], settings: dict[str, Any]
@@ -51,7 +51,7 @@ class Trackers:
         self._open: list[GeneralTracker] = []
 
     def open(self, fresh: bool) -> None:
-        """Begin to report."""
+        """Begin to report; a fresh run removes what another reported."""
         if fresh:
             shutil.rmtree(self._folder / FOLDER, ignore_errors=True)
         for name in self._names:
@@ -63,7 +63,9 @@ class Trackers:
                 tracker.start()
             self._open.append(tracker)
         if fresh:
-            plain = {name: _plain(value) for name, value in self._settings.items()}
+            kinds = (bool, int, float, str)
+            settings = self._settings.items()
+            plain = {k: v if isinstance(v, kinds) else str(v) for k, v in settings}
             self._each("store_init_configuration", plain)
 
     def write(self, kind: str, record: dict[str, Any]) -> None:
@@ -94,7 +96,3 @@ class Trackers:
                     tracker.name,
                     error,
                 )
-
-
-def _plain(value: Any) -> Any:
-    return value if isinstance(value, (bool, int, float, str)) else str(value)

@@ -16,18 +16,13 @@ from obert_modifiers.core.losses import (
     regression_loss,
     token_loss,
 )
-from obert_modifiers.core.outputs import (
-    MULTI_LABEL,
-    REGRESSION,
-    logits_of,
-    problem_of,
-)
+from obert_modifiers.core.outputs import MULTI_LABEL, REGRESSION, logits_of, problem_of
 from obert_modifiers.core.quantization import scales
 from obert_modifiers.recipe.manager import RecipeManager
 from obert_modifiers.training import RecipeStepper
 from obert_modifiers.training.batches import TaskData, gradient_source
 from obert_modifiers.training.checkpoint import name_of, read_state, write_state
-from obert_modifiers.training.launching import refusal
+from obert_modifiers.training.environment import refusal
 from obert_modifiers.training.saving import check_sparsity
 
 STATE, RECIPE = "recipe_state", "recipe.yaml"  # beside the Trainer's own checkpoints
@@ -69,6 +64,16 @@ class RecipeCallback(TrainerCallback):
     Distillation changes the loss that the model returns in training. A recipe that
     sets the learning rate sets it over the ``Trainer``'s own schedule. What a recipe
     needs to go on is written into the ``Trainer``'s checkpoints and read from there.
+
+    Args:
+        recipe: Path of a recipe, or its text.
+        recipe_args: Values for its variables.
+        teacher: The dense model, ``"self"``, or None for what the recipe names.
+        sample_loss: Called with outputs and batch; gives the loss of each sample,
+            (k,), of which second-order pruning takes gradients.
+
+    Raises:
+        RecipeError: With everything that is wrong with the recipe.
     """
 
     def __init__(
@@ -82,8 +87,8 @@ class RecipeCallback(TrainerCallback):
         self.manager = RecipeManager.from_recipe(recipe, recipe_args)
         self._teacher = teacher
         self._sample_loss = sample_loss
-        self._stepper: RecipeStepper | None = None
-        self._model: nn.Module | None = None
+        self._stepper: Any = None  # from the begin of the training on
+        self._model: Any = None
         self._optimizer: Any = None
         self._rates: list[float] | None = None
         self._hooks: list[Any] = []
@@ -131,13 +136,8 @@ class RecipeCallback(TrainerCallback):
         self.manager.check_teacher(self._teacher)
         # Mixed precision wraps the model's forward function; gradients want it plain.
         forward = getattr(model, "_original_forward", model.forward)
-        data = TaskData(
-            loader.dataset,
-            [],
-            loader.collate_fn,
-            self._losses_of(model),
-            lambda logits, labels: {},
-        )
+        losses = self._losses_of(model)
+        data = TaskData(loader.dataset, [], loader.collate_fn, losses, lambda **_: {})
         source = gradient_source(
             data,
             forward,
@@ -190,7 +190,6 @@ class RecipeCallback(TrainerCallback):
 
     def on_epoch_begin(self, args, state, control, **kwargs) -> None:
         """Count the micro-batches of the epoch that are still to come."""
-        assert self._stepper is not None
         made = state.global_step % self._stepper.steps_per_epoch
         self._batches_left = len(kwargs["train_dataloader"])
         self._batches_left -= made * args.gradient_accumulation_steps
@@ -202,7 +201,6 @@ class RecipeCallback(TrainerCallback):
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs) -> None:
         """Let the modifiers act, with the recipe's learning rate if it sets one."""
-        assert self._stepper is not None
         if self._mixed and not self._used:
             raise ValueError(
                 "compute_loss gives a loss without the model's own (outputs.loss), so "
@@ -220,18 +218,14 @@ class RecipeCallback(TrainerCallback):
 
     def on_optimizer_step(self, args, state, control, **kwargs) -> None:
         """Apply masks, and advance unless the optimizer skipped the step."""
-        assert self._stepper is not None
         self._stepper.after()
 
     def on_evaluate(self, args, state, control, **kwargs) -> None:
-        """Tell the recipe what an evaluation found; its early stopping may end it."""
+        """Tell the recipe the figures; its early stopping may end the training."""
         if not self._training:
             return
-        assert self._stepper is not None and self._model is not None
-        figures = {
-            name.removeprefix("eval_"): value
-            for name, value in kwargs["metrics"].items()
-        }
+        metrics = kwargs["metrics"].items()
+        figures = {name.removeprefix("eval_"): value for name, value in metrics}
         if self.manager.evaluated(self._model, figures, self._stepper.epoch):
             control.should_training_stop = True
 
@@ -239,7 +233,6 @@ class RecipeCallback(TrainerCallback):
         """Write the recipe and where it is into the Trainer's checkpoint."""
         if not state.is_world_process_zero or not self._training:
             return
-        assert self._stepper is not None
         folder = _checkpoint(args, state)
         where = {"step": self._stepper.steps, "rates": self._rates}
         where |= {"sparsity": self.manager.sparsity()}
@@ -248,7 +241,6 @@ class RecipeCallback(TrainerCallback):
 
     def _resume(self, model: nn.Module, folder: Path) -> None:
         """Bring the recipe to where a checkpoint was written."""
-        assert self._stepper is not None
         if not (folder / f"{STATE}.json").is_file():
             raise ValueError(
                 f"resume_from_checkpoint={folder} has no {STATE}.json; expected a "
@@ -298,7 +290,6 @@ class RecipeCallback(TrainerCallback):
                 "expected labels in the batch and a model that returns a dict; leave "
                 "compute_loss_func, label_smoothing_factor and return_dict=False out"
             )
-        assert self._stepper is not None
         mixed = self.manager.loss(
             loss,
             model,

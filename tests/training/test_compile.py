@@ -10,8 +10,8 @@ from torch._dynamo.utils import counters
 from obert_modifiers.core.quantization.scheme import quantizers_of
 from obert_modifiers.training import RecipeStepper
 from tests import tiny
-from tests.tasks import inputs
 from tests.modifiers.table import TinyModel, make_model
+from tests.tasks import inputs
 from tests.training.test_precision import COMPOUND, PRUNED
 from tests.training.test_training import GMP, OBERT, masks_of, run
 

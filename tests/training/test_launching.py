@@ -10,7 +10,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import distribute_tensor
 
 from obert_modifiers import tasks
-from obert_modifiers.training.launching import check_environment, check_whole
+from obert_modifiers.training.environment import check_environment, check_not_sharded
 from tests.modifiers.table import make_model
 from tests.training.test_training import GMP, run
 
@@ -56,12 +56,12 @@ def test_parameters_that_are_sharded_already_are_refused(tmp_path) -> None:
     dist.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:
         model = make_model()
-        check_whole(Accelerator(cpu=True), model)
+        check_not_sharded(Accelerator(cpu=True), model)
         mesh = init_device_mesh("cpu", (1,))
         weight = distribute_tensor(model.head.weight.detach(), mesh)
         model.head.weight = torch.nn.Parameter(weight)
         with pytest.raises(ValueError, match="FSDP2 shards.*head.weight is sharded"):
-            check_whole(Accelerator(cpu=True), model)
+            check_not_sharded(Accelerator(cpu=True), model)
     finally:
         dist.destroy_process_group()
         AcceleratorState._reset_state(reset_partial_state=True)

@@ -25,7 +25,7 @@ from obert_modifiers.tasks.run.plan import (
 )
 from obert_modifiers.tasks.task import Task
 from obert_modifiers.training import TrainResult, checkpoint, evaluate, predict, train
-from obert_modifiers.training.launching import check_environment
+from obert_modifiers.training.environment import check_environment
 
 TRAIN_RECORD = "metrics.json"
 EVAL_RECORD = "eval_metrics.json"

@@ -13,10 +13,10 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from obert_modifiers.recipe.manager import RecipeManager
-from obert_modifiers.training._random import random_state
 from obert_modifiers.training.batches import TaskData, lengths_of
 from obert_modifiers.training.checkpoint import read_state
 from obert_modifiers.training.config import TrainConfig
+from obert_modifiers.training.draws import random_state
 from obert_modifiers.training.stepper import RecipeStepper
 
 MODEL, OPTIMIZER, MODIFIERS, RUN = "model", "optimizer", "modifiers", "run"
@@ -42,11 +42,11 @@ _FIXED = (
 class Progress:
     """Where a run is, beside its optimizer steps."""
 
-    epoch: int = 0
-    micro_batch: int = 0
-    losses: list[Tensor] = field(default_factory=list)
-    metrics: dict[str, float] = field(default_factory=dict)
-    earlier: float = 0.0
+    epoch: int = 0  # passes over the data that are complete, evaluated
+    micro_batch: int = 0  # of this pass, that this process has trained on
+    losses: list[Tensor] = field(default_factory=list)  # since the log's last record
+    metrics: dict[str, float] = field(default_factory=dict)  # of the last evaluation
+    earlier: float = 0.0  # wall-clock seconds of the runs before this one
     _started: float = field(default_factory=time.perf_counter)
 
     def seconds(self) -> float:
@@ -58,19 +58,24 @@ class Progress:
 class Parts:
     """What a run consists of."""
 
-    model: nn.Module
-    optimizer: Any
-    scheduler: Any
+    model: nn.Module  # not wrapped
+    optimizer: Any  # as accelerate prepared it
+    scheduler: Any  # of the learning rate, where the recipe does not set it
     accelerator: Accelerator
     manager: RecipeManager | None
     stepper: RecipeStepper
     progress: Progress
-    settings: dict[str, Any]
+    settings: dict[str, Any]  # from `settings_of`
 
     @property
     def recipe(self) -> str:
         """Text of the recipe; empty without one."""
         return self.manager.text if self.manager is not None else ""
+
+    @property
+    def rank(self) -> str:
+        """Name of this process's files, without their endings."""
+        return f"rank-{self.accelerator.process_index}"
 
 
 def settings_of(
@@ -87,7 +92,7 @@ def settings_of(
 
 
 def shared_parts(parts: Parts) -> dict[str, Callable[[], Any]]:
-    """Name the states that are the same on all processes."""
+    """Return what gives the states that all processes share, by name of their files."""
     manager = parts.manager
     return {
         MODEL: parts.model.state_dict,
@@ -98,7 +103,7 @@ def shared_parts(parts: Parts) -> dict[str, Callable[[], Any]]:
 
 
 def _run_state(parts: Parts) -> dict[str, Any]:
-    progress, scaler = parts.progress, parts.accelerator.scaler
+    progress = parts.progress
     return {
         "step": parts.stepper.steps,
         "epoch": progress.epoch,
@@ -107,21 +112,21 @@ def _run_state(parts: Parts) -> dict[str, Any]:
         "seconds": progress.seconds(),
         "sparsity": parts.manager.sparsity() if parts.manager is not None else 0.0,
         "scheduler": _state_of(parts.scheduler),
-        "scaler": _state_of(scaler),
+        "scaler": _state_of(parts.accelerator.scaler),
         "trained": [p.requires_grad for p in parts.model.parameters()],
         "settings": parts.settings,
-        "surroundings": surroundings(),
+        "surroundings": environment(),
     }
 
 
-def _state_of(one: Any) -> dict[str, Any] | None:
-    if one is None:
+def _state_of(holder: Any) -> dict[str, Any] | None:
+    if holder is None:
         return None
     # A schedule's functions are made anew; None stands for them.
-    return {k: v for k, v in one.state_dict().items() if k != "lr_lambdas"}
+    return {k: v for k, v in holder.state_dict().items() if k != "lr_lambdas"}
 
 
-def surroundings() -> dict[str, Any]:
+def environment() -> dict[str, Any]:
     """Name what decides in which order sums are made, and so the last bits."""
     return {
         "threads": torch.get_num_threads(),
@@ -137,11 +142,6 @@ def rank_state(parts: Parts) -> dict[str, Any]:
         "random": random_state(parts.accelerator.device),
         "losses": torch.stack(losses).cpu() if losses else None,
     }
-
-
-def rank_name(parts: Parts) -> str:
-    """Name the files of this process."""
-    return f"rank-{parts.accelerator.process_index}"
 
 
 def check_same_model(model: nn.Module, state: dict[str, Tensor], folder: Path) -> None:
@@ -180,9 +180,8 @@ def restore_(parts: Parts, folder: Path, run: dict[str, Any]) -> None:
     """Bring model, optimizer and counters back, after the recipe's modifiers."""
     # The modifiers may write weights, so these come after them.
     parts.model.load_state_dict(read_state(folder, MODEL))
-    for parameter, trained in zip(
-        parts.model.parameters(), run["trained"], strict=True
-    ):
+    parameters = parts.model.parameters()
+    for parameter, trained in zip(parameters, run["trained"], strict=True):
         parameter.requires_grad_(trained)
     parts.optimizer.load_state_dict(read_state(folder, OPTIMIZER))
     if parts.scheduler is not None:
