@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from obert_modifiers.training.launching import is_lost_peer
+from obert_modifiers.training.environment import is_lost_rank
 
 ROOT = Path(__file__).parents[2]
 MINUTE = 60.0
@@ -88,4 +88,4 @@ def test_the_other_process_ends_within_a_minute(tmp_path, victim, phase) -> None
     ],
 )
 def test_which_errors_are_about_another_process(error, expected) -> None:
-    assert is_lost_peer(error) is expected
+    assert is_lost_rank(error) is expected

@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from obert_modifiers.tasks._arguments import parse
+from obert_modifiers.tasks.command_line import parse
 from obert_modifiers.training import trackers
 from obert_modifiers.training.trackers import trackers_of
 from tests.training.test_training import GMP, run

@@ -22,33 +22,23 @@ from obert_modifiers import cli
 from obert_modifiers.core.quantization.scales import save_quantization
 from obert_modifiers.core.quantization.scheme import Scheme, freeze_, quantize_
 from obert_modifiers.deploy.engines.engine import Opened
-from obert_modifiers.deploy.evaluate import TASKS, Request, evaluate_file
+from obert_modifiers.deploy.evaluate import Request, evaluate_file
 from obert_modifiers.deploy.formats.safetensors_packed import export_packed
 from obert_modifiers.deploy.formats.torch24 import export_torch24
 from obert_modifiers.deploy.graph_model import GraphModel, open_graph
 from obert_modifiers.deploy.onnx import export_onnx
-from obert_modifiers.tasks import (
-    masked_language_modeling,
-    question_answering,
-    text_classification,
-    token_classification,
-)
+from obert_modifiers.tasks import TASKS
+from obert_modifiers.tasks import main as run_task
 from tests import questions, tiny
 from tests.deploy.test_torch24 import prune_24
 
-MODULES = {
-    "text_classification": text_classification,
-    "question_answering": question_answering,
-    "token_classification": token_classification,
-    "masked_language_modeling": masked_language_modeling,
-}
 MODELS = {
     "text_classification": AutoModelForSequenceClassification,
     "question_answering": AutoModelForQuestionAnswering,
     "token_classification": AutoModelForTokenClassification,
     "masked_language_modeling": AutoModelForMaskedLM,
 }
-assert MODULES.keys() == MODELS.keys() == TASKS.keys()
+assert MODELS.keys() == TASKS.keys()
 
 
 def write_data(task: str, folder: Path) -> Path:
@@ -112,7 +102,7 @@ def made(request, tmp_path_factory):
 def test_every_format_has_the_figures_of_the_run(made, tmp_path):
     flags = ["--model_name_or_path", str(made.run), *made.words, "--do_eval"]
     flags += ["--output_dir", str(tmp_path / "eval"), "--use_cpu"]
-    expected = MODULES[made.task].main(flags)
+    expected = run_task(made.task, flags)
     export_packed(made.run, tmp_path / "packed")
     export_torch24(made.run, tmp_path / "24")
     export_onnx(made.model, made.sample, tmp_path / "onnx" / "model.onnx")
