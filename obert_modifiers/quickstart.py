@@ -15,7 +15,7 @@ from obert_modifiers.deploy.bench.rounds import Effort, measure
 from obert_modifiers.deploy.engines import import_engine
 from obert_modifiers.deploy.export import export_run
 from obert_modifiers.recipe.manager import RecipeManager
-from obert_modifiers.report import write_comparison, write_report
+from obert_modifiers.report.write import write_report
 from obert_modifiers.resources import recipe_path
 from obert_modifiers.sizes import MB, gzip_bytes, plain_bytes
 from obert_modifiers.tasks._arguments import (
@@ -108,7 +108,7 @@ def run(
             if reporter is not None:
                 reporter.message(f"== {TITLES[name]}")
             found = run_task(arguments(name, folder, seed, settings), reporter)
-            write_report(folder / name)
+            write_report([folder / name])
         records[name] = found
     if reporter is not None:
         reporter.message("== Size and speed")
@@ -117,7 +117,9 @@ def run(
     (folder / "summary.json").write_text(text + "\n", encoding="utf-8")
     rows, below = table(summary), notes(records, settings, seed)
     runs = {TITLES[name]: folder / name for name in records}
-    page = write_comparison(folder, "Quickstart", runs, rows, below)
+    page = write_report(
+        runs, folder, title="Quickstart", table=rows, notes=below
+    )
     if reporter is not None:
         reporter.show(_rich_table(rows))
         for line in (*below, f"report: {page}"):

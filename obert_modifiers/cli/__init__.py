@@ -25,6 +25,7 @@ from obert_modifiers.cli.launch import start_missing_processes
 from obert_modifiers.cli.progress import LogLines, PlainReporter, make_reporter
 from obert_modifiers.cli.recipe import recipe_app, spelt_out
 from obert_modifiers.cli.sizes import show_sizes
+from obert_modifiers.report.read import check_run
 from obert_modifiers.sparseml_cli.stacks import check_can_train
 
 PACKAGE = "obert_modifiers"
@@ -162,14 +163,14 @@ def _report(
     ] = None,
 ) -> None:
     """Write report.html and report.png about runs that are finished."""
+    for run in runs:
+        check_run(run)
     with quiet_host():
-        from obert_modifiers.report import write_report, write_runs
+        from obert_modifiers.report.write import write_report
 
-        if len(runs) == 1 and not (output_dir or bench or evaluated):
-            page = write_report(runs[0])
-        else:
-            out = output_dir or (runs[0] if len(runs) == 1 else Path("runs/report"))
-            page = write_runs(runs, out, bench=bench or (), evaluated=evaluated or ())
+        page = write_report(
+            runs, output_dir, bench=bench or (), evaluated=evaluated or ()
+        )
     typer.echo(page)
 
 
@@ -198,9 +199,9 @@ def _finish(record: dict[str, Any], reporter: PlainReporter) -> None:
     )
     reporter.message(f"done in {record['minutes']:.1f} min: {figures}")
     if "sparsity" in record:
-        from obert_modifiers.report import write_report
+        from obert_modifiers.report.write import write_report
 
-        page = write_report(record["config"]["output_dir"])
+        page = write_report([Path(record["config"]["output_dir"])])
         reporter.message(f"model and metrics.json in {page.parent}, report in {page}")
 
 

@@ -142,7 +142,7 @@ def _plan_recipe(
         timings = time_recipe(loaded, model, tokens) if timed else []
     show_plan(plan, timings)
     if plot is not None:
-        from obert_modifiers.report.draw import save_plan_png
+        from obert_modifiers.report.plan import save_plan_png
 
         save_plan_png(plot, plan, Path(recipe).name)
         typer.echo(f"drawn in {plot}")

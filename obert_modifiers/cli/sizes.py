@@ -29,7 +29,7 @@ def show_sizes(
         from rich.table import Table
 
         from obert_modifiers.cli._console import table_console
-        from obert_modifiers.report.sizes import HEAD, cells, measure_all
+        from obert_modifiers.report.sizes import HEAD, measure_all
 
         found = measure_all(models, reference)
     table = Table(*HEAD)
@@ -37,7 +37,7 @@ def show_sizes(
         column.justify = "left" if number < 2 else "right"
         column.overflow = "fold"
     for sizes in found:
-        table.add_row(*cells(sizes))
+        table.add_row(*sizes.cells())
     table_console().print(table)
     if json_file is not None:
         rows = [sizes.record() for sizes in found]
