@@ -60,11 +60,7 @@ class Cpu:
 
 @cache
 def host_cpu() -> Cpu:
-    """Describe the CPU that this process runs on.
-
-    Returns:
-        The CPU; the same object each time.
-    """
+    """Describe the CPU that this process runs on."""
     from llvmlite import binding
 
     has = binding.get_host_cpu_features()
@@ -77,11 +73,7 @@ def host_cpu() -> Cpu:
 
 
 def _cpuinfo() -> dict[str, str]:
-    """Read what Linux tells of a core.
-
-    Returns:
-        Its fields; empty on other systems.
-    """
+    """Read what Linux tells of a core."""
     path = Path("/proc/cpuinfo")
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     rows = [line.partition(":") for line in text.splitlines()]

@@ -12,7 +12,7 @@ from rich.table import Table
 from obert_modifiers.cpu import host_cpu
 from obert_modifiers.deploy.bench.cases import plan_cases
 from obert_modifiers.deploy.bench.rounds import Effort, measure
-from obert_modifiers.deploy.engines import import_engine
+from obert_modifiers.deploy.engines.engine import import_engine
 from obert_modifiers.deploy.export import export_run
 from obert_modifiers.recipe.manager import RecipeManager
 from obert_modifiers.report.write import write_report
@@ -117,9 +117,7 @@ def run(
     (folder / "summary.json").write_text(text + "\n", encoding="utf-8")
     rows, below = table(summary), notes(records, settings, seed)
     runs = {TITLES[name]: folder / name for name in records}
-    page = write_report(
-        runs, folder, title="Quickstart", table=rows, notes=below
-    )
+    page = write_report(runs, folder, title="Quickstart", table=rows, notes=below)
     if reporter is not None:
         reporter.show(_rich_table(rows))
         for line in (*below, f"report: {page}"):

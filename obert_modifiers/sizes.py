@@ -11,14 +11,7 @@ _CHUNK = 1 << 20
 
 
 def check_there(model: Path) -> None:
-    """Check that a model's path leads somewhere, before anything reads it.
-
-    Args:
-        model: A run's folder or an exported file.
-
-    Raises:
-        FileNotFoundError: If there is nothing.
-    """
+    """Check that a model's path leads somewhere, before anything reads it."""
     if not model.exists():
         raise FileNotFoundError(
             f"model={model} is not there; expected a run's folder or an exported file; "
@@ -41,26 +34,12 @@ class _Counter:
 
 
 def plain_bytes(files: Iterable[Path]) -> int:
-    """Add up the sizes of files.
-
-    Args:
-        files: The files.
-
-    Returns:
-        Bytes.
-    """
+    """Add up the sizes of files."""
     return sum(path.stat().st_size for path in files)
 
 
 def gzip_bytes(files: Iterable[Path]) -> int:
-    """Measure files, one after the other, after gzip at level 6.
-
-    Args:
-        files: The files.
-
-    Returns:
-        Bytes.
-    """
+    """Measure files, one after the other, after gzip at level 6."""
     counter: BinaryIO = _Counter()  # type: ignore[assignment]
     with gzip.GzipFile(
         fileobj=counter, mode="wb", compresslevel=GZIP_LEVEL, mtime=0
@@ -73,17 +52,7 @@ def gzip_bytes(files: Iterable[Path]) -> int:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """List the safetensors files of a saved model.
-
-    Args:
-        folder: The model's folder.
-
-    Returns:
-        One file, or the shards of a large model.
-
-    Raises:
-        FileNotFoundError: If there is none.
-    """
+    """List the safetensors files of a saved model."""
     files = sorted(folder.glob("model*.safetensors"))
     if not files:
         raise FileNotFoundError(

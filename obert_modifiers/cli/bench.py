@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from obert_modifiers.cli._host import quiet_host
+from obert_modifiers.deploy.engines import ENGINES
 from obert_modifiers.sizes import check_there
 
 
@@ -17,7 +18,7 @@ def bench(
         typer.Argument(help="Runs' folders and exported files; the dense one first."),
     ],
     engine: Annotated[
-        str, typer.Option(help="Some of onnxruntime,openvino,deepsparse,torch.")
+        str, typer.Option(help=f"Some of {','.join(ENGINES)}.")
     ] = "onnxruntime",
     batch: Annotated[str, typer.Option(help="Batch sizes, with commas.")] = "1,32",
     seq: Annotated[str, typer.Option(help="Sequence lengths, with commas.")] = "128",

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from obert_modifiers.deploy.engines import ENGINES
 from obert_modifiers.sizes import check_there
 
 SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -21,7 +22,7 @@ def evaluate_model(
     ] = None,
     engine: Annotated[
         str | None,
-        typer.Option(help="onnxruntime, openvino or deepsparse, for graphs."),
+        typer.Option(help=f"One of {', '.join(ENGINES)}; the format's own if unset."),
     ] = None,
     run: Annotated[
         Path | None,

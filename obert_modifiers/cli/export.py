@@ -6,6 +6,8 @@ from typing import Annotated
 import typer
 
 from obert_modifiers.cli._host import quiet_host
+from obert_modifiers.deploy.engines import targets
+from obert_modifiers.deploy.formats import FORMATS
 
 _MB = 1_000_000
 
@@ -13,7 +15,7 @@ _MB = 1_000_000
 def export(
     run: Annotated[Path, typer.Argument(help="The run's folder.")],
     form: Annotated[
-        str, typer.Option("--format", help="onnx, openvino, torch24 or safetensors.")
+        str, typer.Option("--format", help=f"One of {', '.join(FORMATS)}.")
     ] = "onnx",
     out: Annotated[
         Path | None,
@@ -21,7 +23,7 @@ def export(
     ] = None,
     target: Annotated[
         str,
-        typer.Option(help="Engine of an ONNX file: onnxruntime, openvino, deepsparse."),
+        typer.Option(help=f"Engine of an ONNX file: {', '.join(targets())}."),
     ] = "onnxruntime",
     shape: Annotated[
         str | None,
@@ -37,7 +39,8 @@ def export(
 ) -> None:
     """Write a run as ONNX, OpenVINO IR, 2:4 weights or packed safetensors."""
     with quiet_host():
-        from obert_modifiers.deploy.export import Options, export_run
+        from obert_modifiers.deploy.export import export_run
+        from obert_modifiers.deploy.formats.format import Options
 
         options = Options(target, parse_shape(shape), int8, integer_bias)
         found = export_run(run, form, out, options)

@@ -1,25 +1,18 @@
 """What a path holds: a run, or a file that was exported from one."""
 
-import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
+from safetensors import safe_open
 
-from obert_modifiers.deploy.formats import container, safetensors_packed, torch24
+from obert_modifiers.deploy.formats import FORMATS
+from obert_modifiers.deploy.formats.format import Format
 from obert_modifiers.deploy.run_folder import write_run
+from obert_modifiers.deploy.weight import Weight, count_tensors
 from obert_modifiers.sizes import check_there, weight_files
 
-RUN, ONNX, OPENVINO = "run", "onnx", "openvino"
-PACKED, TORCH24 = "safetensors", "torch24"
-_KINDS = {safetensors_packed.FORMAT: PACKED, torch24.FORMAT: TORCH24}
-_FILES = {safetensors_packed.FILE_NAME: PACKED, torch24.FILE_NAME: TORCH24}
-# What reads the formats of ours as the weights of a plain model.
-LOADERS: Mapping[str, Callable[[Path], dict[str, Tensor]]] = {
-    PACKED: safetensors_packed.load_packed,
-    TORCH24: torch24.load_torch24,
-}
+RUN = "run"  # a folder as ``save_pretrained`` writes it, or one of its files
 
 
 @dataclass(frozen=True)
@@ -27,8 +20,7 @@ class Artefact:
     """A model on disk.
 
     Attributes:
-        kind: ``run`` (as ``save_pretrained`` writes it), ``onnx``, ``openvino``,
-            ``safetensors`` (packed) or ``torch24``.
+        kind: The name of its format, or ``run``.
         path: What was named: a folder, or a file.
         folder: Where its configuration and tokenizer are, if it has them.
         files: The files that hold its weights.
@@ -39,15 +31,29 @@ class Artefact:
     folder: Path
     files: tuple[Path, ...]
 
+    @property
+    def is_graph(self) -> bool:
+        """Whether engines read it as it is; else its weights go into the model."""
+        return self.kind != RUN and FORMATS[self.kind].is_graph
+
+    def weights(self) -> list[Weight]:
+        """Count its numbers, tensor by tensor."""
+        if self.kind != RUN:
+            return FORMATS[self.kind].weights(self.files)
+        found = []
+        for path in self.files:
+            with safe_open(path, framework="pt") as file:
+                names = list(file.keys())
+                found += count_tensors((name, file.get_tensor(name)) for name in names)
+        return found
+
+    def as_run(self, scratch: Path) -> Path:
+        """Return a folder with it as a plain model, written to `scratch` if need be."""
+        return self.folder if self.kind == RUN else restore(self.path, scratch)
+
 
 def find_artefact(path: Path) -> Artefact:
-    """Tell what a path holds.
-
-    Args:
-        path: A run's folder, a folder with one exported model, or an exported file.
-
-    Returns:
-        What it is and which files it has.
+    """Tell what a path holds: a folder with one model, or a file.
 
     Raises:
         FileNotFoundError: If there is nothing there, or no model in the folder.
@@ -57,8 +63,8 @@ def find_artefact(path: Path) -> Artefact:
     check_there(path)
     if path.is_file():
         return _file(path)
-    files = [path / name for name in _FILES if (path / name).is_file()]
-    files += sorted(path.glob("*.onnx")) + sorted(path.glob("*.xml"))
+    patterns = [one.pattern for one in FORMATS.values()]
+    files = [file for pattern in patterns for file in sorted(path.glob(pattern))]
     plain = sorted(path.glob("model*.safetensors"))
     if plain and not files:
         return Artefact(RUN, path, path, tuple(weight_files(path)))
@@ -79,11 +85,7 @@ def find_artefact(path: Path) -> Artefact:
 def names_of(paths: Sequence[Path]) -> list[str]:
     """Name paths by their last parts, by as many as tell them apart.
 
-    Args:
-        paths: Files and folders; the same one may be there twice.
-
-    Returns:
-        A name for each.
+    The same path may be there twice, and has one name.
     """
     parts = [path.resolve().parts for path in paths]
     depth = 1
@@ -108,68 +110,27 @@ def restore(path: Path, out: Path) -> Path:
     Raises:
         FileNotFoundError: If there is no model.
         ValueError: If it is of another format, damaged, foreign, or of a newer version.
-    """  # noqa: DOC502  raised by what is called
+    """
     artefact = find_artefact(path)
-    if artefact.kind not in LOADERS:
+    if artefact.kind == RUN or artefact.is_graph:
+        known = ", ".join(name for name, one in FORMATS.items() if not one.is_graph)
         raise ValueError(
-            f"model={path} is of the format {artefact.kind}; expected one of "
-            f"{', '.join(LOADERS)}; name a folder of theirs"
+            f"model={path} is of the format {artefact.kind}; expected one of {known}; "
+            "name a folder of theirs"
         )
-    return write_run(LOADERS[artefact.kind](artefact.path), artefact.folder, Path(out))
+    tensors = FORMATS[artefact.kind].load(artefact.files[0])
+    return write_run(tensors, artefact.folder, Path(out))
 
 
 def _file(path: Path) -> Artefact:
-    if path.suffix == ".onnx":
-        return Artefact(ONNX, path, path.parent, (path, *_external(path)))
-    if path.suffix == ".xml":
-        return Artefact(OPENVINO, path, path.parent, (path, _weights_of(path)))
+    chosen: Format | None = next(
+        (one for one in FORMATS.values() if one.recognises(path)), None
+    )
+    if chosen is not None:
+        return Artefact(chosen.name, path, path.parent, chosen.files(path))
     if path.suffix == ".safetensors":
-        kind = _KINDS.get(container.kind_of(path) or "", RUN)
-        # A damaged file is still what its name says, and its loader tells what is
-        # wrong with it.
-        kind = _FILES.get(path.name, kind)
-        return Artefact(kind, path, path.parent, (path,))
+        return Artefact(RUN, path, path.parent, (path,))
     raise ValueError(
         f"model={path} is no model that is known here; expected a folder, or a file "
         "that ends in .onnx, .xml or .safetensors; name one"
     )
-
-
-def _external(path: Path) -> list[Path]:
-    """Find the files that an ONNX file keeps its larger weights in.
-
-    Returns:
-        Their paths, mostly none.
-    """
-    import onnx
-    from google.protobuf.message import DecodeError
-
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except (DecodeError, OSError):
-        return []  # whoever reads it says what is wrong
-    names = {
-        entry.value
-        for one in model.graph.initializer
-        for entry in one.external_data
-        if entry.key == "location"
-    }
-    return sorted(path.parent / name for name in names)
-
-
-def _weights_of(path: Path) -> Path:
-    weights = path.with_suffix(".bin")
-    try:
-        root = ElementTree.parse(path).getroot().tag
-    except ElementTree.ParseError as error:
-        raise ValueError(
-            f"model={path} is no whole XML file ({error}); expected an OpenVINO IR; "
-            "export it again"
-        ) from error
-    if root != "net" or not weights.is_file():
-        what = f"has no {weights.name} beside it" if root == "net" else "has no <net>"
-        raise ValueError(
-            f"model={path} {what}; expected an OpenVINO IR, an .xml file and a .bin "
-            "file; export it again"
-        )
-    return weights

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from obert_modifiers.deploy.engines import import_engine
+from obert_modifiers.deploy.engines.engine import import_engine, reason
 from obert_modifiers.deploy.graph_model import GraphModel, open_graph
 from obert_modifiers.deploy.samples import IDS, MASK, compared_samples
 
@@ -27,22 +27,13 @@ def compare(
     """Run an exported file on an engine and hold its outputs against PyTorch's.
 
     That is done at several lengths and batch sizes, the longest among them, with
-    padding; at the one size that the file has, where it is fixed.
-
-    Args:
-        model: The model that it was written from.
-        sample: What the tokenizer makes of a text, by name, ``(batch, sequence)``.
-        path: What was written.
-        engine: What runs it.
-        int8: Whether it has INT8 weights.
-        fix: What to do where it computes something else.
+    padding; at the one size that the file has, where it is fixed. `sample` is what the
+    tokenizer makes of a text, `fix` what to do where the file computes something else,
+    which is a ValueError.
 
     Returns:
         What was seen and at which sizes, or that the engine is not installed.
-
-    Raises:
-        ValueError: If the outputs are not the model's, or the engine stops.
-    """  # noqa: DOC502  raised by _computed too
+    """
     try:
         import_engine(engine)
     except ValueError:
@@ -55,7 +46,13 @@ def compare(
         references = _references(model, given, int8)
         if not references:
             continue  # too short for the model itself
-        ours = _computed(graph, given, f"out={path}", f"{engine} {at}", fix)
+        try:
+            ours = graph(**given)
+        except Exception as error:  # engines raise classes of their own
+            raise ValueError(
+                f"out={path} cannot be run by {engine} {at} ({reason(error)}); expected"
+                f" any size that the file says; {fix}"
+            ) from error
         away = min(
             max(_distance(ours[n], one[n], given.get(MASK)) for n in graph.outputs)
             for one in references
@@ -66,10 +63,10 @@ def compare(
                 f"largest {at}; expected the same to rounding; {fix}"
             )
         farthest = max(farthest, away)
-        sizes.append((rows, tokens))
+        sizes.append(f"{rows}x{tokens}")
     return (
         f"outputs on {engine} within {farthest:.1g} of PyTorch's largest, at "
-        + ", ".join(dict.fromkeys(f"{rows}x{tokens}" for rows, tokens in sizes))
+        + ", ".join(dict.fromkeys(sizes))
         + " tokens with padding" * (MASK in sample)
     )
 
@@ -77,50 +74,28 @@ def compare(
 def _samples(
     model: nn.Module, sample: Mapping[str, Tensor], graph: GraphModel
 ) -> Iterator[Mapping[str, Tensor]]:
-    """Choose the batches at which outputs are compared.
-
-    Yields:
-        What the tokenizer made, and several lengths and batch sizes, or the fixed one.
-    """
+    """Yield the tokenizer's own and several lengths and batch sizes, or the fixed."""
     fixed = (*graph.inputs[IDS], None, None)[:2]
     if fixed[1] is None:
         yield sample
     yield from compared_samples(model, sample, (fixed[0], fixed[1]))
 
 
+@torch.no_grad()
 def _references(
     model: nn.Module, sample: Mapping[str, Tensor], int8: bool
 ) -> list[Mapping[str, Tensor]]:
+    """Compute the outputs in float32, and for INT8 in float64 too."""
     try:
-        found = [_run(model, sample)]
+        found = [model(**sample)]
     except (RuntimeError, IndexError):
         return []
-    return [*found, _exactly(model, sample)] if int8 else found
-
-
-def _computed(
-    graph: GraphModel, sample: Mapping[str, Tensor], out: str, where: str, fix: str
-) -> Mapping[str, Tensor]:
-    try:
-        return graph(**sample)
-    except Exception as error:  # engines raise classes of their own
-        why = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-        raise ValueError(
-            f"{out} cannot be run by {where} ({why}); expected any size that the file "
-            f"says; {fix}"
-        ) from error
-
-
-def _run(model: nn.Module, sample: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    with torch.no_grad():
-        return model(**sample)
-
-
-def _exactly(model: nn.Module, sample: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    try:
-        return _run(model.double(), sample)
-    finally:
-        model.float()  # every float32 comes back as it was
+    if int8:
+        try:
+            found.append(model.double()(**sample))
+        finally:
+            model.float()  # every float32 comes back as it was
+    return found
 
 
 def _distance(ours: Tensor, expected: Tensor, mask: Tensor | None) -> float:

@@ -18,15 +18,10 @@ from safetensors import SafetensorError
 from torch import nn
 
 from obert_modifiers.core.outputs import MULTI_LABEL
-from obert_modifiers.deploy.artefact import (
-    LOADERS,
-    ONNX,
-    OPENVINO,
-    Artefact,
-    find_artefact,
-    restore,
-)
-from obert_modifiers.deploy.graph_model import ENGINES, open_graph
+from obert_modifiers.deploy.artefact import RUN, Artefact, find_artefact
+from obert_modifiers.deploy.engines import ENGINES, readers
+from obert_modifiers.deploy.engines.engine import reason
+from obert_modifiers.deploy.graph_model import open_graph
 from obert_modifiers.sizes import plain_bytes
 from obert_modifiers.tasks import _models, _record
 from obert_modifiers.tasks._arguments import Arguments, parse
@@ -43,13 +38,7 @@ TASKS = {
     "token_classification": "ForTokenClassification",
     "masked_language_modeling": "ForMaskedLM",
 }
-_GRAPHS = (ONNX, OPENVINO)
-_DEFAULT_ENGINE = {ONNX: "onnxruntime", OPENVINO: "openvino"}
 _DATA = {"dataset_name", "task_name", "train_file", "validation_file", "test_file"}
-_READ_BY = {
-    ONNX: ("onnxruntime", "openvino", "deepsparse"),
-    OPENVINO: ("openvino",),
-}
 
 
 @dataclass(frozen=True)
@@ -73,32 +62,20 @@ class Request:
 
 
 def evaluate_file(request: Request) -> dict[str, Any]:
-    """Evaluate a model as it is on disk, on its task's validation data.
-
-    Args:
-        request: What is to be evaluated.
-
-    Returns:
-        The task's figures, with what was measured on what.
-
-    Raises:
-        FileNotFoundError: If there is no model, or no configuration.
-        ValueError: If the model is damaged, foreign or of another task, the engine is
-            not installed, or the data is missing.
-    """  # noqa: DOC502  raised by what is called
+    """Evaluate a model as it is on disk, on its task's validation data."""
     artefact = find_artefact(request.model)
     engine = _engine_of(request, artefact)
     home = _home(request, artefact)
     name = _task_of(request, home)
     task: Task = import_module(f"obert_modifiers.tasks.{name}").TASK
     arguments = _arguments(request, home, task)
-    on_cpu = arguments.train.use_cpu or artefact.kind in _GRAPHS
+    on_cpu = arguments.train.use_cpu or artefact.is_graph
     state = PartialState(cpu=on_cpu)
     notes = Notes()
-    with quiet_libraries(), _loaded(artefact, engine, home, task) as model:
+    with quiet_libraries(), _loaded(artefact, engine, task) as model:
         inputs = _read(request, task, arguments, notes)
         _check_classes(inputs, request.model)
-        if artefact.kind in _GRAPHS:
+        if artefact.is_graph:
             _check_logits(model, inputs, request.model)
         data = task.prepare(inputs).data
         config = replace(train_config(arguments, state), mixed_precision="no")
@@ -123,8 +100,9 @@ def evaluate_file(request: Request) -> dict[str, Any]:
 
 
 def _engine_of(request: Request, artefact: Artefact) -> str:
-    possible = _READ_BY.get(artefact.kind, ("torch",))
-    engine = request.engine or _DEFAULT_ENGINE.get(artefact.kind, "torch")
+    """Name the engine: the one that was asked for, or the first that reads it."""
+    possible = readers(artefact.kind if artefact.is_graph else RUN)
+    engine = request.engine or possible[0]
     if engine not in ENGINES:
         raise ValueError(
             f"--engine={engine} is unknown; expected one of {', '.join(ENGINES)}; leave"
@@ -181,16 +159,7 @@ def _task_of(request: Request, home: Path) -> str:
 
 
 def _arguments(request: Request, home: Path, task: Task) -> Arguments:
-    """Read the data's flags: those that were given, or else those of the run.
-
-    Args:
-        request: What is to be evaluated.
-        home: The run's folder.
-        task: The task.
-
-    Returns:
-        The flags of an evaluation.
-    """
+    """Read the data's flags: those that were given, or else those of the run."""
     words = list(request.words)
     recorded = [] if names_data(words) else recorded_words(home, task.name)
     if recorded:
@@ -211,29 +180,13 @@ def _arguments(request: Request, home: Path, task: Task) -> Arguments:
 
 
 def names_data(words: Sequence[str]) -> bool:
-    """Tell whether flags say which data is meant, or only how much of it.
-
-    Args:
-        words: Flags of a task's data.
-
-    Returns:
-        True for such as ``--validation_file``.
-    """
+    """Tell whether flags say which data is meant, or only how much of it."""
     named = {word.partition("=")[0].lstrip("-").replace("-", "_") for word in words}
     return bool(named & _DATA)
 
 
 def recorded_words(home: Path, task: str) -> list[str]:
-    """Find the flags that a run was started with.
-
-    Args:
-        home: The run's folder.
-        task: The task.
-
-    Returns:
-        The words after ``obert train TASK``; none where the run is of another task, or
-        was not started from a command line.
-    """
+    """Find the flags that a run was started with."""
     path = home / TRAIN_RECORD
     if not path.is_file():
         return []
@@ -287,37 +240,19 @@ def _check_logits(graph: nn.Module, inputs: Inputs, path: Path) -> None:
 
 
 @contextmanager
-def _loaded(
-    artefact: Artefact, engine: str, home: Path, task: Task
-) -> Iterator[nn.Module]:
-    """Load a model, for a while.
-
-    Args:
-        artefact: What is on disk.
-        engine: What computes it.
-        home: The folder of its configuration.
-        task: The task.
-
-    Yields:
-        A module that gives its outputs by name.
-
-    Raises:
-        ValueError: If it is damaged or foreign, or no model for the task.
-    """
-    if artefact.kind in _GRAPHS:
+def _loaded(artefact: Artefact, engine: str, task: Task) -> Iterator[nn.Module]:
+    """Load a model, for a while, as a module that gives its outputs by name."""
+    if artefact.is_graph:
         yield open_graph(artefact.files[0], engine)
         return
     with tempfile.TemporaryDirectory() as folder:
-        source = artefact.folder
-        if artefact.kind in LOADERS:
-            source = restore(artefact.path, Path(folder) / "run")
+        source = artefact.as_run(Path(folder) / "run")
         try:
             model = _models.load_saved(source, task.model_class)
         except (OSError, SafetensorError, ValueError, KeyError) as error:
-            why = (str(error).strip().splitlines() or [""])[0][:200]
             raise ValueError(
-                f"model={artefact.path} cannot be loaded ({why}); expected a whole "
-                "folder as `obert train` writes it; copy or train it again"
+                f"model={artefact.path} cannot be loaded ({reason(error)}); expected a "
+                "whole folder as `obert train` writes it; copy or train it again"
             ) from error
         yield model
 

@@ -5,18 +5,7 @@ from torch import Tensor
 
 
 def to_grid(weight: Tensor, scale: Tensor) -> Tensor:
-    """Round a weight as QATModifier's layers do.
-
-    Args:
-        weight: float32 ``(rows, columns)``.
-        scale: ``(1,)`` or ``(rows,)``.
-
-    Returns:
-        INT8, of the same shape.
-
-    Raises:
-        ValueError: If the grid does not give the rounded weight back, bit for bit.
-    """
+    """Round a weight as QATModifier's layers do."""
     zero = torch.zeros_like(scale, dtype=torch.int32)
     if scale.numel() == 1:
         rounded = torch.fake_quantize_per_tensor_affine(weight, scale, zero, -128, 127)
@@ -34,15 +23,7 @@ def to_grid(weight: Tensor, scale: Tensor) -> Tensor:
 
 
 def from_grid(values: Tensor, scale: Tensor) -> Tensor:
-    """Return the weight that a quantized layer computes with.
-
-    Args:
-        values: INT8, as from `to_grid`.
-        scale: ``(1,)`` or ``(rows,)``.
-
-    Returns:
-        float32, of the same shape.
-    """
+    """Return the weight that a quantized layer computes with."""
     return values.to(torch.float32) * _broadcast(scale, values)
 
 

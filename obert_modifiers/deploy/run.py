@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from obert_modifiers.core.quantization.scales import load_quantization_
+from obert_modifiers.deploy.engines.engine import reason
 
 
 @dataclass(frozen=True)
@@ -40,18 +41,7 @@ class Run:
 
 
 def load_run(path: Path) -> Run:
-    """Load what a run saved, in the class that it was trained in.
-
-    Args:
-        path: The output folder of ``obert train``, or of ``save_pretrained``.
-
-    Returns:
-        The model and its tokenizer.
-
-    Raises:
-        FileNotFoundError: If there is no such folder, or no model in it.
-        ValueError: If the model's class is unknown, or its files cannot be read.
-    """
+    """Load what a run saved, in the class that it was trained in."""
     config = path / "config.json"
     if not config.is_file():
         raise FileNotFoundError(
@@ -80,10 +70,9 @@ def load_run(path: Path) -> Run:
         model = model_class.from_pretrained(path, dtype=torch.float32).eval()
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        why = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise ValueError(
-            f"run={path} cannot be loaded ({why}); expected config.json, weights and "
-            "tokenizer; train or save it again"
+            f"run={path} cannot be loaded ({reason(error)}); expected config.json, "
+            "weights and tokenizer; train or save it again"
         ) from error
     finally:
         if bars:

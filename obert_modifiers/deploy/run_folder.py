@@ -42,17 +42,7 @@ class RunFolder:
 
 
 def read_run(path: Path) -> RunFolder:
-    """Read the weights of a run.
-
-    Args:
-        path: The output folder of a run, or any folder of ``save_pretrained``.
-
-    Returns:
-        Its weights and their scales.
-
-    Raises:
-        FileNotFoundError: If it is no folder, or has no ``config.json`` or weights.
-    """
+    """Read the weights of a run."""
     if not (path / "config.json").is_file():
         raise FileNotFoundError(
             f"run={path} has no config.json; expected the output folder of `obert "
@@ -66,18 +56,7 @@ def read_run(path: Path) -> RunFolder:
 
 
 def copy_along(source: Path, out: Path) -> list[Path]:
-    """Copy what a run's folder holds beside weights, checkpoints and pictures.
-
-    Args:
-        source: The run's folder.
-        out: Where it goes; made where it is missing.
-
-    Returns:
-        The copies.
-
-    Raises:
-        ValueError: If both are the same folder, or `out` is a file.
-    """
+    """Copy what a run's folder holds beside weights, checkpoints and pictures."""
     if out.exists() and (not out.is_dir() or out.samefile(source)):
         what = "the run itself" if out.is_dir() else "a file"
         raise ValueError(
@@ -94,16 +73,7 @@ def copy_along(source: Path, out: Path) -> list[Path]:
 
 
 def write_run(tensors: Mapping[str, Tensor], source: Path, out: Path) -> Path:
-    """Write a plain model's folder, as ``save_pretrained`` does.
-
-    Args:
-        tensors: The weights by name.
-        source: The folder whose other files go along.
-        out: Where it goes; made where it is missing.
-
-    Returns:
-        The folder.
-    """
+    """Write a plain model's folder, as ``save_pretrained`` does."""
     copy_along(source, out)
     container.write_tensors(tensors, out / "model.safetensors", {"format": "pt"})
     return out
@@ -115,13 +85,6 @@ def _scales(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     A weight that two layers share, such as an embedding and the output of masked
     language modelling, is saved once. Where the other layer rounds it to another grid,
     neither grid is taken: the weight stays as it is.
-
-    Args:
-        path: ``quantization.json``, which may be missing.
-        tensors: The weights of the files.
-
-    Returns:
-        Scale by the weight's name.
     """
     if not path.is_file():
         return {}

@@ -15,27 +15,12 @@ _SIZES = ((1, 2), (3, 9), (4, 40))  # and two rows of the longest
 
 
 def longest_sample(model: nn.Module) -> int:
-    """Tell how long the samples are that a model is traced with and compared at.
-
-    Args:
-        model: The model.
-
-    Returns:
-        Tokens: as many as the model reads, :data:`LONGEST` at most.
-    """
+    """Tell how long the samples are that a model is traced with and compared at."""
     return min(usable_length(model) or LONGEST, LONGEST)
 
 
 def repeated(sample: Mapping[str, Tensor], shape: tuple[int, int]) -> dict[str, Tensor]:
-    """Repeat and cut a batch.
-
-    Args:
-        sample: ``(batch, sequence)`` by name.
-        shape: Batch size and sequence length wanted.
-
-    Returns:
-        Tensors of that shape by name.
-    """
+    """Repeat and cut a batch."""
     found = {}
     for name, value in sample.items():
         pairs = zip(shape, value.shape, strict=True)
@@ -54,14 +39,6 @@ def compared_samples(
     Tokens are drawn from the vocabulary; the first and the last of a row are those of
     the sample, and the second half of a row is a second text where the model tells
     texts apart.
-
-    Args:
-        model: The model.
-        sample: A row of the tokenizer's by input name, ``(batch, sequence)``.
-        fixed: Batch size and sequence length of a graph, None for a free one.
-
-    Yields:
-        Inputs by name; the longest come last.
     """
     longest = fixed[1] or longest_sample(model)
     sizes = [(fixed[0] or rows, fixed[1] or tokens) for rows, tokens in _SIZES]

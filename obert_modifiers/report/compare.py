@@ -11,12 +11,13 @@ from obert_modifiers.deploy.bench.results import (
     read_bench,
     read_evaluated,
 )
+from obert_modifiers.deploy.formats import FORMATS
 from obert_modifiers.report.read import Run
 from obert_modifiers.report.sizes import Sizes, measure_all
 from obert_modifiers.report.tradeoff import Point
 from obert_modifiers.sizes import MB
 
-_DEPLOYED = ("onnx", "openvino", "safetensors", "torch24", "run")  # a graph first
+_DEPLOYED = (*FORMATS, "run")  # a graph comes first
 
 
 @dataclass

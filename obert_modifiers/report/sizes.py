@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from obert_modifiers.deploy.artefact import find_artefact
-from obert_modifiers.deploy.weights import weights_of
 from obert_modifiers.report.text import NONE, percent
 from obert_modifiers.sizes import MB, gzip_bytes, plain_bytes
 
@@ -81,7 +80,7 @@ def measure(path: Path, known: tuple[int, int] | None = None) -> Sizes:
     files still have as many.
     """
     artefact = find_artefact(path)
-    weights = weights_of(artefact)
+    weights = artefact.weights()
     prunable = [weight for weight in weights if weight.prunable]
     size = plain_bytes(artefact.files)
     same = known is not None and known[0] == size

@@ -11,6 +11,7 @@ import jinja2
 
 from obert_modifiers.deploy.artefact import names_of
 from obert_modifiers.deploy.bench.results import Setting
+from obert_modifiers.deploy.engines import ENGINES
 from obert_modifiers.report import tradeoff
 from obert_modifiers.report.compare import measure_runs, size_points, speed_points
 from obert_modifiers.report.draw import layers_size, save_png, svg
@@ -31,12 +32,6 @@ _EVENT_HEAD = (
     *("predicted loss increase", "gradients", "skipped", "seconds", "peak memory"),
 )
 _AXES = {"smaller": "size", "faster": "speed"}
-_ENGINES = {
-    "onnxruntime": "ONNX Runtime",
-    "openvino": "OpenVINO",
-    "deepsparse": "DeepSparse",
-    "torch": "PyTorch",
-}
 
 Rows = Sequence[Sequence[str]]  # of a table; the first row is the head
 
@@ -157,7 +152,8 @@ def _smaller(points: Sequence[tradeoff.Point], metric: str) -> Picture:
 
 
 def _faster(points: Sequence[tradeoff.Point], metric: str, setting: Setting) -> Picture:
-    engine = _ENGINES.get(setting.engine, setting.engine)
+    engine = setting.engine
+    engine = ENGINES[engine].title if engine in ENGINES else engine
     cores = f"{setting.cores} core{'' if setting.cores == 1 else 's'}"
     how = f"{engine}, batch {setting.batch}, {setting.sequence} tokens, {cores}"
     return _gain(points, metric, "faster", "samples a second", how)

@@ -20,7 +20,7 @@ def test_the_file_gives_what_the_model_gives(cls, scheme, tmp_path) -> None:
     engine = pytest.importorskip("openvino")
     model = make(cls, scheme)
     found = exporting.export_openvino(model, inputs(2, 6), tmp_path / "m.xml")
-    assert found.path.with_suffix(".bin").is_file() and found.onnx.path == found.path
+    assert found.path.with_suffix(".bin").is_file()
     compiled = engine.Core().compile_model(
         str(found.path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
     )
@@ -42,7 +42,7 @@ def test_weights_are_int8_and_nothing_is_float16(tmp_path) -> None:
     graph = engine.Core().read_model(str(found.path))
     constants = [op for op in graph.get_ops() if op.get_type_name() == "Constant"]
     types = [op.get_element_type().get_type_name() for op in constants]
-    assert types.count("i8") >= found.onnx.int8_weights == 17
+    assert types.count("i8") >= found.int8_weights == 17
     assert "f16" not in types
 
 

@@ -23,7 +23,7 @@ from obert_modifiers.deploy.artefact import restore
 from obert_modifiers.deploy.formats import container, mask_code
 from obert_modifiers.deploy.formats.safetensors_packed import (
     FILE_NAME,
-    FORMAT,
+    KIND,
     VERSION,
     export_packed,
     load_packed,
@@ -330,7 +330,7 @@ def test_foreign_and_newer_files_are_refused(run, tmp_path):
     with pytest.raises(ValueError, match="a plain model loads with from_pretrained"):
         load_packed(run / "model.safetensors")
     one = {"a": torch.ones(1)}
-    container.write(tmp_path / "f", FORMAT, VERSION + 1, one, {})
+    container.write(tmp_path / "f", KIND, VERSION + 1, one, {})
     with pytest.raises(ValueError, match=f"version={VERSION + 1} of .* a newer one"):
         load_packed(tmp_path / "f")
     container.write(tmp_path / "f", "obert_modifiers.other", 1, one, {})

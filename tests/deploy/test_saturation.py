@@ -20,8 +20,10 @@ from obert_modifiers.core.quantization.scheme import (
     quantizers_of,
 )
 from obert_modifiers.cpu import Cpu, host_cpu
-from obert_modifiers.deploy import export, sessions
 from obert_modifiers.deploy.engines import engine_advice
+from obert_modifiers.deploy.engines import onnxruntime as sessions
+from obert_modifiers.deploy.export import export_run
+from obert_modifiers.deploy.formats.format import Options
 from obert_modifiers.deploy.onnx import export as onnx_export
 from obert_modifiers.deploy.onnx import export_onnx, saturation
 from obert_modifiers.deploy.onnx.saturation import count_saturating, saturating_layers
@@ -115,7 +117,7 @@ def test_the_default_file_is_right_without_vnni(scheme, tmp_path) -> None:
 @pytest.mark.parametrize("scheme", [FULL, ROWS])
 def test_a_file_that_saturates_is_wrong_there(scheme, tmp_path, monkeypatch) -> None:
     model, batch = make(scheme=scheme), numpy_of(inputs(24, 11, 7))
-    monkeypatch.setitem(onnx_export._SATURATING, "onnxruntime", signed)
+    monkeypatch.setitem(onnx_export.SATURATING, "unsigned", signed)
     found = export_onnx(model, inputs(2, 6), tmp_path / "model.onnx")
     assert found.saturating and not saturating_layers(onnx.load(found.path)).keys() ^ (
         found.saturating.keys()
@@ -149,16 +151,14 @@ def test_reduced_weights_stay_within_their_range() -> None:
 
 def test_the_command_names_layer_and_fix(tmp_path) -> None:
     run = save(tmp_path / "run", FULL)
-    lines = export.export_run(run, "onnx").facts
+    lines = export_run(run, "onnx").facts
     (line,) = [one for one in lines if "16 bits" in one]
     assert "bert.encoder.layer.0." in line and "reduce_range: true" in line
     assert "UINT8" in line
-    lines = export.export_run(
-        run, "onnx", None, export.Options("deepsparse", (2, 8))
-    ).facts
+    lines = export_run(run, "onnx", None, Options("deepsparse", (2, 8))).facts
     (line,) = [one for one in lines if "16 bits" in one]
     assert "may be wrong" in line
-    lines = export.export_run(save(tmp_path / "reduced", REDUCED), "onnx").facts
+    lines = export_run(save(tmp_path / "reduced", REDUCED), "onnx").facts
     assert not any("16 bits" in one for one in lines)
 
 
@@ -187,19 +187,19 @@ def test_zeros_are_128_in_unsigned_weights(tmp_path) -> None:
 
 def test_a_session_is_told_where_the_cpu_needs_it(tmp_path, monkeypatch) -> None:
     model = make(scheme=FULL)
-    monkeypatch.setitem(onnx_export._SATURATING, "onnxruntime", signed)
+    monkeypatch.setitem(onnx_export.SATURATING, "unsigned", signed)
     found = export_onnx(model, inputs(2, 6), tmp_path / "model.onnx")
     monkeypatch.setattr(sessions, "host_cpu", lambda: HASWELL)
     options = onnxruntime.SessionOptions()
     sessions.open_session(found.path, options)
-    assert options.get_session_config_entry(sessions._EXACT) == "1"
+    assert options.get_session_config_entry(sessions.EXACT_SUMS) == "1"
 
     class Refusing:
         SessionOptions = onnxruntime.SessionOptions
 
         @staticmethod
         def InferenceSession(path, options, providers):
-            if options.get_session_config_entry(sessions._EXACT) == "1":
+            if options.get_session_config_entry(sessions.EXACT_SUMS) == "1":
                 raise RuntimeError("does not open")
             return "opened"
 
@@ -252,7 +252,7 @@ def test_openvino_on_avx2(scheme, tmp_path, monkeypatch) -> None:
     if scheme is REDUCED:
         return
     # The planted file shows that those kernels are the ones that saturate.
-    monkeypatch.setitem(onnx_export._SATURATING, "openvino", signed)
+    monkeypatch.setitem(onnx_export.SATURATING, "float", signed)
     found = export_openvino(model, inputs(2, 6), tmp_path / "planted.xml")
     assert away(run_openvino(found.path, numpy_of(batch), tmp_path), expected) > (
         2 * FEW_STEPS

@@ -23,7 +23,6 @@ from obert_modifiers.deploy.formats.safetensors_packed import export_packed, loa
 from obert_modifiers.deploy.formats.torch24 import export_torch24
 from obert_modifiers.deploy.onnx import export_onnx
 from obert_modifiers.deploy.weight import in_a_layer
-from obert_modifiers.deploy.weights import weights_of
 from obert_modifiers.modifiers._targets import encoder_weights
 from obert_modifiers.report.sizes import measure, measure_all
 from tests import tiny
@@ -145,7 +144,7 @@ def test_the_encoders_weights_are_told_by_their_names(kind, shape, tmp_path):
     )
     model = AutoModel.from_config(config)
     model.save_pretrained(tmp_path)
-    found = {w.name for w in weights_of(find_artefact(tmp_path)) if w.prunable}
+    found = {w.name for w in find_artefact(tmp_path).weights() if w.prunable}
     assert found == set(encoder_weights(model))
 
 

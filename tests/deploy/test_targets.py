@@ -12,8 +12,8 @@ from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
 from obert_modifiers.core.quantization.scheme import Scheme, quantize_, quantizers_of
 from obert_modifiers.deploy.checks import compare
+from obert_modifiers.deploy.engines.onnxruntime import open_session
 from obert_modifiers.deploy.onnx import export_onnx, integers
-from obert_modifiers.deploy.sessions import open_session
 from tests.deploy.test_onnx import SCHEMES, TASKS, agrees, inputs, make, run
 
 SHAPE = (5, 9)

@@ -10,10 +10,12 @@ from importlib import import_module
 import pytest
 
 from obert_modifiers import embedded
-from obert_modifiers.deploy.engines import import_engine
+from obert_modifiers.deploy.engines import ENGINES
+from obert_modifiers.deploy.engines.engine import import_engine
 from obert_modifiers.deploy.evaluate import TASKS, Request, evaluate_file
-from obert_modifiers.deploy.export import FORMATS, Options, export_run
-from obert_modifiers.deploy.graph_model import ENGINES
+from obert_modifiers.deploy.export import export_run
+from obert_modifiers.deploy.formats import FORMATS
+from obert_modifiers.deploy.formats.format import Options
 
 # 2:4, as one of the formats holds nothing else.
 RECIPE = """

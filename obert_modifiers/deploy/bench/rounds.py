@@ -62,13 +62,7 @@ class Measured:
         return np.array([one for turn in self.rounds for one in turn])
 
     def summary(self) -> dict[str, float]:
-        """Return the figures that the papers give.
-
-        Returns:
-            ``items_per_second``, latencies of a batch in milliseconds (``mean_ms``,
-            ``median_ms``, ``p99_ms``, ``sd_ms``), ``batches``, and ``cores_busy``, the
-            processors' seconds for each second.
-        """
+        """Return the figures that the papers give."""
         all_of_them = self.latencies
         milliseconds = 1e3 * all_of_them
         return {
@@ -84,17 +78,7 @@ class Measured:
         }
 
     def ratio_to(self, reference: "Measured") -> dict[str, float]:
-        """Return how many times as fast this is as another.
-
-        Args:
-            reference: Measured in the same rounds.
-
-        Returns:
-            ``speedup`` of the medians of all batches; ``speedup_low`` and
-            ``speedup_high``, quartiles of the rounds' own ratios; ``speedup_cpu``, of
-            the processors' time for an item, which other work on the machine hardly
-            changes.
-        """
+        """Return how many times as fast this is as another."""
         own = np.array([np.median(turn) for turn in self.rounds]) / self.case.batch
         other = np.array([np.median(turn) for turn in reference.rounds])
         low, high = np.percentile(other / reference.case.batch / own, [25, 75])
@@ -116,19 +100,7 @@ class Measured:
 def measure(
     cases: Sequence[Case], effort: Effort, tell: Callable[[str], None] = lambda _: None
 ) -> list[Measured]:
-    """Measure cases, those of one size in turns.
-
-    Args:
-        cases: What to measure.
-        effort: How long.
-        tell: Called with a line now and then.
-
-    Returns:
-        One for each case, in order.
-
-    Raises:
-        ValueError: If there are fewer cores, too little memory, or a case fails.
-    """  # noqa: DOC502  raised by what is called
+    """Measure cases, those of one size in turns."""
     cores = pick_cores(effort.cores)
     found: list[Measured] = []
     for (batch, seq), group in _by_size(cases):
@@ -149,17 +121,7 @@ def measure(
 
 
 def pick_cores(count: int | None) -> list[int]:
-    """Choose the cores that all models share.
-
-    Args:
-        count: How many, or None for all that the process may use.
-
-    Returns:
-        Their numbers.
-
-    Raises:
-        ValueError: If there are not as many.
-    """
+    """Choose the cores that all models share."""
     if hasattr(os, "sched_getaffinity"):
         there = sorted(os.sched_getaffinity(0))
     else:

@@ -13,32 +13,18 @@ from rich.table import Table
 
 from obert_modifiers import __version__
 from obert_modifiers.cpu import host_cpu
-from obert_modifiers.deploy.bench.cases import ENGINES, Case
+from obert_modifiers.deploy.bench.cases import Case
 from obert_modifiers.deploy.bench.rounds import Effort, Measured, pick_cores
+from obert_modifiers.deploy.engines import ENGINES
 
 HEAD = ("model", "engine", "items/s", "median", "mean", "p99", "sd ms", "speed")
 _PACKAGES = (*ENGINES, "numpy", "onnx")
-_COLOURS = {
-    "onnxruntime": "#4477aa",
-    "openvino": "#228833",
-    "deepsparse": "#ccbb44",
-    "torch": "#888888",
-}
 
 
 def record(
     found: Sequence[Measured], effort: Effort, loads: tuple[float, float]
 ) -> dict[str, Any]:
-    """Collect everything that was measured, and where.
-
-    Args:
-        found: From `measure`.
-        effort: How long was measured.
-        loads: The machine's load before and after, cores' worth of work.
-
-    Returns:
-        Plain values, as JSON has them.
-    """
+    """Collect everything that was measured, and where."""
     return {
         "machine": machine(),
         "versions": versions(),
@@ -64,28 +50,13 @@ def record(
 
 
 def reference_of(found: Sequence[Measured], case: Case) -> Measured:
-    """Return what a case is compared with: the first of its size.
-
-    Args:
-        found: From `measure`.
-        case: One of the cases.
-
-    Returns:
-        That of the same batch size and sequence length that comes first.
-    """
+    """Return what a case is compared with: the first of its size."""
     size = (case.batch, case.seq)
     return next(one for one in found if (one.case.batch, one.case.seq) == size)
 
 
 def tables(found: Sequence[Measured]) -> Iterator[Table]:
-    """Draw the figures for a terminal, a table for each size.
-
-    Args:
-        found: From `measure`.
-
-    Yields:
-        Tables, with a row for each case.
-    """
+    """Draw the figures for a terminal, a table for each size."""
     for (batch, seq), group in by_size(found):
         rows = Table(
             *HEAD, title=f"batch {batch}, sequence {seq}", title_justify="left"
@@ -114,14 +85,7 @@ def _cells(one: Measured, reference: Measured) -> list[str]:
 def by_size(
     found: Sequence[Measured],
 ) -> list[tuple[tuple[int, int], list[Measured]]]:
-    """Group what was measured by batch size and sequence length.
-
-    Args:
-        found: From `measure`.
-
-    Returns:
-        Sizes in order, and what was measured of each.
-    """
+    """Group what was measured by batch size and sequence length."""
     groups: dict[tuple[int, int], list[Measured]] = {}
     for one in found:
         groups.setdefault((one.case.batch, one.case.seq), []).append(one)
@@ -129,23 +93,13 @@ def by_size(
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a record.
-
-    Args:
-        path: The file.
-        content: From `record`.
-    """
+    """Write a record."""
     text = json.dumps(content, indent=1, ensure_ascii=False)
     path.write_text(text + "\n", encoding="utf-8")
 
 
 def plot(path: Path, found: Sequence[Measured]) -> None:
-    """Draw how many items a second each model does, a panel for each size.
-
-    Args:
-        path: The picture; its ending says which kind.
-        found: From `measure`.
-    """
+    """Draw how many items a second each model does, a panel for each size."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -164,7 +118,7 @@ def plot(path: Path, found: Sequence[Measured]) -> None:
 def _draw(axes: Any, group: Sequence[Measured]) -> None:
     speeds = [one.summary()["items_per_second"] for one in group]
     places = range(len(group))
-    colours = [_COLOURS[one.case.engine] for one in group]
+    colours = [ENGINES[one.case.engine].colour for one in group]
     axes.barh(places, speeds, color=colours, height=0.7)
     axes.set_yticks(places, [one.case.label for one in group], fontsize=8)
     axes.invert_yaxis()
@@ -177,11 +131,7 @@ def _draw(axes: Any, group: Sequence[Measured]) -> None:
 
 
 def machine() -> dict[str, Any]:
-    """Describe the machine.
-
-    Returns:
-        ``cpu``, ``cores`` and ``instructions``, those that INT8 and sparse kernels use.
-    """
+    """Describe the machine."""
     cpu = host_cpu()
     return {
         "cpu": cpu.name,
@@ -193,11 +143,7 @@ def machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python, of this package and of the engines.
-
-    Returns:
-        Version by name; an engine that is not installed is left out.
-    """
+    """Return the versions of Python, of this package and of the engines."""
     found = {"python": platform.python_version(), "obert_modifiers": __version__}
     for name in _PACKAGES:
         try:

@@ -18,15 +18,7 @@ _FORMAT, _VERSION, _SPEC, _DIGEST = "obert_format", "version", "spec", "sha256"
 def write(
     path: Path, kind: str, version: int, tensors: Mapping[str, Tensor], spec: Any
 ) -> None:
-    """Write a file whole or not at all.
-
-    Args:
-        path: The file; its folder is there.
-        kind: Which of our formats it is.
-        version: The format's version.
-        tensors: What it holds, contiguous, by name.
-        spec: What the tensors are, as plain values.
-    """
+    """Write a file whole or not at all."""
     text = json.dumps(spec, sort_keys=True, separators=(",", ":"))
     metadata = {
         _FORMAT: kind,
@@ -45,13 +37,7 @@ def write(
 def write_tensors(
     tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str]
 ) -> None:
-    """Write a file that may be read by whoever may read the files beside it.
-
-    Args:
-        tensors: What it holds, contiguous, by name.
-        path: The file.
-        metadata: What stands in its head.
-    """
+    """Write a file that may be read by whoever may read the files beside it."""
     path.touch()
     mode = path.stat().st_mode  # save_file leaves it to its owner alone
     save_file(dict(tensors), path, metadata)
@@ -59,20 +45,7 @@ def write_tensors(
 
 
 def read(path: Path, kind: str, version: int) -> tuple[dict[str, Tensor], Any]:
-    """Read a file and hold it against its checksum.
-
-    Args:
-        path: The file.
-        kind: The format that is expected.
-        version: The newest version of it that is known here.
-
-    Returns:
-        The tensors by name, and what they are.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is damaged, of another format, or of a newer version.
-    """
+    """Read a file and hold it against its checksum."""
     if not path.is_file():
         raise FileNotFoundError(
             f"file={path} is not there; expected what `obert export` wrote; check the "
@@ -98,14 +71,9 @@ def read(path: Path, kind: str, version: int) -> tuple[dict[str, Tensor], Any]:
 
 
 def kind_of(path: Path) -> str | None:
-    """Tell which of our formats a file is.
-
-    Args:
-        path: Any file.
-
-    Returns:
-        The format, or None where it is none of ours.
-    """
+    """Tell which of our formats a file is."""
+    if path.suffix != ".safetensors":
+        return None
     try:
         with safe_open(path, framework="pt") as file:
             return (file.metadata() or {}).get(_FORMAT)
@@ -116,17 +84,7 @@ def kind_of(path: Path) -> str | None:
 def check_kind(
     path: Path, metadata: Mapping[str, str], kind: str, version: int
 ) -> None:
-    """Check that a file is of a format and version that can be read.
-
-    Args:
-        path: The file, for errors.
-        metadata: The texts in its header.
-        kind: The format that is expected.
-        version: The newest version of it that is known here.
-
-    Raises:
-        ValueError: If it is not.
-    """
+    """Check that a file is of a format and version that can be read."""
     found = metadata.get(_FORMAT)
     if found is None:
         raise ValueError(

@@ -29,18 +29,7 @@ class _Layer:
 
 
 def ir_weights(xml: Path, weights: Path) -> list[Weight]:
-    """Count the weights of an IR.
-
-    Args:
-        xml: Its ``.xml`` file.
-        weights: Its ``.bin`` file.
-
-    Returns:
-        Its constants that are numbers of the model.
-
-    Raises:
-        ValueError: If the second file is shorter than the first says.
-    """
+    """Count the weights of an IR."""
     root = ElementTree.parse(xml).getroot()
     graph = _Graph(root)
     data = np.memmap(weights, np.uint8, "r") if weights.stat().st_size else np.zeros(0)

@@ -41,24 +41,12 @@ class MaskCode:
         return -(-self.unary_bits // 8) + -(-self.count * self.low_bits // 8)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain values; a bit for each weight and no mask need the kind alone.
-
-        Returns:
-            The arguments that make this code.
-        """
+        """Return plain values; ``all`` and ``bits`` need nothing but the kind."""
         return asdict(self) if self.kind == GAPS else {"kind": self.kind}
 
 
 def entropy_bits(count: int, kept: int) -> float:
-    """Return the least bits that a mask without a pattern needs, n * H(s).
-
-    Args:
-        count: Weights, n.
-        kept: Those that are kept.
-
-    Returns:
-        Bits; 0.0 where all are kept, or none.
-    """
+    """Return the least bits that a mask without a pattern needs, n * H(s)."""
     if kept in (0, count):
         return 0.0
     share = kept / count
@@ -67,14 +55,7 @@ def entropy_bits(count: int, kept: int) -> float:
 
 
 def choose(mask: np.ndarray) -> tuple[MaskCode, int]:
-    """Choose the shortest code for a mask.
-
-    Args:
-        mask: Bool ``(n,)``, True = kept.
-
-    Returns:
-        The code, and its bytes.
-    """
+    """Choose the shortest code for a mask."""
     count = mask.size
     kept = int(np.count_nonzero(mask))
     if kept == count:
@@ -95,15 +76,7 @@ def choose(mask: np.ndarray) -> tuple[MaskCode, int]:
 
 
 def encode(mask: np.ndarray, code: MaskCode) -> np.ndarray:
-    """Write a mask.
-
-    Args:
-        mask: Bool ``(n,)``, True = kept.
-        code: From `choose`.
-
-    Returns:
-        Bytes, uint8.
-    """
+    """Write a mask."""
     if code.kind == ALL:
         return np.zeros(0, np.uint8)
     if code.kind == BITS:
@@ -117,19 +90,7 @@ def encode(mask: np.ndarray, code: MaskCode) -> np.ndarray:
 
 
 def decode(stream: np.ndarray, code: MaskCode, count: int) -> np.ndarray:
-    """Read a mask.
-
-    Args:
-        stream: Bytes from `encode`.
-        code: How they were written.
-        count: Weights, n.
-
-    Returns:
-        Bool ``(n,)``, True = kept.
-
-    Raises:
-        ValueError: If the bytes do not describe a mask of so many weights.
-    """
+    """Read a mask."""
     if code.kind == ALL:
         return np.ones(count, np.bool_)
     if code.kind == BITS:

@@ -1,29 +1,42 @@
-"""Export to OpenVINO's own format, with INT8 weights where the model has them."""
+"""OpenVINO's own format, with INT8 weights where the model has them."""
 
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor, nn
 
-from obert_modifiers.deploy.engines import import_engine
+from obert_modifiers.deploy.engines.engine import import_engine
+from obert_modifiers.deploy.formats.format import Options
+from obert_modifiers.deploy.formats.graph import Graph
+from obert_modifiers.deploy.formats.ir_weights import ir_weights
 from obert_modifiers.deploy.onnx.export import OnnxExport, export_onnx
+from obert_modifiers.deploy.run import Run
+from obert_modifiers.deploy.weight import Weight
 
 
-@dataclass(frozen=True)
-class OpenvinoExport:
-    """What was written.
+class OpenVinoIr(Graph):
+    """An ``.xml`` file, and its weights in a ``.bin`` file."""
 
-    Attributes:
-        path: The ``.xml`` file; the weights are in a ``.bin`` file beside it.
-        size_bytes: The size of both.
-        onnx: The ONNX graph that it was made from; its path is where it was.
-    """
+    name, pattern = "openvino", "*.xml"
+    takes = frozenset({"shape", "int8"})
 
-    path: Path
-    size_bytes: int
-    onnx: OnnxExport
+    def default_out(self, run: Path, options: Options) -> Path:
+        return run / "export" / "openvino.xml"
+
+    def export(self, run: Run, out: Path, options: Options) -> OnnxExport:
+        return export_openvino(run.model, run.sample(), out, options.shape)
+
+    def engine(self, options: Options) -> str:
+        return "openvino"
+
+    def files(self, path: Path) -> tuple[Path, ...]:
+        return (path, _weights_of(path))
+
+    def weights(self, files: Sequence[Path]) -> list[Weight]:
+        return ir_weights(*files)
 
 
 def export_openvino(
@@ -31,7 +44,7 @@ def export_openvino(
     sample: Mapping[str, Tensor],
     path: str | Path,
     shape: tuple[int, int] | None = None,
-) -> OpenvinoExport:
+) -> OnnxExport:
     """Write a model as OpenVINO IR, with free batch size and sequence length.
 
     Weights are INT8 where they are quantized, else float32: nothing is rounded to
@@ -46,11 +59,11 @@ def export_openvino(
         shape: Batch size and sequence length, both fixed; None leaves them free.
 
     Returns:
-        What was written.
+        What was written; nodes are those of the ONNX graph that it was made from.
 
     Raises:
         ValueError: If OpenVINO is not installed, or the model cannot be exported.
-    """  # noqa: DOC502  raised by what is called
+    """
     openvino = import_engine("openvino")
     path = Path(path)
     if path.suffix != ".xml":
@@ -69,9 +82,8 @@ def export_openvino(
             raise ValueError(_unread(path, error)) from error
         openvino.save_model(graph, str(path), compress_to_fp16=False)
         del graph, core
-    weights = path.with_suffix(".bin")
-    size = path.stat().st_size + weights.stat().st_size
-    return OpenvinoExport(path, size, replace(found, path=path))
+    size = path.stat().st_size + path.with_suffix(".bin").stat().st_size
+    return replace(found, path=path, size_bytes=size)
 
 
 def _unread(path: Path, error: RuntimeError) -> str:
@@ -82,3 +94,24 @@ def _unread(path: Path, error: RuntimeError) -> str:
         f"({why}); expected one that it reads; fix its sizes with --shape, or report "
         "this model's class"
     )
+
+
+def _weights_of(path: Path) -> Path:
+    weights = path.with_suffix(".bin")
+    try:
+        root = ElementTree.parse(path).getroot().tag
+    except ElementTree.ParseError as error:
+        raise ValueError(
+            f"model={path} is no whole XML file ({error}); expected an OpenVINO IR; "
+            "export it again"
+        ) from error
+    if root != "net" or not weights.is_file():
+        what = f"has no {weights.name} beside it" if root == "net" else "has no <net>"
+        raise ValueError(
+            f"model={path} {what}; expected an OpenVINO IR, an .xml file and a .bin "
+            "file; export it again"
+        )
+    return weights
+
+
+FORMAT = OpenVinoIr()

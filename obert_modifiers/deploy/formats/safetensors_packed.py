@@ -14,12 +14,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from obert_modifiers.core.quantization.scales import FILE_NAME as SCALES
 from obert_modifiers.deploy.formats import container, mask_code
+from obert_modifiers.deploy.formats.format import (
+    Exported,
+    Format,
+    Options,
+    check_int8,
+)
 from obert_modifiers.deploy.grid import from_grid, to_grid
 from obert_modifiers.deploy.run_folder import copy_along, read_run
 
 FILE_NAME = "packed.safetensors"
-FORMAT, VERSION = "obert_modifiers.packed", 1
+KIND, VERSION = "obert_modifiers.packed", 1
 # Rows by columns; a tile that the mask was not made of costs values and is not chosen.
 TILES = (
     *((1, 1), (1, 2), (1, 4), (1, 8), (1, 16), (1, 32)),
@@ -27,6 +34,28 @@ TILES = (
     *((2, 2), (4, 4), (8, 8), (16, 16), (32, 32)),
 )
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class Packed(Format):
+    """A folder with ``packed.safetensors`` and what belongs to the run beside it."""
+
+    name, pattern = "safetensors", FILE_NAME
+    takes = frozenset({"int8"})
+
+    def default_out(self, run: Path, options: Options) -> Path:
+        return run / "export" / "packed"
+
+    def write(self, run: Path, out: Path, options: Options) -> Exported:
+        check_int8(options, run, (run / SCALES).is_file())
+        found = export_packed(run, out)
+        return Exported(found.path, found.size_bytes)
+
+    def recognises(self, path: Path) -> bool:
+        # A damaged file is still what its name says; loading says what is wrong.
+        return path.name == FILE_NAME or container.kind_of(path) == KIND
+
+    def load(self, path: Path) -> dict[str, Tensor]:
+        return load_packed(path)
 
 
 @dataclass(frozen=True)
@@ -72,7 +101,7 @@ def export_packed(run_dir: Path, out: Path, *, int8: bool = True) -> PackedExpor
         FileNotFoundError: If there is no run in the folder.
         ValueError: If `out` is the run's folder.
         RuntimeError: If what was written does not read as what was to be written.
-    """  # noqa: DOC502  raised by what is called
+    """
     run = read_run(Path(run_dir))
     out = Path(out)
     copy_along(run.path, out)
@@ -96,7 +125,7 @@ def export_packed(run_dir: Path, out: Path, *, int8: bool = True) -> PackedExpor
         bound += count * values.element_size() * 8
         bound += mask_code.entropy_bits(kept.size, count)
     path = out / FILE_NAME
-    container.write(path, FORMAT, VERSION, stored, entries)
+    container.write(path, KIND, VERSION, stored, entries)
     _check(path, wanted)
     return PackedExport(
         path=out,
@@ -122,9 +151,9 @@ def load_packed(path: Path) -> dict[str, Tensor]:
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If it is damaged, foreign, or of a newer version.
-    """  # noqa: DOC502  raised by what is called
+    """
     file = Path(path) / FILE_NAME if Path(path).is_dir() else Path(path)
-    tensors, entries = container.read(file, FORMAT, VERSION)
+    tensors, entries = container.read(file, KIND, VERSION)
     found = {}
     for name, entry in entries.items():
         values = unpack(tensors[f"{name}.values"], tensors.get(f"{name}.mask"), entry)
@@ -134,15 +163,7 @@ def load_packed(path: Path) -> dict[str, Tensor]:
 
 
 def pack(values: Tensor, kept: np.ndarray) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Leave out the tiles of a tensor that are pruned.
-
-    Args:
-        values: Any tensor.
-        kept: What to keep of it, bool, ``(values.numel(),)``.
-
-    Returns:
-        ``values`` and where it is needed ``mask``, and how they were written.
-    """
+    """Leave out the tiles of a tensor that are pruned."""
     shape = tuple(values.shape)
     best = None
     for tile in TILES[:1] if kept.all() else TILES:
@@ -166,16 +187,7 @@ def pack(values: Tensor, kept: np.ndarray) -> tuple[dict[str, Tensor], dict[str,
 
 
 def unpack(values: Tensor, mask: Tensor | None, entry: Mapping[str, Any]) -> Tensor:
-    """Put what `pack` left out back as zeros.
-
-    Args:
-        values: The tiles that were kept.
-        mask: The mask's bytes, or None where all were kept.
-        entry: How they were written.
-
-    Returns:
-        The tensor.
-    """
+    """Put what `pack` left out back as zeros."""
     shape, tile = tuple(entry["shape"]), tuple(entry["tile"])
     rows, columns = _matrix(shape)
     code = mask_code.MaskCode(**entry["mask"])
@@ -231,3 +243,6 @@ def _check(path: Path, wanted: Mapping[str, Tensor]) -> None:
                 f"{name} of {path} does not read as it was written; expected the same "
                 "bits; report this with the run"
             )
+
+
+FORMAT = Packed()

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from obert_modifiers.deploy.formats import container
+from obert_modifiers.deploy.formats.format import Exported, Format, Options
 from obert_modifiers.deploy.grid import from_grid, to_grid
 from obert_modifiers.deploy.run_folder import (
     RunFolder,
@@ -23,7 +24,7 @@ from obert_modifiers.deploy.run_folder import (
 )
 
 FILE_NAME = "torch24.safetensors"
-FORMAT, VERSION = "obert_modifiers.torch24", 1
+KIND, VERSION = "obert_modifiers.torch24", 1
 DTYPES = {
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
@@ -34,6 +35,22 @@ DTYPES = {
 # float32 there is CUTLASS alone, with 1:2 in place of 2:4, which is not written here.
 MULTIPLES = (32, 64)
 _M, _N = 4, 2
+
+
+class Torch24(Format):
+    """A folder with ``torch24.safetensors`` and what belongs to the run beside it."""
+
+    name, pattern = "torch24", FILE_NAME
+
+    def write(self, run: Path, out: Path, options: Options) -> Exported:
+        found = export_torch24(run, out)
+        return Exported(found.path, found.size_bytes)
+
+    def recognises(self, path: Path) -> bool:
+        return path.name == FILE_NAME or container.kind_of(path) == KIND
+
+    def load(self, path: Path) -> dict[str, Tensor]:
+        return load_torch24(path)
 
 
 @dataclass(frozen=True)
@@ -81,7 +98,7 @@ def export_torch24(
         FileNotFoundError: If there is no run in the folder.
         ValueError: If no weight is 2:4, the shape of one does not fit, or a number is
             too large for the dtype.
-    """  # noqa: DOC502  raised by what is called
+    """
     if dtype not in DTYPES:
         raise ValueError(
             f"dtype={dtype} is unknown; expected one of {', '.join(DTYPES)}; use "
@@ -107,7 +124,7 @@ def export_torch24(
             stored[f"{name}.values"] = tensor.contiguous()
         entries[name] = {"shape": list(tensor.shape), "sparse": name in sparse}
     path = out / FILE_NAME
-    container.write(path, FORMAT, VERSION, stored, entries)
+    container.write(path, KIND, VERSION, stored, entries)
     _check(path, cast)
     return Torch24Export(
         path=out,
@@ -120,17 +137,7 @@ def export_torch24(
 
 
 def sparse_names(run: RunFolder) -> list[str]:
-    """Find the weights of a run that are 2:4 along their input.
-
-    Args:
-        run: The run's weights.
-
-    Returns:
-        Their names.
-
-    Raises:
-        ValueError: If there is none, or one has a shape that GPUs do not take.
-    """
+    """Find the weights of a run that are 2:4 along their input."""
     found = [name for name, tensor in run.tensors.items() if is_24(tensor)]
     if not found:
         raise ValueError(
@@ -155,14 +162,7 @@ def sparse_names(run: RunFolder) -> list[str]:
 
 
 def is_24(tensor: Tensor) -> bool:
-    """Tell 2:4 weights by their zeros.
-
-    Args:
-        tensor: Any tensor.
-
-    Returns:
-        True for a matrix that has at most two of every four neighbours in a row.
-    """
+    """Tell 2:4 weights by their zeros."""
     if tensor.ndim != 2 or tensor.numel() == 0 or tensor.shape[1] % _M:
         return False
     kept = (tensor != 0).reshape(-1, _M).sum(dim=1)
@@ -174,14 +174,6 @@ def compress(weight: Tensor) -> tuple[Tensor, Tensor]:
 
     Where fewer than two of four are not zero, zeros fill up: one that is -0.0 first,
     then the foremost.
-
-    Args:
-        weight: ``(rows, columns)``, 2:4; columns a multiple of 8.
-
-    Returns:
-        The values ``(rows, columns / 2)``, and two bits for each, its place among its
-        four, four in a byte with the first in the lowest bits: uint8 ``(rows, columns /
-        8)``.
     """
     rows, columns = weight.shape
     fours = weight.reshape(rows, columns // _M, _M)
@@ -194,15 +186,7 @@ def compress(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def decompress(values: Tensor, meta: Tensor) -> Tensor:
-    """Read a 2:4 weight.
-
-    Args:
-        values: As from `compress`.
-        meta: As from `compress`.
-
-    Returns:
-        ``(rows, columns)``.
-    """
+    """Read a 2:4 weight."""
     rows, half = values.shape
     shifts = torch.tensor([0, 2, 4, 6], dtype=torch.uint8)
     places = (meta[..., None] >> shifts) & 3  # (rows, columns / 8, 4)
@@ -225,7 +209,7 @@ def load_torch24(path: Path) -> dict[str, Tensor]:
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If it is damaged, foreign, or of a newer version.
-    """  # noqa: DOC502  raised by what is called
+    """
     return _read(path)[0]
 
 
@@ -285,7 +269,7 @@ def sparsify_(model: nn.Module, path: Path, device: str = "cuda") -> list[str]:
 
 def _read(path: Path) -> tuple[dict[str, Tensor], list[str]]:
     file = Path(path) / FILE_NAME if Path(path).is_dir() else Path(path)
-    tensors, entries = container.read(file, FORMAT, VERSION)
+    tensors, entries = container.read(file, KIND, VERSION)
     dense = {}
     for name in entries:
         values = tensors[f"{name}.values"]
@@ -313,3 +297,6 @@ def _check(path: Path, wanted: dict[str, Tensor]) -> None:
                 f"{name} of {path} does not read as it was written; expected the same "
                 "numbers; report this with the run"
             )
+
+
+FORMAT = Torch24()

@@ -1,7 +1,7 @@
 """Export to ONNX, as the engines want it: free sizes and QDQ, or fixed and integers."""
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import onnx
 from torch import Tensor, nn
 
 from obert_modifiers.core.positions import usable_length
-from obert_modifiers.core.quantization.scheme import quantizers_of
+from obert_modifiers.deploy.engines import ENGINES, targets
 from obert_modifiers.deploy.onnx.gemm import write_gemms
 from obert_modifiers.deploy.onnx.graph import DEQUANTIZE, QUANTIZE
 from obert_modifiers.deploy.onnx.integers import write_integer_products
@@ -27,16 +27,12 @@ from obert_modifiers.deploy.onnx.shapes import copy_sizes, fold_constants
 from obert_modifiers.deploy.onnx.trace import trace
 from obert_modifiers.deploy.samples import longest_sample, repeated
 
-# DeepSparse knows a layer's norm by the operators that opset 17 makes one of.
-OPSETS = {"onnxruntime": 17, "openvino": 17, "deepsparse": 14}
-TARGETS = tuple(OPSETS)
 _ROWS = 2  # a trace of one row takes its size for a constant here and there
-# What becomes of weights whose sums a CPU without VNNI cannot hold. DeepSparse's own
-# kernels are not known, and take no other weights.
-_SATURATING = {
-    "onnxruntime": store_unsigned,
-    "openvino": store_in_floating_point,
-    "deepsparse": saturating_layers,
+# What becomes of weights whose sums a CPU without VNNI cannot hold.
+SATURATING: dict[str, Callable[[onnx.ModelProto], dict[str, int]]] = {
+    "unsigned": store_unsigned,
+    "float": store_in_floating_point,
+    "kept": saturating_layers,
 }
 
 
@@ -53,6 +49,7 @@ class OnnxExport:
         dequantize_nodes: DequantizeLinear nodes, for activations and weights.
         int8_weights: Weights that are stored as INT8.
         target: The engine that it was written for.
+        shape: Its batch size and sequence length, None where both are free.
         integer_products: MatMulInteger nodes.
         saturating: Pairs of weights whose sums a CPU without VNNI cannot hold, by
             layer. Those layers are stored as UINT8 for ``onnxruntime`` and as float32
@@ -68,6 +65,7 @@ class OnnxExport:
     dequantize_nodes: int
     int8_weights: int
     target: str = "onnxruntime"
+    shape: tuple[int, int] | None = None
     integer_products: int = 0
     saturating: Mapping[str, int] = field(default_factory=dict)
 
@@ -109,24 +107,30 @@ def export_onnx(
     Raises:
         ValueError: If the sample cannot be traced, the model returns no mapping, or the
             target and the shape do not fit.
-    """  # noqa: DOC502  raised by the checks
+    """
     path = Path(path)
-    _check_target(target, shape)
-    _check_positions(model, shape)
+    check_target(target)
+    traits = ENGINES[target].target
+    _check_shape(model, target, shape)
     sample = _checked(model, sample)
     sample = repeated(sample, shape or (_ROWS, max(2, longest_sample(model))))
-    outputs, graph = _traced(model, sample, path, OPSETS[target], shape is not None)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        file = Path(folder) / "traced.onnx"
+        outputs = trace(model, sample, file, traits.opset, shape is not None)
+        graph = onnx.load(file)
     weights = store_int8_weights(graph)
     merge_equal_quantizers(graph)
     look_up_before_dequantizing(graph)
-    saturating = _SATURATING[target](graph)
+    saturating = SATURATING[traits.saturating](graph)
     products = 0
-    if target == "deepsparse":
+    if traits.products == "integer":
         products = write_integer_products(graph, integer_bias)
     copy_sizes(graph) if shape is None else fold_constants(graph)
-    if target == "onnxruntime":
+    if traits.products == "gemm":
         write_gemms(graph, integer_bias)
-    _name(graph, target)
+    graph.producer_name = "obert_modifiers"
+    graph.metadata_props.add(key="target", value=target)
     onnx.checker.check_model(graph)
     onnx.save(graph, path)
     kinds = [node.op_type for node in graph.graph.node]
@@ -139,66 +143,37 @@ def export_onnx(
         dequantize_nodes=kinds.count(DEQUANTIZE),
         int8_weights=weights,
         target=target,
+        shape=shape,
         integer_products=products,
         saturating=saturating,
     )
 
 
-def _traced(
-    model: nn.Module, sample: Mapping[str, Tensor], path: Path, opset: int, fixed: bool
-) -> tuple[tuple[str, ...], onnx.ModelProto]:
-    """Trace a model beside the file that is to be; nothing is left of a failure.
-
-    Returns:
-        Names of the outputs, and the graph.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        file = Path(folder) / "traced.onnx"
-        outputs = trace(model, sample, file, opset, fixed)
-        return outputs, onnx.load(file)
-
-
-def is_quantized(model: nn.Module) -> bool:
-    """Tell whether a model has been through quantization-aware training.
-
-    Args:
-        model: Any model.
-
-    Returns:
-        True where weights or activations are on 8-bit grids.
-    """
-    return bool(quantizers_of(model))
-
-
-def _name(graph: onnx.ModelProto, target: str) -> None:
-    """Say in the file who wrote it and for which engine."""
-    graph.producer_name = "obert_modifiers"
-    entry = graph.metadata_props.add()
-    entry.key, entry.value = "target", target
-
-
-def _check_target(target: str, shape: tuple[int, int] | None) -> None:
-    if target not in TARGETS:
+def check_target(target: str) -> None:
+    """Refuse an engine that no ONNX file is written for."""
+    if target not in targets():
         raise ValueError(
             f"target={target} is no engine that is known here; expected one of "
-            f"{', '.join(TARGETS)}; name one"
+            f"{', '.join(targets())}; name one"
         )
-    if target == "deepsparse" and shape is None:
-        raise ValueError(
-            "target=deepsparse without a shape is slow: it runs no part of a graph with"
-            " free sizes itself; expected a batch size and a sequence length; give both"
-        )
-    if shape is not None and (len(shape) != 2 or min(shape) < 1):
+
+
+def _check_shape(model: nn.Module, target: str, shape: tuple[int, int] | None) -> None:
+    if shape is None:
+        if ENGINES[target].target.fixed:
+            raise ValueError(
+                f"target={target} without a shape is slow: it runs no part of a graph "
+                "with free sizes itself; expected a batch size and a sequence length; "
+                "give both"
+            )
+        return
+    if len(shape) != 2 or min(shape) < 1:
         raise ValueError(
             f"shape={shape} is no size of a batch; expected a batch size and a sequence"
             " length of 1 at least; give two such numbers"
         )
-
-
-def _check_positions(model: nn.Module, shape: tuple[int, int] | None) -> None:
     most = usable_length(model)
-    if shape is not None and most is not None and shape[1] > most:
+    if most is not None and shape[1] > most:
         raise ValueError(
             f"shape={shape[0]}x{shape[1]} is longer than the model's {most} positions; "
             f"expected a sequence length of {most} at most; give a shorter one"
@@ -206,18 +181,17 @@ def _check_positions(model: nn.Module, shape: tuple[int, int] | None) -> None:
 
 
 def _checked(model: nn.Module, sample: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Check the inputs that a model is traced with, and put them beside it."""
     where = next(model.parameters()).device
-    rows: dict[str, Tensor] = {}
     for name, value in sample.items():
         if value.ndim != 2 or len(value) < 1 or value.shape[1] < 2:
             raise ValueError(
                 f"sample {name} has shape {tuple(value.shape)}; expected (batch, "
                 "sequence) with 2 tokens at least; pass what the tokenizer gives"
             )
-        rows[name] = value.to(where)
-    if not rows:
+    if not sample:
         raise ValueError(
             "sample has no inputs; expected tensors by name; pass what the tokenizer "
             "gives"
         )
-    return rows
+    return {name: value.to(where) for name, value in sample.items()}

@@ -7,13 +7,7 @@ from google.protobuf.message import DecodeError
 
 
 def load_onnx(path: Path) -> onnx.ModelProto:
-    """Read and check an ONNX file.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The model, with its external data.
+    """Read and check an ONNX file, with its external data.
 
     Raises:
         FileNotFoundError: If it is not there, or its external data is not.
@@ -40,3 +34,18 @@ def load_onnx(path: Path) -> onnx.ModelProto:
             "export` wrote; export or copy it again"
         ) from error
     return model
+
+
+def external_files(path: Path) -> list[Path]:
+    """Find the files that an ONNX file keeps its larger weights in, mostly none."""
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except (DecodeError, OSError):
+        return []  # whoever reads it says what is wrong
+    names = {
+        entry.value
+        for one in model.graph.initializer
+        for entry in one.external_data
+        if entry.key == "location"
+    }
+    return sorted(path.parent / name for name in names)

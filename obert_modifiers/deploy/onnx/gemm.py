@@ -23,13 +23,6 @@ def write_gemms(model: onnx.ModelProto, integer_bias: bool) -> int:
     the bias in int32 on the grid of the sum. ONNX Runtime makes one QGemm node of it. A
     MatMul with a sum after it stays two nodes there, with all values in floating point
     between them, and where the sizes are fixed it is computed in floating point.
-
-    Args:
-        model: The graph, with INT8 weights and merged quantizers; changed in place.
-        integer_bias: False leaves the bias a sum of its own, in floating point.
-
-    Returns:
-        Gemm nodes.
     """
     graph = Graph(model)
     first = model.graph.input[0].name
@@ -67,16 +60,7 @@ def write_gemms(model: onnx.ModelProto, integer_bias: bool) -> int:
 
 
 def _change_bias(graph: Graph, gemm: NodeProto, integer_bias: bool) -> bool:
-    """Put the bias of a Gemm that torch wrote, of a pooler or a head, on the grid.
-
-    Args:
-        graph: The graph.
-        gemm: The node.
-        integer_bias: False makes a sum of its own of it.
-
-    Returns:
-        False for one that is not quantized, or has been done.
-    """
+    """Put the bias of a Gemm that torch wrote, of a pooler or a head, on the grid."""
     if len(gemm.input) < 3:
         return False
     left, right = (graph.writer(name) for name in gemm.input[:2])
@@ -100,17 +84,7 @@ def _change_bias(graph: Graph, gemm: NodeProto, integer_bias: bool) -> bool:
 
 
 def _flatten(graph: Graph, quantize: NodeProto, left: NodeProto, width: int) -> str:
-    """Quantize a value as rows of tokens.
-
-    Args:
-        graph: The graph.
-        quantize: What quantizes the value now.
-        left: What dequantizes it.
-        width: Values of a token.
-
-    Returns:
-        The dequantized rows.
-    """
+    """Quantize a value as rows of tokens."""
     base = quantize.output[0]
     shape = graph.store(graph.free_name("rows_shape"), np.array([-1, width], np.int64))
     names = [graph.free_name(f"{base}_{end}") for end in ("rows", "rows_q", "rows_dq")]
@@ -191,19 +165,7 @@ def _shape_with(
     known: list[int | str] | None,
     width: int,
 ) -> str:
-    """Return the shape of a value with another width.
-
-    Args:
-        graph: The graph.
-        tokens: An input, ``(batch, sequence)``, where the value has its sizes; its
-            shape is computed once in the graph.
-        value: The value.
-        known: Its sizes, as far as they are known.
-        width: The last size of the shape.
-
-    Returns:
-        The value that holds it.
-    """
+    """Return the shape of a value with another width."""
     numbers = [one for one in (known or [0])[:-1] if isinstance(one, int) and one]
     if known and len(numbers) == len(known) - 1:
         name = graph.free_name(f"{value}_by_{width}")

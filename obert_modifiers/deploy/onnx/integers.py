@@ -22,13 +22,6 @@ def write_integer_products(model: onnx.ModelProto, integer_bias: bool) -> int:
     between Q and DQ nodes it computes in floating point. An integer bias is off by half
     of ``s`` at most: less than a step of what follows, and still enough to lift single
     values over the border of theirs.
-
-    Args:
-        model: The graph, with INT8 weights; changed in place.
-        integer_bias: False leaves the bias a sum of its own, in floating point.
-
-    Returns:
-        Products of integers.
     """
     graph = Graph(model)
     count = 0
@@ -46,12 +39,7 @@ def write_integer_products(model: onnx.ModelProto, integer_bias: bool) -> int:
 
 
 def _take_apart(graph: Graph, gemm: NodeProto) -> None:
-    """Make a product and a sum of a Gemm that torch wrote, of a pooler or a head.
-
-    Args:
-        graph: The graph.
-        gemm: The node; one that is not quantized stays.
-    """
+    """Make a product and a sum of a Gemm that torch wrote, of a pooler or a head."""
     right = graph.writer(gemm.input[1])
     known = {one.name: one.i or one.f for one in gemm.attribute}
     plain = {"alpha": 1.0, "beta": 1.0, "transA": 0} | known
@@ -128,15 +116,7 @@ def _scale(graph: Graph, left: NodeProto, right: NodeProto) -> np.ndarray:
 
 
 def _zero(graph: Graph, right: NodeProto) -> str:
-    """Return the zero point of a weight: one number, also where rows have scales.
-
-    Args:
-        graph: The graph.
-        right: What dequantizes the weight.
-
-    Returns:
-        The constant.
-    """
+    """Return the zero point of a weight: one number, also where rows have scales."""
     name = right.input[2]
     if axis_of(right) is None:
         return name
@@ -145,15 +125,7 @@ def _zero(graph: Graph, right: NodeProto) -> str:
 
 
 def bias_after(graph: Graph, name: str) -> NodeProto | None:
-    """Find the addition of a vector that alone reads a value.
-
-    Args:
-        graph: The graph.
-        name: The value.
-
-    Returns:
-        The node, or None.
-    """
+    """Find the addition of a vector that alone reads a value."""
     readers = graph.readers(name)
     if len(readers) != 1 or readers[0].op_type != "Add" or graph.is_output(name):
         return None
@@ -163,14 +135,6 @@ def bias_after(graph: Graph, name: str) -> NodeProto | None:
 
 
 def constant_of(graph: Graph, addition: NodeProto) -> str:
-    """Return the constant that a node reads first.
-
-    Args:
-        graph: The graph.
-        addition: The node.
-
-    Returns:
-        Its name, empty without one.
-    """
+    """Return the constant that a node reads first."""
     found = [name for name in addition.input if name in graph.constants]
     return found[0] if found else ""

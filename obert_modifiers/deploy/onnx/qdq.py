@@ -21,12 +21,6 @@ def store_int8_weights(model: onnx.ModelProto) -> int:
     whole tensors. The weight keeps its layout, ``(out, in)``, and is transposed after
     it is dequantized: all engines see through that, an embedding can share the weight,
     and blocks of zeros along the inputs stay in one piece, which gzip packs better.
-
-    Args:
-        model: The graph; changed in place.
-
-    Returns:
-        Weights that are INT8 now.
     """
     graph = Graph(model)
     count = 0
@@ -45,12 +39,6 @@ def merge_equal_quantizers(model: onnx.ModelProto) -> int:
 
     Query, key and value each quantize the same hidden state, in training with a
     quantizer of its own.
-
-    Args:
-        model: The graph; changed in place.
-
-    Returns:
-        Nodes that are gone.
     """
     graph = Graph(model)
     first: dict[tuple[object, ...], str] = {}
@@ -80,12 +68,6 @@ def look_up_before_dequantizing(model: onnx.ModelProto) -> int:
 
     The other way round, an engine that does not see through it makes floating point of
     all rows, in every run or once in memory.
-
-    Args:
-        model: The graph; changed in place.
-
-    Returns:
-        Embeddings.
     """
     graph = Graph(model)
     count = 0
@@ -111,14 +93,7 @@ def look_up_before_dequantizing(model: onnx.ModelProto) -> int:
 
 
 def has_qdq_products(model: onnx.ModelProto) -> bool:
-    """Tell whether products are written between Q and DQ nodes.
-
-    Args:
-        model: Any graph.
-
-    Returns:
-        True where a MatMul or Gemm reads two dequantized values.
-    """
+    """Tell whether products are written between Q and DQ nodes."""
     graph = Graph(model)
     for product in graph.of_kind("MatMul", "Gemm"):
         sides = [dequantizer_of(graph, name) for name in product.input[:2]]

@@ -26,14 +26,7 @@ _LEAST_SUM, _LARGEST_SUM = -(2**15), 2**15 - 1
 
 
 def count_saturating(weight: np.ndarray) -> int:
-    """Count the pairs of weights whose products can leave 16 bits.
-
-    Args:
-        weight: int8 ``(outputs, inputs)``.
-
-    Returns:
-        Pairs, of all outputs; an odd last input pairs with nothing.
-    """
+    """Count the pairs of weights whose products can leave 16 bits."""
     wide = weight.astype(np.int32)
     if wide.shape[1] % 2:
         wide = np.pad(wide, ((0, 0), (0, 1)))
@@ -44,15 +37,7 @@ def count_saturating(weight: np.ndarray) -> int:
 
 
 def saturating_layers(model: onnx.ModelProto) -> dict[str, int]:
-    """Find the layers with sums that a CPU without VNNI cannot hold.
-
-    Args:
-        model: Any graph; products of activations with int8 constants are looked at,
-            between Q and DQ nodes or as MatMulInteger.
-
-    Returns:
-        Pairs of weights by the layer's name; layers without any are left out.
-    """
+    """Find the layers with sums that a CPU without VNNI cannot hold."""
     graph = Graph(model)
     found = {name: count_saturating(w) for name, w, _ in _products(graph)}
     return {name: count for name, count in found.items() if count}
@@ -63,12 +48,6 @@ def store_unsigned(model: onnx.ModelProto) -> dict[str, int]:
 
     ONNX Runtime multiplies u8 with u8 in 32 bits on every x86 CPU, with VNNI as fast as
     u8 with s8. The integers that are multiplied are the same, and zeros stay zero.
-
-    Args:
-        model: The graph, with INT8 weights between Q and DQ nodes; changed in place.
-
-    Returns:
-        What `saturating_layers` found.
     """
     return _store(model, _make_unsigned)
 
@@ -78,25 +57,12 @@ def store_in_floating_point(model: onnx.ModelProto) -> dict[str, int]:
 
     For OpenVINO, which takes UINT8 weights apart in another way: it computes such a
     layer in floating point, from activations that are rounded as before.
-
-    Args:
-        model: The graph, with INT8 weights between Q and DQ nodes; changed in place.
-
-    Returns:
-        What `saturating_layers` found.
     """
     return _store(model, _make_floating_point)
 
 
 def describe(layers: Mapping[str, int]) -> str:
-    """Name layers and the sums in them.
-
-    Args:
-        layers: Pairs of weights by layer.
-
-    Returns:
-        A part of a sentence.
-    """
+    """Name layers and the sums in them."""
     first = sorted(layers, key=lambda name: -layers[name])[:3]
     more = len(layers) - len(first)
     names = ", ".join(f"{name} ({layers[name]:,} sums)" for name in first)
@@ -104,12 +70,7 @@ def describe(layers: Mapping[str, int]) -> str:
 
 
 def _products(graph: Graph) -> Iterator[tuple[str, np.ndarray, NodeProto]]:
-    """Go through the products of activations with int8 constants.
-
-    Yields:
-        The layer's name, its weight ``(outputs, inputs)``, and the node that reads the
-        constant: a DequantizeLinear or MatMulInteger node.
-    """
+    """Go through the products of activations with int8 constants."""
     for node in graph.of_kind("MatMul", "Gemm", "MatMulInteger"):
         if node.op_type == "MatMulInteger":
             name, turned, reader = node.input[1], False, node
@@ -140,11 +101,7 @@ def _layer(constant: str) -> str:
 def _store(
     model: onnx.ModelProto, change: Callable[[Graph, NodeProto], None]
 ) -> dict[str, int]:
-    """Let `change` store the weight of each saturating layer in another form.
-
-    Returns:
-        Pairs of weights by the layer's name.
-    """
+    """Let `change` store the weight of each saturating layer in another form."""
     graph = Graph(model)
     found = {}
     for name, weight, right in list(_products(graph)):
@@ -180,11 +137,7 @@ def _make_unsigned(graph: Graph, right: NodeProto) -> None:
 
 
 def _values(graph: Graph, node: NodeProto) -> np.ndarray:
-    """Compute a DequantizeLinear node of a constant.
-
-    Returns:
-        float32, as the engines compute it.
-    """
+    """Compute a DequantizeLinear node of a constant."""
     values, scale, zero = (graph.array(name) for name in node.input)
     axis = axis_of(node)
     if axis is not None:

@@ -23,12 +23,6 @@ def copy_sizes(model: onnx.ModelProto) -> int:
 
     torch writes ``view(batch, sequence, heads, width)`` of free sizes as seven nodes
     that compute a shape. Reshape knows a sign for a size that stays where it is.
-
-    Args:
-        model: The graph, with names for its free sizes; changed in place.
-
-    Returns:
-        Reshapes whose shape is a constant now.
     """
     graph = Graph(model)
     sizes = _inferred(model, graph)
@@ -59,15 +53,7 @@ def copy_sizes(model: onnx.ModelProto) -> int:
 
 
 def sizes_of(model: onnx.ModelProto, graph: Graph) -> dict[str, list[int | str]]:
-    """Tell the sizes of all values of a graph, as far as they are known.
-
-    Args:
-        model: The graph, with names for its free sizes.
-        graph: The same by names.
-
-    Returns:
-        Of each value: numbers, names, 0 for what is not known.
-    """
+    """Tell the sizes of all values of a graph, as far as they are known."""
     sizes = _inferred(model, graph)
     for node in graph.nodes:
         _follow(graph, node, sizes)
@@ -98,12 +84,6 @@ def fold_constants(model: onnx.ModelProto) -> int:
     """Compute what no input changes, as fixed sizes leave it; changes the graph.
 
     Those are indices and masks; what is larger, such as embeddings, stays.
-
-    Args:
-        model: The graph; changed in place.
-
-    Returns:
-        Nodes that are gone.
     """
     graph = Graph(model)
     count = 0
@@ -141,12 +121,7 @@ def _compute(graph: Graph, node: NodeProto, model: onnx.ModelProto) -> np.ndarra
 
 
 def fix_sizes(model: onnx.ModelProto, shape: tuple[int, int]) -> None:
-    """Give all inputs one batch size and one sequence length; changes the graph.
-
-    Args:
-        model: A graph whose inputs are ``(batch, sequence)``; changed in place.
-        shape: Both sizes.
-    """
+    """Give all inputs one batch size and one sequence length; changes the graph."""
     for one in model.graph.input:
         for axis, size in zip(one.type.tensor_type.shape.dim, shape, strict=False):
             axis.dim_value = size
@@ -161,11 +136,6 @@ def _follow(graph: Graph, node: NodeProto, sizes: dict[str, list[int | str]]) ->
 
     It does not where one side of a sum has sizes that were computed. A free size stays
     what it is in a sum: the other side has the same one, or is repeated.
-
-    Args:
-        graph: The graph.
-        node: The node.
-        sizes: By value; those of the node's output are added.
     """
     known = [sizes.get(name) for name in node.input]
     first = known[0] if known else None
@@ -191,14 +161,7 @@ def _follow(graph: Graph, node: NodeProto, sizes: dict[str, list[int | str]]) ->
 
 
 def _broadcast(known: list[list[int | str] | None]) -> list[int | str] | None:
-    """Tell the sizes of a sum, 0 where one side has a size that is not known.
-
-    Args:
-        known: Sizes of what is summed, None where even their number is not known.
-
-    Returns:
-        As many sizes as the longest side has, or None.
-    """
+    """Tell the sizes of a sum, 0 where one side has a size that is not known."""
     if not known or any(one is None for one in known):
         return None
     sides = [one for one in known if one is not None]

@@ -30,22 +30,7 @@ def trace(
     Attention is written out as product, mask, softmax, product, the one form that
     engines know well, and the mask as ``(1 - m) * lowest``, where the model computes
     the same from it as from its own. The model stays as it is.
-
-    Args:
-        model: A transformers model, or one that returns a mapping of tensors.
-        sample: Inputs by name, ``(batch, sequence)``, at least 2 of each. With free
-            sizes as many tokens as the model reads, as what it computes of the length
-            in Python stays what it was for the sample.
-        path: The file to write.
-        opset: The version of ONNX's operators.
-        fixed: The sizes of the sample are the only ones; else both are free.
-
-    Returns:
-        Names of the outputs.
-
-    Raises:
-        ValueError: If the model returns no mapping, or does not run.
-    """  # noqa: DOC502  raised by _outputs
+    """
     with _evaluating(model), _attending_plainly(model), torch.no_grad():
         few = sample
         if not fixed:
@@ -88,15 +73,7 @@ def _has_window(model: nn.Module) -> bool:
 
 
 def _takes_plain_mask(traced: _Positional, sample: Mapping[str, Tensor]) -> bool:
-    """Tell whether a model computes the same bits from a mask of its own making.
-
-    Args:
-        traced: The model.
-        sample: Inputs by name.
-
-    Returns:
-        False for models that take no mask, or have another use for it.
-    """
+    """Tell whether a model computes the same bits from a mask of its own making."""
     if _MASK not in sample:
         return False
     padded = dict(sample)

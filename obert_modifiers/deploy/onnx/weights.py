@@ -23,17 +23,7 @@ _KINDS = ("f", "i1", "u1")  # floating point and 8-bit integers
 
 
 def onnx_weights(path: Path) -> list[Weight]:
-    """Count the weights of an ONNX file.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Its constants that are numbers of the model.
-
-    Raises:
-        ValueError: If the file is damaged or no ONNX.
-    """  # noqa: DOC502  raised by load_onnx
+    """Count the weights of an ONNX file."""
     graph = _Graph(load_onnx(path))
     multiplied = graph.multiplied()
     named = any(in_a_layer(node) for node in multiplied.values())

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -10,10 +11,12 @@ import pytest
 
 from obert_modifiers.cli import main
 from obert_modifiers.core.quantization.scheme import Scheme
-from obert_modifiers.deploy.bench import cases as planning
-from obert_modifiers.deploy.bench import engines, rounds, show
+from obert_modifiers.deploy.bench import rounds, show
 from obert_modifiers.deploy.bench.cases import Case, plan_cases
 from obert_modifiers.deploy.bench.rounds import Effort, Measured, measure
+from obert_modifiers.deploy.bench.worker import make_batch
+from obert_modifiers.deploy.engines import ENGINES
+from obert_modifiers.deploy.engines.engine import Setting
 from obert_modifiers.deploy.onnx import export_onnx
 from tests.deploy.test_onnx import inputs, make
 
@@ -144,7 +147,7 @@ def test_a_damaged_file_is_refused(files, tmp_path) -> None:
 def test_a_missing_engine_is_named_with_its_extra(engine, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, engine, None)
     with pytest.raises(ValueError) as error:
-        engines.open_model(engine, "m.onnx", engines.Setting(1, 4, 1))
+        ENGINES[engine].open(Path("m.onnx"), Setting(1, 4, 1))
     assert str(error.value) == (
         f"engine={engine} is not installed; expected the {engine} package; run pip "
         f"install 'obert-modifiers[{engine}]'"
@@ -177,7 +180,7 @@ def test_cores_that_are_not_there() -> None:
 
 def test_inputs_are_in_every_vocabulary() -> None:
     names = ["input_ids", "attention_mask", "token_type_ids"]
-    found = engines.make_batch(names, 3, 5)
+    found = make_batch(names, 3, 5)
     assert list(found) == names
     assert all(one.shape == (3, 5) and one.dtype == np.int64 for one in found.values())
     assert found["input_ids"].max() < 30 and found["attention_mask"].all()
@@ -208,4 +211,3 @@ def test_the_command(files, tmp_path, capsys) -> None:
     assert main([*words, "--batch", "2,x"]) == 2
     assert "--batch=2,x is no list of sizes" in capsys.readouterr().err
     assert main([*words, "--seconds", "0"]) == 2
-    assert planning.ENGINES[0] == "onnxruntime"

@@ -21,6 +21,7 @@ from transformers import (
 from obert_modifiers import cli
 from obert_modifiers.core.quantization.scales import save_quantization
 from obert_modifiers.core.quantization.scheme import Scheme, freeze_, quantize_
+from obert_modifiers.deploy.engines.engine import Opened
 from obert_modifiers.deploy.evaluate import TASKS, Request, evaluate_file
 from obert_modifiers.deploy.formats.safetensors_packed import export_packed
 from obert_modifiers.deploy.formats.torch24 import export_torch24
@@ -277,12 +278,12 @@ class _Sums(GraphModel):
     """Each row's tokens, summed up to each position; sees what it is given."""
 
     def __init__(self, rows: int | None, tokens: int | None) -> None:
-        shape = (rows, tokens)
-        names = ("input_ids", "token_type_ids")
-        super().__init__(Path("g.onnx"), dict.fromkeys(names, shape), ["logits", "sum"])
+        shapes = dict.fromkeys(("input_ids", "token_type_ids"), (rows, tokens))
+        opened = Opened(shapes, ("logits", "sum"), self._sums)
+        super().__init__(Path("g.onnx"), opened)
         self.seen = []
 
-    def compute(self, arrays):
+    def _sums(self, arrays):
         self.seen.append({name: one.shape for name, one in arrays.items()})
         ids = arrays["input_ids"] + arrays["token_type_ids"]
         return {"logits": ids.cumsum(1).astype(np.float32), "sum": ids.sum(1)}
