@@ -25,6 +25,7 @@ from obert_modifiers.cli.progress import (
     make_reporter,
     pruning_line,
 )
+from obert_modifiers.cli.train import TASKS
 from obert_modifiers.tasks._arguments import _transformers_flags
 from obert_modifiers.tasks._flags import FLAGS
 from tests import tiny
@@ -85,7 +86,7 @@ def test_help_and_version_load_no_torch():
 LIGHT = [
     "--help",
     "train --help",
-    *(f"train {task} --help" for task in cli._TASKS),
+    *(f"train {task} --help" for task in TASKS),
     *(f"{name} --help" for name in ("evaluate", "export", "bench", "sizes", "report")),
     *(f"recipe {name} --help" for name in ("check", "plan", "convert")),
     "quickstart --help",
@@ -93,16 +94,26 @@ LIGHT = [
     "trian",
     "quickstart --sed 1",
     "recipe plan a b",
-    *(f"train {task} --recpie r" for task in cli._TASKS),
+    *(f"train {task} --recpie r" for task in TASKS),
     "train text_classification --optim sgd",
     "train text_classification --fp16 --bf16",
     "train masked_language_modeling --mlm_probability 2",
     "train question_answering --do_eval",
     "train token_classification --save_steps 0",
     "train text_classification --replace theirs",
-    *(f"{name} nowhere" for name in ("evaluate", "bench", "sizes")),
+    *(f"{name} nowhere" for name in ("evaluate", "export", "bench", "sizes", "report")),
+    "export . --format tflite",
+    "export . --shape 32",
+    "bench . --batch 2,x",
+    "bench . --seconds 0",
+    "bench . --rounds 0",
+    "quickstart --only wrong",
+    "recipe check . --replace=theirs",
+    "recipe plan . --batch-size 4",
+    "recipe plan . --model nowhere",
+    "recipe convert . .",
 ]
-assert len(LIGHT) == 32
+assert len(LIGHT) == 44
 HEAVY = {"torch", "sparseml", "accelerate", "datasets", "onnx", "numba", "matplotlib"}
 
 
@@ -121,9 +132,9 @@ def test_help_and_errors_of_usage_load_neither_torch_nor_sparseml():
     assert "--mlm_probability" in done.stdout and "--doc_stride" in done.stdout
 
 
-@pytest.mark.parametrize("task", cli._TASKS)
+@pytest.mark.parametrize("task", TASKS)
 def test_the_flags_that_are_checked_first_are_the_tasks(task):
-    assert set(FLAGS) == set(cli._TASKS)
+    assert set(FLAGS) == set(TASKS)
     module = importlib.import_module(f"obert_modifiers.tasks.{task}")
     assert module.TASK.flags is FLAGS[task]
 
@@ -171,13 +182,15 @@ def test_debug_shows_where_it_comes_from(capsys, monkeypatch):
     assert "Traceback" in call(capsys, "report nowhere")[2]
 
 
-def test_a_fault_of_ours_keeps_its_traceback(capsys, monkeypatch):
+def test_a_fault_of_ours_keeps_its_traceback(capsys, monkeypatch, tmp_path):
     def fail(*args):
         int("not a number")  # a ValueError, but nobody raised it on purpose
         json.loads("{")
 
-    monkeypatch.setattr("obert_modifiers.report.write_report", fail)
-    code, _, err = call(capsys, "report .")
+    monkeypatch.setattr("obert_modifiers.report.write.write_report", fail)
+    for name in ("metrics.json", "metrics.jsonl"):
+        (tmp_path / name).touch()
+    code, _, err = call(capsys, f"report {tmp_path}")
     assert code == 1 and "Traceback" in err
 
 
@@ -189,7 +202,7 @@ TASK_FLAGS = {
 }
 
 
-@pytest.mark.parametrize("task", cli._TASKS)
+@pytest.mark.parametrize("task", TASKS)
 def test_the_flags_are_listed(capsys, task):
     code, out, _ = call(capsys, f"train {task} --help")
     assert code == 0

@@ -13,6 +13,7 @@ import pytest
 from transformers import AutoModelForSequenceClassification
 
 from obert_modifiers import cli
+from obert_modifiers.cli.train import TASKS
 from obert_modifiers.recipe.manager import RecipeManager
 from obert_modifiers.resources import recipe_names
 from obert_modifiers.tasks._arguments import parse
@@ -94,7 +95,7 @@ def test_every_command_is_accounted_for() -> None:
     assert plain - theirs == EXECUTED_BY_CI | INSTALLING | OTHER_STACK
     assert len(theirs) == 1
     assert len(training_commands()) == TRAINING + 2
-    assert {task_of(words) for words in training_commands()} == set(cli._TASKS)
+    assert {task_of(words) for words in training_commands()} == set(TASKS)
     assert len(planning_commands()) == 1
     assert len(integration_commands()) == INTEGRATIONS
     targets = (ROOT / "Makefile").read_text(encoding="utf-8")

@@ -1,29 +1,20 @@
 """Show a run while it goes on: a progress bar, or plain lines where it is piped."""
 
 import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from obert_modifiers.cli.common import draw_table, rank
 
 _LINES = 20  # plain lines about training steps in a run
 
 
 def status(record: dict[str, Any]) -> str:
-    """Say where training is.
-
-    Args:
-        record: A ``step`` record: epoch, loss, learning_rate, sparsity.
-
-    Returns:
-        One short line.
-    """
+    """Say where training is, from a ``step`` record."""
     return (
         f"epoch {record['epoch']:.2f}  loss {record['loss']:.4f}  "
         f"lr {record['learning_rate']:.2e}  sparsity {record['sparsity']:.2%}"
@@ -31,14 +22,7 @@ def status(record: dict[str, Any]) -> str:
 
 
 def pruning_line(record: dict[str, Any]) -> str:
-    """Say what a pruning event did.
-
-    Args:
-        record: A ``prune`` record, see `PruneReport`.
-
-    Returns:
-        One line.
-    """
+    """Say what a pruning event did, from a ``prune`` record."""
     increase = record["predicted_loss_increase"]
     predicted = "" if increase is None else f"predicted loss increase {increase:.4g}, "
     skipped = record.get("skipped_gradients", 0)
@@ -53,14 +37,7 @@ def pruning_line(record: dict[str, Any]) -> str:
 
 
 def evaluation_line(record: dict[str, Any]) -> str:
-    """Say what an evaluation gave.
-
-    Args:
-        record: An ``eval`` record.
-
-    Returns:
-        One line.
-    """
+    """Say what an evaluation gave, from an ``eval`` record."""
     figures = ", ".join(
         f"{name} {record[name]:.4f}"
         for name in (*record.get("headline", ("accuracy", "pearson")), "loss")
@@ -73,64 +50,35 @@ class PlainReporter:
     """Plain lines, without control characters, for pipes and log files."""
 
     def __init__(self, console: Console) -> None:
-        """Write to a console.
-
-        Args:
-            console: Where the lines go.
-        """
+        """Write to a console."""
         self._console = console
-        self._total = 0
-        self._next = 0
+        self._total = self._next = 0
 
     def start(self, total_steps: int) -> None:
-        """Learn how many optimizer steps there will be.
-
-        Args:
-            total_steps: Their number.
-        """
+        """Learn how many optimizer steps there will be."""
         self._total, self._next = total_steps, 0
 
     def step(self, record: dict[str, Any]) -> None:
-        """Print where training is, now and then.
-
-        Args:
-            record: A ``step`` record.
-        """
+        """Print where training is, now and then."""
         if record["step"] >= min(self._next, self._total):
             self._next = record["step"] + max(1, self._total // _LINES)
             self.message(f"step {record['step']}/{self._total}  {status(record)}")
 
     def prune(self, record: dict[str, Any]) -> None:
-        """Print what a pruning event did.
-
-        Args:
-            record: A ``prune`` record.
-        """
+        """Print what a pruning event did."""
         self.message(pruning_line(record))
 
     def eval(self, record: dict[str, Any]) -> None:
-        """Print what an evaluation gave.
-
-        Args:
-            record: An ``eval`` record.
-        """
+        """Print what an evaluation gave."""
         self.message(evaluation_line(record))
 
     def message(self, text: str) -> None:
-        """Print a line.
-
-        Args:
-            text: The line.
-        """
+        """Print a line."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    def show(self, picture: Any) -> None:
-        """Print a table.
-
-        Args:
-            picture: Anything that rich can draw.
-        """
-        self._console.print(picture)
+    def table(self, title: str, rows: Sequence[Sequence[str]]) -> None:
+        """Print a table; the first row is the head."""
+        self._console.print(draw_table(rows, title=title))
 
     def close(self) -> None:
         """End the run; there is nothing to tidy up."""
@@ -140,22 +88,12 @@ class BarReporter(PlainReporter):
     """A progress bar at the bottom of a terminal, with lines above it."""
 
     def __init__(self, console: Console) -> None:
-        """Write to a terminal.
-
-        Args:
-            console: The terminal.
-        """
+        """Write to a terminal."""
         super().__init__(console)
         self._progress: Progress | None = None
-        self._task = TaskID(0)
 
     def start(self, total_steps: int) -> None:
-        """Show the bar.
-
-        Args:
-            total_steps: Optimizer steps of the run.
-        """
-        super().start(total_steps)
+        """Show the bar."""
         self._progress = Progress(
             BarColumn(bar_width=10),  # all of it fits into 80 columns
             TextColumn("{task.completed:.0f}/{task.total:.0f}"),
@@ -168,17 +106,11 @@ class BarReporter(PlainReporter):
         self._progress.start()
 
     def step(self, record: dict[str, Any]) -> None:
-        """Move the bar.
-
-        Args:
-            record: A ``step`` record.
-        """
+        """Move the bar."""
         if self._progress is not None:
-            self._progress.update(
-                self._task,
-                completed=record["step"],
-                description=status(record).replace("  ", " "),
-            )
+            said = status(record).replace("  ", " ")
+            done = record["step"]
+            self._progress.update(self._task, completed=done, description=said)
 
     def close(self) -> None:
         """Remove the bar."""
@@ -191,33 +123,33 @@ class LogLines(logging.Handler):
     """Passes what the package logs on to a reporter, so that bar and lines agree."""
 
     def __init__(self, reporter: PlainReporter) -> None:
-        """Take the reporter.
-
-        Args:
-            reporter: Who prints.
-        """
+        """Take who prints."""
         super().__init__(logging.INFO)
         self._reporter = reporter
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print a log record.
-
-        Args:
-            record: The record; warnings say that they are.
-        """
+        """Print a log record; a warning says that it is one."""
         mark = "warning: " if record.levelno >= logging.WARNING else ""
         self._reporter.message(f"{mark}{record.getMessage()}")
 
 
 def make_reporter(console: Console, plain: bool = False) -> PlainReporter:
-    """Choose how to show runs.
-
-    Args:
-        console: Where to.
-        plain: Never show a bar.
-
-    Returns:
-        A bar on a terminal, else plain lines.
-    """
+    """Choose a bar on a terminal, unless `plain`, else plain lines."""
     bar = console.is_terminal and not plain
     return BarReporter(console) if bar else PlainReporter(console)
+
+
+@contextmanager
+def reporting(plain: bool = False) -> Iterator[PlainReporter]:
+    """Show what the package logs, only on the first process."""
+    reporter = make_reporter(Console(highlight=False), plain)
+    logger = logging.getLogger("obert_modifiers")
+    handler = LogLines(reporter)
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO if rank() == 0 else logging.ERROR)
+    try:
+        yield reporter
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
