@@ -11,7 +11,7 @@ from datasets import Dataset
 from rich.console import Console
 
 from obert_modifiers import cli, embedded, quickstart
-from obert_modifiers.cli.progress import PlainReporter
+from obert_modifiers.cli.progress import Reporter
 from obert_modifiers.recipe.manager import RecipeManager
 from obert_modifiers.resources import recipe_path
 from obert_modifiers.training.stepper import RecipeStepper
@@ -44,7 +44,7 @@ def embedded_tiny(tmp_path, monkeypatch):
 
 def test_four_runs_one_table(embedded_tiny):
     out, stream = embedded_tiny / "out", io.StringIO()
-    reporter = PlainReporter(Console(file=stream, width=100))
+    reporter = Reporter(Console(file=stream, width=100))
     summary = quickstart.run(out, settings=SMALL, reporter=reporter)
     assert json.loads((out / "summary.json").read_text()) == summary
     assert list(summary) == ["dense", "gmp", "obert", "int8"]

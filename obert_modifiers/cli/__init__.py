@@ -11,7 +11,7 @@ import typer
 
 from obert_modifiers import __version__
 from obert_modifiers.cli import models, recipe, sparseml, train
-from obert_modifiers.cli.common import rank
+from obert_modifiers.cli.common import flag, rank
 from obert_modifiers.cli.launch import start_missing_processes
 
 PACKAGE = "obert_modifiers"
@@ -44,7 +44,11 @@ COMMANDS: dict[str, tuple[Callable[..., None], dict[str, Any]]] = {
 }
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    # A flag may be written with underscores too, as those of `obert train` are.
+    context_settings={"token_normalize_func": lambda word: word.replace("_", "-")},
 )
 
 
@@ -57,12 +61,9 @@ def _show_version(wanted: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool,
-        typer.Option("--version", callback=_show_version, is_eager=True, help="Show."),
+        bool, flag("Show.", "--version", callback=_show_version, is_eager=True)
     ] = False,
-    debug: Annotated[
-        bool, typer.Option("--debug", help="Show the traceback of an error.")
-    ] = False,
+    debug: Annotated[bool, flag("Show the traceback of an error.", "--debug")] = False,
 ) -> None:
     """Prune BERT-class encoders with oBERT and GMP★, by SparseML recipes."""
 

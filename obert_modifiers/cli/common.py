@@ -12,9 +12,13 @@ from rich.table import Table
 
 _PIPE_WIDTH = 120  # of text that no terminal wraps
 
-JsonFile = Annotated[
-    Path | None, typer.Option("--json", help="A file to write all figures into.")
-]
+
+def flag(text: str, *names: str, **rules: Any) -> Any:
+    """Declare a flag by its help, with names where they are not the parameter's."""
+    return typer.Option(*names, help=text, **rules)
+
+
+JsonFile = Annotated[Path | None, flag("A file to write all figures into.", "--json")]
 
 
 def rank() -> int:

@@ -11,6 +11,7 @@ import typer
 from obert_modifiers.cli.common import (
     JsonFile,
     draw_table,
+    flag,
     table_console,
     write_json,
 )
@@ -26,24 +27,19 @@ Models = Annotated[
 
 def export(
     run: Annotated[Path, typer.Argument(help="The run's folder.")],
-    form: Annotated[
-        str, typer.Option("--format", help=f"One of {', '.join(FORMATS)}.")
-    ] = "onnx",
+    form: Annotated[str, flag(f"One of {', '.join(FORMATS)}.", "--format")] = "onnx",
     out: Annotated[
-        Path | None, typer.Option(help="The file or folder; RUN/export/... if unset.")
+        Path | None, flag("The file or folder; RUN/export/... if unset.")
     ] = None,
     target: Annotated[
-        str, typer.Option(help=f"Engine of an ONNX file: {', '.join(targets())}.")
+        str, flag(f"Engine of an ONNX file: {', '.join(targets())}.")
     ] = "onnxruntime",
     shape: Annotated[
-        str | None,
-        typer.Option(help="Fixed sizes, such as 32x128; 32x128 for deepsparse."),
+        str | None, flag("Fixed sizes, such as 32x128; 32x128 for deepsparse.")
     ] = None,
-    int8: Annotated[
-        bool, typer.Option("--int8", help="Fail unless the weights are INT8.")
-    ] = False,
+    int8: Annotated[bool, flag("Fail unless the weights are INT8.", "--int8")] = False,
     integer_bias: Annotated[
-        bool, typer.Option("--integer-bias", help="INT32 biases: faster, less exact.")
+        bool, flag("INT32 biases: faster, less exact.", "--integer-bias")
     ] = False,
 ) -> None:
     """Write a run as ONNX, OpenVINO IR, 2:4 weights or packed safetensors."""
@@ -76,16 +72,12 @@ def evaluate(
     model: Annotated[
         Path, typer.Argument(help="A run's folder or an exported file; comes first.")
     ],
-    task: Annotated[
-        str | None, typer.Option(help="The task; that of the run if unset.")
-    ] = None,
+    task: Annotated[str | None, flag("The task; that of the run if unset.")] = None,
     engine: Annotated[
-        str | None,
-        typer.Option(help=f"One of {', '.join(ENGINES)}; the format's own if unset."),
+        str | None, flag(f"One of {', '.join(ENGINES)}; the format's own if unset.")
     ] = None,
     run: Annotated[
-        Path | None,
-        typer.Option(help="Folder of configuration and tokenizer, if elsewhere."),
+        Path | None, flag("Folder of configuration and tokenizer, if elsewhere.")
     ] = None,
     json_file: JsonFile = None,
 ) -> None:
@@ -119,26 +111,18 @@ def evaluate(
 
 def bench(
     models: Models,
-    engine: Annotated[
-        str, typer.Option(help=f"Some of {','.join(ENGINES)}.")
-    ] = "onnxruntime",
-    batch: Annotated[str, typer.Option(help="Batch sizes, with commas.")] = "1,32",
-    seq: Annotated[str, typer.Option(help="Sequence lengths, with commas.")] = "128",
-    cores: Annotated[
-        int | None, typer.Option(help="How many cores; all if unset.")
-    ] = None,
-    seconds: Annotated[
-        float, typer.Option(help="Seconds of each model, over all rounds.")
-    ] = 20.0,
-    rounds: Annotated[
-        int, typer.Option(min=1, help="How often each model gets its turn.")
-    ] = 10,
+    engine: Annotated[str, flag(f"Some of {','.join(ENGINES)}.")] = "onnxruntime",
+    batch: Annotated[str, flag("Batch sizes, with commas.")] = "1,32",
+    seq: Annotated[str, flag("Sequence lengths, with commas.")] = "128",
+    cores: Annotated[int | None, flag("How many cores; all if unset.")] = None,
+    seconds: Annotated[float, flag("Seconds of each model, over all rounds.")] = 20.0,
+    rounds: Annotated[int, flag("How often each model gets its turn.", min=1)] = 10,
     bf16: Annotated[
-        bool, typer.Option("--bf16", help="Let OpenVINO compute in bfloat16 too.")
+        bool, flag("Let OpenVINO compute in bfloat16 too.", "--bf16")
     ] = False,
     json_file: JsonFile = None,
     plot_file: Annotated[
-        Path | None, typer.Option("--plot", help="A picture, such as bench.png.")
+        Path | None, flag("A picture, such as bench.png.", "--plot")
     ] = None,
 ) -> None:
     """Measure throughput and latency of models in turns on the same cores.
@@ -188,8 +172,7 @@ def _numbers(flag: str, text: str) -> list[int]:
 def sizes(
     models: Models,
     reference: Annotated[
-        Path | None,
-        typer.Option(help="What ratios are taken to; the first of several if unset."),
+        Path | None, flag("What ratios are taken to; the first of several if unset.")
     ] = None,
     json_file: JsonFile = None,
 ) -> None:

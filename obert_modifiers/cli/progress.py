@@ -46,71 +46,54 @@ def evaluation_line(record: dict[str, Any]) -> str:
     return f"validation at epoch {record['epoch']:.2f}: {figures}"
 
 
-class PlainReporter:
-    """Plain lines, without control characters, for pipes and log files."""
+class Reporter:
+    """A progress bar at the bottom of a terminal, with lines above it.
 
-    def __init__(self, console: Console) -> None:
-        """Write to a console."""
+    Elsewhere plain lines without control characters, for pipes and log files.
+    """
+
+    def __init__(self, console: Console, bar: bool | None = None) -> None:
+        """Write to a console; a bar is shown on a terminal unless told otherwise."""
         self._console = console
-        self._total = self._next = 0
+        self._bar = console.is_terminal if bar is None else bar
+        self._progress: Progress | None = None
 
     def start(self, total_steps: int) -> None:
-        """Learn how many optimizer steps there will be."""
         self._total, self._next = total_steps, 0
+        if self._bar:
+            self._progress = Progress(
+                BarColumn(bar_width=10),  # all of it fits into 80 columns
+                TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+                TextColumn("{task.description}", markup=False),
+                TimeRemainingColumn(),
+                console=self._console,
+                transient=True,
+            )
+            self._task = self._progress.add_task("starting", total=total_steps)
+            self._progress.start()
 
     def step(self, record: dict[str, Any]) -> None:
-        """Print where training is, now and then."""
-        if record["step"] >= min(self._next, self._total):
-            self._next = record["step"] + max(1, self._total // _LINES)
-            self.message(f"step {record['step']}/{self._total}  {status(record)}")
+        """Move the bar, or print a line now and then."""
+        step = record["step"]
+        if self._progress is not None:
+            said = status(record).replace("  ", " ")
+            self._progress.update(self._task, completed=step, description=said)
+        elif not self._bar and step >= min(self._next, self._total):
+            self._next = step + max(1, self._total // _LINES)
+            self.message(f"step {step}/{self._total}  {status(record)}")
 
     def prune(self, record: dict[str, Any]) -> None:
-        """Print what a pruning event did."""
         self.message(pruning_line(record))
 
     def eval(self, record: dict[str, Any]) -> None:
-        """Print what an evaluation gave."""
         self.message(evaluation_line(record))
 
     def message(self, text: str) -> None:
-        """Print a line."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def table(self, title: str, rows: Sequence[Sequence[str]]) -> None:
         """Print a table; the first row is the head."""
         self._console.print(draw_table(rows, title=title))
-
-    def close(self) -> None:
-        """End the run; there is nothing to tidy up."""
-
-
-class BarReporter(PlainReporter):
-    """A progress bar at the bottom of a terminal, with lines above it."""
-
-    def __init__(self, console: Console) -> None:
-        """Write to a terminal."""
-        super().__init__(console)
-        self._progress: Progress | None = None
-
-    def start(self, total_steps: int) -> None:
-        """Show the bar."""
-        self._progress = Progress(
-            BarColumn(bar_width=10),  # all of it fits into 80 columns
-            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-            TextColumn("{task.description}", markup=False),
-            TimeRemainingColumn(),
-            console=self._console,
-            transient=True,
-        )
-        self._task = self._progress.add_task("starting", total=total_steps)
-        self._progress.start()
-
-    def step(self, record: dict[str, Any]) -> None:
-        """Move the bar."""
-        if self._progress is not None:
-            said = status(record).replace("  ", " ")
-            done = record["step"]
-            self._progress.update(self._task, completed=done, description=said)
 
     def close(self) -> None:
         """Remove the bar."""
@@ -122,27 +105,19 @@ class BarReporter(PlainReporter):
 class LogLines(logging.Handler):
     """Passes what the package logs on to a reporter, so that bar and lines agree."""
 
-    def __init__(self, reporter: PlainReporter) -> None:
-        """Take who prints."""
+    def __init__(self, reporter: Reporter) -> None:
         super().__init__(logging.INFO)
         self._reporter = reporter
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print a log record; a warning says that it is one."""
         mark = "warning: " if record.levelno >= logging.WARNING else ""
         self._reporter.message(f"{mark}{record.getMessage()}")
 
 
-def make_reporter(console: Console, plain: bool = False) -> PlainReporter:
-    """Choose a bar on a terminal, unless `plain`, else plain lines."""
-    bar = console.is_terminal and not plain
-    return BarReporter(console) if bar else PlainReporter(console)
-
-
 @contextmanager
-def reporting(plain: bool = False) -> Iterator[PlainReporter]:
+def reporting(bar: bool | None = None) -> Iterator[Reporter]:
     """Show what the package logs, only on the first process."""
-    reporter = make_reporter(Console(highlight=False), plain)
+    reporter = Reporter(Console(highlight=False), bar)
     logger = logging.getLogger("obert_modifiers")
     handler = LogLines(reporter)
     level = logger.level

@@ -8,18 +8,15 @@ from typing import Annotated, Literal, get_args
 
 import typer
 
+from obert_modifiers.cli.common import flag
+
 _BATCH_SIZE = 8  # as `obert train` has it
 _TOKENS = 384  # as `obert train` has it
 
 Mode = Literal["same", "ours"]
 _MODES = get_args(Mode)
-RecipeArgs = Annotated[
-    str | None,
-    typer.Option("--recipe_args", "--recipe-args", help="Variables, as JSON."),
-]
-Replace = Annotated[
-    Mode | None, typer.Option(help="Run SparseML's own modifiers on ours.")
-]
+RecipeArgs = Annotated[str | None, flag("Variables, as JSON.")]
+Replace = Annotated[Mode | None, flag("Run SparseML's own modifiers on ours.")]
 _FILE = "A .yaml file, or .md with one on top."
 
 
@@ -74,33 +71,24 @@ def check(
 def plan(
     recipe: Annotated[str, typer.Argument(help=_FILE)],
     model: Annotated[
-        Path | None, typer.Option(help="A model's folder; its config.json is read.")
+        Path | None, flag("A model's folder; its config.json is read.")
     ] = None,
-    train_samples: Annotated[
-        int | None,
-        typer.Option("--train-samples", "--train_samples", min=1, help="To get steps."),
-    ] = None,
+    train_samples: Annotated[int | None, flag("To get steps.", min=1)] = None,
     batch_size: Annotated[
-        int | None,
-        typer.Option(
-            "--batch-size", "--batch_size", min=1, help="Samples of a step; 8 if unset."
-        ),
+        int | None, flag("Samples of a step; 8 if unset.", min=1)
     ] = None,
     tokens: Annotated[
         int,
-        typer.Option(
-            "--max-seq-length",
-            "--max_seq_length",
-            min=2,
-            help="Tokens of a sample, for the time of an event.",
+        flag(
+            "Tokens of a sample, for the time of an event.", "--max-seq-length", min=2
         ),
     ] = _TOKENS,
     timing: Annotated[
-        bool, typer.Option(help="With --model, time a few samples and blocks.")
+        bool, flag("With --model, time a few samples and blocks.")
     ] = True,
     recipe_args: RecipeArgs = None,
     replace: Replace = None,
-    plot: Annotated[Path | None, typer.Option(help="A .png file to draw.")] = None,
+    plot: Annotated[Path | None, flag("A .png file to draw.")] = None,
 ) -> None:
     """Say what a recipe does when, without training."""
     if batch_size is not None and train_samples is None:
@@ -143,11 +131,9 @@ def convert(
     old: Annotated[Path, typer.Argument(help="A recipe for SparseML's modifiers.")],
     new: Annotated[Path, typer.Argument(help="The .yaml file to write.")],
     ours: Annotated[
-        bool, typer.Option("--ours", help="With our defaults, not the same meaning.")
+        bool, flag("With our defaults, not the same meaning.", "--ours")
     ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Write over the file.")
-    ] = False,
+    overwrite: Annotated[bool, flag("Write over the file.", "--overwrite")] = False,
 ) -> None:
     """Write a recipe of SparseML's modifiers in the keys of ours, with comments."""
     if new.exists() and not overwrite:

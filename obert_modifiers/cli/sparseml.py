@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from obert_modifiers import __version__
+from obert_modifiers.cli.common import flag
 from obert_modifiers.cpu import host_cpu
 from obert_modifiers.deploy.engines import engine_advice
 
@@ -41,9 +42,9 @@ def run(context: typer.Context) -> None:
 
 def doctor(
     stack: Annotated[
-        str | None, typer.Option(help="A, B or C: the one that this should be.")
+        str | None, flag("A, B or C: the one that this should be.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Annotated[bool, flag("Print JSON.", "--json")] = False,
 ) -> None:
     """Say which stack and CPU this is, what is broken or slow, and what mends it."""
     from obert_modifiers.sparseml_cli.stacks import STACKS, diagnose, installed_versions

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from obert_modifiers import quickstart as study
-from obert_modifiers.cli.common import rank
-from obert_modifiers.cli.progress import PlainReporter, reporting
+from obert_modifiers.cli.common import flag, rank
+from obert_modifiers.cli.progress import Reporter, reporting
 from obert_modifiers.report.read import check_run
 from obert_modifiers.sparseml_cli.stacks import check_can_train
 
@@ -27,7 +27,8 @@ def train(context: typer.Context) -> None:
     from obert_modifiers.tasks._flags import check_words
 
     check_words(context.info_name, context.args)  # before torch is loaded
-    with reporting("--disable_tqdm" in context.args) as reporter:
+    bar = False if "--disable_tqdm" in context.args else None
+    with reporting(bar) as reporter:
         module = import_module(f"obert_modifiers.tasks.{context.info_name}")
         from obert_modifiers.training import TrainingStopped
 
@@ -42,7 +43,7 @@ def train(context: typer.Context) -> None:
             _finish(record, reporter)
 
 
-def _finish(record: dict[str, Any], reporter: PlainReporter) -> None:
+def _finish(record: dict[str, Any], reporter: Reporter) -> None:
     """Write the report and say where everything is."""
     figures = ", ".join(
         f"{name} {record[name]:.4f}"
@@ -58,12 +59,10 @@ def _finish(record: dict[str, Any], reporter: PlainReporter) -> None:
 
 
 def quickstart(
-    output_dir: Annotated[
-        Path, typer.Option("--output_dir", "--output-dir", help="Where it is written.")
-    ] = Path("runs/quickstart"),
-    seed: Annotated[int, typer.Option(help="Seed of all runs.")] = 0,
+    output_dir: Annotated[Path, flag("Where it is written.")] = Path("runs/quickstart"),
+    seed: Annotated[int, flag("Seed of all runs.")] = 0,
     only: Annotated[
-        str, typer.Option(help=f"Some of {','.join(study.STEPS)}, with commas.")
+        str, flag(f"Some of {','.join(study.STEPS)}, with commas.")
     ] = ",".join(study.STEPS),
 ) -> None:
     """Prune the embedded encoder: dense, GMP★, oBERT and INT8, in one table."""
@@ -94,18 +93,13 @@ def report(
     ],
     output_dir: Annotated[
         Path | None,
-        typer.Option(
-            "--output_dir",
-            "--output-dir",
-            help="Where the page goes; one run's own folder, else runs/report.",
-        ),
+        flag("Where the page goes; one run's own folder, else runs/report."),
     ] = None,
     bench: Annotated[
-        list[Path] | None, typer.Option(help="JSON of `obert bench`, for speeds.")
+        list[Path] | None, flag("JSON of `obert bench`, for speeds.")
     ] = None,
     evaluated: Annotated[
-        list[Path] | None,
-        typer.Option(help="JSON of `obert evaluate`, for exported files."),
+        list[Path] | None, flag("JSON of `obert evaluate`, for exported files.")
     ] = None,
 ) -> None:
     """Write report.html and report.png about runs that are finished."""
