@@ -475,4 +475,4 @@ def test_the_plan_stands_beside_what_was_done(pruned):
 def test_the_time_of_the_events_is_beside_that_of_the_training(tmp_path):
     folder = make_run(tmp_path / "run", (event(0.5, 0.0, 0.6),), train_seconds=60.0)
     texts = Page(write_report([folder]).read_text()).texts
-    assert "20 in 60.0 s, 12.3 s of them in pruning events" in texts
+    assert "20 in 60.0 s; pruning events: 12.3 s" in texts

@@ -242,7 +242,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
         training += f" in {record['train_seconds']:,.1f} s"
         if run.prunes:
             seconds = sum(event["seconds"] for event in run.prunes)
-            training += f", {seconds:,.1f} s of them in pruning events"
+            training += f"; pruning events: {seconds:,.1f} s"
     found = {
         "command": shlex.join(record.get("command", [])),
         "seed": record.get("seed"),
