@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from obert_modifiers import quickstart
-from obert_modifiers.cli.progress import PlainReporter
+from obert_modifiers.cli.progress import Reporter
 from obert_modifiers.core.pruning.sampling import GradientSource
 from obert_modifiers.core.pruning.targets import Target
 from obert_modifiers.embedded import movie_snippets
@@ -118,7 +118,7 @@ def dense_model(dataset: DataSet | None = None) -> nn.Module:
             max_train_samples=dataset.sentences,
             max_seq_length=MAX_LENGTH,
         )
-        run_task(TASK, replace(flags, data=read), PlainReporter(Console()))
+        run_task(TASK, replace(flags, data=read), Reporter(Console(), bar=False))
     return AutoModelForSequenceClassification.from_pretrained(dataset.dense).eval()
 
 

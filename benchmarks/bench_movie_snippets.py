@@ -16,7 +16,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from obert_modifiers.cli.progress import PlainReporter
+from obert_modifiers.cli.progress import Reporter
 from obert_modifiers.quickstart import FIGURES, Settings, run
 
 ALL_SENTENCES = 9072
@@ -41,7 +41,7 @@ def main() -> None:
                 folder / f"seed{seed}",
                 seed=seed,
                 settings=Settings(sentences=sentences, bf16=True),
-                reporter=PlainReporter(Console()),
+                reporter=Reporter(Console(), bar=False),
             )
             rows += [
                 {"method": name, "seed": seed, "sentences": sentences, **figures}

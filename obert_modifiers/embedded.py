@@ -1,7 +1,4 @@
-"""What the package carries with it: an encoder and a data set.
-
-Nothing here imports torch; every function returns paths.
-"""
+"""What the package carries with it, an encoder and a data set, as paths; no torch."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,13 +11,9 @@ _HERE = Path(__file__).resolve().parent
 
 
 def encoder_path() -> Path:
-    """Find the folder of the embedded encoder without importing its package.
+    """Find the folder that ``from_pretrained`` loads: BERT, 6 layers, hidden size 384.
 
-    Returns:
-        The folder that ``from_pretrained`` loads: BERT, 6 layers, hidden size 384.
-
-    Raises:
-        FileNotFoundError: If the package that carries it is not installed.
+    The package that carries it is not imported.
     """
     spec = find_spec(ENCODER_PACKAGE)
     folders = [] if spec is None else list(spec.submodule_search_locations or [])
@@ -38,11 +31,7 @@ def encoder_path() -> Path:
 def movie_snippets() -> dict[str, Path]:
     """Find the embedded data set: film reviews' sentences, good (1) or bad (0).
 
-    Returns:
-        The parquet files, keyed ``train`` (9,072 rows) and ``validation`` (1,000).
-
-    Raises:
-        FileNotFoundError: If a file is missing from the installation.
+    Parquet files, keyed ``train`` (9,072 rows) and ``validation`` (1,000).
     """
     folder = _HERE / "embedded_data" / DATA_NAME
     files = {split: folder / f"{split}.parquet" for split in ("train", "validation")}

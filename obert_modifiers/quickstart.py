@@ -1,47 +1,28 @@
-"""The main job on what is embedded: dense, GMP★, oBERT and INT8 in one table."""
+"""The main job on what is embedded: dense, GMP★, oBERT and INT8 in one table.
+
+A study: what is fixed (`Settings`), the runs (`STEPS`), and the table of their figures.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
-
-from rich.table import Table
+from typing import TYPE_CHECKING, Any
 
 from obert_modifiers.cpu import host_cpu
-from obert_modifiers.deploy.bench.cases import plan_cases
-from obert_modifiers.deploy.bench.rounds import Effort, measure
 from obert_modifiers.deploy.engines.engine import import_engine
 from obert_modifiers.deploy.export import export_run
-from obert_modifiers.recipe.manager import RecipeManager
-from obert_modifiers.report import write_comparison, write_report
 from obert_modifiers.resources import recipe_path
 from obert_modifiers.sizes import MB, gzip_bytes, plain_bytes
-from obert_modifiers.tasks.flags import Arguments, ModelArguments, TrainArguments
-from obert_modifiers.tasks.run.execute import TRAIN_RECORD
-from obert_modifiers.tasks.run.execute import run as run_task
-from obert_modifiers.tasks.text_classification import TASK, TextArguments
 
-INT8 = "int8"
-RECIPES = {"gmp": "quickstart_gmp.yaml", "obert": "quickstart.yaml"}
-INT8_RECIPE = "quickstart_int8.yaml"
-TITLES = {"dense": "dense", "gmp": "GMP★", "obert": "oBERT", INT8: "oBERT, INT8"}
-# What each run starts from, and what must be there before it.
-_NEEDS = {"gmp": ("dense",), "obert": ("dense",), INT8: ("dense", "obert")}
-FIGURES = ("accuracy", "loss", "sparsity", "size_mb", "gzip_mb", "speed", "minutes")
-_HEAD = (
-    *("", "accuracy", "loss", "recovery", "sparsity"),
-    *("MB", "gzip MB", "sentences/s", "minutes"),
-)
-ENGINE = "onnxruntime"
-SIZE = (32, 32)  # sentences, tokens of each: the data's mean is 25
-EFFORT = Effort(seconds=2.0, rounds=4, warm_up=0.5)
+if TYPE_CHECKING:
+    from obert_modifiers.tasks.flags import Arguments
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What is fixed about the three runs, beside the recipes.
+    """What is fixed about the runs, beside the recipes.
 
     Attributes:
         sentences: Training sentences, the first of the embedded data's fixed shuffle.
@@ -62,11 +43,44 @@ class Settings:
     bf16: bool = False
 
 
+@dataclass(frozen=True)
+class Step:
+    """A run of the study.
+
+    Attributes:
+        title: What the table calls it.
+        recipe: A shipped recipe; the dense run, which has none, teaches the others.
+        start: The run whose model it starts from.
+        form: The format that is measured; None for the run's folder.
+    """
+
+    title: str
+    recipe: str | None = None
+    start: str | None = None
+    form: str | None = None
+
+
+STEPS = {
+    "dense": Step("dense"),
+    "gmp": Step("GMP★", "quickstart_gmp.yaml", "dense"),
+    "obert": Step("oBERT", "quickstart.yaml", "dense"),
+    "int8": Step("oBERT, INT8", "quickstart_int8.yaml", "obert", "onnx"),
+}
+FIGURES = ("accuracy", "loss", "sparsity", "size_mb", "gzip_mb", "speed", "minutes")
+_HEAD = (
+    *("", "accuracy", "loss", "recovery", "sparsity"),
+    *("MB", "gzip MB", "sentences/s", "minutes"),
+)
+ENGINE = "onnxruntime"
+SIZE = (32, 32)  # sentences, tokens of each: the data's mean is 25
+EFFORT = {"seconds": 2.0, "rounds": 4, "warm_up": 0.5}
+
+
 def run(
     output_dir: str | Path = "runs/quickstart",
     *,
     seed: int = 0,
-    only: Sequence[str] = tuple(TITLES),
+    only: Sequence[str] = tuple(STEPS),
     settings: Settings | None = None,
     reporter: Any = None,
 ) -> dict[str, dict[str, Any]]:
@@ -79,7 +93,7 @@ def run(
             are there with the same seed and data; what a run starts from is made if
             missing.
         settings: What is fixed about the runs.
-        reporter: Shows the progress, and the table with its method ``show``.
+        reporter: Shows the progress, and the table with its method ``table``.
 
     Returns:
         What ``summary.json`` holds: the figures of each run by its name.
@@ -87,66 +101,70 @@ def run(
     Raises:
         ValueError: If `only` names no run.
     """
+    check_names(only)
+    from obert_modifiers.report.write import write_report
+    from obert_modifiers.tasks.run.execute import run as run_task
+    from obert_modifiers.tasks.text_classification import TASK
+
     settings, folder = settings or Settings(), Path(output_dir)
-    unknown = sorted(set(only) - set(TITLES))
-    if unknown or not only:
-        raise ValueError(
-            f"only={','.join(only)} names no run; expected some of "
-            f"{', '.join(TITLES)}; write --only obert"
-        )
-    needed = {*only, "dense"}.union(*(_NEEDS.get(name, ()) for name in only))
+    needed = {*only, "dense", *(STEPS[name].start for name in only)}
     records: dict[str, dict[str, Any]] = {}
-    for name in TITLES:
-        found = None if name in only else _earlier(folder / name, seed, settings)
-        if found is None and name not in needed:
-            continue
-        if found is None:
+    for name, step in STEPS.items():
+        record = None if name in only else _earlier(folder / name, seed, settings)
+        if record is None and name in needed:
             if reporter is not None:
-                reporter.message(f"== {TITLES[name]}")
-            found = run_task(TASK, arguments(name, folder, seed, settings), reporter)
-            write_report(folder / name)
-        records[name] = found
+                reporter.message(f"== {step.title}")
+            record = run_task(TASK, arguments(name, folder, seed, settings), reporter)
+            write_report([folder / name])
+        if record is not None:
+            records[name] = record
     if reporter is not None:
         reporter.message("== Size and speed")
-    summary = _summarize(records, _deploy(folder, records))
+    deployed = _deploy(folder, list(records))
+    summary = {}
+    for name, record in records.items():
+        figures = {**record, **deployed[name]}
+        summary[name] = {figure: figures[figure] for figure in FIGURES}
     text = json.dumps(summary, indent=2)
     (folder / "summary.json").write_text(text + "\n", encoding="utf-8")
     rows, below = table(summary), notes(records, settings, seed)
-    runs = {TITLES[name]: folder / name for name in records}
-    page = write_comparison(folder, "Quickstart", runs, rows, below)
+    runs = {STEPS[name].title: folder / name for name in records}
+    page = write_report(runs, folder, title="Quickstart", table=rows, notes=below)
     if reporter is not None:
-        reporter.show(_rich_table(rows))
+        reporter.table("Quickstart", rows)
         for line in (*below, f"report: {page}"):
             reporter.message(line)
     return summary
 
 
-def arguments(name: str, folder: Path, seed: int, settings: Settings) -> Arguments:
-    """Say what one of the runs is, in the flags of `obert train`.
+def check_names(names: Sequence[str]) -> None:
+    """Raise ValueError unless these are names of `STEPS`."""
+    if not names or set(names) - set(STEPS):
+        raise ValueError(
+            f"only={','.join(names)} names no run; expected some of "
+            f"{', '.join(STEPS)}; write --only obert"
+        )
 
-    Args:
-        name: dense, gmp, obert or int8.
-        folder: The quickstart's folder.
-        seed: The seed.
-        settings: What is fixed about the runs.
 
-    Returns:
-        The flags.
-    """
-    dense = str(folder / "dense")
-    sparse = name != "dense"
-    start_dense = sparse and settings.students_start_dense
-    start = str(folder / "obert") if name == INT8 else dense if start_dense else None
+def arguments(name: str, folder: Path, seed: int, settings: Settings) -> "Arguments":
+    """Say what one of `STEPS` is, in the flags of `obert train`."""
+    from obert_modifiers.tasks.flags import Arguments, ModelArguments, TrainArguments
+    from obert_modifiers.tasks.text_classification import TextArguments
+
+    step = STEPS[name]
+    start = step.start
+    if start == "dense" and not settings.students_start_dense:
+        start = None
     return Arguments(
         ModelArguments(
-            model_name_or_path=start,
-            distill_teacher=dense if sparse else None,
+            model_name_or_path=start and str(folder / start),
+            distill_teacher=str(folder / "dense") if step.recipe else None,
         ),
         TextArguments(max_train_samples=settings.sentences, max_seq_length=128),
         TrainArguments(
             output_dir=str(folder / name),
             overwrite_output_dir=True,
-            recipe=str(_recipe_of(name)) if sparse else None,
+            recipe=str(recipe_path(step.recipe)) if step.recipe else None,
             do_train=True,
             do_eval=True,
             eval_strategy="no",  # the saved model is evaluated
@@ -160,63 +178,10 @@ def arguments(name: str, folder: Path, seed: int, settings: Settings) -> Argumen
     )
 
 
-def _recipe_of(name: str) -> Path:
-    return recipe_path((RECIPES | {INT8: INT8_RECIPE})[name])
-
-
-def _deploy(folder: Path, records: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Export what is run, and measure it.
-
-    Args:
-        folder: The quickstart's folder.
-        records: The record of each run.
-
-    Returns:
-        ``speed`` of each run, in sentences a second on ONNX Runtime, and ``size_mb``
-        and ``gzip_mb`` of the INT8 file; the speeds are None without the engine.
-    """
-    found: dict[str, dict[str, float | None]] = {
-        name: {"speed": None} for name in records
-    }
-    paths = {name: folder / name for name in records}
-    if INT8 in paths:
-        paths[INT8] = export_run(paths[INT8], "onnx").path
-        size, packed = plain_bytes([paths[INT8]]), gzip_bytes([paths[INT8]])
-        found[INT8] |= {"size_mb": size / MB, "gzip_mb": packed / MB}
-    try:
-        import_engine(ENGINE)
-    except ValueError:
-        return found
-    with TemporaryDirectory() as scratch:
-        plan = plan_cases([*paths.values()], (ENGINE,), (SIZE,), Path(scratch))
-        measured = measure(plan.cases, EFFORT)
-    for name, one in zip(paths, measured, strict=True):
-        found[name]["speed"] = one.summary()["items_per_second"]
-    return found
-
-
-def _summarize(
-    records: Mapping[str, Mapping[str, Any]],
-    deployed: Mapping[str, Mapping[str, Any]],
-) -> dict[str, dict[str, Any]]:
-    together = {name: {**records[name], **deployed[name]} for name in records}
-    return {
-        name: {figure: found[figure] for figure in FIGURES}
-        for name, found in together.items()
-    }
-
-
 def _earlier(folder: Path, seed: int, settings: Settings) -> dict[str, Any] | None:
-    """Read the record of an earlier run, if it is one of the same quickstart.
+    """Read the record of a run in a folder, if it is one of the same study."""
+    from obert_modifiers.tasks.text_classification import TRAIN_RECORD
 
-    Args:
-        folder: The run's folder.
-        seed: The seed it must have.
-        settings: The settings whose data it must have.
-
-    Returns:
-        The record, or None.
-    """
     path = folder / TRAIN_RECORD
     if not path.is_file():
         return None
@@ -225,20 +190,44 @@ def _earlier(folder: Path, seed: int, settings: Settings) -> dict[str, Any] | No
     return record if same else None
 
 
+def _deploy(folder: Path, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Export what is deployed, and measure it.
+
+    Returns ``speed`` of each run, in sentences a second, and ``size_mb`` and
+    ``gzip_mb`` of those in a format of their own; no speeds without the engine.
+    """
+    from obert_modifiers.deploy.bench.cases import plan_cases
+    from obert_modifiers.deploy.bench.rounds import Effort, measure
+
+    found: dict[str, dict[str, Any]] = {name: {"speed": None} for name in names}
+    paths = {name: folder / name for name in names}
+    for name in names:
+        if STEPS[name].form is not None:
+            paths[name] = export_run(folder / name, STEPS[name].form).path
+            found[name]["size_mb"] = plain_bytes([paths[name]]) / MB
+            found[name]["gzip_mb"] = gzip_bytes([paths[name]]) / MB
+    try:
+        import_engine(ENGINE)
+    except ValueError:
+        return found
+    with TemporaryDirectory() as scratch:
+        plan = plan_cases([*paths.values()], (ENGINE,), (SIZE,), Path(scratch))
+        measured = measure(plan.cases, Effort(**EFFORT))
+    for name, case in zip(paths, measured, strict=True):
+        found[name]["speed"] = case.summary()["items_per_second"]
+    return found
+
+
 def table(summary: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """Format the figures of the runs.
+    """Format ``summary.json``; the first row is the head.
 
-    Args:
-        summary: What ``summary.json`` holds.
-
-    Returns:
-        The head, and a row for each run. Recovery is the accuracy over the dense one.
+    Recovery is the accuracy over that of the dense model.
     """
     rows = [_HEAD]
     for name, figures in summary.items():
         recovery = figures["accuracy"] / summary["dense"]["accuracy"]
         rows.append((
-            TITLES[name],
+            STEPS[name].title,
             f"{figures['accuracy']:.3f}",
             f"{figures['loss']:.4f}",
             f"{100 * recovery:.1f} %",
@@ -254,61 +243,33 @@ def table(summary: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
 def notes(
     records: Mapping[str, Mapping[str, Any]], settings: Settings, seed: int
 ) -> list[str]:
-    """Say under which conditions the figures were measured.
-
-    Args:
-        records: The record of each run.
-        settings: What is fixed about the runs.
-        seed: The seed.
-
-    Returns:
-        The lines below the table.
-    """
+    """Say under which conditions the figures were measured."""
     dense = records["dense"]
     machine = dense["machine"]
+    epochs = [f"dense {settings.dense_epochs:g}"]
+    epochs += [_epochs(STEPS[name]) for name in records if name != "dense"]
     start = "the dense model" if settings.students_start_dense else "the encoder"
-    epochs = f"dense {settings.dense_epochs:g}{_sparse_epochs(records, start)}"
+    sparse = f", from {start} and with it as teacher" if len(epochs) > 1 else ""
     return [
         f"Data: the first {dense['train_samples']:,} training sentences of the "
         f"embedded movie_snippets (fixed shuffle), all {dense['samples']:,} validation "
         "sentences.",
-        f"Epochs: {epochs}; batches of {settings.batch_size} sorted by length; "
-        f"seed {seed}.",
+        f"Epochs: {', '.join(epochs)}{sparse}; batches of {settings.batch_size} sorted "
+        f"by length; seed {seed}.",
         "Sparsity is that of the encoder's linear weights, counted from the saved "
         f"file. Speed is ONNX Runtime's, {SIZE[0]} sentences of {SIZE[1]} tokens at "
-        "once; it multiplies by zeros, so that INT8 alone makes it faster.",
+        "once; it multiplies by zeros, so that only INT8 makes it faster.",
         f"Machine: {machine['gpu'] or machine['cpu']} "
         f"({', '.join(host_cpu().instruction_sets)}), {machine['cores']} cores.",
     ]
 
 
-def _sparse_epochs(records: Mapping[str, Any], start: str) -> str:
-    """Read epochs and num_grads from the recipes that were run.
+def _epochs(step: Step) -> str:
+    """Read epochs and num_grads from the recipe that was run."""
+    from obert_modifiers.recipe.manager import RecipeManager
 
-    Args:
-        records: The record of each run.
-        start: What the sparse runs started from.
-
-    Returns:
-        The middle of a sentence, empty where there was no sparse run.
-    """
-    parts = []
-    for name in (*RECIPES, INT8):
-        if name not in records:
-            continue
-        manager = RecipeManager.from_recipe(_recipe_of(name))
-        grads = [getattr(modifier, "num_grads", None) for modifier in manager.pruning]
-        with_grads = "".join(f", num_grads {count}" for count in grads if count)
-        parts.append(f"{TITLES[name]} {manager.max_epochs:g}{with_grads}")
-    if INT8 in records:
-        parts[-1] += " more"
-    return f", {', '.join(parts)}, from {start} and with it as teacher" if parts else ""
-
-
-def _rich_table(rows: Sequence[Sequence[str]]) -> Table:
-    drawn = Table(title="Quickstart")
-    for number, name in enumerate(rows[0]):
-        drawn.add_column(name, justify="right" if number else "left")
-    for row in rows[1:]:
-        drawn.add_row(*row)
-    return drawn
+    manager = RecipeManager.from_recipe(recipe_path(step.recipe))
+    counts = [getattr(modifier, "num_grads", None) for modifier in manager.pruning]
+    grads = "".join(f", num_grads {count}" for count in counts if count)
+    more = " more" if step.start != "dense" else ""
+    return f"{step.title} {manager.max_epochs:g}{grads}{more}"

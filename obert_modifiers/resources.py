@@ -7,25 +7,14 @@ RECIPES = Path(__file__).parent / "recipes"
 
 
 def recipe_names() -> list[str]:
-    """List the shipped recipes.
-
-    Returns:
-        File names without ``.yaml``, sorted.
-    """
+    """List the shipped recipes, without ``.yaml``."""
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
 def recipe_path(name: str) -> Path:
     """Find a shipped recipe, in a checkout and in an installed wheel.
 
-    Args:
-        name: The recipe's file name, with or without ``.yaml``.
-
-    Returns:
-        The path of the file; it exists.
-
-    Raises:
-        FileNotFoundError: If no shipped recipe has that name.
+    The name may end in ``.yaml``.
     """
     stem = name.removesuffix(".yaml")
     names = recipe_names()

@@ -17,13 +17,7 @@ from transformers import TrainingArguments
 
 import obert_modifiers
 from obert_modifiers import cli, embedded
-from obert_modifiers.cli.progress import (
-    BarReporter,
-    LogLines,
-    PlainReporter,
-    make_reporter,
-    pruning_line,
-)
+from obert_modifiers.cli.progress import LogLines, Reporter, pruning_line
 from obert_modifiers.tasks import TASKS
 from obert_modifiers.tasks.command_line import _transformers_flags
 from tests import tiny
@@ -99,9 +93,19 @@ LIGHT = [
     "train question_answering --do_eval",
     "train token_classification --save_steps 0",
     "train text_classification --replace theirs",
-    *(f"{name} nowhere" for name in ("evaluate", "bench", "sizes")),
+    *(f"{name} nowhere" for name in ("evaluate", "export", "bench", "sizes", "report")),
+    "export . --format tflite",
+    "export . --shape 32",
+    "bench . --batch 2,x",
+    "bench . --seconds 0",
+    "bench . --rounds 0",
+    "quickstart --only wrong",
+    "recipe check . --replace=theirs",
+    "recipe plan . --batch-size 4",
+    "recipe plan . --model nowhere",
+    "recipe convert . .",
 ]
-assert len(LIGHT) == 32
+assert len(LIGHT) == 44
 HEAVY = {"torch", "sparseml", "accelerate", "datasets", "onnx", "numba", "matplotlib"}
 
 
@@ -163,13 +167,15 @@ def test_debug_shows_where_it_comes_from(capsys, monkeypatch):
     assert "Traceback" in call(capsys, "report nowhere")[2]
 
 
-def test_a_fault_of_ours_keeps_its_traceback(capsys, monkeypatch):
+def test_a_fault_of_ours_keeps_its_traceback(capsys, monkeypatch, tmp_path):
     def fail(*args):
         int("not a number")  # a ValueError, but nobody raised it on purpose
         json.loads("{")
 
-    monkeypatch.setattr("obert_modifiers.report.write_report", fail)
-    code, _, err = call(capsys, "report .")
+    monkeypatch.setattr("obert_modifiers.report.write.write_report", fail)
+    for name in ("metrics.json", "metrics.jsonl"):
+        (tmp_path / name).touch()
+    code, _, err = call(capsys, f"report {tmp_path}")
     assert code == 1 and "Traceback" in err
 
 
@@ -399,7 +405,7 @@ def test_the_other_processes_are_quiet(tmp_path):
 
 def test_plain_lines_come_now_and_then():
     stream = io.StringIO()
-    reporter = PlainReporter(Console(file=stream, width=40))
+    reporter = Reporter(Console(file=stream, width=40))
     reporter.start(100)
     for number in range(1, 101):
         reporter.step(step(number))
@@ -420,8 +426,7 @@ def test_plain_lines_come_now_and_then():
 
 def test_the_bar_shows_where_training_is():
     console = Console(file=io.StringIO(), force_terminal=True, width=120)
-    reporter = make_reporter(console)
-    assert isinstance(reporter, BarReporter)
+    reporter = Reporter(console)
     for _ in range(2):  # a reporter serves several runs
         reporter.start(10)
         reporter.step(step(5))
@@ -432,7 +437,11 @@ def test_the_bar_shows_where_training_is():
     shown = console.file.getvalue()
     for part in ("10/10", "lr 5.00e-05", "sparsity 60.00%", "predicted loss increase"):
         assert part in shown
-    assert not isinstance(make_reporter(console, plain=True), BarReporter)
+    plain = Reporter(console, bar=False)
+    console.file.truncate(0)
+    plain.start(10)
+    plain.step(step(5))
+    assert "step 5/10" in console.file.getvalue()
 
 
 def test_magnitude_pruning_predicts_nothing():
@@ -443,7 +452,7 @@ def test_magnitude_pruning_predicts_nothing():
 
 def test_the_log_goes_through_the_reporter():
     stream = io.StringIO()
-    handler = LogLines(PlainReporter(Console(file=stream)))
+    handler = LogLines(Reporter(Console(file=stream)))
     for level, text in ((logging.INFO, "news"), (logging.WARNING, "take care")):
         handler.handle(logging.LogRecord("x", level, "", 0, text, (), None))
     assert stream.getvalue() == "news\nwarning: take care\n"

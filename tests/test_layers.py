@@ -68,19 +68,21 @@ LAYERS = {
     ),
     "deploy/bench": layer({"cpu", "sizes"}, NUMERIC | SHOW | {"onnx", "psutil"}),
     "deploy/evaluate.py": layer(RUNNING, NUMERIC | HUGGING_FACE | {"safetensors"}),
-    "report": layer(
-        {"deploy", "recipe", "sizes"}, NUMERIC | HUGGING_FACE | SHOW | {"safetensors"}
-    ),
-    "quickstart": layer(
-        RUNNING | {"deploy", "report"},
-        NUMERIC | HUGGING_FACE | SHOW | {"safetensors", "yaml"},
-    ),
+    "report": layer({"deploy", "recipe", "sizes"}, {"jinja2", "matplotlib"}),
+    "quickstart": layer({
+        "cpu",
+        "deploy",
+        "recipe",
+        "report",
+        "resources",
+        "sizes",
+        "tasks",
+    }),
     "run": layer({"cli"}),
     "cli": layer(
-        RUNNING
-        | {"compat", "deploy", "kernels", "report", "sparseml_cli"}
-        | {"quickstart", "__init__"},
-        NUMERIC | HUGGING_FACE | SHOW | {"psutil", "safetensors", "yaml"},
+        {"__init__", "core", "cpu", "recipe", "sizes", "tasks", "training"}
+        | {"compat", "deploy", "quickstart", "report", "sparseml_cli"},
+        {"psutil", "rich", "torch", "transformers", "typer"},
     ),
 }
 

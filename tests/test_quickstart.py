@@ -11,13 +11,13 @@ from datasets import Dataset
 from rich.console import Console
 
 from obert_modifiers import cli, embedded, quickstart
-from obert_modifiers.cli.progress import PlainReporter
-from obert_modifiers.deploy.bench.rounds import Effort
+from obert_modifiers.cli.progress import Reporter
 from obert_modifiers.recipe.manager import RecipeManager
 from obert_modifiers.resources import recipe_path
 from obert_modifiers.training.stepper import RecipeStepper
 from tests import tiny
 
+PRUNING = [quickstart.STEPS[name].recipe for name in ("gmp", "obert")]
 SMALL = quickstart.Settings(sentences=64, batch_size=8, dense_epochs=1.0)
 
 
@@ -29,10 +29,12 @@ def embedded_tiny(tmp_path, monkeypatch):
     for seed, name in enumerate(("train", "validation")):
         files[name] = tmp_path / f"{name}.parquet"
         Dataset.from_list(tiny.sentences(80, seed)).to_parquet(files[name])
-    for name in (*quickstart.RECIPES.values(), quickstart.INT8_RECIPE):
+    for name in filter(None, (step.recipe for step in quickstart.STEPS.values())):
         text = recipe_path(name).read_text().replace("num_grads: 512", "num_grads: 16")
         (tmp_path / name).write_text(text)
-    monkeypatch.setattr(quickstart, "EFFORT", Effort(0.1, 2, 0.0))
+    monkeypatch.setattr(
+        quickstart, "EFFORT", {"seconds": 0.1, "rounds": 2, "warm_up": 0}
+    )
     monkeypatch.setattr(embedded, "encoder_path", lambda: model)
     monkeypatch.setattr(embedded, "movie_snippets", lambda: files)
     monkeypatch.setattr(quickstart, "recipe_path", lambda name: tmp_path / name)
@@ -42,7 +44,7 @@ def embedded_tiny(tmp_path, monkeypatch):
 
 def test_four_runs_one_table(embedded_tiny):
     out, stream = embedded_tiny / "out", io.StringIO()
-    reporter = PlainReporter(Console(file=stream, width=100))
+    reporter = Reporter(Console(file=stream, width=100))
     summary = quickstart.run(out, settings=SMALL, reporter=reporter)
     assert json.loads((out / "summary.json").read_text()) == summary
     assert list(summary) == ["dense", "gmp", "obert", "int8"]
@@ -123,13 +125,13 @@ def test_sigterm_ends_it_with_the_command_that_goes_on(
     assert "Traceback" not in shown.out + shown.err
     assert not (out / "summary.json").exists()
     command = shlex.split(shown.out.strip().splitlines()[-1])
-    only = ",".join(list(quickstart.TITLES)[-left:])
+    only = ",".join(list(quickstart.STEPS)[-left:])
     assert command == ["obert", *words, "--only", only]
     assert cli.main(command[1:]) == 0
     shown = capsys.readouterr().out
     assert shown.count("== ") == left + 1  # and sizes and speeds
     summary = json.loads((out / "summary.json").read_text())
-    assert list(summary) == list(quickstart.TITLES)
+    assert list(summary) == list(quickstart.STEPS)
     assert not list(out.glob("*/checkpoint-*"))
     if title == "dense":
         assert cli.main(words) == 0  # and from the start once more
@@ -149,7 +151,7 @@ def test_events_fall_on_whole_optimizer_steps():
     settings = quickstart.Settings()
     steps, rest = divmod(settings.sentences, settings.batch_size)
     assert rest == 0
-    for name in quickstart.RECIPES.values():
+    for name in PRUNING:
         (modifier,) = RecipeManager.from_recipe(recipe_path(name)).pruning
         for epochs in (
             modifier.start_epoch,
@@ -162,10 +164,7 @@ def test_events_fall_on_whole_optimizer_steps():
 
 
 def test_both_recipes_differ_in_the_method_alone():
-    recipes = [
-        RecipeManager.from_recipe(recipe_path(name)).text
-        for name in quickstart.RECIPES.values()
-    ]
+    recipes = [RecipeManager.from_recipe(recipe_path(name)).text for name in PRUNING]
     gmp, obert = (
         [
             line

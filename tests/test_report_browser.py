@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from obert_modifiers.report import write_runs
+from obert_modifiers.report.write import write_report
 from tests.test_report import HOSTILE, event, make_run, with_weights
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -40,7 +40,7 @@ def page(tmp_path_factory):
         with_weights(make_run(folder / HOSTILE, events, gzip_mb=None), 0.2),
         with_weights(make_run(folder / ("long" * 25), events, gzip_mb=None), 0.1),
     ]
-    return write_runs(runs, folder / "page").read_text()
+    return write_report(runs, folder / "page").read_text()
 
 
 def measured(page: str, width: int, folder) -> str:
@@ -67,7 +67,7 @@ def test_nothing_is_wider_than_the_screen(page, width, tmp_path):
     title = measured(page, width, tmp_path)
     found, screen = map(int, re.match(r"(\d+) of (\d+):", title).groups())
     assert screen == width and found <= screen, title
-    assert title.endswith("pictures, .") and int(title.split()[3]) >= 8, title
+    assert title.endswith("pictures, .") and int(title.split()[3]) >= 5, title
 
 
 @pytest.mark.slow

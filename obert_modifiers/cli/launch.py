@@ -18,13 +18,9 @@ def processes_asked_for(
 ) -> int | None:
     """Tell how many processes a user of ``accelerate launch --cpu`` still waits for.
 
-    Args:
-        environment: Environment of this process.
-        launcher: Command line of the process that started this one.
-
-    Returns:
-        The number, or None where nothing is left undone: another launcher, a GPU, or
-        processes that exist already.
+    From this process's environment and the command line of the process that started
+    it; None where nothing is left undone: another launcher, a GPU, or processes that
+    exist already.
     """
     on_cpu = environment.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1", "yes")
     # accelerate sets the address only where several processes were asked for.
@@ -40,11 +36,7 @@ def processes_asked_for(
 
 
 def start_missing_processes(words: Sequence[str]) -> None:
-    """Start the processes that accelerate did not; does not return if it does.
-
-    Args:
-        words: The command's words, without the program's name.
-    """
+    """Start the processes that accelerate did not; does not return if it does."""
     import psutil  # comes with accelerate; not loaded for a plain start
 
     parent = psutil.Process().parent()

@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.table import Table
 
-from obert_modifiers.cli._console import table_console
+from obert_modifiers.cli.common import draw_table, table_console
 from obert_modifiers.core.pruning.calibration import TIMED_WEIGHTS
 from obert_modifiers.recipe.counts import PoolCount
 from obert_modifiers.recipe.estimate import Timing
@@ -18,12 +18,7 @@ _GRADIENT = {
 
 
 def show_plan(plan: RecipePlan, timings: Sequence[Timing] = ()) -> None:
-    """Print a plan.
-
-    Args:
-        plan: The plan.
-        timings: Estimates for its second-order modifiers.
-    """
+    """Print a plan, with estimates for its second-order modifiers."""
     console = table_console()
     for line in _head(plan):
         console.print(line, soft_wrap=True)
@@ -54,28 +49,27 @@ def _head(plan: RecipePlan) -> Iterator[str]:
 
 
 def _phases(plan: RecipePlan) -> Table:
-    table = Table()
-    others = any(_also(phase) for phase in plan.phases)
+    """Draw a row for each phase; columns that say nothing are left out."""
+    also = any(_also(phase) for phase in plan.phases)
     quantized = any(_quantization(phase) for phase in plan.phases)
-    columns = ["epochs"]
-    columns += ["steps"] if plan.steps_per_epoch else []
-    columns += ["learning rate", "events", "sparsity", "distillation"]
-    columns += ["quantization"] if quantized else []
-    for name in columns + (["also"] if others else []):
-        right = name in ("events", "sparsity", "steps")
-        table.add_column(name, justify="right" if right else "left")
+    table = Table("epochs")
+    if plan.steps_per_epoch:
+        table.add_column("steps", justify="right")
+    table.add_column("learning rate")
+    table.add_column("events", justify="right")
+    table.add_column("sparsity", justify="right")
+    table.add_column("distillation")
+    for name in ["quantization"] * quantized + ["also"] * also:
+        table.add_column(name)
     for phase in plan.phases:
         cells = [f"{phase.start:g} to {phase.end:g}"]
         if plan.steps_per_epoch:
-            first, last = (
-                round(epoch * plan.steps_per_epoch)
-                for epoch in (phase.start, phase.end)
-            )
-            cells.append(f"{first:,} to {last:,}")
+            first = round(phase.start * plan.steps_per_epoch)
+            cells.append(f"{first:,} to {round(phase.end * plan.steps_per_epoch):,}")
         cells += [_rates(phase), str(phase.events or ""), _sparsity(phase)]
-        cells.append("; ".join(_distils(span) for span in phase.distillation) or "off")
+        cells.append("; ".join(map(_distils, phase.distillation)) or "off")
         cells += [_quantization(phase) or "off"] if quantized else []
-        cells += [_also(phase)] if others else []
+        cells += [_also(phase)] if also else []
         table.add_row(*cells)
     return table
 
@@ -134,13 +128,11 @@ def _pruning(plan: PruningPlan) -> Iterator[str]:
         yield f"  {plan.num_grads:,} gradients for an event{total}{kind}"
     if plan.memory is not None:
         yield f"  {plan.memory.describe()}; on one process, with the memory it needs"
-    if len(plan.pools) == 1:
-        (pool,) = plan.pools
-        yield f"  in the end {_count(pool)} {_split(pool)}"
-    elif plan.pools:
+    if plan.pools:
         numel = sum(pool.numel for pool in plan.pools)
         pruned = sum(pool.pruned for pool in plan.pools)
-        yield f"  in the end {pruned:,} of {numel:,} weights are zero:"
+        where = f" {_split(plan.pools[0])}" if len(plan.pools) == 1 else ":"
+        yield f"  in the end {pruned:,} of {numel:,} weights are zero{where}"
 
 
 def _seconds(timing: Timing, plan: PruningPlan) -> str:
@@ -164,10 +156,6 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:.3g} h"
 
 
-def _count(pool: PoolCount) -> str:
-    return f"{pool.pruned:,} of {pool.numel:,} weights are zero"
-
-
 def _split(pool: PoolCount) -> str:
     if len(pool.names) == 1:
         return f"in {pool.names[0]}"
@@ -178,14 +166,12 @@ def _split(pool: PoolCount) -> str:
 
 
 def _counts(pools: Sequence[PoolCount]) -> Table:
-    table = Table("parameter")
-    for name in ("weights", "zero in the end", "sparsity"):
-        table.add_column(name, justify="right")
+    rows = [("parameter", "weights", "zero in the end", "sparsity")]
     for pool in pools:
         name = pool.names[0] if len(pool.names) == 1 else f"{len(pool.names)} together"
         share = f"{100 * pool.pruned / pool.numel:.2f} %"
-        table.add_row(name, f"{pool.numel:,}", f"{pool.pruned:,}", share)
-    return table
+        rows.append((name, f"{pool.numel:,}", f"{pool.pruned:,}", share))
+    return draw_table(rows)
 
 
 def _percent(sparsities: Sequence[Any]) -> str:

@@ -1,29 +1,20 @@
 """Show a run while it goes on: a progress bar, or plain lines where it is piped."""
 
 import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from obert_modifiers.cli.common import draw_table, rank
 
 _LINES = 20  # plain lines about training steps in a run
 
 
 def status(record: dict[str, Any]) -> str:
-    """Say where training is.
-
-    Args:
-        record: A ``step`` record: epoch, loss, learning_rate, sparsity.
-
-    Returns:
-        One short line.
-    """
+    """Say where training is, from a ``step`` record."""
     return (
         f"epoch {record['epoch']:.2f}  loss {record['loss']:.4f}  "
         f"lr {record['learning_rate']:.2e}  sparsity {record['sparsity']:.2%}"
@@ -31,14 +22,7 @@ def status(record: dict[str, Any]) -> str:
 
 
 def pruning_line(record: dict[str, Any]) -> str:
-    """Say what a pruning event did.
-
-    Args:
-        record: A ``prune`` record, see `PruneReport`.
-
-    Returns:
-        One line.
-    """
+    """Say what a pruning event did, from a ``prune`` record."""
     increase = record["predicted_loss_increase"]
     predicted = "" if increase is None else f"predicted loss increase {increase:.4g}, "
     skipped = record.get("skipped_gradients", 0)
@@ -53,14 +37,7 @@ def pruning_line(record: dict[str, Any]) -> str:
 
 
 def evaluation_line(record: dict[str, Any]) -> str:
-    """Say what an evaluation gave.
-
-    Args:
-        record: An ``eval`` record.
-
-    Returns:
-        One line.
-    """
+    """Say what an evaluation gave, from an ``eval`` record."""
     figures = ", ".join(
         f"{name} {record[name]:.4f}"
         for name in (*record.get("headline", ("accuracy", "pearson")), "loss")
@@ -69,116 +46,54 @@ def evaluation_line(record: dict[str, Any]) -> str:
     return f"validation at epoch {record['epoch']:.2f}: {figures}"
 
 
-class PlainReporter:
-    """Plain lines, without control characters, for pipes and log files."""
+class Reporter:
+    """A progress bar at the bottom of a terminal, with lines above it.
 
-    def __init__(self, console: Console) -> None:
-        """Write to a console.
+    Elsewhere plain lines without control characters, for pipes and log files.
+    """
 
-        Args:
-            console: Where the lines go.
-        """
+    def __init__(self, console: Console, bar: bool | None = None) -> None:
+        """Write to a console; a bar is shown on a terminal unless told otherwise."""
         self._console = console
-        self._total = 0
-        self._next = 0
+        self._bar = console.is_terminal if bar is None else bar
+        self._progress: Progress | None = None
 
     def start(self, total_steps: int) -> None:
-        """Learn how many optimizer steps there will be.
-
-        Args:
-            total_steps: Their number.
-        """
         self._total, self._next = total_steps, 0
+        if self._bar:
+            self._progress = Progress(
+                BarColumn(bar_width=10),  # all of it fits into 80 columns
+                TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+                TextColumn("{task.description}", markup=False),
+                TimeRemainingColumn(),
+                console=self._console,
+                transient=True,
+            )
+            self._task = self._progress.add_task("starting", total=total_steps)
+            self._progress.start()
 
     def step(self, record: dict[str, Any]) -> None:
-        """Print where training is, now and then.
-
-        Args:
-            record: A ``step`` record.
-        """
-        if record["step"] >= min(self._next, self._total):
-            self._next = record["step"] + max(1, self._total // _LINES)
-            self.message(f"step {record['step']}/{self._total}  {status(record)}")
+        """Move the bar, or print a line now and then."""
+        step = record["step"]
+        if self._progress is not None:
+            said = status(record).replace("  ", " ")
+            self._progress.update(self._task, completed=step, description=said)
+        elif not self._bar and step >= min(self._next, self._total):
+            self._next = step + max(1, self._total // _LINES)
+            self.message(f"step {step}/{self._total}  {status(record)}")
 
     def prune(self, record: dict[str, Any]) -> None:
-        """Print what a pruning event did.
-
-        Args:
-            record: A ``prune`` record.
-        """
         self.message(pruning_line(record))
 
     def eval(self, record: dict[str, Any]) -> None:
-        """Print what an evaluation gave.
-
-        Args:
-            record: An ``eval`` record.
-        """
         self.message(evaluation_line(record))
 
     def message(self, text: str) -> None:
-        """Print a line.
-
-        Args:
-            text: The line.
-        """
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    def show(self, picture: Any) -> None:
-        """Print a table.
-
-        Args:
-            picture: Anything that rich can draw.
-        """
-        self._console.print(picture)
-
-    def close(self) -> None:
-        """End the run; there is nothing to tidy up."""
-
-
-class BarReporter(PlainReporter):
-    """A progress bar at the bottom of a terminal, with lines above it."""
-
-    def __init__(self, console: Console) -> None:
-        """Write to a terminal.
-
-        Args:
-            console: The terminal.
-        """
-        super().__init__(console)
-        self._progress: Progress | None = None
-        self._task = TaskID(0)
-
-    def start(self, total_steps: int) -> None:
-        """Show the bar.
-
-        Args:
-            total_steps: Optimizer steps of the run.
-        """
-        super().start(total_steps)
-        self._progress = Progress(
-            BarColumn(bar_width=10),  # all of it fits into 80 columns
-            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-            TextColumn("{task.description}", markup=False),
-            TimeRemainingColumn(),
-            console=self._console,
-            transient=True,
-        )
-        self._task = self._progress.add_task("starting", total=total_steps)
-        self._progress.start()
-
-    def step(self, record: dict[str, Any]) -> None:
-        """Move the bar.
-
-        Args:
-            record: A ``step`` record.
-        """
-        if self._progress is not None:
-            self._progress.update(
-                self._task,
-                completed=record["step"],
-                description=status(record).replace("  ", " "),
-            )
+    def table(self, title: str, rows: Sequence[Sequence[str]]) -> None:
+        """Print a table; the first row is the head."""
+        self._console.print(draw_table(rows, title=title))
 
     def close(self) -> None:
         """Remove the bar."""
@@ -190,34 +105,26 @@ class BarReporter(PlainReporter):
 class LogLines(logging.Handler):
     """Passes what the package logs on to a reporter, so that bar and lines agree."""
 
-    def __init__(self, reporter: PlainReporter) -> None:
-        """Take the reporter.
-
-        Args:
-            reporter: Who prints.
-        """
+    def __init__(self, reporter: Reporter) -> None:
         super().__init__(logging.INFO)
         self._reporter = reporter
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print a log record.
-
-        Args:
-            record: The record; warnings say that they are.
-        """
         mark = "warning: " if record.levelno >= logging.WARNING else ""
         self._reporter.message(f"{mark}{record.getMessage()}")
 
 
-def make_reporter(console: Console, plain: bool = False) -> PlainReporter:
-    """Choose how to show runs.
-
-    Args:
-        console: Where to.
-        plain: Never show a bar.
-
-    Returns:
-        A bar on a terminal, else plain lines.
-    """
-    bar = console.is_terminal and not plain
-    return BarReporter(console) if bar else PlainReporter(console)
+@contextmanager
+def reporting(bar: bool | None = None) -> Iterator[Reporter]:
+    """Show what the package logs, only on the first process."""
+    reporter = Reporter(Console(highlight=False), bar)
+    logger = logging.getLogger("obert_modifiers")
+    handler = LogLines(reporter)
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO if rank() == 0 else logging.ERROR)
+    try:
+        yield reporter
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)

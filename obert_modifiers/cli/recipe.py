@@ -1,179 +1,150 @@
 """``obert recipe``: check recipes, and say what one does when."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, get_args
 
 import typer
 
-from obert_modifiers.cli._host import quiet_host
-
-recipe_app = typer.Typer(help="Work on recipes.", no_args_is_help=True)
+from obert_modifiers.cli.common import flag
 
 _BATCH_SIZE = 8  # as `obert train` has it
 _TOKENS = 384  # as `obert train` has it
-_MODES = ("same", "ours")
 
-RecipeArgs = Annotated[
-    str | None,
-    typer.Option("--recipe_args", "--recipe-args", help="Variables, as JSON."),
-]
-Replace = Annotated[
-    str | None,
-    typer.Option(help="Run SparseML's own modifiers on ours: same, or ours."),
-]
+Mode = Literal["same", "ours"]
+_MODES = get_args(Mode)
+RecipeArgs = Annotated[str | None, flag("Variables, as JSON.")]
+Replace = Annotated[Mode | None, flag("Run SparseML's own modifiers on ours.")]
+_FILE = "A .yaml file, or .md with one on top."
 
 
 def spelt_out(words: list[str]) -> list[str]:
-    """Give a bare ``--replace`` of ``obert recipe`` its value.
-
-    Args:
-        words: The words of a command line.
-
-    Returns:
-        The same with ``--replace=same`` for it.
-    """
+    """Give a bare ``--replace`` of ``obert recipe`` its value, ``same``."""
     if words[:1] != ["recipe"]:
         return words
     pairs = zip(words, [*words[1:], ""], strict=True)
     bare = [word == "--replace" and after not in _MODES for word, after in pairs]
-    return [
-        "--replace=same" if one else word for word, one in zip(words, bare, strict=True)
-    ]
+    pairs = zip(words, bare, strict=True)
+    return ["--replace=same" if alone else word for word, alone in pairs]
 
 
-@recipe_app.command("check")
-def _check_recipes(
-    recipes: Annotated[
-        list[str], typer.Argument(help="A .yaml file, or .md with one on top.")
-    ],
+@contextmanager
+def _faults_printed() -> Iterator[None]:
+    """Print what is wrong with a recipe, a line each, and end with exit code 1."""
+    from obert_modifiers.recipe import RecipeError
+
+    try:
+        yield
+    except RecipeError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1) from None
+
+
+def check(
+    recipes: Annotated[list[str], typer.Argument(help=_FILE)],
     recipe_args: RecipeArgs = None,
     replace: Replace = None,
 ) -> None:
-    """Check recipes completely and print everything that is wrong with them."""  # noqa: DOC501  typer shows the docstring
-    with quiet_host():
-        from obert_modifiers.compat import replaced
-        from obert_modifiers.recipe import RecipeError, load_recipe
+    """Check recipes completely and print everything that is wrong with them."""
+    from obert_modifiers.compat import replaced
+    from obert_modifiers.recipe import load_recipe
 
-        faulty = False
-        for recipe in recipes:
-            try:
-                with replaced(replace):
-                    loaded = load_recipe(recipe, recipe_args)
-            except RecipeError as error:
-                typer.echo(str(error), err=True)
-                faulty = True
-                continue
-            names = [type(one.modifier).__name__ for one in loaded.placed]
-            listed = ", ".join(names)
-            typer.echo(f"{recipe}: no problems; {len(names)} modifiers: {listed}")
-            for note in loaded.notes:
-                typer.echo(f"note: {note}")
+    faulty = False
+    for recipe in recipes:
+        try:
+            with _faults_printed(), replaced(replace):
+                loaded = load_recipe(recipe, recipe_args)
+        except typer.Exit:
+            faulty = True
+            continue
+        names = [type(placed.modifier).__name__ for placed in loaded.placed]
+        listed = ", ".join(names)
+        typer.echo(f"{recipe}: no problems; {len(names)} modifiers: {listed}")
+        for note in loaded.notes:
+            typer.echo(f"note: {note}")
     if faulty:
         raise typer.Exit(1)
 
 
-@recipe_app.command("plan")
-def _plan_recipe(
-    recipe: Annotated[
-        str, typer.Argument(help="A .yaml file, or .md with one on top.")
-    ],
+def plan(
+    recipe: Annotated[str, typer.Argument(help=_FILE)],
     model: Annotated[
-        Path | None, typer.Option(help="A model's folder; its config.json is read.")
+        Path | None, flag("A model's folder; its config.json is read.")
     ] = None,
-    train_samples: Annotated[
-        int | None,
-        typer.Option("--train-samples", "--train_samples", min=1, help="To get steps."),
-    ] = None,
+    train_samples: Annotated[int | None, flag("To get steps.", min=1)] = None,
     batch_size: Annotated[
-        int | None,
-        typer.Option(
-            "--batch-size", "--batch_size", min=1, help="Samples of a step; 8 if unset."
-        ),
+        int | None, flag("Samples of a step; 8 if unset.", min=1)
     ] = None,
     tokens: Annotated[
         int,
-        typer.Option(
-            "--max-seq-length",
-            "--max_seq_length",
-            min=2,
-            help="Tokens of a sample, for the time of an event.",
+        flag(
+            "Tokens of a sample, for the time of an event.", "--max-seq-length", min=2
         ),
     ] = _TOKENS,
     timing: Annotated[
-        bool, typer.Option(help="With --model, time a few samples and blocks.")
+        bool, flag("With --model, time a few samples and blocks.")
     ] = True,
     recipe_args: RecipeArgs = None,
     replace: Replace = None,
-    plot: Annotated[Path | None, typer.Option(help="A .png file to draw.")] = None,
+    plot: Annotated[Path | None, flag("A .png file to draw.")] = None,
 ) -> None:
-    """Say what a recipe does when, without training."""  # noqa: DOC501  typer shows the docstring
+    """Say what a recipe does when, without training."""
     if batch_size is not None and train_samples is None:
         raise ValueError(
             f"--batch-size={batch_size} has no --train-samples beside it; expected both"
             " to count steps; add the number of samples"
         )
-    with quiet_host():
-        from obert_modifiers.cli.plan import show_plan
-        from obert_modifiers.cli.shapes import shape_model, time_recipe
-        from obert_modifiers.compat import replaced
-        from obert_modifiers.recipe import RecipeError, load_recipe
-        from obert_modifiers.recipe.cross import shared_weights
-        from obert_modifiers.recipe.plan import plan_recipe
+    if model is not None and not (model / "config.json").is_file():
+        raise FileNotFoundError(
+            f"model={model} has no config.json; expected the folder of a model; check "
+            "the path"
+        )
+    from obert_modifiers.cli.plan import show_plan
+    from obert_modifiers.cli.shapes import shape_model, time_recipe
+    from obert_modifiers.compat import replaced
+    from obert_modifiers.recipe import RecipeError, load_recipe
+    from obert_modifiers.recipe.cross import shared_weights
+    from obert_modifiers.recipe.plan import plan_recipe
 
-        per_step = batch_size or _BATCH_SIZE
-        try:
-            with replaced(replace):
-                loaded = load_recipe(recipe, recipe_args)
-            shapes = None if model is None else shape_model(model)
-            plan = plan_recipe(
-                loaded,
-                steps_per_epoch=train_samples and math.ceil(train_samples / per_step),
-                model=shapes,
-            )
-            twice = [] if shapes is None else shared_weights(loaded.placed, shapes)
-            problems = loaded.problems_of(twice)
-            if problems:
-                raise RecipeError(problems)
-        except RecipeError as error:
-            typer.echo(str(error), err=True)
-            raise typer.Exit(1) from None
-        timed = model is not None and timing
-        timings = time_recipe(loaded, model, tokens) if timed else []
-    show_plan(plan, timings)
+    with _faults_printed():
+        with replaced(replace):
+            loaded = load_recipe(recipe, recipe_args)
+        shapes = None if model is None else shape_model(model)
+        steps = train_samples and math.ceil(train_samples / (batch_size or _BATCH_SIZE))
+        planned = plan_recipe(loaded, steps_per_epoch=steps, model=shapes)
+        twice = [] if shapes is None else shared_weights(loaded.placed, shapes)
+        problems = loaded.problems_of(twice)
+        if problems:
+            raise RecipeError(problems)
+    timed = model is not None and timing
+    show_plan(planned, time_recipe(loaded, model, tokens) if timed else [])
     if plot is not None:
-        from obert_modifiers.report.draw import save_plan_png
+        from obert_modifiers.report.plan import save_plan_png
 
-        save_plan_png(plot, plan, Path(recipe).name)
+        save_plan_png(plot, planned, Path(recipe).name)
         typer.echo(f"drawn in {plot}")
 
 
-@recipe_app.command("convert")
-def _convert_recipe(
+def convert(
     old: Annotated[Path, typer.Argument(help="A recipe for SparseML's modifiers.")],
     new: Annotated[Path, typer.Argument(help="The .yaml file to write.")],
     ours: Annotated[
-        bool, typer.Option("--ours", help="With our defaults, not the same meaning.")
+        bool, flag("With our defaults, not the same meaning.", "--ours")
     ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Write over the file.")
-    ] = False,
+    overwrite: Annotated[bool, flag("Write over the file.", "--overwrite")] = False,
 ) -> None:
-    """Write a recipe of SparseML's modifiers in the keys of ours, with comments."""  # noqa: DOC501  typer shows the docstring
+    """Write a recipe of SparseML's modifiers in the keys of ours, with comments."""
     if new.exists() and not overwrite:
         raise ValueError(
             f"new={new} exists; expected a file to be made; choose another or add "
             "--overwrite"
         )
-    with quiet_host():
-        from obert_modifiers.compat import convert_recipe
-        from obert_modifiers.recipe import RecipeError
+    from obert_modifiers.compat import convert_recipe
 
-        try:
-            found = convert_recipe(old, "ours" if ours else "same")
-        except RecipeError as error:
-            typer.echo(str(error), err=True)
-            raise typer.Exit(1) from None
+    with _faults_printed():
+        found = convert_recipe(old, "ours" if ours else "same")
     new.parent.mkdir(parents=True, exist_ok=True)
     new.write_text(found.text, encoding="utf-8")
     for change in found.changes:

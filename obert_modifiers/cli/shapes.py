@@ -15,22 +15,7 @@ from obert_modifiers.recipe.load import LoadedRecipe
 
 
 def shape_model(folder: Path) -> nn.Module:
-    """Build a model without weights, from the configuration in its folder alone.
-
-    Args:
-        folder: A model in Hugging Face's format; ``config.json`` is read.
-
-    Returns:
-        The model on torch's meta device, of the class that the configuration names.
-
-    Raises:
-        FileNotFoundError: If there is no configuration.
-    """
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(
-            f"model={folder} has no config.json; expected the folder of a model; check "
-            "the path"
-        )
+    """Build a model on torch's meta device, from the configuration in its folder."""
     with torch.device("meta"):
         return _build(AutoConfig.from_pretrained(folder))
 
@@ -38,16 +23,9 @@ def shape_model(folder: Path) -> nn.Module:
 def time_recipe(recipe: LoadedRecipe, folder: Path, tokens: int) -> list[Timing]:
     """Estimate the time of a recipe's second-order events on this machine.
 
-    A model with random weights is made, on a GPU where there is one, and a few random
-    samples and weights are timed.
-
-    Args:
-        recipe: A checked recipe.
-        folder: A model in Hugging Face's format; ``config.json`` is read.
-        tokens: Tokens of a sample; as many as the model takes, at most.
-
-    Returns:
-        An estimate for each second-order modifier; of the others none is needed.
+    A model with random weights is made from the folder's configuration, on a GPU where
+    there is one, and a few random samples (of as many tokens as the model takes, at
+    most) and weights are timed.
     """
     if not any(second_order(one.modifier) for one in recipe.placed):
         return []

@@ -1,14 +1,13 @@
-"""Read what a run left in its folder."""
+"""Read what a run left in its folder; light until a recipe's plan is asked for."""
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from obert_modifiers.recipe import RecipeError, load_recipe
-from obert_modifiers.recipe.plan import plan_recipe
-
 METRICS = ("accuracy", "pearson")
+_FILES = ("metrics.json", "metrics.jsonl")
 
 
 @dataclass(frozen=True)
@@ -24,8 +23,6 @@ class Run:
         prunes: Its lines about pruning events.
         messages: What the training loop had to say.
         recipe: The recipe as it was run, or empty.
-        planned: Epoch and target of each pruning event that the recipe plans; empty
-            where there is no recipe, or it has several goals.
     """
 
     name: str
@@ -36,7 +33,6 @@ class Run:
     prunes: list[dict[str, Any]] = field(default_factory=list)
     messages: list[str] = field(default_factory=list)
     recipe: str = ""
-    planned: list[tuple[float, float]] = field(default_factory=list)
 
     @property
     def metric(self) -> str:
@@ -55,12 +51,32 @@ class Run:
         last = next((line for line in reversed(self.steps) if line["epoch"]), None)
         return last["step"] / last["epoch"] if last else None
 
-    def sparsity_curve(self) -> tuple[list[float], list[float]]:
-        """Collect the sparsity over time: what was logged, and every pruning event.
+    @cached_property
+    def planned(self) -> list[tuple[float, float]]:
+        """Epoch and target of each pruning event that the recipe plans.
 
-        Returns:
-            Epochs and sparsities, to be joined by steps; from 0 to the end.
+        Empty where there are several targets, or the recipe is not understood here,
+        such as one of a newer version.
         """
+        if not self.recipe or not self.prunes:
+            return []
+        from obert_modifiers.recipe import RecipeError, load_recipe
+        from obert_modifiers.recipe.plan import plan_recipe
+
+        steps = self.steps_per_epoch
+        try:
+            loaded = load_recipe(self.recipe)
+            plan = plan_recipe(loaded, steps_per_epoch=steps and round(steps))
+        except (RecipeError, ValueError):
+            return []
+        if [len(pruning.goals) for pruning in plan.pruning] != [1]:
+            return []
+        events = plan.pruning[0].events or ()
+        targets = [(event.epoch, event.sparsities[0]) for event in events]
+        return [(epoch, target) for epoch, target in targets if target is not None]
+
+    def sparsity_curve(self) -> tuple[list[float], list[float]]:
+        """Return epochs and sparsities from 0 to the end, to be joined by steps."""
         points = [(0.0, 0, 0.0)]
         # An event at epoch 0.5 comes after the step that ended there was logged.
         points += [(line["epoch"], 0, line["sparsity"]) for line in self.steps]
@@ -69,65 +85,32 @@ class Run:
         return [point[0] for point in points], [point[2] for point in points]
 
 
-def read_run(folder: Path, name: str | None = None) -> Run:
-    """Read a run's files.
-
-    Args:
-        folder: The output folder of a run.
-        name: What to call it; the folder's name without.
-
-    Returns:
-        The run.
-
-    Raises:
-        FileNotFoundError: If the folder holds no finished run.
-    """
-    for needed in ("metrics.json", "metrics.jsonl"):
-        if not (folder / needed).is_file():
+def check_run(folder: Path) -> None:
+    """Raise FileNotFoundError if a folder holds no finished run."""
+    for name in _FILES:
+        if not (folder / name).is_file():
             raise FileNotFoundError(
-                f"run={folder} has no {needed}; expected the output folder of a "
+                f"run={folder} has no {name}; expected the output folder of a "
                 "finished `obert train`; check the path"
             )
-    record = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+
+
+def read_run(folder: Path, name: str | None = None) -> Run:
+    """Read a run's files; its name is the folder's unless given."""
+    check_run(folder)
+    record, lines = ((folder / file).read_text(encoding="utf-8") for file in _FILES)
     kinds: dict[str, list[dict[str, Any]]] = {}
-    for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+    for line in lines.splitlines():
         entry = json.loads(line)
         kinds.setdefault(entry.pop("kind"), []).append(entry)
     recipe = folder / "recipe.yaml"
-    text = recipe.read_text(encoding="utf-8") if recipe.is_file() else ""
-    run = Run(
+    return Run(
         name or folder.resolve().name,
         folder,
-        record,
+        json.loads(record),
         kinds.get("step", []),
         kinds.get("eval", []),
         kinds.get("prune", []),
         [entry["text"] for entry in kinds.get("message", [])],
-        text,
+        recipe.read_text(encoding="utf-8") if recipe.is_file() else "",
     )
-    return replace(run, planned=_planned(run))
-
-
-def _planned(run: Run) -> list[tuple[float, float]]:
-    """Work out when a run's recipe prunes to what.
-
-    Returns:
-        Epoch and target of each event; none where the recipe is not one that is
-        understood here, such as one of a newer version.
-    """
-    if not run.recipe or not run.prunes:
-        return []
-    try:
-        loaded = load_recipe(run.recipe)
-        steps = run.steps_per_epoch
-        plan = plan_recipe(loaded, steps_per_epoch=steps and round(steps))
-    except (RecipeError, ValueError):
-        return []
-    goals = [pruning for pruning in plan.pruning if len(pruning.goals) == 1]
-    if len(goals) != 1 or len(plan.pruning) != 1 or goals[0].events is None:
-        return []
-    return [
-        (event.epoch, event.sparsities[0])
-        for event in goals[0].events
-        if event.sparsities[0] is not None
-    ]

@@ -10,19 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from obert_modifiers.deploy.artefact import find_artefact
+from obert_modifiers.report.text import NONE, percent
 from obert_modifiers.sizes import MB, gzip_bytes, plain_bytes
 
 HEAD = (
-    "model",
-    "format",
-    "parameters",
-    "non-zero",
-    "encoder weights",
-    "non-zero",
-    "sparsity",
-    "MB",
-    "gzip MB",
-    "ratio",
+    *("model", "format", "parameters", "non-zero", "encoder weights", "non-zero"),
+    *("sparsity", "MB", "gzip MB", "ratio"),
 )
 
 
@@ -55,9 +48,7 @@ class Sizes:
     @property
     def sparsity(self) -> float | None:
         """Share of zeros among the prunable weights, None without any."""
-        if not self.prunable:
-            return None
-        return 1.0 - self.prunable_nonzero / self.prunable
+        return 1.0 - self.prunable_nonzero / self.prunable if self.prunable else None
 
     def record(self) -> dict[str, Any]:
         """Return plain values for JSON, in bytes and in MB."""
@@ -67,22 +58,27 @@ class Sizes:
             "gzip_mb": self.gzip_bytes / MB,
         }
 
+    def cells(self) -> list[str]:
+        """Return the texts of a table's row below `HEAD`."""
+        counts = (self.parameters, self.parameters_nonzero)
+        counts += (self.prunable, self.prunable_nonzero)
+        return [
+            self.model,
+            self.kind,
+            *(f"{count:,}" for count in counts),
+            percent(self.sparsity),
+            f"{self.bytes / MB:.1f}",
+            f"{self.gzip_bytes / MB:.1f}",
+            NONE if self.ratio is None else f"{self.ratio:.2f}x",
+        ]
+
 
 def measure(path: Path, known: tuple[int, int] | None = None) -> Sizes:
-    """Measure one model.
+    """Measure a run's folder or an exported file.
 
-    Args:
-        path: A run's folder or an exported file.
-        known: Bytes as they were measured once, and gzipped; taken where the files
-            still have as many.
-
-    Returns:
-        Its sizes, without a ratio.
-
-    Raises:
-        FileNotFoundError: If there is no model.
-        ValueError: If it is damaged, or none that is known here.
-    """  # noqa: DOC502  raised by what is called
+    `known` are its bytes as they were measured once, plain and gzipped; taken where the
+    files still have as many.
+    """
     artefact = find_artefact(path)
     weights = artefact.weights()
     prunable = [weight for weight in weights if weight.prunable]
@@ -105,50 +101,14 @@ def measure_all(
     reference: Path | None = None,
     known: Mapping[Path, tuple[int, int]] | None = None,
 ) -> list[Sizes]:
-    """Measure several models beside one that they are compared with.
+    """Measure models beside a reference, the first of them unless given.
 
-    Args:
-        paths: Runs' folders and exported files.
-        reference: The one that ratios are taken to; the first of several without.
-        known: Bytes of some of them, as for `measure`.
-
-    Returns:
-        Their sizes; those of a reference that is not among them are the first.
-
-    Raises:
-        FileNotFoundError: If there is no model in one of them.
-        ValueError: If one is damaged, or none that is known here.
-    """  # noqa: DOC502  raised by what is called
-    paths = [Path(path) for path in paths]
-    if reference is not None and Path(reference) not in paths:
-        paths.insert(0, Path(reference))
+    A reference that is not among them comes first in what is returned.
+    """
+    if reference is not None and reference not in paths:
+        paths = [reference, *paths]
     found = [measure(path, (known or {}).get(path)) for path in paths]
     if len(found) < 2:
         return found
-    chosen = paths[0] if reference is None else Path(reference)
-    base = found[paths.index(chosen)].gzip_bytes
-    return [replace(one, ratio=base / one.gzip_bytes) for one in found]
-
-
-def cells(sizes: Sizes) -> list[str]:
-    """Format sizes for a table with `HEAD`.
-
-    Args:
-        sizes: Of one model.
-
-    Returns:
-        One text for each column.
-    """
-    none = "–"
-    return [
-        sizes.model,
-        sizes.kind,
-        f"{sizes.parameters:,}",
-        f"{sizes.parameters_nonzero:,}",
-        f"{sizes.prunable:,}",
-        f"{sizes.prunable_nonzero:,}",
-        none if sizes.sparsity is None else f"{100 * sizes.sparsity:.2f} %",
-        f"{sizes.bytes / MB:.1f}",
-        f"{sizes.gzip_bytes / MB:.1f}",
-        none if sizes.ratio is None else f"{sizes.ratio:.2f}x",
-    ]
+    base = found[0 if reference is None else paths.index(reference)].gzip_bytes
+    return [replace(sizes, ratio=base / sizes.gzip_bytes) for sizes in found]

@@ -8,7 +8,7 @@ import pytest
 from transformers import BertTokenizerFast
 
 from obert_modifiers.cli import main
-from obert_modifiers.cli.export import parse_shape
+from obert_modifiers.cli.models import parse_shape
 from obert_modifiers.core.quantization.scales import save_quantization
 from obert_modifiers.core.quantization.scheme import Scheme
 from obert_modifiers.deploy import checks

@@ -1,0 +1,53 @@
+"""What several subcommands share; light."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+_PIPE_WIDTH = 120  # of text that no terminal wraps
+
+
+def flag(text: str, *names: str, **rules: Any) -> Any:
+    """Declare a flag by its help, with names where they are not the parameter's."""
+    return typer.Option(*names, help=text, **rules)
+
+
+JsonFile = Annotated[Path | None, flag("A file to write all figures into.", "--json")]
+
+
+def rank() -> int:
+    """Return the number of this process among those that a launcher started."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def table_console() -> Console:
+    """Make a console whose tables stay readable in a pipe."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = _PIPE_WIDTH
+    return console
+
+
+def draw_table(
+    rows: Sequence[Sequence[str]], left: int = 1, title: str | None = None
+) -> Table:
+    """Make a table; the first row is the head, the first `left` columns are text."""
+    table = Table(title=title)
+    for number, name in enumerate(rows[0]):
+        justify = "left" if number < left else "right"
+        table.add_column(name, justify=justify, overflow="fold")
+    for row in rows[1:]:
+        table.add_row(*row)
+    return table
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write figures into a file."""
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")

@@ -1,0 +1,82 @@
+"""``obert run`` and ``obert doctor``: SparseML's scripts, and what they need."""
+
+import json
+import os
+import platform
+from dataclasses import asdict
+from importlib.util import find_spec
+from typing import Annotated
+
+import typer
+
+from obert_modifiers import __version__
+from obert_modifiers.cli.common import flag
+from obert_modifiers.cpu import host_cpu
+from obert_modifiers.deploy.engines import engine_advice
+
+_USAGE = """\
+Usage: obert run [--replace[=ours]] [--without=FIX,...] SCRIPT ...
+
+Runs one of SparseML's own scripts with our modifiers and the fixes that it
+needs; `obert run SCRIPT --help` shows the script's flags.
+
+  --replace        SparseML's modifiers run on our code, with their meaning
+  --replace=ours   the same, with our defaults; prints what changes
+  --without=FIX    leave a fix out
+
+Scripts:"""
+
+
+def run(context: typer.Context) -> None:
+    """Run one of SparseML's own scripts, with our modifiers; without one, list them."""
+    words = context.args
+    if not words or words[0] in ("-h", "--help"):
+        from obert_modifiers.sparseml_cli.scripts import scripts
+
+        typer.echo("\n  ".join([_USAGE, *sorted(scripts())]))
+        return
+    from obert_modifiers.sparseml_cli.launch import run as run_script
+
+    run_script(words)
+
+
+def doctor(
+    stack: Annotated[
+        str | None, flag("A, B or C: the one that this should be.")
+    ] = None,
+    as_json: Annotated[bool, flag("Print JSON.", "--json")] = False,
+) -> None:
+    """Say which stack and CPU this is, what is broken or slow, and what mends it."""
+    from obert_modifiers.sparseml_cli.stacks import STACKS, diagnose, installed_versions
+
+    found, cpu = diagnose(installed_versions(), stack), host_cpu()
+    advice = engine_advice(cpu)
+    if as_json:
+        report = {"obert_modifiers": __version__, **asdict(found)}
+        report["cpu"] = {
+            "name": cpu.name,
+            "cores": os.cpu_count(),
+            "instruction_sets": cpu.instruction_sets,
+            "engines": advice,
+        }
+        report["faults"] = [str(fault) for fault in found.faults]
+        typer.echo(json.dumps(report, indent=1))
+    else:
+        typer.echo(f"obert_modifiers {__version__} on {platform.platform()}")
+        for name, version in found.versions.items():
+            typer.echo(f"  {name:<20} {version or '-'}")
+        sets = ", ".join(cpu.instruction_sets) or "none that the engines know"
+        typer.echo(f"{cpu.name}, {os.cpu_count()} cores: {sets}")
+        for engine, line in advice.items():
+            missing = "" if find_spec(engine) else " [not installed]"
+            typer.echo(f"  {engine:<20} {line}{missing}")
+        nearest = STACKS[found.nearest]
+        if found.stack:
+            typer.echo(f"stack {nearest.key}: {nearest.what}")
+        else:
+            typer.echo(f"no stack; nearest is {nearest.key}: {nearest.what}")
+            for fault in found.faults:
+                typer.echo(f"broken: {fault}")
+            typer.echo(f"mend it with: {found.command}")
+    if not found.stack:
+        raise typer.Exit(1)
