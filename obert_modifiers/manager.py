@@ -12,12 +12,12 @@ from torch.nn import Module
 
 from obert_modifiers.core.report import PruneReport
 from obert_modifiers.core.sampling import GradientSource
-from obert_modifiers.modifiers._host import (
+from obert_modifiers.host.bases import (
     Modifier,
     ScheduledModifierManager,
     silent_loggers,
 )
-from obert_modifiers.modifiers._host_state import (
+from obert_modifiers.host.state import (
     cannot_be_saved,
     known,
     load_state,

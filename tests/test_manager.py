@@ -9,7 +9,7 @@ from torch import nn
 
 from obert_modifiers import RecipeError, RecipeManager
 from obert_modifiers.core.sampling import GradientSource
-from obert_modifiers.modifiers._host import ScheduledModifierManager
+from obert_modifiers.host.bases import ScheduledModifierManager
 from obert_modifiers.recipe import load_recipe
 from tests.recipe.samples import SAMPLES, one_modifier
 

@@ -19,7 +19,7 @@ from obert_modifiers.core.schedule import (
 )
 from obert_modifiers.core.selection import make_pools
 from obert_modifiers.modifiers._goals import read_goals
-from obert_modifiers.modifiers._host import (
+from obert_modifiers.host.bases import (
     SCHEDULE_KEY,
     ScheduledUpdateModifier,
     recipe_key,

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from obert_modifiers.modifiers._host import (
+from obert_modifiers.host.bases import (
     SCHEDULE_KEY,
     ModifierProp,
     ScheduledModifier,

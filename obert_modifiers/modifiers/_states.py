@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from obert_modifiers.modifiers._host import SCHEDULE_KEY
+from obert_modifiers.host.bases import SCHEDULE_KEY
 
 _POINTER = "$tensor"
 

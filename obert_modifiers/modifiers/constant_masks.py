@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from obert_modifiers.modifiers._host import (
+from obert_modifiers.host.bases import (
     ModifierProp,
     PyTorchModifierYAML,
     recipe_key,

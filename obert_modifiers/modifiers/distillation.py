@@ -27,7 +27,7 @@ from obert_modifiers.core.outputs import (
     TEACHERS_OWN,
 )
 from obert_modifiers.modifiers._classes import class_names, order_for
-from obert_modifiers.modifiers._host import (
+from obert_modifiers.host.bases import (
     ModifierProp,
     PyTorchModifierYAML,
     ScheduledModifier,

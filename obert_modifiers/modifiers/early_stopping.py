@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from obert_modifiers.core.snapshot import Snapshot, restore_snapshot_, take_snapshot
-from obert_modifiers.modifiers._host import (
+from obert_modifiers.host.bases import (
     ModifierProp,
     PyTorchModifierYAML,
     ScheduledModifier,

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from obert_modifiers.modifiers._host import (
+from obert_modifiers.host.bases import (
     ModifierProp,
     PyTorchModifierYAML,
     ScheduledModifier,

@@ -14,7 +14,7 @@ from obert_modifiers.core.layer_drop import (
     layers_left,
     plan_layers,
 )
-from obert_modifiers.modifiers._host import (
+from obert_modifiers.host.bases import (
     ModifierProp,
     PyTorchModifierYAML,
     ScheduledModifier,

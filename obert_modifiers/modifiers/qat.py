@@ -21,7 +21,7 @@ from obert_modifiers.core.quantization import (
     quantizers_of,
 )
 from obert_modifiers.core.sampling import GradientSource
-from obert_modifiers.modifiers._host import (
+from obert_modifiers.host.bases import (
     SCHEDULE_KEY,
     ModifierProp,
     PyTorchModifierYAML,

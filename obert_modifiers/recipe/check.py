@@ -10,7 +10,7 @@ import yaml
 
 from obert_modifiers.core.schedule import INTERPOLATIONS
 from obert_modifiers.modifiers._gradual import GradualPruningModifier
-from obert_modifiers.modifiers._host import Modifier, modifier_classes
+from obert_modifiers.host.bases import Modifier, modifier_classes
 from obert_modifiers.recipe.problems import Problem, nearest
 from obert_modifiers.recipe.replacing import Translate, Translated, translation_of
 from obert_modifiers.recipe.values import ModifierSettings

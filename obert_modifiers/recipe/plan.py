@@ -8,7 +8,7 @@ from torch import nn
 
 from obert_modifiers.core.schedule import interpolate_sparsity
 from obert_modifiers.modifiers._gradual import FROM_PARAM
-from obert_modifiers.modifiers._host import (
+from obert_modifiers.host.bases import (
     Modifier,
     ScheduledModifierManager,
     SparsificationTypes,

@@ -18,19 +18,19 @@ from transformers import (
 
 from obert_modifiers.core.distillation import output_losses, read_outputs
 from obert_modifiers.core.sampling import GradientSource
+from obert_modifiers.host import bases
+from obert_modifiers.host.bases import silent_loggers
 from obert_modifiers.manager import RecipeManager
 from obert_modifiers.modifiers import (
     LogitDistillationModifier,
-    _host,  # it has to be imported before SparseML
 )
 from obert_modifiers.modifiers._classes import order_for, places_of
-from obert_modifiers.modifiers._host import silent_loggers
 from obert_modifiers.modifiers._losses import with_distillation
 from obert_modifiers.recipe import RecipeError
 from tests import reference
 from tests.modifiers.table import make_model
 
-SPARSEML = f"{_host.Modifier.__module__.rpartition('.')[0]}.distillation"
+SPARSEML = f"{bases.Modifier.__module__.rpartition('.')[0]}.distillation"
 theirs = importlib.import_module(f"{SPARSEML}.modifier_distillation_base")
 T = 3.0
 SIZE = {

@@ -13,9 +13,9 @@ from obert_modifiers.core.saliency import obs_candidates
 from obert_modifiers.core.selection import choose, make_pools, make_quotas
 from obert_modifiers.core.targets import Target
 from obert_modifiers.core.update import independent_update
-from obert_modifiers.modifiers import _host  # it has to be imported before SparseML
+from obert_modifiers.host import bases
 
-PRUNING = f"{_host.Modifier.__module__.rpartition('.')[0]}.pruning"
+PRUNING = f"{bases.Modifier.__module__.rpartition('.')[0]}.pruning"
 SHAPE, WIDTH, DAMP, NUM_GRADS = (12, 16), 24, 1e-2, 32
 
 

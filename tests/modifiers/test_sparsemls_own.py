@@ -13,7 +13,7 @@ from transformers import BertConfig, BertModel
 
 from obert_modifiers.core.quantization import quantizers_of
 from obert_modifiers.manager import RecipeError, RecipeManager
-from obert_modifiers.modifiers import _host
+from obert_modifiers.host import bases
 from obert_modifiers.recipe import load_recipe
 from obert_modifiers.recipe.plan import plan_recipe
 from obert_modifiers.training import TrainConfig, train
@@ -215,7 +215,7 @@ def test_layer_pruning_leaves_a_model_that_does_not_run() -> None:
 
 def test_sparseml_has_no_early_stopping() -> None:
     ours = {"EarlyStoppingModifier"}
-    names = {n for n in _host.modifier_classes() if re.search("stop|patien", n, re.I)}
+    names = {n for n in bases.modifier_classes() if re.search("stop|patien", n, re.I)}
     assert names == ours
 
 
@@ -225,7 +225,7 @@ def test_the_table_names_modifiers_and_tests_that_exist() -> None:
     assert len(rows) == 10  # a head and nine needs
     for _need, modifier, whose, _why, tests in rows[1:]:
         (name,) = re.findall(r"`!(\w+)`", modifier)
-        cls = _host.modifier_classes()[name]
+        cls = bases.modifier_classes()[name]
         assert ("SparseML" in whose) == cls.__module__.startswith("sparseml.")
         for path in re.findall(r"`(tests/\S+\.py)`", tests):
             assert name in (ROOT / path).read_text(encoding="utf-8")

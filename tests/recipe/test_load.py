@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from obert_modifiers.modifiers._host import ScheduledModifierManager, modifier_classes
+from obert_modifiers.host.bases import ScheduledModifierManager, modifier_classes
 from obert_modifiers.recipe import RecipeError, load_recipe
 from tests.recipe.broken import problems_of
 from tests.recipe.samples import (
