@@ -17,7 +17,7 @@ from rich.console import Console
 
 from obert_modifiers import __version__
 from obert_modifiers.cli import evaluate
-from obert_modifiers.cli._host import quiet_host
+from obert_modifiers.cli._host import quiet_host, settle_host
 from obert_modifiers.cli.bench import bench
 from obert_modifiers.cli.compat import run_script, show_doctor
 from obert_modifiers.cli.export import export
@@ -263,6 +263,7 @@ def main(argv: list[str] | None = None) -> int:
         start_missing_processes(words)
     debug = "--debug" in words or os.environ.get("OBERT_DEBUG", "") not in ("", "0")
     words = spelt_out([word for word in words if word != "--debug"])
+    settle_host(words)
     try:
         return app(words, prog_name="obert", standalone_mode=False) or 0
     except typer.Exit as stop:

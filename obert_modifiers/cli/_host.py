@@ -1,17 +1,53 @@
-"""Start SparseML without its warnings."""
+"""The host of ``obert``'s commands: ours, without the seconds of SparseML's import."""
 
+import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+
+from obert_modifiers import host
+
+_SUFFIXES = (".yaml", ".yml", ".md")
+_TAG = re.compile(r"!(?:pytorch\.)?(\w+)")
+
+
+def settle_host(words: Sequence[str]) -> None:
+    """Choose our host, unless a recipe names a modifier that only SparseML has.
+
+    Args:
+        words: The words of the command line; recipes are the files that they name, and
+            those of the runs whose folders they name.
+    """
+    if words[:1] == ["run"]:
+        return  # a script of SparseML's
+    needed = set(host.ONLY_SPARSEML)
+    if words[:2] == ["recipe", "convert"] or any(w[:9] == "--replace" for w in words):
+        from obert_modifiers.compat.replace_tables import TABLES
+
+        needed -= set(TABLES)
+    found = {tag for word in words for tag in _TAG.findall(_recipe_of(word))}
+    if not needed & found:
+        host.prefer(host.OWN)
+
+
+def _recipe_of(word: str) -> str:
+    """Return the text of the recipe that a word names, else an empty one."""
+    if "\n" in word:
+        return word
+    path = Path(word.partition("=")[2] if word[:2] == "--" else word).expanduser()
+    try:
+        path = path / "recipe.yaml" if path.is_dir() else path
+        if path.suffix.lower() in _SUFFIXES and path.is_file():
+            return path.read_text(encoding="utf-8", errors="replace")
+    except (OSError, ValueError):  # no path at all
+        pass
+    return ""
 
 
 @contextmanager
 def quiet_host() -> Iterator[None]:
-    """Leave out the warnings that SparseML's import gives on every start.
-
-    Yields:
-        Nothing.
-    """
+    """Leave out the warnings that SparseML's import gives on every start."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
         warnings.filterwarnings("ignore", category=DeprecationWarning)

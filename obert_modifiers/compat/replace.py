@@ -6,16 +6,16 @@ of our modifiers instead, from the same keys. SparseML's manager and ours both u
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import yaml
 
-from obert_modifiers import modifiers
+from obert_modifiers import host, modifiers
 from obert_modifiers.compat.replace_tables import TABLES
 from obert_modifiers.compat.replace_translate import translate
-from obert_modifiers.compat.replace_translation import MODES
+from obert_modifiers.compat.replace_translation import MODES, SAME
 from obert_modifiers.modifiers._validate import as_choice
 from obert_modifiers.recipe.replacing import Translated
 
@@ -33,15 +33,18 @@ class _Constructor:
         mode: One of :data:`MODES`.
     """
 
-    def __init__(self, name: str, mode: str, before: Mapping[type, Any]) -> None:
+    def __init__(
+        self, name: str, mode: str, before: Mapping[type, Any], asked: bool
+    ) -> None:
         """Remember what was there.
 
         Args:
             name: SparseML's name of the modifier.
             mode: One of :data:`MODES`.
             before: Constructor of each loader until now.
+            asked: False where ours stand in as SparseML's are missing.
         """
-        self.name, self.mode, self.before = name, mode, before
+        self.name, self.mode, self.before, self.asked = name, mode, before, asked
 
     def translate(self, values: Mapping[str, Any]) -> Translated:
         """Say which modifier stands in, with which values.
@@ -52,7 +55,11 @@ class _Constructor:
         Returns:
             Its name and values, and what changes or is wrong.
         """
-        return translate(self.name, values, self.mode)
+        found = translate(self.name, values, self.mode)
+        if not self.asked:
+            stands_in = f"!{found.name} takes its place, as SparseML is not here"
+            found.changes.insert(0, ("", stands_in))
+        return found
 
     def __call__(self, loader: Any, node: yaml.Node) -> Iterator[Any]:
         """Construct the modifier, as YAML asks for it.
@@ -95,10 +102,14 @@ def replace_sparseml_modifiers(mode: str = "same") -> None:
     """  # noqa: DOC502  raised by as_choice
     as_choice("mode", mode, MODES)
     restore_sparseml_modifiers()
-    for name in TABLES:
+    _replace(mode, TABLES)
+
+
+def _replace(mode: str, names: Iterable[str], asked: bool = True) -> None:
+    for name in names:
         tag = _TAG.format(name)
         before = {one: one.yaml_constructors.get(tag) for one in _LOADERS}
-        constructor = _Constructor(name, mode, before)
+        constructor = _Constructor(name, mode, before, asked)
         for loader in _LOADERS:
             yaml.add_constructor(tag, constructor, loader)
 
@@ -122,18 +133,22 @@ def replaced(mode: str | None) -> Iterator[None]:
     """Have SparseML's YAML tags build our modifiers, for a while.
 
     Args:
-        mode: As for :func:`replace_sparseml_modifiers`; None leaves them as they are.
+        mode: As for :func:`replace_sparseml_modifiers`; None leaves them as they are,
+            but for those that are missing without SparseML, which ours stand in for.
 
     Yields:
         Nothing.
     """
-    if mode is None:
-        yield
-        return
     tag = _TAG.format(next(iter(TABLES)))
     found = yaml.SafeLoader.yaml_constructors.get(tag)
-    outer = found.mode if isinstance(found, _Constructor) else None
-    replace_sparseml_modifiers(mode)
+    outer = found.mode if isinstance(found, _Constructor) and found.asked else None
+    if mode is not None:
+        replace_sparseml_modifiers(mode)
+    elif outer is None and host.name() == host.OWN:
+        _replace(SAME, [name for name in TABLES if name in host.ONLY_SPARSEML], False)
+    else:
+        yield
+        return
     try:
         yield
     finally:

@@ -8,6 +8,7 @@ what :func:`prefer` was told, else SparseML's where it is installed and imports.
 import logging
 import os
 from importlib import import_module
+from importlib.util import find_spec
 from types import ModuleType
 
 OWN, SPARSEML = "own", "sparseml"
@@ -65,10 +66,14 @@ def sparseml() -> ModuleType | None:
 
 def only_sparseml(tag: str) -> str:
     """Say that a modifier is missing, as it is one of SparseML's own."""
+    try:
+        there = find_spec("sparseml") is not None
+    except ImportError:
+        there = False
+    fix = f"set OBERT_HOST={SPARSEML}" if there else f"run `{EXTRA}`"
     return (
-        f"{tag} is a modifier that only SparseML has, and this process runs without "
-        f"it; expected SparseML, or one of our modifiers; run `{EXTRA}`, or write one "
-        "of ours (`obert recipe convert` does it for most)"
+        f"!{tag} is a modifier that only SparseML has, and this process runs without "
+        f"it; expected SparseML, or one of our modifiers; {fix}, or write one of ours"
     )
 
 
