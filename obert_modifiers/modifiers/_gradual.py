@@ -18,12 +18,12 @@ from obert_modifiers.core.schedule import (
     interpolate_sparsity,
 )
 from obert_modifiers.core.selection import make_pools
-from obert_modifiers.modifiers._goals import read_goals
 from obert_modifiers.host.bases import (
     SCHEDULE_KEY,
     ScheduledUpdateModifier,
     recipe_key,
 )
+from obert_modifiers.modifiers._goals import read_goals
 from obert_modifiers.modifiers._masking import MaskingModifier
 from obert_modifiers.modifiers._masks import ParameterMasks
 from obert_modifiers.modifiers._second_order import SecondOrder

@@ -26,7 +26,6 @@ from obert_modifiers.core.outputs import (
     REGRESSION,
     TEACHERS_OWN,
 )
-from obert_modifiers.modifiers._classes import class_names, order_for
 from obert_modifiers.host.bases import (
     ModifierProp,
     PyTorchModifierYAML,
@@ -35,6 +34,7 @@ from obert_modifiers.host.bases import (
     check_initialized,
     recipe_key,
 )
+from obert_modifiers.modifiers._classes import class_names, order_for
 from obert_modifiers.modifiers._states import as_tensors, from_tensors
 from obert_modifiers.modifiers._targets import unwrap
 from obert_modifiers.modifiers._validate import (

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from obert_modifiers.core.pruning_step import StepResult, magnitude_step_
-from obert_modifiers.modifiers._gradual import GradualPruningModifier
 from obert_modifiers.host.bases import PyTorchModifierYAML
+from obert_modifiers.modifiers._gradual import GradualPruningModifier
 from obert_modifiers.modifiers._targets import ALL_ENCODER
 
 

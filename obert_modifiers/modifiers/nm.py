@@ -12,8 +12,8 @@ from obert_modifiers.core.blocks import MaskPattern, check_block_size
 from obert_modifiers.core.event import DAMP_GRID, SELECTIONS, SecondOrderConfig
 from obert_modifiers.core.pruning_step import StepResult, magnitude_step_
 from obert_modifiers.core.update import UPDATES
-from obert_modifiers.modifiers._gradual import GradualPruningModifier
 from obert_modifiers.host.bases import PyTorchModifierYAML, recipe_key
+from obert_modifiers.modifiers._gradual import GradualPruningModifier
 from obert_modifiers.modifiers._second_order import AUTO, SecondOrder, read_damping
 from obert_modifiers.modifiers._targets import ALL_ENCODER
 from obert_modifiers.modifiers._validate import (

@@ -15,8 +15,8 @@ from obert_modifiers.core.event import (
 from obert_modifiers.core.pruning_step import StepResult
 from obert_modifiers.core.sharding import MemoryPlan
 from obert_modifiers.core.update import UPDATES
-from obert_modifiers.modifiers._gradual import GradualPruningModifier
 from obert_modifiers.host.bases import PyTorchModifierYAML, recipe_key
+from obert_modifiers.modifiers._gradual import GradualPruningModifier
 from obert_modifiers.modifiers._losses import FISHER_LOSSES
 from obert_modifiers.modifiers._second_order import (
     AUTO,

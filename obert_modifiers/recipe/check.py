@@ -9,9 +9,9 @@ from typing import Any
 import yaml
 
 from obert_modifiers.core.schedule import INTERPOLATIONS
-from obert_modifiers.modifiers._gradual import GradualPruningModifier
 from obert_modifiers.host import ONLY_SPARSEML, only_sparseml
 from obert_modifiers.host.bases import Modifier, modifier_classes
+from obert_modifiers.modifiers._gradual import GradualPruningModifier
 from obert_modifiers.recipe.problems import Problem, nearest
 from obert_modifiers.recipe.replacing import Translate, Translated, translation_of
 from obert_modifiers.recipe.values import ModifierSettings

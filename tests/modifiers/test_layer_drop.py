@@ -18,9 +18,9 @@ from transformers import (
     ModernBertForSequenceClassification,
 )
 
+from obert_modifiers.host.bases import ScheduledModifierManager, silent_loggers
 from obert_modifiers.manager import RecipeManager
 from obert_modifiers.modifiers import LayerDropModifier, LogitDistillationModifier
-from obert_modifiers.host.bases import ScheduledModifierManager, silent_loggers
 from obert_modifiers.recipe import RecipeError
 from obert_modifiers.training import TrainConfig, train
 from tests.modifiers.table import make_batch

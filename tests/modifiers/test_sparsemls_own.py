@@ -12,8 +12,8 @@ from torch import nn
 from transformers import BertConfig, BertModel
 
 from obert_modifiers.core.quantization import quantizers_of
-from obert_modifiers.manager import RecipeError, RecipeManager
 from obert_modifiers.host import bases
+from obert_modifiers.manager import RecipeError, RecipeManager
 from obert_modifiers.recipe import load_recipe
 from obert_modifiers.recipe.plan import plan_recipe
 from obert_modifiers.training import TrainConfig, train
