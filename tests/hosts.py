@@ -17,7 +17,14 @@ ROOT = Path(__file__).parent.parent
 _BLOCKER = Path(__file__).parent / "without_sparseml"
 
 ON_SPARSEML = host.name() == host.SPARSEML
+# What a recipe can name on every host; the rest needs SparseML.
+MISSING = frozenset() if ON_SPARSEML else host.ONLY_SPARSEML
 on_sparseml = pytest.mark.skipif(not ON_SPARSEML, reason="about SparseML's own classes")
+
+
+def needs_sparseml(text: str) -> bool:
+    """Tell whether a recipe names what is missing here."""
+    return any(f"!{tag}" in text for tag in MISSING)
 
 
 def environment(without_sparseml: bool = False, **more: str) -> dict[str, str]:

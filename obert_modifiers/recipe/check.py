@@ -68,7 +68,7 @@ class ModifierBuilder:
             self._report(settings, "", only_sparseml(settings.name))
             return None
         if settings.name not in self._classes:
-            near = nearest(settings.name, self._classes)
+            near = nearest(settings.name, {*self._classes, *ONLY_SPARSEML})
             fix = f"write !{near[0]}" if near else "remove it"
             self._report(
                 settings,

@@ -14,7 +14,9 @@ from obert_modifiers.core.selection import choose, make_pools, make_quotas
 from obert_modifiers.core.targets import Target
 from obert_modifiers.core.update import independent_update
 from obert_modifiers.host import bases
+from tests.hosts import on_sparseml
 
+pytestmark = on_sparseml
 PRUNING = f"{bases.Modifier.__module__.rpartition('.')[0]}.pruning"
 SHAPE, WIDTH, DAMP, NUM_GRADS = (12, 16), 24, 1e-2, 32
 

@@ -18,6 +18,7 @@ from obert_modifiers.recipe import load_recipe
 from obert_modifiers.recipe.plan import plan_recipe
 from obert_modifiers.training import TrainConfig, train
 from obert_modifiers.training.optimizer import parameter_groups
+from tests.hosts import on_sparseml
 from tests.modifiers.table import ENCODER, make_batch, make_model, sample_loss
 from tests.test_training import make_task
 
@@ -197,6 +198,7 @@ def test_trainable_params_freezes_and_releases_in_one_process() -> None:
     assert moved == [True, False, True]
 
 
+@on_sparseml
 def test_layer_pruning_leaves_a_model_that_does_not_run() -> None:
     """The reason for a `LayerDropModifier` of ours."""
     text = HEAD.format(epochs=1.0) + "  - !LayerPruningModifier\n"
@@ -219,6 +221,7 @@ def test_sparseml_has_no_early_stopping() -> None:
     assert names == ours
 
 
+@on_sparseml
 def test_the_table_names_modifiers_and_tests_that_exist() -> None:
     text = (ROOT / "docs" / "modifiers.md").read_text(encoding="utf-8")
     rows = [line.split("|")[1:-1] for line in text.splitlines() if line[:2] == "| "]
