@@ -13,14 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from obert_modifiers.batches import TaskData
-from obert_modifiers.core.blocks import MaskPattern, parse_mask_type
-from obert_modifiers.core.event import (
-    SELECTIONS,
-    PruningEvent,
-    SecondOrderConfig,
-    plan_targets,
-)
+from obert_modifiers.core.event import CANDIDATES, PruningEvent, plan_targets
 from obert_modifiers.core.fisher import BlockFisher
+from obert_modifiers.core.options import SecondOrderConfig
+from obert_modifiers.core.patterns import MaskPattern, parse_mask_type
 from obert_modifiers.core.pruning_step import magnitude_step_, second_order_step_
 from obert_modifiers.core.sampling import GradientSource
 from obert_modifiers.core.selection import Candidates, make_pools
@@ -189,13 +185,13 @@ def remembered_rankings() -> Iterator[list[Ranking]]:
     Yields:
         The rules in use.
     """
-    before = dict(SELECTIONS)
+    before = dict(CANDIDATES)
     rules = {name: Ranking(rule) for name, rule in before.items()}
-    SELECTIONS.update(rules)
+    CANDIDATES.update(rules)
     try:
         yield list(rules.values())
     finally:
-        SELECTIONS.update(before)
+        CANDIDATES.update(before)
 
 
 def warm_up(model: nn.Module, data: TaskData, patterns: Sequence[str]) -> None:

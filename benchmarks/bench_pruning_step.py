@@ -33,8 +33,8 @@ from _baseline import RECURSION, rank_one_step_, sparseml_module
 from torch import nn
 
 from obert_modifiers.batches import TaskData
-from obert_modifiers.core.event import SecondOrderConfig
 from obert_modifiers.core.memory import peak_memory
+from obert_modifiers.core.options import SecondOrderConfig
 from obert_modifiers.core.pruning_step import second_order_step_
 
 SPARSITY, NUM_GRADS, BASELINE_BATCH, WIDTH = 0.8, 1024, 8, 48

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from obert_modifiers.core.collect import Collector
-from obert_modifiers.core.event import PruningEvent, SecondOrderConfig, plan_targets
+from obert_modifiers.core.event import PruningEvent, plan_targets
 from obert_modifiers.core.fisher_state import FisherState, request_of
 from obert_modifiers.core.gradients import BatchGradients, Signals, collect_gradients
+from obert_modifiers.core.options import SecondOrderConfig
 from obert_modifiers.core.sampling import GradientSource, SampleRequest
 from obert_modifiers.core.selection import make_pools
 from obert_modifiers.core.sharding import FOLD_SAMPLES, PIECE_WEIGHTS, MemoryPlan

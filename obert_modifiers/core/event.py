@@ -4,17 +4,17 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from obert_modifiers.core.blocks import UNSTRUCTURED, MaskPattern, check_block_size
 from obert_modifiers.core.fisher import BlockFisher, resolve_damp
 from obert_modifiers.core.fisher_state import FisherState, request_of
 from obert_modifiers.core.gradients import sum_losses
 from obert_modifiers.core.memory import available_memory
+from obert_modifiers.core.options import SecondOrderConfig
 from obert_modifiers.core.parallel import all_reduce_, together, world
+from obert_modifiers.core.patterns import check_block_size
 from obert_modifiers.core.saliency import greedy_candidates, obs_candidates
 from obert_modifiers.core.sampling import GradientSource
 from obert_modifiers.core.selection import Candidates, Pool, choose, make_quotas
@@ -28,57 +28,12 @@ from obert_modifiers.core.targets import (
 )
 from obert_modifiers.core.update import UPDATES
 
-SELECTIONS = {"independent": obs_candidates, "greedy": greedy_candidates}
-_DTYPES = {"float32": torch.float32, "float64": torch.float64}
-FISHER_DTYPES = tuple(_DTYPES)
-DAMP_GRID = (0.001, 0.01, 0.1, 1.0)  # of the mean diagonal, for damp: auto
+CANDIDATES = {"independent": obs_candidates, "greedy": greedy_candidates}
 _HELD_OUT_SAMPLES = 256
 _HELD_OUT_DRAWS = 2**20  # numbers of the draws that choose the dampening
 _MEMORY_SHARE = 0.9  # of the free memory, where no budget is given
 
 _LOGGER = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class SecondOrderConfig:
-    """How a second-order pruning event works.
-
-    Attributes:
-        num_grads: Gradients m of the Fisher approximation, over all processes.
-        fisher_block_size: Width B of a Fisher block.
-        damp: Absolute dampening, or None.
-        damp_fraction: Dampening as a fraction of the mean Fisher diagonal, or None.
-        damp_grid: Fractions of which that of the lowest loss is taken; empty to use
-            ``damp`` or ``damp_fraction``.
-        grad_granularity: ``"sample"`` or ``"batch"``.
-        selection: ``"independent"`` or ``"greedy"``.
-        update: ``"joint"`` or ``"independent"``.
-        num_recomputations: Sub-steps with a fresh Fisher each.
-        fisher_dtype: Precision of the sums, ``"float64"`` or ``"float32"``.
-        memory_budget: Bytes that an event may take on the device of one process,
-            beside the model; None for nine tenths of what is free.
-        first_order: True takes the mean gradient into account, for a model that is
-            not at a minimum.
-        min_density: Share of its weights that each parameter keeps at least.
-        options: ``grad_sampler_kwargs`` of the recipe.
-        pattern: Structure of the sparsity.
-    """
-
-    num_grads: int = 1024
-    fisher_block_size: int = 48
-    damp: float | None = None
-    damp_fraction: float | None = 0.01
-    damp_grid: tuple[float, ...] = ()
-    grad_granularity: str = "sample"
-    selection: str = "greedy"
-    update: str = "joint"
-    num_recomputations: int = 1
-    fisher_dtype: str = "float64"
-    memory_budget: int | None = None
-    first_order: bool = False
-    min_density: float = 0.0
-    options: tuple[tuple[str, Any], ...] = ()
-    pattern: MaskPattern = UNSTRUCTURED
 
 
 def plan_targets(
@@ -112,7 +67,8 @@ def plan_targets(
         [t.layout(config.pattern) for t in targets],
         config.fisher_block_size,
         fisher_dtype=torch.promote_types(
-            widest_dtype(t.parameter for t in targets), _DTYPES[config.fisher_dtype]
+            widest_dtype(t.parameter for t in targets),
+            getattr(torch, config.fisher_dtype),
         ),
         ranks=ranks,
         memory_budget=budget,
@@ -319,7 +275,7 @@ class PruningEvent:
             with together(self.device):
                 for i, fisher in fishers.items():
                     weights, _ = self._weights(i, fisher, damp)
-                    found[i] = SELECTIONS[config.selection](
+                    found[i] = CANDIDATES[config.selection](
                         weights.reshape(-1, size),
                         self._piece(self.kept, i).reshape(-1, size),
                         fisher,

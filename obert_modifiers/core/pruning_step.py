@@ -6,10 +6,11 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor, cuda, nn
 
-from obert_modifiers.core.blocks import UNSTRUCTURED, MaskPattern
-from obert_modifiers.core.event import PruningEvent, SecondOrderConfig, plan_targets
+from obert_modifiers.core.event import PruningEvent, plan_targets
 from obert_modifiers.core.gradients import GradientCount
+from obert_modifiers.core.options import SecondOrderConfig
 from obert_modifiers.core.parallel import ran_out_of_memory, world
+from obert_modifiers.core.patterns import UNSTRUCTURED, MaskPattern
 from obert_modifiers.core.saliency import magnitude_candidates
 from obert_modifiers.core.sampling import GradientSource
 from obert_modifiers.core.selection import choose, make_pools, make_quotas

@@ -15,6 +15,7 @@ from obert_modifiers.core.fake_quant import (
     WEIGHT,
     Quantizer,
 )
+from obert_modifiers.core.options import WHOLE
 from obert_modifiers.core.quantized_layers import (
     LAYERS,
     Quantized,
@@ -23,8 +24,6 @@ from obert_modifiers.core.quantized_layers import (
     is_attention,
 )
 from obert_modifiers.core.targets import check_no_adapters, is_conv1d
-
-WHOLE = ""  # the name of a model inside itself
 
 
 @dataclass(frozen=True)

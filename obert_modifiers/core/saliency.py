@@ -5,8 +5,9 @@ import math
 import torch
 from torch import Tensor
 
-from obert_modifiers.core.blocks import MaskPattern, from_blocks, to_blocks
+from obert_modifiers.core.blocks import from_blocks, to_blocks
 from obert_modifiers.core.fisher import BlockFisher
+from obert_modifiers.core.patterns import MaskPattern
 from obert_modifiers.core.selection import Candidates
 from obert_modifiers.kernels import (
     cheapest_subsets,

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from obert_modifiers.core.blocks import MaskPattern
 from obert_modifiers.core.parallel import all_reduce_, all_reduce_count
+from obert_modifiers.core.patterns import MaskPattern
 from obert_modifiers.core.schedule import sparsity_to_count
 
 _DIGIT = 16  # bits of a cost that are counted at a time

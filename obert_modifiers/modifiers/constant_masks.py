@@ -1,9 +1,9 @@
 """Masks of a model that is sparse already, kept while it trains."""
 
-from collections.abc import Sequence
-from typing import Any
+from __future__ import annotations
 
-from torch import nn
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from obert_modifiers.host.bases import (
     ModifierProp,
@@ -19,6 +19,9 @@ from obert_modifiers.modifiers._targets import (
     unwrap,
 )
 from obert_modifiers.modifiers._validate import as_float, check_end
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @PyTorchModifierYAML()

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from obert_modifiers.core.blocks import MaskPattern
+from obert_modifiers.core.patterns import MaskPattern
 from obert_modifiers.core.sampling import GradientSource, SampleRequest
 from obert_modifiers.core.targets import Target
 from tests import reference

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 
-from obert_modifiers.core.blocks import MaskPattern
 from obert_modifiers.core.calibration import (
     TIMED_WEIGHTS,
     StepCost,
@@ -15,7 +14,9 @@ from obert_modifiers.core.calibration import (
     measure_passes,
     measure_step,
 )
-from obert_modifiers.core.event import SecondOrderConfig, plan_targets
+from obert_modifiers.core.event import plan_targets
+from obert_modifiers.core.options import SecondOrderConfig
+from obert_modifiers.core.patterns import MaskPattern
 from obert_modifiers.core.targets import Target
 
 COST = StepCost(collect=1e-3, solve=1e-1)

@@ -8,11 +8,12 @@ import torch
 
 from obert_modifiers.core import collect, sharding
 from obert_modifiers.core import event as event_module
-from obert_modifiers.core.blocks import parse_mask_type
-from obert_modifiers.core.event import PruningEvent, SecondOrderConfig, plan_targets
+from obert_modifiers.core.event import PruningEvent, plan_targets
 from obert_modifiers.core.gradients import (
     sum_losses,
 )
+from obert_modifiers.core.options import SecondOrderConfig
+from obert_modifiers.core.patterns import parse_mask_type
 from obert_modifiers.core.pruning_step import second_order_step_
 from obert_modifiers.core.sampling import GradientSource
 from obert_modifiers.core.selection import make_pools

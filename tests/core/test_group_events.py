@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from obert_modifiers.core.blocks import MaskPattern, parse_mask_type
-from obert_modifiers.core.event import SecondOrderConfig
+from obert_modifiers.core.options import SecondOrderConfig
+from obert_modifiers.core.patterns import MaskPattern, parse_mask_type
 from obert_modifiers.core.pruning_step import magnitude_step_, second_order_step_
 from obert_modifiers.core.sampling import GradientSource
 from obert_modifiers.core.targets import Target

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from obert_modifiers.core import blocks, selection
-from obert_modifiers.core.blocks import make_layout, parse_mask_type
+from obert_modifiers.core.blocks import make_layout
 from obert_modifiers.core.fisher import BlockFisher
+from obert_modifiers.core.patterns import parse_mask_type
 from obert_modifiers.core.saliency import magnitude_candidates, obs_candidates
 from obert_modifiers.core.update import independent_update, joint_update
 from tests import reference

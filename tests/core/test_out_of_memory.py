@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from obert_modifiers.core import collect, sharding
-from obert_modifiers.core.event import SecondOrderConfig
 from obert_modifiers.core.fisher import BlockFisher
+from obert_modifiers.core.options import SecondOrderConfig
 from obert_modifiers.core.parallel import OtherProcessFailed, ran_out_of_memory, world
 from obert_modifiers.core.pruning_step import second_order_step_
 from obert_modifiers.core.sampling import GradientSource

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from obert_modifiers.core import collect, sharding
-from obert_modifiers.core.event import SecondOrderConfig
+from obert_modifiers.core.options import SecondOrderConfig
 from obert_modifiers.core.parallel import OTHER_FAILED, world
 from obert_modifiers.core.pruning_step import second_order_step_
 from obert_modifiers.core.sampling import GradientSource

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from obert_modifiers.core.event import SecondOrderConfig
+from obert_modifiers.core.options import SecondOrderConfig
 from obert_modifiers.core.pruning_step import (
     magnitude_step_,
     second_order_step_,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from obert_modifiers.core.blocks import parse_mask_type
+from obert_modifiers.core.patterns import parse_mask_type
 from obert_modifiers.core.selection import (
     Candidates,
     Pool,

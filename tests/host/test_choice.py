@@ -119,7 +119,7 @@ import obert_modifiers.modifiers
 from obert_modifiers.host.bases import Modifier, ScheduledModifierManager
 found = {}
 for name, text in json.load(sys.stdin).items():
-    (modifier,) = ScheduledModifierManager.from_yaml(text).modifiers
+    modifier = next(ScheduledModifierManager.from_yaml(text).iter_modifiers())
     again = Modifier.load_obj(str(modifier))
     found[name] = [modifier.identifier(), str(modifier), again.identifier()]
     found[name] += [str(ScheduledModifierManager.from_yaml(text)), repr(modifier)]

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from obert_modifiers.core.blocks import parse_mask_type
 from obert_modifiers.core.fisher import BlockFisher
+from obert_modifiers.core.patterns import parse_mask_type
 from obert_modifiers.core.pruning_step import magnitude_step_
 from obert_modifiers.core.saliency import obs_candidates
 from obert_modifiers.core.selection import choose, make_pools, make_quotas
