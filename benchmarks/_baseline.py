@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from obert_modifiers.core.blocks import count_blocks, from_blocks, to_blocks
-from obert_modifiers.core.selection import smallest
-from obert_modifiers.core.targets import Target
+from obert_modifiers.core.pruning.blocks import count_blocks, from_blocks, to_blocks
+from obert_modifiers.core.pruning.selection import smallest
+from obert_modifiers.core.pruning.targets import Target
 
 RECURSION = "the paper's recursion in torch"
 SPARSEML = "SparseML's class"

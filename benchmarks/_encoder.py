@@ -14,19 +14,19 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from obert_modifiers import quickstart
-from obert_modifiers.batches import (
+from obert_modifiers.cli.progress import PlainReporter
+from obert_modifiers.core.pruning.sampling import GradientSource
+from obert_modifiers.core.pruning.targets import Target
+from obert_modifiers.embedded import movie_snippets
+from obert_modifiers.modifiers._targets import encoder_weights, find_targets
+from obert_modifiers.tasks._arguments import DataArguments
+from obert_modifiers.tasks.text_classification import run as run_task
+from obert_modifiers.training.batches import (
     TaskData,
     gradient_source,
     inputs_of,
     sorted_batches,
 )
-from obert_modifiers.cli.progress import PlainReporter
-from obert_modifiers.core.sampling import GradientSource
-from obert_modifiers.core.targets import Target
-from obert_modifiers.embedded import movie_snippets
-from obert_modifiers.modifiers._targets import encoder_weights, find_targets
-from obert_modifiers.tasks._arguments import DataArguments
-from obert_modifiers.tasks.text_classification import run as run_task
 
 MOVIES, SST2 = "movie_snippets", "sst2"
 DATASETS = (MOVIES, SST2)

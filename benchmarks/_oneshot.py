@@ -12,15 +12,18 @@ import _encoder as encoder
 import torch
 from torch import Tensor, nn
 
-from obert_modifiers.batches import TaskData
-from obert_modifiers.core.event import CANDIDATES, PruningEvent, plan_targets
-from obert_modifiers.core.fisher import BlockFisher
 from obert_modifiers.core.options import SecondOrderConfig
 from obert_modifiers.core.patterns import MaskPattern, parse_mask_type
-from obert_modifiers.core.pruning_step import magnitude_step_, second_order_step_
-from obert_modifiers.core.sampling import GradientSource
-from obert_modifiers.core.selection import Candidates, make_pools
-from obert_modifiers.core.targets import restored, write_parameters_
+from obert_modifiers.core.pruning.event import CANDIDATES, PruningEvent, plan_targets
+from obert_modifiers.core.pruning.fisher import BlockFisher
+from obert_modifiers.core.pruning.pruning_step import (
+    magnitude_step_,
+    second_order_step_,
+)
+from obert_modifiers.core.pruning.sampling import GradientSource
+from obert_modifiers.core.pruning.selection import Candidates, make_pools
+from obert_modifiers.core.pruning.targets import restored, write_parameters_
+from obert_modifiers.training.batches import TaskData
 
 MAGNITUDE = "magnitude"
 SPARSEML = "SparseML's rule"

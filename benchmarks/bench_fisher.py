@@ -20,8 +20,8 @@ import torch
 from _baseline import Baseline, compare_baselines, find_baseline
 from torch import Tensor
 
-from obert_modifiers.core.fisher import BlockFisher
-from obert_modifiers.core.sharding import FOLD_SAMPLES, PIECE_WEIGHTS
+from obert_modifiers.core.distributed.sharding import FOLD_SAMPLES, PIECE_WEIGHTS
+from obert_modifiers.core.pruning.fisher import BlockFisher
 from obert_modifiers.kernels import inverse_blocks
 
 NUM_GRADS, DAMP = 1024, 1e-3

@@ -26,11 +26,11 @@ import torch
 from rich.console import Console
 from transformers import BertConfig, BertForQuestionAnswering
 
-from obert_modifiers.bench import show
-from obert_modifiers.bench.cases import Case
-from obert_modifiers.bench.rounds import Effort, Measured, measure
-from obert_modifiers.core.quantization import Scheme, freeze_, quantize_
-from obert_modifiers.export import export_onnx
+from obert_modifiers.core.quantization.scheme import Scheme, freeze_, quantize_
+from obert_modifiers.deploy.bench import show
+from obert_modifiers.deploy.bench.cases import Case
+from obert_modifiers.deploy.bench.rounds import Effort, Measured, measure
+from obert_modifiers.deploy.onnx import export_onnx
 from obert_modifiers.sizes import MB, gzip_bytes, plain_bytes
 
 BATCH, SEQ, SPARSITY, GROUP = 32, 128, 0.8, 4

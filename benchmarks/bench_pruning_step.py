@@ -32,10 +32,10 @@ import torch
 from _baseline import RECURSION, rank_one_step_, sparseml_module
 from torch import nn
 
-from obert_modifiers.batches import TaskData
-from obert_modifiers.core.memory import peak_memory
+from obert_modifiers.core.distributed.memory import peak_memory
 from obert_modifiers.core.options import SecondOrderConfig
-from obert_modifiers.core.pruning_step import second_order_step_
+from obert_modifiers.core.pruning.pruning_step import second_order_step_
+from obert_modifiers.training.batches import TaskData
 
 SPARSITY, NUM_GRADS, BASELINE_BATCH, WIDTH = 0.8, 1024, 8, 48
 QUICK_GRADS = 128

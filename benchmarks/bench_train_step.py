@@ -19,8 +19,8 @@ from transformers import AutoModelForSequenceClassification
 
 from obert_modifiers.embedded import encoder_path
 from obert_modifiers.host.bases import ScheduledModifierManager, silent_loggers
-from obert_modifiers.manager import RecipeManager
 from obert_modifiers.modifiers._targets import encoder_weights
+from obert_modifiers.recipe.manager import RecipeManager
 from obert_modifiers.training import RecipeStepper
 
 BATCH = 32

@@ -7,7 +7,7 @@ Importing this package is light: it loads neither torch nor SparseML. Import
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from obert_modifiers.manager import RecipeError, RecipeManager
+    from obert_modifiers.recipe.manager import RecipeError, RecipeManager
 
 __version__ = "0.1.0"
 __all__ = ["RecipeError", "RecipeManager", "__version__"]
@@ -20,13 +20,13 @@ def __getattr__(name: str) -> Any:
         name: The attribute asked for.
 
     Returns:
-        The class of that name from ``obert_modifiers.manager``.
+        The class of that name from ``obert_modifiers.recipe.manager``.
 
     Raises:
         AttributeError: If the package has no such attribute.
     """
     if name in ("RecipeError", "RecipeManager"):
-        from obert_modifiers import manager
+        from obert_modifiers.recipe import manager
 
         return getattr(manager, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

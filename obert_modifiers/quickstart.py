@@ -9,12 +9,12 @@ from typing import Any
 
 from rich.table import Table
 
-from obert_modifiers.bench.cases import plan_cases
-from obert_modifiers.bench.rounds import Effort, measure
 from obert_modifiers.cpu import host_cpu
-from obert_modifiers.engines import import_engine
-from obert_modifiers.export.formats import export_run
-from obert_modifiers.manager import RecipeManager
+from obert_modifiers.deploy.bench.cases import plan_cases
+from obert_modifiers.deploy.bench.rounds import Effort, measure
+from obert_modifiers.deploy.engines import import_engine
+from obert_modifiers.deploy.export import export_run
+from obert_modifiers.recipe.manager import RecipeManager
 from obert_modifiers.report import write_comparison, write_report
 from obert_modifiers.resources import recipe_path
 from obert_modifiers.sizes import MB, gzip_bytes, plain_bytes

@@ -57,5 +57,5 @@ def pytest_terminal_summary(terminalreporter) -> None:
     terminalreporter.write_line(
         f"CPU: {cpu.name}: {', '.join(cpu.instruction_sets)}. INT8 without VNNI: "
         f"OpenVINO's AVX2 kernels (ONEDNN_MAX_CPU_ISA), ONNX Runtime's {own} "
-        "(tests/export/integers.py)"
+        "(tests/deploy/integers.py)"
     )

@@ -68,7 +68,7 @@ def test_unknown_attribute_is_an_attribute_error():
 
 
 def test_public_names_are_found_lazily():
-    from obert_modifiers import manager
+    from obert_modifiers.recipe import manager
 
     assert obert_modifiers.RecipeManager is manager.RecipeManager
     assert obert_modifiers.RecipeError is manager.RecipeError

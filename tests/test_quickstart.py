@@ -11,9 +11,9 @@ from datasets import Dataset
 from rich.console import Console
 
 from obert_modifiers import cli, embedded, quickstart
-from obert_modifiers.bench.rounds import Effort
 from obert_modifiers.cli.progress import PlainReporter
-from obert_modifiers.manager import RecipeManager
+from obert_modifiers.deploy.bench.rounds import Effort
+from obert_modifiers.recipe.manager import RecipeManager
 from obert_modifiers.resources import recipe_path
 from obert_modifiers.training.stepper import RecipeStepper
 from tests import tiny

@@ -13,7 +13,7 @@ import pytest
 from transformers import AutoModelForSequenceClassification
 
 from obert_modifiers import cli
-from obert_modifiers.manager import RecipeManager
+from obert_modifiers.recipe.manager import RecipeManager
 from obert_modifiers.resources import recipe_names
 from obert_modifiers.tasks._arguments import parse
 from obert_modifiers.training import RecipeStepper
@@ -25,7 +25,7 @@ EXECUTED_BY_CI = {"make quickstart", "make test"}
 TRAINING = 6  # commands in the README that train
 INTEGRATIONS = 2
 MEASURING = ("sizes", "evaluate", "report")
-EXPORTING = ("export", "export", "export", "bench")  # run by tests/export
+EXPORTING = ("export", "export", "export", "bench")  # run by tests/deploy
 INSTALLING = {
     "pip install torch==2.13.0",
     "pip install -c constraints.txt -e '.[demo]'",

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from obert_modifiers.deploy.bench.results import read_bench
 from obert_modifiers.report import (
     findings,
     read_run,
@@ -17,7 +18,6 @@ from obert_modifiers.report import (
     write_report,
     write_runs,
 )
-from obert_modifiers.report.bench import read_bench
 from obert_modifiers.report.compare import measure_runs, speed_points
 from obert_modifiers.report.panels import COLOURS, layer_grid
 from obert_modifiers.report.write import event_cells, number

@@ -15,8 +15,8 @@ from transformers import (
 )
 
 from obert_modifiers import RecipeManager, embedded
-from obert_modifiers.batches import TaskData, gradient_source  # new
 from obert_modifiers.training import RecipeStepper  # new
+from obert_modifiers.training.batches import TaskData, gradient_source  # new
 
 
 def main(recipe: Path, model_name: Path, train_file: Path, batch_size: int = 32):

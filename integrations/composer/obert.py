@@ -12,10 +12,10 @@ from composer.loggers import Logger
 from torch import Tensor, nn
 
 from obert_modifiers.core.options import SecondOrderConfig
-from obert_modifiers.core.pruning_step import second_order_step_
-from obert_modifiers.core.sampling import GradientSource
-from obert_modifiers.core.schedule import interpolate_sparsity
-from obert_modifiers.core.targets import Target, write_parameters_
+from obert_modifiers.core.pruning.pruning_step import second_order_step_
+from obert_modifiers.core.pruning.sampling import GradientSource
+from obert_modifiers.core.pruning.schedule import interpolate_sparsity
+from obert_modifiers.core.pruning.targets import Target, write_parameters_
 
 
 def linear_weights(model: nn.Module) -> list[Target]:

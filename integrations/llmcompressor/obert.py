@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from obert_modifiers.core.options import SecondOrderConfig
 from obert_modifiers.core.patterns import parse_mask_type
-from obert_modifiers.core.pruning_step import StepResult, second_order_step_
-from obert_modifiers.core.sampling import GradientSource, SampleRequest
-from obert_modifiers.core.targets import Target
+from obert_modifiers.core.pruning.pruning_step import StepResult, second_order_step_
+from obert_modifiers.core.pruning.sampling import GradientSource, SampleRequest
+from obert_modifiers.core.pruning.targets import Target
 
 
 def calibration_source(loader: Any, device: torch.device) -> GradientSource:

@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from obert_modifiers import embedded
-from obert_modifiers.trainer import RecipeCallback  # new
+from obert_modifiers.training.trainer_callback import RecipeCallback  # new
 
 
 def main(recipe: Path, model_name: Path, train_file: Path, out: Path, **options):

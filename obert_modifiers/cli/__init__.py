@@ -25,7 +25,7 @@ from obert_modifiers.cli.launch import start_missing_processes
 from obert_modifiers.cli.progress import LogLines, PlainReporter, make_reporter
 from obert_modifiers.cli.recipe import recipe_app, spelt_out
 from obert_modifiers.cli.sizes import show_sizes
-from obert_modifiers.compat.stacks import check_can_train
+from obert_modifiers.sparseml_cli.stacks import check_can_train
 
 PACKAGE = "obert_modifiers"
 

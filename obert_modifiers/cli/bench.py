@@ -44,10 +44,10 @@ def bench(
     for model in models:
         check_there(model)
     with quiet_host(), tempfile.TemporaryDirectory() as folder:
-        from obert_modifiers.bench import show
-        from obert_modifiers.bench.cases import plan_cases
-        from obert_modifiers.bench.rounds import Effort, measure, pick_cores
         from obert_modifiers.cli._console import table_console
+        from obert_modifiers.deploy.bench import show
+        from obert_modifiers.deploy.bench.cases import plan_cases
+        from obert_modifiers.deploy.bench.rounds import Effort, measure, pick_cores
 
         console = table_console()
         effort = Effort(_positive("--seconds", seconds), rounds, cores=cores)

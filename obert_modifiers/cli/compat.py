@@ -12,7 +12,7 @@ import typer
 from obert_modifiers import __version__
 from obert_modifiers.cli._host import quiet_host
 from obert_modifiers.cpu import Cpu, host_cpu
-from obert_modifiers.engines import engine_advice
+from obert_modifiers.deploy.engines import engine_advice
 
 _NO_STACK = 1  # exit status of `obert doctor`
 
@@ -24,13 +24,13 @@ def run_script(context: typer.Context) -> None:
         _show_scripts()
         return
     with quiet_host():
-        from obert_modifiers.compat.launch import run
+        from obert_modifiers.sparseml_cli.launch import run
 
         run(words)
 
 
 def _show_scripts() -> None:
-    from obert_modifiers.compat.scripts import scripts
+    from obert_modifiers.sparseml_cli.scripts import scripts
 
     typer.echo(
         "Usage: obert run [--replace[=ours]] [--without=FIX,...] SCRIPT ...\n\n"
@@ -51,7 +51,7 @@ def show_doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say which stack and CPU this is, what is broken or slow, and what mends it."""  # noqa: DOC501  typer shows the docstring
-    from obert_modifiers.compat.stacks import STACKS, diagnose, installed_versions
+    from obert_modifiers.sparseml_cli.stacks import STACKS, diagnose, installed_versions
 
     found, cpu = diagnose(installed_versions(), stack), host_cpu()
     if as_json:

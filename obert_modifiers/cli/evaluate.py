@@ -42,7 +42,7 @@ def evaluate_model(
             "MODEL` and the flags after it"
         )
     check_there(model)  # before torch is loaded
-    from obert_modifiers.evaluating.run import Request, evaluate_file
+    from obert_modifiers.deploy.evaluate import Request, evaluate_file
 
     request = Request(model, task, engine, run, tuple(context.args))
     record = evaluate_file(request)

@@ -37,7 +37,7 @@ def export(
 ) -> None:
     """Write a run as ONNX, OpenVINO IR, 2:4 weights or packed safetensors."""
     with quiet_host():
-        from obert_modifiers.export.formats import Options, export_run
+        from obert_modifiers.deploy.export import Options, export_run
 
         options = Options(target, parse_shape(shape), int8, integer_bias)
         found = export_run(run, form, out, options)

@@ -6,7 +6,7 @@ from typing import Any
 from rich.table import Table
 
 from obert_modifiers.cli._console import table_console
-from obert_modifiers.core.calibration import TIMED_WEIGHTS
+from obert_modifiers.core.pruning.calibration import TIMED_WEIGHTS
 from obert_modifiers.recipe.counts import PoolCount
 from obert_modifiers.recipe.estimate import Timing
 from obert_modifiers.recipe.planned import Phase, PruningPlan, RecipePlan, Span

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from obert_modifiers.core.quantization import quantizers_of
+from obert_modifiers.core.quantization.scheme import quantizers_of
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from obert_modifiers import core
 from obert_modifiers.core.options import SecondOrderConfig
-from obert_modifiers.core.report import PruneReport
-from obert_modifiers.core.schedule import (
+from obert_modifiers.core.pruning.report import PruneReport
+from obert_modifiers.core.pruning.schedule import (
     INTERPOLATIONS,
     interpolate_sparsity,
 )
@@ -49,7 +49,7 @@ from obert_modifiers.modifiers._validate import (
 if TYPE_CHECKING:
     from torch import nn
 
-    from obert_modifiers.core.pruning_step import StepResult
+    from obert_modifiers.core.pruning.pruning_step import StepResult
 
 FROM_PARAM = "__FROM_PARAM__"
 

@@ -12,7 +12,7 @@ from obert_modifiers.modifiers.distillation import LogitDistillationModifier
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from obert_modifiers.core.sampling import GradientSource
+    from obert_modifiers.core.pruning.sampling import GradientSource
 
 FISHER_LOSSES = ("task", "distillation", "train")
 

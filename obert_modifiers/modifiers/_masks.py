@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from obert_modifiers.core.report import LayerCount
+from obert_modifiers.core.pruning.report import LayerCount
 from obert_modifiers.modifiers._targets import find_layer
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from obert_modifiers.core.targets import Target
+    from obert_modifiers.core.pruning.targets import Target
 
 
 class ParameterMasks:

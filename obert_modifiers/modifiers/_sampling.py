@@ -11,7 +11,7 @@ from obert_modifiers import core
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from obert_modifiers.core.sampling import GradientSource, SampleRequest
+    from obert_modifiers.core.pruning.sampling import GradientSource, SampleRequest
 
 
 _LOGGER = logging.getLogger(__name__)

@@ -17,10 +17,10 @@ from obert_modifiers.modifiers._validate import as_positive
 if TYPE_CHECKING:
     from torch import nn
 
-    from obert_modifiers.core.pruning_step import StepResult
-    from obert_modifiers.core.sampling import GradientSource
-    from obert_modifiers.core.sharding import MemoryPlan
-    from obert_modifiers.core.targets import Target
+    from obert_modifiers.core.distributed.sharding import MemoryPlan
+    from obert_modifiers.core.pruning.pruning_step import StepResult
+    from obert_modifiers.core.pruning.sampling import GradientSource
+    from obert_modifiers.core.pruning.targets import Target
 
 AUTO = "auto"
 DEFAULT_DAMP_FRACTION = 0.01

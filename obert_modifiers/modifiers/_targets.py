@@ -13,7 +13,7 @@ from obert_modifiers import core
 if TYPE_CHECKING:
     from torch import nn
 
-    from obert_modifiers.core.targets import Target
+    from obert_modifiers.core.pruning.targets import Target
 
 
 ALL = "__ALL__"

@@ -11,7 +11,7 @@ from obert_modifiers.modifiers._gradual import GradualPruningModifier
 from obert_modifiers.modifiers._targets import ALL_ENCODER
 
 if TYPE_CHECKING:
-    from obert_modifiers.core.pruning_step import StepResult
+    from obert_modifiers.core.pruning.pruning_step import StepResult
 
 
 @PyTorchModifierYAML()

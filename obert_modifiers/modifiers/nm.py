@@ -33,7 +33,7 @@ from obert_modifiers.modifiers._validate import (
 if TYPE_CHECKING:
     from torch import nn
 
-    from obert_modifiers.core.pruning_step import StepResult
+    from obert_modifiers.core.pruning.pruning_step import StepResult
 
 SCORES = ("magnitude", "obs")
 ONE_SHOT, BY_FRACTION, BY_N = "one_shot", "by_fraction", "by_n"

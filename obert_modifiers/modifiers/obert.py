@@ -32,8 +32,8 @@ from obert_modifiers.modifiers._validate import (
 if TYPE_CHECKING:
     from torch import nn
 
-    from obert_modifiers.core.pruning_step import StepResult
-    from obert_modifiers.core.sharding import MemoryPlan
+    from obert_modifiers.core.distributed.sharding import MemoryPlan
+    from obert_modifiers.core.pruning.pruning_step import StepResult
 
 
 @PyTorchModifierYAML()
@@ -49,7 +49,7 @@ class OBERTPruningModifier(GradualPruningModifier):
     group size of ``mask_type``.
 
     Needs at ``initialize`` either ``gradient_source``, a
-    :class:`~obert_modifiers.core.sampling.GradientSource`, or SparseML's
+    :class:`~obert_modifiers.core.pruning.sampling.GradientSource`, or SparseML's
     ``grad_sampler`` dict. Hooks run in the order of
     :class:`~obert_modifiers.modifiers._gradual.GradualPruningModifier`.
 
@@ -127,7 +127,7 @@ class OBERTPruningModifier(GradualPruningModifier):
             min_density: Share of its weights that each parameter keeps at least.
             num_grads: Gradients m, over all processes.
             damp: Absolute dampening as in oBERT equation (2), or ``auto`` for the
-                fraction of :data:`~obert_modifiers.core.event.DAMP_GRID` that
+                fraction of :data:`~obert_modifiers.core.pruning.event.DAMP_GRID` that
                 leaves the lowest loss on 256 other training samples, at each event.
             damp_fraction: Dampening as a fraction of the mean Fisher diagonal over
                 the living weights; 0.01 where neither is given.

@@ -26,8 +26,8 @@ from obert_modifiers.modifiers._validate import as_choice, as_flag, as_float, ch
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from obert_modifiers.core.quantization import Scheme
-    from obert_modifiers.core.sampling import GradientSource
+    from obert_modifiers.core.pruning.sampling import GradientSource
+    from obert_modifiers.core.quantization.scheme import Scheme
 
 FREEZES = ("all", "activations")
 CALIBRATION_SAMPLES = 512  # of a model that is quantized without training
@@ -53,7 +53,7 @@ class QATModifier(ScheduledModifier):
     over batches of the source of gradients, after pruning modifiers have pruned. The
     model stays quantized and its
     ``state_dict`` is that of a plain model; the scales are saved beside it by
-    :func:`~obert_modifiers.core.quantization_file.save_quantization`.
+    :func:`~obert_modifiers.core.quantization.scales.save_quantization`.
 
     Sample YAML::
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from obert_modifiers.core.schedule import INTERPOLATIONS
+from obert_modifiers.core.pruning.schedule import INTERPOLATIONS
 from obert_modifiers.host import ONLY_SPARSEML, only_sparseml
 from obert_modifiers.host.bases import Modifier, modifier_classes
 from obert_modifiers.modifiers._gradual import GradualPruningModifier

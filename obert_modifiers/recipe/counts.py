@@ -15,8 +15,8 @@ from obert_modifiers.modifiers._validate import as_pattern
 if TYPE_CHECKING:
     from torch import nn
 
-    from obert_modifiers.core.sharding import MemoryPlan
-    from obert_modifiers.core.targets import Target
+    from obert_modifiers.core.distributed.sharding import MemoryPlan
+    from obert_modifiers.core.pruning.targets import Target
 
 
 @dataclass(frozen=True)

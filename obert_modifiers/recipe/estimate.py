@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from obert_modifiers.core.calibration import (
+from obert_modifiers.core.pruning.calibration import (
     EventSeconds,
     estimate_event,
     measure_passes,

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from obert_modifiers.core.schedule import interpolate_sparsity
+from obert_modifiers.core.pruning.schedule import interpolate_sparsity
 from obert_modifiers.host.bases import (
     Modifier,
     ScheduledModifierManager,

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from obert_modifiers.core.sharding import MemoryPlan
+from obert_modifiers.core.distributed.sharding import MemoryPlan
 from obert_modifiers.recipe.counts import PoolCount
 
 

@@ -5,7 +5,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from obert_modifiers.report.bench import Setting, Speed, read_bench, read_evaluated
+from obert_modifiers.deploy.bench.results import (
+    Setting,
+    Speed,
+    read_bench,
+    read_evaluated,
+)
 from obert_modifiers.report.read import Run
 from obert_modifiers.report.sizes import Sizes, measure_all
 from obert_modifiers.report.tradeoff import Point

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from obert_modifiers.deploy.bench.results import Setting
 from obert_modifiers.report import findings, tradeoff, weights_panel
-from obert_modifiers.report.bench import Setting
 from obert_modifiers.report.draw import layers_svg, svg
 from obert_modifiers.report.panels import PANELS, plain
 from obert_modifiers.report.read import Run

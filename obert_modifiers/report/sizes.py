@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from obert_modifiers.export.artefact import find_artefact
-from obert_modifiers.export.weights import weights_of
+from obert_modifiers.deploy.artefact import find_artefact
+from obert_modifiers.deploy.weights import weights_of
 from obert_modifiers.sizes import MB, gzip_bytes, plain_bytes
 
 HEAD = (

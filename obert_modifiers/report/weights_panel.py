@@ -7,8 +7,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from safetensors import safe_open
 
-from obert_modifiers.export.artefact import RUN, find_artefact
-from obert_modifiers.export.weights import in_a_layer
+from obert_modifiers.deploy.artefact import RUN, find_artefact
+from obert_modifiers.deploy.weight import in_a_layer
 from obert_modifiers.report.panels import colour, plain
 from obert_modifiers.report.read import Run
 from obert_modifiers.report.text import listed, percent

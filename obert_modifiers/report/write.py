@@ -8,7 +8,7 @@ from typing import Any
 
 import jinja2
 
-from obert_modifiers.export.artefact import names_of
+from obert_modifiers.deploy.artefact import names_of
 from obert_modifiers.report import findings
 from obert_modifiers.report.compare import measure_runs, size_points, speed_points
 from obert_modifiers.report.draw import save_png

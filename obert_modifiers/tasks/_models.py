@@ -23,10 +23,10 @@ from transformers import (
 from obert_modifiers import embedded
 from obert_modifiers.core.outputs import MULTI_LABEL
 from obert_modifiers.core.positions import usable_length
-from obert_modifiers.core.quantization_file import load_quantization_
-from obert_modifiers.manager import RecipeManager
+from obert_modifiers.core.quantization.scales import load_quantization_
 from obert_modifiers.modifiers._classes import class_names, order_for
 from obert_modifiers.modifiers._targets import encoder_weights, match_names
+from obert_modifiers.recipe.manager import RecipeManager
 from obert_modifiers.tasks import _teacher_inputs
 from obert_modifiers.tasks._arguments import ModelArguments
 from obert_modifiers.tasks._data import Labels

@@ -8,14 +8,14 @@ from typing import Any
 from accelerate import PartialState
 from transformers import PreTrainedModel
 
-from obert_modifiers.batches import lengths_of
 from obert_modifiers.compat import replaced
-from obert_modifiers.manager import RecipeManager
+from obert_modifiers.recipe.manager import RecipeManager
 from obert_modifiers.tasks import _data, _models, _teacher_inputs
 from obert_modifiers.tasks._arguments import Arguments
 from obert_modifiers.tasks._files import MISMATCHED
 from obert_modifiers.tasks._task import Inputs, Prepared, Task, no_labels
 from obert_modifiers.training import SCHEDULES, TrainConfig, check_tf32
+from obert_modifiers.training.batches import lengths_of
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ import torch
 import transformers
 from accelerate import PartialState
 
-from obert_modifiers.core import quantization_file
+from obert_modifiers.core.quantization import scales
 from obert_modifiers.tasks import _models, _record
 from obert_modifiers.tasks._arguments import Arguments, TrainArguments, check, parse
 from obert_modifiers.tasks._plan import Notes, Plan, load_recipe, prepare, what_to_do
@@ -27,7 +27,7 @@ WRITTEN = (
     TRAIN_RECORD,
     EVAL_RECORD,
     "metrics.jsonl",
-    quantization_file.FILE_NAME,
+    scales.FILE_NAME,
     "recipe.yaml",
     "report.html",
     "report.png",
@@ -125,7 +125,7 @@ def _execute(plan: Plan, state: PartialState, reporter: Any) -> dict[str, Any]:
         # The file is measured, not what is in memory: it is what people will use.
         model = _models.load_saved(folder, plan.task.model_class)
     else:
-        quantization_file.load_quantization_(model, plan.inputs.found.source)
+        scales.load_quantization_(model, plan.inputs.found.source)
     record = _facts(plan, result)
     if flags.do_eval:
         record |= evaluate(model, data, replace(plan.config, mixed_precision="no"))
@@ -173,7 +173,7 @@ def _clear(folder: Path, training: bool, task: Task) -> None:
 
 def _save(plan: Plan, folder: Path) -> None:
     plan.model.save_pretrained(folder)
-    quantization_file.save_quantization(plan.model, folder)
+    scales.save_quantization(plan.model, folder)
     plan.inputs.found.tokenizer.save_pretrained(folder)
     if plan.manager is not None:
         plan.manager.save(folder / "recipe.yaml")

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from obert_modifiers.batches import TaskData
 from obert_modifiers.tasks._arguments import DataSetArguments, resuming
 from obert_modifiers.tasks._data import ColumnRule, Labels, Reader, TextData
 from obert_modifiers.tasks._files import read
 from obert_modifiers.tasks._models import Pretrained
+from obert_modifiers.training.batches import TaskData
 
 
 @dataclass(frozen=True)

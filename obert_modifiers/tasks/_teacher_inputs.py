@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from obert_modifiers.batches import Batch
 from obert_modifiers.core.outputs import TEACHERS_OWN
+from obert_modifiers.training.batches import Batch
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,6 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import AutoModelForMaskedLM
 
-from obert_modifiers.batches import TaskData
 from obert_modifiers.core.losses import token_loss, token_sums
 from obert_modifiers.tasks import _run
 from obert_modifiers.tasks._data import need_column
@@ -19,6 +18,7 @@ from obert_modifiers.tasks._labels import as_text, no_gaps
 from obert_modifiers.tasks._masking import MaskedSamples, Masking, masking_of
 from obert_modifiers.tasks._task import Inputs, Prepared, Task
 from obert_modifiers.tasks._tokens import collate_tokens
+from obert_modifiers.training.batches import TaskData
 
 _TEXT_COLUMNS = ("text", "sentence")
 _LARGEST = 700.0  # of which the exponential is still a number

@@ -14,21 +14,21 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AutoModelForQuestionAnswering, PreTrainedTokenizerBase
 
-from obert_modifiers.batches import TaskData
 from obert_modifiers.core.distillation import IGNORED_LABEL
 from obert_modifiers.tasks import _run
 from obert_modifiers.tasks._flags import QuestionAnsweringArguments
-from obert_modifiers.tasks._squad_answers import Answer, Search, answer_question
-from obert_modifiers.tasks._squad_data import (
+from obert_modifiers.tasks._task import Inputs, Prepared, Task
+from obert_modifiers.tasks.squad.answers import Answer, Search, answer_question
+from obert_modifiers.tasks.squad.data import (
     answers_of,
     columns,
     ids_of,
     read,
     windows_of,
 )
-from obert_modifiers.tasks._squad_metrics import squad_metrics, squad_v2_metrics
-from obert_modifiers.tasks._squad_windows import WindowShape, check_windows
-from obert_modifiers.tasks._task import Inputs, Prepared, Task
+from obert_modifiers.tasks.squad.metrics import squad_metrics, squad_v2_metrics
+from obert_modifiers.tasks.squad.windows import WindowShape, check_windows
+from obert_modifiers.training.batches import TaskData
 
 __all__ = ["TASK", "QuestionAnsweringArguments", "main", "run"]
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding
 
-from obert_modifiers.batches import TaskData
 from obert_modifiers.core.losses import (
     classification_loss,
     multi_label_loss,
@@ -20,6 +19,7 @@ from obert_modifiers.tasks._data import Labels, TextData, text_and_label
 from obert_modifiers.tasks._files import GLUE_FIGURES, MISMATCHED, glue_task
 from obert_modifiers.tasks._run import TRAIN_RECORD
 from obert_modifiers.tasks._task import Inputs, Prepared, Task
+from obert_modifiers.training.batches import TaskData
 
 __all__ = ["TASK", "TRAIN_RECORD", "main", "run"]
 

@@ -11,7 +11,6 @@ from datasets import ClassLabel, Dataset
 from seqeval import metrics as entities
 from transformers import AutoModelForTokenClassification
 
-from obert_modifiers.batches import TaskData
 from obert_modifiers.core.distillation import IGNORED_LABEL
 from obert_modifiers.core.losses import token_loss
 from obert_modifiers.tasks import _conll, _run
@@ -21,6 +20,7 @@ from obert_modifiers.tasks._labels import as_the_model_knows, no_gaps
 from obert_modifiers.tasks._task import Inputs, Prepared, Task
 from obert_modifiers.tasks._tokens import collate_tokens, keep_tokens
 from obert_modifiers.tasks._word_windows import by_word, cut_rows, outside_of
+from obert_modifiers.training.batches import TaskData
 
 logger = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """The training loop on ``accelerate``: it alone owns the step rule of a recipe."""
 
-from obert_modifiers.batches import TaskData
 from obert_modifiers.training._precision import check_tf32
+from obert_modifiers.training.batches import TaskData
 from obert_modifiers.training.config import SCHEDULES, TrainConfig, TrainResult
 from obert_modifiers.training.evaluation import evaluate, predict
 from obert_modifiers.training.journal import Reporter

@@ -12,9 +12,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from obert_modifiers.batches import TaskData, lengths_of
-from obert_modifiers.manager import RecipeManager
+from obert_modifiers.recipe.manager import RecipeManager
 from obert_modifiers.training._random import random_state
+from obert_modifiers.training.batches import TaskData, lengths_of
 from obert_modifiers.training.checkpoint import read_state
 from obert_modifiers.training.config import TrainConfig
 from obert_modifiers.training.stepper import RecipeStepper

@@ -2,8 +2,8 @@
 
 from torch import nn
 
-from obert_modifiers.batches import TaskData, check_sampling_options
-from obert_modifiers.manager import RecipeManager
+from obert_modifiers.recipe.manager import RecipeManager
+from obert_modifiers.training.batches import TaskData, check_sampling_options
 from obert_modifiers.training.config import SCHEDULES, TrainConfig
 from obert_modifiers.training.guards import check_data, check_same_classes
 from obert_modifiers.training.launching import check_compiler, check_environment

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from obert_modifiers.core.report import PruneReport
+from obert_modifiers.core.pruning.report import PruneReport
 
 SCHEDULES = ("linear", "cosine", "constant")
 SAVE_STRATEGIES = ("no", "epoch", "steps")

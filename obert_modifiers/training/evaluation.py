@@ -9,13 +9,13 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
-from obert_modifiers.batches import (
+from obert_modifiers.core.distillation import IGNORED_LABEL
+from obert_modifiers.training.batches import (
     TaskData,
     inputs_of,
     lengths_of,
     sorted_batches,
 )
-from obert_modifiers.core.distillation import IGNORED_LABEL
 from obert_modifiers.training.config import TrainConfig
 
 _INDEX, _LOSS = "_index", "_loss"

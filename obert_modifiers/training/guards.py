@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from obert_modifiers.core.parallel import all_reduce_, all_reduce_count
+from obert_modifiers.core.distributed.parallel import all_reduce_, all_reduce_count
 
 PATIENCE = 10  # optimizer steps in a row without finite gradients
 

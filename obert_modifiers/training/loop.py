@@ -13,19 +13,19 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
-from obert_modifiers.batches import (
+from obert_modifiers.core.distributed.parallel import all_reduce_count
+from obert_modifiers.recipe.manager import RecipeManager
+from obert_modifiers.training._collate import SeededCollate
+from obert_modifiers.training._precision import check_tf32, products_in_tf32
+from obert_modifiers.training._random import set_random_state_
+from obert_modifiers.training._snapshot import Parts, Progress, settings_of
+from obert_modifiers.training.batches import (
     EpochBatches,
     TaskData,
     gradient_source,
     inputs_of,
     lengths_of,
 )
-from obert_modifiers.core.parallel import all_reduce_count
-from obert_modifiers.manager import RecipeManager
-from obert_modifiers.training._collate import SeededCollate
-from obert_modifiers.training._precision import check_tf32, products_in_tf32
-from obert_modifiers.training._random import set_random_state_
-from obert_modifiers.training._snapshot import Parts, Progress, settings_of
 from obert_modifiers.training.checkpoint import find_whole
 from obert_modifiers.training.checks import check_run
 from obert_modifiers.training.config import TrainConfig, TrainResult

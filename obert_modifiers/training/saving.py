@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from obert_modifiers.core.parallel import OtherProcessFailed, together
-from obert_modifiers.manager import RecipeManager
+from obert_modifiers.core.distributed.parallel import OtherProcessFailed, together
+from obert_modifiers.recipe.manager import RecipeManager
 from obert_modifiers.training._snapshot import (
     JOURNAL,
     MODEL,

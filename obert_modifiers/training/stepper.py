@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from obert_modifiers.manager import RecipeManager
+from obert_modifiers.recipe.manager import RecipeManager
 
 
 class RecipeStepper:

@@ -7,9 +7,9 @@ from torch import nn
 from obert_modifiers import cli, modifiers
 from obert_modifiers.compat import convert_recipe, replaced
 from obert_modifiers.compat.replace_tables import TABLES
-from obert_modifiers.core.quantization import quantizers_of
-from obert_modifiers.manager import RecipeManager
+from obert_modifiers.core.quantization.scheme import quantizers_of
 from obert_modifiers.recipe import RecipeError
+from obert_modifiers.recipe.manager import RecipeManager
 from tests.compat.both import Loader, ScriptedOptimizer
 from tests.modifiers.table import ENCODER, make_batch, make_model
 

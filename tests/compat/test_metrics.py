@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from obert_modifiers.compat.metrics import LocalMetric, is_local
+from obert_modifiers.sparseml_cli.metrics import LocalMetric, is_local
 
 
 def test_accuracy():

@@ -9,8 +9,8 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from obert_modifiers import modifiers
 from obert_modifiers.compat import replaced
-from obert_modifiers.core.quantization import quantizers_of
-from obert_modifiers.core.sampling import GradientSource
+from obert_modifiers.core.pruning.sampling import GradientSource
+from obert_modifiers.core.quantization.scheme import quantizers_of
 from obert_modifiers.host import bases
 from obert_modifiers.modifiers._targets import encoder_weights
 from tests.modifiers.driving import name_of

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from obert_modifiers import cli
-from obert_modifiers.compat import launch, scripts, stacks
-from obert_modifiers.compat.fixes import EARLY, LATE, all_fixes, apply_fixes
+from obert_modifiers.sparseml_cli import launch, scripts, stacks
+from obert_modifiers.sparseml_cli.fixes import EARLY, LATE, all_fixes, apply_fixes
 
 REPO = Path(__file__).parents[2]
 TRAIN = "sparseml.transformers.train.text_classification"

@@ -13,8 +13,8 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from obert_modifiers import cli
-from obert_modifiers.compat import stacks
-from obert_modifiers.compat.stacks import STACKS, check_can_run, diagnose
+from obert_modifiers.sparseml_cli import stacks
+from obert_modifiers.sparseml_cli.stacks import STACKS, check_can_run, diagnose
 
 REPO = Path(__file__).parents[2]
 A = {

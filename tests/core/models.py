@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from obert_modifiers.core.patterns import MaskPattern
-from obert_modifiers.core.sampling import GradientSource, SampleRequest
-from obert_modifiers.core.targets import Target
+from obert_modifiers.core.pruning.sampling import GradientSource, SampleRequest
+from obert_modifiers.core.pruning.targets import Target
 from tests import reference
 
 

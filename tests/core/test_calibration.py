@@ -7,17 +7,17 @@ import pytest
 import torch
 from torch import nn
 
-from obert_modifiers.core.calibration import (
+from obert_modifiers.core.options import SecondOrderConfig
+from obert_modifiers.core.patterns import MaskPattern
+from obert_modifiers.core.pruning.calibration import (
     TIMED_WEIGHTS,
     StepCost,
     estimate_event,
     measure_passes,
     measure_step,
 )
-from obert_modifiers.core.event import plan_targets
-from obert_modifiers.core.options import SecondOrderConfig
-from obert_modifiers.core.patterns import MaskPattern
-from obert_modifiers.core.targets import Target
+from obert_modifiers.core.pruning.event import plan_targets
+from obert_modifiers.core.pruning.targets import Target
 
 COST = StepCost(collect=1e-3, solve=1e-1)
 BLOCK4 = MaskPattern("block4", 1, 4)
@@ -72,7 +72,7 @@ def test_turns_that_do_not_stay_are_collected_again(keeps, damp, turns) -> None:
     ids=lambda config: config.pattern.name,
 )
 def test_every_kind_of_event_can_be_timed(config, monkeypatch) -> None:
-    monkeypatch.setattr("obert_modifiers.core.calibration.TIMED_WEIGHTS", 768)
+    monkeypatch.setattr("obert_modifiers.core.pruning.calibration.TIMED_WEIGHTS", 768)
     before = torch.get_rng_state()
     with torch.random.fork_rng():
         cost = measure_step(config, width=96, positions=3)

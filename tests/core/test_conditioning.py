@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from obert_modifiers.core.fisher import BlockFisher, StreamingInverse
+from obert_modifiers.core.pruning.fisher import BlockFisher, StreamingInverse
 from obert_modifiers.kernels import inverse_blocks, update_inverse_
 from tests import reference
 

@@ -6,19 +6,20 @@ import numpy as np
 import pytest
 import torch
 
-from obert_modifiers.core import collect, sharding
-from obert_modifiers.core import event as event_module
-from obert_modifiers.core.event import PruningEvent, plan_targets
-from obert_modifiers.core.gradients import (
-    sum_losses,
-)
+from obert_modifiers.core.distributed import sharding
+from obert_modifiers.core.distributed.sharding import plan_event
 from obert_modifiers.core.options import SecondOrderConfig
 from obert_modifiers.core.patterns import parse_mask_type
-from obert_modifiers.core.pruning_step import second_order_step_
-from obert_modifiers.core.sampling import GradientSource
-from obert_modifiers.core.selection import make_pools
-from obert_modifiers.core.sharding import plan_event
-from obert_modifiers.core.targets import write_parameters_
+from obert_modifiers.core.pruning import collect
+from obert_modifiers.core.pruning import event as event_module
+from obert_modifiers.core.pruning.event import PruningEvent, plan_targets
+from obert_modifiers.core.pruning.gradients import (
+    sum_losses,
+)
+from obert_modifiers.core.pruning.pruning_step import second_order_step_
+from obert_modifiers.core.pruning.sampling import GradientSource
+from obert_modifiers.core.pruning.selection import make_pools
+from obert_modifiers.core.pruning.targets import write_parameters_
 from tests import reference
 from tests.core.models import (
     losses,
@@ -200,7 +201,7 @@ def test_mean_gradient_against_the_oracle(update: str) -> None:
 
 
 def test_mean_gradient_needs_to_be_kept() -> None:
-    from obert_modifiers.core.fisher import BlockFisher
+    from obert_modifiers.core.pruning.fisher import BlockFisher
 
     fisher = BlockFisher(5, 5)
     fisher.add_(torch.ones(2, 5))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from obert_modifiers.core.fake_quant import (
+from obert_modifiers.core.quantization.fake_quant import (
     ACTIVATION,
     AVERAGING,
     WEIGHT,

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from obert_modifiers.core.gradients import (
+from obert_modifiers.core.pruning.gradients import (
     Signals,
     collect_gradients,
 )
-from obert_modifiers.core.sampling import GradientSource
+from obert_modifiers.core.pruning.sampling import GradientSource
 from tests.core.models import losses, make_batches, make_model, sample_gradients
 
 NAMES = ("first.weight", "shared.weight", "head.weight", "unused.weight", "first.bias")

@@ -6,9 +6,12 @@ import torch
 
 from obert_modifiers.core.options import SecondOrderConfig
 from obert_modifiers.core.patterns import MaskPattern, parse_mask_type
-from obert_modifiers.core.pruning_step import magnitude_step_, second_order_step_
-from obert_modifiers.core.sampling import GradientSource
-from obert_modifiers.core.targets import Target
+from obert_modifiers.core.pruning.pruning_step import (
+    magnitude_step_,
+    second_order_step_,
+)
+from obert_modifiers.core.pruning.sampling import GradientSource
+from obert_modifiers.core.pruning.targets import Target
 from tests import reference
 from tests.core.models import (
     GROUP_PATTERNS,

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from obert_modifiers.core import blocks, selection
-from obert_modifiers.core.blocks import make_layout
-from obert_modifiers.core.fisher import BlockFisher
 from obert_modifiers.core.patterns import parse_mask_type
-from obert_modifiers.core.saliency import magnitude_candidates, obs_candidates
-from obert_modifiers.core.update import independent_update, joint_update
+from obert_modifiers.core.pruning import blocks, selection
+from obert_modifiers.core.pruning.blocks import make_layout
+from obert_modifiers.core.pruning.fisher import BlockFisher
+from obert_modifiers.core.pruning.saliency import magnitude_candidates, obs_candidates
+from obert_modifiers.core.pruning.update import independent_update, joint_update
 from tests import reference
 from tests.core.models import (
     GROUP_PATTERNS,
@@ -164,7 +164,7 @@ def test_candidates_of_large_groups_go_by_single_saliencies(monkeypatch) -> None
     fisher, dense, weights, kept = _fisher()
     groups = weights.reshape(-1, 4), kept.reshape(-1, 4)
     exact = obs_candidates(*groups, fisher, DAMP, pattern)
-    monkeypatch.setattr("obert_modifiers.core.saliency.MAX_SUBSETS", 1)
+    monkeypatch.setattr("obert_modifiers.core.pruning.saliency.MAX_SUBSETS", 1)
     found = obs_candidates(*groups, fisher, DAMP, pattern)
     values = weights.numpy()
     for g in torch.isfinite(found.costs).nonzero().flatten().tolist():

@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from obert_modifiers.core import collect, sharding
+from obert_modifiers.core.distributed import sharding
+from obert_modifiers.core.distributed.parallel import OTHER_FAILED, world
 from obert_modifiers.core.options import SecondOrderConfig
-from obert_modifiers.core.parallel import OTHER_FAILED, world
-from obert_modifiers.core.pruning_step import second_order_step_
-from obert_modifiers.core.sampling import GradientSource
+from obert_modifiers.core.pruning import collect
+from obert_modifiers.core.pruning.pruning_step import second_order_step_
+from obert_modifiers.core.pruning.sampling import GradientSource
 from tests.core.models import losses, make_batches, make_model, targets_of
 
 NAMES = ("first.weight", "shared.weight", "head.weight", "first.bias")

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from obert_modifiers.core.options import SecondOrderConfig
-from obert_modifiers.core.pruning_step import (
+from obert_modifiers.core.pruning.pruning_step import (
     magnitude_step_,
     second_order_step_,
 )

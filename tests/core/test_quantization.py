@@ -11,8 +11,17 @@ import torch
 import torch.nn.functional as nnf
 from torch import nn
 
-from obert_modifiers.core.fake_quant import ACTIVATION, Quantizer, average_ranges_
-from obert_modifiers.core.quantization import (
+from obert_modifiers.core.quantization.fake_quant import (
+    ACTIVATION,
+    Quantizer,
+    average_ranges_,
+)
+from obert_modifiers.core.quantization.scales import (
+    FILE_NAME,
+    load_quantization_,
+    save_quantization,
+)
+from obert_modifiers.core.quantization.scheme import (
     Scheme,
     find_layers,
     freeze_,
@@ -20,11 +29,6 @@ from obert_modifiers.core.quantization import (
     quantizers_of,
     ranges_held,
     remove_quantization_,
-)
-from obert_modifiers.core.quantization_file import (
-    FILE_NAME,
-    load_quantization_,
-    save_quantization,
 )
 
 LAYERS = [

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from obert_modifiers.core.patterns import parse_mask_type
-from obert_modifiers.core.selection import (
+from obert_modifiers.core.pruning.selection import (
     Candidates,
     Pool,
     Quota,

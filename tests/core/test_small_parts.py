@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from obert_modifiers.core import blocks, distillation, schedule, selection
-from obert_modifiers.core.fisher import BlockFisher, resolve_damp
-from obert_modifiers.core.parallel import share_of
-from obert_modifiers.core.saliency import obs_saliency
-from obert_modifiers.core.update import independent_update, joint_update
+from obert_modifiers.core import distillation
+from obert_modifiers.core.distributed.parallel import share_of
+from obert_modifiers.core.pruning import blocks, schedule, selection
+from obert_modifiers.core.pruning.fisher import BlockFisher, resolve_damp
+from obert_modifiers.core.pruning.saliency import obs_saliency
+from obert_modifiers.core.pruning.update import independent_update, joint_update
 from tests import reference
 
 

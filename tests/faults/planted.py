@@ -2,11 +2,11 @@
 
 import torch
 
-from obert_modifiers import manager
-from obert_modifiers.core.fake_quant import Quantizer
+from obert_modifiers.core.quantization.fake_quant import Quantizer
 from obert_modifiers.host import state as host_state
 from obert_modifiers.modifiers._gradual import GradualPruningModifier
 from obert_modifiers.modifiers._masks import ParameterMasks
+from obert_modifiers.recipe import manager
 from obert_modifiers.training import _snapshot, loop, saving
 from obert_modifiers.training._collate import SeededCollate
 

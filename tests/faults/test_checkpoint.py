@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from obert_modifiers.manager import RecipeManager
+from obert_modifiers.recipe.manager import RecipeManager
 from obert_modifiers.training import checkpoint, train
 from obert_modifiers.training._tree import pack, unpack
 from tests.faults import world

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from obert_modifiers.batches import TaskData
-from obert_modifiers.core.quantization import quantizers_of
-from obert_modifiers.manager import RecipeManager
+from obert_modifiers.core.quantization.scheme import quantizers_of
+from obert_modifiers.recipe.manager import RecipeManager
 from obert_modifiers.training import RecipeStepper, TrainConfig, train
+from obert_modifiers.training.batches import TaskData
 
 HEAD = """
 modifiers:

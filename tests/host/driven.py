@@ -17,8 +17,8 @@ from torch import Tensor
 
 from obert_modifiers import host
 from obert_modifiers.host.bases import SCHEDULE_KEY
-from obert_modifiers.manager import RecipeManager
 from obert_modifiers.modifiers._states import from_tensors
+from obert_modifiers.recipe.manager import RecipeManager
 from tests.modifiers.table import make_batch, make_model, make_source, sample_loss
 
 STEPS, HALF, WHOLE = 4, 7, 16  # optimizer steps: of an epoch, of each part of a run

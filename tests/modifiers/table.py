@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from obert_modifiers import modifiers
-from obert_modifiers.core.sampling import GradientSource
+from obert_modifiers.core.pruning.sampling import GradientSource
 
 
 class TinyModel(nn.Module):

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from obert_modifiers import modifiers
-from obert_modifiers.core.targets import has_adapter
-from obert_modifiers.manager import RecipeError, RecipeManager
+from obert_modifiers.core.pruning.targets import has_adapter
+from obert_modifiers.recipe.manager import RecipeError, RecipeManager
 from tests.modifiers.driving import name_of
 from tests.modifiers.table import ENCODER, TABLE, TinyModel, make_model
 

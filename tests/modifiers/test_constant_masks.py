@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from obert_modifiers.core.quantization import quantizers_of
-from obert_modifiers.manager import RecipeError, RecipeManager
+from obert_modifiers.core.quantization.scheme import quantizers_of
 from obert_modifiers.modifiers import ConstantMasksModifier
+from obert_modifiers.recipe.manager import RecipeError, RecipeManager
 from tests.modifiers.table import ENCODER, make_batch, make_model, sample_loss
 
 STEPS = 4

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from obert_modifiers import modifiers
-from obert_modifiers.core.quantization import remove_quantization_
-from obert_modifiers.core.quantized_layers import Quantized
+from obert_modifiers.core.quantization.layers import Quantized
+from obert_modifiers.core.quantization.scheme import remove_quantization_
 from obert_modifiers.host import bases
 from obert_modifiers.host import state as host_state
 from obert_modifiers.training._tree import pack, unpack

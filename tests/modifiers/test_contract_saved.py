@@ -14,12 +14,12 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 from obert_modifiers import modifiers
-from obert_modifiers.core.quantization import remove_quantization_
-from obert_modifiers.core.quantization_file import (
+from obert_modifiers.core.pruning.sampling import GradientSource
+from obert_modifiers.core.quantization.scales import (
     load_quantization_,
     save_quantization,
 )
-from obert_modifiers.core.sampling import GradientSource
+from obert_modifiers.core.quantization.scheme import remove_quantization_
 from obert_modifiers.modifiers._targets import encoder_weights
 from tests.modifiers.driving import STEPS, name_of
 from tests.modifiers.table import TABLE

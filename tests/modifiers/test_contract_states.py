@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from obert_modifiers import modifiers
-from obert_modifiers.core.quantization import quantizers_of
+from obert_modifiers.core.quantization.scheme import quantizers_of
 from obert_modifiers.modifiers._states import as_tensors, from_tensors
 from obert_modifiers.recipe.changes import _started
 from tests.modifiers.driving import STEPS, drive, name_of, start

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from obert_modifiers.core.snapshot import restore_snapshot_, take_snapshot
-from obert_modifiers.manager import RecipeError, RecipeManager
 from obert_modifiers.modifiers import EarlyStoppingModifier
+from obert_modifiers.recipe.manager import RecipeError, RecipeManager
 from obert_modifiers.training import TrainConfig, train
 from tests.modifiers.table import make_model
-from tests.test_training import make_task
+from tests.training.test_training import make_task
 
 RECIPE = """
 modifiers:

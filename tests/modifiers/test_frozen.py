@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from obert_modifiers.manager import RecipeManager
 from obert_modifiers.modifiers import FrozenParamsModifier
+from obert_modifiers.recipe.manager import RecipeManager
 from tests.modifiers.table import make_batch, make_model, sample_loss
 
 STEPS = 4
@@ -125,7 +125,7 @@ import torch
 import torch.distributed as dist
 from pathlib import Path
 from torch.nn.parallel import DistributedDataParallel
-from obert_modifiers.manager import RecipeManager
+from obert_modifiers.recipe.manager import RecipeManager
 from tests.modifiers import test_frozen as t
 
 def differ(recipe, before):

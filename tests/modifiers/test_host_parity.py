@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from obert_modifiers.core.fisher import BlockFisher
 from obert_modifiers.core.patterns import parse_mask_type
-from obert_modifiers.core.pruning_step import magnitude_step_
-from obert_modifiers.core.saliency import obs_candidates
-from obert_modifiers.core.selection import choose, make_pools, make_quotas
-from obert_modifiers.core.targets import Target
-from obert_modifiers.core.update import independent_update
+from obert_modifiers.core.pruning.fisher import BlockFisher
+from obert_modifiers.core.pruning.pruning_step import magnitude_step_
+from obert_modifiers.core.pruning.saliency import obs_candidates
+from obert_modifiers.core.pruning.selection import choose, make_pools, make_quotas
+from obert_modifiers.core.pruning.targets import Target
+from obert_modifiers.core.pruning.update import independent_update
 from obert_modifiers.host import bases
 from tests.hosts import on_sparseml
 

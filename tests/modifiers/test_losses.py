@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from obert_modifiers.core.distillation import distillation_loss
-from obert_modifiers.core.sampling import GradientSource
-from obert_modifiers.manager import RecipeManager
+from obert_modifiers.core.pruning.sampling import GradientSource
 from obert_modifiers.modifiers._losses import FISHER_LOSSES, with_distillation
 from obert_modifiers.modifiers.distillation import LogitDistillationModifier
+from obert_modifiers.recipe.manager import RecipeManager
 from tests.modifiers.table import make_batch, make_model, make_source
 
 HARDNESS, TEMPERATURE = 0.7, 3.0

@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from obert_modifiers.manager import RecipeManager
 from obert_modifiers.modifiers import (
     GMPStarPruningModifier,
     NMPruningModifier,
     OBERTPruningModifier,
 )
 from obert_modifiers.recipe import RecipeError
+from obert_modifiers.recipe.manager import RecipeManager
 from tests.modifiers.broken_values import BROKEN_NM
 from tests.modifiers.table import ENCODER, make_model, make_source
 

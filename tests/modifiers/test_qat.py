@@ -15,18 +15,18 @@ from transformers import (
     GPT2ForSequenceClassification,
 )
 
-from obert_modifiers.core.fake_quant import AVERAGING
-from obert_modifiers.core.quantization import quantizers_of
-from obert_modifiers.core.quantization_file import (
+from obert_modifiers.core.pruning.sampling import GradientSource
+from obert_modifiers.core.quantization.fake_quant import AVERAGING
+from obert_modifiers.core.quantization.scales import (
     load_quantization_,
     save_quantization,
 )
-from obert_modifiers.core.sampling import GradientSource
-from obert_modifiers.manager import RecipeError, RecipeManager
+from obert_modifiers.core.quantization.scheme import quantizers_of
 from obert_modifiers.modifiers import OBERTPruningModifier, QATModifier
 from obert_modifiers.modifiers._states import from_tensors
 from obert_modifiers.modifiers._targets import encoder_weights
 from obert_modifiers.modifiers.qat import CALIBRATION_SAMPLES
+from obert_modifiers.recipe.manager import RecipeError, RecipeManager
 from tests.modifiers.table import (
     SCHEDULE,
     make_batch,

@@ -11,16 +11,16 @@ import torch
 from torch import nn
 from transformers import BertConfig, BertModel
 
-from obert_modifiers.core.quantization import quantizers_of
+from obert_modifiers.core.quantization.scheme import quantizers_of
 from obert_modifiers.host import bases
-from obert_modifiers.manager import RecipeError, RecipeManager
 from obert_modifiers.recipe import load_recipe
+from obert_modifiers.recipe.manager import RecipeError, RecipeManager
 from obert_modifiers.recipe.plan import plan_recipe
 from obert_modifiers.training import TrainConfig, train
 from obert_modifiers.training.optimizer import parameter_groups
 from tests.hosts import on_sparseml
 from tests.modifiers.table import ENCODER, make_batch, make_model, sample_loss
-from tests.test_training import make_task
+from tests.training.test_training import make_task
 
 STEPS = 8  # optimizer steps of an epoch
 ROOT = Path(__file__).parents[2]

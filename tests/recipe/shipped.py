@@ -16,9 +16,9 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
-from obert_modifiers.core.sampling import GradientSource
-from obert_modifiers.manager import RecipeManager
+from obert_modifiers.core.pruning.sampling import GradientSource
 from obert_modifiers.modifiers._targets import encoder_weights
+from obert_modifiers.recipe.manager import RecipeManager
 from obert_modifiers.resources import recipe_path
 from obert_modifiers.training.stepper import RecipeStepper
 

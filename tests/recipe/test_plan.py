@@ -6,11 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from obert_modifiers.core.schedule import interpolate_sparsity, sparsity_to_count
+from obert_modifiers.core.pruning.schedule import (
+    interpolate_sparsity,
+    sparsity_to_count,
+)
 from obert_modifiers.host.bases import ScheduledModifierManager, silent_loggers
-from obert_modifiers.manager import RecipeManager
 from obert_modifiers.recipe import RecipeError, load_recipe
 from obert_modifiers.recipe.clock import epoch_at
+from obert_modifiers.recipe.manager import RecipeManager
 from obert_modifiers.recipe.plan import plan_recipe
 from obert_modifiers.training.stepper import RecipeStepper
 from tests import tiny

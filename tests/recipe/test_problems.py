@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from obert_modifiers.manager import RecipeManager
 from obert_modifiers.recipe import RecipeError, load_recipe
 from obert_modifiers.recipe.clock import event_epochs
+from obert_modifiers.recipe.manager import RecipeManager
 from obert_modifiers.recipe.plan import plan_recipe
 from obert_modifiers.recipe.surroundings import step_faults
 from tests.hosts import needs_sparseml, on_sparseml

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from obert_modifiers.manager import RecipeManager
 from obert_modifiers.recipe import load_recipe
 from obert_modifiers.recipe.clock import event_epochs
+from obert_modifiers.recipe.manager import RecipeManager
 from obert_modifiers.recipe.plan import plan_recipe
 from obert_modifiers.recipe.planned import RecipePlan
 from obert_modifiers.resources import recipe_path

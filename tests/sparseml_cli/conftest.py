@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from obert_modifiers.compat.stacks import diagnose, installed_versions
+from obert_modifiers.sparseml_cli.stacks import diagnose, installed_versions
 from tests.sparseml_cli import recipes
 from tests.sparseml_cli.commands import CHECKPOINTS, COMMANDS, Command
 

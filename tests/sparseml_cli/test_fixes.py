@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from obert_modifiers.compat.fixes import all_fixes
-from obert_modifiers.core.quantization_file import load_quantization_
+from obert_modifiers.core.quantization.scales import load_quantization_
+from obert_modifiers.sparseml_cli.fixes import all_fixes
 
 REPO = Path(__file__).parents[2]
 # The fix, and the commands that fail without it or measure something else.

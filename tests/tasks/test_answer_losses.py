@@ -23,7 +23,7 @@ from obert_modifiers.tasks.question_answering import (
 )
 from tests import questions, reference, tiny
 from tests.tasks.test_families import FAMILIES, SHAPE, save
-from tests.test_gradient_models import COUNT, WIDTH, _blocks
+from tests.training.test_gradient_models import COUNT, WIDTH, _blocks
 
 
 @pytest.fixture(scope="module")

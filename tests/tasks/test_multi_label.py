@@ -11,8 +11,8 @@ from datasets import ClassLabel, Dataset, Features, Value
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from obert_modifiers.core.losses import multi_label_loss
-from obert_modifiers.evaluating.run import Request, evaluate_file
-from obert_modifiers.export import export_onnx
+from obert_modifiers.deploy.evaluate import Request, evaluate_file
+from obert_modifiers.deploy.onnx import export_onnx
 from obert_modifiers.tasks import _data, _labels, _metrics
 from obert_modifiers.tasks.text_classification import main
 from tests import tiny

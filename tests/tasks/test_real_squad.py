@@ -6,18 +6,18 @@ from transformers import AutoTokenizer
 
 from obert_modifiers import embedded
 from obert_modifiers.tasks import _data
-from obert_modifiers.tasks._squad_answers import Search
-from obert_modifiers.tasks._squad_data import answers_of, columns, read, windows_of
-from obert_modifiers.tasks._squad_metrics import (
-    normalize,
-    squad_metrics,
-    squad_v2_metrics,
-)
-from obert_modifiers.tasks._squad_windows import WindowShape
 from obert_modifiers.tasks.question_answering import (
     QuestionAnsweringArguments,
     answer_all,
 )
+from obert_modifiers.tasks.squad.answers import Search
+from obert_modifiers.tasks.squad.data import answers_of, columns, read, windows_of
+from obert_modifiers.tasks.squad.metrics import (
+    normalize,
+    squad_metrics,
+    squad_v2_metrics,
+)
+from obert_modifiers.tasks.squad.windows import WindowShape
 
 SHAPE = WindowShape(384, 128)
 SOME = 400

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from obert_modifiers.tasks._squad_answers import Search, answer_question, best_spans
+from obert_modifiers.tasks.squad.answers import Search, answer_question, best_spans
 
 CONTEXT = "zero one two three four five six seven"
 

@@ -7,15 +7,15 @@ import pytest
 from datasets import Dataset
 from transformers import BertTokenizerFast
 
-from obert_modifiers.tasks._squad_data import (
+from obert_modifiers.tasks.question_answering import QuestionAnsweringArguments
+from obert_modifiers.tasks.squad.data import (
     answers_of,
     columns,
     ids_of,
     read,
     windows_of,
 )
-from obert_modifiers.tasks._squad_windows import WindowShape
-from obert_modifiers.tasks.question_answering import QuestionAnsweringArguments
+from obert_modifiers.tasks.squad.windows import WindowShape
 from tests import questions, tiny
 
 ROWS = questions.rows(7, empty=0.3)

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
-from obert_modifiers.tasks import _squad_metrics
-from obert_modifiers.tasks._squad_metrics import squad_metrics, squad_v2_metrics
+from obert_modifiers.tasks.squad import metrics
+from obert_modifiers.tasks.squad.metrics import squad_metrics, squad_v2_metrics
 
 # Answer, right answers, EM, F1. Words that are common, twice, over all words of both.
 V1 = [
@@ -78,27 +78,27 @@ def test_v2_counts_both_kinds_alone() -> None:
 
 
 def keep_articles(text: str) -> str:
-    plain = text.lower().translate(_squad_metrics._PUNCTUATION)
+    plain = text.lower().translate(metrics._PUNCTUATION)
     return " ".join(plain.split())
 
 
 def keep_punctuation(text: str) -> str:
-    return " ".join(_squad_metrics._ARTICLES.sub(" ", text.lower()).split())
+    return " ".join(metrics._ARTICLES.sub(" ", text.lower()).split())
 
 
 def keep_case(text: str) -> str:
-    plain = text.translate(_squad_metrics._PUNCTUATION)
-    return " ".join(_squad_metrics._ARTICLES.sub(" ", plain).split())
+    plain = text.translate(metrics._PUNCTUATION)
+    return " ".join(metrics._ARTICLES.sub(" ", plain).split())
 
 
 def cut_articles_anywhere(text: str) -> str:
-    plain = text.lower().translate(_squad_metrics._PUNCTUATION)
+    plain = text.lower().translate(metrics._PUNCTUATION)
     return " ".join(plain.replace("the", " ").split())
 
 
 def overlap_of_sets(predicted: str, truth: str) -> float:
-    one = set(_squad_metrics.normalize(predicted).split())
-    two = set(_squad_metrics.normalize(truth).split())
+    one = set(metrics.normalize(predicted).split())
+    two = set(metrics.normalize(truth).split())
     return 2 * len(one & two) / (len(one) + len(two)) if one & two else 0.0
 
 
@@ -124,7 +124,7 @@ def first_alone(compare, predicted, truths) -> list[float]:
 def test_a_planted_error_fails(
     monkeypatch, measure, table, size, name: str, wrong: Callable
 ) -> None:
-    monkeypatch.setattr(_squad_metrics, name, wrong)
+    monkeypatch.setattr(metrics, name, wrong)
     with pytest.raises(AssertionError):
         check_table(measure, table)
 

@@ -7,8 +7,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import BertTokenizerFast, PreTrainedTokenizerFast
 
-from obert_modifiers.tasks import _squad_windows
-from obert_modifiers.tasks._squad_windows import (
+from obert_modifiers.tasks.squad import windows
+from obert_modifiers.tasks.squad.windows import (
     WindowShape,
     check_windows,
     cut_questions,
@@ -152,7 +152,7 @@ def test_planted_labels_are_found(bert, wrong: Callable) -> None:
 
 
 def test_a_planted_stride_is_found(bert, monkeypatch) -> None:
-    right = _squad_windows.cut_windows
+    right = windows.cut_windows
 
     def wrong(tokenizer, questions, contexts, shape):
         other = WindowShape(shape.max_length, shape.doc_stride + 1)

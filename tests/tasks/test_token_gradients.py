@@ -17,7 +17,7 @@ from obert_modifiers.tasks._task import Inputs
 from obert_modifiers.tasks.masked_language_modeling import MaskedArguments
 from obert_modifiers.tasks.token_classification import TokenArguments
 from tests import reference, tiny
-from tests.test_gradient_models import COUNT, WIDTH, _blocks
+from tests.training.test_gradient_models import COUNT, WIDTH, _blocks
 
 
 def data_of(kind, small, folder):

@@ -1,0 +1,253 @@
+"""How long the parts of a second-order pruning event take on this machine."""
+
+import functools
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from obert_modifiers.core.distributed.sharding import (
+    FOLD_SAMPLES,
+    PIECE_WEIGHTS,
+    MemoryPlan,
+)
+from obert_modifiers.core.options import SecondOrderConfig
+from obert_modifiers.core.pruning.collect import Collector
+from obert_modifiers.core.pruning.event import PruningEvent, plan_targets
+from obert_modifiers.core.pruning.fisher_state import FisherState, request_of
+from obert_modifiers.core.pruning.gradients import (
+    BatchGradients,
+    Signals,
+    collect_gradients,
+)
+from obert_modifiers.core.pruning.sampling import GradientSource, SampleRequest
+from obert_modifiers.core.pruning.selection import make_pools
+from obert_modifiers.core.pruning.targets import Target
+
+TIMED_WEIGHTS = PIECE_WEIGHTS // 2
+_ENOUGH = 2.0  # seconds of forward and backward passes after which no more are made
+_SEED = 0
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Seconds of the parts of an event that grow with the pruned weights.
+
+    Attributes:
+        collect: Of one gradient of one weight, formed and added to its Fisher block.
+        solve: Of one weight: inverse, saliency, selection, update.
+    """
+
+    collect: float
+    solve: float
+
+
+@dataclass(frozen=True)
+class EventSeconds:
+    """An estimate for one event on one process.
+
+    Attributes:
+        passes: Seconds of forward and backward passes.
+        collect: Seconds of forming gradients and adding them up.
+        solve: Seconds of the rest.
+    """
+
+    passes: float
+    collect: float
+    solve: float
+
+    @property
+    def total(self) -> float:
+        """All of it, in seconds."""
+        return self.passes + self.collect + self.solve
+
+
+def measure_step(
+    config: SecondOrderConfig,
+    width: int,
+    positions: int,
+    device: torch.device | str = "cpu",
+) -> StepCost:
+    """Time an event on one random weight matrix of :data:`TIMED_WEIGHTS` weights.
+
+    Changes no global random state. Time: about a second, and what compiling the
+    kernels takes where they have not run on this machine. Memory: about 0.5 GB.
+
+    Args:
+        config: How the event works.
+        width: Inputs of the weight, a multiple of its groups' columns.
+        positions: Tokens of a sample.
+        device: Where it is timed.
+
+    Returns:
+        The cost of each part.
+    """
+    generator = torch.Generator().manual_seed(_SEED)
+    rows = config.pattern.rows
+    out = max(1, TIMED_WEIGHTS // (width * rows)) * rows
+    layer = nn.Linear(width, out, bias=False, device=device)
+    with torch.no_grad():
+        layer.weight.copy_(torch.randn(out, width, generator=generator) * 0.02)
+    config = replace(
+        config, damp=None, damp_fraction=0.01, damp_grid=(), memory_budget=None
+    )
+    count = FOLD_SAMPLES
+    by_sample = config.grad_granularity == "sample"
+    if by_sample:
+        part: Signals | Tensor = Signals(
+            torch.randn(count, positions, width, generator=generator).to(device),
+            torch.randn(count, positions, out, generator=generator).to(device),
+        )
+    else:
+        part = torch.randn(count, out * width, generator=generator).to(device)
+    event = _event(layer, config, count)
+    seconds, size = [], out * width
+    for _ in range(2):  # the first pays for memory and compiled kernels
+        collector = Collector(
+            event.plan,
+            0,
+            event.layouts,
+            [None],
+            next(event.state.sweep()),
+            torch.empty(0, dtype=torch.float32, device=device),
+        )
+        batch = BatchGradients(count, (part,))
+        seconds.append(_timed(functools.partial(_collect, collector, batch)))
+    return StepCost(seconds[-1] / (count * size), _solve(event, size))
+
+
+def _collect(collector: Collector, batch: BatchGradients) -> None:
+    collector.add(batch)
+    collector.finish()
+
+
+def _solve(event: PruningEvent, size: int) -> float:
+    pattern = event.config.pattern
+    goal = 0.5 if pattern.n_m is None else pattern.limit
+    pools = make_pools([size], [goal], True, pattern.unit)
+    for _ in range(2):
+        seconds = _timed(lambda: event.best_outcome(pools))
+    return seconds / size
+
+
+def _event(layer: nn.Linear, config: SecondOrderConfig, count: int) -> PruningEvent:
+    # Its Fisher has few, cheap gradients, as what follows takes the same time on any.
+    weight = layer.get_parameter("weight")
+    target = Target("weight", weight)
+    plan = plan_targets([target], config, ranks=1)
+    mask = torch.ones_like(weight, dtype=torch.bool)
+    where = weight.device
+
+    def batches(request: SampleRequest) -> Iterable[Tensor]:
+        generator = torch.Generator().manual_seed(_SEED + 1)
+        return [torch.randn(count, layer.in_features, generator=generator).to(where)]
+
+    source = GradientSource(batches, lambda model, batch: model(batch).square().sum(1))
+    layout = target.layout(config.pattern)
+    state = FisherState(
+        layer,
+        [weight],
+        [layout],
+        [layout.groups(mask)],
+        plan,
+        source,
+        request_of(count, 0, {}, "sample"),
+        fisher_block_size=config.fisher_block_size,
+        with_mean=config.first_order,
+    )
+    return PruningEvent(layer, [target], [mask], plan, config, source, 0, state=state)
+
+
+def measure_passes(
+    model: nn.Module,
+    parameters: list[nn.Parameter],
+    batch_of: Callable[[int], Any],
+    losses: Callable[[nn.Module, Any], Tensor],
+    batch_size: int,
+    granularity: str = "sample",
+) -> tuple[float, int]:
+    """Time forward and backward passes as an event makes them.
+
+    Begins with one sample and takes as many more as fit into a few seconds.
+
+    Args:
+        model: The model, with weights.
+        parameters: Those whose gradients an event collects.
+        batch_of: Called with a number of samples; gives a batch.
+        losses: Called with model and batch; gives the loss of each sample.
+        batch_size: Samples of a batch of the event.
+        granularity: ``"sample"`` or ``"batch"``.
+
+    Returns:
+        Seconds of a sample, and the samples that were timed.
+    """
+
+    def run(size: int) -> float:
+        batch = batch_of(size)
+        return _timed(
+            lambda: collect_gradients(
+                model,
+                parameters,
+                [batch],
+                losses,
+                lambda found: None,
+                granularity=granularity,
+            )
+        )
+
+    seconds = run(1)
+    size = max(1, min(batch_size, int(_ENOUGH / max(seconds, 1e-6))))
+    return run(size) / size, size
+
+
+def estimate_event(
+    cost: StepCost,
+    config: SecondOrderConfig,
+    plan: MemoryPlan,
+    sample_seconds: float,
+    batch_size: int = 1,
+) -> EventSeconds:
+    """Scale measured costs to an event.
+
+    Every turn makes all passes and adds up its part of the weights. What does not stay
+    in memory is collected again for each sweep: for the dampening where it is a
+    fraction, for the selection and for the update.
+
+    Args:
+        cost: As from :func:`measure_step`.
+        config: How the event works.
+        plan: Its memory plan, on one process.
+        sample_seconds: As from :func:`measure_passes`.
+        batch_size: Samples of a batch, of which a gradient is the mean where the
+            granularity is ``"batch"``.
+
+    Returns:
+        The estimate, all sub-steps together.
+    """
+    turns = plan.turns
+    sweeps = 3 if config.damp is None else 2
+    if plan.keeps == "nothing":  # a sweep begins with the turn that is at hand
+        turns += (sweeps - 1) * (plan.turns - 1)
+    weights = sum(piece.numel for piece in plan.pieces)
+    grads = config.num_grads * config.num_recomputations
+    samples = grads * (batch_size if config.grad_granularity == "batch" else 1)
+    solved = config.num_recomputations * max(1, len(config.damp_grid))
+    return EventSeconds(
+        passes=turns * samples * sample_seconds,
+        collect=turns / plan.turns * grads * weights * cost.collect,
+        solve=solved * weights * cost.solve,
+    )
+
+
+def _timed(call: Callable[[], Any]) -> float:
+    before = time.perf_counter()
+    call()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - before
+    assert math.isfinite(seconds)
+    return seconds

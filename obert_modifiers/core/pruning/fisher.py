@@ -1,0 +1,245 @@
+"""Block-diagonal empirical Fisher information of one parameter."""
+
+import math
+from collections.abc import Sequence
+from copy import copy
+
+import torch
+from torch import Tensor
+
+from obert_modifiers.core.pruning.blocks import count_blocks, from_blocks, to_blocks
+from obert_modifiers.kernels import (
+    accumulate_blocks_,
+    multiply_inverse,
+    update_inverse_,
+)
+
+
+class BlockFisher:
+    r"""Sum of gradient outer products inside each Fisher block.
+
+    Holds :math:`S = \sum_i g_i g_i^T` restricted to the diagonal blocks. The dampened
+    Fisher of oBERT equation (2) is :math:`F = \lambda I + S / m` with m the number of
+    gradients *actually added*, over all processes.
+
+    Memory: ``num_blocks * B * B`` values. Time of :meth:`add_`: ``2 k d B``
+    floating-point operations for k gradients.
+    """
+
+    def __init__(
+        self,
+        numel: int,
+        fisher_block_size: int,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float64,
+        with_mean: bool = False,
+    ) -> None:
+        """Allocate the sum of no gradients.
+
+        Args:
+            numel: Number of weights d.
+            fisher_block_size: Width B of a block.
+            device: Where the state lives.
+            dtype: Precision of the sum, float32 or float64.
+            with_mean: True keeps the sum of the gradients too.
+        """
+        blocks = count_blocks(numel, fisher_block_size)
+        self.numel = numel
+        self.fisher_block_size = fisher_block_size
+        self.num_grads = 0
+        self.sums = torch.zeros(
+            blocks, fisher_block_size, fisher_block_size, device=device, dtype=dtype
+        )
+        self.grad_sum = (
+            torch.zeros(numel, device=device, dtype=torch.float64)
+            if with_mean
+            else None
+        )
+
+    @property
+    def scale(self) -> float:
+        """Factor from the sum to the mean, ``1 / m``.
+
+        Raises:
+            ValueError: If no gradient was added.
+        """
+        if self.num_grads == 0:
+            raise ValueError(
+                "num_grads=0: no gradient was added to the Fisher; expected at least "
+                "1; check that the gradient source is not empty"
+            )
+        return 1.0 / self.num_grads
+
+    def add_(self, grads: Tensor, kept: Tensor | None = None) -> None:
+        """Add gradients to the sum, in place.
+
+        Args:
+            grads: ``(k, d)``, finite; changed in place where there is a mask.
+            kept: Mask ``(d,)``, 1 or True = kept. Gradients of pruned weights count as
+                zero, so that only the dampening stays on their diagonal.
+        """
+        grads = grads.to(self.sums.dtype)
+        if kept is not None:
+            grads.mul_(kept)
+        if self.grad_sum is not None:
+            self.grad_sum += grads.sum(dim=0, dtype=torch.float64)
+        accumulate_blocks_(self.sums, to_blocks(grads, self.fisher_block_size))
+        self.num_grads += grads.shape[0]
+
+    def to(self, device: torch.device | str) -> "BlockFisher":
+        """Return the same state on a device, itself if it is there.
+
+        Args:
+            device: The device.
+
+        Returns:
+            The state; its gradients are those added so far.
+        """
+        if self.sums.device == torch.device(device):
+            return self
+        moved = copy(self)
+        moved.sums = self.sums.to(device)
+        moved.grad_sum = None if self.grad_sum is None else self.grad_sum.to(device)
+        return moved
+
+    def newton_step(self, damp: float) -> tuple[Tensor, float]:
+        r"""Compute the step to the minimum of the quadratic model, unconstrained.
+
+        :math:`-F^{-1} \bar g` with the mean gradient :math:`\bar g`. Removing weights
+        from the point that it leads to, by the rules for a model at its minimum, is
+        the exact minimiser of :math:`\bar g^T d + \frac12 d^T F d` with
+        :math:`d_P = -w_P`.
+
+        Args:
+            damp: Dampening, larger than 0.
+
+        Returns:
+            The step ``(d,)``, float64, and the change of the model's value that it
+            makes, :math:`-\frac12 \bar g^T F^{-1} \bar g`.
+
+        Raises:
+            ValueError: If the sum of the gradients was not kept.
+        """
+        if self.grad_sum is None:
+            raise ValueError(
+                "with_mean=False keeps no mean gradient; expected with_mean=True; "
+                "allocate the state with it"
+            )
+        mean = self.grad_sum * self.scale
+        blocks = to_blocks(mean, self.fisher_block_size)
+        step = multiply_inverse(self.sums, self.scale, damp, blocks)
+        step = -from_blocks(step, self.numel)
+        return step, 0.5 * float(mean @ step)
+
+    def diagonal(self) -> Tensor:
+        """Return the mean squared gradient of each weight, ``(d,)``, undampened."""
+        diagonal = self.sums.diagonal(dim1=1, dim2=2).reshape(-1)
+        return diagonal[: self.numel] * self.scale
+
+    def living_trace(self, kept: Tensor | None) -> tuple[float, int]:
+        """Sum the undampened diagonal over the weights that are kept.
+
+        Args:
+            kept: Mask ``(d,)``, True = kept, or None for all.
+
+        Returns:
+            The sum and the number of weights that are kept.
+        """
+        diagonal = self.diagonal()
+        if kept is not None:
+            diagonal = diagonal[kept]
+        return float(diagonal.sum(dtype=torch.float64)), diagonal.numel()
+
+
+def resolve_damp(
+    traces: Sequence[float],
+    living: int,
+    damp: float | None,
+    damp_fraction: float | None,
+) -> float:
+    r"""Choose the dampening of one pruning event.
+
+    Args:
+        traces: Sums of the undampened diagonal over the living weights, of all pieces
+            of all selected parameters in their order.
+        living: Number of those weights.
+        damp: Absolute :math:`\lambda` as in oBERT equation (2); None to derive it.
+        damp_fraction: Fraction of the mean of that diagonal.
+
+    Returns:
+        :math:`\lambda > 0`, one number for all parameters.
+
+    Raises:
+        ValueError: If every gradient is zero, so that a fraction of the mean diagonal
+            dampens nothing, or if not exactly one of the two is given.
+    """
+    if damp is not None and damp_fraction is not None:
+        raise ValueError(
+            f"damp={damp} and damp_fraction={damp_fraction} are both given; expected "
+            "one of them; leave damp out"
+        )
+    if damp is not None:
+        return damp
+    if damp_fraction is None:
+        raise ValueError(
+            "damp and damp_fraction are both missing; expected one of them; use "
+            "damp_fraction: 0.01"
+        )
+    total = math.fsum(traces)
+    if total <= 0.0:
+        raise ValueError(
+            f"damp_fraction={damp_fraction} of a mean Fisher diagonal of 0 is 0: every "
+            "sampled gradient is zero; expected gradients that are not all zero; check "
+            "the loss, or give an absolute damp"
+        )
+    return damp_fraction * total / living
+
+
+class StreamingInverse:
+    r"""Inverse of the dampened Fisher blocks, kept up to date gradient by gradient.
+
+    oBERT section 3.2.2 with k gradients at a time (Woodbury): with
+    :math:`F^{-1} = I / \lambda` at the start and G the ``(k, B)`` gradients of a block,
+    :math:`F^{-1} \leftarrow F^{-1} - F^{-1} G^T (m I + G F^{-1} G^T)^{-1} G F^{-1}`.
+    For k = 1 it is the paper's recursion. The number of gradients m has to be known
+    beforehand; :class:`BlockFisher` needs less time and is what pruning uses. This is
+    for those who want the inverse of what came in so far.
+
+    Memory: ``num_blocks * B * B`` values.
+    """
+
+    def __init__(
+        self,
+        numel: int,
+        fisher_block_size: int,
+        damp: float,
+        num_grads: int,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float64,
+    ) -> None:
+        """Start with no gradient, ``F^-1 = I / damp``.
+
+        Args:
+            numel: Number of weights d.
+            fisher_block_size: Width B of a block.
+            damp: Dampening, larger than 0.
+            num_grads: Gradients m that will have been added in the end.
+            device: Where the state lives.
+            dtype: Precision of the state and of the arithmetic.
+        """
+        blocks = count_blocks(numel, fisher_block_size)
+        self.numel, self.num_grads = numel, num_grads
+        self.fisher_block_size = fisher_block_size
+        eye = torch.eye(fisher_block_size, device=device, dtype=dtype) / damp
+        self.f_inv = eye.repeat(blocks, 1, 1)  # (num_blocks, B, B)
+
+    def add_(self, grads: Tensor) -> None:
+        """Take gradients into the inverse, in place.
+
+        Args:
+            grads: ``(k, d)``, finite.
+        """
+        blocks = to_blocks(grads.to(self.f_inv.dtype), self.fisher_block_size)
+        update_inverse_(self.f_inv, blocks, self.num_grads)

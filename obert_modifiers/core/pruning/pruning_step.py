@@ -1,0 +1,232 @@
+"""One pruning event, from gradients to parameters."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor, cuda, nn
+
+from obert_modifiers.core.distributed.parallel import ran_out_of_memory, world
+from obert_modifiers.core.distributed.sharding import MemoryPlan
+from obert_modifiers.core.options import SecondOrderConfig
+from obert_modifiers.core.patterns import UNSTRUCTURED, MaskPattern
+from obert_modifiers.core.pruning.event import PruningEvent, plan_targets
+from obert_modifiers.core.pruning.gradients import GradientCount
+from obert_modifiers.core.pruning.saliency import magnitude_candidates
+from obert_modifiers.core.pruning.sampling import GradientSource
+from obert_modifiers.core.pruning.selection import choose, make_pools, make_quotas
+from obert_modifiers.core.pruning.targets import (
+    Target,
+    restore_shapes,
+    restored,
+    write_parameters_,
+)
+
+_LOGGER = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Masks and figures of one event.
+
+    Attributes:
+        masks: New mask of each target, True = kept.
+        predicted_loss_increase: In units of the loss; None for magnitude pruning.
+        gradients: Gradients used and skipped.
+        damp: Dampening used; None for magnitude pruning.
+        plan: Where the Fisher state lived; None for magnitude pruning.
+    """
+
+    masks: list[Tensor]
+    predicted_loss_increase: float | None = None
+    gradients: GradientCount = field(default_factory=GradientCount)
+    damp: float | None = None
+    plan: MemoryPlan | None = None
+
+
+def magnitude_step_(
+    targets: Sequence[Target],
+    masks: Sequence[Tensor],
+    sparsities: Sequence[float],
+    *,
+    global_sparsity: bool,
+    pattern: MaskPattern = UNSTRUCTURED,
+    min_density: float = 0.0,
+) -> StepResult:
+    """Prune the weights or groups of smallest magnitude; writes the parameters.
+
+    Every process does the same on the same weights; nothing is exchanged but counts.
+
+    Args:
+        targets: Parameters to prune.
+        masks: Current mask of each, True = kept.
+        sparsities: Target sparsity of each, in [0, 1].
+        global_sparsity: True for one threshold over all that share a target.
+        pattern: Structure of the sparsity.
+        min_density: Share of its weights that each parameter keeps at least.
+
+    Returns:
+        The new masks.
+    """
+    layouts = [t.layout(pattern) for t in targets]
+    kept = [layout.groups(m) for layout, m in zip(layouts, masks, strict=True)]
+    candidates = [
+        magnitude_candidates(layout.groups(t.parameter.detach()), mask, pattern)
+        for layout, t, mask in zip(layouts, targets, kept, strict=True)
+    ]
+    numels = [m.numel() for m in masks]
+    pools = make_pools(numels, sparsities, global_sparsity, pattern.unit)
+    quotas = make_quotas(pools, kept, pattern, min_density=min_density)
+    places = [(i, i) for i in range(len(candidates))]
+    chosen = choose(candidates, places, len(places), quotas)
+    left = [
+        mask.reshape(-1) & ~one.pruned(part, mask.numel())
+        for mask, one, part in zip(kept, candidates, chosen, strict=True)
+    ]
+    fresh = restore_shapes(layouts, left, masks)
+    write_parameters_(targets, [t.parameter.detach() for t in targets], fresh)
+    return StepResult(fresh)
+
+
+def second_order_step_(
+    model: nn.Module,
+    targets: Sequence[Target],
+    masks: Sequence[Tensor],
+    sparsities: Sequence[float],
+    *,
+    global_sparsity: bool,
+    config: SecondOrderConfig,
+    source: GradientSource,
+    draw: int = 0,
+    reached: Sequence[float] | None = None,
+) -> StepResult:
+    """Prune by second-order saliency and update what remains; writes the parameters.
+
+    oBERT sections 3.1 and 3.2: gradients, block Fisher, saliency, selection, update.
+    Every process of a distributed run has to call it; each contributes its share of
+    the gradients and works on its part of the blocks, and all end with the same bits.
+    If it raises, the parameters are as they were.
+
+    Args:
+        model: Model that holds the targets, not wrapped for distributed training.
+        targets: Parameters to prune.
+        masks: Current mask of each, True = kept.
+        sparsities: Target sparsity of each, in [0, 1].
+        global_sparsity: True for one threshold over all that share a target.
+        config: How to do it.
+        source: Where the gradients come from.
+        draw: Number of this event, so that each draws samples of its own.
+        reached: Target sparsity of each at the event before, from which sub-steps
+            start; None for what the masks have.
+
+    Returns:
+        The new masks and figures. The predicted loss increase is summed over
+        sub-steps.
+
+    Raises:
+        FloatingPointError: If more than a tenth of the gradients is not finite, or a
+            Fisher block is not positive definite.
+        ValueError: If no gradient could be had, or all are zero, or the groups do not
+            divide a parameter or the Fisher blocks, or the memory does not suffice.
+        RuntimeError: If another process failed.
+    """  # noqa: DOC502  raised below
+    plan = plan_targets(targets, config)
+    start = reached or _present_sparsities(masks, sparsities, global_sparsity)
+    goals = _goals(start, sparsities, config.num_recomputations)
+    while True:
+        first = draw * config.num_recomputations
+        event = PruningEvent(model, targets, masks, plan, config, source, first)
+        try:
+            with restored(targets, after_success=False):
+                return _prune_(event, goals, global_sparsity)
+        except Exception as error:
+            if not ran_out_of_memory(error):
+                raise
+            config, plan = _smaller(event, error)
+        del event
+        cuda.empty_cache()  # does nothing where CUDA was not used
+
+
+def _smaller(
+    event: PruningEvent, error: Exception
+) -> tuple[SecondOrderConfig, MemoryPlan]:
+    """Plan an event anew with half of the state; its masks are the same.
+
+    Args:
+        event: The one that ran out of memory.
+        error: What it raised.
+
+    Returns:
+        The configuration and the plan.
+
+    Raises:
+        ValueError: If less is not possible.
+    """
+    less = event.plan.working_bytes + event.plan.state_bytes // 2
+    config = replace(event.config, memory_budget=less)
+    try:
+        plan = plan_targets(event.targets, config)
+    except ValueError as too_small:
+        raise too_small from error
+    if world()[0] == 0:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        _LOGGER.warning(
+            "out of memory in the pruning event (%s); starting it again with less: %s",
+            reason,
+            plan.describe(),
+        )
+    return config, plan
+
+
+def _prune_(
+    event: PruningEvent, goals: Sequence[Sequence[float]], global_sparsity: bool
+) -> StepResult:
+    """Prune in sub-steps, each with a Fisher of its own; writes the parameters.
+
+    Args:
+        event: The first sub-step; the draws of the others follow its own.
+        goals: Target sparsity of each parameter, for each sub-step.
+        global_sparsity: True for one threshold over all that share a target.
+
+    Returns:
+        The new masks and figures.
+    """
+    config, targets = event.config, event.targets
+    current, total, gradients, damp = list(event.masks), 0.0, GradientCount(), 0.0
+    numels = [mask.numel() for mask in current]
+    for nth, sparsities in enumerate(goals):
+        step = event if nth == 0 else event.next(current, nth)
+        pools = make_pools(numels, sparsities, global_sparsity, config.pattern.unit)
+        found, damp = step.best_outcome(pools)
+        write_parameters_(targets, found.values, found.masks)
+        total += found.predicted_loss_increase
+        current = found.masks
+        gradients.used += step.state.count.used
+        gradients.skipped += step.state.count.skipped
+    return StepResult(current, total, gradients, damp, event.plan)
+
+
+def _goals(
+    start: Sequence[float], sparsities: Sequence[float], count: int
+) -> list[list[float]]:
+    """Divide the way from one sparsity to another into equal parts.
+
+    Returns:
+        Target sparsity of each parameter, for each of the parts.
+    """
+    return [
+        [s + (t - s) * (nth / count) for s, t in zip(start, sparsities, strict=True)]
+        for nth in range(1, count + 1)
+    ]
+
+
+def _present_sparsities(
+    masks: Sequence[Tensor], sparsities: Sequence[float], global_sparsity: bool
+) -> list[float]:
+    present = [0.0] * len(masks)
+    for pool in make_pools([m.numel() for m in masks], sparsities, global_sparsity):
+        total = sum(masks[i].numel() for i in pool.members)
+        kept = sum(int(masks[i].sum()) for i in pool.members)
+        for i in pool.members:
+            present[i] = 1.0 - kept / total
+    return present

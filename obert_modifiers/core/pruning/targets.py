@@ -1,0 +1,184 @@
+"""Parameters that are pruned: how they are laid out, and who writes them."""
+
+import functools
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from obert_modifiers.core.patterns import MaskPattern
+from obert_modifiers.core.pruning.blocks import GroupLayout, make_layout
+
+_SHOWN = 3  # layers that an error names
+
+
+@dataclass(frozen=True)
+class Target:
+    """One parameter that is pruned.
+
+    Attributes:
+        name: Full name of the parameter in the unwrapped model.
+        parameter: The parameter.
+        transposed: True for ``(in, out)`` weights, as of GPT-2's Conv1D layers.
+    """
+
+    name: str
+    parameter: nn.Parameter
+    transposed: bool = False
+
+    def layout(self, pattern: MaskPattern) -> GroupLayout:
+        """Lay the parameter out in groups.
+
+        Args:
+            pattern: Structure of the sparsity.
+
+        Returns:
+            The order of the weights; an error if the groups do not divide its shape.
+        """
+        return make_layout(pattern, self.name, self.parameter.shape, self.transposed)
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """Tell the linear layers of GPT-2, whose weights are input x output.
+
+    They are known by their name or shape, as the library that has them is not
+    imported here.
+
+    Args:
+        module: Any module.
+
+    Returns:
+        True for a Conv1D, or a module with ``nf`` outputs, the second dimension of
+        its weight.
+    """
+    weight, outputs = getattr(module, "weight", None), getattr(module, "nf", None)
+    if isinstance(module, nn.Linear) or not isinstance(weight, nn.Parameter):
+        return False
+    named = type(module).__name__ == "Conv1D"
+    return weight.ndim == 2 and (named or weight.shape[1] == outputs)
+
+
+def has_adapter(module: nn.Module) -> bool:
+    """Tell layers whose weight is used with what adapters add to it.
+
+    They are known by the names of what they hold, as the libraries that have them are
+    not imported here: peft keeps the plain layer as ``base_layer``; others have the
+    low-rank matrices ``lora_A`` and ``lora_B`` beside the weight.
+
+    Args:
+        module: Any module.
+
+    Returns:
+        True for a layer with adapters, merged for the moment or not.
+    """
+    if isinstance(getattr(module, "base_layer", None), nn.Module):
+        return True
+    own = {name for name, _ in module.named_children()}
+    own |= {name for name, _ in module.named_parameters(recurse=False)}
+    return {"lora_A", "lora_B"} <= own
+
+
+def check_no_adapters(model: nn.Module, names: Iterable[str]) -> None:
+    """Refuse layers with adapters, whose merged weights would be others than asked for.
+
+    Zeros of a plain weight, or of both factors of what is added to it, are no zeros of
+    the sum; no more is a grid.
+
+    Args:
+        model: Unwrapped model.
+        names: Full names of the parameters or layers that are to be changed.
+
+    Raises:
+        ValueError: If one belongs to a layer with adapters.
+    """
+    adapted = [name for name, module in model.named_modules() if has_adapter(module)]
+    if not adapted:
+        return
+    wanted = list(names)
+    found = [
+        name
+        for name in adapted
+        if any(f"{one}.".startswith(f"{name}." if name else "") for one in wanted)
+    ]
+    if not found:
+        return
+    shown = ", ".join(found[:_SHOWN]) + (", ..." if len(found) > _SHOWN else "")
+    raise ValueError(
+        f"model={type(model).__name__} has adapters in {len(found)} of the layers that "
+        f"are to be pruned or quantized ({shown}); expected their weights alone, as "
+        "adapters that are merged later undo zeros and 8-bit grids; merge first: model "
+        "= model.merge_and_unload()"
+    )
+
+
+def write_parameters_(
+    targets: Sequence[Target], values: Sequence[Tensor], masks: Sequence[Tensor]
+) -> None:
+    """Write pruned parameters in place, exactly zero where the mask is False.
+
+    Args:
+        targets: Parameters to write.
+        values: New values of each, any float dtype, same number of elements.
+        masks: Mask of each, True = kept.
+    """
+    with torch.no_grad():
+        for target, value, mask in zip(targets, values, masks, strict=True):
+            shaped = value.reshape(target.parameter.shape)
+            target.parameter.copy_(torch.where(mask, shaped, 0.0))
+
+
+def widest_dtype(tensors: Iterable[Tensor]) -> torch.dtype:
+    """Find the type that holds the values of all tensors, float32 or wider.
+
+    Args:
+        tensors: Floating-point tensors.
+
+    Returns:
+        The type.
+    """
+    types = (tensor.dtype for tensor in tensors)
+    return functools.reduce(torch.promote_types, types, torch.float32)
+
+
+@contextmanager
+def restored(targets: Sequence[Target], *, after_success: bool) -> Iterator[None]:
+    """Bring the parameters back after the body, always or only if it fails.
+
+    Args:
+        targets: The parameters.
+        after_success: True brings them back in any case.
+
+    Yields:
+        Once, for the body.
+    """
+    before = [t.parameter.detach().clone() for t in targets]
+    done = False
+    try:
+        yield
+        done = True
+    finally:
+        if after_success or not done:
+            with torch.no_grad():
+                for target, old in zip(targets, before, strict=True):
+                    target.parameter.copy_(old)
+
+
+def restore_shapes(
+    layouts: Sequence[GroupLayout], values: Sequence[Tensor], like: Sequence[Tensor]
+) -> list[Tensor]:
+    """Bring weights from the order of the groups into the parameters' shapes.
+
+    Args:
+        layouts: Of each parameter.
+        values: ``(d,)`` or ``(groups, Q)`` of each.
+        like: Tensors of the shapes.
+
+    Returns:
+        The same weights in those shapes.
+    """
+    return [
+        layout.restore(value.reshape(-1)).reshape(model.shape)
+        for layout, value, model in zip(layouts, values, like, strict=True)
+    ]

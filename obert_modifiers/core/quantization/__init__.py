@@ -1,0 +1,1 @@
+"""Fake quantization to 8 bits."""

@@ -1,0 +1,331 @@
+"""From an exported file and its task's data to the task's metric."""
+
+import hashlib
+import json
+import logging
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from safetensors import SafetensorError
+from torch import nn
+
+from obert_modifiers.core.outputs import MULTI_LABEL
+from obert_modifiers.deploy.artefact import (
+    LOADERS,
+    ONNX,
+    OPENVINO,
+    Artefact,
+    find_artefact,
+    restore,
+)
+from obert_modifiers.deploy.graph_model import ENGINES, open_graph
+from obert_modifiers.sizes import plain_bytes
+from obert_modifiers.tasks import _models, _record
+from obert_modifiers.tasks._arguments import Arguments, parse
+from obert_modifiers.tasks._plan import Notes, read_inputs, train_config
+from obert_modifiers.tasks._run import TRAIN_RECORD, quiet_libraries
+from obert_modifiers.tasks._task import Inputs, Task
+from obert_modifiers.training import evaluate
+
+logger = logging.getLogger(__name__)
+
+TASKS = {
+    "text_classification": "ForSequenceClassification",
+    "question_answering": "ForQuestionAnswering",
+    "token_classification": "ForTokenClassification",
+    "masked_language_modeling": "ForMaskedLM",
+}
+_GRAPHS = (ONNX, OPENVINO)
+_DEFAULT_ENGINE = {ONNX: "onnxruntime", OPENVINO: "openvino"}
+_DATA = {"dataset_name", "task_name", "train_file", "validation_file", "test_file"}
+_READ_BY = {
+    ONNX: ("onnxruntime", "openvino", "deepsparse"),
+    OPENVINO: ("openvino",),
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be evaluated.
+
+    Attributes:
+        model: A run's folder or an exported file.
+        task: A task's name; None for that of the run.
+        engine: What computes it; None for the format's own.
+        run: The folder of configuration and tokenizer, where the model has none.
+        words: Flags of the task's data, as for ``obert train``. Where they name no
+            data, they are added to those of the run's own command.
+    """
+
+    model: Path
+    task: str | None = None
+    engine: str | None = None
+    run: Path | None = None
+    words: Sequence[str] = ()
+
+
+def evaluate_file(request: Request) -> dict[str, Any]:
+    """Evaluate a model as it is on disk, on its task's validation data.
+
+    Args:
+        request: What is to be evaluated.
+
+    Returns:
+        The task's figures, with what was measured on what.
+
+    Raises:
+        FileNotFoundError: If there is no model, or no configuration.
+        ValueError: If the model is damaged, foreign or of another task, the engine is
+            not installed, or the data is missing.
+    """  # noqa: DOC502  raised by what is called
+    artefact = find_artefact(request.model)
+    engine = _engine_of(request, artefact)
+    home = _home(request, artefact)
+    name = _task_of(request, home)
+    task: Task = import_module(f"obert_modifiers.tasks.{name}").TASK
+    arguments = _arguments(request, home, task)
+    on_cpu = arguments.train.use_cpu or artefact.kind in _GRAPHS
+    state = PartialState(cpu=on_cpu)
+    notes = Notes()
+    with quiet_libraries(), _loaded(artefact, engine, home, task) as model:
+        inputs = _read(request, task, arguments, notes)
+        _check_classes(inputs, request.model)
+        if artefact.kind in _GRAPHS:
+            _check_logits(model, inputs, request.model)
+        data = task.prepare(inputs).data
+        config = replace(train_config(arguments, state), mixed_precision="no")
+        started = time.monotonic()
+        figures = evaluate(model, data, config)
+    return {
+        "model": str(request.model),
+        "run": str(home),
+        "format": artefact.kind,
+        "engine": engine,
+        "task": name,
+        "headline": list(data.headline),
+        **figures,
+        "data": inputs.data.description,
+        "seconds": time.monotonic() - started,
+        "bytes": plain_bytes(artefact.files),
+        "sha256": _digest(artefact.files),
+        "notes": notes.texts,
+        "versions": _record.versions(),
+        "machine": _record.machine(),
+    }
+
+
+def _engine_of(request: Request, artefact: Artefact) -> str:
+    possible = _READ_BY.get(artefact.kind, ("torch",))
+    engine = request.engine or _DEFAULT_ENGINE.get(artefact.kind, "torch")
+    if engine not in ENGINES:
+        raise ValueError(
+            f"--engine={engine} is unknown; expected one of {', '.join(ENGINES)}; leave"
+            " it out for the format's own"
+        )
+    if engine not in possible:
+        raise ValueError(
+            f"--engine={engine} does not read {artefact.kind}; expected "
+            f"{' or '.join(possible)}; leave it out for the format's own"
+        )
+    return engine
+
+
+def _home(request: Request, artefact: Artefact) -> Path:
+    if request.run is not None:
+        places = [Path(request.run)]
+    else:  # `obert export` writes into a folder of the run's
+        places = [artefact.folder, artefact.folder.resolve().parent]
+    for home in places:
+        if (home / "config.json").is_file():
+            return home
+    raise FileNotFoundError(
+        f"model={request.model} has no config.json in "
+        f"{' or '.join(map(str, places))}; expected the model's configuration and "
+        "tokenizer there; give the run's folder with --run"
+    )
+
+
+def _task_of(request: Request, home: Path) -> str:
+    if request.task is not None:
+        if request.task not in TASKS:
+            raise ValueError(
+                f"--task={request.task} is unknown; expected one of "
+                f"{', '.join(TASKS)}; leave it out for the run's own"
+            )
+        name = request.task
+    config = json.loads((home / "config.json").read_text(encoding="utf-8"))
+    heads = config.get("architectures") or []
+    fitting = [n for n, head in TASKS.items() if any(h.endswith(head) for h in heads)]
+    if request.task is None:
+        if not fitting:
+            raise ValueError(
+                f"{home / 'config.json'} names {', '.join(heads) or 'no architecture'},"
+                " which is no task's; expected a model with a head; give --task, or "
+                "train the model on a task first"
+            )
+        return fitting[0]
+    if fitting and name not in fitting:
+        raise ValueError(
+            f"--task={name} is not that of model={request.model}, a {heads[0]}; "
+            f"expected {fitting[0]}; leave --task out"
+        )
+    return name
+
+
+def _arguments(request: Request, home: Path, task: Task) -> Arguments:
+    """Read the data's flags: those that were given, or else those of the run.
+
+    Args:
+        request: What is to be evaluated.
+        home: The run's folder.
+        task: The task.
+
+    Returns:
+        The flags of an evaluation.
+    """
+    words = list(request.words)
+    recorded = [] if names_data(words) else recorded_words(home, task.name)
+    if recorded:
+        words = [*recorded, *words]  # of a flag that is there twice the last counts
+        logger.info("data as in the run's own command, %s", home / TRAIN_RECORD)
+    found = parse(words, f"obert evaluate {task.name}", task.flags)
+    found.data.check()
+    model = replace(found.model, model_name_or_path=str(home), distill_teacher=None)
+    train = replace(
+        found.train,
+        do_train=False,
+        do_eval=True,
+        do_predict=False,
+        fp16=False,
+        bf16=False,
+    )
+    return replace(found, model=model, train=train)
+
+
+def names_data(words: Sequence[str]) -> bool:
+    """Tell whether flags say which data is meant, or only how much of it.
+
+    Args:
+        words: Flags of a task's data.
+
+    Returns:
+        True for such as ``--validation_file``.
+    """
+    named = {word.partition("=")[0].lstrip("-").replace("-", "_") for word in words}
+    return bool(named & _DATA)
+
+
+def recorded_words(home: Path, task: str) -> list[str]:
+    """Find the flags that a run was started with.
+
+    Args:
+        home: The run's folder.
+        task: The task.
+
+    Returns:
+        The words after ``obert train TASK``; none where the run is of another task, or
+        was not started from a command line.
+    """
+    path = home / TRAIN_RECORD
+    if not path.is_file():
+        return []
+    words = json.loads(path.read_text(encoding="utf-8")).get("command") or []
+    return words[3:] if words[:3] == ["obert", "train", task] else []
+
+
+def _read(request: Request, task: Task, arguments: Arguments, notes: Notes) -> Inputs:
+    try:
+        return read_inputs(task, arguments, notes)
+    except (ValueError, FileNotFoundError) as error:
+        if request.words:
+            raise
+        raise ValueError(
+            f"{error}; the data's flags were those of the run's own command, or none; "
+            f"give them as for `obert train {task.name}`"
+        ) from error
+
+
+def _check_classes(inputs: Inputs, model: Path) -> None:
+    labels, config = inputs.labels, inputs.found.config
+    if labels is not None and labels.num_labels != config.num_labels:
+        raise ValueError(
+            f"model={model} tells {config.num_labels} classes apart and "
+            f"{inputs.data.description} has {labels.num_labels}; expected as many; "
+            "evaluate it on the data set that it was trained on"
+        )
+    multi = getattr(config, "problem_type", None) == MULTI_LABEL
+    if labels is not None and labels.multi != multi:
+        ways = ("one class", "any number of classes")
+        raise ValueError(
+            f"model={model} gives each sample {ways[multi]} and "
+            f"{inputs.data.description} has {ways[labels.multi]} in {labels.column}; "
+            "expected the same; evaluate it on the data set that it was trained on"
+        )
+
+
+def _check_logits(graph: nn.Module, inputs: Inputs, path: Path) -> None:
+    classes = inputs.found.config.num_labels
+    if inputs.labels is None:
+        return
+    some = torch.ones(1, 2, dtype=torch.int64)
+    found = graph(input_ids=some, attention_mask=some)
+    sizes = {name: one.shape[-1] for name, one in found.items()}
+    if sizes.get("logits") != classes:
+        said = ", ".join(f"{name} of {size}" for name, size in sizes.items())
+        raise ValueError(
+            f"model={path} gives {said}; expected logits of {classes} classes, as the "
+            "run's configuration says; give the run that it was exported from"
+        )
+
+
+@contextmanager
+def _loaded(
+    artefact: Artefact, engine: str, home: Path, task: Task
+) -> Iterator[nn.Module]:
+    """Load a model, for a while.
+
+    Args:
+        artefact: What is on disk.
+        engine: What computes it.
+        home: The folder of its configuration.
+        task: The task.
+
+    Yields:
+        A module that gives its outputs by name.
+
+    Raises:
+        ValueError: If it is damaged or foreign, or no model for the task.
+    """
+    if artefact.kind in _GRAPHS:
+        yield open_graph(artefact.files[0], engine)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        source = artefact.folder
+        if artefact.kind in LOADERS:
+            source = restore(artefact.path, Path(folder) / "run")
+        try:
+            model = _models.load_saved(source, task.model_class)
+        except (OSError, SafetensorError, ValueError, KeyError) as error:
+            why = (str(error).strip().splitlines() or [""])[0][:200]
+            raise ValueError(
+                f"model={artefact.path} cannot be loaded ({why}); expected a whole "
+                "folder as `obert train` writes it; copy or train it again"
+            ) from error
+        yield model
+
+
+def _digest(files: Sequence[Path]) -> str:
+    found = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                found.update(chunk)
+    return found.hexdigest()

@@ -1,0 +1,233 @@
+"""A run's weights without their zeros: masks and values in one safetensors file.
+
+Each tensor is cut into tiles (1 x 1 for unstructured masks, 1 x 4 for ``block4``); a
+mask tells which tiles hold anything, and the tiles that do follow one another. The
+weights of a model that QATModifier trained are INT8 with their scales.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from obert_modifiers.deploy.formats import container, mask_code
+from obert_modifiers.deploy.grid import from_grid, to_grid
+from obert_modifiers.deploy.run_folder import copy_along, read_run
+
+FILE_NAME = "packed.safetensors"
+FORMAT, VERSION = "obert_modifiers.packed", 1
+# Rows by columns; a tile that the mask was not made of costs values and is not chosen.
+TILES = (
+    *((1, 1), (1, 2), (1, 4), (1, 8), (1, 16), (1, 32)),
+    *((2, 1), (4, 1), (8, 1), (16, 1), (32, 1)),
+    *((2, 2), (4, 4), (8, 8), (16, 16), (32, 32)),
+)
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+@dataclass(frozen=True)
+class PackedExport:
+    """What was written.
+
+    Attributes:
+        path: The folder.
+        file: The weights in it.
+        size_bytes: Size of that file.
+        dense_bytes: The same weights with their zeros, in the run's dtype.
+        bound_bytes: What entropy allows: the kept values, and n * H(s) bits for the
+            mask of each tensor with n weights of which a share s is pruned.
+        tensors: How many there are.
+        int8_weights: How many of them are stored as INT8.
+    """
+
+    path: Path
+    file: Path
+    size_bytes: int
+    dense_bytes: int
+    bound_bytes: int
+    tensors: int
+    int8_weights: int
+
+
+def export_packed(run_dir: Path, out: Path, *, int8: bool = True) -> PackedExport:
+    """Write a run's weights packed, with its configuration, tokenizer and recipe.
+
+    Every bit of a weight comes back: -0.0, NaN and all dtypes too. Of a quantized
+    model the weights are INT8, and what comes back is the weight that the model
+    computes with, rounded to its grid; the outputs keep their bits.
+
+    Args:
+        run_dir: The output folder of a run.
+        out: The folder that is written; made where it is missing.
+        int8: False keeps the floating-point weights of a quantized model.
+
+    Returns:
+        What was written.
+
+    Raises:
+        FileNotFoundError: If there is no run in the folder.
+        ValueError: If `out` is the run's folder.
+        RuntimeError: If what was written does not read as what was to be written.
+    """  # noqa: DOC502  raised by what is called
+    run = read_run(Path(run_dir))
+    out = Path(out)
+    copy_along(run.path, out)
+    stored: dict[str, Tensor] = {}
+    entries: dict[str, dict[str, Any]] = {}
+    wanted: dict[str, Tensor] = {}
+    bound = 0.0
+    for name, tensor in run.tensors.items():
+        scale = run.scales.get(name) if int8 else None
+        values, kept, wanted[name] = tensor, _bits(tensor) != 0, tensor
+        if scale is not None and tensor.dtype == torch.float32:
+            values = to_grid(tensor, scale)
+            wanted[name] = from_grid(values, scale)
+            stored[f"{name}.scale"] = scale
+        else:
+            scale = None
+        parts, entries[name] = pack(values, kept)
+        entries[name]["int8"] = scale is not None
+        stored |= {f"{name}.{part}": one for part, one in parts.items()}
+        count = int(np.count_nonzero(kept))
+        bound += count * values.element_size() * 8
+        bound += mask_code.entropy_bits(kept.size, count)
+    path = out / FILE_NAME
+    container.write(path, FORMAT, VERSION, stored, entries)
+    _check(path, wanted)
+    return PackedExport(
+        path=out,
+        file=path,
+        size_bytes=path.stat().st_size,
+        dense_bytes=run.dense_bytes,
+        bound_bytes=round(bound / 8),
+        tensors=len(entries),
+        int8_weights=sum(entry["int8"] for entry in entries.values()),
+    )
+
+
+def load_packed(path: Path) -> dict[str, Tensor]:
+    """Read packed weights as they were, zeros included.
+
+    Args:
+        path: The folder that `export_packed` wrote, or the file in it.
+
+    Returns:
+        Tensors by name; those that were INT8 in float32, on their grids. A shared
+        weight is there once, as in a saved model; ``from_pretrained`` ties it again.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged, foreign, or of a newer version.
+    """  # noqa: DOC502  raised by what is called
+    file = Path(path) / FILE_NAME if Path(path).is_dir() else Path(path)
+    tensors, entries = container.read(file, FORMAT, VERSION)
+    found = {}
+    for name, entry in entries.items():
+        values = unpack(tensors[f"{name}.values"], tensors.get(f"{name}.mask"), entry)
+        scale = tensors.get(f"{name}.scale")
+        found[name] = values if scale is None else from_grid(values, scale)
+    return found
+
+
+def pack(values: Tensor, kept: np.ndarray) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Leave out the tiles of a tensor that are pruned.
+
+    Args:
+        values: Any tensor.
+        kept: What to keep of it, bool, ``(values.numel(),)``.
+
+    Returns:
+        ``values`` and where it is needed ``mask``, and how they were written.
+    """
+    shape = tuple(values.shape)
+    best = None
+    for tile in TILES[:1] if kept.all() else TILES:
+        if not _fits(shape, tile):
+            continue
+        tiles = _tiled(kept, shape, tile).any(axis=(-2, -1)).reshape(-1)
+        stored = int(np.count_nonzero(tiles)) * tile[0] * tile[1]
+        if best is not None and stored * values.element_size() >= best[0]:
+            continue
+        code, size = mask_code.choose(tiles)
+        total = size + stored * values.element_size()
+        if best is None or total < best[0]:
+            best = total, tile, tiles, code
+    _, tile, tiles, code = best
+    bits = _tiled(_bits(values), shape, tile).reshape(-1, *tile)[tiles]
+    parts = {"values": _values(bits.reshape(-1), values.dtype)}
+    if code.kind != mask_code.ALL:
+        parts["mask"] = torch.from_numpy(mask_code.encode(tiles, code))
+    entry = {"shape": shape, "tile": tile, "mask": code.as_dict()}
+    return parts, entry
+
+
+def unpack(values: Tensor, mask: Tensor | None, entry: Mapping[str, Any]) -> Tensor:
+    """Put what `pack` left out back as zeros.
+
+    Args:
+        values: The tiles that were kept.
+        mask: The mask's bytes, or None where all were kept.
+        entry: How they were written.
+
+    Returns:
+        The tensor.
+    """
+    shape, tile = tuple(entry["shape"]), tuple(entry["tile"])
+    rows, columns = _matrix(shape)
+    code = mask_code.MaskCode(**entry["mask"])
+    stream = np.zeros(0, np.uint8) if mask is None else mask.numpy()
+    count = rows // tile[0] * (columns // tile[1])
+    kept = mask_code.decode(stream, code, count)
+    bits = _bits(values)
+    whole = np.zeros((count, *tile), bits.dtype)
+    whole[kept] = bits.reshape(-1, *tile)
+    whole = whole.reshape(rows // tile[0], columns // tile[1], *tile)
+    whole = np.ascontiguousarray(whole.transpose(0, 2, 1, 3))
+    return _values(whole.reshape(-1), values.dtype).reshape(shape)
+
+
+def _bits(tensor: Tensor) -> np.ndarray:
+    # Any dtype as whole numbers, (numel,): comparing those compares bits.
+    flat = tensor.contiguous().reshape(-1)
+    return flat.view(_BITS[tensor.element_size()]).numpy()
+
+
+def _values(bits: np.ndarray, dtype: torch.dtype) -> Tensor:
+    if bits.size == 0:
+        return torch.empty(0, dtype=dtype)
+    return torch.from_numpy(np.ascontiguousarray(bits)).view(dtype)
+
+
+def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:
+    columns = shape[-1] if shape else 1
+    return int(np.prod(shape[:-1], dtype=np.int64)), columns
+
+
+def _fits(shape: tuple[int, ...], tile: tuple[int, int]) -> bool:
+    rows, columns = _matrix(shape)
+    return tile == (1, 1) or (rows % tile[0] == 0 and columns % tile[1] == 0)
+
+
+def _tiled(
+    flat: np.ndarray, shape: tuple[int, ...], tile: tuple[int, int]
+) -> np.ndarray:
+    rows, columns = _matrix(shape)
+    high, wide = tile
+    cut = flat.reshape(rows // high, high, columns // wide, wide)
+    return cut.transpose(0, 2, 1, 3)  # (rows / high, columns / wide, high, wide)
+
+
+def _check(path: Path, wanted: Mapping[str, Tensor]) -> None:
+    found = load_packed(path)
+    for name, tensor in wanted.items():
+        one = found[name]
+        same = one.dtype == tensor.dtype and one.shape == tensor.shape
+        if not (same and np.array_equal(_bits(one), _bits(tensor))):
+            raise RuntimeError(
+                f"{name} of {path} does not read as it was written; expected the same "
+                "bits; report this with the run"
+            )

@@ -1,0 +1,195 @@
+"""Sums of INT8 products that a CPU without VNNI cannot hold, and files without them.
+
+There a kernel adds ``a[k] w[k] + a[k+1] w[k+1]``, two activations of 0 to 255 and two
+weights, in 16 bits, and a sum beyond them stays at the largest number (``vpmaddubsw``).
+The pairs are neighbours along the inputs, from an even place on: ONNX Runtime's and
+oneDNN's kernels lay weights out in fours along the inputs. So ``255 (|w[k]| +
+|w[k+1]|)``, of the weights of one sign, bounds what a pair can reach.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+import onnx
+from onnx import NodeProto
+
+from obert_modifiers.deploy.onnx.graph import (
+    DEQUANTIZE,
+    Graph,
+    axis_of,
+    dequantizer_of,
+    is_turned,
+)
+
+_LARGEST_ACTIVATION = 255
+_LEAST_SUM, _LARGEST_SUM = -(2**15), 2**15 - 1
+
+
+def count_saturating(weight: np.ndarray) -> int:
+    """Count the pairs of weights whose products can leave 16 bits.
+
+    Args:
+        weight: int8 ``(outputs, inputs)``.
+
+    Returns:
+        Pairs, of all outputs; an odd last input pairs with nothing.
+    """
+    wide = weight.astype(np.int32)
+    if wide.shape[1] % 2:
+        wide = np.pad(wide, ((0, 0), (0, 1)))
+    pairs = wide.reshape(len(wide), -1, 2)  # (outputs, inputs / 2, 2)
+    most = np.clip(pairs, 0, None).sum(-1) * _LARGEST_ACTIVATION
+    least = np.clip(pairs, None, 0).sum(-1) * _LARGEST_ACTIVATION
+    return int(((most > _LARGEST_SUM) | (least < _LEAST_SUM)).sum())
+
+
+def saturating_layers(model: onnx.ModelProto) -> dict[str, int]:
+    """Find the layers with sums that a CPU without VNNI cannot hold.
+
+    Args:
+        model: Any graph; products of activations with int8 constants are looked at,
+            between Q and DQ nodes or as MatMulInteger.
+
+    Returns:
+        Pairs of weights by the layer's name; layers without any are left out.
+    """
+    graph = Graph(model)
+    found = {name: count_saturating(w) for name, w, _ in _products(graph)}
+    return {name: count for name, count in found.items() if count}
+
+
+def store_unsigned(model: onnx.ModelProto) -> dict[str, int]:
+    """Store the weights of saturating layers as UINT8 with zero point 128.
+
+    ONNX Runtime multiplies u8 with u8 in 32 bits on every x86 CPU, with VNNI as fast as
+    u8 with s8. The integers that are multiplied are the same, and zeros stay zero.
+
+    Args:
+        model: The graph, with INT8 weights between Q and DQ nodes; changed in place.
+
+    Returns:
+        What `saturating_layers` found.
+    """
+    return _store(model, _make_unsigned)
+
+
+def store_in_floating_point(model: onnx.ModelProto) -> dict[str, int]:
+    """Store the weights of saturating layers as float32, rounded to their grid.
+
+    For OpenVINO, which takes UINT8 weights apart in another way: it computes such a
+    layer in floating point, from activations that are rounded as before.
+
+    Args:
+        model: The graph, with INT8 weights between Q and DQ nodes; changed in place.
+
+    Returns:
+        What `saturating_layers` found.
+    """
+    return _store(model, _make_floating_point)
+
+
+def describe(layers: Mapping[str, int]) -> str:
+    """Name layers and the sums in them.
+
+    Args:
+        layers: Pairs of weights by layer.
+
+    Returns:
+        A part of a sentence.
+    """
+    first = sorted(layers, key=lambda name: -layers[name])[:3]
+    more = len(layers) - len(first)
+    names = ", ".join(f"{name} ({layers[name]:,} sums)" for name in first)
+    return f"{names}{f' and {more} more' if more else ''}"
+
+
+def _products(graph: Graph) -> Iterator[tuple[str, np.ndarray, NodeProto]]:
+    """Go through the products of activations with int8 constants.
+
+    Yields:
+        The layer's name, its weight ``(outputs, inputs)``, and the node that reads the
+        constant: a DequantizeLinear or MatMulInteger node.
+    """
+    for node in graph.of_kind("MatMul", "Gemm", "MatMulInteger"):
+        if node.op_type == "MatMulInteger":
+            name, turned, reader = node.input[1], False, node
+            before = graph.writer(name)
+            if before is not None and is_turned(graph, name):
+                name, turned = before.input[0], True
+        else:
+            left = graph.writer(node.input[0])
+            right = dequantizer_of(graph, node.input[1])
+            if left is None or left.op_type != DEQUANTIZE or right is None:
+                continue
+            name, reader = right.input[0], right
+            turned = is_turned(graph, node.input[1]) != _transposes(node)
+        weight = graph.array(name) if name in graph.constants else None
+        if weight is not None and weight.dtype == np.int8 and weight.ndim == 2:
+            yield _layer(name), weight if turned else weight.T, reader
+
+
+def _transposes(gemm: NodeProto) -> bool:
+    return any(one.name == "transB" and one.i == 1 for one in gemm.attribute)
+
+
+def _layer(constant: str) -> str:
+    name = constant.removeprefix("model.").partition("_int8")[0]
+    return name.removesuffix("_t").removesuffix(".weight")
+
+
+def _store(
+    model: onnx.ModelProto, change: Callable[[Graph, NodeProto], None]
+) -> dict[str, int]:
+    """Let `change` store the weight of each saturating layer in another form.
+
+    Returns:
+        Pairs of weights by the layer's name.
+    """
+    graph = Graph(model)
+    found = {}
+    for name, weight, right in list(_products(graph)):
+        count = count_saturating(weight)
+        if count:
+            found[name] = count
+            change(graph, right)
+    graph.write()
+    return found
+
+
+def _make_floating_point(graph: Graph, right: NodeProto) -> None:
+    """Put the values of a DequantizeLinear node in its place."""
+    stored = graph.free_name(right.input[0].replace("_int8", "_grid"))
+    graph.rename(right.output[0], graph.store(stored, _values(graph, right)))
+
+
+def _make_unsigned(graph: Graph, right: NodeProto) -> None:
+    """Move the constant of a node, and all zero points it is read with, by 128."""
+    name = right.input[0]
+    if graph.array(name).dtype != np.int8:
+        return  # another product shares it
+    readers = []
+    for node in graph.readers(name):
+        gathers = node.op_type == "Gather"  # an embedding that a product shares
+        readers += graph.readers(node.output[0]) if gathers else [node]
+    graph.store(name, (graph.array(name).astype(np.int16) + 128).astype(np.uint8))
+    for node in readers:
+        zero = graph.array(node.input[2]).astype(np.int16) + 128
+        node.input[2] = graph.store(
+            graph.free_name(f"{name}_zero_point"), zero.astype(np.uint8)
+        )
+
+
+def _values(graph: Graph, node: NodeProto) -> np.ndarray:
+    """Compute a DequantizeLinear node of a constant.
+
+    Returns:
+        float32, as the engines compute it.
+    """
+    values, scale, zero = (graph.array(name) for name in node.input)
+    axis = axis_of(node)
+    if axis is not None:
+        shape = [1] * values.ndim
+        shape[axis] = -1
+        scale, zero = scale.reshape(shape), zero.reshape(shape)
+    whole = (values.astype(np.int32) - zero).astype(np.float32)
+    return whole * scale

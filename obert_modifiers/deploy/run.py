@@ -1,0 +1,91 @@
+"""A run's folder as a model that can be exported, and the sample that traces it."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from obert_modifiers.core.quantization.scales import load_quantization_
+
+
+@dataclass(frozen=True)
+class Run:
+    """A saved model.
+
+    Attributes:
+        path: The run's folder.
+        model: The model in float32, in eval mode, on 8-bit grids where it was saved
+            with them.
+        tokenizer: Its tokenizer.
+        quantized: Whether it went through quantization-aware training.
+    """
+
+    path: Path
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    quantized: bool
+
+    def sample(self) -> dict[str, Tensor]:
+        """Return a batch of one sentence, as the tokenizer makes it."""
+        found: Mapping[str, Tensor] = self.tokenizer(
+            ["a sentence that is exported"], return_tensors="pt"
+        )
+        return dict(found)
+
+
+def load_run(path: Path) -> Run:
+    """Load what a run saved, in the class that it was trained in.
+
+    Args:
+        path: The output folder of ``obert train``, or of ``save_pretrained``.
+
+    Returns:
+        The model and its tokenizer.
+
+    Raises:
+        FileNotFoundError: If there is no such folder, or no model in it.
+        ValueError: If the model's class is unknown, or its files cannot be read.
+    """
+    config = path / "config.json"
+    if not config.is_file():
+        raise FileNotFoundError(
+            f"run={path} has no config.json; expected the output folder of `obert "
+            "train`, or a folder of save_pretrained; check the path"
+        )
+    try:
+        names = json.loads(config.read_text(encoding="utf-8")).get("architectures")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(
+            f"run={path} has a config.json that cannot be read ({error}); expected "
+            "what save_pretrained writes; save the model again"
+        ) from error
+    name = (names or ["none"])[0]
+    model_class = getattr(transformers, name, None)
+    if model_class is None or not hasattr(model_class, "from_pretrained"):
+        raise ValueError(
+            f"run={path} holds a model of class {name}, which transformers does not "
+            "have; expected one like BertForSequenceClassification; save the model "
+            "with save_pretrained"
+        )
+    hub = transformers.utils.logging
+    bars = hub.is_progress_bar_enabled()
+    hub.disable_progress_bar()
+    try:
+        model = model_class.from_pretrained(path, dtype=torch.float32).eval()
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise ValueError(
+            f"run={path} cannot be loaded ({why}); expected config.json, weights and "
+            "tokenizer; train or save it again"
+        ) from error
+    finally:
+        if bars:
+            hub.enable_progress_bar()
+    return Run(path, model, tokenizer, load_quantization_(model, path))

@@ -1,0 +1,144 @@
+"""What a run's folder holds beside its weights, and the weights themselves."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from obert_modifiers.core.quantization.scales import FILE_NAME
+from obert_modifiers.deploy.formats import container
+from obert_modifiers.sizes import weight_files
+
+# What stays behind: weights in any form, and what was made from the run.
+_LEFT = (".safetensors", ".bin", ".pt", ".pth", ".onnx", ".html", ".png", ".part")
+_LEFT_NAMES = ("model.safetensors.index.json",)
+_LEFT_STARTS = ("predictions", "nbest_predictions", "null_odds", "eval_metrics")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run's weights.
+
+    Attributes:
+        path: The folder.
+        tensors: What its safetensors files hold, by name; a shared weight is once.
+        scales: Scale of the INT8 grid of each quantized weight, ``(1,)`` or
+            ``(rows,)``; empty for a plain model.
+    """
+
+    path: Path
+    tensors: dict[str, Tensor]
+    scales: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def dense_bytes(self) -> int:
+        """Bytes of the tensors as they are."""
+        return sum(one.numel() * one.element_size() for one in self.tensors.values())
+
+
+def read_run(path: Path) -> RunFolder:
+    """Read the weights of a run.
+
+    Args:
+        path: The output folder of a run, or any folder of ``save_pretrained``.
+
+    Returns:
+        Its weights and their scales.
+
+    Raises:
+        FileNotFoundError: If it is no folder, or has no ``config.json`` or weights.
+    """
+    if not (path / "config.json").is_file():
+        raise FileNotFoundError(
+            f"run={path} has no config.json; expected the output folder of `obert "
+            "train`, or a folder of save_pretrained; check the path"
+        )
+    tensors: dict[str, Tensor] = {}
+    for file_path in weight_files(path):
+        with safe_open(file_path, framework="pt") as file:
+            tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    return RunFolder(path, tensors, _scales(path / FILE_NAME, tensors))
+
+
+def copy_along(source: Path, out: Path) -> list[Path]:
+    """Copy what a run's folder holds beside weights, checkpoints and pictures.
+
+    Args:
+        source: The run's folder.
+        out: Where it goes; made where it is missing.
+
+    Returns:
+        The copies.
+
+    Raises:
+        ValueError: If both are the same folder, or `out` is a file.
+    """
+    if out.exists() and (not out.is_dir() or out.samefile(source)):
+        what = "the run itself" if out.is_dir() else "a file"
+        raise ValueError(
+            f"out={out} is {what}; expected another folder; choose one, such as "
+            f"{source / 'export'}"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    copies = []
+    for path in sorted(source.iterdir()):
+        left = path.suffix in _LEFT or path.name in _LEFT_NAMES
+        if path.is_file() and not left and not path.name.startswith(_LEFT_STARTS):
+            copies.append(Path(shutil.copyfile(path, out / path.name)))
+    return copies
+
+
+def write_run(tensors: Mapping[str, Tensor], source: Path, out: Path) -> Path:
+    """Write a plain model's folder, as ``save_pretrained`` does.
+
+    Args:
+        tensors: The weights by name.
+        source: The folder whose other files go along.
+        out: Where it goes; made where it is missing.
+
+    Returns:
+        The folder.
+    """
+    copy_along(source, out)
+    container.write_tensors(tensors, out / "model.safetensors", {"format": "pt"})
+    return out
+
+
+def _scales(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Find the scale of each quantized weight of a saved model.
+
+    A weight that two layers share, such as an embedding and the output of masked
+    language modelling, is saved once. Where the other layer rounds it to another grid,
+    neither grid is taken: the weight stays as it is.
+
+    Args:
+        path: ``quantization.json``, which may be missing.
+        tensors: The weights of the files.
+
+    Returns:
+        Scale by the weight's name.
+    """
+    if not path.is_file():
+        return {}
+    entries = json.loads(path.read_text(encoding="utf-8"))["tensors"]
+    found = {
+        name.replace(":", "."): torch.tensor(entry["scale"])
+        for name, entry in entries.items()
+        if entry["dtype"] == "int8" and not any(entry["zero_point"])
+    }
+    own = {name: scale for name, scale in found.items() if name in tensors}
+    for name, scale in found.items():
+        if name not in tensors:
+            twins = [o for o, s in own.items() if _may_share(tensors[o], scale)]
+            if not any(torch.equal(own[twin], scale) for twin in twins):
+                own = {o: s for o, s in own.items() if o not in twins}
+    return own
+
+
+def _may_share(weight: Tensor, scale: Tensor) -> bool:
+    return scale.numel() in (1, len(weight))

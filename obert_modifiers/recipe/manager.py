@@ -1,0 +1,607 @@
+"""Load, check and drive a recipe, by the host's manager of modifiers."""
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from obert_modifiers.compat.replace import replaced
+from obert_modifiers.core.pruning.report import PruneReport
+from obert_modifiers.core.pruning.sampling import GradientSource
+from obert_modifiers.host.bases import (
+    Modifier,
+    ScheduledModifierManager,
+    silent_loggers,
+)
+from obert_modifiers.host.state import (
+    cannot_be_saved,
+    known,
+    load_state,
+    state_of,
+)
+from obert_modifiers.modifiers._losses import with_distillation
+from obert_modifiers.modifiers._targets import unwrap
+from obert_modifiers.modifiers.distillation import LogitDistillationModifier
+from obert_modifiers.modifiers.early_stopping import EarlyStoppingModifier
+from obert_modifiers.modifiers.layer_drop import LayerDropModifier
+from obert_modifiers.recipe import (
+    LoadedRecipe,
+    Problem,
+    RecipeError,
+    from_modifiers,
+    load_recipe,
+)
+from obert_modifiers.recipe.changes import (
+    Now,
+    differences,
+    keeps_state,
+    pair_up,
+    take_up_schedule_,
+    unsafe_edits,
+)
+from obert_modifiers.recipe.cross import shared_weights
+from obert_modifiers.recipe.surroundings import (
+    data_faults,
+    model_faults,
+    step_faults,
+    teacher_faults,
+)
+
+__all__ = ["Problem", "RecipeError", "RecipeManager"]
+
+_SPARSEML_NAME = "<SparseML manager>"
+_LOGGER = logging.getLogger(__name__)
+
+
+class RecipeManager:
+    """A checked recipe that can be applied to a model while it trains.
+
+    The order of the calls is SparseML's: :meth:`initialize` once (and before it, where
+    the recipe drops layers, :meth:`apply_structure` before an optimizer is made), then
+    for every optimizer step :meth:`loss`, :meth:`update`, :meth:`pre_step`, the
+    optimizer's own step, :meth:`post_step`; :meth:`finalize` at the end. Epochs are
+    fractions, counted in optimizer steps.
+
+    Attributes:
+        host: SparseML's manager, which holds the modifiers.
+        source: Path of the recipe as it was given, or what stands for it.
+        text: The recipe as it is run: every variable and expression is worked out, and
+            loading it again gives the same modifiers.
+    """
+
+    def __init__(self, recipe: LoadedRecipe, host: ScheduledModifierManager):
+        """Take a recipe and SparseML's manager of its modifiers.
+
+        Use :meth:`from_recipe` or :meth:`from_sparseml`.
+
+        Args:
+            recipe: The checked recipe.
+            host: A manager of the same modifiers.
+        """
+        self.host = host
+        self.source = recipe.file
+        self.text = recipe.text
+        self._recipe = recipe
+        self._sparsity: float | None = 0.0
+        self._epoch = 0.0
+        self._dense: Module | None = None
+        self._restructured = False
+
+    @classmethod
+    def from_recipe(
+        cls,
+        recipe: str | Path,
+        recipe_args: Mapping[str, Any] | str | None = None,
+    ) -> "RecipeManager":
+        """Load a recipe and check it completely, before any training.
+
+        Args:
+            recipe: Path of a ``.yaml``, ``.yml`` or ``.md`` file, the last with front
+                matter, or the recipe's text, known by its line breaks.
+            recipe_args: Values for the recipe's variables: a dict, a JSON object as
+                text, or ``name=value`` pairs separated by commas.
+
+        Returns:
+            The manager.
+
+        Raises:
+            RecipeError: With everything that is wrong with the recipe.
+        """  # noqa: DOC502  raised by load_recipe
+        with replaced(None):  # where SparseML is missing, ours stand in
+            loaded = load_recipe(recipe, recipe_args)
+        for change in loaded.changes:
+            _LOGGER.warning("%s", change)
+        groups = loaded.groups
+        modifiers = groups if loaded.staged else groups[""]
+        return cls(loaded, ScheduledModifierManager(modifiers=modifiers))
+
+    @classmethod
+    def from_sparseml(cls, manager: ScheduledModifierManager) -> "RecipeManager":
+        """Take over a manager that SparseML has loaded.
+
+        Args:
+            manager: The manager; it is used as it is.
+
+        Returns:
+            A manager around it. Its recipe is written anew, and problems name lines
+            of that :attr:`text`.
+
+        Raises:
+            RecipeError: If its modifiers go against each other.
+        """  # noqa: DOC502  raised by from_modifiers
+        return cls(from_modifiers(manager.modifiers, _SPARSEML_NAME), manager)
+
+    @property
+    def modifiers(self) -> list[Modifier]:
+        """All modifiers, SparseML's and ours, as they run, stage after stage."""
+        return list(self.host.iter_modifiers())
+
+    @property
+    def pruning(self) -> list[Modifier]:
+        """The modifiers that prune."""
+        return self.host.pruning_modifiers
+
+    @property
+    def distillation(self) -> list[Modifier]:
+        """The modifiers that distil."""
+        return self.host.distillation_modifiers
+
+    @property
+    def teacher(self) -> str | None:
+        """The teacher that the recipe names: a folder or hub id, self or disable.
+
+        Whoever runs the recipe loads it and passes the model; ``self`` and
+        ``disable`` hold where nothing else is passed.
+        """  # noqa: DOC201 property
+        named = (getattr(modifier, "teacher", None) for modifier in self.distillation)
+        return next((name for name in named if isinstance(name, str)), None)
+
+    @property
+    def max_epochs(self) -> float | None:
+        """Epoch at which the last modifier ends, rounded up; None if left open."""
+        epochs = self.host.max_epochs
+        return float(epochs) if epochs > 0 else None
+
+    @property
+    def sets_learning_rate(self) -> bool:
+        """Whether a modifier of the recipe sets the learning rate."""
+        return bool(self.host.learning_rate_modifiers)
+
+    @property
+    def events(self) -> list[PruneReport]:
+        """Reports of our modifiers' pruning events so far, in their order."""
+        found = [one for m in self.modifiers for one in getattr(m, "events", ())]
+        return sorted(found, key=lambda event: (event.epoch, event.step))
+
+    def check_model(self, model: Module) -> None:
+        """Check what the recipe names against the parameters and layers of the model.
+
+        Args:
+            model: The model, wrapped for parallel training or not.
+
+        Raises:
+            RecipeError: With all names and patterns that match nothing, and the
+                nearest names of the model, or with weights that two modifiers prune
+                at the same time.
+        """  # noqa: DOC502
+        self._check(lambda modifier: model_faults(modifier, model))
+        found = self._recipe.problems_of(shared_weights(self._recipe.placed, model))
+        if found:
+            raise RecipeError(found)
+
+    def check_data(self, num_train_samples: int) -> None:
+        """Check that there is a training sample for each gradient the recipe wants.
+
+        Args:
+            num_train_samples: Samples in the training set.
+
+        Raises:
+            RecipeError: With each of our modifiers that wants more gradients.
+        """  # noqa: DOC502
+        self._check(lambda modifier: data_faults(modifier, num_train_samples))
+
+    def check_steps(self, steps_per_epoch: int) -> None:
+        """Check that what the recipe does several times in an epoch has the steps.
+
+        Args:
+            steps_per_epoch: Optimizer steps of an epoch.
+
+        Raises:
+            RecipeError: With each recurring learning rate whose cycle is too short,
+                and what is due after the last step, such as the last pruning event.
+        """  # noqa: DOC502
+        epochs = self.max_epochs
+        self._check(lambda modifier: step_faults(modifier, steps_per_epoch, epochs))
+
+    def check_teacher(self, teacher: Module | str | None) -> None:
+        """Check that there is a teacher if the recipe distils.
+
+        Args:
+            teacher: The dense model, ``"self"``, ``"disable"``, or None for the one
+                that the recipe names.
+
+        Raises:
+            RecipeError: With each distillation modifier, if there is none.
+        """  # noqa: DOC502
+        given = teacher if teacher is not None else self.teacher
+        self._check(lambda modifier: teacher_faults(modifier, given))
+
+    def _check(
+        self,
+        faults: Callable[[Modifier], Iterable[tuple[str, str]]],
+        modifiers: Sequence[Modifier] | None = None,
+    ) -> None:
+        problems = [
+            self._recipe.problem(modifier, key, message)
+            for modifier in (self.modifiers if modifiers is None else modifiers)
+            for key, message in faults(modifier)
+        ]
+        if problems:
+            raise RecipeError(problems)
+
+    def apply_structure(
+        self, model: Module, *, teacher: Module | str | None = None
+    ) -> None:
+        """Drop the layers that the recipe drops, of all its stages.
+
+        To be called before anything holds the model's parameters or looks for their
+        names: an optimizer, a wrapper for parallel training, :meth:`check_model`.
+        :meth:`initialize` does it before all else where it was not called. Does
+        nothing in a recipe that drops no layers.
+
+        Args:
+            model: The model, not wrapped; changed in place.
+            teacher: As for :meth:`initialize`; for ``"self"`` a copy of the model as
+                it is now is kept.
+
+        Raises:
+            RecipeError: If the model does not have the layers.
+        """  # noqa: DOC502
+        drops = [m for m in self.modifiers if isinstance(m, LayerDropModifier)]
+        if self._restructured or not drops:
+            return
+        if (self.teacher if teacher is None else teacher) == "self":
+            self._dense = deepcopy(unwrap(model))
+        for modifier in drops:
+            self._check(lambda one: model_faults(one, model), [modifier])
+            modifier.initialize(model, loggers=silent_loggers())
+        self._restructured = True
+
+    def _dense_teacher(self, teacher: Module | str | None) -> Module | str | None:
+        """Take the recipe's teacher where none is given, and the dense model for self.
+
+        Returns:
+            The teacher.
+
+        Raises:
+            RuntimeError: If that model is gone.
+        """
+        named = self.teacher if teacher is None else teacher
+        if named != "self" or not self._restructured:
+            return named
+        if self._dense is None:
+            raise RuntimeError(
+                "teacher=self comes after the layers were dropped; expected the dense "
+                "model; pass teacher to apply_structure too"
+            )
+        dense, self._dense = self._dense, None
+        return dense
+
+    def initialize(
+        self,
+        model: Module,
+        *,
+        epoch: float = 0.0,
+        gradient_source: GradientSource | None = None,
+        grad_sampler: Mapping[str, Any] | None = None,
+        teacher: Module | str | None = None,
+        loggers: Any = None,
+    ) -> None:
+        """Attach the modifiers to a model, those that change its structure first.
+
+        Args:
+            model: The model.
+            epoch: Epoch to start from; ``inf`` applies the whole recipe at once.
+            gradient_source: Where our second-order modifiers get their gradients.
+            grad_sampler: SparseML's ``data_loader_builder`` and ``loss_function``.
+            teacher: The dense model to distil from, ``"self"`` or ``"disable"``; None
+                for what the recipe names.
+            loggers: SparseML's loggers; None logs to nobody.
+        """
+        self.apply_structure(model, teacher=teacher)
+        teacher = self._dense_teacher(teacher)
+        self._epoch = epoch
+        if gradient_source is not None:
+            distillers = [
+                m for m in self.modifiers if isinstance(m, LogitDistillationModifier)
+            ]
+            gradient_source = with_distillation(
+                gradient_source, distillers, lambda: self._epoch
+            )
+        offered = {
+            "gradient_source": gradient_source,
+            "grad_sampler": grad_sampler,
+            "distillation_teacher": teacher,
+        }
+        given = {key: value for key, value in offered.items() if value is not None}
+        # An empty manager of loggers counts as none for SparseML.
+        loggers = loggers or silent_loggers()
+        self.host.initialize(model, epoch=epoch, loggers=loggers, **given)
+        self._sparsity = None
+
+    def update(
+        self, model: Module, optimizer: Any, epoch: float, steps_per_epoch: int
+    ) -> None:
+        """Let the modifiers act that are due, before the optimizer step.
+
+        Args:
+            model: The model.
+            optimizer: The optimizer.
+            epoch: Progress in epochs of optimizer steps.
+            steps_per_epoch: Optimizer steps in an epoch.
+        """
+        if any(m.update_ready(epoch, steps_per_epoch) for m in self.pruning):
+            self._sparsity = None
+        self._epoch = epoch
+        self.host.update(model, optimizer, epoch, steps_per_epoch)
+
+    def pre_step(
+        self, model: Module, optimizer: Any, epoch: float, steps_per_epoch: int
+    ) -> None:
+        """Tell the modifiers that the optimizer step comes next.
+
+        Takes what :meth:`update` takes.
+        """
+        self.host.optimizer_pre_step(model, optimizer, epoch, steps_per_epoch)
+
+    def post_step(
+        self, model: Module, optimizer: Any, epoch: float, steps_per_epoch: int
+    ) -> None:
+        """Tell the modifiers that the optimizer step is done; masks are applied.
+
+        Takes what :meth:`update` takes.
+        """
+        self.host.optimizer_post_step(model, optimizer, epoch, steps_per_epoch)
+
+    def loss(
+        self,
+        loss: Tensor,
+        model: Module,
+        optimizer: Any,
+        epoch: float,
+        steps_per_epoch: int,
+        *,
+        student_outputs: Any,
+        student_inputs: Any,
+    ) -> Tensor:
+        """Let the modifiers change the loss, for distillation.
+
+        Args:
+            loss: The task's loss.
+            model: The model.
+            optimizer: The optimizer.
+            epoch: Progress in epochs of optimizer steps.
+            steps_per_epoch: Optimizer steps in an epoch.
+            student_outputs: What the model returned for this batch.
+            student_inputs: The batch, as the teacher shall get it.
+
+        Returns:
+            The loss to train with.
+        """
+        return self.host.loss_update(
+            loss,
+            model,
+            optimizer,
+            epoch,
+            steps_per_epoch,
+            student_outputs=student_outputs,
+            student_inputs=student_inputs,
+        )
+
+    @property
+    def early_stopping(self) -> EarlyStoppingModifier | None:
+        """The modifier that ends the training early, if the recipe has one."""
+        found = (m for m in self.modifiers if isinstance(m, EarlyStoppingModifier))
+        return next(found, None)
+
+    def evaluated(
+        self, model: Module, metrics: Mapping[str, float], epoch: float
+    ) -> bool:
+        """Tell the recipe what an evaluation found.
+
+        Args:
+            model: The model as it was evaluated.
+            metrics: Figures by name, equal on all processes.
+            epoch: Progress in epochs of optimizer steps.
+
+        Returns:
+            True if the training should end now.
+        """
+        stopper = self.early_stopping
+        return stopper is not None and stopper.evaluated(model, metrics, epoch)
+
+    def restore_best(self, model: Module) -> bool:
+        """Go back to the weights of the best evaluation, if the recipe says so.
+
+        :meth:`finalize` does it where it was not called.
+
+        Args:
+            model: The model.
+
+        Returns:
+            True if the model had other weights, and is to be evaluated again.
+        """
+        stopper = self.early_stopping
+        return stopper is not None and stopper.restore(model)
+
+    def finalize(self, model: Module) -> None:
+        """Let go of the model; :meth:`sparsity` keeps its last value.
+
+        Args:
+            model: The model.
+        """
+        self.sparsity()
+        self.restore_best(model)
+        self.host.finalize(model)
+        self._restructured, self._dense = False, None
+
+    def sparsity(self) -> float:
+        """Return the share of the pruning modifiers' weights that is pruned now.
+
+        Weights that several modifiers prune count once. Masks that are switched off
+        count as keeping everything.
+
+        Returns:
+            The sparsity in [0, 1]; 0.0 before anything is pruned. Counted anew only
+            after a pruning modifier has acted.
+        """
+        if self._sparsity is None:
+            self._sparsity = _masked_share(self.pruning)
+        return self._sparsity
+
+    def _named(self) -> dict[str, Modifier]:
+        """Name the modifiers by SparseML's identifiers, made different by numbers.
+
+        Returns:
+            Modifiers by name.
+        """
+        found: dict[str, Modifier] = {}
+        for modifier in self.modifiers:
+            name, number = modifier.identifier(), 2
+            while name in found:
+                name, number = f"{modifier.identifier()}-{number}", number + 1
+            found[name] = modifier
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of all modifiers, ours and SparseML's.
+
+        Returns:
+            State by SparseML's identifier of the modifier: plain values, tensors and
+            containers of them; an error where it is not known.
+        """
+        self.check_can_be_saved()
+        return {name: state_of(modifier) for name, modifier in self._named().items()}
+
+    @property
+    def can_be_saved(self) -> bool:
+        """Whether the state of each modifier is known."""  # noqa: DOC201 property
+        return not cannot_be_saved(self.modifiers)
+
+    def check_can_be_saved(self) -> None:
+        """Check that the state of each modifier is known.
+
+        Raises:
+            ValueError: If one is not.
+        """
+        unknown = cannot_be_saved(self.modifiers)
+        if unknown:
+            raise ValueError(
+                f"modifier={', '.join(unknown)} has a state that cannot be saved; "
+                f"expected ours, or of SparseML's {', '.join(known())}; replace it or "
+                "train without saving"
+            )
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a state; call it after :meth:`initialize`.
+
+        Args:
+            state: As from :meth:`state_dict`, of the same recipe.
+
+        Raises:
+            ValueError: If the state is that of another recipe.
+        """
+        found = self._named()
+        if set(found) != set(state):
+            missing = ", ".join(sorted(set(found) - set(state))) or "none"
+            extra = ", ".join(sorted(set(state) - set(found))) or "none"
+            raise ValueError(
+                f"state is of another recipe (missing: {missing}; extra: {extra}); "
+                f"expected the modifiers of {self.source}; resume with the recipe that "
+                "the state was saved with"
+            )
+        for name, modifier in found.items():
+            load_state(modifier, state[name])
+        self._sparsity = None
+
+    def load_changed_state_dict(
+        self,
+        state: Mapping[str, Any],
+        before: str,
+        *,
+        step: int,
+        steps_per_epoch: int,
+        allowed: bool,
+    ) -> None:
+        """Continue from a state of a recipe that was edited since, where that is safe.
+
+        A recipe whose modifiers are the same, with other comments, is no other one.
+
+        Args:
+            state: As from :meth:`state_dict`, of the recipe before.
+            before: That recipe's :attr:`text`.
+            step: Optimizer steps that are made.
+            steps_per_epoch: Optimizer steps in an epoch.
+            allowed: False refuses every edit.
+
+        Raises:
+            ValueError: With what differs, where it is not allowed or not safe.
+        """
+        old, new = RecipeManager.from_recipe(before)._named(), self._named()
+        if set(old) == set(new):
+            self.load_state_dict(state)
+            return
+        shown = differences(before, self.text)
+        if not allowed:
+            raise ValueError(
+                f"recipe={self.source} is another one than the checkpoint's; expected "
+                "the same; resume with that one, or add --recipe_changed allow\n"
+                f"{shown}"
+            )
+        pairs = pair_up(old, new)
+        now = Now(step, steps_per_epoch, self.max_epochs)
+        problems = unsafe_edits(pairs, state, now)
+        if not problems:
+            for pair in filter(keeps_state, pairs):
+                load_state(pair.new, state[pair.name])
+                problems += filter(None, [take_up_schedule_(pair, now)])
+        if problems:
+            raise ValueError(
+                f"recipe={self.source} was edited in a way that a run cannot take up: "
+                f"{'; '.join(problems)}; expected edits of what is still to come; "
+                f"resume with the recipe as it was\n{shown}"
+            )
+        _LOGGER.warning("going on with an edited recipe:\n%s", shown)
+        self._sparsity = None
+
+    def save(self, path: str | Path) -> None:
+        """Write :attr:`text` to a file, and its folder where it is missing.
+
+        Args:
+            path: The file.
+        """
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(self.text, encoding="utf-8")
+
+
+def _masked_share(modifiers: Iterable[Any]) -> float:
+    """Return the share of weights that some modifiers' masks prune."""
+    kept: dict[str, Tensor] = {}
+    for modifier in modifiers:
+        masks = getattr(modifier, "module_masks", None)
+        if masks is None:
+            continue
+        names = zip(masks.layer_names, masks.param_names, strict=True)
+        for name, mask in zip(names, masks.param_masks, strict=True):
+            mask = mask.bool() if masks.enabled else torch.ones_like(mask).bool()
+            full = ".".join(name)
+            kept[full] = kept[full] & mask if full in kept else mask
+    total = sum(mask.numel() for mask in kept.values())
+    left = sum(int(mask.sum()) for mask in kept.values())
+    return (total - left) / total if total else 0.0

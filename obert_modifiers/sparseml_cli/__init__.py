@@ -1,0 +1,1 @@
+"""SparseML's own command line, on today's libraries."""

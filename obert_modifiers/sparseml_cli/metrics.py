@@ -1,0 +1,143 @@
+"""The metrics of SparseML's scripts, computed here, under the names of the hub's."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy.stats import pearsonr, spearmanr
+from seqeval import metrics as entities
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
+from obert_modifiers.tasks.squad.metrics import squad_metrics, squad_v2_metrics
+
+Figures = dict[str, Any]
+
+
+class LocalMetric:
+    """What `datasets.load_metric` gives, as far as SparseML's scripts use it."""
+
+    def __init__(self, path: str, config_name: str | None = None) -> None:
+        """Choose the metric.
+
+        Args:
+            path: Its name, such as ``accuracy``.
+            config_name: The task of ``glue``.
+        """
+        self.name = path
+        self._compute = _METRICS[_key(path, config_name)]
+
+    def compute(self, *, predictions: Any, references: Any) -> Figures:
+        """Measure.
+
+        Args:
+            predictions: What the model says, one entry a sample.
+            references: What is right.
+
+        Returns:
+            Figures by name.
+        """
+        return self._compute(predictions, references)
+
+
+def is_local(path: str, config_name: str | None = None) -> bool:
+    """Tell whether a metric is computed here.
+
+    Args:
+        path: Its name.
+        config_name: The task of ``glue``.
+
+    Returns:
+        True for what :class:`LocalMetric` takes.
+    """
+    return _key(path, config_name) in _METRICS
+
+
+def _key(path: str, config_name: str | None) -> str:
+    return f"glue/{config_name}" if path == "glue" else path
+
+
+def _accuracy(predictions: Any, references: Any) -> Figures:
+    return {"accuracy": float(accuracy_score(references, predictions))}
+
+
+def _accuracy_and_f1(predictions: Any, references: Any) -> Figures:
+    f1 = f1_score(references, predictions, zero_division=0.0)
+    return {**_accuracy(predictions, references), "f1": float(f1)}
+
+
+def _matthews(predictions: Any, references: Any) -> Figures:
+    found = matthews_corrcoef(references, predictions)
+    return {"matthews_correlation": float(found)}
+
+
+def _correlations(predictions: Any, references: Any) -> Figures:
+    predicted, truth = np.asarray(predictions), np.asarray(references)
+    if np.ptp(predicted) == 0 or np.ptp(truth) == 0:
+        return {"pearson": 0.0, "spearmanr": 0.0}  # none is defined of constants
+    return {
+        "pearson": float(pearsonr(predicted, truth).statistic),
+        "spearmanr": float(spearmanr(predicted, truth).statistic),
+    }
+
+
+def _entities(
+    predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]
+) -> Figures:
+    truth, predicted = [list(r) for r in references], [list(p) for p in predictions]
+    report = entities.classification_report(
+        truth, predicted, output_dict=True, zero_division=0
+    )
+    averages = {key: report.pop(key) for key in list(report) if key.endswith(" avg")}
+    overall = averages["micro avg"]
+    found: Figures = {
+        kind: {
+            "precision": float(row["precision"]),
+            "recall": float(row["recall"]),
+            "f1": float(row["f1-score"]),
+            "number": int(row["support"]),
+        }
+        for kind, row in report.items()
+    }
+    return found | {
+        "overall_precision": float(overall["precision"]),
+        "overall_recall": float(overall["recall"]),
+        "overall_f1": float(overall["f1-score"]),
+        "overall_accuracy": float(entities.accuracy_score(truth, predicted)),
+    }
+
+
+def _answers(
+    predictions: Sequence[Mapping[str, Any]], references: Sequence[Mapping[str, Any]]
+) -> tuple[list[str], list[list[str]]]:
+    said = {one["id"]: one["prediction_text"] for one in predictions}
+    return (
+        [said[one["id"]] for one in references],
+        [list(one["answers"]["text"]) for one in references],
+    )
+
+
+def _squad(predictions: Any, references: Any) -> Figures:
+    return dict(squad_metrics(*_answers(predictions, references)))
+
+
+def _squad_v2(predictions: Any, references: Any) -> Figures:
+    found = squad_v2_metrics(*_answers(predictions, references))
+    # The hub's script has other names, and counts the questions.
+    renamed = {name.replace("exact_match", "exact"): v for name, v in found.items()}
+    return renamed | {"total": len(references)}
+
+
+_METRICS: dict[str, Callable[[Any, Any], Figures]] = {
+    "accuracy": _accuracy,
+    "seqeval": _entities,
+    "squad": _squad,
+    "squad_v2": _squad_v2,
+    "glue/cola": _matthews,
+    "glue/stsb": _correlations,
+    "glue/mrpc": _accuracy_and_f1,
+    "glue/qqp": _accuracy_and_f1,
+    **{
+        f"glue/{task}": _accuracy
+        for task in ("mnli", "qnli", "rte", "sst2", "wnli", "hans")
+    },
+}

@@ -1,0 +1,152 @@
+"""Question answering: from the scores of positions to the text of an answer."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from obert_modifiers.tasks.squad.windows import OUTSIDE
+
+
+@dataclass(frozen=True)
+class Search:
+    """How answers are chosen.
+
+    Attributes:
+        n_best_size: How many candidates are kept for a question.
+        max_answer_length: The most tokens of an answer.
+        with_null: Whether a question may have no answer (SQuAD v2).
+        null_threshold: "No answer" is given where its score exceeds the best
+            answer's by more than this.
+    """
+
+    n_best_size: int = 20
+    max_answer_length: int = 30
+    with_null: bool = False
+    null_threshold: float = 0.0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer to one question.
+
+    Attributes:
+        text: Its text, empty for "no answer".
+        candidates: The best candidates, best first, each with ``text``,
+            ``probability``, ``start_logit`` and ``end_logit``.
+        null_odds: By how much the score of "no answer" exceeds the best answer's;
+            None where every question has an answer.
+    """
+
+    text: str
+    candidates: list[dict[str, Any]]
+    null_odds: float | None = None
+
+
+def best_spans(
+    start_logits: np.ndarray,
+    end_logits: np.ndarray,
+    allowed: np.ndarray,
+    search: Search,
+) -> list[tuple[int, int]]:
+    """Find the spans of a window with the highest sums of start and end logit.
+
+    All spans of at most `max_answer_length` L tokens are looked at, not only those of
+    the best starts and ends. Time and memory: T L sums.
+
+    Args:
+        start_logits: ``(T,)``.
+        end_logits: ``(T,)``.
+        allowed: ``(T,)``, bool: the positions where a span may start and end.
+        search: How many, and how long.
+
+    Returns:
+        First and last position of each, best first; equal sums by position, the
+        shorter one first.
+    """
+    length, longest = (
+        len(start_logits),
+        min(search.max_answer_length, len(start_logits)),
+    )
+    starts = np.where(allowed, start_logits, -np.inf)
+    ends = np.full(length + longest - 1, -np.inf)
+    ends[:length] = np.where(allowed, end_logits, -np.inf)
+    runs = np.lib.stride_tricks.sliding_window_view(ends, longest)  # (T, L)
+    scores = (starts[:, None] + runs).reshape(-1)
+    # The candidates that could be among the best, ties included, then in order.
+    most = min(search.n_best_size, len(scores))
+    least = np.partition(scores, -most)[-most]
+    found = np.flatnonzero((scores >= least) & (scores > -np.inf))
+    order = found[np.argsort(-scores[found], kind="stable")][:most]
+    return [(int(i // longest), int(i // longest + i % longest)) for i in order]
+
+
+def answer_question(
+    context: str, windows: Sequence[Mapping[str, Any]], search: Search
+) -> Answer:
+    """Choose the answer to a question from the scores of its windows.
+
+    "No answer" scores as the lowest sum of start and end logit at its token over the
+    windows: where one window has an answer, the others say that they have none.
+
+    Args:
+        context: The text that the windows are of.
+        windows: Each with ``starts``, ``ends`` and ``null`` from `cut_windows`, and
+            ``start_logits`` and ``end_logits``, which may be longer.
+        search: How answers are chosen.
+
+    Returns:
+        The answer.
+    """
+    found: list[dict[str, Any]] = []
+    nulls: list[dict[str, Any]] = []
+    for window in windows:
+        starts, ends = np.asarray(window["starts"]), np.asarray(window["ends"])
+        start_logits = np.asarray(window["start_logits"], np.float64)[: len(starts)]
+        end_logits = np.asarray(window["end_logits"], np.float64)[: len(starts)]
+        spans = best_spans(start_logits, end_logits, starts != OUTSIDE, search)
+        found += [
+            _candidate(
+                context[starts[first] : ends[last]],
+                start_logits[first],
+                end_logits[last],
+            )
+            for first, last in spans
+        ]
+        null = window["null"]
+        nulls.append(_candidate("", start_logits[null], end_logits[null]))
+    found.sort(key=_score, reverse=True)  # stable: equal scores keep their order
+    found = found[: search.n_best_size]
+    null = min(nulls, key=_score)
+    if not search.with_null:
+        return Answer(found[0]["text"] if found else "", _weighed(found or [null]))
+    odds = _score(null) - (_score(found[0]) if found else 0.0)
+    text = found[0]["text"] if found and odds <= search.null_threshold else ""
+    listed = sorted([*found, null], key=_score, reverse=True)
+    # "No answer" stays on the list where it is not among the best.
+    listed = listed[: search.n_best_size]
+    if not any(candidate is null for candidate in listed):
+        listed[-1] = null
+    return Answer(text, _weighed(listed), float(odds))
+
+
+def _candidate(text: str, start_logit: float, end_logit: float) -> dict[str, Any]:
+    return {
+        "text": text,
+        "start_logit": float(start_logit),
+        "end_logit": float(end_logit),
+    }
+
+
+def _score(candidate: Mapping[str, Any]) -> float:
+    return candidate["start_logit"] + candidate["end_logit"]
+
+
+def _weighed(candidates: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    scores = np.array([_score(candidate) for candidate in candidates])
+    shares = np.exp(scores - scores.max())
+    return [
+        {"text": candidate["text"], "probability": float(share), **candidate}
+        for candidate, share in zip(candidates, shares / shares.sum(), strict=True)
+    ]

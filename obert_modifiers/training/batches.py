@@ -1,0 +1,304 @@
+"""Batches of a task's data: for training, evaluation and gradient sampling."""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Sampler
+
+from obert_modifiers.core.distributed.parallel import world
+from obert_modifiers.core.outputs import LABELS, TEACHERS_OWN, logits_of
+from obert_modifiers.core.pruning.sampling import GradientSource, SampleRequest
+
+_LOGGER = logging.getLogger(__name__)
+
+GRADIENT_BATCH_SIZE = 32
+_SAMPLING_OPTIONS = ("batch_size",)
+_GROUP_BATCHES = 50  # batches that are sorted by length together
+
+
+Batch = dict[str, Tensor]
+
+
+def keep_logits(outputs: Any, batch: Batch) -> Batch:
+    """Keep the logits of a batch and, where there are any, its labels.
+
+    Args:
+        outputs: The model's outputs.
+        batch: What it was given.
+
+    Returns:
+        ``logits`` in float32 or wider, and ``labels``.
+    """
+    logits = logits_of(outputs)
+    kept = {"logits": logits if logits.element_size() >= 4 else logits.float()}
+    return kept | {name: batch[name] for name in ("labels",) if name in batch}
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """What training needs to know of a task.
+
+    Attributes:
+        train: Samples by index, each a dict with ``input_ids`` and ``labels``.
+        validation: The same for evaluation.
+        collate: Makes a batch of tensors by name, ``labels`` among them.
+        sample_loss: Called with the model's outputs and a batch; gives the loss of
+            each sample, ``(k,)``; for tokens, the mean over those with a label.
+        metrics: Called with what `keep` kept of all samples, arrays by name, a row for
+            each sample in the order of the samples; gives figures by name. ``loss`` and
+            ``samples`` among them replace the mean of the losses and the row count.
+        keep: Called with the model's outputs and a batch; gives tensors by name, a row
+            for each sample. Rows of different widths are filled up with -100, those of
+            floating-point numbers with minus infinity.
+        headline: The figures that people look at first, the first one foremost.
+        more_validation: Further samples to evaluate on, by the ending that their
+            figures' names get.
+        start_epoch: Called with the number of each epoch before its first batch.
+    """
+
+    train: Sequence[dict[str, Any]]
+    validation: Sequence[dict[str, Any]]
+    collate: Callable[[list[dict[str, Any]]], Batch]
+    sample_loss: Callable[[Any, Batch], Tensor]
+    metrics: Callable[..., dict[str, float]]
+    keep: Callable[[Any, Batch], Batch] = keep_logits
+    headline: tuple[str, ...] = ("accuracy",)
+    more_validation: Mapping[str, Sequence[dict[str, Any]]] = field(
+        default_factory=dict
+    )
+    start_epoch: Callable[[int], None] | None = None
+
+
+def lengths_of(samples: Sequence[dict[str, Any]]) -> list[int]:
+    """Count the tokens of each sample.
+
+    Args:
+        samples: Samples with ``input_ids``; a data set of the datasets library is
+            read by column, and one that counts its tokens itself
+            (``token_counts``) is asked.
+
+    Returns:
+        Number of tokens of each.
+
+    Raises:
+        ValueError: If there are more or fewer samples than their ``len()`` says.
+    """
+    if hasattr(samples, "token_counts"):
+        return samples.token_counts()
+    if hasattr(samples, "column_names"):
+        return [len(ids) for ids in samples["input_ids"]]
+    lengths = [len(sample["input_ids"]) for sample in samples]
+    if len(lengths) != len(samples):
+        raise ValueError(
+            f"data of {len(samples)} samples gives {len(lengths)}; expected as many as "
+            "its len() says; look at the data set"
+        )
+    return lengths
+
+
+class EpochBatches(Sampler[list[int]]):
+    """Indices of shuffled batches, of similar lengths where that is wanted.
+
+    The order depends on seed and epoch alone, so that every process has the same one
+    and a run can be repeated.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        batch_size: int,
+        *,
+        seed: int,
+        by_length: bool,
+        short_last: bool = False,
+    ) -> None:
+        """Prepare the batches of epoch 0.
+
+        Args:
+            lengths: Number of tokens of each sample.
+            batch_size: Samples of a batch; the last one may have fewer.
+            seed: Seed of the order.
+            by_length: True puts samples of similar length together.
+            short_last: True puts a batch with fewer samples at the end, where
+                accelerate wants it when several processes share the batches: it
+                leaves out one that comes earlier.
+        """
+        self.lengths = lengths
+        self.short_last = short_last
+        self.batch_size = batch_size
+        self.drop_last = False
+        self.by_length = by_length
+        self._seed = seed
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of an epoch.
+
+        Args:
+            epoch: Number of the epoch, counted from 0.
+        """
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        """Return the number of batches of an epoch."""
+        return -(-len(self.lengths) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yield the indices of each batch."""
+        generator = torch.Generator().manual_seed(self._seed + 7919 * self._epoch)
+        order = torch.randperm(len(self.lengths), generator=generator).tolist()
+        if self.by_length:
+            group = self.batch_size * _GROUP_BATCHES
+            order = [
+                index
+                for start in range(0, len(order), group)
+                for index in sorted(
+                    order[start : start + group], key=self.lengths.__getitem__
+                )
+            ]
+        batches = list(_cut(order, self.batch_size))
+        if self.by_length:
+            shuffled = torch.randperm(len(batches), generator=generator).tolist()
+            batches = [batches[i] for i in shuffled]
+        if self.short_last:
+            batches.sort(key=lambda batch: len(batch) < self.batch_size)
+        yield from batches
+
+
+def sorted_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Cut all samples into batches by length, for evaluation.
+
+    Args:
+        lengths: Number of tokens of each sample.
+        batch_size: Samples of a batch; the last one may have fewer.
+
+    Returns:
+        Indices of each batch.
+    """
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    return list(_cut(order, batch_size))
+
+
+def gradient_source(
+    data: TaskData,
+    forward: Callable[..., Any],
+    device: torch.device | str,
+    *,
+    seed: int,
+    batch_size: int = GRADIENT_BATCH_SIZE,
+) -> GradientSource:
+    """Draw gradient samples from a task's training data.
+
+    Each draw takes other samples, by seed and number alone, and is cut into the same
+    batches however many processes there are; they take turns at the batches. Samples
+    for per-sample gradients are sorted by length, which changes none of them.
+
+    Args:
+        data: The task.
+        forward: The model's forward function, in full precision.
+        device: Where the model is.
+        seed: Seed of the draws.
+        batch_size: Samples of a batch where its mean is a gradient (granularity
+            ``batch``) and the recipe names no size; as SparseML, that of training.
+
+    Returns:
+        A source for second-order pruning.
+    """
+    lengths = lengths_of(data.train)
+
+    def batches(request: SampleRequest) -> Iterable[dict[str, Tensor]]:
+        by_batch = request.granularity == "batch"
+        size = check_sampling_options(request.options)
+        if by_batch and "batch_size" not in (request.options or {}):
+            size = batch_size
+        wanted = request.num_samples * (size if by_batch else 1)
+        if by_batch and wanted > len(lengths):
+            _LOGGER.warning(
+                "num_grads=%d: batches of %d are more than the %d training samples, "
+                "which are gone through again",
+                request.num_samples,
+                size,
+                len(lengths),
+            )
+        indices = _draw(len(lengths), wanted, seed + 104729 * (request.draw + 1))
+        if not by_batch:
+            indices.sort(key=lengths.__getitem__)
+        rank, ranks = world()
+        for part in list(_cut(indices, size))[rank::ranks]:
+            batch = data.collate([data.train[i] for i in part])
+            yield {name: values.to(device) for name, values in batch.items()}
+
+    def outputs(model: nn.Module, batch: dict[str, Tensor]) -> Any:
+        return forward(**inputs_of(batch))
+
+    def loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        return data.sample_loss(outputs(model, batch), batch)
+
+    return GradientSource(
+        batches,
+        loss,
+        divides=True,
+        forward=outputs,
+        inputs=inputs_of,
+        output_loss=data.sample_loss,
+    )
+
+
+def check_sampling_options(options: dict[str, Any] | None) -> int:
+    """Check a recipe's ``grad_sampler_kwargs``.
+
+    Args:
+        options: The mapping of the recipe, or None.
+
+    Returns:
+        Batch size of the gradient samples.
+
+    Raises:
+        ValueError: If an option is unknown.
+    """
+    options = options or {}
+    unknown = sorted(set(options) - set(_SAMPLING_OPTIONS))
+    if unknown:
+        raise ValueError(
+            f"grad_sampler_kwargs={unknown} is unknown; expected "
+            f"{', '.join(_SAMPLING_OPTIONS)}; leave the others out"
+        )
+    return int(options.get("batch_size", GRADIENT_BATCH_SIZE))
+
+
+def inputs_of(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Take the labels out of a batch, and what the teacher alone gets.
+
+    Args:
+        batch: Tensors by name.
+
+    Returns:
+        What the model is called with.
+    """
+    return {
+        name: values
+        for name, values in batch.items()
+        if name not in LABELS and not name.startswith(TEACHERS_OWN)
+    }
+
+
+def _draw(available: int, wanted: int, seed: int) -> list[int]:
+    """Draw samples, all different while there are enough.
+
+    Returns:
+        Indices of samples.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    indices: list[int] = []
+    while len(indices) < wanted:
+        indices += torch.randperm(available, generator=generator).tolist()
+    return indices[:wanted]
+
+
+def _cut(indices: list[int], size: int) -> Iterator[list[int]]:
+    for start in range(0, len(indices), size):
+        yield indices[start : start + size]

@@ -1,0 +1,180 @@
+"""``obert export``: each format of one run, and what cannot be exported."""
+
+import shlex
+from pathlib import Path
+
+import onnx
+import pytest
+from transformers import BertTokenizerFast
+
+from obert_modifiers.cli import main
+from obert_modifiers.cli.export import parse_shape
+from obert_modifiers.core.quantization.scales import save_quantization
+from obert_modifiers.core.quantization.scheme import Scheme
+from obert_modifiers.deploy import checks
+from obert_modifiers.deploy.artefact import names_of
+from obert_modifiers.deploy.bench.cases import plan_cases
+from tests import tiny
+from tests.deploy.test_onnx import make
+from tests.test_readme import exporting_commands
+
+WORDS = [*tiny.SPECIAL, *tiny.GOOD, *tiny.BAD, *tiny.OTHER]
+
+
+def save(folder: Path, scheme: Scheme | None) -> Path:
+    model = make(scheme=scheme, vocab_size=max(40, len(WORDS)))
+    model.save_pretrained(folder)
+    save_quantization(model, folder)
+    words = folder / "vocab.txt"
+    words.write_text("\n".join(WORDS), encoding="utf-8")
+    BertTokenizerFast(vocab_file=str(words)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path):
+    return save(tmp_path / "runs" / "mine", Scheme())
+
+
+@pytest.fixture
+def dense(tmp_path):
+    return save(tmp_path / "runs" / "dense", None)
+
+
+def test_the_commands_of_the_readme(run, dense, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    for words in exporting_commands():
+        if "openvino" in words:
+            pytest.importorskip("openvino")
+    for words in exporting_commands():
+        # The tiny model has 24 positions.
+        words = [word.replace("32x128", "3x16") for word in words[1:]]
+        if words[0] == "bench":
+            words += ["--seq", "8", "--seconds", "0.02", "--rounds", "2"]
+            words[words.index("1,32")] = "1,3"
+        assert main(words) == 0, shlex.join(words)
+    said = capsys.readouterr().out
+    assert "17 weights as INT8" in said and "of PyTorch's largest" in said
+    assert "batch size 3 and sequence length 16 alone" in said
+    files = {path.name for path in (run / "export").iterdir()}
+    assert files == {"onnxruntime.onnx", "deepsparse.onnx", "openvino.xml"} | {
+        "openvino.bin"
+    }
+    assert (tmp_path / "bench.png").is_file()
+
+
+@pytest.mark.parametrize("form", ["safetensors", "torch24"])
+def test_the_other_formats(form, dense, tmp_path, capsys) -> None:
+    out = tmp_path / form
+    code = main(["export", str(dense), "--format", form, "--out", str(out)])
+    said = capsys.readouterr()
+    # A model without a 2:4 pattern is refused, and that is said.
+    assert (code == 0 and out.is_dir()) or (form == "torch24" and "2:4" in said.err)
+
+
+def test_a_dense_run_is_float32(dense, capsys) -> None:
+    assert main(["export", str(dense)]) == 0
+    assert "all weights in float32" in capsys.readouterr().out
+    assert main(["export", str(dense), "--int8"]) == 2
+    assert capsys.readouterr().err == (
+        f"obert: run={dense} was not trained with INT8: it has no quantization.json; "
+        "expected a recipe with !QATModifier; train with one, or leave out --int8\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (
+            ["--format", "torch24", "--int8"],
+            "int8=True has no meaning for format=torch",
+        ),
+        (["--format", "safetensors", "--shape", "2x8"], "with onnx, openvino; leave"),
+        (["--format", "openvino", "--target", "deepsparse"], "leave out --target"),
+        (["--format", "openvino", "--integer-bias"], "leave out --integer-bias"),
+        (["--target", "openvino", "--integer-bias"], "for target=openvino, which adds"),
+        (["--format", "safetensors", "--int8"], "was not trained with INT8"),
+    ],
+)
+def test_flags_without_a_meaning_are_refused(words, why, dense, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["export", str(dense), *words, "--out", str(out)]) == 2
+    assert why in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_file_that_computes_something_else_is_removed(
+    run, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(checks, "FEW_STEPS", -1.0)
+    out = tmp_path / "m.onnx"
+    assert main(["export", str(run), "--out", str(out), "--integer-bias"]) == 2
+    assert "leave out --integer-bias, which is less exact" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_both_files_of_an_ir_are_removed(run, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("openvino")
+    monkeypatch.setattr(checks, "FEW_STEPS", -1.0)
+    out = tmp_path / "ir" / "m.xml"
+    words = ["export", str(run), "--format", "openvino", "--out", str(out)]
+    assert main(words) == 2
+    assert "gives other outputs than the model" in capsys.readouterr().err
+    assert list(out.parent.iterdir()) == []
+
+
+def test_models_are_told_apart_by_their_folders() -> None:
+    paths = [Path("a/export/x.onnx"), Path("b/export/x.onnx"), Path("a/export/x.onnx")]
+    assert names_of(paths) == ["a/export/x.onnx", "b/export/x.onnx", "a/export/x.onnx"]
+    assert names_of([Path("a/x.onnx"), Path("a/y.onnx")]) == ["x.onnx", "y.onnx"]
+
+
+def test_runs_are_exported_for_each_engine(dense, tmp_path) -> None:
+    engines = ["onnxruntime", "deepsparse", "torch"]
+    plan = plan_cases([dense], engines, [(2, 6), (1, 6)], tmp_path)
+    assert [one.engine for one in plan.cases] == engines * 2
+    assert {one.source for one in plan.cases} == {dense}
+    sizes = [
+        [
+            axis.dim_value
+            for axis in onnx.load(one.path).graph.input[0].type.tensor_type.shape.dim
+        ]
+        for one in plan.cases
+        if one.engine == "deepsparse"
+    ]
+    assert sizes == [[2, 6], [1, 6]]
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["--format", "tflite"], "format=tflite is unknown; expected one of onnx"),
+        (["--target", "tvm"], "target=tvm is no engine that is known here"),
+        (["--shape", "32"], "--shape=32 is no batch size and sequence length"),
+        (["--shape", "0x4"], "--shape=0x4 is no batch size and sequence length"),
+    ],
+)
+def test_what_cannot_be_is_refused(words, why, dense, capsys) -> None:
+    assert main(["export", str(dense), *words]) == 2
+    assert why in capsys.readouterr().err
+
+
+def test_folders_that_are_no_runs(tmp_path, dense, capsys) -> None:
+    assert main(["export", str(tmp_path)]) == 2
+    assert "has no config.json" in capsys.readouterr().err
+    config = dense / "config.json"
+    whole = config.read_text(encoding="utf-8")
+    config.write_text("{", encoding="utf-8")
+    assert main(["export", str(dense)]) == 2
+    assert "has a config.json that cannot be read" in capsys.readouterr().err
+    config.write_text(whole.replace("BertForSeq", "NoBertForSeq"), encoding="utf-8")
+    assert main(["export", str(dense)]) == 2
+    assert "which transformers does not have" in capsys.readouterr().err
+    config.write_text(whole, encoding="utf-8")
+    (dense / "model.safetensors").write_bytes(b"damaged")
+    assert main(["export", str(dense)]) == 2
+    assert "cannot be loaded" in capsys.readouterr().err
+
+
+def test_shapes() -> None:
+    assert parse_shape(None) is None and parse_shape("32X128") == (32, 128)

@@ -1,0 +1,356 @@
+"""ONNX files against the torch models that they came from, on ONNX Runtime."""
+
+from collections import Counter
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import nn
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+)
+
+from obert_modifiers import embedded
+from obert_modifiers.core.quantization.scales import load_quantization_
+from obert_modifiers.core.quantization.scheme import (
+    Scheme,
+    freeze_,
+    quantize_,
+    quantizers_of,
+)
+from obert_modifiers.deploy.onnx import export_onnx
+from obert_modifiers.tasks.text_classification import main
+
+TASKS = {
+    BertForSequenceClassification: ("logits",),
+    BertForTokenClassification: ("logits",),
+    BertForMaskedLM: ("logits",),
+    BertForQuestionAnswering: ("start_logits", "end_logits"),
+}
+SCHEMES = {
+    "plain": None,
+    "per tensor": Scheme(),
+    "per channel": Scheme(per_channel=True),
+    "products too": Scheme(per_channel=True, attention_matmuls=True),
+    "full range": Scheme(reduce_range=False),
+}
+assert (len(TASKS), len(SCHEMES)) == (4, 5)
+# Integer kernels sum exactly and torch in float32. All outputs agree to rounding but
+# those behind an activation that this lifts over the border of its step; such a row is
+# off by the weight of one step of one input, below 1 % of the largest output here.
+SAME, FEW_STEPS = 1e-5, 2e-2
+
+
+def make(cls=BertForSequenceClassification, scheme=None, kind="sdpa", **config):
+    torch.manual_seed(0)
+    shape = {
+        "vocab_size": 40,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "max_position_embeddings": 24,
+        "initializer_range": 0.2,
+    }
+    model = cls._from_config(BertConfig(**shape | config), attn_implementation=kind)
+    if scheme is not None:
+        quantize_(model, scheme)
+        model.train()
+        for seed in range(3):
+            model(**inputs(4, 11, seed))
+        freeze_(model)
+    return model.eval()
+
+
+def inputs(rows: int, tokens: int, seed: int = 0) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(3, 40, (rows, tokens), generator=generator)
+    mask = torch.ones_like(ids)
+    mask[0, tokens // 2 + 1 :] = 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def plain_session(path):
+    """Open a file as a user's program does, with no option set."""
+    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+
+def run(path, batch, session=plain_session) -> list[np.ndarray]:
+    feed = {name: value.numpy() for name, value in batch.items()}
+    return session(path).run(None, feed)
+
+
+def agrees(
+    model, path, names, batch, exactly: bool = False, session=plain_session
+) -> bool:
+    """Tell whether nine of ten outputs are the same, and none is far off.
+
+    The same as torch's in float32 or in float64: on one CPU or another float32 lifts an
+    activation over the border of its step, and then the engine is with float64.
+    """
+    ours = run(path, batch, session)
+    with torch.no_grad():
+        references = [model(**batch)]
+        if not exactly:
+            references.append(model.double()(**batch))
+            model.float()
+    return any(_same(ours, one, names, exactly) for one in references)
+
+
+def _same(ours, expected, names, exactly: bool) -> bool:
+    for name, one in zip(names, ours, strict=True):
+        right = expected[name].numpy()
+        away = np.abs(one - right) / np.abs(right).max()
+        same = (away < SAME).mean()
+        if away.max() > FEW_STEPS or same < (1.0 if exactly else 0.9):
+            return False
+    return True
+
+
+@pytest.mark.parametrize("kind", ["sdpa", "eager"])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_the_file_agrees_at_every_batch_and_length(scheme, kind, tmp_path) -> None:
+    model = make(scheme=SCHEMES[scheme], kind=kind)
+    found = export_onnx(model, inputs(1, 5), tmp_path / "new" / "model.onnx")
+    for rows, tokens in ((1, 1), (64, 11), (40, 24), (32, 2)):
+        batch = inputs(rows, tokens, 7)
+        plain = SCHEMES[scheme] is None
+        assert agrees(model, found.path, found.outputs, batch, exactly=plain)
+    assert found.size_bytes == found.path.stat().st_size
+    assert found.inputs == ("input_ids", "attention_mask")
+
+
+@pytest.mark.parametrize("cls", TASKS)
+def test_outputs_are_named_by_the_task(cls, tmp_path) -> None:
+    model = make(cls, Scheme())
+    found = export_onnx(model, inputs(2, 6), tmp_path / "model.onnx")
+    assert found.outputs == TASKS[cls]
+    graph = onnx.load(found.path)
+    assert graph.opset_import[0].version == 17
+    shapes = {
+        one.name: [
+            axis.dim_param or axis.dim_value for axis in one.type.tensor_type.shape.dim
+        ]
+        for one in graph.graph.output
+    }
+    follows = cls is not BertForSequenceClassification
+    for shape in shapes.values():
+        assert shape[0] == "batch" and (shape[1] == "sequence") == follows
+    assert agrees(model, found.path, found.outputs, inputs(32, 9, 7))
+
+
+def test_two_labels_and_two_tokens_are_told_apart(tmp_path) -> None:
+    found = export_onnx(make(), inputs(2, 2), tmp_path / "model.onnx")
+    (logits,) = run(found.path, inputs(5, 7))
+    assert logits.shape == (5, 2)
+
+
+def test_a_plain_file_does_not_agree_with_a_quantized_model(tmp_path) -> None:
+    plain, model = make(), make(scheme=Scheme())
+    found = export_onnx(plain, inputs(2, 6), tmp_path / "model.onnx")
+    assert not agrees(model, found.path, found.outputs, inputs(64, 11, 7))
+    assert agrees(plain, found.path, found.outputs, inputs(64, 11, 7), exactly=True)
+
+
+@pytest.mark.parametrize("integer_bias", [False, True])
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_weights_are_stored_as_int8(per_channel, integer_bias, tmp_path) -> None:
+    model = make(scheme=Scheme(per_channel=per_channel))
+    with torch.no_grad():
+        model.bert.encoder.layer[0].output.dense.weight[:, ::2] = 0.0
+        model.bert.encoder.layer[0].output.dense.weight[3] = 0.0
+    quantizers_of(model)["bert.encoder.layer.0.output.dense:weight"].observe_(
+        model.bert.encoder.layer[0].output.dense.weight
+    )
+    path = tmp_path / "model.onnx"
+    found = export_onnx(model, inputs(2, 6), path, integer_bias=integer_bias)
+    graph = onnx.load(found.path).graph
+    arrays = {one.name: numpy_helper.to_array(one) for one in graph.initializer}
+    whole = {
+        name.removeprefix("model.").split("_int8")[0]: array.T
+        if name.endswith("_t")
+        else array
+        for name, array in arrays.items()
+        if array.dtype == np.int8 and "_int8" in name
+    }
+    # Three embeddings, six linear layers in each of two layers, pooler and head.
+    assert len(whole) == found.int8_weights == 17
+    # And the biases of all linear layers, where they are asked for.
+    assert found.dequantize_nodes == 17 + 14 * integer_bias + found.quantize_nodes
+    for name, array in whole.items():
+        one = quantizers_of(model)[f"{name.removesuffix('.weight')}:weight"]
+        weight = model.get_parameter(name).detach()
+        grid = torch.from_numpy(array.copy()).float()
+        scale = one.scale[:, None] if one.per_channel else one.scale
+        assert torch.equal(grid * scale, one(weight, False))  # bit for bit
+        assert ((weight == 0) <= (grid == 0)).all()
+    # No weight is there in floating point beside its INT8 one.
+    for name, array in arrays.items():
+        assert array.dtype != np.float32 or array.ndim < 2, name
+    assert all(node.op_type != "Identity" for node in graph.node)
+    scales = [arrays[n.input[1]] for n in graph.node if n.op_type == "QuantizeLinear"]
+    assert scales and all(scale.ndim == 0 for scale in scales)
+
+
+def test_onnx_runtime_computes_in_integers(tmp_path) -> None:
+    model = make(scheme=Scheme(per_channel=True, attention_matmuls=True))
+    found = export_onnx(model, inputs(2, 6), tmp_path / "model.onnx")
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.log_severity_level = 3  # that the file is for this machine alone
+    onnxruntime.InferenceSession(
+        str(found.path), options, providers=["CPUExecutionProvider"]
+    )
+    graph = onnx.load(tmp_path / "optimized.onnx").graph
+    kinds = Counter(node.op_type for node in graph.node)
+    assert kinds["MatMul"] == kinds["Gemm"] == 0
+    # Six linear layers and two products in each of two layers, pooler and head.
+    integers = ("QGemm", "MatMulIntegerToFloat", "QLinearMatMul")
+    assert sum(kinds[kind] for kind in integers) == 2 * (6 + 2) + 2
+    assert kinds["QGemm"] == 2 * 6 + 2
+
+
+def test_the_model_stays_as_it_was(tmp_path) -> None:
+    model = make()
+    quantize_(model, Scheme())
+    model.train()
+    model(**inputs(4, 11))
+    model.bert.pooler.eval()
+    ranges = {name: one.state() for name, one in quantizers_of(model).items()}
+    export_onnx(model, inputs(2, 6), tmp_path / "model.onnx")
+    assert model.training and not model.bert.pooler.training
+    for name, one in quantizers_of(model).items():
+        assert one.observing
+        for key, value in one.state().items():
+            assert (
+                value == ranges[name][key]
+                if isinstance(value, bool)
+                else (torch.equal(value, ranges[name][key]))
+            )
+
+
+def test_weights_that_are_shared_or_equal(tmp_path) -> None:
+    model = make(scheme=None)
+    layers = model.bert.encoder.layer
+    layers[1] = layers[0]  # one layer called twice
+    layers[0].attention.self.key.load_state_dict(
+        layers[0].attention.self.query.state_dict()
+    )
+    quantize_(model, Scheme(per_channel=True))
+    model.train()
+    model(**inputs(4, 11))
+    model.eval()
+    found = export_onnx(model, inputs(2, 6), tmp_path / "model.onnx")
+    assert agrees(model, found.path, found.outputs, inputs(64, 11, 7))
+
+
+def test_what_cannot_be_exported_is_refused(tmp_path) -> None:
+    model, path = make(), tmp_path / "model.onnx"
+    with pytest.raises(ValueError) as error:
+        export_onnx(model, {"input_ids": torch.zeros(2, 1, dtype=torch.long)}, path)
+    assert str(error.value) == (
+        "sample input_ids has shape (2, 1); expected (batch, sequence) with 2 tokens "
+        "at least; pass what the tokenizer gives"
+    )
+    with pytest.raises(ValueError) as error:
+        export_onnx(model, {}, path)
+    assert str(error.value) == (
+        "sample has no inputs; expected tensors by name; pass what the tokenizer gives"
+    )
+
+    class Bare(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x
+
+    with pytest.raises(ValueError) as error:
+        export_onnx(Bare(2, 2), {"x": torch.zeros(2, 3)}, path)
+    assert str(error.value) == (
+        "Bare returns Tensor; expected a mapping of tensors, such as a transformers "
+        "model returns; leave return_dict on"
+    )
+    assert not path.exists()
+
+
+RECIPE = """
+modifiers:
+  - !EpochRangeModifier
+      start_epoch: 0.0
+      end_epoch: 2.0
+  - !GMPStarPruningModifier
+      init_sparsity: 0.3
+      final_sparsity: 0.3
+      start_epoch: 0.5
+      end_epoch: 0.75
+  - !QATModifier
+      start_epoch: 0.75
+      disable_observer_epoch: 1.0
+      quantize_attention_matmuls: {products}
+"""
+LENGTH = 32  # tokens; longer sentences are cut, for time
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("products", ["false", "true"])
+def test_the_embedded_encoder_is_as_accurate_in_int8(products, tmp_path) -> None:
+    pytest.importorskip(embedded.ENCODER_PACKAGE)
+    (tmp_path / "recipe.yaml").write_text(RECIPE.format(products=products))
+    flags = {
+        "recipe": tmp_path / "recipe.yaml",
+        "output_dir": tmp_path / "out",
+        "cache_dir": tmp_path / "cache",
+        "max_train_samples": 1280,
+        "max_seq_length": LENGTH,
+        "per_device_train_batch_size": 16,
+        "learning_rate": 2e-4,
+        "eval_strategy": "no",
+    }
+    words = [
+        str(word) for name, value in flags.items() for word in (f"--{name}", value)
+    ]
+    record = main([*words, "--use_cpu"])
+    folder = tmp_path / "out"
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    assert load_quantization_(model, folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    sample = tokenizer(["a sentence"], return_tensors="pt")
+    found = export_onnx(model, sample, tmp_path / "model.onnx")
+
+    rows = pytest.importorskip("pyarrow.parquet").read_table(
+        embedded.movie_snippets()["validation"]
+    )
+    rows = rows.to_pylist()
+    session = onnxruntime.InferenceSession(
+        str(found.path), providers=["CPUExecutionProvider"]
+    )
+    hits = same = 0
+    for start in range(0, len(rows), 50):
+        part = rows[start : start + 50]
+        batch = tokenizer(
+            [row["sentence"] for row in part],
+            padding=True,
+            truncation=True,
+            max_length=LENGTH,
+            return_tensors="pt",
+        )
+        with torch.no_grad():
+            ours = model(**batch).logits.argmax(-1).numpy()
+        feed = {name: batch[name].numpy() for name in found.inputs}
+        theirs = session.run(None, feed)[0].argmax(-1)
+        hits += sum(int(p) == r["label"] for p, r in zip(theirs, part, strict=True))
+        same += int((ours == theirs).sum())
+    accuracy = hits / len(rows)
+    assert record["accuracy"] > 0.7
+    assert abs(accuracy - record["accuracy"]) <= 0.005
+    assert same >= 0.99 * len(rows)
+    # 22.7M parameters: INT8 but for biases and LayerNorm.
+    plain = (folder / "model.safetensors").stat().st_size
+    assert found.size_bytes < 0.27 * plain

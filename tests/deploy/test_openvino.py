@@ -1,0 +1,82 @@
+"""OpenVINO's files against the model, where OpenVINO is installed."""
+
+import importlib
+
+import numpy as np
+import pytest
+import torch
+
+from obert_modifiers.core.quantization.scheme import Scheme
+from obert_modifiers.deploy.checks import compare
+from obert_modifiers.deploy.formats import openvino as exporting
+from tests.deploy.test_onnx import TASKS, inputs, make
+
+FEW_STEPS = 2e-2
+
+
+@pytest.mark.parametrize("scheme", [None, Scheme(), Scheme(attention_matmuls=True)])
+@pytest.mark.parametrize("cls", TASKS)
+def test_the_file_gives_what_the_model_gives(cls, scheme, tmp_path) -> None:
+    engine = pytest.importorskip("openvino")
+    model = make(cls, scheme)
+    found = exporting.export_openvino(model, inputs(2, 6), tmp_path / "m.xml")
+    assert found.path.with_suffix(".bin").is_file() and found.onnx.path == found.path
+    compiled = engine.Core().compile_model(
+        str(found.path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+    )
+    for rows, tokens in ((1, 4), (30, 11)):
+        batch = inputs(rows, tokens, 7)
+        ours = compiled({name: value.numpy() for name, value in batch.items()})
+        with torch.no_grad():
+            expected = model(**batch)
+        for place, name in enumerate(TASKS[cls]):
+            right = expected[name].numpy()
+            away = np.abs(ours[place] - right) / np.abs(right).max()
+            assert away.max() < (1e-4 if scheme is None else FEW_STEPS)
+
+
+def test_weights_are_int8_and_nothing_is_float16(tmp_path) -> None:
+    engine = pytest.importorskip("openvino")
+    model = make(scheme=Scheme())
+    found = exporting.export_openvino(model, inputs(2, 6), tmp_path / "m.xml")
+    graph = engine.Core().read_model(str(found.path))
+    constants = [op for op in graph.get_ops() if op.get_type_name() == "Constant"]
+    types = [op.get_element_type().get_type_name() for op in constants]
+    assert types.count("i8") >= found.onnx.int8_weights == 17
+    assert "f16" not in types
+
+
+@pytest.mark.parametrize("scheme", [None, Scheme()])
+def test_other_weights_are_found(tmp_path, scheme) -> None:
+    pytest.importorskip("openvino")
+    model, sample = make(scheme=scheme), inputs(2, 6)
+    found = exporting.export_openvino(model, sample, tmp_path / "m.xml")
+    int8 = scheme is not None
+    assert "within" in compare(model, sample, found.path, "openvino", int8)
+    with torch.no_grad():
+        model.classifier.weight.mul_(1.5)
+    with pytest.raises(ValueError, match="gives other outputs than the model"):
+        compare(model, sample, found.path, "openvino", int8)
+
+
+def test_without_openvino_the_extra_is_named(tmp_path, monkeypatch) -> None:
+    real = importlib.import_module
+
+    def missing(name, *rest):
+        if name == "openvino":
+            raise ImportError(name)
+        return real(name, *rest)
+
+    monkeypatch.setattr(importlib, "import_module", missing)
+    with pytest.raises(ValueError) as error:
+        exporting.export_openvino(make(), inputs(2, 6), tmp_path / "m.xml")
+    assert str(error.value) == (
+        "engine=openvino is not installed; expected the openvino package; run pip "
+        "install 'obert-modifiers[openvino]'"
+    )
+
+
+def test_another_ending_is_refused(tmp_path) -> None:
+    pytest.importorskip("openvino")
+    with pytest.raises(ValueError, match="does not end in .xml"):
+        exporting.export_openvino(make(), inputs(2, 6), tmp_path / "m.onnx")

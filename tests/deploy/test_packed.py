@@ -1,0 +1,352 @@
+"""Packed weights: every bit comes back, near the entropy bound, damage is found."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForMaskedLM,
+)
+
+from obert_modifiers.core.quantization.scales import (
+    load_quantization_,
+    save_quantization,
+)
+from obert_modifiers.core.quantization.scheme import Scheme, freeze_, quantize_
+from obert_modifiers.deploy.artefact import restore
+from obert_modifiers.deploy.formats import container, mask_code
+from obert_modifiers.deploy.formats.safetensors_packed import (
+    FILE_NAME,
+    FORMAT,
+    VERSION,
+    export_packed,
+    load_packed,
+    pack,
+    unpack,
+)
+from tests import tiny
+
+N = 40_000
+
+
+def entropy(share: float) -> float:
+    """H(s) in bits, from the definition."""
+    return -sum(p * math.log2(p) for p in (share, 1 - share) if p)
+
+
+def random_mask(pruned: float, count: int = N, seed: int = 0) -> np.ndarray:
+    mask = np.ones(count, bool)
+    mask[: round(pruned * count)] = False
+    return np.random.default_rng(seed).permutation(mask)
+
+
+def read_by_hand(stream: bytes, code: mask_code.MaskCode, count: int) -> list[bool]:
+    """Read gaps bit by bit, as the docstring of the format says."""
+    bits = [byte >> (7 - i) & 1 for byte in stream for i in range(8)]
+    start = -(-code.unary_bits // 8) * 8
+    place, at, mask = -1, 0, [not code.kept] * count
+    for number in range(code.count):
+        high = 0
+        while not bits[at]:
+            high, at = high + 1, at + 1
+        at += 1
+        first = start + number * code.low_bits
+        low = sum(bits[first + i] << i for i in range(code.low_bits))
+        place += (high << code.low_bits) + low + 1
+        mask[place] = code.kept
+    return mask
+
+
+@pytest.mark.parametrize("pruned", [0.001, 0.05, 0.3, 0.5, 0.7, 0.8, 0.9, 0.97, 0.999])
+def test_a_mask_is_near_its_entropy_and_comes_back(pruned):
+    mask = random_mask(pruned)
+    code, size = mask_code.choose(mask)
+    stream = mask_code.encode(mask, code)
+    assert stream.nbytes == size
+    assert np.array_equal(mask_code.decode(stream, code, N), mask)
+    if code.kind == mask_code.GAPS:
+        assert read_by_hand(stream.tobytes(), code, N) == mask.tolist()
+    bound = N * entropy(pruned)
+    assert math.isclose(mask_code.entropy_bits(N, int(mask.sum())), bound, rel_tol=1e-9)
+    # One bit each is 13 % over the bound at 70 %, where gaps begin to pay; a Rice code
+    # of a geometric gap is 4 % over it at most, and both streams end on whole bytes.
+    most = 1.14 if 0.29 < pruned < 0.71 else 1.045
+    assert 1.0 <= 8 * size / bound < most + 16 / bound
+
+
+@pytest.mark.parametrize("mask", [[], [1], [0], [1, 0], [0, 1], [0] * 9, [1] * 9])
+def test_short_masks(mask):
+    mask = np.array(mask, bool)
+    code, _ = mask_code.choose(mask)
+    found = mask_code.decode(mask_code.encode(mask, code), code, mask.size)
+    assert np.array_equal(found, mask)
+
+
+def test_masks_that_do_not_fit_are_refused():
+    mask = random_mask(0.9, 100)
+    code, _ = mask_code.choose(mask)
+    stream = mask_code.encode(mask, code)
+    for bad, count in ((stream[:-1], 100), (stream ^ 255, 100), (stream, 50)):
+        with pytest.raises(ValueError, match="bytes of|gaps in place of|leads to"):
+            mask_code.decode(bad, code, count)
+    with pytest.raises(ValueError, match="bytes for"):
+        mask_code.decode(stream, mask_code.MaskCode(mask_code.BITS), 100)
+
+
+def odd_bits(dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
+    """Any bits at all, mostly zeros, with -0.0, infinities and several NaNs."""
+    if 0 in shape:
+        return torch.empty(shape, dtype=dtype)
+    size = torch.empty(0, dtype=dtype).element_size()
+    draw = np.random.default_rng(1)
+    raw = draw.integers(0, 256, (math.prod(shape), size), dtype=np.uint8)
+    raw[draw.random(len(raw)) < 0.6] = 0
+    raw[::7, :] = 0
+    raw[::7, -1] = 0x80  # -0.0
+    raw[1::11, :] = 0xFF  # a NaN
+    return torch.from_numpy(raw.reshape(-1).copy()).view(dtype).reshape(shape)
+
+
+DTYPES = [
+    torch.float64,
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.float8_e4m3fn,
+    torch.int8,
+    torch.int64,
+    torch.uint8,
+]
+
+
+def bytes_of(tensor: torch.Tensor) -> bytes:
+    if not tensor.numel():
+        return b""
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+    flat = [t.contiguous().reshape(-1).view(torch.uint8) for t in (one, other)]
+    return one.dtype == other.dtype and one.shape == other.shape and torch.equal(*flat)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(), (5,), (0,), (3, 7), (8, 12), (2, 3, 4), (4, 0)])
+def test_every_bit_comes_back(dtype, shape):
+    tensor = odd_bits(dtype, shape)
+    kept = np.array([any(bytes_of(one)) for one in tensor.reshape(-1)], bool)
+    parts, entry = pack(tensor, kept)
+    entry = json.loads(json.dumps(entry))
+    assert same_bits(unpack(parts["values"], parts.get("mask"), entry), tensor)
+
+
+@pytest.mark.parametrize("tile", [(1, 1), (1, 4), (1, 32), (4, 1), (4, 4), (32, 32)])
+def test_the_tile_of_the_mask_is_found(tile):
+    rows, columns = 128, 256
+    tiles = random_mask(0.8, rows * columns // (tile[0] * tile[1]))
+    mask = tiles.reshape(rows // tile[0], columns // tile[1]).repeat(tile[0], 0)
+    mask = mask.repeat(tile[1], 1)
+    weight = torch.randn(rows, columns).clamp_min(1e-3) * torch.from_numpy(mask)
+    parts, entry = pack(weight, mask.reshape(-1))
+    assert tuple(entry["tile"]) == tile
+    assert torch.equal(unpack(parts["values"], parts.get("mask"), entry), weight)
+    stored = sum(part.numel() * part.element_size() for part in parts.values())
+    pruned = 1 - tiles.mean()
+    bound = 4 * mask.sum() + tiles.size * entropy(pruned) / 8
+    assert stored <= 1.02 * bound + 4
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A tiny run at 90 %, with everything that its folder holds."""
+    folder = tiny.save_model(tmp_path_factory.mktemp("run"))
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "encoder" in name and weight.ndim == 2:
+                weight[torch.rand(weight.shape, generator=generator) < 0.9] = 0.0
+        weight[0] = -0.0
+    model.save_pretrained(folder)
+    (folder / "recipe.yaml").write_text("modifiers: []\n")
+    (folder / "report.html").write_text("not this")
+    (folder / "checkpoint-1").mkdir()
+    return folder
+
+
+def tensors_of(folder):
+    with safe_open(folder / "model.safetensors", framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def test_a_run_comes_back_bit_for_bit(run, tmp_path):
+    found = export_packed(run, tmp_path / "out")
+    loaded, there = load_packed(found.path), tensors_of(run)
+    assert loaded.keys() == there.keys()
+    assert all(same_bits(loaded[name], there[name]) for name in there)
+    assert (found.tensors, found.int8_weights) == (len(there), 0)
+    assert found.dense_bytes == sum(4 * one.numel() for one in there.values())
+    assert found.size_bytes == found.file.stat().st_size
+    names = {path.name for path in found.path.iterdir()}
+    kept = {"config.json", "recipe.yaml", "tokenizer.json", "tokenizer_config.json"}
+    assert kept | {FILE_NAME} <= names
+    assert not names & {"model.safetensors", "report.html", "checkpoint-1"}
+    (tmp_path / "plain").touch()
+    assert found.file.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_a_restored_folder_loads(run, tmp_path):
+    export_packed(run, tmp_path / "out")
+    folder = restore(tmp_path / "out", tmp_path / "back")
+    whole = AutoModelForSequenceClassification.from_pretrained(run)
+    back = AutoModelForSequenceClassification.from_pretrained(folder)
+    for one, other in zip(whole.parameters(), back.parameters(), strict=True):
+        assert same_bits(one.detach(), other.detach())
+    assert (folder / "tokenizer.json").is_file()
+
+
+def test_a_folder_of_another_format_is_not_restored(run, tmp_path):
+    with pytest.raises(ValueError, match="is of the format run; expected one of"):
+        restore(run, tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+@pytest.mark.parametrize("block", [1, 4])
+def test_a_quantized_model_is_int8_and_computes_the_same(
+    run, tmp_path, per_channel, block
+):
+    model = AutoModelForSequenceClassification.from_pretrained(run)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "encoder" in name and weight.ndim == 2:
+                tiles = torch.rand(len(weight), weight.shape[1] // block) < 0.8
+                weight[tiles.repeat_interleave(block, dim=1)] = 0.0
+    quantize_(model, Scheme(per_channel=per_channel))
+    ids = torch.randint(0, 20, (4, 9))
+    model.train()(ids)
+    freeze_(model)
+    folder = tmp_path / "qat"
+    model.save_pretrained(folder)
+    save_quantization(model, folder)
+    found = export_packed(folder, tmp_path / "out")
+    weights = [n for n, w in model.named_parameters() if w.ndim == 2]
+    assert found.int8_weights == len(weights)
+    with safe_open(found.file, framework="pt") as file:
+        dtypes = {n: file.get_tensor(f"{n}.values").dtype for n in weights}
+    assert set(dtypes.values()) == {torch.int8}
+    state = load_packed(found.path)
+    back = type(model).from_pretrained(None, config=model.config, state_dict=state)
+    load_quantization_(back, found.path)
+    with torch.no_grad():
+        expected, got = model.eval()(ids).logits, back.eval()(ids).logits
+    assert torch.equal(expected, got)
+    for name in weights:
+        zeros = model.get_parameter(name) == 0
+        assert not state[name][zeros].any()
+    whole = export_packed(folder, tmp_path / "whole", int8=False)
+    assert whole.int8_weights == 0
+    assert all(
+        same_bits(tensor, tensors_of(folder)[name])
+        for name, tensor in load_packed(whole.path).items()
+    )
+
+
+def test_a_wrong_scale_is_seen(run, tmp_path):
+    """Negative control: with another grid the outputs differ."""
+    model = AutoModelForSequenceClassification.from_pretrained(run)
+    quantize_(model, Scheme())
+    freeze_(model)
+    folder = tmp_path / "qat"
+    model.save_pretrained(folder)
+    path = save_quantization(model, folder)
+    saved = json.loads(path.read_text())
+    for entry in saved["tensors"].values():
+        entry["scale"] = [2 * scale for scale in entry["scale"]]
+    path.write_text(json.dumps(saved))
+    export_packed(folder, tmp_path / "out")
+    name = "classifier.weight"
+    expected = model.classifier.quantizers["weight"](model.classifier.weight, False)
+    assert not torch.equal(load_packed(tmp_path / "out")[name], expected)
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_a_shared_weight_stays_shared(tmp_path, per_channel):
+    config = BertConfig(
+        vocab_size=40,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        tie_word_embeddings=True,
+    )
+    model = BertForMaskedLM(config)
+    quantize_(model, Scheme(per_channel=per_channel))
+    ids = torch.randint(0, 40, (3, 7))
+    model.train()(ids)
+    freeze_(model)
+    model.save_pretrained(tmp_path / "mlm")
+    save_quantization(model, tmp_path / "mlm")
+    found = export_packed(tmp_path / "mlm", tmp_path / "out")
+    state = load_packed(found.path)
+    shared = "bert.embeddings.word_embeddings.weight"
+    assert (shared in state) + ("cls.predictions.decoder.weight" in state) == 1
+    # Two grids for one weight: neither is taken, or the other layer's would change.
+    matrices = [name for name, tensor in state.items() if tensor.ndim == 2]
+    assert found.int8_weights == len(matrices) - per_channel
+    back = BertForMaskedLM.from_pretrained(None, config=model.config, state_dict=state)
+    load_quantization_(back, found.path)
+    decoder = back.cls.predictions.decoder.weight
+    assert decoder is back.bert.embeddings.word_embeddings.weight
+    with torch.no_grad():
+        assert torch.equal(model.eval()(ids).logits, back.eval()(ids).logits)
+
+
+def test_damage_anywhere_is_found(run, tmp_path):
+    file = export_packed(run, tmp_path / "out").file
+    whole = file.read_bytes()
+    draw = np.random.default_rng(0)
+    for place in [0, 9, 200, len(whole) - 1, *draw.integers(8, len(whole), 30)]:
+        bad = bytearray(whole)
+        bad[place] ^= 0x10
+        file.write_bytes(bad)
+        with pytest.raises(ValueError, match=r"; expected .*; "):
+            load_packed(file)
+    for length in (0, 7, 100, len(whole) - 1):
+        file.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match="no whole safetensors file"):
+            load_packed(file)
+    file.write_bytes(whole)
+    load_packed(file)
+
+
+def test_foreign_and_newer_files_are_refused(run, tmp_path):
+    with pytest.raises(ValueError, match="a plain model loads with from_pretrained"):
+        load_packed(run / "model.safetensors")
+    one = {"a": torch.ones(1)}
+    container.write(tmp_path / "f", FORMAT, VERSION + 1, one, {})
+    with pytest.raises(ValueError, match=f"version={VERSION + 1} of .* a newer one"):
+        load_packed(tmp_path / "f")
+    container.write(tmp_path / "f", "obert_modifiers.other", 1, one, {})
+    with pytest.raises(ValueError, match="format obert_modifiers.other; expected"):
+        load_packed(tmp_path / "f")
+    with pytest.raises(FileNotFoundError, match="is not there"):
+        load_packed(tmp_path / "missing")
+    save_file(one, tmp_path / "f", {"format": "pt"})
+    assert container.kind_of(tmp_path / "f") is None
+
+
+def test_what_is_no_run_is_refused(run, tmp_path):
+    with pytest.raises(FileNotFoundError, match="has no config.json"):
+        export_packed(tmp_path, tmp_path / "out")
+    with pytest.raises(ValueError, match="is the run itself"):
+        export_packed(run, run)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match="has no weights"):
+        export_packed(tmp_path, tmp_path / "out")

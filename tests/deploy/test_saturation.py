@@ -1,0 +1,288 @@
+"""Sums of INT8 products that 16 bits cannot hold: found, and in no file by default."""
+
+import itertools
+import os
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import numpy_helper
+
+from obert_modifiers.core.quantization.scheme import (
+    Scheme,
+    hold_weights_,
+    quantize_,
+    quantizers_of,
+)
+from obert_modifiers.cpu import Cpu, host_cpu
+from obert_modifiers.deploy import export, sessions
+from obert_modifiers.deploy.engines import engine_advice
+from obert_modifiers.deploy.onnx import export as onnx_export
+from obert_modifiers.deploy.onnx import export_onnx, saturation
+from obert_modifiers.deploy.onnx.saturation import count_saturating, saturating_layers
+from tests.deploy.integers import evaluate
+from tests.deploy.test_command import save
+from tests.deploy.test_onnx import FEW_STEPS, inputs, make, plain_session
+
+REDUCED, FULL = Scheme(), Scheme(reduce_range=False)
+ROWS = Scheme(per_channel=True, reduce_range=False)
+HASWELL = Cpu("of 2013", "x86_64", frozenset({"avx2", "fma"}))
+
+
+def brute_force(weight: np.ndarray) -> int:
+    """Try the largest and least activations of each pair."""
+    count = 0
+    for row in weight.astype(int).tolist():
+        row = [*row, *([0] if len(row) % 2 else [])]
+        for a, b in zip(row[::2], row[1::2], strict=True):
+            sums = [x * a + y * b for x, y in itertools.product((0, 255), repeat=2)]
+            count += not (-(2**15) <= min(sums) and max(sums) < 2**15)
+    return count
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 2), (7, 5), (40, 24)])
+def test_pairs_are_counted_as_by_hand(shape) -> None:
+    generator = np.random.default_rng(0)
+    for _ in range(20):
+        weight = generator.integers(-128, 128, shape).astype(np.int8)
+        assert count_saturating(weight) == brute_force(weight)
+
+
+@pytest.mark.parametrize(
+    ("pair", "count"),
+    [
+        ((127, 1), 0),
+        ((127, 2), 1),
+        ((64, 64), 0),
+        ((64, 65), 1),
+        ((-64, -64), 0),
+        ((-64, -65), 1),
+        ((-128, 0), 0),
+        ((-128, -1), 1),
+        ((127, -127), 0),  # of two signs: they cannot add up
+        ((63, 63), 0),
+    ],
+)
+def test_the_borders_of_16_bits(pair, count) -> None:
+    assert count_saturating(np.array([pair], np.int8)) == count
+    # Pairs begin at even places: the same numbers one place on are two pairs.
+    apart = np.array([[0, *pair, 0]], np.int8)
+    assert count_saturating(apart) == 0
+    # A count that forgets signs is another one.
+    forgets = int(np.abs(pair).sum() * 255 > 2**15 - 1)
+    assert forgets == count or pair in ((127, -127), (-64, -64), (-128, 0))
+
+
+def numpy_of(batch: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    return {name: value.numpy() for name, value in batch.items()}
+
+
+def away(found: list[np.ndarray], expected: list[np.ndarray]) -> float:
+    largest = max(float(np.abs(one).max()) for one in expected)
+    pairs = zip(found, expected, strict=True)
+    return max(float(np.abs(a - b).max()) for a, b in pairs) / largest
+
+
+def run(path, batch) -> list[np.ndarray]:
+    return plain_session(path).run(None, batch)
+
+
+def signed(graph: onnx.ModelProto) -> dict[str, int]:
+    """Leave INT8 weights as they are: the planted wrong exporter."""
+    return saturating_layers(graph)
+
+
+@pytest.mark.parametrize("scheme", [REDUCED, FULL, ROWS])
+def test_the_default_file_is_right_without_vnni(scheme, tmp_path) -> None:
+    model, batch = make(scheme=scheme), inputs(24, 11, 7)
+    found = export_onnx(model, inputs(2, 6), tmp_path / "model.onnx")
+    assert bool(found.saturating) == (scheme is not REDUCED)
+    with torch.no_grad():
+        expected = [model(**batch).logits.numpy()]
+    exact = evaluate(found.path, numpy_of(batch), False)
+    without_vnni = evaluate(found.path, numpy_of(batch), True)
+    assert all(map(np.array_equal, exact, without_vnni))
+    assert away(exact, expected) < FEW_STEPS
+    # The engine on this CPU, whichever it is, against the graph in integers.
+    assert away(run(found.path, numpy_of(batch)), exact) < FEW_STEPS
+
+
+@pytest.mark.parametrize("scheme", [FULL, ROWS])
+def test_a_file_that_saturates_is_wrong_there(scheme, tmp_path, monkeypatch) -> None:
+    model, batch = make(scheme=scheme), numpy_of(inputs(24, 11, 7))
+    monkeypatch.setitem(onnx_export._SATURATING, "onnxruntime", signed)
+    found = export_onnx(model, inputs(2, 6), tmp_path / "model.onnx")
+    assert found.saturating and not saturating_layers(onnx.load(found.path)).keys() ^ (
+        found.saturating.keys()
+    )
+    exact = evaluate(found.path, batch, False)
+    without_vnni = evaluate(found.path, batch, True)
+    assert away(without_vnni, exact) > 2 * FEW_STEPS
+    # The engine is one of the two: a kernel that saturates, and no wrong file.
+    right = without_vnni if host_cpu().saturates else exact
+    assert away(run(found.path, batch), right) < FEW_STEPS
+    # Opened as `obert evaluate` and `obert bench` do, it is right on every CPU.
+    session = sessions.open_session(found.path)
+    assert away(session.run(None, batch), exact) < FEW_STEPS
+
+
+def test_reduced_weights_stay_within_their_range() -> None:
+    model = make(scheme=REDUCED)  # ranges are fixed
+    found = quantizers_of(model)
+    name = "bert.encoder.layer.0.output.dense"
+    weight = model.get_parameter(f"{name}.weight")
+    with torch.no_grad():
+        weight.mul_(1.5)
+    grid = found[f"{name}:weight"](weight, False) / found[f"{name}:weight"].scale
+    assert grid.abs().max() > 63  # without being held
+    hold_weights_(model)
+    held = found[f"{name}:weight"](weight, False) / found[f"{name}:weight"].scale
+    assert torch.equal(held.round(), grid.round().clamp(-63, 63))
+    embedding = found["bert.embeddings.word_embeddings:weight"]
+    assert embedding.limit == 127  # not multiplied
+
+
+def test_the_command_names_layer_and_fix(tmp_path) -> None:
+    run = save(tmp_path / "run", FULL)
+    lines = export.export_run(run, "onnx").facts
+    (line,) = [one for one in lines if "16 bits" in one]
+    assert "bert.encoder.layer.0." in line and "reduce_range: true" in line
+    assert "UINT8" in line
+    lines = export.export_run(
+        run, "onnx", None, export.Options("deepsparse", (2, 8))
+    ).facts
+    (line,) = [one for one in lines if "16 bits" in one]
+    assert "may be wrong" in line
+    lines = export.export_run(save(tmp_path / "reduced", REDUCED), "onnx").facts
+    assert not any("16 bits" in one for one in lines)
+
+
+def test_zeros_are_128_in_unsigned_weights(tmp_path) -> None:
+    model = make(scheme=None)
+    with torch.no_grad():
+        for layer in model.bert.encoder.layer:
+            layer.intermediate.dense.weight[:, ::4] = 0.0
+    quantize_(model, FULL)
+    model.train()
+    model(**inputs(4, 11))
+    model.eval()
+    found = export_onnx(model, inputs(2, 6), tmp_path / "model.onnx")
+    stored = map(numpy_helper.to_array, onnx.load(found.path).graph.initializer)
+    unsigned = [one for one in stored if one.dtype == np.uint8 and one.ndim == 2]
+    assert len(unsigned) == len(found.saturating)
+    zeroed = [layer for layer in found.saturating if "intermediate" in layer]
+    assert zeroed
+    for layer in zeroed:
+        one = quantizers_of(model)[f"{layer}:weight"]
+        grid = model.get_parameter(f"{layer}.weight").detach() / one.scale
+        expected = (grid.round() + 128).to(torch.uint8).numpy()
+        assert (expected[:, ::4] == 128).all()
+        assert any(np.array_equal(expected, array) for array in unsigned)
+
+
+def test_a_session_is_told_where_the_cpu_needs_it(tmp_path, monkeypatch) -> None:
+    model = make(scheme=FULL)
+    monkeypatch.setitem(onnx_export._SATURATING, "onnxruntime", signed)
+    found = export_onnx(model, inputs(2, 6), tmp_path / "model.onnx")
+    monkeypatch.setattr(sessions, "host_cpu", lambda: HASWELL)
+    options = onnxruntime.SessionOptions()
+    sessions.open_session(found.path, options)
+    assert options.get_session_config_entry(sessions._EXACT) == "1"
+
+    class Refusing:
+        SessionOptions = onnxruntime.SessionOptions
+
+        @staticmethod
+        def InferenceSession(path, options, providers):
+            if options.get_session_config_entry(sessions._EXACT) == "1":
+                raise RuntimeError("does not open")
+            return "opened"
+
+    monkeypatch.setattr(sessions, "import_engine", lambda name: Refusing)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        assert sessions.open_session(found.path) == "opened"
+    (warning,) = seen
+    assert "without VNNI" in str(warning.message)
+    assert "bert.encoder.layer." in str(warning.message)
+
+
+OPENVINO = """
+import sys
+import numpy as np
+import openvino
+
+compiled = openvino.Core().compile_model(
+    sys.argv[1], "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+)
+given = dict(np.load(sys.argv[2]))
+np.save(sys.argv[3], compiled(given)[0])
+"""
+
+
+def run_openvino(path, batch, tmp_path) -> list[np.ndarray]:
+    """Run a file with OpenVINO's kernels for AVX2, whatever the CPU has beside it."""
+    np.savez(tmp_path / "batch.npz", **batch)
+    words = [path, tmp_path / "batch.npz", tmp_path / "found.npy"]
+    subprocess.run(
+        [sys.executable, "-c", OPENVINO, *map(str, words)],
+        env=os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"},
+        check=True,
+    )
+    return [np.load(tmp_path / "found.npy")]
+
+
+@pytest.mark.parametrize("scheme", [REDUCED, FULL, ROWS])
+def test_openvino_on_avx2(scheme, tmp_path, monkeypatch) -> None:
+    pytest.importorskip("openvino")
+    from obert_modifiers.deploy.formats.openvino import export_openvino
+
+    model, batch = make(scheme=scheme), inputs(24, 11, 7)
+    with torch.no_grad():
+        expected = [model(**batch).logits.numpy()]
+    found = export_openvino(model, inputs(2, 6), tmp_path / "m.xml")
+    assert away(run_openvino(found.path, numpy_of(batch), tmp_path), expected) < (
+        FEW_STEPS
+    )
+    if scheme is REDUCED:
+        return
+    # The planted file shows that those kernels are the ones that saturate.
+    monkeypatch.setitem(onnx_export._SATURATING, "openvino", signed)
+    found = export_openvino(model, inputs(2, 6), tmp_path / "planted.xml")
+    assert away(run_openvino(found.path, numpy_of(batch), tmp_path), expected) > (
+        2 * FEW_STEPS
+    )
+
+
+@pytest.mark.parametrize(
+    ("machine", "features", "saturates"),
+    [
+        ("x86_64", {"avx2", "fma"}, True),
+        ("AMD64", {"avx2", "avx512f"}, True),
+        ("x86_64", {"avx2", "avx512f", "avx512vnni"}, False),
+        ("x86_64", {"avx2", "avxvnni"}, False),
+        ("x86_64", {"avx2", "avx512f", "avx512vnni", "amx-int8", "amx-bf16"}, False),
+        ("aarch64", {"neon", "dotprod"}, False),
+    ],
+)
+def test_what_a_cpu_has_and_what_follows(machine, features, saturates) -> None:
+    cpu = Cpu("made up", machine, frozenset(features))
+    assert cpu.saturates == saturates
+    advice = engine_advice(cpu)
+    assert set(advice) == {"onnxruntime", "openvino", "deepsparse", "torch"}
+    assert ("without VNNI" in advice["openvino"]) == saturates
+    assert ("bfloat16 pays" in advice["torch"]) == ("amx-bf16" in features)
+    assert len(cpu.instruction_sets) == len(features)
+
+
+def test_the_host_is_described() -> None:
+    cpu = host_cpu()
+    assert cpu.name and cpu.machine and cpu.instruction_sets
+    assert saturation.describe({"a": 2, "b": 3, "c": 1, "d": 1}) == (
+        "b (3 sums), a (2 sums), c (1 sums) and 1 more"
+    )

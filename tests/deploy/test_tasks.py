@@ -1,0 +1,120 @@
+"""Of each task: a model pruned and quantized on the embedded encoder, in every format.
+
+The metric of the exported file on the validation set, as `obert evaluate` computes it,
+beside that of the PyTorch model.
+"""
+
+import sys
+from importlib import import_module
+
+import pytest
+
+from obert_modifiers import embedded
+from obert_modifiers.deploy.engines import import_engine
+from obert_modifiers.deploy.evaluate import TASKS, Request, evaluate_file
+from obert_modifiers.deploy.export import FORMATS, Options, export_run
+from obert_modifiers.deploy.graph_model import ENGINES
+
+# 2:4, as one of the formats holds nothing else.
+RECIPE = """
+modifiers:
+  - !EpochRangeModifier
+      start_epoch: 0.0
+      end_epoch: 2.0
+  - !NMPruningModifier
+      mask_type: "2:4"
+      start_epoch: 0.5
+  - !QATModifier
+      start_epoch: 1.0
+      disable_observer_epoch: 1.5
+      quantize_attention_matmuls: true
+"""
+NAMES = "O,B-PER,I-PER,B-ORG,I-ORG,B-LOC,I-LOC,B-MISC,I-MISC"
+BATCH = 25
+# Data set (None: the embedded one), training and validation samples, length, flags.
+DATA = {
+    "text_classification": (None, 960, 1000, 64, ()),
+    "question_answering": ("squad", 960, 400, 128, ("--doc_stride", "48")),
+    "token_classification": ("conll2003", 3200, 500, 64, ("--label_names", NAMES)),
+    "masked_language_modeling": ("wiki_paragraphs", 480, 200, 64, ()),
+}
+assert DATA.keys() == TASKS.keys()
+HALF_A_POINT = 0.005
+# A perplexity has no points: it is compared by its ratio, and accuracy beside it.
+PERPLEXITY, SHARE = "perplexity", 0.005
+
+# Format, target, and the engine that runs it.
+CASES = {
+    "onnx for ONNX Runtime": ("onnx", "onnxruntime", "onnxruntime"),
+    "onnx for OpenVINO, on ONNX Runtime": ("onnx", "openvino", "onnxruntime"),
+    "onnx for DeepSparse, on ONNX Runtime": ("onnx", "deepsparse", "onnxruntime"),
+    "onnx for DeepSparse": ("onnx", "deepsparse", "deepsparse"),
+    "openvino": ("openvino", None, "openvino"),
+    "2:4": ("torch24", None, "torch"),
+    "packed": ("safetensors", None, "torch"),
+}
+assert {case[0] for case in CASES.values()} == FORMATS.keys()
+assert {case[2] for case in CASES.values()} == set(ENGINES)
+
+
+def installed(engine: str) -> bool:
+    try:
+        import_engine(engine)
+    except ValueError:
+        return False
+    return True
+
+
+def test_what_is_not_installed_is_left_out(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    assert not installed("openvino") and installed("onnxruntime")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DATA)
+def test_the_metric_of_each_format(name, tmp_path, request) -> None:
+    pytest.importorskip(embedded.ENCODER_PACKAGE)
+    data, train, some, length, more = DATA[name]
+    words = [*more, "--max_seq_length", str(length), "--max_eval_samples", str(some)]
+    words += ["--cache_dir", str(tmp_path / "cache"), "--use_cpu"]
+    words += ["--per_device_eval_batch_size", str(BATCH)]
+    if data is not None:
+        folder = request.getfixturevalue("shared_data") / data
+        if not folder.is_dir():
+            pytest.skip(
+                f"no data set in {folder}; name its parent in OBERT_SHARED_DATA"
+            )
+        words += ["--dataset_name", str(folder)]
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    run = tmp_path / "run"
+    module = import_module(f"obert_modifiers.tasks.{name}")
+    flags = ["--recipe", str(tmp_path / "recipe.yaml"), "--output_dir", str(run)]
+    flags += ["--max_train_samples", str(train), "--per_device_train_batch_size", "16"]
+    flags += ["--learning_rate", "2e-4", "--eval_strategy", "no"]
+    record = module.main([*words, *flags])
+    headline = record["headline"][0]
+    if headline == PERPLEXITY:
+        headline = "accuracy"
+    scale = 100 if record[headline] > 1.5 else 1  # SQuAD's figures are percentages
+
+    measured = {}
+    for title, (form, target, engine) in CASES.items():
+        if not installed(engine):
+            continue
+        ending = {"onnx": ".onnx", "openvino": ".xml"}.get(form, "")
+        out = tmp_path / f"{target}_{form}{ending}"
+        shape = (BATCH, length) if target == "deepsparse" else None
+        options = Options(target or "onnxruntime", shape, int8=form != "torch24")
+        export_run(run, form, out, options)
+        if engine == "deepsparse":
+            opened = import_engine(engine).Engine(str(out), batch_size=BATCH)
+            assert opened.fraction_of_supported_ops == 1.0
+        found = evaluate_file(Request(out, engine=engine, run=run, words=words))
+        measured[title] = found[headline]
+        if PERPLEXITY in record:
+            ratio = found[PERPLEXITY] / record[PERPLEXITY]
+            assert abs(ratio - 1) <= SHARE, title
+    print(name, headline, record[headline], measured)
+    assert len(measured) >= 5
+    for title, value in measured.items():
+        assert abs(value - record[headline]) <= HALF_A_POINT * scale, title

@@ -1,0 +1,159 @@
+"""Evaluation: what a task keeps, of rows of any width, on one process or two."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from obert_modifiers.training import TrainConfig, evaluate, predict, train
+from obert_modifiers.training.batches import TaskData
+
+LENGTHS = (3, 7, 1, 5, 2, 2, 6)
+
+
+class Echo(nn.Module):
+    """Gives each token's number, and a tenth of it, as logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, input_ids):
+        assert self.training in (True, False)
+        return {"logits": torch.stack([input_ids, 0.1 * input_ids], dim=-1)}
+
+
+def samples(count: int = len(LENGTHS)) -> list[dict]:
+    """Tokens of sample i are 10 i + 1, 10 i + 2, ..."""
+    return [
+        {"input_ids": [10 * i + t + 1 for t in range(LENGTHS[i])], "labels": i}
+        for i in range(count)
+    ]
+
+
+def collate(rows: list[dict]) -> dict[str, torch.Tensor]:
+    width = max(len(row["input_ids"]) for row in rows)
+    ids = [row["input_ids"] + [0] * (width - len(row["input_ids"])) for row in rows]
+    batch = {"input_ids": torch.tensor(ids)}
+    if "labels" in rows[0]:
+        batch["labels"] = torch.tensor([row["labels"] for row in rows])
+    return batch
+
+
+def keep(outputs, batch) -> dict[str, torch.Tensor]:
+    return {
+        "pairs": outputs["logits"],  # (k, T, 2)
+        "ids": batch["input_ids"],  # (k, T)
+        "first": batch["input_ids"][:, 0],  # (k,)
+    }
+
+
+def make_task(**changes) -> TaskData:
+    def sample_loss(outputs, batch):
+        return batch["labels"].float()
+
+    def metrics(pairs, ids, first):
+        # Sample i stands in row i, whatever the batches were.
+        assert first.tolist() == [10 * i + 1 for i in range(len(first))]
+        for i, length in enumerate(LENGTHS[: len(first)]):
+            expected = np.arange(10 * i + 1, 10 * i + 1 + length)
+            assert (ids[i, :length] == expected).all()
+            np.testing.assert_allclose(pairs[i, :length, 0], expected)
+            # Padding of its batch, and then what fills rows up.
+            assert set(ids[i, length:]) <= {0, -100}
+            assert set(pairs[i, length:, 0]) <= {0.0, -np.inf}
+        return {"widest": ids.shape[1], "filled": int((ids == -100).sum())}
+
+    data = TaskData([], samples(), collate, sample_loss, metrics, keep)
+    return replace(data, **changes)
+
+
+def config(folder) -> TrainConfig:
+    return TrainConfig(Path(folder), per_device_eval_batch_size=2, cpu=True)
+
+
+# Sorted by length, two at a time: widths 2, 3, 6 and 7, the last of one row.
+FILLED = 2 * (7 - 2) + 2 * (7 - 3) + 2 * (7 - 6)
+
+
+def test_rows_of_any_width_come_in_the_order_of_the_samples(tmp_path) -> None:
+    found = evaluate(Echo(), make_task(), config(tmp_path))
+    assert found == {"widest": 7, "filled": FILLED, "loss": 3.0, "samples": 7}
+
+
+def test_a_task_may_have_its_own_loss_and_count(tmp_path) -> None:
+    task = make_task(metrics=lambda **rows: {"loss": 0.25, "samples": 3})
+    assert evaluate(Echo(), task, config(tmp_path)) == {"loss": 0.25, "samples": 3}
+
+
+def test_further_sets_have_figures_of_their_own(tmp_path) -> None:
+    found = evaluate(
+        Echo(), make_task(more_validation={"mm": samples(3)}), config(tmp_path)
+    )
+    assert (found["samples"], found["samples_mm"], found["loss_mm"]) == (7, 3, 1.0)
+
+
+def test_predicting_needs_no_labels(tmp_path) -> None:
+    plain = [{"input_ids": row["input_ids"]} for row in samples()]
+    model = Echo().train()
+    rows = predict(model, make_task(), plain, config(tmp_path))
+    assert set(rows) == {"pairs", "ids", "first"} and model.training
+    assert rows["first"].tolist() == [1, 11, 21, 31, 41, 51, 61]
+
+
+def test_each_epoch_is_announced_before_its_batches(tmp_path) -> None:
+    from tests.training.test_training import make_model
+    from tests.training.test_training import make_task as classification
+
+    said = []
+    data = classification(train=16, validation=4)
+
+    def collated(rows):
+        if len(rows) == 8:  # a training batch
+            said.append("batch")
+        return data.collate(rows)
+
+    told = replace(data, collate=collated, start_epoch=said.append)
+    settings = TrainConfig(
+        tmp_path, num_train_epochs=2, per_device_train_batch_size=8, cpu=True
+    )
+    train(make_model(), told, settings)
+    assert said == [0, "batch", "batch", 1, "batch", "batch"]
+
+
+TWO = """
+import os, sys, torch
+from pathlib import Path
+from tests import test_evaluation as t
+from obert_modifiers.training import evaluate
+
+found = evaluate(t.Echo(), t.make_task(), t.config(sys.argv[1]))
+one = evaluate(t.Echo(), t.make_task(validation=t.samples(2)), t.config(sys.argv[1]))
+same = found == {"widest": 7, "filled": t.FILLED, "loss": 3.0, "samples": 7}
+Path(sys.argv[1], "found" + os.environ["RANK"]).write_text(f"{same} {one}")
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_two_processes_gather_the_same(tmp_path) -> None:
+    script = tmp_path / "two.py"
+    script.write_text(TWO)
+    root = Path(__file__).parents[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
+    done = subprocess.run(
+        [*command, "--standalone", str(script), str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(root), "ACCELERATE_USE_CPU": "true"},
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    # The second task is one batch, of which the other process has none.
+    line = "True {'widest': 7, 'filled': 0, 'loss': 0.5, 'samples': 2}"
+    assert [(tmp_path / f"found{rank}").read_text() for rank in (0, 1)] == [line, line]

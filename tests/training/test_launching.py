@@ -1,0 +1,65 @@
+"""Launchers that shard the parameters are refused before anything is loaded."""
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
+from torch import distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import distribute_tensor
+
+from obert_modifiers.tasks import text_classification
+from obert_modifiers.training.launching import check_environment, check_whole
+from tests.modifiers.table import make_model
+from tests.training.test_training import GMP, run
+
+WAY_OUT = "accelerate launch --multi_gpu --num_processes N, or torchrun"
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("ACCELERATE_USE_FSDP", "FSDP"),
+        ("ACCELERATE_USE_DEEPSPEED", "DEEPSPEED"),
+        ("ACCELERATE_USE_MEGATRON_LM", "MEGATRON_LM"),
+        ("ACCELERATE_USE_PARALLELISM_CONFIG", "PARALLELISM_CONFIG"),
+    ],
+)
+def test_what_accelerate_was_told_is_refused(tmp_path, monkeypatch, name, kind) -> None:
+    check_environment({name: "false"})
+    monkeypatch.setenv(name, "true")
+    for call in (
+        lambda: run(tmp_path / "loop", GMP),
+        lambda: text_classification.main(["--output_dir", str(tmp_path / "task")]),
+    ):
+        with pytest.raises(ValueError, match=f"distributed_type={kind} .*{WAY_OUT}"):
+            call()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
+def test_a_plugin_is_refused(tmp_path, monkeypatch, kind) -> None:
+    """A script of one's own that gives accelerate a plugin sets no variable."""
+    sharded = property(lambda self: DistributedType(kind))
+    monkeypatch.setattr(Accelerator, "distributed_type", sharded)
+    with pytest.raises(ValueError, match=f"distributed_type={kind} shards"):
+        run(tmp_path, GMP)
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_parameters_that_are_sharded_already_are_refused(tmp_path) -> None:
+    """As ``fully_shard`` leaves them."""
+    store = dist.FileStore(str(tmp_path / "store"), 1)
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        model = make_model()
+        check_whole(Accelerator(cpu=True), model)
+        mesh = init_device_mesh("cpu", (1,))
+        weight = distribute_tensor(model.head.weight.detach(), mesh)
+        model.head.weight = torch.nn.Parameter(weight)
+        with pytest.raises(ValueError, match="FSDP2 shards.*head.weight is sharded"):
+            check_whole(Accelerator(cpu=True), model)
+    finally:
+        dist.destroy_process_group()
+        AcceleratorState._reset_state(reset_partial_state=True)
