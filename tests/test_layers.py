@@ -4,6 +4,7 @@ import ast
 import os
 import sys
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -29,94 +30,68 @@ def layer(internal: set[str] = frozenset(), external: set[str] = frozenset()) ->
     return Layer(frozenset(internal), frozenset(external))
 
 
-# A recipe's text and the values in it, which know nothing of modifiers.
-TEXT = {
-    f"recipe.{name}"
-    for name in ("arguments", "expression", "outline", "problems", "text", "values")
-} | {"recipe.writing"}
-LOADING = {"core", "host", "modifiers", "recipe", "manager"}
-RUNNING = LOADING | {
-    "batches",
-    "cpu",
-    "training",
-    "tasks",
-    "embedded",
-    "resources",
-    "sizes",
-}
-# The first part of a module's name below the package, or a file named in full. What it
-# may import is named alike, a file with a dot.
+LOADING = {"core", "modifiers", "recipe"}
+RUNNING = LOADING | {"cpu", "training", "tasks", "embedded", "resources", "sizes"}
+# The first part of a module's name below the package, or a file named in full.
 LAYERS = {
-    **{f"{name.replace('.', '/')}.py": layer(TEXT, {"yaml"}) for name in TEXT},
-    "__init__": layer({"manager"}),
+    "__init__": layer({"recipe"}),
     "resources": layer(),
     "sizes": layer(),
     "cpu": layer(set(), {"llvmlite"}),
-    "engines": layer({"cpu"}, ENGINES),
     "kernels": layer(set(), {"numba", "numpy", "torch", "triton"}),
     "core": layer({"kernels"}, {"torch"}),
-    "host": layer(TEXT, {"torch", "yaml"}),
-    "host/__init__.py": layer(set(), HOST),
-    "host/theirs.py": layer(set(), HOST | {"torch"}),
-    "modifiers": layer({"kernels", "core", "host"}, {"torch"}),
-    "recipe": layer({"core", "host", "modifiers"}, {"torch", "yaml"}),
-    "compat/replace.py": layer({"host", "modifiers", "recipe"}, {"yaml"}),
-    "manager": layer(
-        {"compat.replace", "core", "host", "modifiers", "recipe"}, {"torch", "yaml"}
-    ),
-    "batches": layer({"core"}, {"torch"}),
+    "modifiers": layer({"kernels", "core"}, {"torch"}),
+    "modifiers/_host.py": layer(set(), {"sparseml", "sparsezoo", "torch", "yaml"}),
+    "recipe": layer({"core", "modifiers"}, {"torch", "yaml"}),
     "training": layer(
-        {"batches", "core", "recipe", "manager"},
-        NUMERIC | {"accelerate", "safetensors"},
-    ),
-    "trainer": layer(
-        {"batches", "core", "manager", "training"}, {"torch", "transformers"}
+        {"core", "recipe"}, NUMERIC | {"accelerate", "safetensors", "transformers"}
     ),
     "embedded": layer(),
-    "compat": layer(LOADING, {"torch", "yaml"}),
-    "compat/environment.py": layer(
-        set(), HOST | {"datasets", "numpy", "pkg_resources", "torch"}
-    ),
-    "compat/metrics.py": layer({"tasks"}, {"numpy", "scipy", "seqeval", "sklearn"}),
-    "compat/stacks.py": layer(set(), {"packaging"}),
-    "compat/trainer.py": layer({"core", "modifiers"}, HOST),
+    "compat": layer({"modifiers", "recipe"}, {"torch", "yaml"}),
     "tasks": layer(
-        LOADING
-        | {"batches", "compat", "cpu", "training", "embedded", "resources", "sizes"},
+        LOADING | {"compat", "cpu", "training", "embedded", "resources", "sizes"},
         NUMERIC | HUGGING_FACE | {"safetensors", "scipy", "seqeval", "sklearn"},
     ),
-    "export": layer(
-        {"core", "cpu", "engines", "sizes"},
-        NUMERIC | {"google", "onnx", "safetensors", "transformers"},
+    "sparseml_cli": layer(
+        {"compat", "core", "modifiers"}, {"packaging", "torch", "yaml"}
     ),
-    "bench": layer({"cpu", "engines", "export"}, NUMERIC | SHOW | {"onnx", "psutil"}),
-    "evaluating": layer(RUNNING | {"export"}, NUMERIC | HUGGING_FACE | {"safetensors"}),
+    "sparseml_cli/environment.py": layer(
+        set(), HOST | {"datasets", "numpy", "pkg_resources", "torch"}
+    ),
+    "sparseml_cli/metrics.py": layer(
+        {"tasks"}, {"numpy", "scipy", "seqeval", "sklearn"}
+    ),
+    "sparseml_cli/trainer.py": layer({"core", "modifiers"}, HOST),
+    "deploy": layer(
+        {"core", "cpu", "sizes"},
+        NUMERIC | ENGINES | {"google", "onnx", "safetensors", "transformers"},
+    ),
+    "deploy/bench": layer({"cpu", "sizes"}, NUMERIC | SHOW | {"onnx", "psutil"}),
+    "deploy/evaluate.py": layer(RUNNING, NUMERIC | HUGGING_FACE | {"safetensors"}),
     "report": layer(
-        RUNNING | {"export"}, NUMERIC | HUGGING_FACE | SHOW | {"safetensors"}
+        {"deploy", "recipe", "sizes"}, NUMERIC | HUGGING_FACE | SHOW | {"safetensors"}
     ),
     "quickstart": layer(
-        RUNNING | {"bench", "engines", "export", "report"},
+        RUNNING | {"deploy", "report"},
         NUMERIC | HUGGING_FACE | SHOW | {"safetensors", "yaml"},
     ),
     "run": layer({"cli"}),
     "cli": layer(
         RUNNING
-        | {"bench", "compat", "engines", "evaluating", "export", "kernels", "report"}
+        | {"compat", "deploy", "kernels", "report", "sparseml_cli"}
         | {"quickstart", "__init__"},
         NUMERIC | HUGGING_FACE | SHOW | {"psutil", "safetensors", "yaml"},
     ),
 }
 
 
-TEXT_FILES = {f"{name.replace('.', '/')}.py" for name in TEXT}
-
-
 def layer_of(path: Path) -> str | None:
     """Return the row of a file (relative to the package), None without one."""
     if path.as_posix() in LAYERS:
         return path.as_posix()
-    first = path.with_suffix("").parts[0]
-    return first if first in LAYERS else None
+    parts = path.with_suffix("").parts
+    rows = ("/".join(parts[:depth]) for depth in range(len(parts), 0, -1))
+    return next((row for row in rows if row in LAYERS), None)
 
 
 def imported_modules(tree: ast.AST, module: str) -> set[str]:
@@ -154,10 +129,7 @@ def violations(path: Path, source: str) -> list[str]:
         if top == PACKAGE:
             # `from obert_modifiers import __version__` imports the package itself.
             target = rest[0] if rest and not rest[0].startswith("__") else "__init__"
-            near = set() if name in TEXT_FILES else {own}
-            file = ".".join(rest[:2])
-            allowed = target in row.internal | near | {"__init__"}
-            allowed = allowed or file in row.internal
+            allowed = target in row.internal | {own, "__init__"}
         else:
             allowed = top in row.external or top in sys.stdlib_module_names
         if not allowed:
@@ -185,11 +157,49 @@ def test_every_file_has_a_layer_and_imports_what_it_may():
     assert not bad, "\n".join(bad)
 
 
-def test_sparseml_is_in_the_host_and_in_its_fixes_alone():
+def file_imports() -> dict[str, set[str]]:
+    """Return the modules of the package that each of its modules imports."""
+    modules = {
+        ".".join((PACKAGE, *path.with_suffix("").parts)).removesuffix(".__init__"): path
+        for path in python_files()
+    }
+    found = {}
+    for module, path in modules.items():
+        own = module if path.name != "__init__.py" else f"{module}.__init__"
+        tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+        names = imported_modules(tree, own)
+        near = {name if name in modules else name.rpartition(".")[0] for name in names}
+        found[module] = (near & set(modules)) - {module}
+    return found
+
+
+def circle_in(graph: dict[str, set[str]]) -> list[str]:
+    """Return a circle of a graph, [] if there is none."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return error.args[1]
+    return []
+
+
+def test_imports_run_one_way():
+    files = file_imports()
+    assert not circle_in(files)
+    rooms = {}
+    for module, imported in files.items():
+        room = module.split(".")[1:2]
+        rooms.setdefault(*room, set()).update(
+            name.split(".")[1] for name in imported if "." in name
+        ) if room else None
+    assert not circle_in({room: near - {room} for room, near in rooms.items()})
+    assert circle_in({"a": {"b"}, "b": {"c"}, "c": {"a"}})
+
+
+def test_sparseml_is_in_one_file_and_in_its_fixes_alone():
     rows = {name for name, row in LAYERS.items() if row.external & HOST}
-    fixes = {"compat/environment.py", "compat/trainer.py"}
-    assert rows == {"host/__init__.py", "host/theirs.py"} | fixes
-    assert (ROOT / "host" / "theirs.py").is_file()
+    fixes = {"sparseml_cli/environment.py", "sparseml_cli/trainer.py"}
+    assert rows == {"modifiers/_host.py"} | fixes
+    assert (ROOT / "modifiers" / "_host.py").is_file()
 
 
 def test_torch_ao_is_in_one_file_alone():
@@ -201,7 +211,7 @@ def test_torch_ao_is_in_one_file_alone():
         )
         if name.startswith(("torch.ao", "torchao"))
     }
-    assert found == {"core/fake_quant.py"}
+    assert found == {"core/quantization/fake_quant.py"}
 
 
 COMPILED = {"numba": {"kernels/_compiled.py"}}
@@ -235,22 +245,16 @@ def test_compilers_are_in_files_of_their_own_and_imported_when_chosen(compiler):
         ("core/x.py", "import sparseml"),
         ("core/x.py", "def f():\n    import transformers.models"),
         ("core/x.py", "from obert_modifiers.modifiers import gmp_star"),
-        ("core/x.py", "from obert_modifiers import manager"),
+        ("core/x.py", "from obert_modifiers import recipe"),
         ("core/x.py", "from ..modifiers import gmp_star"),
         ("core/x.py", "import importlib\nimportlib.import_module('accelerate')"),
         ("kernels/x.py", "from obert_modifiers.core import blocks"),
         ("kernels/x.py", "import yaml"),
         ("modifiers/x.py", "from sparseml.pytorch.optim import Modifier"),
-        ("manager.py", "import sparseml"),
-        ("training.py", "from obert_modifiers.cli import main"),
+        ("recipe/manager.py", "import sparseml"),
+        ("training/x.py", "from obert_modifiers.cli import main"),
         ("tasks/x.py", "import rich"),
         ("cli/x.py", "import sparseml"),
-        ("host/bases.py", "import sparseml"),
-        ("host/x.py", "from obert_modifiers.recipe.load import load_recipe"),
-        ("host/x.py", "from obert_modifiers.recipe import load_recipe"),
-        ("recipe/values.py", "from obert_modifiers.recipe import load"),
-        ("recipe/values.py", "from obert_modifiers.recipe.check import number"),
-        ("manager.py", "from obert_modifiers.compat import trainer"),
         ("unheard_of.py", "import os"),
         ("unheard_of/x.py", "import os"),
     ],
@@ -263,12 +267,10 @@ def test_a_planted_import_is_found(path, source):
     ("path", "source"),
     [
         ("core/x.py", "import math, torch\nfrom torch import distributed"),
-        ("core/x.py", "from . import blocks\nfrom .blocks import view"),
+        ("core/x.py", "from . import losses\nfrom .losses import token_loss"),
         ("core/x.py", "from ..kernels import solve"),
-        ("modifiers/x.py", "from obert_modifiers.host.bases import Modifier"),
-        ("host/theirs.py", "from sparseml.pytorch.optim import Modifier"),
-        ("host/x.py", "from obert_modifiers.recipe.values import Resolver"),
-        ("manager.py", "from obert_modifiers.compat.replace import replaced"),
+        ("modifiers/x.py", "from obert_modifiers.modifiers import _host"),
+        ("modifiers/_host.py", "from sparseml.pytorch.optim import Modifier"),
         ("cli/x.py", "from obert_modifiers import __version__"),
     ],
 )
