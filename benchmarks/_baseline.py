@@ -119,7 +119,7 @@ def sparseml_module(name: str) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            import_module("obert_modifiers.modifiers._host")  # analytics off
+            import_module("obert_modifiers.host.bases")  # analytics off
             return import_module(name)
         except ImportError:
             return None

@@ -12,13 +12,9 @@ import _encoder as encoder
 import torch
 from torch import Tensor, nn
 
-from obert_modifiers.core.pruning.blocks import MaskPattern, parse_mask_type
-from obert_modifiers.core.pruning.event import (
-    SELECTIONS,
-    PruningEvent,
-    SecondOrderConfig,
-    plan_targets,
-)
+from obert_modifiers.core.options import SecondOrderConfig
+from obert_modifiers.core.patterns import MaskPattern, parse_mask_type
+from obert_modifiers.core.pruning.event import CANDIDATES, PruningEvent, plan_targets
 from obert_modifiers.core.pruning.fisher import BlockFisher
 from obert_modifiers.core.pruning.pruning_step import (
     magnitude_step_,
@@ -192,13 +188,13 @@ def remembered_rankings() -> Iterator[list[Ranking]]:
     Yields:
         The rules in use.
     """
-    before = dict(SELECTIONS)
+    before = dict(CANDIDATES)
     rules = {name: Ranking(rule) for name, rule in before.items()}
-    SELECTIONS.update(rules)
+    CANDIDATES.update(rules)
     try:
         yield list(rules.values())
     finally:
-        SELECTIONS.update(before)
+        CANDIDATES.update(before)
 
 
 def warm_up(model: nn.Module, data: TaskData, patterns: Sequence[str]) -> None:

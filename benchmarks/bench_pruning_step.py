@@ -33,7 +33,7 @@ from _baseline import RECURSION, rank_one_step_, sparseml_module
 from torch import nn
 
 from obert_modifiers.core.distributed.memory import peak_memory
-from obert_modifiers.core.pruning.event import SecondOrderConfig
+from obert_modifiers.core.options import SecondOrderConfig
 from obert_modifiers.core.pruning.pruning_step import second_order_step_
 from obert_modifiers.training.batches import TaskData
 

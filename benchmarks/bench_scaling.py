@@ -23,11 +23,8 @@ from torch import Tensor
 from torch import distributed as dist
 
 from obert_modifiers.core.distributed.memory import peak_memory
-from obert_modifiers.core.pruning.event import (
-    PruningEvent,
-    SecondOrderConfig,
-    plan_targets,
-)
+from obert_modifiers.core.options import SecondOrderConfig
+from obert_modifiers.core.pruning.event import PruningEvent, plan_targets
 from obert_modifiers.core.pruning.selection import Pool, make_pools
 
 NUM_GRADS, QUICK_GRADS, SPARSITY = 256, 64, 0.8

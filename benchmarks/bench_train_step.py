@@ -18,7 +18,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification
 
 from obert_modifiers.embedded import encoder_path
-from obert_modifiers.modifiers._host import ScheduledModifierManager, silent_loggers
+from obert_modifiers.host.bases import ScheduledModifierManager, silent_loggers
 from obert_modifiers.modifiers._targets import encoder_weights
 from obert_modifiers.recipe.manager import RecipeManager
 from obert_modifiers.training import RecipeStepper

@@ -6,12 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from obert_modifiers import host
+
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ["NM_DISABLE_ANALYTICS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("MPLBACKEND", "Agg")
+
+# Commands that a test runs in this process leave it the host that it has.
+host.prefer = lambda name: None
 
 REPO = Path(__file__).resolve().parent.parent
 

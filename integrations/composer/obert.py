@@ -11,7 +11,7 @@ from composer.core import Algorithm, Event, State
 from composer.loggers import Logger
 from torch import Tensor, nn
 
-from obert_modifiers.core.pruning.event import SecondOrderConfig
+from obert_modifiers.core.options import SecondOrderConfig
 from obert_modifiers.core.pruning.pruning_step import second_order_step_
 from obert_modifiers.core.pruning.sampling import GradientSource
 from obert_modifiers.core.pruning.schedule import interpolate_sparsity

@@ -12,8 +12,8 @@ from llmcompressor.core import Event, State
 from llmcompressor.modifiers import Modifier
 from torch import Tensor, nn
 
-from obert_modifiers.core.pruning.blocks import parse_mask_type
-from obert_modifiers.core.pruning.event import SecondOrderConfig
+from obert_modifiers.core.options import SecondOrderConfig
+from obert_modifiers.core.patterns import parse_mask_type
 from obert_modifiers.core.pruning.pruning_step import StepResult, second_order_step_
 from obert_modifiers.core.pruning.sampling import GradientSource, SampleRequest
 from obert_modifiers.core.pruning.targets import Target

@@ -12,6 +12,7 @@ import typer
 from obert_modifiers import __version__
 from obert_modifiers.cli import models, recipe, sparseml, train
 from obert_modifiers.cli.common import flag, rank
+from obert_modifiers.cli.host import settle_host
 from obert_modifiers.cli.launch import start_missing_processes
 from obert_modifiers.tasks import TASKS
 
@@ -92,6 +93,7 @@ def main(argv: list[str] | None = None) -> int:
         start_missing_processes(words)
     debug = "--debug" in words or os.environ.get("OBERT_DEBUG", "") not in ("", "0")
     words = recipe.spelt_out([word for word in words if word != "--debug"])
+    settle_host(words)
     try:
         with warnings.catch_warnings():
             # What SparseML's import says on every start.

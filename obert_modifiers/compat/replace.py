@@ -6,16 +6,16 @@ of our modifiers instead, from the same keys. SparseML's manager and ours both u
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import yaml
 
-from obert_modifiers import modifiers
+from obert_modifiers import host, modifiers
 from obert_modifiers.compat.replace_tables import TABLES
 from obert_modifiers.compat.replace_translate import translate
-from obert_modifiers.compat.replace_translation import MODES
+from obert_modifiers.compat.replace_translation import MODES, SAME
 from obert_modifiers.modifiers._validate import as_choice
 from obert_modifiers.recipe.replacing import Translated
 
@@ -28,11 +28,18 @@ _LOGGER = logging.getLogger(__name__)
 class _Constructor:
     """Builds one of our modifiers for a tag of SparseML's."""
 
-    def __init__(self, name: str, mode: str, before: Mapping[type, Any]) -> None:
-        self.name, self.mode, self.before = name, mode, before
+    def __init__(
+        self, name: str, mode: str, before: Mapping[type, Any], asked: bool
+    ) -> None:
+        # Not asked for: ours stand in as SparseML's are missing.
+        self.name, self.mode, self.before, self.asked = name, mode, before, asked
 
     def translate(self, values: Mapping[str, Any]) -> Translated:
-        return translate(self.name, values, self.mode)
+        found = translate(self.name, values, self.mode)
+        if not self.asked:
+            stands_in = f"!{found.name} takes its place, as SparseML is not here"
+            found.changes.insert(0, ("", stands_in))
+        return found
 
     def __call__(self, loader: Any, node: yaml.Node) -> Iterator[Any]:
         """Construct the modifier as YAML asks for it: bare, then with its values."""
@@ -60,10 +67,14 @@ def replace_sparseml_modifiers(mode: str = "same") -> None:
     """
     as_choice("mode", mode, MODES)
     restore_sparseml_modifiers()
-    for name in TABLES:
+    _replace(mode, TABLES)
+
+
+def _replace(mode: str, names: Iterable[str], asked: bool = True) -> None:
+    for name in names:
         tag = _TAG.format(name)
         before = {one: one.yaml_constructors.get(tag) for one in _LOADERS}
-        constructor = _Constructor(name, mode, before)
+        constructor = _Constructor(name, mode, before, asked)
         for loader in _LOADERS:
             yaml.add_constructor(tag, constructor, loader)
 
@@ -84,14 +95,20 @@ def restore_sparseml_modifiers() -> None:
 
 @contextmanager
 def replaced(mode: str | None) -> Iterator[None]:
-    """Have SparseML's YAML tags build our modifiers in the body; None leaves them."""
-    if mode is None:
-        yield
-        return
+    """Have SparseML's YAML tags build our modifiers in the body.
+
+    None leaves them, but for those missing without SparseML, for which ours stand in.
+    """
     tag = _TAG.format(next(iter(TABLES)))
     found = yaml.SafeLoader.yaml_constructors.get(tag)
-    outer = found.mode if isinstance(found, _Constructor) else None
-    replace_sparseml_modifiers(mode)
+    outer = found.mode if isinstance(found, _Constructor) and found.asked else None
+    if mode is not None:
+        replace_sparseml_modifiers(mode)
+    elif outer is None and host.name() == host.OWN:
+        _replace(SAME, [name for name in TABLES if name in host.ONLY_SPARSEML], False)
+    else:
+        yield
+        return
     try:
         yield
     finally:

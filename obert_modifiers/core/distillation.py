@@ -11,7 +11,6 @@ from torch import Tensor
 from obert_modifiers.core.outputs import MULTI_LABEL, REGRESSION, problem_of
 
 IGNORED_LABEL = -100  # torch's and transformers' label of what has no loss
-LAYER_MAPS = ("uniform", "last")
 _POSITIONS = ("start_logits", "end_logits")
 
 

@@ -12,7 +12,8 @@ from typing import Any
 
 from torch import nn
 
-CHOICES = ("first_middle_last", "interleaved")
+from obert_modifiers.core.options import CHOICES
+
 _COUNT = "num_hidden_layers"
 _COUNT_NAMES = (_COUNT, "n_layers", "n_layer", "num_layers")
 _INDEX_NAMES = ("layer_idx", "layer_id", "layer_index", "layer_number")

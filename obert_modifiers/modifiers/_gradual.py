@@ -1,29 +1,26 @@
 """What all gradual pruning modifiers share: when, how much, and the masks."""
 
+from __future__ import annotations
+
 import logging
 import math
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
-from obert_modifiers.core.distributed.memory import peak_memory
-from obert_modifiers.core.distributed.parallel import world
-from obert_modifiers.core.pruning.event import SecondOrderConfig
-from obert_modifiers.core.pruning.pruning_step import StepResult
+from obert_modifiers import core
+from obert_modifiers.core.options import SecondOrderConfig
 from obert_modifiers.core.pruning.report import PruneReport
 from obert_modifiers.core.pruning.schedule import (
     INTERPOLATIONS,
     interpolate_sparsity,
 )
-from obert_modifiers.core.pruning.selection import make_pools
-from obert_modifiers.modifiers._goals import read_goals
-from obert_modifiers.modifiers._host import (
+from obert_modifiers.host.bases import (
     SCHEDULE_KEY,
     ScheduledUpdateModifier,
     recipe_key,
 )
+from obert_modifiers.modifiers._goals import read_goals
 from obert_modifiers.modifiers._masking import MaskingModifier
 from obert_modifiers.modifiers._masks import ParameterMasks
 from obert_modifiers.modifiers._second_order import SecondOrder
@@ -48,6 +45,11 @@ from obert_modifiers.modifiers._validate import (
     check_range,
     check_rising,
 )
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from obert_modifiers.core.pruning.pruning_step import StepResult
 
 FROM_PARAM = "__FROM_PARAM__"
 
@@ -287,7 +289,9 @@ class GradualPruningModifier(MaskingModifier, ScheduledUpdateModifier):
             sparsity_after=masks.sparsity(),
             predicted_loss_increase=result.predicted_loss_increase,
             seconds=time.perf_counter() - started,
-            peak_memory_bytes=peak_memory(masks.targets[0].parameter.device),
+            peak_memory_bytes=core.memory.peak_memory(
+                masks.targets[0].parameter.device
+            ),
             num_gradients=result.gradients.used,
             skipped_gradients=result.gradients.skipped,
             damp=result.damp,
@@ -298,7 +302,7 @@ class GradualPruningModifier(MaskingModifier, ScheduledUpdateModifier):
 
     def _anything_to_do(self) -> bool:
         counts = self._masks.counts()
-        pools = make_pools(
+        pools = core.selection.make_pools(
             [c.numel for c in counts],
             self._applied_sparsity,
             self._global_sparsity,
@@ -374,7 +378,7 @@ def _zero_fraction(parameter: nn.Parameter) -> float:
 def _warn_of_extras(model: nn.Module, names: dict[str, float]) -> None:
     encoder = set(encoder_weights(model))
     extras = [name for name in names if name not in encoder]
-    if extras and world()[0] == 0:
+    if extras and core.parallel.world()[0] == 0:
         _LOGGER.warning(
             "%s prunes embeddings, pooler and head too: %s; use %s for the encoder's "
             "linear weights alone",

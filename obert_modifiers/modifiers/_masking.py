@@ -1,10 +1,10 @@
 """What the modifiers with masks share: when masks act, and how they are saved."""
 
-from typing import Any
+from __future__ import annotations
 
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
-from obert_modifiers.modifiers._host import (
+from obert_modifiers.host.bases import (
     SCHEDULE_KEY,
     ModifierProp,
     ScheduledModifier,
@@ -13,6 +13,9 @@ from obert_modifiers.modifiers._host import (
 )
 from obert_modifiers.modifiers._masks import ParameterMasks
 from obert_modifiers.modifiers._states import as_tensors, from_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 class MaskingModifier(ScheduledModifier):

@@ -1,14 +1,17 @@
 """Masks of the pruned parameters, with the reading side of SparseML's class."""
 
-from collections.abc import Sequence
+from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from obert_modifiers.core.pruning.report import LayerCount
-from obert_modifiers.core.pruning.targets import Target
-from obert_modifiers.kernels import apply_mask_
 from obert_modifiers.modifiers._targets import find_layer
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from obert_modifiers.core.pruning.targets import Target
 
 
 class ParameterMasks:
@@ -27,6 +30,8 @@ class ParameterMasks:
             model: Unwrapped model.
             targets: Parameters to mask.
         """
+        import torch
+
         self.targets = list(targets)
         found = [find_layer(model, t.name) for t in targets]
         self.layers = [layer.module for layer in found]
@@ -66,16 +71,22 @@ class ParameterMasks:
         Args:
             masks: One mask per parameter, True = kept, shape of the parameter.
         """
+        import torch
+
         self.param_masks = [
             mask.to(device=t.parameter.device, dtype=torch.bool)
             for mask, t in zip(masks, self.targets, strict=True)
         ]
 
-    @torch.no_grad()
     def apply(self) -> None:
         """Set the pruned weights to zero; writes the parameters."""
-        for target, mask in zip(self.targets, self.param_masks, strict=True):
-            apply_mask_(target.parameter, mask)
+        import torch
+
+        from obert_modifiers.kernels import apply_mask_
+
+        with torch.no_grad():
+            for target, mask in zip(self.targets, self.param_masks, strict=True):
+                apply_mask_(target.parameter, mask)
 
     def counts(self) -> tuple[LayerCount, ...]:
         """Count the pruned weights.

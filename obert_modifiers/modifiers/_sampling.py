@@ -1,13 +1,18 @@
 """SparseML's source of gradients as ours."""
 
+from __future__ import annotations
+
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
+from obert_modifiers import core
 
-from obert_modifiers.core.pruning.sampling import GradientSource, SampleRequest
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from obert_modifiers.core.pruning.sampling import GradientSource, SampleRequest
+
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -71,7 +76,7 @@ def from_sparseml(grad_sampler: Mapping[str, Any]) -> GradientSource:
             outputs = outputs[0]
         return loss_function(outputs, target)
 
-    return GradientSource(batches, loss, batch_size=_first_dimension)
+    return core.sampling.GradientSource(batches, loss, batch_size=_first_dimension)
 
 
 def _cycled(batches: Callable[[], Iterable[Any]], wanted: int) -> Iterator[Any]:
@@ -105,6 +110,8 @@ def _cycled(batches: Callable[[], Iterable[Any]], wanted: int) -> Iterator[Any]:
 
 
 def _first_dimension(batch: Any) -> int:
+    import torch
+
     args, kwargs, _ = batch
     for value in (*args, *kwargs.values()):
         if isinstance(value, torch.Tensor) and value.ndim:

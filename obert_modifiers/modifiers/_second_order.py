@@ -1,22 +1,26 @@
 """What the modifiers that prune by second order share: gradients and the engine."""
 
+from __future__ import annotations
+
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
-from obert_modifiers.core.distributed.parallel import world
-from obert_modifiers.core.distributed.sharding import MemoryPlan
-from obert_modifiers.core.pruning.blocks import MaskPattern
-from obert_modifiers.core.pruning.event import SecondOrderConfig, plan_targets
-from obert_modifiers.core.pruning.pruning_step import StepResult, second_order_step_
-from obert_modifiers.core.pruning.sampling import GradientSource
-from obert_modifiers.core.pruning.targets import Target
+from obert_modifiers import core
+from obert_modifiers.core.options import SecondOrderConfig
+from obert_modifiers.core.patterns import MaskPattern
 from obert_modifiers.modifiers._masks import ParameterMasks
 from obert_modifiers.modifiers._sampling import find_source
 from obert_modifiers.modifiers._validate import as_positive
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from obert_modifiers.core.distributed.sharding import MemoryPlan
+    from obert_modifiers.core.pruning.pruning_step import StepResult
+    from obert_modifiers.core.pruning.sampling import GradientSource
+    from obert_modifiers.core.pruning.targets import Target
 
 AUTO = "auto"
 DEFAULT_DAMP_FRACTION = 0.01
@@ -104,7 +108,7 @@ class SecondOrder:
         Returns:
             The plan; an error if the budget is too small.
         """
-        return plan_targets(targets, self.config, ranks)
+        return core.event.plan_targets(targets, self.config, ranks)
 
     def log_plan(self, targets: Sequence[Target]) -> None:
         """Plan the Fisher state before training, so that too little memory fails now.
@@ -113,7 +117,7 @@ class SecondOrder:
             targets: Parameters to prune.
         """
         plan = self.plan(targets)
-        if world()[0] == 0:
+        if core.parallel.world()[0] == 0:
             _LOGGER.info("%s", plan.describe())
 
     def prune(
@@ -138,7 +142,7 @@ class SecondOrder:
             The new masks and the figures of the event.
         """
         config = replace(self.config, pattern=pattern)
-        result = second_order_step_(
+        result = core.pruning_step.second_order_step_(
             model,
             masks.targets,
             masks.param_masks,

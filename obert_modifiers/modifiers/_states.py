@@ -4,14 +4,16 @@ Whoever walks over the values of a ``state_dict`` meets tensors alone: what is n
 into one of them, as JSON.
 """
 
+from __future__ import annotations
+
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+from obert_modifiers.host.bases import SCHEDULE_KEY
 
-from obert_modifiers.modifiers._host import SCHEDULE_KEY
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _POINTER = "$tensor"
 
@@ -27,6 +29,9 @@ def as_tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
         the dicts in it under their path, and bytes of JSON with all that is no tensor
         under :data:`SCHEDULE_KEY`.
     """
+    import torch
+    from torch import Tensor
+
     top = {name: one for name, one in state.items() if isinstance(one, Tensor)}
     inside: dict[str, Tensor] = {}
     plain = {
@@ -48,6 +53,8 @@ def from_tensors(state: Mapping[str, Any]) -> dict[str, Any]:
     Returns:
         Plain values, tensors and dicts of them, by name.
     """
+    from torch import Tensor
+
     text = state.get(SCHEDULE_KEY)
     if not isinstance(text, Tensor):
         return dict(state)
@@ -57,6 +64,8 @@ def from_tensors(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _without_tensors(value: Any, where: str, found: dict[str, Tensor]) -> Any:
+    from torch import Tensor
+
     if isinstance(value, Tensor):
         found[where] = value
         return {_POINTER: where}

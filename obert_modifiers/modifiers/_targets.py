@@ -1,14 +1,20 @@
 """From the ``params`` of a recipe to parameters of a model."""
 
+from __future__ import annotations
+
 import difflib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from torch import nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
+from obert_modifiers import core
 
-from obert_modifiers.core.pruning.targets import Target, check_no_adapters, is_conv1d
+if TYPE_CHECKING:
+    from torch import nn
+
+    from obert_modifiers.core.pruning.targets import Target
+
 
 ALL = "__ALL__"
 ALL_PRUNABLE = "__ALL_PRUNABLE__"
@@ -40,6 +46,8 @@ def unwrap(model: nn.Module) -> nn.Module:
     Returns:
         The innermost model, whose parameter names have no prefix.
     """
+    from torch.nn.parallel import DataParallel, DistributedDataParallel
+
     while True:
         if isinstance(model, (DistributedDataParallel, DataParallel)):
             model = model.module
@@ -58,7 +66,9 @@ def is_linear(module: nn.Module) -> bool:
     Returns:
         True for a linear layer.
     """
-    return isinstance(module, nn.Linear) or is_conv1d(module)
+    from torch import nn
+
+    return isinstance(module, nn.Linear) or core.targets.is_conv1d(module)
 
 
 def encoder_weights(model: nn.Module) -> list[str]:
@@ -74,6 +84,8 @@ def encoder_weights(model: nn.Module) -> list[str]:
     Returns:
         Full parameter names in the order of the model.
     """
+    from torch import nn
+
     lists = [n for n, m in model.named_modules() if isinstance(m, nn.ModuleList)]
     inside = tuple(f"{name}." if name else "" for name in lists)
     return [
@@ -92,6 +104,8 @@ def prunable_weights(model: nn.Module) -> list[str]:
     Returns:
         Full parameter names in the order of the model.
     """
+    from torch import nn
+
     kinds = (nn.Embedding, nn.modules.conv._ConvNd)
     return [
         f"{name}.weight"
@@ -114,6 +128,8 @@ def non_embedding_weights(model: nn.Module) -> list[str]:
     Returns:
         Full parameter names in the order of the model, each shared weight once.
     """
+    from torch import nn
+
     modules = dict(model.named_modules())
     embeddings = {id(m.weight) for m in modules.values() if isinstance(m, nn.Embedding)}
     linear = {f"{name}.weight" for name, module in modules.items() if is_linear(module)}
@@ -166,7 +182,7 @@ def match_weights(model: nn.Module, patterns: Sequence[str]) -> list[str]:
         ValueError: If a pattern matches nothing, or a layer with adapters.
     """  # noqa: DOC502  raised by what is called
     names = match_names(model, patterns)
-    check_no_adapters(model, names)
+    core.targets.check_no_adapters(model, names)
     return names
 
 
@@ -200,13 +216,14 @@ def find_targets(model: nn.Module, names: Sequence[str]) -> list[Target]:
     """
     parameters = dict(model.named_parameters())
     return [
-        Target(name, parameters[name], _is_transposed(model, name)) for name in names
+        core.targets.Target(name, parameters[name], _is_transposed(model, name))
+        for name in names
     ]
 
 
 def _is_transposed(model: nn.Module, name: str) -> bool:
     layer = find_layer(model, name)
-    return layer.param_name == "weight" and is_conv1d(layer.module)
+    return layer.param_name == "weight" and core.targets.is_conv1d(layer.module)
 
 
 def find_layer(model: nn.Module, name: str) -> Layer:

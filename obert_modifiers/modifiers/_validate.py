@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from obert_modifiers.core.pruning.blocks import MaskPattern, parse_mask_type
+from obert_modifiers.core.patterns import MaskPattern, parse_mask_type
 
 _PATTERN_TOLERANCE = 1e-3  # 1:3 cannot be written exactly in decimals
 _AMOUNT = re.compile(

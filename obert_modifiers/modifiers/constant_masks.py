@@ -1,11 +1,11 @@
 """Masks of a model that is sparse already, kept while it trains."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
-from obert_modifiers.modifiers._host import (
+from obert_modifiers.host.bases import (
     ModifierProp,
     PyTorchModifierYAML,
     recipe_key,
@@ -19,6 +19,9 @@ from obert_modifiers.modifiers._targets import (
     unwrap,
 )
 from obert_modifiers.modifiers._validate import as_float, check_end
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @PyTorchModifierYAML()

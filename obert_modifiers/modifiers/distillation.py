@@ -1,33 +1,17 @@
 """Knowledge distillation on the outputs of a task and on hidden states."""
 
+from __future__ import annotations
+
 import inspect
 import logging
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-
-from obert_modifiers.core.distillation import (
-    LAYER_MAPS,
-    Outputs,
-    RowLosses,
-    hidden_losses,
-    mix_losses,
-    output_losses,
-    read_outputs,
-)
-from obert_modifiers.core.distributed.identity import digest_of
-from obert_modifiers.core.outputs import (
-    LABELS,
-    MULTI_LABEL,
-    REGRESSION,
-    TEACHERS_OWN,
-)
-from obert_modifiers.modifiers._classes import class_names, order_for
-from obert_modifiers.modifiers._host import (
+from obert_modifiers import core
+from obert_modifiers.core.options import LAYER_MAPS
+from obert_modifiers.host.bases import (
     ModifierProp,
     PyTorchModifierYAML,
     ScheduledModifier,
@@ -35,6 +19,7 @@ from obert_modifiers.modifiers._host import (
     check_initialized,
     recipe_key,
 )
+from obert_modifiers.modifiers._classes import class_names, order_for
 from obert_modifiers.modifiers._states import as_tensors, from_tensors
 from obert_modifiers.modifiers._targets import unwrap
 from obert_modifiers.modifiers._validate import (
@@ -45,9 +30,15 @@ from obert_modifiers.modifiers._validate import (
     as_positive,
 )
 
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from obert_modifiers.core.distillation import Outputs, RowLosses
+
+    # By name, one tensor, or tensors in the order of the model's arguments.
+    Inputs = Mapping[str, Tensor] | Tensor | Sequence[Tensor]
+
 _SWITCH = "output_hidden_states"
-# By name, one tensor, or tensors in the order of the model's arguments.
-Inputs = Mapping[str, Tensor] | Tensor | Sequence[Tensor]
 _TOKEN_TYPES = "token_type_ids"
 
 _LOGGER = logging.getLogger(__name__)
@@ -187,6 +178,8 @@ class LogitDistillationModifier(ScheduledModifier):
             ValueError: If the teacher is neither, is the student itself, or its outputs
                 stand for something else than the student's.
         """
+        from torch import nn
+
         super().initialize(module, epoch, loggers, **kwargs)
         student = unwrap(module)
         given = distillation_teacher
@@ -227,7 +220,7 @@ class LogitDistillationModifier(ScheduledModifier):
         if (
             None not in (one, two)
             and one != two
-            and {one, two} & {REGRESSION, MULTI_LABEL}
+            and {one, two} & {core.outputs.REGRESSION, core.outputs.MULTI_LABEL}
         ):
             raise ValueError(
                 f"teacher has problem_type={two}; expected the student's {one}; use a "
@@ -305,7 +298,7 @@ class LogitDistillationModifier(ScheduledModifier):
         distilled = rows.mean()
         if hidden is not None:
             distilled = distilled + self._hidden_weight * hidden.mean()
-        return mix_losses(loss, distilled, self._hardness)
+        return core.distillation.mix_losses(loss, distilled, self._hardness)
 
     def sample_losses(
         self, student_outputs: Any, student_inputs: Mapping[str, Tensor]
@@ -342,8 +335,10 @@ class LogitDistillationModifier(ScheduledModifier):
         Returns:
             The losses on the logits, and on the hidden states of each sample.
         """
+        import torch
+
         inputs = self._teacher_inputs(student_inputs, teacher_inputs)
-        student = read_outputs(student_outputs)
+        student = core.distillation.read_outputs(student_outputs)
         device = student.logits[0].device
         if next(self._teacher.parameters()).device != device:
             self._teacher.to(device)
@@ -352,11 +347,11 @@ class LogitDistillationModifier(ScheduledModifier):
             asked[_SWITCH] = True
         with torch.no_grad():
             found = _forward(self._teacher, inputs, asked)
-            teacher = self._in_order(read_outputs(found))
+            teacher = self._in_order(core.distillation.read_outputs(found))
         named = self._mask_padding and isinstance(student_inputs, Mapping)
         mask = student_inputs.get("attention_mask") if named else None
         labels = student_inputs.get("labels") if named else None
-        rows = output_losses(
+        rows = core.distillation.output_losses(
             student,
             teacher,
             self._temperature,
@@ -366,7 +361,9 @@ class LogitDistillationModifier(ScheduledModifier):
         )
         if self._hidden_weight == 0.0:
             return rows, None
-        return rows, hidden_losses(student, teacher, self._layer_map or "uniform", mask)
+        return rows, core.distillation.hidden_losses(
+            student, teacher, self._layer_map or "uniform", mask
+        )
 
     def _in_order(self, outputs: Outputs) -> Outputs:
         order = self._order
@@ -381,7 +378,7 @@ class LogitDistillationModifier(ScheduledModifier):
     def _teacher_inputs(self, student: Inputs, own: Inputs | None) -> Inputs:
         keys = self._teacher_input_keys
         if isinstance(student, Mapping):
-            begins = TEACHERS_OWN
+            begins = core.outputs.TEACHERS_OWN
             extra = {k: v for k, v in student.items() if k.startswith(begins)}
             student = {k: v for k, v in student.items() if k not in extra}
             student |= {k.removeprefix(begins): v for k, v in extra.items()}
@@ -402,7 +399,10 @@ class LogitDistillationModifier(ScheduledModifier):
         shown = student if own is None else own
         if not isinstance(shown, Mapping):
             return shown
-        left_out = (*LABELS, *([] if _takes_types(self._teacher) else [_TOKEN_TYPES]))
+        left_out = (
+            *core.outputs.LABELS,
+            *([] if _takes_types(self._teacher) else [_TOKEN_TYPES]),
+        )
         return {k: v for k, v in shown.items() if k not in left_out}
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -421,7 +421,7 @@ class LogitDistillationModifier(ScheduledModifier):
     def _hash(self) -> str | None:
         if self._teacher is None:
             return None
-        self._digest = self._digest or digest_of(self._teacher)
+        self._digest = self._digest or core.identity.digest_of(self._teacher)
         return self._digest
 
     def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True) -> None:
@@ -465,6 +465,8 @@ class LogitDistillationModifier(ScheduledModifier):
 
 
 def _forward(model: nn.Module, inputs: Inputs, options: Mapping[str, Any]) -> Any:
+    from torch import Tensor
+
     if isinstance(inputs, Mapping):
         return model(**inputs, **options)
     ordered = (inputs,) if isinstance(inputs, Tensor) else inputs

@@ -1,14 +1,14 @@
 """Early stopping on a metric of the evaluations."""
 
+from __future__ import annotations
+
 import logging
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
-
-from obert_modifiers.core.snapshot import Snapshot, restore_snapshot_, take_snapshot
-from obert_modifiers.modifiers._host import (
+from obert_modifiers import core
+from obert_modifiers.host.bases import (
     ModifierProp,
     PyTorchModifierYAML,
     ScheduledModifier,
@@ -25,6 +25,11 @@ from obert_modifiers.modifiers._validate import (
     as_float,
     nearest_word,
 )
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from obert_modifiers.core.snapshot import Snapshot
 
 MODES = ("max", "min")
 
@@ -184,7 +189,7 @@ class EarlyStoppingModifier(ScheduledModifier):
             self._best, self._best_epoch = float(metrics[self._metric]), epoch
             self._worse = 0
             if self._restore_best:
-                self._snapshot = take_snapshot(unwrap(module))
+                self._snapshot = core.snapshot.take_snapshot(unwrap(module))
         else:
             self._worse += 1
         return self.stopped
@@ -207,7 +212,9 @@ class EarlyStoppingModifier(ScheduledModifier):
             True if the model had other weights.
         """
         snapshot, self._snapshot = self._snapshot, None
-        return snapshot is not None and restore_snapshot_(unwrap(module), snapshot)
+        return snapshot is not None and core.snapshot.restore_snapshot_(
+            unwrap(module), snapshot
+        )
 
     def finalize(
         self, module: nn.Module | None = None, reset_loggers: bool = True, **kwargs: Any
@@ -260,4 +267,6 @@ class EarlyStoppingModifier(ScheduledModifier):
         self._last_epoch = state_dict["last_epoch"]
         self._worse = state_dict["worse"]
         values, ranges = state_dict["values"], state_dict["ranges"]
-        self._snapshot = None if values is None else Snapshot(values, ranges)
+        self._snapshot = (
+            None if values is None else core.snapshot.Snapshot(values, ranges)
+        )

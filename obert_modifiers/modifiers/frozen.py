@@ -1,12 +1,11 @@
 """Parameters that do not change for a range of epochs."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-
-from obert_modifiers.modifiers._host import (
+from obert_modifiers.host.bases import (
     ModifierProp,
     PyTorchModifierYAML,
     ScheduledModifier,
@@ -17,6 +16,9 @@ from obert_modifiers.modifiers._host import (
 from obert_modifiers.modifiers._states import as_tensors, from_tensors
 from obert_modifiers.modifiers._targets import match_names, unwrap
 from obert_modifiers.modifiers._validate import as_float, check_end
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 _CLOSE = 1e-9  # of an epoch; far below a step, far above a sum's rounding
 _NEXT = "next_epoch"
@@ -98,6 +100,8 @@ class FrozenParamsModifier(ScheduledModifier):
 
     def _prepare(self, next_epoch: float) -> None:
         """Hold the gradients at zero if the step at this epoch is in the range."""
+        import torch
+
         self._next_epoch = next_epoch
         if self._in_range(next_epoch) and not self._handles:
             self._handles = [

@@ -1,11 +1,17 @@
 """GMP★: gradual magnitude pruning with a large first step."""
 
-from collections.abc import Sequence
+from __future__ import annotations
 
-from obert_modifiers.core.pruning.pruning_step import StepResult, magnitude_step_
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from obert_modifiers import core
+from obert_modifiers.host.bases import PyTorchModifierYAML
 from obert_modifiers.modifiers._gradual import GradualPruningModifier
-from obert_modifiers.modifiers._host import PyTorchModifierYAML
 from obert_modifiers.modifiers._targets import ALL_ENCODER
+
+if TYPE_CHECKING:
+    from obert_modifiers.core.pruning.pruning_step import StepResult
 
 
 @PyTorchModifierYAML()
@@ -85,7 +91,7 @@ class GMPStarPruningModifier(GradualPruningModifier):
         Returns:
             The new masks.
         """
-        return magnitude_step_(
+        return core.pruning_step.magnitude_step_(
             self._masks.targets,
             self._masks.param_masks,
             sparsities,

@@ -1,20 +1,14 @@
 """Layer dropping: a shallower model before anything else happens."""
 
+from __future__ import annotations
+
 import weakref
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
-
-from obert_modifiers.core.layer_drop import (
-    CHOICES,
-    drop_layers_,
-    find_layers,
-    layers_left,
-    plan_layers,
-)
-from obert_modifiers.modifiers._host import (
+from obert_modifiers import core
+from obert_modifiers.core.options import CHOICES
+from obert_modifiers.host.bases import (
     ModifierProp,
     PyTorchModifierYAML,
     ScheduledModifier,
@@ -25,6 +19,9 @@ from obert_modifiers.modifiers._host import (
 from obert_modifiers.modifiers._states import as_tensors, from_tensors
 from obert_modifiers.modifiers._targets import unwrap
 from obert_modifiers.modifiers._validate import as_choice, as_count
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 _STATE_KEY = "kept"
 
@@ -134,8 +131,12 @@ class LayerDropModifier(ScheduledModifier):
         return self._plan(model)
 
     def _plan(self, model: nn.Module) -> tuple[int, ...]:
-        keep = self._keep if self._drop is None else layers_left(model, self._drop)
-        return plan_layers(model, keep, self._choice)
+        keep = (
+            self._keep
+            if self._drop is None
+            else core.layer_drop.layers_left(model, self._drop)
+        )
+        return core.layer_drop.plan_layers(model, keep, self._choice)
 
     def adopt(self, model: nn.Module) -> None:
         """Take a model that was saved after its layers were dropped: drop no more.
@@ -144,7 +145,7 @@ class LayerDropModifier(ScheduledModifier):
             model: The model, wrapped or not.
         """
         model = unwrap(model)
-        self._kept = tuple(range(len(find_layers(model)[1])))
+        self._kept = tuple(range(len(core.layer_drop.find_layers(model)[1])))
         self._model = weakref.ref(model)
 
     def _applied_to(self, model: nn.Module) -> bool:
@@ -164,6 +165,8 @@ class LayerDropModifier(ScheduledModifier):
         Raises:
             RuntimeError: If the model is wrapped for distributed training.
         """
+        from torch.nn.parallel import DistributedDataParallel
+
         super().initialize(module, epoch, loggers, **kwargs)
         model = unwrap(module)
         if self._applied_to(model):
@@ -175,7 +178,7 @@ class LayerDropModifier(ScheduledModifier):
                 "RecipeManager.apply_structure first"
             )
         kept = self._plan(model)
-        dropped = drop_layers_(model, kept)
+        dropped = core.layer_drop.drop_layers_(model, kept)
         self._kept = dropped.kept
         self._model = weakref.ref(model)
         self._gone = [weakref.ref(parameter) for parameter in dropped.parameters]

@@ -1,19 +1,23 @@
 """N:M sparsity in one modifier: by magnitude or second order, at once or gradually."""
 
+from __future__ import annotations
+
 import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
-from obert_modifiers.core.pruning.blocks import MaskPattern, check_block_size
-from obert_modifiers.core.pruning.event import DAMP_GRID, SELECTIONS, SecondOrderConfig
-from obert_modifiers.core.pruning.pruning_step import StepResult, magnitude_step_
-from obert_modifiers.core.pruning.update import UPDATES
+from obert_modifiers import core
+from obert_modifiers.core.options import (
+    DAMP_GRID,
+    SELECTIONS,
+    UPDATES,
+    SecondOrderConfig,
+)
+from obert_modifiers.core.patterns import MaskPattern, check_block_size
+from obert_modifiers.host.bases import PyTorchModifierYAML, recipe_key
 from obert_modifiers.modifiers._gradual import GradualPruningModifier
-from obert_modifiers.modifiers._host import PyTorchModifierYAML, recipe_key
 from obert_modifiers.modifiers._second_order import AUTO, SecondOrder, read_damping
 from obert_modifiers.modifiers._targets import ALL_ENCODER
 from obert_modifiers.modifiers._validate import (
@@ -25,6 +29,11 @@ from obert_modifiers.modifiers._validate import (
     as_pattern,
     check_range,
 )
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from obert_modifiers.core.pruning.pruning_step import StepResult
 
 SCORES = ("magnitude", "obs")
 ONE_SHOT, BY_FRACTION, BY_N = "one_shot", "by_fraction", "by_n"
@@ -278,7 +287,9 @@ class NMPruningModifier(GradualPruningModifier):
         masks = self._masks
         if self._engine is not None:
             return self._engine.prune(self._model, masks, sparsities, **how)
-        return magnitude_step_(masks.targets, masks.param_masks, sparsities, **how)
+        return core.pruning_step.magnitude_step_(
+            masks.targets, masks.param_masks, sparsities, **how
+        )
 
 
 def _as_n_m(mask_type: Any) -> MaskPattern:
@@ -313,9 +324,9 @@ def _read_obs(keys: dict[str, Any], pattern: MaskPattern) -> dict[str, Any]:
         "damp": damp,
         "damp_fraction": fraction,
         "selection": as_choice(
-            "selection", given.get("selection", "greedy"), tuple(SELECTIONS)
+            "selection", given.get("selection", "greedy"), SELECTIONS
         ),
-        "update": as_choice("update", given.get("update", "joint"), tuple(UPDATES)),
+        "update": as_choice("update", given.get("update", "joint"), UPDATES),
         "memory_budget": given.get("memory_budget"),
     }
 

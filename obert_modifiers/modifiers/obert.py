@@ -1,22 +1,20 @@
 """oBERT: gradual second-order pruning with an update of the remaining weights."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
-from obert_modifiers.core.distributed.sharding import MemoryPlan
-from obert_modifiers.core.pruning.blocks import check_block_size
-from obert_modifiers.core.pruning.event import (
+from obert_modifiers.core.options import (
     DAMP_GRID,
     FISHER_DTYPES,
     SELECTIONS,
+    UPDATES,
     SecondOrderConfig,
 )
-from obert_modifiers.core.pruning.pruning_step import StepResult
-from obert_modifiers.core.pruning.update import UPDATES
+from obert_modifiers.core.patterns import check_block_size
+from obert_modifiers.host.bases import PyTorchModifierYAML, recipe_key
 from obert_modifiers.modifiers._gradual import GradualPruningModifier
-from obert_modifiers.modifiers._host import PyTorchModifierYAML, recipe_key
 from obert_modifiers.modifiers._losses import FISHER_LOSSES
 from obert_modifiers.modifiers._second_order import (
     AUTO,
@@ -30,6 +28,12 @@ from obert_modifiers.modifiers._validate import (
     as_count,
     as_flag,
 )
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from obert_modifiers.core.distributed.sharding import MemoryPlan
+    from obert_modifiers.core.pruning.pruning_step import StepResult
 
 
 @PyTorchModifierYAML()
@@ -123,7 +127,7 @@ class OBERTPruningModifier(GradualPruningModifier):
             min_density: Share of its weights that each parameter keeps at least.
             num_grads: Gradients m, over all processes.
             damp: Absolute dampening as in oBERT equation (2), or ``auto`` for the
-                fraction of :data:`~obert_modifiers.core.pruning.event.DAMP_GRID` that
+                fraction of :data:`~obert_modifiers.core.options.DAMP_GRID` that
                 leaves the lowest loss on 256 other training samples, at each event.
             damp_fraction: Dampening as a fraction of the mean Fisher diagonal over
                 the living weights; 0.01 where neither is given.
@@ -170,7 +174,7 @@ class OBERTPruningModifier(GradualPruningModifier):
         self._grad_granularity = as_choice(
             "grad_granularity", grad_granularity, ("sample", "batch")
         )
-        self._selection = as_choice("selection", selection, tuple(SELECTIONS))
+        self._selection = as_choice("selection", selection, SELECTIONS)
         self._fisher_dtype = as_choice("fisher_dtype", fisher_dtype, FISHER_DTYPES)
         self._fisher_loss = as_choice("fisher_loss", fisher_loss, FISHER_LOSSES)
         self._first_order = as_flag("first_order", first_order)
@@ -178,7 +182,7 @@ class OBERTPruningModifier(GradualPruningModifier):
         self._budget_bytes = (
             None if memory_budget is None else as_bytes("memory_budget", memory_budget)
         )
-        self._update_rule = as_choice("update", update, tuple(UPDATES))
+        self._update_rule = as_choice("update", update, UPDATES)
         self._grad_sampler_kwargs = _as_options(grad_sampler_kwargs)
         self._engine = SecondOrder(self._config(), self._fisher_loss)
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from obert_modifiers.host.bases import SCHEDULE_KEY, Modifier
 from obert_modifiers.modifiers._gradual import GradualPruningModifier
-from obert_modifiers.modifiers._host import SCHEDULE_KEY, Modifier
 from obert_modifiers.modifiers._states import from_tensors
 from obert_modifiers.recipe.clock import epoch_at, event_epochs
 

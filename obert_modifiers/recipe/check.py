@@ -9,8 +9,9 @@ from typing import Any
 import yaml
 
 from obert_modifiers.core.pruning.schedule import INTERPOLATIONS
+from obert_modifiers.host import ONLY_SPARSEML, only_sparseml
+from obert_modifiers.host.bases import Modifier, modifier_classes
 from obert_modifiers.modifiers._gradual import GradualPruningModifier
-from obert_modifiers.modifiers._host import Modifier, modifier_classes
 from obert_modifiers.recipe.problems import Problem, nearest
 from obert_modifiers.recipe.replacing import Translate, Translated, translation_of
 from obert_modifiers.recipe.values import ModifierSettings
@@ -63,8 +64,11 @@ class ModifierBuilder:
         translate = translation_of(settings.name)
         if translate is not None:
             return self._build_replacement(settings, translate)
+        if settings.name not in self._classes and settings.name in ONLY_SPARSEML:
+            self._report(settings, "", only_sparseml(settings.name))
+            return None
         if settings.name not in self._classes:
-            near = nearest(settings.name, self._classes)
+            near = nearest(settings.name, {*self._classes, *ONLY_SPARSEML})
             fix = f"write !{near[0]}" if near else "remove it"
             self._report(
                 settings,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from obert_modifiers.modifiers._host import (
+from obert_modifiers.host.bases import (
     Modifier,
     ScheduledModifierManager,
     ScheduledUpdateModifier,

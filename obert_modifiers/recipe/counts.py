@@ -1,18 +1,22 @@
 """How many weights a pruning modifier will prune, from the shapes of a model."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
-from obert_modifiers.core.distributed.sharding import MemoryPlan
-from obert_modifiers.core.pruning.event import SecondOrderConfig, plan_targets
-from obert_modifiers.core.pruning.selection import make_pools
-from obert_modifiers.core.pruning.targets import Target
+from obert_modifiers import core
+from obert_modifiers.core.options import SecondOrderConfig
 from obert_modifiers.modifiers._goals import read_goals
 from obert_modifiers.modifiers._gradual import GradualPruningModifier
 from obert_modifiers.modifiers._targets import find_targets, match_names, unwrap
 from obert_modifiers.modifiers._validate import as_pattern
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from obert_modifiers.core.distributed.sharding import MemoryPlan
+    from obert_modifiers.core.pruning.targets import Target
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,9 @@ def pool_counts(modifier: Any, model: nn.Module) -> tuple[PoolCount, ...]:
     numels = [target.layout(pattern).numel for target in targets]
     # N:M leaves nothing to compete for: it takes the same share of every group.
     together = modifier.global_sparsity and pattern.n_m is None
-    pools = make_pools(numels, list(goals.values()), together, pattern.unit)
+    pools = core.selection.make_pools(
+        numels, list(goals.values()), together, pattern.unit
+    )
     return tuple(
         PoolCount(
             tuple(names[i] for i in pool.members),
@@ -75,7 +81,7 @@ def fisher_memory(modifier: Any, model: nn.Module) -> MemoryPlan | None:
     config = second_order(modifier)
     if config is None:
         return None
-    return plan_targets(targets_of(modifier, model), config, ranks=1)
+    return core.event.plan_targets(targets_of(modifier, model), config, ranks=1)
 
 
 def second_order(modifier: Any) -> SecondOrderConfig | None:

@@ -1,11 +1,11 @@
 """Hold the modifiers of a recipe against each other, without a model."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Iterator, Sequence
 from itertools import combinations
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from obert_modifiers.modifiers import LayerDropModifier, QATModifier
 from obert_modifiers.modifiers._gradual import GradualPruningModifier
@@ -29,6 +29,9 @@ from obert_modifiers.recipe.placed import (
     quantizing_in,
     teacher_of,
 )
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def cross_faults(everyone: Sequence[Placed], complete: bool) -> Iterator[Fault]:

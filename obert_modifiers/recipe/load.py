@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from obert_modifiers.modifiers._host import Modifier, SparsificationTypes
+from obert_modifiers.host.bases import Modifier, SparsificationTypes
 from obert_modifiers.recipe.arguments import parse_recipe_args
 from obert_modifiers.recipe.check import ModifierBuilder
 from obert_modifiers.recipe.cross import cross_faults, cross_notes

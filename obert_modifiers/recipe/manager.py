@@ -1,4 +1,4 @@
-"""Load, check and drive a recipe: SparseML's modifier manager behind a narrow door."""
+"""Load, check and drive a recipe, by the host's manager of modifiers."""
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from obert_modifiers.compat.replace import replaced
 from obert_modifiers.core.pruning.report import PruneReport
 from obert_modifiers.core.pruning.sampling import GradientSource
-from obert_modifiers.modifiers._host import (
+from obert_modifiers.host.bases import (
     Modifier,
     ScheduledModifierManager,
     silent_loggers,
 )
-from obert_modifiers.modifiers._host_state import (
+from obert_modifiers.host.state import (
     cannot_be_saved,
     known,
     load_state,
@@ -111,7 +112,8 @@ class RecipeManager:
         Raises:
             RecipeError: With everything that is wrong with the recipe.
         """  # noqa: DOC502  raised by load_recipe
-        loaded = load_recipe(recipe, recipe_args)
+        with replaced(None):  # where SparseML is missing, ours stand in
+            loaded = load_recipe(recipe, recipe_args)
         for change in loaded.changes:
             _LOGGER.warning("%s", change)
         groups = loaded.groups

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from obert_modifiers.modifiers._host import Modifier, SparsificationTypes
+from obert_modifiers.host.bases import Modifier, SparsificationTypes
 
 KINDS = SparsificationTypes
 EPOCH_RANGE = "EpochRangeModifier"

@@ -7,12 +7,12 @@ from typing import Any
 from torch import nn
 
 from obert_modifiers.core.pruning.schedule import interpolate_sparsity
-from obert_modifiers.modifiers._gradual import FROM_PARAM
-from obert_modifiers.modifiers._host import (
+from obert_modifiers.host.bases import (
     Modifier,
     ScheduledModifierManager,
     SparsificationTypes,
 )
+from obert_modifiers.modifiers._gradual import FROM_PARAM
 from obert_modifiers.recipe.clock import event_epochs, learning_rates, rewinds
 from obert_modifiers.recipe.counts import (
     fisher_memory,

@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from obert_modifiers.host.bases import Modifier, SparsificationTypes
 from obert_modifiers.modifiers import EarlyStoppingModifier
-from obert_modifiers.modifiers._host import Modifier, SparsificationTypes
 
 
 def stopping_faults(modifiers: Sequence[Modifier]) -> Iterator[tuple[Modifier, str]]:

@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import nn
 
+from obert_modifiers.host.bases import Modifier, SparsificationTypes
 from obert_modifiers.modifiers import (
     LayerDropModifier,
     OBERTPruningModifier,
     QATModifier,
 )
-from obert_modifiers.modifiers._host import Modifier, SparsificationTypes
 from obert_modifiers.modifiers._targets import unwrap
 from obert_modifiers.recipe.clock import epoch_at
 

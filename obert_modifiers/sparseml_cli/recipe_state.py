@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from obert_modifiers.modifiers._host_state import cannot_be_saved, load_state, state_of
+from obert_modifiers.host.state import cannot_be_saved, load_state, state_of
 
 STATE_FILE = "recipe_state.pt"
 _LOGGER = logging.getLogger(__name__)

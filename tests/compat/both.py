@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from obert_modifiers.compat import replaced
-from obert_modifiers.modifiers import _host
+from obert_modifiers.host import bases
 from tests.modifiers.table import ENCODER, make_batch, make_model
 
 STEPS = 4  # optimizer steps of an epoch
@@ -110,14 +110,14 @@ def run(
     """
     model = make_model(seed) if model is None else model
     with replaced(mode):
-        manager = _host.ScheduledModifierManager.from_yaml(recipe)
+        manager = bases.ScheduledModifierManager.from_yaml(recipe)
     optimizer = ScriptedOptimizer(model.parameters(), noise)
     wrapped = manager.modify(
         model,
         optimizer,
         steps_per_epoch=STEPS,
         epoch=0.0,
-        loggers=_host.silent_loggers(),
+        loggers=bases.silent_loggers(),
         grad_sampler=Loader().sampler,
     )
     pruner = manager.pruning_modifiers[0]

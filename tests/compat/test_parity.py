@@ -276,7 +276,7 @@ def test_ties_alone_are_broken_otherwise() -> None:
 
 def test_a_short_loader_is_gone_through_again(caplog) -> None:
     from obert_modifiers.compat import replaced
-    from obert_modifiers.modifiers import _host
+    from obert_modifiers.host import bases
 
     def prune(batches: int, times: int):
         loader = Loader(batches)
@@ -287,9 +287,9 @@ def test_a_short_loader_is_gone_through_again(caplog) -> None:
 
         sampler = {**loader.sampler, "data_loader_builder": several}
         with replaced("same"):
-            manager = _host.ScheduledModifierManager.from_yaml(obs())
+            manager = bases.ScheduledModifierManager.from_yaml(obs())
         model = make_model()
-        manager.apply(model, grad_sampler=sampler, loggers=_host.silent_loggers())
+        manager.apply(model, grad_sampler=sampler, loggers=bases.silent_loggers())
         return model, loader
 
     model, loader = prune(10, 1)

@@ -11,7 +11,7 @@ from obert_modifiers import modifiers
 from obert_modifiers.compat import replaced
 from obert_modifiers.core.pruning.sampling import GradientSource
 from obert_modifiers.core.quantization.scheme import quantizers_of
-from obert_modifiers.modifiers import _host
+from obert_modifiers.host import bases
 from obert_modifiers.modifiers._targets import encoder_weights
 from tests.modifiers.driving import name_of
 from tests.modifiers.table import PRUNERS
@@ -60,7 +60,7 @@ def sparsity_of(model) -> float:
 @pruners
 def test_modify_with_a_grad_sampler_of_sparsemls(row) -> None:
     manager, model = (
-        _host.ScheduledModifierManager.from_yaml(recipe_of(row)),
+        bases.ScheduledModifierManager.from_yaml(recipe_of(row)),
         tiny_bert(),
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -69,7 +69,7 @@ def test_modify_with_a_grad_sampler_of_sparsemls(row) -> None:
         optimizer,
         steps_per_epoch=STEPS,
         grad_sampler=sampler(),
-        loggers=_host.silent_loggers(),
+        loggers=bases.silent_loggers(),
     )
     for step in range(4 * STEPS):
         batch = inputs(100 + step)
@@ -87,9 +87,9 @@ def test_modify_with_a_grad_sampler_of_sparsemls(row) -> None:
 def test_apply_is_the_same_with_their_sampler_and_our_source(row) -> None:
     found = []
     for offered in ({"grad_sampler": sampler()}, {"gradient_source": source()}):
-        manager = _host.ScheduledModifierManager.from_yaml(recipe_of(row))
+        manager = bases.ScheduledModifierManager.from_yaml(recipe_of(row))
         model = tiny_bert()
-        manager.apply(model, loggers=_host.silent_loggers(), **offered)
+        manager.apply(model, loggers=bases.silent_loggers(), **offered)
         assert sparsity_of(model) == row.final
         found.append(model.state_dict())
     for name, values in found[0].items():
@@ -99,11 +99,11 @@ def test_apply_is_the_same_with_their_sampler_and_our_source(row) -> None:
 def test_apply_without_finalizing_keeps_the_masks_in_training() -> None:
     row = PRUNERS[0]
     manager, model = (
-        _host.ScheduledModifierManager.from_yaml(recipe_of(row)),
+        bases.ScheduledModifierManager.from_yaml(recipe_of(row)),
         tiny_bert(),
     )
     manager.apply(
-        model, finalize=False, grad_sampler=sampler(), loggers=_host.silent_loggers()
+        model, finalize=False, grad_sampler=sampler(), loggers=bases.silent_loggers()
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for step in range(5):
@@ -114,7 +114,7 @@ def test_apply_without_finalizing_keeps_the_masks_in_training() -> None:
 
 
 def test_a_manager_without_a_source_of_gradients_says_so() -> None:
-    manager = _host.ScheduledModifierManager.from_yaml(recipe_of(PRUNERS[0]))
+    manager = bases.ScheduledModifierManager.from_yaml(recipe_of(PRUNERS[0]))
     with pytest.raises(RuntimeError, match="gradient_source and grad_sampler are both"):
         manager.modify(tiny_bert(), torch.optim.SGD([torch.ones(1)], 0.1), STEPS)
 
@@ -122,13 +122,13 @@ def test_a_manager_without_a_source_of_gradients_says_so() -> None:
 def trained(recipe: str, mode: str | None, structure: bool = False):
     """Train a tiny BERT in SparseML's manager, on its modifiers or on ours."""
     with replaced(mode):
-        manager = _host.ScheduledModifierManager.from_yaml(recipe)
+        manager = bases.ScheduledModifierManager.from_yaml(recipe)
     model = tiny_bert()
     if structure:
         manager.apply_structure(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     optimizer = manager.modify(
-        model, optimizer, steps_per_epoch=STEPS, loggers=_host.silent_loggers()
+        model, optimizer, steps_per_epoch=STEPS, loggers=bases.silent_loggers()
     )
     for step in range(4 * STEPS):
         loss = model(**inputs(100 + step)).loss
@@ -218,9 +218,9 @@ def test_distillation_is_sparsemls_kl_with_padding() -> None:
         found = []
         for mode in (None, "same", "ours"):
             with replaced(mode):
-                manager = _host.ScheduledModifierManager.from_yaml(text.format(keys))
+                manager = bases.ScheduledModifierManager.from_yaml(text.format(keys))
             manager.initialize(
-                student, distillation_teacher=teacher, loggers=_host.silent_loggers()
+                student, distillation_teacher=teacher, loggers=bases.silent_loggers()
             )
             torch.manual_seed(1)
             outputs = student(**given)

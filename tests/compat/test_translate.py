@@ -15,7 +15,7 @@ from obert_modifiers.compat import (
 )
 from obert_modifiers.compat.replace_tables import KEYS, LEGACY, REQUIRED, TABLES
 from obert_modifiers.compat.replace_translate import translate
-from obert_modifiers.modifiers import _host
+from obert_modifiers.host import bases
 from obert_modifiers.recipe import RecipeError, load_recipe
 from obert_modifiers.recipe.check import target_class
 from obert_modifiers.recipe.manager import RecipeManager
@@ -108,11 +108,11 @@ def test_the_page_shows_the_tables() -> None:
 @pytest.mark.parametrize("tag", TABLES)
 def test_a_minimal_recipe_runs_on_ours_in_both_managers(tag, mode) -> None:
     text = recipe(tag, MINIMAL[tag])
-    plain = _host.ScheduledModifierManager.from_yaml(text)
+    plain = bases.ScheduledModifierManager.from_yaml(text)
     assert type(next(iter(plain.iter_modifiers()))).__module__.startswith("sparseml.")
     cls = getattr(modifiers, TABLES[tag])
     with replaced(mode):
-        theirs = _host.ScheduledModifierManager.from_yaml(text)
+        theirs = bases.ScheduledModifierManager.from_yaml(text)
         ours = RecipeManager.from_recipe(text)
     (one,), (two,) = theirs.iter_modifiers(), ours.modifiers
     assert type(one) is type(two) is cls
@@ -158,7 +158,7 @@ def test_an_explicit_default_means_what_it_means_unwritten(name, key, mode) -> N
 def test_a_recipe_that_sparseml_saved_means_the_same(name, mode, tmp_path) -> None:
     tag, keys = tag_and_keys(name)
     unedited, file = recipe(tag, keys), tmp_path / "saved.yaml"
-    _host.ScheduledModifierManager.from_yaml(unedited).save(str(file))
+    bases.ScheduledModifierManager.from_yaml(unedited).save(str(file))
     saved = file.read_text(encoding="utf-8")
     assert saved.count(":") > unedited.count(":")  # it has written defaults
     with replaced(mode):
@@ -214,7 +214,7 @@ def test_each_change_of_meaning_is_said() -> None:
 def test_changes_are_logged_by_both_managers(mode, caplog) -> None:
     text = recipe("DistillationModifier", {"hardness": 1.0})
     with replaced(mode):
-        _host.ScheduledModifierManager.from_yaml(text)
+        bases.ScheduledModifierManager.from_yaml(text)
         first = len(caplog.records)
         RecipeManager.from_recipe(text)
     assert (first, len(caplog.records)) == ((0, 0) if mode == "same" else (1, 2))
@@ -293,7 +293,7 @@ def test_what_is_not_supported_is_an_error_with_its_line(tag, keys, key, words) 
         with pytest.raises(RecipeError) as ours:
             load_recipe(text)
         with pytest.raises(ValueError) as theirs:
-            _host.ScheduledModifierManager.from_yaml(text)
+            bases.ScheduledModifierManager.from_yaml(text)
     (problem,) = ours.value.problems
     assert (problem.line, problem.key) == (line, key) and words in problem.message
     assert words in str(theirs.value)

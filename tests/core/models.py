@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as nnf
 from torch import nn
 
-from obert_modifiers.core.pruning.blocks import MaskPattern
-from obert_modifiers.core.pruning.config import SecondOrderConfig
+from obert_modifiers.core.options import SecondOrderConfig
+from obert_modifiers.core.patterns import MaskPattern
 from obert_modifiers.core.pruning.fisher import BlockFisher
 from obert_modifiers.core.pruning.pruning_step import second_order_step_
 from obert_modifiers.core.pruning.sampling import GradientSource, SampleRequest

@@ -3,7 +3,7 @@
 import torch
 
 from obert_modifiers.core.quantization.fake_quant import Quantizer
-from obert_modifiers.modifiers import _host_state
+from obert_modifiers.host import state as host_state
 from obert_modifiers.modifiers._gradual import GradualPruningModifier
 from obert_modifiers.modifiers._masks import ParameterMasks
 from obert_modifiers.recipe import manager
@@ -86,7 +86,7 @@ def _count(self, value) -> None:
 
 
 def _change_loaded(change) -> None:
-    original = _host_state.load_state
+    original = host_state.load_state
 
     def load(modifier, state):
         original(modifier, change(state) if "fields" in state else state)

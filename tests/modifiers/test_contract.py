@@ -9,9 +9,11 @@ import torch
 
 from obert_modifiers import modifiers
 from obert_modifiers.core.quantization.layers import Quantized
-from obert_modifiers.modifiers import _host, _host_state
+from obert_modifiers.host import bases
+from obert_modifiers.host import state as host_state
 from obert_modifiers.training.state import pack, unpack
 from tests.core.models import remove_quantization_
+from tests.hosts import on_sparseml
 from tests.modifiers.driving import STEPS, drive, name_of, start
 from tests.modifiers.table import ENCODER, PRUNERS, TABLE, make_model
 
@@ -25,18 +27,19 @@ def test_every_exported_modifier_has_a_row() -> None:
     }
 
 
+@on_sparseml
 @every
 def test_name_does_not_replace_one_of_sparsemls(row) -> None:
     import sparseml.pytorch.optim
 
     assert not hasattr(sparseml.pytorch.optim, row.cls.__name__)
-    assert _host.modifier_classes()[row.cls.__name__] is row.cls
+    assert bases.modifier_classes()[row.cls.__name__] is row.cls
 
 
 @every
 def test_yaml_round_trip(row) -> None:
     modifier = row.cls(**row.keys)
-    again = _host.Modifier.load_obj(str(modifier))
+    again = bases.Modifier.load_obj(str(modifier))
     assert type(again) is row.cls
     assert again.props(only_serializable=True) == modifier.props(only_serializable=True)
     assert again.identifier() == modifier.identifier()
@@ -47,7 +50,7 @@ def test_yaml_round_trip(row) -> None:
 @every
 def test_sample_yaml_of_the_docstring_loads(row) -> None:
     text = row.cls.__doc__.split("Sample YAML::")[1]
-    assert type(_host.Modifier.load_obj(text.strip("\n "))) is row.cls
+    assert type(bases.Modifier.load_obj(text.strip("\n "))) is row.cls
 
 
 @every
@@ -150,12 +153,12 @@ def test_resumed_at_any_step_it_goes_on_with_the_same_bits(row, at) -> None:
     """A new modifier on a new model, with weights, optimizer and state brought over."""
     modifier, model, optimizer = start(row)
     drive(row, modifier, model, optimizer, at)
-    state, tensors = pack(_host_state.state_of(modifier))
+    state, tensors = pack(host_state.state_of(modifier))
     state = unpack(json.loads(json.dumps(state)), tensors)
     rates = copy.deepcopy(optimizer.state_dict())
     weights = copy.deepcopy(model.state_dict())
     other, fresh, again = start(row)
-    _host_state.load_state(other, state)
+    host_state.load_state(other, state)
     fresh.load_state_dict(weights)
     again.load_state_dict(rates)
     for one, place, rate in (

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from obert_modifiers import modifiers
-from obert_modifiers.modifiers import _host
+from obert_modifiers.host import bases
 from tests.modifiers.driving import STEPS, drive, name_of, start
 from tests.modifiers.table import PRUNERS, TABLE, make_batch, make_model, sample_loss
 
 every = pytest.mark.parametrize("row", TABLE, ids=name_of)
 pruners = pytest.mark.parametrize("row", PRUNERS, ids=name_of)
-Manager = _host.ScheduledModifierManager
+Manager = bases.ScheduledModifierManager
 UNINITIALIZED = "must be initialized first"
 
 
@@ -99,7 +99,7 @@ def own_keys(row) -> list[str]:
         name: prop
         for cls in row.cls.__mro__
         for name, prop in vars(cls).items()
-        if isinstance(prop, _host.ModifierProp) and prop.serializable
+        if isinstance(prop, bases.ModifierProp) and prop.serializable
     }
     return sorted(found)
 
@@ -152,7 +152,7 @@ def test_loggers_come_and_go(row) -> None:
         logged.append((tag, value, step))
         return True
 
-    loggers = _host.LoggerManager([_host.LambdaLogger(keep)], log_python=False)
+    loggers = bases.LoggerManager([bases.LambdaLogger(keep)], log_python=False)
     model, modifier = make_model(), row.cls(**row.keys)
     assert not modifier.loggers_initialized and not modifier.loggers
     modifier.initialize_loggers(loggers)
@@ -236,7 +236,7 @@ def managed(row, seed: int = 0) -> tuple[Any, Any, Any]:
         optimizer,
         steps_per_epoch=STEPS,
         epoch=0.0,
-        loggers=_host.silent_loggers(),
+        loggers=bases.silent_loggers(),
         **row.extras,
     )
     return manager, model, wrapped
@@ -281,7 +281,7 @@ def test_sparsemls_manager_modifies_and_saves(row, tmp_path) -> None:
 def test_sparsemls_manager_prunes_in_one_shot(row) -> None:
     model = make_model()
     manager = Manager([row.cls(**row.keys)])
-    manager.apply(model, loggers=_host.silent_loggers(), **row.extras)
+    manager.apply(model, loggers=bases.silent_loggers(), **row.extras)
     zeros = sum(int((p == 0).sum()) for p in model.parameters())
     assert zeros == row.final * 384
     assert not next(manager.iter_modifiers()).initialized

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from obert_modifiers.host.bases import ScheduledModifierManager
 from obert_modifiers.modifiers import GMPStarPruningModifier
-from obert_modifiers.modifiers._host import ScheduledModifierManager
 
 
 def started() -> tuple[nn.Module, ScheduledModifierManager]:

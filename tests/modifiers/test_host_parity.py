@@ -6,16 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from obert_modifiers.core.pruning.blocks import parse_mask_type
+from obert_modifiers.core.patterns import parse_mask_type
 from obert_modifiers.core.pruning.fisher import BlockFisher
 from obert_modifiers.core.pruning.pruning_step import magnitude_step_
 from obert_modifiers.core.pruning.saliency import obs_candidates
 from obert_modifiers.core.pruning.selection import choose, make_pools, make_quotas
 from obert_modifiers.core.pruning.targets import Target
 from obert_modifiers.core.pruning.update import independent_update
-from obert_modifiers.modifiers import _host  # it has to be imported before SparseML
+from obert_modifiers.host import bases
+from tests.hosts import on_sparseml
 
-PRUNING = f"{_host.Modifier.__module__.rpartition('.')[0]}.pruning"
+pytestmark = on_sparseml
+PRUNING = f"{bases.Modifier.__module__.rpartition('.')[0]}.pruning"
 SHAPE, WIDTH, DAMP, NUM_GRADS = (12, 16), 24, 1e-2, 32
 
 

@@ -18,8 +18,8 @@ from transformers import (
     ModernBertForSequenceClassification,
 )
 
+from obert_modifiers.host.bases import ScheduledModifierManager, silent_loggers
 from obert_modifiers.modifiers import LayerDropModifier, LogitDistillationModifier
-from obert_modifiers.modifiers._host import ScheduledModifierManager, silent_loggers
 from obert_modifiers.recipe import RecipeError
 from obert_modifiers.recipe.manager import RecipeManager
 from obert_modifiers.training import TrainConfig, train

@@ -12,12 +12,13 @@ from torch import nn
 from transformers import BertConfig, BertModel
 
 from obert_modifiers.core.quantization.scheme import quantizers_of
-from obert_modifiers.modifiers import _host
+from obert_modifiers.host import bases
 from obert_modifiers.recipe import load_recipe
 from obert_modifiers.recipe.manager import RecipeError, RecipeManager
 from obert_modifiers.recipe.plan import plan_recipe
 from obert_modifiers.training import TrainConfig, train
 from obert_modifiers.training.optimizer import parameter_groups
+from tests.hosts import on_sparseml
 from tests.modifiers.table import ENCODER, make_batch, make_model, sample_loss
 from tests.training.test_training import make_task
 
@@ -197,6 +198,7 @@ def test_trainable_params_freezes_and_releases_in_one_process() -> None:
     assert moved == [True, False, True]
 
 
+@on_sparseml
 def test_layer_pruning_leaves_a_model_that_does_not_run() -> None:
     """The reason for a `LayerDropModifier` of ours."""
     text = HEAD.format(epochs=1.0) + "  - !LayerPruningModifier\n"
@@ -215,17 +217,18 @@ def test_layer_pruning_leaves_a_model_that_does_not_run() -> None:
 
 def test_sparseml_has_no_early_stopping() -> None:
     ours = {"EarlyStoppingModifier"}
-    names = {n for n in _host.modifier_classes() if re.search("stop|patien", n, re.I)}
+    names = {n for n in bases.modifier_classes() if re.search("stop|patien", n, re.I)}
     assert names == ours
 
 
+@on_sparseml
 def test_the_table_names_modifiers_and_tests_that_exist() -> None:
     text = (ROOT / "docs" / "modifiers.md").read_text(encoding="utf-8")
     rows = [line.split("|")[1:-1] for line in text.splitlines() if line[:2] == "| "]
     assert len(rows) == 10  # a head and nine needs
     for _need, modifier, whose, _why, tests in rows[1:]:
         (name,) = re.findall(r"`!(\w+)`", modifier)
-        cls = _host.modifier_classes()[name]
+        cls = bases.modifier_classes()[name]
         assert ("SparseML" in whose) == cls.__module__.startswith("sparseml.")
         for path in re.findall(r"`(tests/\S+\.py)`", tests):
             assert name in (ROOT / path).read_text(encoding="utf-8")

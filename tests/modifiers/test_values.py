@@ -7,12 +7,12 @@ import logging
 import pytest
 import torch
 
+from obert_modifiers.host.bases import Modifier
 from obert_modifiers.modifiers import (
     GMPStarPruningModifier,
     LogitDistillationModifier,
     OBERTPruningModifier,
 )
-from obert_modifiers.modifiers._host import Modifier
 from tests.modifiers.broken_values import BROKEN, BROKEN_OBERT
 from tests.modifiers.table import ENCODER, SCHEDULE, make_batch, make_model, make_source
 

@@ -2,6 +2,8 @@
 
 import yaml
 
+from tests.hosts import MISSING
+
 EPOCHS = "  - !EpochRangeModifier\n      start_epoch: 0\n      end_epoch: 3\n"
 GMP = """\
   - !GMPruningModifier
@@ -115,6 +117,9 @@ SAMPLES = {
     },
     "TrainableParamsModifier": {"params": ["re:.*bias"], "trainable": False},
 }
+
+
+HERE = {name: keys for name, keys in SAMPLES.items() if name not in MISSING}
 
 
 def one_modifier(name: str, values: dict) -> str:

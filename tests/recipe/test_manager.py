@@ -9,9 +9,10 @@ from torch import nn
 
 from obert_modifiers import RecipeError, RecipeManager
 from obert_modifiers.core.pruning.sampling import GradientSource
-from obert_modifiers.modifiers._host import ScheduledModifierManager
+from obert_modifiers.host.bases import ScheduledModifierManager
 from obert_modifiers.recipe import load_recipe
-from tests.recipe.samples import SAMPLES, one_modifier
+from tests.hosts import on_sparseml
+from tests.recipe.samples import HERE, SAMPLES, one_modifier
 
 STEPS = 10  # optimizer steps in an epoch
 
@@ -118,6 +119,7 @@ OURS = """\
 """
 
 
+@on_sparseml
 def test_sparseml_modifiers_train_to_the_sparsity_of_the_recipe():
     manager = RecipeManager.from_recipe(GMP)
     model = Encoder()
@@ -144,6 +146,7 @@ def test_sparseml_modifiers_train_to_the_sparsity_of_the_recipe():
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())
 
 
+@on_sparseml
 def test_ours_and_sparsemls_modifiers_run_side_by_side():
     manager = RecipeManager.from_recipe(
         GMP.replace("['re:layers.*weight']", "[head.weight]") + OURS
@@ -181,6 +184,7 @@ def test_ours_and_sparsemls_modifiers_run_side_by_side():
     assert [event.sparsity_after for event in manager.events][-1] == 0.75
 
 
+@on_sparseml
 def test_a_constant_modifier_holds_what_is_pruned_and_counts_weights_once():
     constant = "  - !ConstantPruningModifier\n      params: __ALL_PRUNABLE__\n"
     # SparseML cannot mask what does not require gradients.
@@ -219,6 +223,7 @@ def test_weights_that_two_modifiers_prune_are_found_in_the_model():
         )
 
 
+@on_sparseml
 def test_masks_that_are_switched_off_prune_nothing():
     # Without the modifiers that say that training goes on, which would be refused.
     alone = GMP[: GMP.index("training_modifiers")] + GMP[GMP.index("pruning_mod") :]
@@ -274,6 +279,7 @@ def test_state_continues_a_run_bit_for_bit():
         assert torch.equal(one, two)
 
 
+@on_sparseml
 def test_state_of_another_recipe_is_refused():
     manager = RecipeManager.from_recipe(GMP)
     other = RecipeManager.from_recipe(GMP, "target=0.5")
@@ -308,6 +314,7 @@ two:
 """
 
 
+@on_sparseml
 def test_stages_run_one_after_the_other():
     manager = RecipeManager.from_recipe(STAGED)
     assert list(manager.host.modifiers) == ["one", "two"]
@@ -321,6 +328,7 @@ def test_stages_run_one_after_the_other():
     manager.finalize(model)
 
 
+@on_sparseml
 @pytest.mark.parametrize("staged", [False, True])
 def test_a_manager_of_sparseml_is_taken_over(staged):
     text = STAGED if staged else GMP
@@ -341,7 +349,7 @@ def test_a_manager_of_sparseml_is_taken_over(staged):
 
 
 @pytest.mark.filterwarnings("ignore::pydantic.PydanticDeprecatedSince20")
-@pytest.mark.parametrize("name", SAMPLES)
+@pytest.mark.parametrize("name", HERE)
 def test_every_modifier_is_written_as_it_is(name):
     groups = load_recipe(one_modifier(name, SAMPLES[name])).groups[""]
     manager = RecipeManager.from_sparseml(ScheduledModifierManager(modifiers=groups))
@@ -350,6 +358,7 @@ def test_every_modifier_is_written_as_it_is(name):
     assert type(again.modifiers[0]) is type(groups[0])
 
 
+@on_sparseml
 def test_pruning_modifiers_that_are_the_same_are_refused_of_sparseml_too():
     host = ScheduledModifierManager.from_yaml(
         GMP + GMP.split("pruning_modifiers:\n")[1]
@@ -358,6 +367,7 @@ def test_pruning_modifiers_that_are_the_same_are_refused_of_sparseml_too():
         RecipeManager.from_sparseml(host)
 
 
+@on_sparseml
 def test_all_names_that_the_model_lacks_are_listed():
     text = (
         GMP.replace("[embedding.weight]", "[embeding.weight, 're:pooler.*', head.bias]")
@@ -400,6 +410,7 @@ def test_all_names_that_the_model_lacks_are_listed():
     )
 
 
+@on_sparseml
 def test_too_little_data_and_no_teacher_are_refused_with_the_line():
     manager = RecipeManager.from_recipe(GMP + OURS)
     manager.check_data(8)
@@ -424,6 +435,7 @@ def test_too_little_data_and_no_teacher_are_refused_with_the_line():
     RecipeManager.from_recipe(GMP).check_data(0)
 
 
+@on_sparseml
 def test_saved_recipe_is_the_one_that_ran(tmp_path: Path):
     manager = RecipeManager.from_recipe(GMP, {"num_epochs": 6})
     path = tmp_path / "out" / "recipe.yaml"
@@ -446,6 +458,7 @@ def test_open_end_has_no_last_epoch():
     assert manager.sets_learning_rate
 
 
+@on_sparseml
 def test_nothing_is_sent_anywhere(monkeypatch):
     started = []
 

@@ -10,7 +10,7 @@ from obert_modifiers.core.pruning.schedule import (
     interpolate_sparsity,
     sparsity_to_count,
 )
-from obert_modifiers.modifiers._host import ScheduledModifierManager, silent_loggers
+from obert_modifiers.host.bases import ScheduledModifierManager, silent_loggers
 from obert_modifiers.recipe import RecipeError, load_recipe
 from obert_modifiers.recipe.clock import epoch_at
 from obert_modifiers.recipe.manager import RecipeManager
@@ -18,7 +18,7 @@ from obert_modifiers.recipe.plan import plan_recipe
 from obert_modifiers.training.stepper import RecipeStepper
 from tests import tiny
 from tests.modifiers.table import ENCODER, make_model
-from tests.recipe.samples import EPOCHS, SAMPLES, one_modifier
+from tests.recipe.samples import EPOCHS, HERE, SAMPLES, one_modifier
 
 
 def recipe(*modifiers: str, epochs: float = 10.0, init_lr: float = 1e-4):
@@ -254,7 +254,7 @@ def test_n_m_by_second_order_is_planned():
 
 
 @pytest.mark.filterwarnings("ignore::pydantic.PydanticDeprecatedSince20")
-@pytest.mark.parametrize("name", SAMPLES)
+@pytest.mark.parametrize("name", HERE)
 def test_every_modifier_that_there_is_can_be_planned(name):
     # An epoch more than it takes, as no step is made where the last one ends; masks
     # that end are to end with the recipe.

@@ -8,7 +8,7 @@ import torch
 from obert_modifiers import cli
 from obert_modifiers.core.layer_drop import find_layers
 from obert_modifiers.core.quantization.scheme import quantizers_of
-from obert_modifiers.modifiers._host import ScheduledModifierManager
+from obert_modifiers.host.bases import ScheduledModifierManager
 from obert_modifiers.modifiers._targets import encoder_weights
 from obert_modifiers.recipe import clock, load_recipe
 from obert_modifiers.recipe.manager import RecipeManager

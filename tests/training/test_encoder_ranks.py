@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from obert_modifiers.core.pruning.event import SecondOrderConfig, plan_targets
+from obert_modifiers.core.options import SecondOrderConfig
+from obert_modifiers.core.pruning.event import plan_targets
 from obert_modifiers.core.pruning.pruning_step import second_order_step_
 from obert_modifiers.embedded import encoder_path, movie_snippets
 from obert_modifiers.modifiers._targets import encoder_weights, find_targets

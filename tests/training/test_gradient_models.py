@@ -6,12 +6,9 @@ import transformers
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from obert_modifiers.core.losses import classification_loss
-from obert_modifiers.core.pruning.blocks import parse_mask_type
-from obert_modifiers.core.pruning.event import (
-    PruningEvent,
-    SecondOrderConfig,
-    plan_targets,
-)
+from obert_modifiers.core.options import SecondOrderConfig
+from obert_modifiers.core.patterns import parse_mask_type
+from obert_modifiers.core.pruning.event import PruningEvent, plan_targets
 from obert_modifiers.modifiers._targets import encoder_weights, find_targets
 from obert_modifiers.training.batches import TaskData, gradient_source
 from tests import reference, tiny

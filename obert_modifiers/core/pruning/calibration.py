@@ -15,8 +15,8 @@ from obert_modifiers.core.distributed.sharding import (
     PIECE_WEIGHTS,
     MemoryPlan,
 )
+from obert_modifiers.core.options import SecondOrderConfig
 from obert_modifiers.core.pruning.collect import Collector
-from obert_modifiers.core.pruning.config import SecondOrderConfig
 from obert_modifiers.core.pruning.event import PruningEvent, plan_targets
 from obert_modifiers.core.pruning.gradients import collect_gradients
 from obert_modifiers.core.pruning.layer_signals import Signals

@@ -16,8 +16,8 @@ from obert_modifiers.core.distributed.parallel import (
     world,
 )
 from obert_modifiers.core.distributed.sharding import MemoryPlan, plan_event
-from obert_modifiers.core.pruning.blocks import check_block_size
-from obert_modifiers.core.pruning.config import DTYPES, SecondOrderConfig
+from obert_modifiers.core.options import SecondOrderConfig
+from obert_modifiers.core.patterns import check_block_size
 from obert_modifiers.core.pruning.fisher import BlockFisher, resolve_damp
 from obert_modifiers.core.pruning.fisher_state import FisherState, request_of
 from obert_modifiers.core.pruning.gradients import sum_losses
@@ -33,9 +33,7 @@ from obert_modifiers.core.pruning.targets import (
 )
 from obert_modifiers.core.pruning.update import UPDATES
 
-SELECTIONS = {"independent": obs_candidates, "greedy": greedy_candidates}
-FISHER_DTYPES = tuple(DTYPES)
-DAMP_GRID = (0.001, 0.01, 0.1, 1.0)  # of the mean diagonal, for damp: auto
+CANDIDATES = {"independent": obs_candidates, "greedy": greedy_candidates}
 _HELD_OUT_SAMPLES = 256
 _HELD_OUT_DRAWS = 2**20  # numbers of the draws that choose the dampening
 _MEMORY_SHARE = 0.9  # of the free memory, where no budget is given
@@ -73,7 +71,8 @@ def plan_targets(
         [t.layout(config.pattern) for t in targets],
         config.fisher_block_size,
         fisher_dtype=torch.promote_types(
-            widest_dtype(t.parameter for t in targets), DTYPES[config.fisher_dtype]
+            widest_dtype(t.parameter for t in targets),
+            getattr(torch, config.fisher_dtype),
         ),
         ranks=ranks,
         memory_budget=budget,
@@ -204,7 +203,7 @@ class PruningEvent:
         def candidates_of(i: int, fisher: BlockFisher) -> Candidates:
             weights, _ = self._weights(i, fisher, damp)
             kept = self._piece(self.kept, i).reshape(-1, size)
-            rule = SELECTIONS[config.selection]
+            rule = CANDIDATES[config.selection]
             return rule(weights.reshape(-1, size), kept, fisher, damp, config.pattern)
 
         quotas = make_quotas(

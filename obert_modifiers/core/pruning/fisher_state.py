@@ -13,8 +13,8 @@ from obert_modifiers.core.distributed.parallel import (
     world,
 )
 from obert_modifiers.core.distributed.sharding import MemoryPlan
+from obert_modifiers.core.options import SecondOrderConfig
 from obert_modifiers.core.pruning.collect import Collector, collect_blocks
-from obert_modifiers.core.pruning.config import SecondOrderConfig
 from obert_modifiers.core.pruning.exchange import ExchangingCollector
 from obert_modifiers.core.pruning.fisher import BlockFisher
 from obert_modifiers.core.pruning.gradients import MAX_SKIPPED_SHARE, GradientCount

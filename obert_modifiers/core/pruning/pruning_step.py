@@ -8,8 +8,8 @@ from torch import Tensor, cuda, nn
 
 from obert_modifiers.core.distributed.parallel import ran_out_of_memory, world
 from obert_modifiers.core.distributed.sharding import MemoryPlan
-from obert_modifiers.core.pruning.blocks import UNSTRUCTURED, MaskPattern
-from obert_modifiers.core.pruning.config import SecondOrderConfig
+from obert_modifiers.core.options import SecondOrderConfig
+from obert_modifiers.core.patterns import UNSTRUCTURED, MaskPattern
 from obert_modifiers.core.pruning.event import PruningEvent, plan_targets
 from obert_modifiers.core.pruning.gradients import GradientCount
 from obert_modifiers.core.pruning.saliency import magnitude_candidates

@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from obert_modifiers.core.pruning.blocks import MaskPattern, from_blocks, to_blocks
+from obert_modifiers.core.patterns import MaskPattern
+from obert_modifiers.core.pruning.blocks import from_blocks, to_blocks
 from obert_modifiers.core.pruning.fisher import BlockFisher
 from obert_modifiers.core.pruning.selection import Candidates
 from obert_modifiers.kernels import (

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from obert_modifiers.core.distributed.parallel import all_reduce_, all_reduce_count
-from obert_modifiers.core.pruning.blocks import MaskPattern
+from obert_modifiers.core.patterns import MaskPattern
 from obert_modifiers.core.pruning.schedule import sparsity_to_count
 
 _DIGIT = 16  # bits of a saliency that are counted at a time

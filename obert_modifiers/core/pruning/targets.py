@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from obert_modifiers.core.pruning.blocks import GroupLayout, MaskPattern, make_layout
+from obert_modifiers.core.patterns import MaskPattern
+from obert_modifiers.core.pruning.blocks import GroupLayout, make_layout
 
 _SHOWN = 3  # layers that an error names
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from obert_modifiers.core.options import WHOLE
 from obert_modifiers.core.pruning.targets import check_no_adapters, is_conv1d
 from obert_modifiers.core.quantization.fake_quant import (
     ACTIVATION,
@@ -22,8 +23,6 @@ from obert_modifiers.core.quantization.layers import (
     attach_,
     is_attention,
 )
-
-WHOLE = ""  # the name of a model inside itself
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ import torch
 
 from obert_modifiers.core.distributed import sharding
 from obert_modifiers.core.distributed.sharding import plan_event
-from obert_modifiers.core.pruning.blocks import make_layout, parse_mask_type
+from obert_modifiers.core.patterns import parse_mask_type
+from obert_modifiers.core.pruning.blocks import make_layout
 
 SHAPES = [(512, 384), (10, 7), (1, 5), (768, 512), (33, 50)]
 

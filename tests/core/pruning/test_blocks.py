@@ -3,11 +3,9 @@
 import pytest
 import torch
 
+from obert_modifiers.core.patterns import parse_mask_type
 from obert_modifiers.core.pruning import blocks
-from obert_modifiers.core.pruning.blocks import (
-    make_layout,
-    parse_mask_type,
-)
+from obert_modifiers.core.pruning.blocks import make_layout
 from tests.core.models import (
     GROUP_PATTERNS,
     MIXED_NAMES,

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from obert_modifiers.core.pruning.blocks import MaskPattern
+from obert_modifiers.core.options import SecondOrderConfig
+from obert_modifiers.core.patterns import MaskPattern
 from obert_modifiers.core.pruning.calibration import (
     TIMED_WEIGHTS,
     StepCost,
@@ -15,7 +16,7 @@ from obert_modifiers.core.pruning.calibration import (
     measure_passes,
     measure_step,
 )
-from obert_modifiers.core.pruning.event import SecondOrderConfig, plan_targets
+from obert_modifiers.core.pruning.event import plan_targets
 from obert_modifiers.core.pruning.targets import Target
 
 COST = StepCost(collect=1e-3, solve=1e-1)

@@ -8,14 +8,11 @@ import torch
 
 from obert_modifiers.core.distributed import sharding
 from obert_modifiers.core.distributed.sharding import plan_event
+from obert_modifiers.core.options import DAMP_GRID, SecondOrderConfig
+from obert_modifiers.core.patterns import parse_mask_type
 from obert_modifiers.core.pruning import collect
 from obert_modifiers.core.pruning import event as event_module
-from obert_modifiers.core.pruning.blocks import parse_mask_type
-from obert_modifiers.core.pruning.event import (
-    PruningEvent,
-    SecondOrderConfig,
-    plan_targets,
-)
+from obert_modifiers.core.pruning.event import PruningEvent, plan_targets
 from obert_modifiers.core.pruning.gradients import (
     sum_losses,
 )
@@ -204,7 +201,7 @@ def test_mean_gradient_against_the_oracle(update: str) -> None:
 
 
 def test_auto_takes_the_dampening_of_lowest_held_out_loss() -> None:
-    grid = event_module.DAMP_GRID
+    grid = DAMP_GRID
     batches = {0: make_batches(), event_module._HELD_OUT_DRAWS: make_batches(seed=9)}
     source = GradientSource(lambda request: batches[request.draw], losses)
     tried = []
@@ -221,7 +218,7 @@ def test_auto_takes_the_dampening_of_lowest_held_out_loss() -> None:
 
 
 def test_auto_is_refused_where_the_fisher_does_not_stay(small_pieces) -> None:
-    config = _config(damp_fraction=None, damp_grid=event_module.DAMP_GRID)
+    config = _config(damp_fraction=None, damp_grid=DAMP_GRID)
     free = plan_targets(targets_of(make_model(), *NAMES), config)
     budget = free.working_bytes + free.state_bytes * 2 // 5
     with pytest.raises(ValueError, match="damp=auto tries several dampenings"):

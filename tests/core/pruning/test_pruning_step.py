@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from obert_modifiers.core.pruning.blocks import MaskPattern, parse_mask_type
-from obert_modifiers.core.pruning.config import SecondOrderConfig
+from obert_modifiers.core.options import SecondOrderConfig
+from obert_modifiers.core.patterns import MaskPattern, parse_mask_type
 from obert_modifiers.core.pruning.pruning_step import (
     magnitude_step_,
     second_order_step_,

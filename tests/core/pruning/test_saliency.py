@@ -3,9 +3,7 @@
 import pytest
 import torch
 
-from obert_modifiers.core.pruning.blocks import (
-    parse_mask_type,
-)
+from obert_modifiers.core.patterns import parse_mask_type
 from obert_modifiers.core.pruning.saliency import (
     magnitude_candidates,
     obs_candidates,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from obert_modifiers.core.pruning.blocks import UNSTRUCTURED
+from obert_modifiers.core.patterns import UNSTRUCTURED
 from obert_modifiers.core.pruning.selection import (
     Candidates,
     Pool,

@@ -1,13 +1,17 @@
-"""How a second-order pruning event works."""
+"""What the algorithms can be told, by name; without torch."""
 
 from dataclasses import dataclass
 from typing import Any
 
-import torch
+from obert_modifiers.core.patterns import UNSTRUCTURED, MaskPattern
 
-from obert_modifiers.core.pruning.blocks import UNSTRUCTURED, MaskPattern
-
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
+SELECTIONS = ("independent", "greedy")
+UPDATES = ("joint", "independent")
+FISHER_DTYPES = ("float32", "float64")
+DAMP_GRID = (0.001, 0.01, 0.1, 1.0)  # of the mean diagonal, for damp: auto
+LAYER_MAPS = ("uniform", "last")
+CHOICES = ("first_middle_last", "interleaved")  # of the layers that stay
+WHOLE = ""  # the name of a model inside itself
 
 
 @dataclass(frozen=True)

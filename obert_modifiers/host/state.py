@@ -1,4 +1,4 @@
-"""The state of SparseML's own modifiers, whose ``state_dict`` has at most the masks.
+"""The state of the host's own modifiers, whose ``state_dict`` has at most the masks.
 
 What has to come back for a run to go on as if it had not been interrupted is named
 here for each class; a class that is not named cannot be saved, and is refused by name.
@@ -6,8 +6,6 @@ here for each class; a class that is not named cannot be saved, and is refused b
 
 from collections.abc import Sequence
 from typing import Any
-
-from obert_modifiers.modifiers._host import Modifier
 
 _SCHEDULE = ("_started", "_ended", "_last_update_epoch")
 _PRUNING = ("_applied_sparsity", "_pre_step_completed", "_sparsity_applied")
@@ -23,44 +21,27 @@ _FIELDS: dict[str, tuple[str, ...]] = {
     "SetWeightDecayModifier": ("_update_since_last_log",),
     "TrainableParamsModifier": ("_original",),
 }
-_OURS = "obert_modifiers."
+# Where the classes are that have no state of their own, in both hosts.
+_HOSTS = ("sparseml.", "obert_modifiers.host.")
 
 
 def known() -> list[str]:
-    """Name SparseML's modifiers whose state can be saved.
-
-    Returns:
-        Class names.
-    """
+    """Name SparseML's modifiers whose state can be saved."""
     return sorted(_FIELDS)
 
 
-def cannot_be_saved(modifiers: Sequence[Modifier]) -> list[str]:
-    """Name the modifiers whose state cannot be saved.
-
-    Args:
-        modifiers: SparseML's and ours.
-
-    Returns:
-        Their class names.
-    """
+def cannot_be_saved(modifiers: Sequence[Any]) -> list[str]:
+    """Name the modifiers whose state cannot be saved."""
     foreign = {type(m) for m in modifiers if not _saves_itself(m)}
     return sorted(cls.__name__ for cls in foreign if cls.__name__ not in _FIELDS)
 
 
-def _saves_itself(modifier: Modifier) -> bool:
-    return not type(modifier).__module__.startswith("sparseml.")
+def _saves_itself(modifier: Any) -> bool:
+    return not type(modifier).__module__.startswith(_HOSTS)
 
 
-def state_of(modifier: Modifier) -> dict[str, Any]:
-    """Return everything that a modifier needs to go on.
-
-    Args:
-        modifier: SparseML's or ours, initialized.
-
-    Returns:
-        Plain values, tensors and containers of them.
-    """
+def state_of(modifier: Any) -> dict[str, Any]:
+    """Return everything that a modifier needs to go on."""
     if _saves_itself(modifier):
         return modifier.state_dict()
     names = (*_SCHEDULE, *_FIELDS.get(type(modifier).__name__, ()))
@@ -76,13 +57,8 @@ def state_of(modifier: Modifier) -> dict[str, Any]:
     return state
 
 
-def load_state(modifier: Modifier, state: dict[str, Any]) -> None:
-    """Let a modifier go on where :func:`state_of` was taken.
-
-    Args:
-        modifier: The same modifier, initialized.
-        state: As from :func:`state_of`.
-    """
+def load_state(modifier: Any, state: dict[str, Any]) -> None:
+    """Let a modifier go on where :func:`state_of` was taken."""
     if _saves_itself(modifier):
         modifier.load_state_dict(state)
         return

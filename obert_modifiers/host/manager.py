@@ -1,0 +1,419 @@
+"""Our own manager of modifiers, with the stages and the text of SparseML's."""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cmp_to_key
+from pathlib import Path
+from typing import Any
+
+from yaml.constructor import SafeConstructor
+
+from obert_modifiers.host.modifier import (
+    Modifier,
+    SparsificationTypes,
+    load_modifiers,
+)
+
+_METADATA = "__metadata__"
+
+
+def _compare(one: Any, two: Any) -> int:
+    return (one > two) - (one < two)
+
+
+def _compare_ends(one: Any, two: Any) -> int:
+    """Order by the end; what never ends comes last."""
+    ends = (math.inf if m.end_epoch == -1 else m.end_epoch for m in (one, two))
+    return _compare(*ends)
+
+
+def _compare_starts(one: Any, two: Any) -> int:
+    return _compare(one.start_epoch, two.start_epoch)
+
+
+def _compare_modifiers(one: Any, two: Any) -> int:
+    by_time = _compare_ends(one, two) or _compare_starts(one, two)
+    return by_time or _compare(one.identifier(), two.identifier())
+
+
+def _compare_stages(one: list[Any], two: list[Any]) -> int:
+    def last(stage: list[Any]) -> Any:
+        return max(stage, key=lambda m: m.end_epoch)  # -1 counts as early here
+
+    def first(stage: list[Any]) -> Any:
+        return min(stage, key=lambda m: m.start_epoch)
+
+    by_time = _compare_ends(last(one), last(two))
+    by_time = by_time or _compare_starts(first(one), first(two))
+    names = (max(m.identifier() for m in stage) for stage in (one, two))
+    return by_time or _compare(*names)
+
+
+def _by_kind(kind: SparsificationTypes) -> Any:
+    def read(self: "ScheduledModifierManager") -> list[Modifier]:
+        return [m for m in self.iter_modifiers() if kind in m.sparsification_types]
+
+    return property(read)
+
+
+class ScheduledModifierManager(Modifier):
+    """Modifiers that are driven together, in the order of their ends and starts."""
+
+    def __init__(
+        self,
+        modifiers: list[Any] | Mapping[str, list[Any]],
+        metadata: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.metadata = metadata or None
+        self._initialize_epoch = 0.0
+        by_time = cmp_to_key(_compare_modifiers)
+        self._modifiers: Any
+        if isinstance(modifiers, list):
+            self._modifiers = sorted(modifiers, key=by_time)
+            return
+        stages = [(name, sorted(m, key=by_time)) for name, m in modifiers.items()]
+        order = cmp_to_key(lambda a, b: _compare_stages(a[1], b[1]))
+        self._modifiers = dict(sorted(stages, key=order))
+
+    @classmethod
+    def from_yaml(
+        cls,
+        file_path: Any,
+        add_modifiers: list[Any] | None = None,
+        recipe_variables: Any = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> "ScheduledModifierManager":
+        """Load a recipe from its path or text."""
+        modifiers, variables = load_modifiers(file_path, recipe_variables)
+        if add_modifiers:
+            modifiers.extend(add_modifiers)
+        staged = isinstance(modifiers, dict)
+        found = {}
+        for stage in modifiers if staged else [""]:
+            node = variables[stage].get(_METADATA)
+            own = node and SafeConstructor().construct_object(node, deep=True)
+            found[stage or _METADATA] = metadata or own
+        return cls(modifiers, found)
+
+    @classmethod
+    def compose_staged(
+        cls,
+        base_recipe: Any,
+        additional_recipe: Any,
+        keep_original_epochs: bool = False,
+        save_path: str | None = None,
+    ) -> "ScheduledModifierManager":
+        """Put a recipe behind another, each of them a stage or several."""
+        managers = [cls.from_yaml(str(r)) for r in (base_recipe, additional_recipe)]
+        base, more = (one.modifiers for one in managers)
+        if isinstance(more, list):
+            alone = isinstance(base, list)
+            names = "stage_0", "stage_1" if alone else f"stage_{len(base) + 1}"
+        else:
+            names = f"pre_{next(iter(more))}", ""
+        stages: dict[str, list[Any]] = {}
+        metadata: dict[str, Any] = {}
+        for manager, name in zip(managers, names, strict=True):
+            flat = isinstance(manager.modifiers, list)
+            own = {name: manager.modifiers} if flat else manager.modifiers
+            shared = stages.keys() & own.keys()
+            if shared:
+                raise ValueError(
+                    "base and additional recipe must not share any stage names; both "
+                    f"have {', '.join(sorted(shared))}"
+                )
+            stages |= own
+            about = manager.metadata
+            metadata |= {name: about[_METADATA]} if flat else about
+        if not keep_original_epochs:
+            end = managers[0].max_epochs
+            for modifier in managers[0].iter_modifiers():
+                if modifier.end_epoch == -1:
+                    modifier._init_end = modifier.end_epoch = end
+            for modifier in managers[1].iter_modifiers():
+                modifier.advance_epochs(end)
+        composed = cls(stages, metadata)
+        if save_path:
+            composed.save(save_path)
+        return composed
+
+    def __del__(self) -> None:
+        """Leave the modifiers to themselves; others may hold them."""
+
+    def __str__(self) -> str:
+        return "\n".join(self.to_string_lines())
+
+    def __eq__(self, other: object) -> bool:
+        return str(self) == str(other)
+
+    def to_string_lines(self, include_metadata: bool = True) -> list[str]:
+        """Write the recipe as SparseML does."""
+        about = self.metadata if include_metadata else None
+        lines = ["version: 1.1.0", ""]
+        if isinstance(self._modifiers, list):
+            if about:
+                lines += [*_nested({_METADATA: about[_METADATA]}), ""]
+            return [*lines, "modifiers:", *_listed(self._modifiers)]
+        for stage, modifiers in self._modifiers.items():
+            lines.append(f"{stage}:")
+            if about:
+                lines += [*_nested({_METADATA: about[stage]}, 1), ""]
+            lines.append(f"  {stage}_modifiers:")
+            lines += [f"  {line}" for line in _listed(modifiers)] + [""]
+        return lines
+
+    def save(self, file_path: str, include_metadata: bool = True) -> None:
+        path = Path(file_path).expanduser()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = "\n".join(self.to_string_lines(include_metadata))
+        path.write_text(text, encoding="utf-8")
+
+    @property
+    def modifiers(self) -> Any:
+        """The modifiers, by stage where there are stages."""
+        return self._modifiers
+
+    def iter_modifiers(self) -> Iterator[Any]:
+        for stage in self._stages():
+            yield from stage
+
+    def _stages(self) -> Iterable[list[Any]]:
+        one = isinstance(self._modifiers, list)
+        return [self._modifiers] if one else self._modifiers.values()
+
+    def num_stages(self) -> int:
+        return len(list(self._stages()))
+
+    epoch_modifiers = _by_kind(SparsificationTypes.epoch)
+    learning_rate_modifiers = _by_kind(SparsificationTypes.learning_rate)
+    pruning_modifiers = _by_kind(SparsificationTypes.pruning)
+    quantization_modifiers = _by_kind(SparsificationTypes.quantization)
+    distillation_modifiers = _by_kind(SparsificationTypes.distillation)
+    structured_modifiers = _by_kind(SparsificationTypes.structured)
+
+    @property
+    def min_epochs(self) -> int:
+        starts = [m.start_epoch for m in self.iter_modifiers() if m.start_epoch > -1]
+        return min(map(math.floor, starts), default=-1)
+
+    @property
+    def max_epochs(self) -> int:
+        both = [(m.start_epoch, m.end_epoch) for m in self.iter_modifiers()]
+        return max((math.ceil(e) for pair in both for e in pair if e > -1), default=-1)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {m.identifier(): m.state_dict() for m in self.iter_modifiers()}
+
+    def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True) -> None:
+        known = {m.identifier(): m for m in self.iter_modifiers()}
+        extra, missing = set(state_dict) - set(known), set(known) - set(state_dict)
+        if strict and (extra or missing):
+            raise IndexError(f"Found extra keys: {extra} and missing keys: {missing}")
+        for name in state_dict.keys() & known.keys():
+            known[name].load_state_dict(state_dict[name])
+
+    def apply(
+        self,
+        module: Any,
+        epoch: float = math.inf,
+        loggers: Any = None,
+        finalize: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        if not self._initialized:
+            super().initialize(module, epoch, loggers, **kwargs)
+            self._initialize_epoch = epoch
+        for stage in self._stages():
+            self._initialize(stage, module, epoch, loggers, **kwargs)
+            for modifier in stage if finalize else ():
+                modifier.finalize(module, **kwargs)
+
+    def apply_structure(
+        self,
+        module: Any,
+        epoch: float = 0.0,
+        loggers: Any = None,
+        finalize: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        self._initialize_epoch = epoch
+        for modifier in self.iter_modifiers():
+            modifier.apply_structure(module, epoch, loggers, finalize, **kwargs)
+
+    def initialize(
+        self, module: Any, epoch: float = 0, loggers: Any = None, **kwargs: Any
+    ) -> None:
+        super().initialize(module, epoch, loggers, **kwargs)
+        self._initialize_epoch = epoch
+        self._initialize(self.iter_modifiers(), module, epoch, loggers, **kwargs)
+
+    @staticmethod
+    def _initialize(
+        modifiers: Iterable[Any], module: Any, epoch: float, loggers: Any, **kwargs: Any
+    ) -> None:
+        for modifier in modifiers:
+            if not modifier.initialized:  # it may be so since apply_structure
+                modifier.initialize(module, epoch, loggers, **kwargs)
+
+    def initialize_loggers(self, loggers: Any) -> None:
+        super().initialize_loggers(loggers)
+        for modifier in self.iter_modifiers():
+            modifier.initialize_loggers(self.loggers)
+
+    def modify(
+        self,
+        module: Any,
+        optimizer: Any,
+        steps_per_epoch: int,
+        wrap_optim: Any = None,
+        epoch: float | None = None,
+        allow_parallel_module: bool = True,
+        **kwargs: Any,
+    ) -> "RecipeManagerStepWrapper":
+        """Wrap an optimizer whose ``step`` then drives the modifiers."""
+        epoch = self._initialize_epoch if epoch is None else epoch
+        if not allow_parallel_module:
+            module = getattr(module, "module", module)
+        if not self._initialized:
+            self.initialize(module, epoch, **kwargs)
+        wrapped = optimizer if wrap_optim is None else wrap_optim
+        where = epoch, steps_per_epoch
+        return RecipeManagerStepWrapper(wrapped, optimizer, module, self, *where)
+
+    def finalize(
+        self, module: Any = None, reset_loggers: bool = True, **kwargs: Any
+    ) -> None:
+        super().finalize(module, reset_loggers, **kwargs)
+        for modifier in self.iter_modifiers():
+            modifier.finalize(module, reset_loggers, **kwargs)
+
+    def update(
+        self,
+        module: Any,
+        optimizer: Any,
+        epoch: float,
+        steps_per_epoch: int,
+        log_updates: bool = True,
+    ) -> None:
+        where = module, optimizer, epoch, steps_per_epoch
+        super().update(*where)
+        for modifier in self._enabled_modifiers():
+            if modifier.update_ready(epoch, steps_per_epoch):
+                modifier.scheduled_update(*where)
+                if log_updates:
+                    modifier.scheduled_log_update(*where)
+
+    def loss_update(
+        self,
+        loss: Any,
+        module: Any,
+        optimizer: Any,
+        epoch: float,
+        steps_per_epoch: int,
+        **kwargs: Any,
+    ) -> Any:
+        where = module, optimizer, epoch, steps_per_epoch
+        loss = super().loss_update(loss, *where)
+        for modifier in self._enabled_modifiers():
+            loss = modifier.loss_update(loss, *where, **kwargs)
+        return loss
+
+    def optimizer_pre_step(
+        self, module: Any, optimizer: Any, epoch: float, steps_per_epoch: int
+    ) -> None:
+        where = module, optimizer, epoch, steps_per_epoch
+        super().optimizer_pre_step(*where)
+        for modifier in self._enabled_modifiers():
+            modifier.optimizer_pre_step(*where)
+
+    def optimizer_post_step(
+        self, module: Any, optimizer: Any, epoch: float, steps_per_epoch: int
+    ) -> None:
+        where = module, optimizer, epoch, steps_per_epoch
+        super().optimizer_post_step(*where)
+        for modifier in self._enabled_modifiers():
+            modifier.optimizer_post_step(*where)
+
+    def _enabled_modifiers(self) -> Iterator[Any]:
+        return (modifier for modifier in self.iter_modifiers() if modifier.enabled)
+
+
+class RecipeManagerStepWrapper:
+    """An optimizer whose ``step`` drives a manager; all else is the optimizer's."""
+
+    def __init__(
+        self,
+        wrap: Any,
+        optimizer: Any,
+        module: Any,
+        manager: ScheduledModifierManager,
+        epoch: float,
+        steps_per_epoch: int,
+    ) -> None:
+        if steps_per_epoch <= 0:
+            raise ValueError(
+                f"steps_per_epoch={steps_per_epoch} is not positive; expected the "
+                "optimizer steps of an epoch"
+            )
+        # All names begin alike, as others are looked for in the optimizer.
+        self._wrapped, self._wrapped_optimizer = wrap, optimizer
+        self._wrapped_module, self._wrapped_manager = module, manager
+        self._wrapped_steps_per_epoch = steps_per_epoch
+        self._wrapped_epoch, self._wrapped_steps = epoch, round(epoch * steps_per_epoch)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("wrapped"):
+            return self.__dict__[f"_{name}"]
+        return getattr(self.__dict__["_wrapped"], name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name.startswith("_wrapped"):
+            super().__setattr__(name, value)
+        else:
+            setattr(self._wrapped, name, value)
+
+    def _where(self) -> tuple[Any, Any, float, int]:
+        of = self._wrapped_module, self._wrapped_optimizer
+        return *of, self._wrapped_epoch, self._wrapped_steps_per_epoch
+
+    def step(self, *args: Any, **kwargs: Any) -> Any:
+        return self._step(lambda: self._wrapped.step(*args, **kwargs))
+
+    def emulated_step(self) -> None:
+        """Count a step, and drive the manager, without one of the optimizer."""
+        self._step(lambda: None)
+
+    def loss_update(self, loss: Any) -> Any:
+        return self._wrapped_manager.loss_update(loss, *self._where())
+
+    def _step(self, step: Any) -> Any:
+        manager, where = self._wrapped_manager, self._where()
+        if manager.enabled:
+            manager.update(*where)
+            manager.optimizer_pre_step(*where)
+        returned = step()
+        if manager.enabled:
+            manager.optimizer_post_step(*where)
+        self._wrapped_steps += 1
+        epochs, rest = divmod(self._wrapped_steps, self._wrapped_steps_per_epoch)
+        self._wrapped_epoch = float(epochs) + rest / self._wrapped_steps_per_epoch
+        return returned
+
+
+def _listed(modifiers: list[Any]) -> list[str]:
+    lines = []
+    for modifier in modifiers:
+        tag, *keys = str(modifier).splitlines()
+        lines += [f"    - {tag}", *(f"    {line}" for line in keys), ""]
+    return lines
+
+
+def _nested(values: Mapping[str, Any], depth: int = 0) -> list[str]:
+    lines = []
+    for key, value in values.items():
+        inside = isinstance(value, Mapping)
+        bare = inside or (value is None and depth == 0)
+        lines.append(f"{'  ' * depth}{key}:" + ("" if bare else f" {value}"))
+        lines += _nested(value, depth + 1) if inside else []
+    return lines
