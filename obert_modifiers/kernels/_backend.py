@@ -4,7 +4,6 @@ import functools
 import importlib.metadata
 import os
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,52 +52,6 @@ def choose_backend(
     elif refusal := _refusal(backend, tensor):
         raise ValueError(f"backend={backend} {refusal}")
     return "torch" if backend == "triton" and tile > _TRITON_WIDTH else backend
-
-
-def run_blocks(chosen: str, name: str, *arguments: Any) -> None:
-    """Run a loop over blocks on numba or Triton.
-
-    Args:
-        chosen: ``"numba"`` or ``"triton"``.
-        name: Its name in ``_compiled`` and in ``_triton``, which take the same.
-        *arguments: What it reads, and the tensors that it writes.
-    """
-    if chosen == "numba":
-        check_definite(run_compiled(name, *arguments))
-        return
-    from obert_modifiers.kernels import _triton
-
-    check_definite(getattr(_triton, name)(*arguments))
-
-
-def run_compiled(name: str, *arguments: Any) -> int:
-    """Run a compiled loop over blocks on torch's number of threads.
-
-    Torch and numba may share one OpenMP runtime, in which numba sets the number of
-    threads for both: it is torch's again afterwards, so that what follows rounds as
-    before.
-
-    Args:
-        name: A function of ``_compiled``.
-        *arguments: Its arguments; CPU tensors are passed on as arrays, those that it
-            writes have to be contiguous.
-
-    Returns:
-        What it returns: the number of blocks that failed.
-    """
-    from obert_modifiers.kernels import _compiled
-
-    arrays = [
-        value.contiguous().numpy() if isinstance(value, Tensor) else value
-        for value in arguments
-    ]
-    threads = torch.get_num_threads()
-    _compiled.use_threads(threads)
-    try:
-        return int(getattr(_compiled, name)(*arrays))
-    finally:
-        if torch.get_num_threads() != threads:
-            torch.set_num_threads(threads)
 
 
 def _refusal(backend: str, tensor: Tensor) -> str:

@@ -9,8 +9,8 @@ from obert_modifiers.kernels._backend import (
     choose_backend,
     dampened,
     padded_width,
-    run_blocks,
 )
+from obert_modifiers.kernels._run import run_blocks
 
 
 def accumulate_blocks_(sums: Tensor, grads: Tensor, *, backend: str = "auto") -> Tensor:
@@ -31,9 +31,9 @@ def accumulate_blocks_(sums: Tensor, grads: Tensor, *, backend: str = "auto") ->
         ``sums``.
     """
     if choose_backend(backend, sums, among=("torch", "triton")) == "triton":
-        from obert_modifiers.kernels import _triton
+        from obert_modifiers.kernels import _triton_fisher
 
-        _triton.accumulate(sums, grads)
+        _triton_fisher.accumulate(sums, grads)
         return sums
     grads = grads.to(sums.dtype)
     torch.baddbmm(sums, grads.permute(1, 2, 0), grads.permute(1, 0, 2), out=sums)

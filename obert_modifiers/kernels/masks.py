@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from obert_modifiers.kernels._backend import choose_backend, run_compiled
+from obert_modifiers.kernels._backend import choose_backend
+from obert_modifiers.kernels._run import run_compiled
 
 # numpy has no bfloat16; zero is the same bits in all of them.
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -40,9 +41,9 @@ def apply_mask_(values: Tensor, mask: Tensor, backend: str = "auto") -> Tensor:
         bits = values.detach().view(_BITS[values.dtype.itemsize]).view(-1)
         run_compiled("zero_unkept", bits, mask.reshape(-1))
     else:
-        from obert_modifiers.kernels import _triton
+        from obert_modifiers.kernels import _triton_fisher
 
-        _triton.zero_unkept(values.detach(), mask)
+        _triton_fisher.zero_unkept(values.detach(), mask)
     if not values.is_inference():
         torch.autograd.graph.increment_version(values)
     return values

@@ -7,8 +7,9 @@ piece is the same whatever the plan, so that the masks are too.
 """
 
 import math
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -129,57 +130,59 @@ def plan_event(
     Raises:
         ValueError: If the budget is below what one piece takes.
     """
-    pieces = [
-        Piece(target, start, stop)
-        for target, layout in enumerate(layouts)
-        for start, stop in _cut(layout, fisher_block_size)
-    ]
-    size = fisher_dtype.itemsize
-    weights = sum(piece.numel for piece in pieces)
+    pieces = _pieces(layouts, fisher_block_size, ranks)
+    size, weights = fisher_dtype.itemsize, sum(piece.numel for piece in pieces)
     bytes_of = [
         count_blocks(p.numel, fisher_block_size) * fisher_block_size**2 * size
         for p in pieces
     ]
-    owners = _owners(pieces, weights, ranks)
+    owned, most_state = Counter[int](), _most_at_once(pieces, bytes_of)
+    for piece in pieces:
+        owned[piece.rank] += piece.numel
     held = max(HELD_BYTES, 4 * weights * fisher_block_size // _HELD_SHARE)
-    own = [[i for i, rank in enumerate(owners) if rank == r] for r in range(ranks)]
-    most_weights = max(sum(pieces[i].numel for i in mine) for mine in own)
     working = (
         held
         + FOLD_SAMPLES * max(p.numel for p in pieces) * (4 + size)
-        + _OWN_WEIGHT_BYTES * most_weights
+        + _OWN_WEIGHT_BYTES * max(owned.values())
         + _WEIGHT_BYTES * weights
     )
-    most_state = max(sum(bytes_of[i] for i in mine) for mine in own)
-    turns, turn_of = 1, [0] * len(pieces)
+    keeps = "device"
     if memory_budget is not None and working + most_state > memory_budget:
-        room = memory_budget - working
-        if room < max(bytes_of):
-            least = working + max(bytes_of)
+        least = working + max(bytes_of)
+        if memory_budget < least:
             raise ValueError(
                 f"memory_budget={memory_budget} is below the {least} bytes that one "
                 f"piece of the Fisher state takes; expected at least {least}; raise it "
                 f"to {_gib(least)}"
             )
-        turn_of = _turns(own, bytes_of, room)
-        turns = max(turn_of) + 1
-    keeps = "device" if turns == 1 else "nothing"
-    if turns > 1 and most_state <= host_budget:
-        keeps = "host"
+        pieces = _in_turns(pieces, bytes_of, memory_budget - working)
+        keeps = "host" if most_state <= host_budget else "nothing"
     return MemoryPlan(
-        pieces=tuple(
-            Piece(p.target, p.start, p.stop, rank, turn)
-            for p, rank, turn in zip(pieces, owners, turn_of, strict=True)
-        ),
+        pieces=tuple(pieces),
         ranks=ranks,
-        turns=turns,
+        turns=max(piece.turn for piece in pieces) + 1,
         keeps=keeps,
         fisher_dtype=fisher_dtype,
-        state_bytes=_most_in_turn(own, bytes_of, turn_of, turns),
+        state_bytes=_most_at_once(pieces, bytes_of),
         host_bytes=most_state if keeps == "host" else 0,
         working_bytes=working,
         held_bytes=held,
     )
+
+
+def _pieces(
+    layouts: Sequence[GroupLayout], fisher_block_size: int, ranks: int
+) -> list[Piece]:
+    found, before = [], 0
+    weights = sum(layout.numel for layout in layouts)
+    for target, layout in enumerate(layouts):
+        for start, stop in _cut(layout, fisher_block_size):
+            # Neighbours go to one process, so that a layer's inputs go to few.
+            middle = before + (stop - start) / 2
+            rank = min(ranks - 1, int(middle * ranks / weights))
+            found.append(Piece(target, start, stop, rank))
+            before += stop - start
+    return found
 
 
 def _cut(layout: GroupLayout, fisher_block_size: int) -> list[tuple[int, int]]:
@@ -192,41 +195,25 @@ def _cut(layout: GroupLayout, fisher_block_size: int) -> list[tuple[int, int]]:
     return [(start, min(start + size, numel)) for start in range(0, numel, size)]
 
 
-def _owners(pieces: Sequence[Piece], weights: int, ranks: int) -> list[int]:
-    # Neighbours together, so that a layer's inputs go to few processes.
-    owners, before = [], 0
-    for piece in pieces:
-        middle = before + piece.numel / 2
-        owners.append(min(ranks - 1, int(middle * ranks / weights)))
-        before += piece.numel
-    return owners
-
-
-def _turns(
-    own: Sequence[Sequence[int]], bytes_of: Sequence[int], room: int
-) -> list[int]:
-    found = [0] * len(bytes_of)
-    for mine in own:
-        turn, filled = 0, 0
-        for i in mine:
-            if filled + bytes_of[i] > room:
-                turn, filled = turn + 1, 0
-            found[i] = turn
-            filled += bytes_of[i]
+def _in_turns(
+    pieces: Sequence[Piece], bytes_of: Sequence[int], room: int
+) -> list[Piece]:
+    found, turn, filled = [], Counter[int](), Counter[int]()
+    for piece, size in zip(pieces, bytes_of, strict=True):
+        rank = piece.rank
+        if filled[rank] + size > room:
+            turn[rank], filled[rank] = turn[rank] + 1, 0
+        filled[rank] += size
+        found.append(replace(piece, turn=turn[rank]))
     return found
 
 
-def _most_in_turn(
-    own: Sequence[Sequence[int]],
-    bytes_of: Sequence[int],
-    turn_of: Sequence[int],
-    turns: int,
-) -> int:
-    return max(
-        sum(bytes_of[i] for i in mine if turn_of[i] == turn)
-        for mine in own
-        for turn in range(turns)
-    )
+def _most_at_once(pieces: Sequence[Piece], bytes_of: Sequence[int]) -> int:
+    # Of all processes and turns.
+    filled = Counter[tuple[int, int]]()
+    for piece, size in zip(pieces, bytes_of, strict=True):
+        filled[piece.rank, piece.turn] += size
+    return max(filled.values())
 
 
 def _gib(size: int) -> str:

@@ -143,18 +143,18 @@ class Collector:
     def _cut(
         self, batch: BatchGradients, shares: Sequence[Share]
     ) -> list[Signals | Tensor]:
-        found: list[Signals | Tensor] = []
+        parts: list[Signals | Tensor] = []
         for share in shares:
             part, layout = batch.parts[share.target], self._layouts[share.target]
             if isinstance(part, Signals):
                 width = layout.shape[1]
                 dy = part.output_grads[..., share.start // width : share.stop // width]
                 x = part.inputs.to(self._dtype)
-                found.append(Signals(x, dy.to(self._dtype)))
+                parts.append(Signals(x, dy.to(self._dtype)))
             else:
                 mine = layout.arrange(part)[:, share.start : share.stop]
-                found.append(mine.to(self._dtype))
-        return found
+                parts.append(mine.to(self._dtype))
+        return parts
 
     def _hold(
         self, size: int, positions: Sequence[int], parts: Sequence[Signals | Tensor]
@@ -187,16 +187,16 @@ class Collector:
     ) -> Tensor:
         # The gradients of a piece, (k, numel), in memory that is used again.
         layout = self._layouts[piece.target]
-        grads = self._take(dtype, sum(one.size for one in held), piece.numel)
+        grads = self._take(dtype, sum(batch.size for batch in held), piece.numel)
         at = 0
-        for one in held:
-            rows = grads[at : at + one.size]
-            part = one.parts[piece.target]
+        for batch in held:
+            rows = grads[at : at + batch.size]
+            part = batch.parts[piece.target]
             if isinstance(part, Signals):
                 self._multiply(rows, part, piece, start, layout.shape[1])
             else:
                 rows.copy_(part[:, piece.start - start : piece.stop - start])
-            at += one.size
+            at += batch.size
         if layout.pattern.rows > 1 and isinstance(held[0].parts[piece.target], Signals):
             return layout.band(piece.numel).arrange(grads)
         return grads
@@ -226,12 +226,12 @@ class Collector:
 
 
 def _shares_of(plan: MemoryPlan, rank: int, turn: int) -> list[Share]:
-    found: dict[int, Share] = {}
+    shares: dict[int, Share] = {}
     for i in plan.owned(rank, turn):
         piece = plan.pieces[i]
-        start = found[piece.target].start if piece.target in found else piece.start
-        found[piece.target] = Share(piece.target, start, piece.stop)
-    return list(found.values())
+        start = shares[piece.target].start if piece.target in shares else piece.start
+        shares[piece.target] = Share(piece.target, start, piece.stop)
+    return list(shares.values())
 
 
 def positions_of(batch: BatchGradients) -> list[int]:
@@ -243,10 +243,10 @@ def positions_of(batch: BatchGradients) -> list[int]:
 
 
 def _portions(held: list[_Held]) -> list[list[_Held]]:
-    # Batches that are added at once; a single one that is too large is cut.
+    # Batches that are added at once; a single batch that is too large is cut.
     if len(held) != 1 or held[0].size <= FOLD_SAMPLES:
         return [held] if held else []
-    found = []
+    portions = []
     for at in range(0, held[0].size, FOLD_SAMPLES):
         rows = slice(at, at + FOLD_SAMPLES)
         parts = {
@@ -255,5 +255,5 @@ def _portions(held: list[_Held]) -> list[list[_Held]]:
             else part[rows]
             for target, part in held[0].parts.items()
         }
-        found.append([_Held(len(range(held[0].size)[rows]), parts)])
-    return found
+        portions.append([_Held(len(range(held[0].size)[rows]), parts)])
+    return portions

@@ -174,12 +174,12 @@ class PruningEvent:
                 write_parameters_(self.targets, found.values, found.masks)
                 loss = self._held_out_loss()
             tried.append((loss, found, damp, fraction))
-        _, best, damp, best_fraction = min(tried, key=lambda one: one[0])
+        _, best, damp, best_fraction = min(tried, key=lambda row: row[0])
         if world()[0] == 0:
             _LOGGER.info(
                 "damp: auto takes %g x the mean diagonal; held-out loss %s",
                 best_fraction,
-                ", ".join(f"{one[3]:g}: {one[0]:.4f}" for one in tried),
+                ", ".join(f"{row[3]:g}: {row[0]:.4f}" for row in tried),
             )
         return best, damp
 

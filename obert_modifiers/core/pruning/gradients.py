@@ -16,7 +16,7 @@ from torch import nn
 
 from obert_modifiers.core.pruning.per_sample import (
     BatchGradients,
-    Found,
+    Collected,
     Losses,
     SampleGradients,
     requiring_grad,
@@ -78,7 +78,7 @@ def collect_gradients(
         )
     count = GradientCount()
     with undisturbed(model):
-        gradients_of: Callable[[Any, int | None], Found]
+        gradients_of: Callable[[Any, int | None], Collected]
         if granularity == "sample":
             gradients_of = SampleGradients(model, parameters, losses)
         else:
@@ -98,8 +98,8 @@ def collect_gradients(
 
 def _batch_gradients(
     model: nn.Module, parameters: Sequence[nn.Parameter], losses: Losses
-) -> Callable[[Any, int | None], Found]:
-    def gradient_of(batch: Any, left: int | None) -> Found:
+) -> Callable[[Any, int | None], Collected]:
+    def gradient_of(batch: Any, left: int | None) -> Collected:
         with requiring_grad(model, parameters):
             loss = losses(model, batch).mean()
             grads = torch.autograd.grad(loss, list(parameters), allow_unused=True)

@@ -40,8 +40,8 @@ class BatchGradients:
     parts: tuple[Signals | Tensor, ...]
 
 
-# How many samples were asked for, and the finite ones among them.
-Found = tuple[int, BatchGradients | None]
+# How many samples were asked for, and the gradients of those that are finite.
+Collected = tuple[int, BatchGradients | None]
 
 
 class SampleGradients:
@@ -65,7 +65,7 @@ class SampleGradients:
         self._single = False  # samples share rows: one at a time
         self._copied: set[nn.Module] = set()  # changed after they have run
 
-    def __call__(self, batch: Any, left: int | None) -> Found:
+    def __call__(self, batch: Any, left: int | None) -> Collected:
         """Compute the gradients of a batch, of its first ``left`` samples at most."""
         shared = None
         if not self._single:
@@ -75,14 +75,14 @@ class SampleGradients:
                 self._single, shared = True, error
         return self._one_at_a_time(batch, left, shared)
 
-    def _whole_batch(self, batch: Any, losses: Losses, left: int | None) -> Found:
+    def _whole_batch(self, batch: Any, losses: Losses, left: int | None) -> Collected:
         try:
             return self._backward(batch, losses, left)
         except ChangedInPlace as error:
             self._copied |= error.layers
         return self._backward(batch, losses, left)
 
-    def _backward(self, batch: Any, losses: Losses, left: int | None) -> Found:
+    def _backward(self, batch: Any, losses: Losses, left: int | None) -> Collected:
         others = [self._parameters[i] for i in self._others]
         with (
             requiring_grad(self._model, others),
@@ -118,7 +118,7 @@ class SampleGradients:
 
     def _one_at_a_time(
         self, batch: Any, left: int | None, shared: SharedRows | None
-    ) -> Found:
+    ) -> Collected:
         size = count_rows(batch)
         if size is None or (shared is not None and size != len(shared.losses)):
             rows, samples = "no", "some"
@@ -129,13 +129,15 @@ class SampleGradients:
                 "sample as first dimension; use grad_granularity: batch"
             )
         wanted = size if left is None else min(size, left)
-        found = []
+        batches = []
         for row in range(wanted):
             known = None if shared is None else shared.losses[row]
             sample = take_sample(batch, row, size)
             losses = _checked(self._losses, known)
-            found.append(self._whole_batch(sample, losses, None)[1])
-        return wanted, _joined([one for one in found if one is not None])
+            gradients = self._whole_batch(sample, losses, None)[1]
+            if gradients is not None:
+                batches.append(gradients)
+        return wanted, _joined(batches)
 
 
 def _linear_layers(
@@ -200,28 +202,28 @@ def _checked(losses: Losses, known: Tensor | None) -> Losses:
     return loss
 
 
-def _joined(found: list[BatchGradients]) -> BatchGradients | None:
-    if not found:
+def _joined(batches: list[BatchGradients]) -> BatchGradients | None:
+    if not batches:
         return None
     known: dict[tuple[Any, ...], Tensor] = {}
 
     def join(values: list[Tensor]) -> Tensor:
         # Layers with the same inputs share their memory.
-        key = tuple((one.data_ptr(), one.shape) for one in values)
+        key = tuple((tensor.data_ptr(), tensor.shape) for tensor in values)
         if key not in known:
             known[key] = join_positions(values)
         return known[key]
 
     parts: list[Signals | Tensor] = []
-    for of_samples in zip(*(one.parts for one in found), strict=True):
-        signals = [one for one in of_samples if isinstance(one, Signals)]
+    for of_samples in zip(*(batch.parts for batch in batches), strict=True):
+        signals = [part for part in of_samples if isinstance(part, Signals)]
         if signals:
-            inputs = join([one.inputs for one in signals])
-            output_grads = join([one.output_grads for one in signals])
+            inputs = join([part.inputs for part in signals])
+            output_grads = join([part.output_grads for part in signals])
             parts.append(Signals(inputs, output_grads))
         else:
             parts.append(torch.cat(of_samples))
-    return BatchGradients(len(found), tuple(parts))
+    return BatchGradients(len(batches), tuple(parts))
 
 
 @contextmanager

@@ -73,8 +73,8 @@ def magnitude_step_(
     places = [(i, i) for i in range(len(candidates))]
     chosen = choose(candidates, places, len(places), quotas)
     left = [
-        mask.reshape(-1) & ~one.pruned(part, mask.numel())
-        for mask, one, part in zip(kept, candidates, chosen, strict=True)
+        mask.reshape(-1) & ~group.pruned(part, mask.numel())
+        for mask, group, part in zip(kept, candidates, chosen, strict=True)
     ]
     fresh = restore_shapes(layouts, left, masks)
     write_parameters_(targets, [t.parameter.detach() for t in targets], fresh)

@@ -267,16 +267,16 @@ def smallest(
     if count == 0:
         return [torch.zeros_like(saliency, dtype=torch.bool) for saliency in saliencies]
     border, ties = _border(flat, count, device)
-    equal = [one == border for one in bits]
+    equal = [values == border for values in bits]
     size = len(saliencies) if num_places is None else num_places
     per_place = torch.zeros(size, dtype=torch.int64, device=flat.device)
     for place, same in zip(places, equal, strict=True):
         per_place[place] = same.sum()
     before = _total(per_place, device).cumsum(0) - per_place
     chosen = []
-    for place, one, same in zip(places, bits, equal, strict=True):
+    for place, values, same in zip(places, bits, equal, strict=True):
         left = ties - int(before[place])
-        chosen.append((one < border) | (same & (same.cumsum(0) <= left)))
+        chosen.append((values < border) | (same & (same.cumsum(0) <= left)))
     return chosen
 
 

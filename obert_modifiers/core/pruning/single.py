@@ -20,8 +20,8 @@ def count_rows(batch: Any) -> int | None:
     """
     if isinstance(batch, Tensor):
         return batch.shape[0] if batch.ndim else None
-    rows = (count_rows(one) for one in _items(batch))
-    return next((one for one in rows if one is not None), None)
+    rows = (count_rows(item) for item in _items(batch))
+    return next((count for count in rows if count is not None), None)
 
 
 def take_sample(batch: Any, row: int, size: int) -> Any:
@@ -30,9 +30,9 @@ def take_sample(batch: Any, row: int, size: int) -> Any:
         per_sample = batch.ndim > 0 and batch.shape[0] == size
         return batch[row : row + 1] if per_sample else batch
     if isinstance(batch, Mapping):
-        return {name: take_sample(one, row, size) for name, one in batch.items()}
+        return {name: take_sample(item, row, size) for name, item in batch.items()}
     if isinstance(batch, (list, tuple)):
-        found = [take_sample(one, row, size) for one in batch]
+        found = [take_sample(item, row, size) for item in batch]
         return tuple(found) if isinstance(batch, tuple) else found
     return batch
 
