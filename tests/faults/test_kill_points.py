@@ -39,6 +39,9 @@ MASKS = "modifiers._masks:ParameterMasks.set_param_masks"
 MICRO = "training.loop:_Run._micro_batch"
 STEP = "training.stepper:RecipeStepper.step"
 POST = "recipe.manager:RecipeManager.post_step"
+FISHER = "core.pruning.fisher_state:collect_blocks"
+UPDATE = "recipe.manager:RecipeManager.update"
+BEFORE = "recipe.manager:RecipeManager.pre_step"
 EVALUATE = "training.loop:_Run._evaluate"
 AFTER_EPOCH = "training.saving:Saver.after_epoch"
 AFTER_STEP = "training.saving:Saver.after_step"
@@ -64,7 +67,7 @@ POINTS = [
     one(
         "obert",
         "gradients of an event",
-        Kill("core.pruning.fisher_state:collect_blocks", 3),
+        Kill(FISHER, 3),
     ),
     one("obert", "in an event, before weights", Kill(WRITE, 2)),
     one("obert", "in an event, after weights", Kill(SOLVE, 2, "after"), quick=True),
@@ -79,9 +82,7 @@ POINTS = [
     one("nm", "in an event", Kill(SOLVE, 2, "after")),
     one("nm", "after an event", Kill(EVENT, 2, "after"), quick=True),
     one("staged", "in an event", Kill(WRITE, 3)),
-    one(
-        "hosts", "in an event", Kill("recipe.manager:RecipeManager.update", 5, "after")
-    ),
+    one("hosts", "in an event", Kill(UPDATE, 5, "after")),
     # Between the micro-batches of a step, and around the optimizer.
     one("obert", "between micro-batches", Kill(MICRO, 8)),
     one("obert", "after a backward pass", Kill(MICRO, 15, "after")),
@@ -91,7 +92,7 @@ POINTS = [
     one(
         "obert",
         "before the optimizer",
-        Kill("recipe.manager:RecipeManager.pre_step", 9),
+        Kill(BEFORE, 9),
     ),
     one("gmp", "after the optimizer, before masks", Kill(POST, 8)),
     one("hosts", "after a step", Kill(STEP, 11, "after")),
