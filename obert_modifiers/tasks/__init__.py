@@ -23,10 +23,9 @@ def load(name: str) -> Any:
 
 def check_words(name: str, argv: Sequence[str]) -> None:
     """Check a command line before anything heavy is imported; ``--help`` ends here."""
-    from obert_modifiers.tasks.command_line import check, parse
+    from obert_modifiers.tasks.command_line import check
 
-    task = load(name)
-    check(parse(argv, task.program, task.flags))
+    check(load(name).parse(argv))
 
 
 def main(name: str, argv: Sequence[str], reporter: Any = None) -> dict[str, Any]:
@@ -35,8 +34,7 @@ def main(name: str, argv: Sequence[str], reporter: Any = None) -> dict[str, Any]
     Returns the record that is written into the output folder. The reporter shows the
     progress, see `obert_modifiers.training.train`.
     """
-    from obert_modifiers.tasks.command_line import parse
     from obert_modifiers.tasks.run.execute import run
 
     task = load(name)
-    return run(task, parse(argv, task.program, task.flags), reporter)
+    return run(task, task.parse(argv), reporter)

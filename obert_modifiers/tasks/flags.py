@@ -147,10 +147,10 @@ class TrainArguments:
         None, "Checkpoints that are kept; all if unset."
     )
     resume_from_checkpoint: str | None = flag(
-        None, "Go on from a checkpoint's folder, or from the last one: 'last'."
+        None, "Continue from a checkpoint's folder, or from the last: 'last'."
     )
     recipe_changed: Literal["refuse", "allow"] = flag(
-        "refuse", "Whether a run goes on with an edited recipe, where that is safe."
+        "refuse", "Whether a run continues with an edited recipe, where that is safe."
     )
     report_to: Literal["tensorboard", "wandb", "all", "none"] | None = flag(
         None,

@@ -28,7 +28,7 @@ NULL_ODDS = "null_odds.json"
 
 @dataclass
 class QuestionAnsweringArguments(DataSetArguments):
-    """Which questions are read, and how their answers are found."""
+    """Which questions are read, and how answers are chosen."""
 
     version_2_with_negative: bool = flag(
         False, "Questions may have no answer, as in SQuAD v2."

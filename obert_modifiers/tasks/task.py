@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from obert_modifiers.tasks.command_line import resuming
-from obert_modifiers.tasks.flags import DataSetArguments
+from obert_modifiers.tasks.command_line import parse, resuming
+from obert_modifiers.tasks.flags import Arguments, DataSetArguments
 
 IGNORED = -100  # core.distillation.IGNORED_LABEL, which comes with torch
 
@@ -104,6 +104,10 @@ class Task:
     def program(self) -> str:
         """The command."""
         return f"obert train {self.name}"
+
+    def parse(self, argv: Sequence[str]) -> Arguments:
+        """Read the flags of its command."""
+        return parse(argv, self.program, self.flags)
 
     @property
     def model_class(self) -> Any:

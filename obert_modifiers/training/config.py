@@ -42,8 +42,8 @@ class TrainConfig:
         resume_from_checkpoint: Folder of a checkpoint or of a run, ``last`` for the
             last one in ``output_dir``, or None. Model, data and teacher are passed to
             the training as they were when it began.
-        recipe_changed: refuse, or allow to go on with an edited recipe where that is
-            safe.
+        recipe_changed: refuse, or allow to continue with an edited recipe where that
+            is safe.
         save_on_sigterm: True takes SIGTERM as a request to save and to end with
             `TrainingStopped`.
         report_to: tensorboard, wandb, all (that are installed) or none; None for

@@ -13,7 +13,7 @@ class SeededCollate:
 
     A function that draws, as one that masks words does, then gives the same batch
     whether the batches before it were made or skipped, and however far ahead of the
-    training it is called. The generator is left as it was found.
+    training it is called. The generator's state comes back as it was.
     """
 
     def __init__(self, collate: Callable[..., Any], seed: int, rank: int) -> None:

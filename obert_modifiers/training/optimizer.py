@@ -30,8 +30,8 @@ def make_optimizer(
 ) -> torch.optim.AdamW:
     """Make AdamW.
 
-    A scaler of fp16 leaves it to a fused step to pass itself over, and nobody could
-    tell that from one that was taken: no fused step with a scaler.
+    A scaler of fp16 leaves it to a fused step to pass itself over, which cannot be
+    told from one that was taken: no fused step with a scaler.
     """
     return torch.optim.AdamW(
         parameter_groups(model, config.weight_decay),

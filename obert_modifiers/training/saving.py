@@ -1,4 +1,4 @@
-"""When a run saves itself, and how it goes on from what was saved."""
+"""When a run saves itself, and how it continues from what was saved."""
 
 import logging
 import shutil
@@ -65,7 +65,7 @@ class Saver:
     def save(self) -> Path | None:
         """Write a checkpoint; every process has to call it.
 
-        Where that fails, the run goes on and the checkpoints before stay as they are.
+        Where that fails, the run continues and the checkpoints before stay as they are.
         """
         started = time.perf_counter()
         step, main = self._parts.stepper.steps, self._parts.accelerator.is_main_process

@@ -63,7 +63,7 @@ class RecipeCallback(TrainerCallback):
     are applied; a step that the optimizer skips does not advance the recipe.
     Distillation changes the loss that the model returns in training. A recipe that
     sets the learning rate sets it over the ``Trainer``'s own schedule. What a recipe
-    needs to go on is written into the ``Trainer``'s checkpoints and read from there.
+    needs to continue is written into the ``Trainer``'s checkpoints and read from there.
 
     Args:
         recipe: Path of a recipe, or its text.

@@ -7,7 +7,7 @@ import pytest
 
 from tests.faults import world
 from tests.faults.conftest import log
-from tests.faults.kills import Kill
+from tests.faults.kills import Kill, owner_of
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,10 @@ BLOCKS = "core.pruning.fisher_state:collect_blocks"
 MASKS = "modifiers._masks:ParameterMasks.set_param_masks"
 MICRO = "training.loop:_Run._micro_batch"
 STEP = "training.stepper:RecipeStepper.step"
-POST = "manager:RecipeManager.post_step"
+POST = "recipe.manager:RecipeManager.post_step"
+FISHER = "core.pruning.fisher_state:collect_blocks"
+UPDATE = "recipe.manager:RecipeManager.update"
+BEFORE = "recipe.manager:RecipeManager.pre_step"
 EVALUATE = "training.loop:_Run._evaluate"
 AFTER_EPOCH = "training.saving:Saver.after_epoch"
 AFTER_STEP = "training.saving:Saver.after_step"
@@ -52,7 +55,7 @@ JOURNAL = "training.journal:Journal.open"
 QUANTIZE = "modifiers.qat:quantize_"
 ATTACH = "core.quantization.scheme:attach_"
 FREEZE = "modifiers.qat:freeze_"
-STRUCTURE = "manager:RecipeManager.apply_structure"
+STRUCTURE = "recipe.manager:RecipeManager.apply_structure"
 
 
 def one(recipe: str, phase: str, *kills: Kill, **more) -> Point:
@@ -76,14 +79,18 @@ POINTS = [
     one("nm", "in an event", Kill(SOLVE, 2, "after")),
     one("nm", "after an event", Kill(EVENT, 2, "after"), quick=True),
     one("staged", "in an event", Kill(WRITE, 3)),
-    one("hosts", "in an event", Kill("manager:RecipeManager.update", 5, "after")),
+    one("hosts", "in an event", Kill(UPDATE, 5, "after")),
     # Between the micro-batches of a step, and around the optimizer.
     one("obert", "between micro-batches", Kill(MICRO, 8)),
     one("obert", "after a backward pass", Kill(MICRO, 15, "after")),
     one("gmp", "between micro-batches", Kill(MICRO, 18)),
     one("drop", "between micro-batches", Kill(MICRO, 9, "after")),
     one("none", "between micro-batches", Kill(MICRO, 13), quick=True),
-    one("obert", "before the optimizer", Kill("manager:RecipeManager.pre_step", 9)),
+    one(
+        "obert",
+        "before the optimizer",
+        Kill(BEFORE, 9),
+    ),
     one("gmp", "after the optimizer, before masks", Kill(POST, 8)),
     one("hosts", "after a step", Kill(STEP, 11, "after")),
     one("none", "after a step", Kill(STEP, 7, "after"), strategy="epoch"),
@@ -170,6 +177,13 @@ def check(point: Point, runs, compare, folder) -> None:
     codes = runs.start(folder, point.recipe, **how)
     assert codes == [0] * point.ranks, log(folder)
     compare(folder, whole, point.ranks)
+
+
+def test_the_functions_are_where_the_points_say() -> None:
+    for point in POINTS:
+        for kill in point.kills:
+            owner, name = owner_of(kill.target)
+            assert hasattr(owner, name), kill.target
 
 
 @pytest.mark.parametrize("point", QUICK, ids=name_of)

@@ -2,13 +2,13 @@
 
 import pytest
 
-from obert_modifiers.tasks.command_line import check, parse, resuming
+from obert_modifiers.tasks.command_line import check, resuming
 from obert_modifiers.tasks.flags import Arguments
 from obert_modifiers.tasks.text_classification import TASK
 
 
 def flags(words: str) -> Arguments:
-    return parse(words.split(), TASK.program, TASK.flags)
+    return TASK.parse(words.split())
 
 
 def test_a_command_of_sparseml_parses():

@@ -23,7 +23,7 @@ GLUE_COLUMNS = {
     "stsb": ("sentence1", "sentence2"),
     "wnli": ("sentence1", "sentence2"),
 }
-# What the papers report of a task that is not accuracy alone.
+# What the papers report of a task, where it is not only accuracy.
 GLUE_FIGURES = {
     "cola": ("matthews_correlation",),
     "mnli": ("accuracy", "accuracy_mm"),
@@ -36,7 +36,7 @@ MISMATCHED = "validation_mismatched"  # MNLI's second validation set
 def glue_task(args: DataSetArguments) -> str | None:
     """Tell which GLUE task the flags name, by a folder or configuration too.
 
-    Its name may go on behind an underscore (``qqp_subset``).
+    Its name may continue behind an underscore (``qqp_subset``).
     """
     folder = Path(args.dataset_name).name if args.dataset_name is not None else None
     for name in (getattr(args, "task_name", None), args.dataset_config_name, folder):

@@ -10,14 +10,14 @@ from obert_modifiers.tasks.data.dataset import TextData
 UNLABELLED = -1
 
 
-def types_of(found: Mapping[str, list[Any]], data: TextData) -> set[type]:
+def types_of(by_split: Mapping[str, list[Any]], data: TextData) -> set[type]:
     """Return the type that all labels have; raise ValueError if there are several.
 
     Whole numbers and floats together are floats, unless all floats are whole.
     """
     first: dict[type, str] = {}
     broken = False
-    for split, labels in found.items():
+    for split, labels in by_split.items():
         for row, label in enumerate(labels):
             if type(label) not in first:
                 first[type(label)] = f"{label!r} in row {row} of {data.place(split)}"
@@ -55,7 +55,7 @@ def own_names(splits: Mapping[str, Dataset], data: TextData) -> tuple[str, ...] 
 
 
 def unlabelled(
-    found: Mapping[str, list[Any]], others: set[Any], known: Mapping[str, int]
+    by_split: Mapping[str, list[Any]], others: set[Any], known: Mapping[str, int]
 ) -> bool:
     """Tell whether -1 means that there is no label, as in GLUE's test sets.
 
@@ -63,16 +63,16 @@ def unlabelled(
     others are three or more numbers from 0 on, as SNLI's. Without training data it is a
     class where the model has one class more than the others are.
     """
-    if "train" in found:
+    if "train" in by_split:
         counted = len(others) > 2 and others == set(range(len(others)))
-        return counted or UNLABELLED not in found["train"]
+        return counted or UNLABELLED not in by_split["train"]
     return bool(known) and len(known) != len(others) + 1
 
 
-def need_labels(found: Mapping[str, list[Any]], data: TextData) -> None:
+def need_labels(by_split: Mapping[str, list[Any]], data: TextData) -> None:
     """Check that a split has labels other than -1, unless training data has none."""
-    for split, labels in found.items():
-        others = any(set(found[other]) - {UNLABELLED} for other in found)
+    for split, labels in by_split.items():
+        others = any(set(by_split[other]) - {UNLABELLED} for other in by_split)
         if set(labels) == {UNLABELLED} and (others or split != "train"):
             raise ValueError(
                 f"label column {data.label_column} of {data.place(split)} is -1 in each"

@@ -88,20 +88,20 @@ def labels_of(data: TextData, known: Mapping[str, int]) -> Labels:
     splits = splits or dict(data.splits)
     for name, rows in splits.items():
         no_gaps(rows, column, data.place(name), empty="")
-    found = {name: rows[column][:] for name, rows in splits.items()}
-    kinds = types_of(found, data)
+    by_split = {name: rows[column][:] for name, rows in splits.items()}
+    kinds = types_of(by_split, data)
     if kinds == {list}:
-        return keep_known(_multi_labels(splits, found, data), known, data)
+        return keep_known(_multi_labels(splits, by_split, data), known, data)
     if kinds == {float}:
-        need_labels(found, data)
+        need_labels(by_split, data)
         return Labels(column, {}, ())
     named = own_names(splits, data)
-    values = {value for labels in found.values() for value in labels}
+    values = {value for labels in by_split.values() for value in labels}
     values = set(map(int, values)) if kinds == {int} else values
     if UNLABELLED in values and (
-        named is not None or unlabelled(found, values - {UNLABELLED}, known)
+        named is not None or unlabelled(by_split, values - {UNLABELLED}, known)
     ):
-        need_labels(found, data)
+        need_labels(by_split, data)
         values -= {UNLABELLED}
     if named is not None:
         labels = Labels.named(column, named)
@@ -111,7 +111,7 @@ def labels_of(data: TextData, known: Mapping[str, int]) -> Labels:
 
 
 def _multi_labels(
-    splits: Mapping[str, Dataset], found: Mapping[str, list[Any]], data: TextData
+    splits: Mapping[str, Dataset], by_split: Mapping[str, list[Any]], data: TextData
 ) -> Labels:
     """Decide which class numbers the labels in lists get.
 
@@ -120,11 +120,12 @@ def _multi_labels(
     """
     column = data.label_column
     inner = {
-        split: [value for row in rows for value in row] for split, rows in found.items()
+        split: [value for row in rows for value in row]
+        for split, rows in by_split.items()
     }
     kinds = types_of(inner, data) if any(inner.values()) else set()
     named = own_names(splits, data)
-    lengths = {len(row) for rows in found.values() for row in rows}
+    lengths = {len(row) for rows in by_split.values() for row in rows}
     values = {value for row in inner.values() for value in row}
     alike = named is None and len(lengths) == 1 and max(lengths) > 1
     if alike and values <= {0, 1}:

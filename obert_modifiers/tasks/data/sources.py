@@ -39,8 +39,8 @@ def read(
     if task is not None:
         return _read_glue(task.lower(), cache_dir)
     if args.dataset_name is not None:
-        found = _read_named(args.dataset_name, args.dataset_config_name, cache_dir)
-        return found, args.dataset_name
+        named, config = args.dataset_name, args.dataset_config_name
+        return _read_named(named, config, cache_dir), named
     if args.files:
         splits = {
             split: _read_file(f"--{split}_file", Path(path), cache_dir)
@@ -73,17 +73,17 @@ def _files_by_split(folder: Path) -> dict[str, list[str]] | None:
     splits = [f"{part}_{kind}matched" for part in _PARTS for kind in ("", "mis")]
     if any(folder.glob(f"{splits[0]}*")):
         names = (f"{name}[-.]*" for name in ("train", *splits))
-        found = {name[:-5]: [name] for name in names if any(folder.glob(name))}
+        files = {name[:-5]: [name] for name in names if any(folder.glob(name))}
     elif escaped != base:
         try:
-            found = get_data_patterns(escaped)
+            files = get_data_patterns(escaped)
         except FileNotFoundError:  # of which the library tells
             return None
     else:
         return None
     return {
         str(split): [f"{escaped}/{pattern}" for pattern in patterns]
-        for split, patterns in found.items()
+        for split, patterns in files.items()
     }
 
 

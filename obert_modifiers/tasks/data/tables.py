@@ -215,16 +215,16 @@ class _Quotes:
 
 def _numbers(rows: Dataset, name: str) -> Dataset | None:
     """Turn a column of text with only numbers into them; None for any other column."""
-    whole, found = True, False
+    whole, seen_any = True, False
     for start in range(0, len(rows), _CHUNK):
         for cell in rows[start : start + _CHUNK][name]:
             if _missing(cell):
                 continue
-            found, cell = True, cell.strip()
+            seen_any, cell = True, cell.strip()
             whole = whole and _WHOLE(cell) is not None
             if not whole and _NUMBER(cell) is None:
                 return None
-    if not found:
+    if not seen_any:
         return None
     dtype, kind = ("int64", int) if whole else ("float64", float)
     values = [None if _missing(cell) else kind(cell) for cell in rows[name]]

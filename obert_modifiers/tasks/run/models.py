@@ -144,7 +144,7 @@ def load_student(
 ) -> PreTrainedModel:
     """Load the model in float32 with a head for the task and the data set's classes.
 
-    The seed fixes the numbers in a new head; the caller's generator is left alone.
+    The seed fixes the numbers in a new head; the caller's generator is not touched.
     """
     config = pretrained.config
     if labels is not None:

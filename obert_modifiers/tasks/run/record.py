@@ -29,20 +29,20 @@ def count_zeros(folder: Path, names: Iterable[str]) -> list[dict[str, Any]]:
 
     Returns ``{"name", "numel", "pruned"}`` for each, in the order of the names.
     """
-    names, found = list(names), {}
+    names, counts = list(names), {}
     for path in weight_files(folder):
         with safe_open(path, framework="pt") as file:
             for name in set(names) & set(file.keys()):
                 weight = file.get_tensor(name)
                 zeros = weight.numel() - int(torch.count_nonzero(weight))
-                found[name] = {"name": name, "numel": weight.numel(), "pruned": zeros}
-    missing = [name for name in names if name not in found]
+                counts[name] = {"name": name, "numel": weight.numel(), "pruned": zeros}
+    missing = [name for name in names if name not in counts]
     if missing:
         raise ValueError(
             f"model={folder} lacks {', '.join(missing)}; expected every pruned "
             "parameter in the saved file; save the model that was trained"
         )
-    return [found[name] for name in names]
+    return [counts[name] for name in names]
 
 
 def sparsity_of(layers: Sequence[dict[str, Any]]) -> float:
@@ -72,13 +72,13 @@ def sizes_mb(folder: Path) -> tuple[float, float]:
 
 def versions() -> dict[str, str]:
     """Return the versions of Python, of this package and of what it stands on."""
-    found = {"python": platform.python_version(), "obert_modifiers": __version__}
+    known = {"python": platform.python_version(), "obert_modifiers": __version__}
     for name in _PACKAGES:
         try:
-            found[name] = version(name)
+            known[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            known[name] = "not installed"
+    return known
 
 
 def machine() -> dict[str, Any]:

@@ -50,8 +50,8 @@ def best_spans(
     # The candidates that could be among the best, ties included, then in order.
     most = min(search.n_best_size, len(scores))
     least = np.partition(scores, -most)[-most]
-    found = np.flatnonzero((scores >= least) & (scores > -np.inf))
-    order = found[np.argsort(-scores[found], kind="stable")][:most]
+    likely = np.flatnonzero((scores >= least) & (scores > -np.inf))
+    order = likely[np.argsort(-scores[likely], kind="stable")][:most]
     return [(int(i // longest), int(i // longest + i % longest)) for i in order]
 
 
@@ -65,14 +65,14 @@ def answer_question(
     "No answer" scores as the lowest sum of start and end logit at its token over the
     windows: where one window has an answer, the others say that they have none.
     """
-    found: list[dict[str, Any]] = []
+    best: list[dict[str, Any]] = []
     nulls: list[dict[str, Any]] = []
     for window in windows:
         starts, ends = np.asarray(window["starts"]), np.asarray(window["ends"])
         start_logits = np.asarray(window["start_logits"], np.float64)[: len(starts)]
         end_logits = np.asarray(window["end_logits"], np.float64)[: len(starts)]
         spans = best_spans(start_logits, end_logits, starts != OUTSIDE, search)
-        found += [
+        best += [
             _candidate(
                 context[starts[first] : ends[last]],
                 start_logits[first],
@@ -82,14 +82,14 @@ def answer_question(
         ]
         null = window["null"]
         nulls.append(_candidate("", start_logits[null], end_logits[null]))
-    found.sort(key=_score, reverse=True)  # stable: equal scores keep their order
-    found = found[: search.n_best_size]
+    best.sort(key=_score, reverse=True)  # stable: equal scores keep their order
+    best = best[: search.n_best_size]
     null = min(nulls, key=_score)
     if not search.with_null:
-        return Answer(found[0]["text"] if found else "", _weighed(found or [null]))
-    odds = _score(null) - (_score(found[0]) if found else 0.0)
-    text = found[0]["text"] if found and odds <= search.null_threshold else ""
-    listed = sorted([*found, null], key=_score, reverse=True)
+        return Answer(best[0]["text"] if best else "", _weighed(best or [null]))
+    odds = _score(null) - (_score(best[0]) if best else 0.0)
+    text = best[0]["text"] if best and odds <= search.null_threshold else ""
+    listed = sorted([*best, null], key=_score, reverse=True)
     # "No answer" stays on the list where it is not among the best.
     listed = listed[: search.n_best_size]
     if not any(candidate is null for candidate in listed):
