@@ -29,7 +29,7 @@ def save_plan_png(path: Path, plan: RecipePlan, title: str) -> None:
 def planned_runs(plan: RecipePlan) -> list[Run]:
     """Make a run for each goal of each pruning modifier, all with one learning rate.
 
-    Where nothing is pruned there is one, without events.
+    Where nothing is pruned there is a single run, without events.
     """
     rates = [
         {"epoch": epoch, "learning_rate": rate, "step": 0}
