@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from obert_modifiers.deploy.bench.results import read_bench
 from obert_modifiers.report.compare import measure_runs, speed_points
 from obert_modifiers.report.panels import COLOURS, layer_grid
-from obert_modifiers.report.read import read_run
+from obert_modifiers.report.read import Run, read_run
 from obert_modifiers.report.text import number
 from obert_modifiers.report.write import event_rows, write_report
 
@@ -195,6 +195,12 @@ def test_the_sparsity_jumps_at_the_event(pruned):
     # Step 5 ended at epoch 0.5; the event came after it and before step 6.
     at = curve.index((0.5, 0.6))
     assert curve[at - 1] == (0.5, 0) and curve[at + 1] == (0.6, 0.6)
+
+
+def test_a_planned_sparsity_goes_on_to_the_end():
+    steps = [{"epoch": 0.0, "step": 0}, {"epoch": 3.0, "step": 0}]
+    run = Run("plan", Path(), {}, steps, prunes=[{"epoch": 1.0, "sparsity_after": 0.5}])
+    assert run.sparsity_curve() == ([0.0, 1.0, 3.0], [0.0, 0.5, 0.5])
 
 
 def test_layers_that_are_not_numbered_are_rows():
