@@ -40,63 +40,39 @@ def blocks(language: str) -> list[str]:
 
 def commands() -> list[str]:
     joined = "".join(blocks("console")).replace("\\\n", " ")
-    lines = [
-        re.sub(r"\s+", " ", line.split("#")[0]).strip() for line in joined.split("\n")
-    ]
+    lines = [" ".join(line.split("#")[0].split()) for line in joined.split("\n")]
     return [line for line in lines if line]
 
 
-def training_commands() -> list[list[str]]:
-    found = [shlex.split(line) for line in commands()]
-    return [words for words in found if "train" in words]
-
-
-def resumed_commands() -> list[list[str]]:
-    """The run that is resumed, and the command that resumes it."""
-    return [words for words in training_commands() if "runs/long" in words]
-
-
-def plain_commands() -> list[list[str]]:
-    return [words for words in training_commands() if "runs/long" not in words]
+WORDS = [shlex.split(line) for line in commands()]
+TRAIN = [words for words in WORDS if "train" in words]
+# The run that is resumed, and the command that resumes it.
+RESUMED = [words for words in TRAIN if "runs/long" in words]
+PLAIN = [words for words in TRAIN if words not in RESUMED]
+PLAN = [words for words in WORDS if words[:3] == ["obert", "recipe", "plan"]]
+INTEGRATE = [words for words in WORDS if "integrations/" in "".join(words[1:2])]
+MEASURE = [words for words in WORDS if words[1:2] and words[1] in MEASURING]
 
 
 def task_of(words: list[str]) -> str:
     return words[words.index("train") + 1]
 
 
-def planning_commands() -> list[list[str]]:
-    found = [shlex.split(line) for line in commands()]
-    return [words for words in found if words[:3] == ["obert", "recipe", "plan"]]
-
-
-def integration_commands() -> list[list[str]]:
-    found = [shlex.split(line) for line in commands()]
-    return [words for words in found if words[1:2] and "integrations/" in words[1]]
-
-
-def measuring_commands() -> list[list[str]]:
-    found = [shlex.split(line) for line in commands()]
-    return [words for words in found if words[1:2] and words[1] in MEASURING]
-
-
 def exporting_commands() -> list[list[str]]:
-    found = [shlex.split(line) for line in commands()]
-    return [words for words in found if words[1:2] and words[1] in EXPORTING]
+    return [words for words in WORDS if words[1:2] and words[1] in EXPORTING]
 
 
 def test_every_command_is_accounted_for() -> None:
-    run = [*training_commands(), *planning_commands(), *integration_commands()]
-    run += [*measuring_commands(), *exporting_commands()]
     assert tuple(words[1] for words in exporting_commands()) == EXPORTING
-    assert [words[1] for words in measuring_commands()] == list(MEASURING)
-    plain = {c for c in commands() if shlex.split(c) not in run}
-    theirs = {c for c in plain if "obert run" in c}
-    assert plain - theirs == EXECUTED_BY_CI | INSTALLING | OTHER_STACK
+    assert tuple(words[1] for words in MEASURE) == MEASURING
+    assert (len(PLAIN), len(RESUMED), len(PLAN)) == (TRAINING, 2, 1)
+    assert len(INTEGRATE) == INTEGRATIONS
+    assert {task_of(words) for words in TRAIN} == set(TASKS)
+    run = [*TRAIN, *PLAN, *INTEGRATE, *MEASURE, *exporting_commands()]
+    others = {command for command in commands() if shlex.split(command) not in run}
+    theirs = {command for command in others if "obert run" in command}
+    assert others - theirs == EXECUTED_BY_CI | INSTALLING | OTHER_STACK
     assert len(theirs) == 1
-    assert len(training_commands()) == TRAINING + 2
-    assert {task_of(words) for words in training_commands()} == set(TASKS)
-    assert len(planning_commands()) == 1
-    assert len(integration_commands()) == INTEGRATIONS
     targets = (ROOT / "Makefile").read_text(encoding="utf-8")
     for command in EXECUTED_BY_CI | {"make install-sparseml-cli"}:
         assert f"\n{command.split()[1]}:" in targets
@@ -128,7 +104,7 @@ def test_the_python_runs() -> None:
 
 
 def test_the_plan_is_printed_and_drawn(tmp_path: Path, monkeypatch) -> None:
-    (words,) = planning_commands()
+    (words,) = PLAN
     model = tiny.save_model(tmp_path / "model")
     words = [str(model) if word == "path/to/model" else word for word in words]
     recipe = words.index(next(word for word in words if word.endswith(".yaml")))
@@ -139,18 +115,15 @@ def test_the_plan_is_printed_and_drawn(tmp_path: Path, monkeypatch) -> None:
 
 
 def test_runs_are_measured_as_it_says(tmp_path: Path, monkeypatch, capsys) -> None:
-    events = ((), (test_report.event(0.5, 0.0, 0.6), test_report.event(1.0, 0.6, 0.8)))
-    for name, pruned in zip(("dense", "mine"), events, strict=True):
-        folder = test_report.make_run(tmp_path / "runs" / name, pruned)
+    for name, pruned in (("dense", ()), ("mine", test_report.EVENTS)):
+        command = "obert train text_classification --max_eval_samples 50".split()
+        folder = tmp_path / "runs" / name
+        test_report.make_run(folder, pruned, command=command)
         tiny.save_model(folder)
         model = AutoModelForSequenceClassification.from_pretrained(folder)
         model.save_pretrained(folder)
-        record = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-        record["command"] = ["obert", "train", "text_classification"]
-        record["command"] += ["--max_eval_samples", "50"]
-        (folder / "metrics.json").write_text(json.dumps(record), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    for words in measuring_commands():
+    for words in MEASURE:
         assert cli.main(words[1:]) == 0, capsys.readouterr().err
     assert (tmp_path / "runs" / "report" / "report.html").is_file()
     record = json.loads((tmp_path / "accuracy.json").read_text(encoding="utf-8"))
@@ -187,7 +160,7 @@ QUICK = (0, 3)  # one of classification, one of another task; the others run in 
 )
 def test_training_commands_run_scaled_down(number: int, tmp_path: Path) -> None:
     """The same command with a tiny model, a tiny data set and a short recipe."""
-    words = plain_commands()[number]
+    words = PLAIN[number]
     task = task_of(words)
     split = words.index(task) + 1
     launcher, flags = words[:split], words[split:]
@@ -234,7 +207,7 @@ def test_training_commands_run_scaled_down(number: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", range(INTEGRATIONS))
 def test_integrations_run_scaled_down(number: int, tmp_path: Path) -> None:
-    _, script, *flags = integration_commands()[number]
+    _, script, *flags = INTEGRATE[number]
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(tiny.RECIPE, encoding="utf-8")
     rows = datasets.Dataset.from_list(tiny.sentences(48))
@@ -260,7 +233,7 @@ def test_integrations_run_scaled_down(number: int, tmp_path: Path) -> None:
 
 def test_a_killed_run_is_resumed_as_it_says(tmp_path: Path, monkeypatch) -> None:
     """The two commands with a tiny model, in one folder."""
-    start, resume = resumed_commands()
+    start, resume = RESUMED
     assert resume == [*start, "--resume_from_checkpoint", "last"]
     data = tiny.write_rows(tmp_path / "data.json", tiny.sentences(48))
     recipe = tmp_path / "recipe.yaml"

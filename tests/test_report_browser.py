@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 from obert_modifiers.report.write import write_report
-from tests.test_report import HOSTILE, event, make_run, with_weights
+from tests.test_report import EVENTS, HOSTILE, make_run, with_weights
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 OPTIONS = """
@@ -34,11 +34,10 @@ FRAME = """<!doctype html><script>onmessage = e => document.title = e.data</scri
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
-    events = (event(0.5, 0.0, 0.6), event(1.0, 0.6, 0.8))
     runs = [
         with_weights(make_run(folder / "dense", gzip_mb=None)),
-        with_weights(make_run(folder / HOSTILE, events, gzip_mb=None), 0.2),
-        with_weights(make_run(folder / ("long" * 25), events, gzip_mb=None), 0.1),
+        with_weights(make_run(folder / HOSTILE, EVENTS, gzip_mb=None), 0.2),
+        with_weights(make_run(folder / ("long" * 25), EVENTS, gzip_mb=None), 0.1),
     ]
     return write_report(runs, folder / "page").read_text()
 

@@ -20,9 +20,8 @@ from obert_modifiers.deploy.engines import ENGINES, targets
 from obert_modifiers.deploy.formats import FORMATS
 from obert_modifiers.sizes import MB, check_there
 
-Models = Annotated[
-    list[Path], typer.Argument(help="Runs' folders and exported files, in this order.")
-]
+_MODELS = "Runs' folders and exported files; the others are compared with the first."
+Models = Annotated[list[Path], typer.Argument(help=_MODELS)]
 
 
 def export(
@@ -125,10 +124,7 @@ def bench(
         Path | None, flag("A picture, such as bench.png.", "--plot")
     ] = None,
 ) -> None:
-    """Measure throughput and latency of models in turns on the same cores.
-
-    Speeds are compared with that of the first model.
-    """
+    """Measure throughput and latency of models in turns on the same cores."""
     sizes = list(product(_numbers("--batch", batch), _numbers("--seq", seq)))
     if not seconds > 0:
         raise ValueError(

@@ -42,9 +42,9 @@ def _head(plan: RecipePlan) -> Iterator[str]:
         steps = round(plan.num_epochs * plan.steps_per_epoch)
         text += f" of {plan.steps_per_epoch:,} optimizer steps, {steps:,} in all"
     count = plan.num_events
-    events = (
-        "pruning at every step" if count is None else _times(count, "pruning event")
-    )
+    events = "pruning at every step"
+    if count is not None:
+        events = _times(count, "pruning event")
     yield f"{plan.file}: {text}; {events}"
 
 
@@ -83,7 +83,7 @@ def _rates(phase: Phase) -> str:
 
 
 def _sparsity(phase: Phase) -> str:
-    return "; ".join("-" if one is None else _percent(one) for one in phase.sparsities)
+    return "; ".join("-" if s is None else _percent(s) for s in phase.sparsities)
 
 
 def _also(phase: Phase) -> str:
@@ -107,21 +107,16 @@ def _distils(span: Span) -> str:
 
 def _pruning(plan: PruningPlan) -> Iterator[str]:
     events = plan.events
-    if events is None:
-        yield f"{plan.modifier} (line {plan.line}): prunes at every step"
-    elif not events:
-        yield f"{plan.modifier} (line {plan.line}): no pruning event"
-    else:
+    said = "prunes at every step" if events is None else "no pruning event"
+    if events:
         first, last = events[0], events[-1]
         where = f"at epoch {first.epoch:.4g}"
         to = _percent(last.sparsities)
         if len(events) > 1:
             where = f"from epoch {first.epoch:.4g} to {last.epoch:.4g}"
             to = f"{_percent(first.sparsities)} to {to}"
-        yield (
-            f"{plan.modifier} (line {plan.line}): "
-            f"{_times(len(events), 'pruning event')} {where}, {to}"
-        )
+        said = f"{_times(len(events), 'pruning event')} {where}, {to}"
+    yield f"{plan.modifier} (line {plan.line}): {said}"
     if plan.num_grads:
         total = "" if not events else f", {plan.num_grads * len(events):,} in all"
         kind = _GRADIENT.get(plan.grad_granularity, "")
@@ -136,16 +131,16 @@ def _pruning(plan: PruningPlan) -> Iterator[str]:
 
 
 def _seconds(timing: Timing, plan: PruningPlan) -> str:
-    one = timing.seconds
+    parts = timing.seconds
     total = ""
     if plan.events:
-        total = f", {_duration(one.total * len(plan.events))} in all"
+        total = f", {_duration(parts.total * len(plan.events))} in all"
     return (
-        f"  estimated {_duration(one.total)} for an event on this machine{total}: "
-        f"{_duration(one.passes)} forward and backward passes (timed on "
+        f"  estimated {_duration(parts.total)} for an event on this machine{total}: "
+        f"{_duration(parts.passes)} forward and backward passes (timed on "
         f"{_times(timing.samples, 'random sample')} of {timing.tokens} tokens; shorter "
-        f"texts take less), {_duration(one.collect)} Fisher and "
-        f"{_duration(one.solve)} inverse, selection and update (timed on "
+        f"texts take less), {_duration(parts.collect)} Fisher and "
+        f"{_duration(parts.solve)} inverse, selection and update (timed on "
         f"{TIMED_WEIGHTS:,} weights), on one process"
     )
 
@@ -176,7 +171,7 @@ def _counts(pools: Sequence[PoolCount]) -> Table:
 
 def _percent(sparsities: Sequence[Any]) -> str:
     return " / ".join(
-        "as loaded" if one is None else f"{100 * one:.1f} %" for one in sparsities
+        "as loaded" if s is None else f"{100 * s:.1f} %" for s in sparsities
     )
 
 

@@ -1,4 +1,4 @@
-"""``obert recipe``: check recipes, and say what one does when."""
+"""``obert recipe``: check a recipe, say what it does when, convert it."""
 
 import math
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ def spelt_out(words: list[str]) -> list[str]:
     pairs = zip(words, [*words[1:], ""], strict=True)
     bare = [word == "--replace" and after not in _MODES for word, after in pairs]
     pairs = zip(words, bare, strict=True)
-    return ["--replace=same" if alone else word for word, alone in pairs]
+    return ["--replace=same" if same else word for word, same in pairs]
 
 
 @contextmanager
@@ -49,14 +49,15 @@ def check(
 ) -> None:
     """Check recipes completely and print everything that is wrong with them."""
     from obert_modifiers.compat import replaced
-    from obert_modifiers.recipe import load_recipe
+    from obert_modifiers.recipe import RecipeError, load_recipe
 
     faulty = False
     for recipe in recipes:
         try:
-            with _faults_printed(), replaced(replace):
+            with replaced(replace):
                 loaded = load_recipe(recipe, recipe_args)
-        except typer.Exit:
+        except RecipeError as error:
+            typer.echo(str(error), err=True)
             faulty = True
             continue
         names = [type(placed.modifier).__name__ for placed in loaded.placed]

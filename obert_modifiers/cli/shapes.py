@@ -1,4 +1,4 @@
-"""Models from their configuration alone, to count in and to time."""
+"""Models from nothing but their configuration, to count in and to time."""
 
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ def time_recipe(recipe: LoadedRecipe, folder: Path, tokens: int) -> list[Timing]
     there is one, and a few random samples (of as many tokens as the model takes, at
     most) and weights are timed.
     """
-    if not any(second_order(one.modifier) for one in recipe.placed):
+    if not any(second_order(placed.modifier) for placed in recipe.placed):
         return []
     config = AutoConfig.from_pretrained(folder)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

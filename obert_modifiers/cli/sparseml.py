@@ -28,7 +28,7 @@ Scripts:"""
 
 
 def run(context: typer.Context) -> None:
-    """Run one of SparseML's own scripts, with our modifiers; without one, list them."""
+    """Run a script of SparseML's, with our modifiers; without its name, list them."""
     words = context.args
     if not words or words[0] in ("-h", "--help"):
         from obert_modifiers.sparseml_cli.scripts import scripts
@@ -41,9 +41,7 @@ def run(context: typer.Context) -> None:
 
 
 def doctor(
-    stack: Annotated[
-        str | None, flag("A, B or C: the one that this should be.")
-    ] = None,
+    stack: Annotated[str | None, flag("A, B or C: which this should be.")] = None,
     as_json: Annotated[bool, flag("Print JSON.", "--json")] = False,
 ) -> None:
     """Say which stack and CPU this is, what is broken or slow, and what mends it."""

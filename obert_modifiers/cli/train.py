@@ -66,7 +66,7 @@ def quickstart(
         try:
             study.run(output_dir, seed=seed, only=names, reporter=reporter)
         except TrainingStopped as stop:
-            # Its models are trained anew, from the one that was stopped on.
+            # Models are trained anew, from that which the signal stopped.
             stopped = stop.checkpoint.parent.name
             every = list(study.STEPS)
             left = [n for n in every[every.index(stopped) :] if n in (*names, stopped)]

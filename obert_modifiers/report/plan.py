@@ -1,9 +1,7 @@
 """Draw a recipe's plan with the report's panels."""
 
-import bisect
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import ScalarFormatter
@@ -29,14 +27,14 @@ def save_plan_png(path: Path, plan: RecipePlan, title: str) -> None:
 def planned_runs(plan: RecipePlan) -> list[Run]:
     """Make a run for each goal of each pruning modifier, all with one learning rate.
 
-    Where nothing is pruned there is one, without events.
+    Where nothing is pruned there is a single run, without events.
     """
     rates = [
         {"epoch": epoch, "learning_rate": rate, "step": 0}
         for epoch, rate in plan.rates
         if rate is not None
     ]
-    found = []
+    runs = []
     for pruning in plan.pruning:
         for number, goal in enumerate(pruning.goals):
             events = [
@@ -44,18 +42,9 @@ def planned_runs(plan: RecipePlan) -> list[Run]:
                 for event in pruning.events or ()
                 if event.sparsities[number] is not None
             ]
-            found.append(_run(f"{pruning.modifier} to {goal:.4g}", rates, events))
-    return found or [_run(Path(plan.file).name, rates, [])]
-
-
-def _run(name: str, rates: Sequence[dict], events: list[dict[str, Any]]) -> Run:
-    epochs = [event["epoch"] for event in events]
-    steps = []
-    for step in rates:
-        past = bisect.bisect_right(epochs, step["epoch"])
-        sparsity = events[past - 1]["sparsity_after"] if past else 0.0
-        steps.append({**step, "sparsity": sparsity})
-    return Run(name, Path(), {}, steps=steps, prunes=events)
+            name = f"{pruning.modifier} to {goal:.4g}"
+            runs.append(Run(name, Path(), {}, rates, prunes=events))
+    return runs or [Run(Path(plan.file).name, Path(), {}, rates)]
 
 
 def _rate_panel(ax: Axes, runs: Sequence[Run]) -> None:

@@ -79,9 +79,12 @@ class Run:
         """Return epochs and sparsities from 0 to the end, to be joined by steps."""
         points = [(0.0, 0, 0.0)]
         # An event at epoch 0.5 comes after the step that ended there was logged.
-        points += [(line["epoch"], 0, line["sparsity"]) for line in self.steps]
+        logged = [line for line in self.steps if "sparsity" in line]
+        points += [(line["epoch"], 0, line["sparsity"]) for line in logged]
         points += [(line["epoch"], 1, line["sparsity_after"]) for line in self.prunes]
         points.sort(key=lambda point: point[:2])
+        end = max((line["epoch"] for line in self.steps), default=0.0)
+        points.append((max(end, points[-1][0]), 2, points[-1][2]))
         return [point[0] for point in points], [point[2] for point in points]
 
 

@@ -32,7 +32,7 @@ class Sizes:
         prunable_nonzero: Those that are not zero.
         bytes: Its files with weights.
         gzip_bytes: The same after gzip at level 6.
-        ratio: Gzipped bytes of the reference over those of this; None without one.
+        ratio: Gzipped bytes of the reference over those of this; None without it.
     """
 
     model: str
