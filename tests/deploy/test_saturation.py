@@ -26,6 +26,7 @@ from obert_modifiers.deploy.export import export_run
 from obert_modifiers.deploy.formats.format import Options
 from obert_modifiers.deploy.onnx import export as onnx_export
 from obert_modifiers.deploy.onnx import export_onnx, saturation
+from obert_modifiers.deploy.onnx.graph import Graph
 from obert_modifiers.deploy.onnx.saturation import count_saturating, saturating_layers
 from tests.deploy.integers import evaluate
 from tests.deploy.test_command import save
@@ -94,7 +95,7 @@ def run(path, batch) -> list[np.ndarray]:
     return plain_session(path).run(None, batch)
 
 
-def signed(graph: onnx.ModelProto) -> dict[str, int]:
+def signed(graph: Graph) -> dict[str, int]:
     """Leave INT8 weights as they are: the planted wrong exporter."""
     return saturating_layers(graph)
 
@@ -119,9 +120,9 @@ def test_a_file_that_saturates_is_wrong_there(scheme, tmp_path, monkeypatch) -> 
     model, batch = make(scheme=scheme), numpy_of(inputs(24, 11, 7))
     monkeypatch.setitem(onnx_export.SATURATING, "unsigned", signed)
     found = export_onnx(model, inputs(2, 6), tmp_path / "model.onnx")
-    assert found.saturating and not saturating_layers(onnx.load(found.path)).keys() ^ (
-        found.saturating.keys()
-    )
+    assert found.saturating and not saturating_layers(
+        Graph(onnx.load(found.path))
+    ).keys() ^ (found.saturating.keys())
     exact = evaluate(found.path, batch, False)
     without_vnni = evaluate(found.path, batch, True)
     assert away(without_vnni, exact) > 2 * FEW_STEPS
