@@ -38,35 +38,22 @@ SATURATING: dict[str, Callable[[Graph], dict[str, int]]] = {
 
 @dataclass(frozen=True)
 class OnnxExport:
-    """What was written.
+    """What was written."""
 
-    Attributes:
-        path: The file.
-        size_bytes: Its size.
-        inputs: Names of its inputs.
-        outputs: Names of its outputs.
-        quantize_nodes: QuantizeLinear nodes, one for each quantized activation.
-        dequantize_nodes: DequantizeLinear nodes, for activations and weights.
-        int8_weights: Weights that are stored as INT8.
-        target: The engine that it was written for.
-        shape: Its batch size and sequence length, None where both are free.
-        integer_products: MatMulInteger nodes.
-        saturating: Pairs of weights whose sums a CPU without VNNI cannot hold, by
-            layer. Those layers are stored as UINT8 for ``onnxruntime`` and as float32
-            for ``openvino``, which every CPU computes alike; for ``deepsparse`` they
-            stay as they are.
-    """
-
-    path: Path
-    size_bytes: int
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    quantize_nodes: int
-    dequantize_nodes: int
-    int8_weights: int
-    target: str = "onnxruntime"
+    path: Path  # the file
+    size_bytes: int  # its size
+    inputs: tuple[str, ...]  # names of its inputs
+    outputs: tuple[str, ...]  # names of its outputs
+    quantize_nodes: int  # quantizeLinear nodes, one for each quantized activation
+    dequantize_nodes: int  # dequantizeLinear nodes, for activations and weights
+    int8_weights: int  # weights that are stored as INT8
+    target: str = "onnxruntime"  # the engine that it was written for
+    # Its batch size and sequence length, None where both are free.
     shape: tuple[int, int] | None = None
-    integer_products: int = 0
+    integer_products: int = 0  # matMulInteger nodes
+    # Pairs of weights whose sums a CPU without VNNI cannot hold, by layer. Those layers
+    # are stored as UINT8 for ``onnxruntime`` and as float32 for ``openvino``, which
+    # every CPU computes alike; for ``deepsparse`` they stay as they are.
     saturating: Mapping[str, int] = field(default_factory=dict)
 
 

@@ -27,7 +27,10 @@ _LEAST_SUM, _LARGEST_SUM = -(2**15), 2**15 - 1
 
 
 def count_saturating(weight: np.ndarray) -> int:
-    """Count the pairs of weights whose products can leave 16 bits."""
+    """Count the pairs of int8 ``(outputs, inputs)`` whose sums can leave 16 bits.
+
+    An odd last input pairs with nothing.
+    """
     wide = weight.astype(np.int32)
     if wide.shape[1] % 2:
         wide = np.pad(wide, ((0, 0), (0, 1)))
