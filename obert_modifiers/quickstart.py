@@ -18,14 +18,10 @@ from obert_modifiers.recipe.manager import RecipeManager
 from obert_modifiers.report import write_comparison, write_report
 from obert_modifiers.resources import recipe_path
 from obert_modifiers.sizes import MB, gzip_bytes, plain_bytes
-from obert_modifiers.tasks._arguments import (
-    Arguments,
-    DataArguments,
-    ModelArguments,
-    TrainArguments,
-)
-from obert_modifiers.tasks.text_classification import TRAIN_RECORD
-from obert_modifiers.tasks.text_classification import run as run_task
+from obert_modifiers.tasks.flags import Arguments, ModelArguments, TrainArguments
+from obert_modifiers.tasks.run.execute import TRAIN_RECORD
+from obert_modifiers.tasks.run.execute import run as run_task
+from obert_modifiers.tasks.text_classification import TASK, TextArguments
 
 INT8 = "int8"
 RECIPES = {"gmp": "quickstart_gmp.yaml", "obert": "quickstart.yaml"}
@@ -107,7 +103,7 @@ def run(
         if found is None:
             if reporter is not None:
                 reporter.message(f"== {TITLES[name]}")
-            found = run_task(arguments(name, folder, seed, settings), reporter)
+            found = run_task(TASK, arguments(name, folder, seed, settings), reporter)
             write_report(folder / name)
         records[name] = found
     if reporter is not None:
@@ -146,7 +142,7 @@ def arguments(name: str, folder: Path, seed: int, settings: Settings) -> Argumen
             model_name_or_path=start,
             distill_teacher=dense if sparse else None,
         ),
-        DataArguments(max_train_samples=settings.sentences, max_seq_length=128),
+        TextArguments(max_train_samples=settings.sentences, max_seq_length=128),
         TrainArguments(
             output_dir=str(folder / name),
             overwrite_output_dir=True,

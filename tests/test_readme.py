@@ -5,7 +5,6 @@ import re
 import shlex
 import subprocess
 import sys
-from importlib import import_module
 from pathlib import Path
 
 import datasets
@@ -15,7 +14,8 @@ from transformers import AutoModelForSequenceClassification
 from obert_modifiers import cli
 from obert_modifiers.recipe.manager import RecipeManager
 from obert_modifiers.resources import recipe_names
-from obert_modifiers.tasks._arguments import parse
+from obert_modifiers.tasks import TASKS, load
+from obert_modifiers.tasks.command_line import parse
 from obert_modifiers.training import RecipeStepper
 from tests import questions, test_report, tiny
 
@@ -94,7 +94,7 @@ def test_every_command_is_accounted_for() -> None:
     assert plain - theirs == EXECUTED_BY_CI | INSTALLING | OTHER_STACK
     assert len(theirs) == 1
     assert len(training_commands()) == TRAINING + 2
-    assert {task_of(words) for words in training_commands()} == set(cli._TASKS)
+    assert {task_of(words) for words in training_commands()} == set(TASKS)
     assert len(planning_commands()) == 1
     assert len(integration_commands()) == INTEGRATIONS
     targets = (ROOT / "Makefile").read_text(encoding="utf-8")
@@ -191,8 +191,7 @@ def test_training_commands_run_scaled_down(number: int, tmp_path: Path) -> None:
     task = task_of(words)
     split = words.index(task) + 1
     launcher, flags = words[:split], words[split:]
-    module = import_module(f"obert_modifiers.tasks.{task}")
-    parse(flags, "obert", module.TASK.flags)  # each flag of the README is known
+    parse(flags, "obert", load(task).flags)  # each flag of the README is known
     data = write_data(task, tmp_path)
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("final_sparsity: 0.8\n" + tiny.RECIPE, encoding="utf-8")

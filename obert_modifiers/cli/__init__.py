@@ -8,7 +8,6 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import wraps
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,6 +25,8 @@ from obert_modifiers.cli.progress import LogLines, PlainReporter, make_reporter
 from obert_modifiers.cli.recipe import recipe_app, spelt_out
 from obert_modifiers.cli.sizes import show_sizes
 from obert_modifiers.sparseml_cli.stacks import check_can_train
+from obert_modifiers.tasks import TASKS, check_words, load
+from obert_modifiers.tasks import main as run_task
 
 PACKAGE = "obert_modifiers"
 
@@ -51,12 +52,6 @@ def _evaluate(*args: Any, **kwargs: Any) -> None:
         evaluate.evaluate_model(*args, **kwargs)
 
 
-_TASKS = {
-    "question_answering": "Find answers in contexts, as in SQuAD",
-    "text_classification": "Classify texts, or predict a number",
-    "token_classification": "Classify the words of texts, such as named entities",
-    "masked_language_modeling": "Predict words that were masked, for upstream pruning",
-}
 # What the three sets of versions are made of.
 _HOSTS = ("sparseml", "sparsezoo", "transformers", "datasets", "accelerate")
 _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -83,24 +78,21 @@ def _options(
 
 def _train(context: typer.Context) -> None:
     check_can_train()
-    from obert_modifiers.tasks._flags import check_words
-
     check_words(context.info_name, context.args)  # before torch is loaded
     with _reporting("--disable_tqdm" in context.args) as reporter:
-        module = import_module(f"{PACKAGE}.tasks.{context.info_name}")
         from obert_modifiers.training import TrainingStopped
 
         try:
-            record = module.main(context.args, reporter)
+            record = run_task(context.info_name, context.args, reporter)
         except TrainingStopped as stop:
             if _rank() == 0:
-                command = module.TASK.resume_command(context.args)
+                command = load(context.info_name).resume_command(context.args)
                 reporter.message(f"{stop}; go on with:\n{command}")
             return
         _finish(record, reporter)
 
 
-for _name, _what in _TASKS.items():
+for _name, _what in TASKS.items():
     train_app.command(
         _name,
         context_settings={**_PASS_ON, "help_option_names": []},

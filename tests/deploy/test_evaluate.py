@@ -19,36 +19,25 @@ from transformers import (
 )
 
 from obert_modifiers import cli
-from obert_modifiers.core.quantization.scales import save_quantization
-from obert_modifiers.core.quantization.scheme import Scheme, freeze_, quantize_
+from obert_modifiers.core.quantization.scheme import Scheme
 from obert_modifiers.deploy.engines.engine import Opened
-from obert_modifiers.deploy.evaluate import TASKS, Request, evaluate_file
+from obert_modifiers.deploy.evaluate import Request, evaluate_file
 from obert_modifiers.deploy.formats.safetensors_packed import export_packed
 from obert_modifiers.deploy.formats.torch24 import export_torch24
 from obert_modifiers.deploy.graph_model import GraphModel, open_graph
 from obert_modifiers.deploy.onnx import export_onnx
-from obert_modifiers.tasks import (
-    masked_language_modeling,
-    question_answering,
-    text_classification,
-    token_classification,
-)
+from obert_modifiers.tasks import TASKS
+from obert_modifiers.tasks import main as run_task
 from tests import questions, tiny
-from tests.deploy.test_torch24 import prune_24
+from tests.deploy.models import pruned_, quantized_, save_quantized
 
-MODULES = {
-    "text_classification": text_classification,
-    "question_answering": question_answering,
-    "token_classification": token_classification,
-    "masked_language_modeling": masked_language_modeling,
-}
 MODELS = {
     "text_classification": AutoModelForSequenceClassification,
     "question_answering": AutoModelForQuestionAnswering,
     "token_classification": AutoModelForTokenClassification,
     "masked_language_modeling": AutoModelForMaskedLM,
 }
-assert MODULES.keys() == MODELS.keys() == TASKS.keys()
+assert MODELS.keys() == TASKS.keys()
 
 
 def write_data(task: str, folder: Path) -> Path:
@@ -77,23 +66,11 @@ def made(request, tmp_path_factory):
     if request.param == "token_classification":
         more = {"id2label": {0: "B-X", 1: "O"}, "label2id": {"B-X": 0, "O": 1}}
     torch.manual_seed(0)
-    model = MODELS[request.param].from_pretrained(base, **more)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if "encoder" in name and weight.ndim == 2:
-                weight.copy_(prune_24(weight))
+    model = pruned_(MODELS[request.param].from_pretrained(base, **more))
     tokenizer = BertTokenizerFast.from_pretrained(base)
     texts = [row["sentence"] for row in tiny.sentences(16)]
-    quantize_(model, Scheme())
-    model.train()
-    with torch.no_grad():
-        for _ in range(3):
-            model(**tokenizer(texts, return_tensors="pt", padding=True))
-    freeze_(model)
-    model.eval()
-    run = folder / "run"
-    model.save_pretrained(run)
-    save_quantization(model, run)
+    batch = tokenizer(texts, return_tensors="pt", padding=True)
+    run = save_quantized(quantized_(model, Scheme(), *[batch] * 3), folder / "run")
     tokenizer.save_pretrained(run)
     data = write_data(request.param, folder)
     words = ("--validation_file", str(data), "--cache_dir", str(folder / "cache"))
@@ -105,14 +82,13 @@ def made(request, tmp_path_factory):
         words=words,
         model=model,
         sample=tokenizer(["the film", "is it fine"], return_tensors="pt", padding=True),
-        folder=folder,
     )
 
 
 def test_every_format_has_the_figures_of_the_run(made, tmp_path):
     flags = ["--model_name_or_path", str(made.run), *made.words, "--do_eval"]
     flags += ["--output_dir", str(tmp_path / "eval"), "--use_cpu"]
-    expected = MODULES[made.task].main(flags)
+    expected = run_task(made.task, flags)
     export_packed(made.run, tmp_path / "packed")
     export_torch24(made.run, tmp_path / "24")
     export_onnx(made.model, made.sample, tmp_path / "onnx" / "model.onnx")

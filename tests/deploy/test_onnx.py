@@ -19,7 +19,7 @@ from transformers import (
     BertForTokenClassification,
 )
 
-from obert_modifiers import embedded
+from obert_modifiers import embedded, tasks
 from obert_modifiers.core.quantization.scales import load_quantization_
 from obert_modifiers.core.quantization.scheme import (
     Scheme,
@@ -28,7 +28,6 @@ from obert_modifiers.core.quantization.scheme import (
     quantizers_of,
 )
 from obert_modifiers.deploy.onnx import export_onnx
-from obert_modifiers.tasks.text_classification import main
 
 TASKS = {
     BertForSequenceClassification: ("logits",),
@@ -316,7 +315,7 @@ def test_the_embedded_encoder_is_as_accurate_in_int8(products, tmp_path) -> None
     words = [
         str(word) for name, value in flags.items() for word in (f"--{name}", value)
     ]
-    record = main([*words, "--use_cpu"])
+    record = tasks.main("text_classification", [*words, "--use_cpu"])
     folder = tmp_path / "out"
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     assert load_quantization_(model, folder)

@@ -1,4 +1,4 @@
-"""Token classification: rows of words as the windows that a model reads.
+"""Rows of words as the windows of tokens that a model reads.
 
 Each word is labelled in one window, by its first token: in the window that shows most
 of what is around it.
@@ -13,7 +13,6 @@ from transformers import PreTrainedTokenizerBase
 from obert_modifiers.core.distillation import IGNORED_LABEL
 
 _SHARED = 4  # neighbouring windows share the fourth part of their tokens
-_OUTSIDE = "O"
 _KEPT = ("input_ids", "labels", "row", "words")
 
 
@@ -25,21 +24,14 @@ def cut_rows(
 ) -> dict[str, list[Any]]:
     """Cut rows of words into windows; a row without a labelled token has none.
 
-    Args:
-        tokenizer: The model's tokenizer.
-        rows: The words of each row.
-        labels: The class number of each word, -100 for none.
-        max_length: The most tokens of a window, special tokens included.
-
-    Returns:
-        A list with one entry for each window of: what the tokenizer gives the model;
-        ``labels`` of the tokens, -100 but for the first ones of words; ``row``, the
-        index of its row; ``words``, the indices of the words that it labels, in order.
+    The labels are a class number for each word, -100 for none. Returns a list with one
+    entry for each window of: what the tokenizer gives the model; ``labels`` of the
+    tokens, -100 but for the first ones of words; ``row``, the index of its row;
+    ``words``, the indices of the words that it labels, in order.
     """
     names = [n for n in tokenizer.model_input_names if n != "labels"]
-    windows: dict[str, list[Any]] = {
-        name: [] for name in (*names, "labels", "row", "words")
-    }
+    every = (*names, "labels", "row", "words")
+    windows: dict[str, list[Any]] = {name: [] for name in every}
     for number, (words, classes) in enumerate(zip(rows, labels, strict=True)):
         if not words:
             continue
@@ -63,14 +55,7 @@ def cut_rows(
 def _owners(
     tokenizer: PreTrainedTokenizerBase, words: Sequence[str], encoded: Any
 ) -> list[int | None]:
-    """Tell which word each token is of.
-
-    Returns:
-        The word's index; None for special tokens.
-
-    Raises:
-        ValueError: If a tokenizer that does not tell makes other tokens of words alone.
-    """
+    """Return the index of the word that each token is of, None for special tokens."""
     if tokenizer.is_fast:
         return encoded.word_ids()
     ids, owners = [], []
@@ -92,14 +77,7 @@ def _owners(
 def _windows(
     owners: Sequence[int | None], max_length: int, tokenizer: PreTrainedTokenizerBase
 ) -> Iterable[tuple[list[int], list[int]]]:
-    """Cut the tokens of a row.
-
-    Yields:
-        For each window the tokens that it reads, and those that it labels.
-
-    Raises:
-        ValueError: If there is no room beside the special tokens.
-    """
+    """Yield for each window of a row the tokens that it reads, and those it labels."""
     inside = [token for token, word in enumerate(owners) if word is not None]
     if not inside:
         return
@@ -139,15 +117,8 @@ def _best(starts: Sequence[int], room: int, first: int, last: int) -> int:
 
 
 def outside_of(names: Sequence[str]) -> int | None:
-    """Find the class of words that are no part of anything.
-
-    Args:
-        names: The names of the classes.
-
-    Returns:
-        The number of O, or None where there is none.
-    """
-    return names.index(_OUTSIDE) if _OUTSIDE in names else None
+    """Return the class of words that are no part of anything, None without O."""
+    return names.index("O") if "O" in names else None
 
 
 def by_word(
@@ -157,23 +128,16 @@ def by_word(
     lengths: Sequence[int],
     outside: int | None,
 ) -> list[np.ndarray]:
-    """Bring the predictions of windows back to the words of rows.
+    """Bring class numbers (T,) of windows back to the words of rows.
 
-    Args:
-        predicted: Class numbers (T,) of each window.
-        labels: Its labels (T,), which mark the tokens that count.
-        places: ``row`` and ``words`` of each window, from `cut_rows`.
-        lengths: Words of each row.
-        outside: The class of words that no window labels; None for that of the word
-            before, or else after, them.
-
-    Returns:
-        The class number of each word, an array for each row.
+    The labels mark the tokens that count; `places` are ``row`` and ``words`` of each
+    window. Words that no window labels get the class `outside`, or if it is None that
+    of the word before, or else after, them.
     """
-    found = [np.full(length, IGNORED_LABEL) for length in lengths]
+    rows = [np.full(length, IGNORED_LABEL) for length in lengths]
     for row, marks, place in zip(predicted, labels, places, strict=True):
-        found[place["row"]][place["words"]] = row[marks != IGNORED_LABEL]
-    for row in found:
+        rows[place["row"]][place["words"]] = row[marks != IGNORED_LABEL]
+    for row in rows:
         known = np.flatnonzero(row != IGNORED_LABEL)
         missing = np.flatnonzero(row == IGNORED_LABEL)
         if outside is not None or not known.size:
@@ -181,4 +145,4 @@ def by_word(
         else:
             before = np.searchsorted(known, missing) - 1
             row[missing] = row[known[np.maximum(before, 0)]]
-    return found
+    return rows

@@ -38,18 +38,8 @@ def read_table(paths: Sequence[Path]) -> Dataset:
     A ``.csv`` file has commas, and cells with commas, line ends or quotation marks
     stand in quotation marks. A ``.tsv`` file has tabs and is read without quoting, as
     GLUE's files are, unless its first line begins with a quotation mark. An empty
-    cell is a missing value. A column of numbers alone becomes numbers; words such as
+    cell is a missing value. A column with only numbers becomes numbers; words such as
     null, NA and None are missing values there, and text in every other column.
-
-    Args:
-        paths: Files with the same columns.
-
-    Returns:
-        Their rows.
-
-    Raises:
-        TableError: If a row has more cells than the header, or files differ in their
-            columns.
     """
     tables = [_read(path) for path in paths]
     for path, table in zip(paths, tables, strict=True):
@@ -80,18 +70,7 @@ def _read(path: Path) -> Dataset:
 
 
 def _table(path: Path, file: TextIO) -> Dataset:
-    """Read one open file.
-
-    Args:
-        path: The file, for errors.
-        file: The same, at its start.
-
-    Returns:
-        Its columns as text, None for empty cells.
-
-    Raises:
-        ValueError: If there is no header.
-    """
+    """Read one open file: columns of text, None for empty cells."""
     tabs = path.suffix.lower() == ".tsv"
     quoted = not tabs or file.read(1) == '"'
     file.seek(0)
@@ -118,14 +97,7 @@ def _table(path: Path, file: TextIO) -> Dataset:
 
 
 def _header(cells: list[str]) -> list[str]:
-    """Give each column a name of its own.
-
-    Args:
-        cells: The first line.
-
-    Returns:
-        The names; where there is none, or twice the same, with a number.
-    """
+    """Name columns: where there is no name, or twice the same, with a number."""
     names: list[str] = []
     for number, cell in enumerate(cells):
         name, count = cell or f"Unnamed: {number}", 0
@@ -137,19 +109,7 @@ def _header(cells: list[str]) -> list[str]:
 
 
 def _rows(reader: Any, names: list[str], seen: "_Quotes") -> Iterator[list[str | None]]:
-    """Check the rows and give each as many cells as there are columns.
-
-    Args:
-        reader: Gives lists of cells.
-        names: The columns.
-        seen: Looks at rows of several lines.
-
-    Yields:
-        A row; missing and empty cells are None.
-
-    Raises:
-        TableError: If a row has more cells than there are columns.
-    """
+    """Check the rows and give each as many cells as there are columns."""
     end = reader.line_num
     for row in reader:
         first, end = end + 1, reader.line_num
@@ -190,14 +150,7 @@ class _Quotes:
         self._held: list[str] = []
 
     def lines(self, file: TextIO) -> Iterator[str]:
-        """Remember the lines of the row that is being read.
-
-        Args:
-            file: An open file.
-
-        Yields:
-            Its lines.
-        """
+        """Remember the lines of the row that is being read."""
         for line in file:
             self._held.append(line)
             yield line
@@ -207,17 +160,9 @@ class _Quotes:
         self._held = []
 
     def look(self, row: list[str], line: int, columns: int) -> None:
-        """Look at the cells of a row.
-
-        Args:
-            row: Its cells.
-            line: The number of its first line.
-            columns: How many it should have.
-
-        Raises:
-            TableError: If the file ends in a cell that is not closed.
-        """
-        held, self._held = self._held, []
+        """Look at the cells of a row, of which there should be as many as columns."""
+        held = self._held
+        self.forget()
         if self.dialect["quoting"] == csv.QUOTE_NONE:
             self.doubled += any(_DOUBLED(cell) is not None for cell in row)
             return
@@ -269,15 +214,7 @@ class _Quotes:
 
 
 def _numbers(rows: Dataset, name: str) -> Dataset | None:
-    """Turn a column of numbers alone into numbers.
-
-    Args:
-        rows: Columns of text.
-        name: One of them.
-
-    Returns:
-        Whole numbers or floats by that name, or None for any other column.
-    """
+    """Turn a column of text with only numbers into them; None for any other column."""
     whole, found = True, False
     for start in range(0, len(rows), _CHUNK):
         for cell in rows[start : start + _CHUNK][name]:

@@ -12,17 +12,10 @@ _TENSOR, _BITS, _TUPLE, _ITEMS = "$tensor", "$bits", "$tuple", "$items"
 
 
 def pack(value: Any) -> tuple[Any, dict[str, Tensor]]:
-    """Take the tensors out of a state.
+    """Take the tensors out of a state, for JSON and a file of tensors by name.
 
-    Tensors that share memory are kept once; masks (bool) are packed, 8 to a byte.
-
-    Args:
-        value: None, bool, int, float, str, a tensor, or a dict (keys str or int), list
-            or tuple of them.
-
-    Returns:
-        What JSON can hold, and the tensors by name, on the CPU, contiguous, each with
-        memory of its own.
+    Tensors that share memory are kept once; masks (bool) are packed, 8 to a byte. Plain
+    values, tensors and dicts (keys str or int), lists and tuples of them are known.
     """
     packer = _Packer()
     return packer.plain(value, ""), packer.tensors
@@ -81,15 +74,7 @@ def _below(where: str, key: Any) -> str:
 
 
 def unpack(plain: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """Put the tensors back, the opposite of :func:`pack`.
-
-    Args:
-        plain: What JSON held.
-        tensors: Tensors by name.
-
-    Returns:
-        The state; what shared memory does so no longer.
-    """
+    """Put the tensors back; what shared memory does so no longer."""
     if isinstance(plain, list):
         return [unpack(one, tensors) for one in plain]
     if not isinstance(plain, dict):

@@ -13,10 +13,10 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from obert_modifiers.recipe.manager import RecipeManager
-from obert_modifiers.training._random import random_state
 from obert_modifiers.training.batches import TaskData, lengths_of
 from obert_modifiers.training.checkpoint import read_state
 from obert_modifiers.training.config import TrainConfig
+from obert_modifiers.training.draws import random_state
 from obert_modifiers.training.stepper import RecipeStepper
 
 MODEL, OPTIMIZER, MODIFIERS, RUN = "model", "optimizer", "modifiers", "run"
@@ -40,21 +40,13 @@ _FIXED = (
 
 @dataclass
 class Progress:
-    """Where a run is, beside its optimizer steps.
+    """Where a run is, beside its optimizer steps."""
 
-    Attributes:
-        epoch: Passes over the data that are complete, evaluated.
-        micro_batch: Batches of the present pass that this process has trained on.
-        losses: Their losses since the last record of the log.
-        metrics: Figures of the last evaluation.
-        earlier: Wall-clock seconds of the runs before this one.
-    """
-
-    epoch: int = 0
-    micro_batch: int = 0
-    losses: list[Tensor] = field(default_factory=list)
-    metrics: dict[str, float] = field(default_factory=dict)
-    earlier: float = 0.0
+    epoch: int = 0  # passes over the data that are complete, evaluated
+    micro_batch: int = 0  # of this pass, that this process has trained on
+    losses: list[Tensor] = field(default_factory=list)  # since the log's last record
+    metrics: dict[str, float] = field(default_factory=dict)  # of the last evaluation
+    earlier: float = 0.0  # wall-clock seconds of the runs before this one
     _started: float = field(default_factory=time.perf_counter)
 
     def seconds(self) -> float:
@@ -64,47 +56,32 @@ class Progress:
 
 @dataclass(frozen=True)
 class Parts:
-    """What a run consists of.
+    """What a run consists of."""
 
-    Attributes:
-        model: The model, not wrapped.
-        optimizer: As accelerate prepared it.
-        scheduler: Of the learning rate, where the recipe does not set it.
-        accelerator: The run's.
-        manager: The recipe's, initialized, or None.
-        stepper: Counts the optimizer steps.
-        progress: Where the run is.
-        settings: As from :func:`settings_of`.
-    """
-
-    model: nn.Module
-    optimizer: Any
-    scheduler: Any
+    model: nn.Module  # not wrapped
+    optimizer: Any  # as accelerate prepared it
+    scheduler: Any  # of the learning rate, where the recipe does not set it
     accelerator: Accelerator
     manager: RecipeManager | None
     stepper: RecipeStepper
     progress: Progress
-    settings: dict[str, Any]
+    settings: dict[str, Any]  # from `settings_of`
 
     @property
     def recipe(self) -> str:
         """Text of the recipe; empty without one."""
         return self.manager.text if self.manager is not None else ""
 
+    @property
+    def rank(self) -> str:
+        """Name of this process's files, without their endings."""
+        return f"rank-{self.accelerator.process_index}"
+
 
 def settings_of(
     config: TrainConfig, data: TaskData, accelerator: Accelerator
 ) -> dict[str, Any]:
-    """Collect what has to be the same when a run is resumed.
-
-    Args:
-        config: How to train.
-        data: The task.
-        accelerator: The run's.
-
-    Returns:
-        Plain values by name.
-    """
+    """Collect what has to be the same when a run is resumed."""
     lengths = lengths_of(data.train)
     return {
         **{name: getattr(config, name) for name in _FIXED},
@@ -115,14 +92,7 @@ def settings_of(
 
 
 def shared_parts(parts: Parts) -> dict[str, Callable[[], Any]]:
-    """Name the states that are the same on all processes.
-
-    Args:
-        parts: The run.
-
-    Returns:
-        Functions that give the states, by the name of their files.
-    """
+    """Return what gives the states that all processes share, by name of their files."""
     manager = parts.manager
     return {
         MODEL: parts.model.state_dict,
@@ -133,7 +103,7 @@ def shared_parts(parts: Parts) -> dict[str, Callable[[], Any]]:
 
 
 def _run_state(parts: Parts) -> dict[str, Any]:
-    progress, scaler = parts.progress, parts.accelerator.scaler
+    progress = parts.progress
     return {
         "step": parts.stepper.steps,
         "epoch": progress.epoch,
@@ -142,26 +112,22 @@ def _run_state(parts: Parts) -> dict[str, Any]:
         "seconds": progress.seconds(),
         "sparsity": parts.manager.sparsity() if parts.manager is not None else 0.0,
         "scheduler": _state_of(parts.scheduler),
-        "scaler": _state_of(scaler),
+        "scaler": _state_of(parts.accelerator.scaler),
         "trained": [p.requires_grad for p in parts.model.parameters()],
         "settings": parts.settings,
-        "surroundings": surroundings(),
+        "surroundings": environment(),
     }
 
 
-def _state_of(one: Any) -> dict[str, Any] | None:
-    if one is None:
+def _state_of(holder: Any) -> dict[str, Any] | None:
+    if holder is None:
         return None
     # A schedule's functions are made anew; None stands for them.
-    return {k: v for k, v in one.state_dict().items() if k != "lr_lambdas"}
+    return {k: v for k, v in holder.state_dict().items() if k != "lr_lambdas"}
 
 
-def surroundings() -> dict[str, Any]:
-    """Name what decides in which order sums are made, and so the last bits.
-
-    Returns:
-        Plain values by name.
-    """
+def environment() -> dict[str, Any]:
+    """Name what decides in which order sums are made, and so the last bits."""
     return {
         "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),
@@ -170,14 +136,7 @@ def surroundings() -> dict[str, Any]:
 
 
 def rank_state(parts: Parts) -> dict[str, Any]:
-    """Collect what each process has for itself.
-
-    Args:
-        parts: The run.
-
-    Returns:
-        Random generators and losses.
-    """
+    """Collect what each process has for itself."""
     losses = parts.progress.losses
     return {
         "random": random_state(parts.accelerator.device),
@@ -185,29 +144,8 @@ def rank_state(parts: Parts) -> dict[str, Any]:
     }
 
 
-def rank_name(parts: Parts) -> str:
-    """Name the files of this process.
-
-    Args:
-        parts: The run.
-
-    Returns:
-        Their name without the ending.
-    """
-    return f"rank-{parts.accelerator.process_index}"
-
-
 def check_same_model(model: nn.Module, state: dict[str, Tensor], folder: Path) -> None:
-    """Check that a model has the parameters of a checkpoint, before it is changed.
-
-    Args:
-        model: The model.
-        state: The checkpoint's tensors by name.
-        folder: The checkpoint.
-
-    Raises:
-        ValueError: If it has others.
-    """
+    """Check that a model has the parameters of a checkpoint, before it is changed."""
     own = {name: tuple(v.shape) for name, v in model.state_dict().items()}
     saved = {name: tuple(v.shape) for name, v in state.items()}
     differ = sorted(set(own.items()) ^ set(saved.items()))
@@ -221,15 +159,7 @@ def check_same_model(model: nn.Module, state: dict[str, Tensor], folder: Path) -
 
 
 def check_settings(settings: dict[str, Any], saved: dict[str, Any]) -> None:
-    """Check that a run is resumed with the settings it began with.
-
-    Args:
-        settings: The settings now.
-        saved: Those of the checkpoint.
-
-    Raises:
-        ValueError: If one differs.
-    """
+    """Check that a run is resumed with the settings it began with."""
     for name, before in saved.items():
         now = settings.get(name)
         if now == before:
@@ -247,18 +177,11 @@ def check_settings(settings: dict[str, Any], saved: dict[str, Any]) -> None:
 
 @torch.no_grad()
 def restore_(parts: Parts, folder: Path, run: dict[str, Any]) -> None:
-    """Bring model, optimizer and counters back, after the recipe's modifiers.
-
-    Args:
-        parts: A run that has not begun; changed in place.
-        folder: The checkpoint.
-        run: What was read of it.
-    """
+    """Bring model, optimizer and counters back, after the recipe's modifiers."""
     # The modifiers may write weights, so these come after them.
     parts.model.load_state_dict(read_state(folder, MODEL))
-    for parameter, trained in zip(
-        parts.model.parameters(), run["trained"], strict=True
-    ):
+    parameters = parts.model.parameters()
+    for parameter, trained in zip(parameters, run["trained"], strict=True):
         parameter.requires_grad_(trained)
     parts.optimizer.load_state_dict(read_state(folder, OPTIMIZER))
     if parts.scheduler is not None:

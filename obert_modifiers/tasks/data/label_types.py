@@ -5,24 +5,15 @@ from typing import Any
 
 from datasets import Dataset
 
-from obert_modifiers.tasks._data import TextData
+from obert_modifiers.tasks.data.dataset import TextData
 
 UNLABELLED = -1
 
 
 def types_of(found: Mapping[str, list[Any]], data: TextData) -> set[type]:
-    """Check that all labels are of one type.
+    """Return the type that all labels have; raise ValueError if there are several.
 
-    Args:
-        found: The labels of each split.
-        data: The data set, for errors.
-
-    Returns:
-        That type; whole numbers and floats together are floats, unless all floats are
-        whole.
-
-    Raises:
-        ValueError: If there are several.
+    Whole numbers and floats together are floats, unless all floats are whole.
     """
     first: dict[type, str] = {}
     broken = False
@@ -43,18 +34,7 @@ def types_of(found: Mapping[str, list[Any]], data: TextData) -> set[type]:
 
 
 def own_names(splits: Mapping[str, Dataset], data: TextData) -> tuple[str, ...] | None:
-    """Find the names that a data set gives its classes in its features.
-
-    Args:
-        splits: The splits whose labels are read.
-        data: The data set, for errors.
-
-    Returns:
-        The names by number, or None.
-
-    Raises:
-        ValueError: If splits name or order them otherwise.
-    """
+    """Return the names that a data set gives its classes in its features, if any."""
     names = {}
     for split, rows in splits.items():
         feature = rows.features[data.label_column]
@@ -79,15 +59,9 @@ def unlabelled(
 ) -> bool:
     """Tell whether -1 means that there is no label, as in GLUE's test sets.
 
-    Args:
-        found: The labels of each split, -1 among them.
-        others: All other labels.
-        known: The classes that the model was trained with.
-
-    Returns:
-        False where training data has it too: a class, such as a negative one, unless
-        the others are three or more numbers from 0 on, as SNLI's. Without training
-        data, False where the model has one class more than the others are.
+    Where training data has it too it is a class, such as a negative one, unless the
+    others are three or more numbers from 0 on, as SNLI's. Without training data it is a
+    class where the model has one class more than the others are.
     """
     if "train" in found:
         counted = len(others) > 2 and others == set(range(len(others)))
@@ -96,15 +70,7 @@ def unlabelled(
 
 
 def need_labels(found: Mapping[str, list[Any]], data: TextData) -> None:
-    """Check that a split has a label that is not -1.
-
-    Args:
-        found: The labels of each split.
-        data: The data set, for errors.
-
-    Raises:
-        ValueError: If all of a split's are, and training data's are not.
-    """
+    """Check that a split has labels other than -1, unless training data has none."""
     for split, labels in found.items():
         others = any(set(found[other]) - {UNLABELLED} for other in found)
         if set(labels) == {UNLABELLED} and (others or split != "train"):

@@ -27,15 +27,7 @@ _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "sparseml", "num
 def count_zeros(folder: Path, names: Iterable[str]) -> list[dict[str, Any]]:
     """Count the zeros of some parameters in the files of a saved model.
 
-    Args:
-        folder: The model's folder.
-        names: Full names of the parameters.
-
-    Returns:
-        For each ``{"name", "numel", "pruned"}``, in the order of the names.
-
-    Raises:
-        ValueError: If a parameter is in none of the files.
+    Returns ``{"name", "numel", "pruned"}`` for each, in the order of the names.
     """
     names, found = list(names), {}
     for path in weight_files(folder):
@@ -54,58 +46,32 @@ def count_zeros(folder: Path, names: Iterable[str]) -> list[dict[str, Any]]:
 
 
 def sparsity_of(layers: Sequence[dict[str, Any]]) -> float:
-    """Return the share of zeros over some layers.
-
-    Args:
-        layers: As from `count_zeros`.
-
-    Returns:
-        The sparsity in [0, 1]; 0.0 without layers.
-    """
+    """Return the share of zeros over some layers."""
     total = sum(layer["numel"] for layer in layers)
     return sum(layer["pruned"] for layer in layers) / total if total else 0.0
 
 
 def sparsities(folder: Path, model: nn.Module) -> dict[str, float]:
-    """Count the zeros of a saved model as the papers do, beside the recipe's targets.
+    """Return the sparsity of a saved model as the papers count it.
 
-    Args:
-        folder: The model's folder.
-        model: The model that was saved there; only its names are read.
-
-    Returns:
-        ``sparsity_encoder``, of the encoder's linear weights, as oBERT and GMP★ report
-        it, and ``sparsity_non_embedding``, of all linear weights, as oBERTa's Table 18
-        does; both in [0, 1].
+    oBERT and GMP★ report the encoder's linear weights, oBERTa's Table 18 all of them.
     """
     model = unwrap(model)
-    return {
-        "sparsity_encoder": sparsity_of(count_zeros(folder, encoder_weights(model))),
-        "sparsity_non_embedding": sparsity_of(
-            count_zeros(folder, non_embedding_weights(model))
-        ),
+    counted = {
+        "sparsity_encoder": encoder_weights(model),
+        "sparsity_non_embedding": non_embedding_weights(model),
     }
+    return {k: sparsity_of(count_zeros(folder, names)) for k, names in counted.items()}
 
 
 def sizes_mb(folder: Path) -> tuple[float, float]:
-    """Measure the weights on disk, as they are and gzipped.
-
-    Args:
-        folder: The model's folder.
-
-    Returns:
-        Both sizes in MB of 1,000,000 bytes; gzip is at level 6.
-    """
+    """Return the MB (1,000,000 bytes) of the weights on disk, plain and gzipped."""
     files = weight_files(folder)
     return plain_bytes(files) / MB, gzip_bytes(files) / MB
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python, of this package and of what it stands on.
-
-    Returns:
-        Version by name.
-    """
+    """Return the versions of Python, of this package and of what it stands on."""
     found = {"python": platform.python_version(), "obert_modifiers": __version__}
     for name in _PACKAGES:
         try:
@@ -116,32 +82,19 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> dict[str, Any]:
-    """Describe the machine.
-
-    Returns:
-        ``cpu`` (model), ``cores`` (that this process may use), ``threads`` (of torch)
-        and ``gpu`` (model or None).
-    """
+    """Describe the machine."""
+    cores = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
     return {
         "cpu": host_cpu().name,
-        "cores": _cores(),
+        "cores": cores,  # that this process may use
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
 
 
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def write_json(path: Path, record: dict[str, Any]) -> None:
-    """Write a record as JSON with two spaces of indentation.
-
-    Args:
-        path: The file.
-        record: Plain Python values and paths.
-    """
+    """Write plain values and paths as JSON."""
     text = json.dumps(record, indent=2, ensure_ascii=False, default=str)
     path.write_text(text + "\n", encoding="utf-8")

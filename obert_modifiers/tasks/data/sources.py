@@ -1,10 +1,9 @@
 """Where the rows of a data set are: a folder, files, the hub, or the package."""
 
 import csv
-import difflib
 import glob
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,29 +13,12 @@ from datasets.data_files import get_data_patterns
 from datasets.exceptions import DatasetsError
 
 from obert_modifiers import embedded
-from obert_modifiers.tasks._arguments import DataSetArguments
-from obert_modifiers.tasks._tables import SUFFIXES, TableError, read_table
+from obert_modifiers.tasks.data.columns import GLUE_COLUMNS, nearest
+from obert_modifiers.tasks.data.tables import SUFFIXES, TableError, read_table
+from obert_modifiers.tasks.flags import DataSetArguments
 
 logger = logging.getLogger(__name__)
 
-GLUE_COLUMNS = {
-    "cola": ("sentence",),
-    "mnli": ("premise", "hypothesis"),
-    "mrpc": ("sentence1", "sentence2"),
-    "qnli": ("question", "sentence"),
-    "qqp": ("question1", "question2"),
-    "rte": ("sentence1", "sentence2"),
-    "sst2": ("sentence",),
-    "stsb": ("sentence1", "sentence2"),
-    "wnli": ("sentence1", "sentence2"),
-}
-# What the papers report of a task that is not accuracy alone.
-GLUE_FIGURES = {
-    "cola": ("matthews_correlation",),
-    "mnli": ("accuracy", "accuracy_mm"),
-    "mrpc": ("accuracy", "f1"),
-    "qqp": ("accuracy", "f1"),
-}
 _FORMATS = {
     ".csv": "csv",
     ".tsv": "csv",
@@ -46,40 +28,25 @@ _FORMATS = {
     ".txt": "text",
 }
 _PARTS = ("validation", "test")
-MISMATCHED = "validation_mismatched"  # MNLI's second validation set
 _LOCAL_WAY = "give the files with --train_file and --validation_file, or a folder"
 
 
 def read(
     args: DataSetArguments, cache_dir: str | None
 ) -> tuple[dict[str, Dataset], str]:
-    """Find the splits of a data set by name, in files, or the embedded one.
-
-    Args:
-        args: The flags.
-        cache_dir: Where the datasets library keeps what it has read.
-
-    Returns:
-        The splits and where they came from.
-    """
-    files = {
-        "train": args.train_file,
-        "validation": args.validation_file,
-        "test": args.test_file,
-    }
-    files = {split: path for split, path in files.items() if path is not None}
+    """Find the splits of a data set by name, in files, or the embedded one."""
     task = getattr(args, "task_name", None)
     if task is not None:
         return _read_glue(task.lower(), cache_dir)
     if args.dataset_name is not None:
         found = _read_named(args.dataset_name, args.dataset_config_name, cache_dir)
-        return _matched(found), args.dataset_name
-    if files:
+        return found, args.dataset_name
+    if args.files:
         splits = {
             split: _read_file(f"--{split}_file", Path(path), cache_dir)
-            for split, path in files.items()
+            for split, path in args.files.items()
         }
-        return splits, ", ".join(files.values())
+        return splits, ", ".join(args.files.values())
     splits = {
         split: _read_file("embedded data", path, cache_dir)
         for split, path in embedded.movie_snippets().items()
@@ -93,48 +60,13 @@ def _read_glue(task: str, cache_dir: str | None) -> tuple[dict[str, Dataset], st
             f"--task_name={task} is no GLUE task; expected one of "
             f"{', '.join(GLUE_COLUMNS)}; {nearest(task, GLUE_COLUMNS)}"
         )
-    return _matched(_read_named("glue", task, cache_dir)), f"GLUE {task}"
-
-
-def glue_task(args: DataSetArguments) -> str | None:
-    """Tell which GLUE task the flags name.
-
-    Args:
-        args: The flags: the task, or a folder or configuration that has its name,
-            as it is or before an underscore (``qqp_subset``).
-
-    Returns:
-        The task in small letters, or None.
-    """
-    folder = Path(args.dataset_name).name if args.dataset_name is not None else None
-    for name in (getattr(args, "task_name", None), args.dataset_config_name, folder):
-        task = (name or "").lower().split("_")[0]
-        if task in GLUE_COLUMNS:
-            return task
-    return None
-
-
-def _matched(found: Mapping[str, Dataset]) -> dict[str, Dataset]:
-    """Take MNLI's matched sets for validation and test, beside the mismatched ones.
-
-    Args:
-        found: The splits of any data set.
-
-    Returns:
-        The splits by the usual names.
-    """
-    return {split.removesuffix("_matched"): rows for split, rows in found.items()}
+    return _read_named("glue", task, cache_dir), f"GLUE {task}"
 
 
 def _files_by_split(folder: Path) -> dict[str, list[str]] | None:
-    """Find files that the datasets library would not: MNLI's, and beside brackets.
+    """Find files that the datasets library would not; None where it would.
 
-    Args:
-        folder: Any folder. The library throws MNLI's files together, and takes
-            brackets in a folder's name for a pattern.
-
-    Returns:
-        The files of each split, or None where the library finds the splits itself.
+    It throws MNLI's files together, and takes brackets in a folder's name for patterns.
     """
     base = folder.resolve().as_posix()
     escaped = glob.escape(base)
@@ -157,27 +89,18 @@ def _files_by_split(folder: Path) -> dict[str, list[str]] | None:
 
 def _read_named(
     name: str, config: str | None, cache_dir: str | None
-) -> Mapping[str, Dataset]:
+) -> dict[str, Dataset]:
     """Read a data set from a folder or from the hub.
 
-    Args:
-        name: The folder or hub id.
-        config: Its configuration, where it has several.
-        cache_dir: Where the datasets library keeps what it has read.
-
-    Returns:
-        Its splits.
-
-    Raises:
-        TableError: If the rows of a table cannot be told apart.
-        ValueError: If there is no such folder and the hub does not give it either.
+    MNLI's matched sets are its validation and test, beside the mismatched ones.
     """
     local = Path(name).exists()
     if not local:
         logger.info("asking the hub for the data set %s", name)
     files = _files_by_split(Path(name)) if local else None
     try:
-        return _load(name, config, cache_dir, files)
+        splits = _load(name, config, cache_dir, files)
+        return {split.removesuffix("_matched"): rows for split, rows in splits.items()}
     except TableError:
         raise
     except (OSError, ValueError, DatasetsError) as error:
@@ -195,54 +118,31 @@ def _read_named(
 def _load(
     name: str, config: str | None, cache_dir: str | None, files: Any
 ) -> Mapping[str, Dataset]:
-    """Let the datasets library find a data set's files, and read tables here.
-
-    Args:
-        name: The folder or hub id.
-        config: Its configuration, where it has several.
-        cache_dir: Where the datasets library keeps what it has read.
-        files: The files of each split, or None.
-
-    Returns:
-        Its splits.
-    """
+    """Let the datasets library find a data set's files, and read tables here."""
     more: dict[str, Any] = {"cache_dir": cache_dir, "data_files": files}
     builder = datasets.load_dataset_builder(name, config, **more)
-    found = builder.config
-    if hasattr(found, "keep_default_na"):  # the library's reader of tables
+    form = builder.config
+    if hasattr(form, "keep_default_na"):  # the library's reader of tables
         paths = {
             str(split): [Path(path) for path in named]
-            for split, named in found.data_files.items()
+            for split, named in form.data_files.items()
         }
         every = [path for named in paths.values() for path in named]
         # What a data set says of itself, such as types, is the library's to read.
         if (
             builder.info.features is None
-            and found.sep in (",", "\t")
+            and form.sep in (",", "\t")
             and all(path.suffix in SUFFIXES and path.is_file() for path in every)
         ):
             return {split: read_table(named) for split, named in paths.items()}
         more |= {"keep_default_na": False, "na_values": [""]}
-        if found.sep == "\t":
+        if form.sep == "\t":
             more["quoting"] = csv.QUOTE_NONE
     return datasets.load_dataset(name, config, **more)
 
 
 def _read_file(flag: str, path: Path, cache_dir: str | None) -> Dataset:
-    """Read one file.
-
-    Args:
-        flag: The flag that named it, for errors.
-        path: The file.
-        cache_dir: Where the datasets library keeps what it has read.
-
-    Returns:
-        Its rows.
-
-    Raises:
-        TableError: If the rows of a table cannot be told apart.
-        ValueError: If the file is missing, of another kind or cannot be read.
-    """
+    """Read one file."""
     kind = _FORMATS.get(path.suffix.lower())
     if kind is None:
         raise ValueError(
@@ -272,20 +172,6 @@ def _read_file(flag: str, path: Path, cache_dir: str | None) -> Dataset:
             f"{flag}={path} cannot be read as {kind} ({_first_line(cause)}); expected "
             "rows with named columns; check the file"
         ) from error
-
-
-def nearest(name: str, names: Sequence[str] | Mapping[str, Any]) -> str:
-    """Suggest the name that was meant.
-
-    Args:
-        name: The name as it was written.
-        names: Those that exist.
-
-    Returns:
-        The way out, for an error.
-    """
-    found = difflib.get_close_matches(name, list(names), n=1, cutoff=0.0)
-    return f"did you mean {found[0]}?" if found else "check the name"
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""What a teacher is given where its tokenizer gives other inputs than the student's."""
+"""The teacher, and what it is given where its tokenizer gives other inputs."""
 
 import inspect
 import logging
@@ -7,9 +7,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+)
 
 from obert_modifiers.core.outputs import TEACHERS_OWN
+from obert_modifiers.core.positions import usable_length
+from obert_modifiers.modifiers._classes import class_names, order_for
+from obert_modifiers.tasks.data.labels import Labels
+from obert_modifiers.tasks.flags import ModelArguments
+from obert_modifiers.tasks.run.models import Pretrained, check_vocabulary, fetch
 from obert_modifiers.training.batches import Batch
 
 logger = logging.getLogger(__name__)
@@ -19,19 +29,72 @@ _MARK = "lacks_token_types"  # an attribute of a teacher
 _PROBES = 200  # words that two tokenizers are compared on
 
 
+def load_teacher(
+    pretrained: Pretrained,
+    model_class: Any,
+    labels: Labels | None,
+    args: ModelArguments,
+    named: str | None = None,
+) -> nn.Module | str | None:
+    """Load the teacher that `distill_teacher` names, or else the recipe (`named`).
+
+    It is in eval mode, and must have the student's tokens and classes. ``self``,
+    ``disable`` and None are returned as they are.
+    """
+    flag = "teacher" if args.distill_teacher is None else "--distill_teacher"
+    name = named if args.distill_teacher is None else args.distill_teacher
+    if name in (None, "self", "disable"):
+        return name
+    title = f"{flag}={name}"
+    config = fetch(AutoConfig, flag, name, args)
+    tokenizer = fetch(AutoTokenizer, flag, name, args)
+    if tokenizer.get_vocab() != pretrained.tokenizer.get_vocab():
+        raise ValueError(
+            f"{title} has another vocabulary than the model; expected the same "
+            "tokens; take a teacher with the model's tokenizer"
+        )
+    if labels is not None:
+        _check_classes(config, labels, title)
+    check_vocabulary(config, tokenizer, title)
+    check_tokens(pretrained.tokenizer, tokenizer, title)
+    teacher = fetch(model_class, flag, name, args).float().eval()
+    prepare_(teacher, pretrained.tokenizer, tokenizer, title)
+    return teacher
+
+
+def _check_classes(config: PreTrainedConfig, labels: Labels, named: str) -> None:
+    """Check that a teacher has the data set's classes; `named` is it, for the error."""
+    names = tuple(class_names(config))
+    if config.num_labels != labels.num_labels:
+        raise ValueError(
+            f"{named} has the classes {', '.join(names)}; expected "
+            f"{', '.join(labels.names) or 'one number'}; train it on this data set"
+        )
+    named_by_hand = not all(name.startswith("LABEL_") for name in names)
+    # Names in another order are the distillation modifier's to bring into ours.
+    if named_by_hand and labels.names and order_for(labels.names, names) is None:
+        logger.warning(
+            "%s calls its classes %s and the data set %s; they are taken in this order",
+            named,
+            ", ".join(names),
+            ", ".join(labels.names),
+        )
+
+
+def check_length(teacher: Any, length: int) -> None:
+    """Check that a teacher reads the student's longest sample."""
+    most = usable_length(teacher) if isinstance(teacher, nn.Module) else None
+    if most is not None and length > most:
+        raise ValueError(
+            f"teacher={teacher.config.name_or_path} reads {most} tokens at most and a "
+            f"sample has {length}; expected no more; give --max_seq_length {most}"
+        )
+
+
 def check_tokens(
     student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, named: str
 ) -> None:
-    """Check that two tokenizers with one vocabulary turn texts into the same tokens.
-
-    Args:
-        student: The student's.
-        teacher: The teacher's.
-        named: The flag and the teacher, for the error.
-
-    Raises:
-        ValueError: If they treat case, accents or separators differently.
-    """
+    """Check that two tokenizers with one vocabulary turn texts into the same tokens."""
     words = [word for word in sorted(student.get_vocab()) if word.isalpha()][:_PROBES]
     for word in (*words, "caf\u00e9, it's"):
         # A space before it: some tokenizers of words put one there themselves.
@@ -56,15 +119,6 @@ def prepare_(
     Token types that the student's tokenizer gives and the teacher's does not are kept
     from it, by a hook. Those that it lacks are to be made by `TeacherTypes`, where
     `lacks_types` says so.
-
-    Args:
-        teacher: The teacher, which gets the hook.
-        student_tokens: The student's tokenizer.
-        teacher_tokens: The teacher's own.
-        named: The flag and the teacher, for the error.
-
-    Raises:
-        ValueError: If the teacher lacks an input that cannot be made.
     """
     ours, theirs = (
         set(one.model_input_names) for one in (student_tokens, teacher_tokens)
@@ -87,11 +141,7 @@ def prepare_(
 
 
 def lacks_types(teacher: Any) -> bool:
-    """Tell whether a teacher, from `prepare_`, reads token types that are to be made.
-
-    Args:
-        teacher: The teacher, or a word for one.
-    """  # noqa: DOC201  said above
+    """Tell whether a teacher from `prepare_` reads token types that are to be made."""
     return hasattr(teacher, _MARK)
 
 
@@ -100,28 +150,12 @@ def _without_types(module: nn.Module, args: tuple, kwargs: dict) -> Any:
 
 
 class TeacherTypes:
-    """Adds the token types of pairs of texts to a batch, for the teacher alone."""
+    """Adds the token types of pairs of texts to a batch, only for the teacher."""
 
-    def __init__(
-        self, collate: Callable[..., Batch], tokenizer: PreTrainedTokenizerBase
-    ) -> None:
-        """Take what makes a batch.
-
-        Args:
-            collate: Makes it of the student's inputs.
-            tokenizer: The student's.
-        """
-        self._collate, self._separator = collate, tokenizer.sep_token_id
+    def __init__(self, collate: Callable[..., Batch], separator: int) -> None:
+        self._collate, self._separator = collate, separator
 
     def __call__(self, samples: Sequence[Any]) -> Batch:
-        """Make a batch.
-
-        Args:
-            samples: Its samples.
-
-        Returns:
-            The batch with ``teacher_token_type_ids`` (k, T).
-        """
         batch = self._collate(samples)
         ids, mask = batch["input_ids"], batch["attention_mask"]
         types = types_of_pairs(ids, mask, self._separator)
@@ -131,16 +165,9 @@ class TeacherTypes:
 def types_of_pairs(ids: Tensor, mask: Tensor, separator: int) -> Tensor:
     """Tell the second text of a pair from the first, as BERT does.
 
-    Args:
-        ids: Tokens, (k, T): CLS, the first text, a separator, the second, a separator.
-        mask: (k, T), 0 for padding.
-        separator: The separator's number.
-
-    Returns:
-        (k, T), 1 after the first separator, 0 before and in padding.
-
-    Raises:
-        ValueError: If a row has another number of separators.
+    A row of `ids` (k, T) is CLS, the first text, a separator, the second, a separator;
+    `mask` is 0 for padding. Returns (k, T), 1 after the first separator, 0 before and
+    in padding.
     """
     here = ids.eq(separator) & mask.ne(0)
     counts = here.sum(-1)

@@ -1,4 +1,4 @@
-"""The run that all tasks share: from a command line to a saved, measured model."""
+"""From the flags to a saved, measured model."""
 
 import time
 from collections.abc import Iterator
@@ -13,12 +13,19 @@ import transformers
 from accelerate import PartialState
 
 from obert_modifiers.core.quantization import scales
-from obert_modifiers.tasks import _models, _record
-from obert_modifiers.tasks._arguments import Arguments, TrainArguments, check, parse
-from obert_modifiers.tasks._plan import Notes, Plan, load_recipe, prepare, what_to_do
-from obert_modifiers.tasks._task import Task
+from obert_modifiers.tasks.command_line import check
+from obert_modifiers.tasks.flags import Arguments, TrainArguments
+from obert_modifiers.tasks.run import models, record
+from obert_modifiers.tasks.run.plan import (
+    Notes,
+    Plan,
+    load_recipe,
+    prepare,
+    with_actions,
+)
+from obert_modifiers.tasks.task import Task
 from obert_modifiers.training import TrainResult, checkpoint, evaluate, predict, train
-from obert_modifiers.training.launching import check_environment
+from obert_modifiers.training.environment import check_environment
 
 TRAIN_RECORD = "metrics.json"
 EVAL_RECORD = "eval_metrics.json"
@@ -34,42 +41,16 @@ WRITTEN = (
 )
 
 
-def main(task: Task, argv: list[str], reporter: Any = None) -> dict[str, Any]:
-    """Run what a command line asks for; works under every launcher of accelerate.
-
-    Args:
-        task: The task.
-        argv: The flags, without a program name; see ``--help``.
-        reporter: Shows the progress; see `obert_modifiers.training.train`.
-
-    Returns:
-        The record that `run` wrote.
-
-    Raises:
-        ValueError: If a flag, the recipe, the model or the data cannot be used.
-    """  # noqa: DOC502  raised by parse and run
-    return run(task, parse(argv, task.program, task.flags), reporter)
-
-
 def run(task: Task, arguments: Arguments, reporter: Any = None) -> dict[str, Any]:
-    """Load, check, train, save, reload and measure.
+    """Load, check, train, save, reload and measure; return the record that is written.
 
-    Args:
-        task: The task.
-        arguments: All flags.
-        reporter: Shows the progress; see `obert_modifiers.training.train`.
-
-    Returns:
-        The record that was written into the output folder: ``metrics.json`` after
-        training, else ``eval_metrics.json``.
-
-    Raises:
-        ValueError: If a flag, the recipe, the model or the data cannot be used.
-    """  # noqa: DOC502  raised by the checks
+    It is ``metrics.json`` in the output folder after training, else
+    ``eval_metrics.json``.
+    """
     started = time.monotonic()
     check(arguments)
     check_environment()
-    arguments = what_to_do(task, arguments)
+    arguments = with_actions(task, arguments)
     manager = load_recipe(arguments)
     state = PartialState(cpu=arguments.train.use_cpu)
     notes = Notes()
@@ -78,32 +59,23 @@ def run(task: Task, arguments: Arguments, reporter: Any = None) -> dict[str, Any
         torch.manual_seed(arguments.train.seed + state.process_index)
         with state.main_process_first():
             plan = prepare(task, arguments, manager, state, notes)
-        record = _execute(plan, state, reporter)
-    record |= {
+        figures = _execute(plan, state, reporter)
+    figures |= {
         "minutes": (time.monotonic() - started) / 60,
         "notes": notes.texts,
         "command": list(arguments.command),
-        "versions": _record.versions(),
-        "machine": _record.machine() | {"processes": state.num_processes},
+        "versions": record.versions(),
+        "machine": record.machine() | {"processes": state.num_processes},
     }
     if state.is_main_process:
         name = TRAIN_RECORD if arguments.train.do_train else EVAL_RECORD
-        _record.write_json(Path(arguments.train.output_dir) / name, record)
+        record.write_json(Path(arguments.train.output_dir) / name, figures)
     state.wait_for_everyone()
-    return record
+    return figures
 
 
 def _execute(plan: Plan, state: PartialState, reporter: Any) -> dict[str, Any]:
-    """Train, save, and measure what was saved.
-
-    Args:
-        plan: What was loaded.
-        state: The process among its peers.
-        reporter: Shows the progress.
-
-    Returns:
-        The figures of the record.
-    """
+    """Train, save, and measure what was saved."""
     flags, folder = plan.arguments.train, Path(plan.config.output_dir)
     data = plan.samples.data
     if state.is_main_process and not _resumes(flags, folder):
@@ -123,28 +95,28 @@ def _execute(plan: Plan, state: PartialState, reporter: Any) -> dict[str, Any]:
             _save(plan, folder)
         state.wait_for_everyone()
         # The file is measured, not what is in memory: it is what people will use.
-        model = _models.load_saved(folder, plan.task.model_class)
+        model = models.load_saved(folder, plan.task.model_class)
     else:
-        scales.load_quantization_(model, plan.inputs.found.source)
-    record = _facts(plan, result)
+        scales.load_quantization_(model, plan.inputs.pretrained.source)
+    figures = _facts(plan, result)
+    config = replace(plan.config, mixed_precision="no")
     if flags.do_eval:
-        record |= evaluate(model, data, replace(plan.config, mixed_precision="no"))
+        figures |= evaluate(model, data, config)
     if flags.do_predict:
-        config = replace(plan.config, mixed_precision="no")
-        rows = predict(model, data, plan.samples.test, config)
+        kept = predict(model, data, plan.samples.test, config)
         if state.is_main_process:
-            plan.task.write_predictions(rows, plan.inputs, folder)
+            plan.samples.write(kept, folder)
     if flags.do_train:
-        layers = _record.count_zeros(folder, plan.prunable)
-        plain, packed = _record.sizes_mb(folder)
-        record |= {
-            "sparsity": _record.sparsity_of(layers),
-            **_record.sparsities(folder, plan.model),
+        layers = record.count_zeros(folder, plan.prunable)
+        plain, packed = record.sizes_mb(folder)
+        figures |= {
+            "sparsity": record.sparsity_of(layers),
+            **record.sparsities(folder, plan.model),
             "size_mb": plain,
             "gzip_mb": packed,
             "layers": layers,
         }
-    return record
+    return figures
 
 
 def _resumes(flags: TrainArguments, folder: Path) -> bool:
@@ -157,10 +129,7 @@ def _resumes(flags: TrainArguments, folder: Path) -> bool:
 def _clear(folder: Path, training: bool, task: Task) -> None:
     """Make the output folder and remove what an earlier run wrote beside its model.
 
-    Args:
-        folder: The output folder.
-        training: Whether the run trains; one that does not keeps the training's files.
-        task: Whose predictions there may be.
+    A run that does not train keeps the training's files.
     """
     folder.mkdir(parents=True, exist_ok=True)
     stale = list(folder.glob("model*.safetensors*")) if training else []
@@ -174,21 +143,13 @@ def _clear(folder: Path, training: bool, task: Task) -> None:
 def _save(plan: Plan, folder: Path) -> None:
     plan.model.save_pretrained(folder)
     scales.save_quantization(plan.model, folder)
-    plan.inputs.found.tokenizer.save_pretrained(folder)
+    plan.inputs.pretrained.tokenizer.save_pretrained(folder)
     if plan.manager is not None:
         plan.manager.save(folder / "recipe.yaml")
 
 
 def _facts(plan: Plan, result: TrainResult | None) -> dict[str, Any]:
-    """Collect what was run.
-
-    Args:
-        plan: What was loaded.
-        result: What training gave, or None.
-
-    Returns:
-        The first entries of the record.
-    """
+    """Collect what was run."""
     data = plan.samples.data
     facts: dict[str, Any] = {data.headline[0]: None, "loss": None}
     if result is not None:
@@ -199,7 +160,7 @@ def _facts(plan: Plan, result: TrainResult | None) -> dict[str, Any]:
         "train_samples": len(data.train),
         "task": plan.task.name,
         "headline": list(data.headline),
-        "model": plan.inputs.found.description,
+        "model": plan.inputs.pretrained.description,
         "data": plan.inputs.data.description,
         "recipe": plan.arguments.train.recipe,
         "teacher": plan.arguments.model.distill_teacher
@@ -210,11 +171,7 @@ def _facts(plan: Plan, result: TrainResult | None) -> dict[str, Any]:
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Keep the chatter of transformers and datasets out of the log, for a while.
-
-    Yields:
-        Nothing.
-    """
+    """Keep the chatter of transformers and datasets out of the log, for a while."""
     hub = transformers.utils.logging
     level, bars = hub.get_verbosity(), hub.is_progress_bar_enabled()
     data_bars = not datasets.are_progress_bars_disabled()

@@ -9,53 +9,35 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 
 def classification_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Measure predicted classes.
+    """Measure predicted classes: logits (n, classes), class numbers (n,).
 
-    Args:
-        logits: Outputs (n, classes).
-        labels: Class numbers (n,).
-
-    Returns:
-        ``accuracy``; for two classes also ``f1`` of class 1 and
-        ``matthews_correlation``, which GLUE reports for some tasks.
+    Two classes also have ``f1`` of class 1 and ``matthews_correlation``, which GLUE
+    reports for some tasks.
     """
     predicted = logits.argmax(-1)
-    found = {"accuracy": float(accuracy_score(labels, predicted))}
+    figures = {"accuracy": float(accuracy_score(labels, predicted))}
     if logits.shape[-1] == 2:
-        found["f1"] = float(f1_score(labels, predicted, zero_division=0.0))
-        found["matthews_correlation"] = _score(matthews_corrcoef, labels, predicted)
-    return found
+        figures["f1"] = float(f1_score(labels, predicted, zero_division=0.0))
+        figures["matthews_correlation"] = _score(matthews_corrcoef, labels, predicted)
+    return figures
 
 
 def multi_label_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Measure predictions of any number of classes for each sample.
+    """Measure any number of classes for each sample: logits and labels (n, classes).
 
-    Args:
-        logits: Outputs (n, classes); above 0 a class is predicted.
-        labels: 1 for each class that a sample has, else 0 (n, classes).
-
-    Returns:
-        ``f1_micro`` over all decisions, ``f1_macro``, the mean over the classes, and
-        ``accuracy``, the share of samples whose classes are all right and no others.
+    Above 0 a class is predicted. ``f1_micro`` is over all decisions, ``f1_macro`` the
+    mean over the classes, ``accuracy`` the share of samples with no wrong decision.
     """
     predicted, truth = logits > 0, labels > 0
-    found = {
+    figures = {
         f"f1_{kind}": float(f1_score(truth, predicted, average=kind, zero_division=0.0))
         for kind in ("micro", "macro")
     }
-    return found | {"accuracy": float(accuracy_score(truth, predicted))}
+    return figures | {"accuracy": float(accuracy_score(truth, predicted))}
 
 
 def regression_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Measure predicted numbers.
-
-    Args:
-        logits: Outputs (n, 1).
-        labels: The numbers (n,).
-
-    Returns:
-        ``pearson`` and ``spearman`` correlation; 0.0 where one side is constant.
-    """
+    """Measure predicted numbers (n, 1) by correlation, 0.0 where a side is constant."""
     predicted = logits.reshape(-1).astype(np.float64)
     truth = labels.astype(np.float64)
     return {
