@@ -86,8 +86,8 @@ def run(path, batch, session=plain_session) -> list[np.ndarray]:
     return session(path).run(None, numpy_of(batch))
 
 
-def numpy_of(batch: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
-    return {name: value.numpy() for name, value in batch.items()}
+def numpy_of(batch) -> dict[str, np.ndarray]:
+    return {name: np.asarray(value) for name, value in batch.items()}
 
 
 def agrees(
