@@ -38,21 +38,15 @@ _DATA = {"dataset_name", "task_name", "train_file", "validation_file", "test_fil
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be evaluated.
+    """What is to be evaluated."""
 
-    Attributes:
-        model: A run's folder or an exported file.
-        task: A task's name; None for that of the run.
-        engine: What computes it; None for the format's own.
-        run: The folder of configuration and tokenizer, where the model has none.
-        words: Flags of the task's data, as for ``obert train``. Where they name no
-            data, they are added to those of the run's own command.
-    """
-
-    model: Path
-    task: str | None = None
-    engine: str | None = None
+    model: Path  # a run's folder or an exported file
+    task: str | None = None  # a task's name; None for that of the run
+    engine: str | None = None  # what computes it; None for the format's own
+    # The folder of configuration and tokenizer, where the model has none.
     run: Path | None = None
+    # Flags of the task's data, as for ``obert train``. Where they name no data, they
+    # are added to those of the run's own command.
     words: Sequence[str] = ()
 
 

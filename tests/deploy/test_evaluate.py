@@ -19,8 +19,7 @@ from transformers import (
 )
 
 from obert_modifiers import cli
-from obert_modifiers.core.quantization.scales import save_quantization
-from obert_modifiers.core.quantization.scheme import Scheme, freeze_, quantize_
+from obert_modifiers.core.quantization.scheme import Scheme
 from obert_modifiers.deploy.engines.engine import Opened
 from obert_modifiers.deploy.evaluate import Request, evaluate_file
 from obert_modifiers.deploy.formats.safetensors_packed import export_packed
@@ -30,7 +29,7 @@ from obert_modifiers.deploy.onnx import export_onnx
 from obert_modifiers.tasks import TASKS
 from obert_modifiers.tasks import main as run_task
 from tests import questions, tiny
-from tests.deploy.test_torch24 import prune_24
+from tests.deploy.models import pruned_, quantized_, save_quantized
 
 MODELS = {
     "text_classification": AutoModelForSequenceClassification,
@@ -67,23 +66,11 @@ def made(request, tmp_path_factory):
     if request.param == "token_classification":
         more = {"id2label": {0: "B-X", 1: "O"}, "label2id": {"B-X": 0, "O": 1}}
     torch.manual_seed(0)
-    model = MODELS[request.param].from_pretrained(base, **more)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if "encoder" in name and weight.ndim == 2:
-                weight.copy_(prune_24(weight))
+    model = pruned_(MODELS[request.param].from_pretrained(base, **more))
     tokenizer = BertTokenizerFast.from_pretrained(base)
     texts = [row["sentence"] for row in tiny.sentences(16)]
-    quantize_(model, Scheme())
-    model.train()
-    with torch.no_grad():
-        for _ in range(3):
-            model(**tokenizer(texts, return_tensors="pt", padding=True))
-    freeze_(model)
-    model.eval()
-    run = folder / "run"
-    model.save_pretrained(run)
-    save_quantization(model, run)
+    batch = tokenizer(texts, return_tensors="pt", padding=True)
+    run = save_quantized(quantized_(model, Scheme(), *[batch] * 3), folder / "run")
     tokenizer.save_pretrained(run)
     data = write_data(request.param, folder)
     words = ("--validation_file", str(data), "--cache_dir", str(folder / "cache"))
@@ -95,7 +82,6 @@ def made(request, tmp_path_factory):
         words=words,
         model=model,
         sample=tokenizer(["the film", "is it fine"], return_tensors="pt", padding=True),
-        folder=folder,
     )
 
 

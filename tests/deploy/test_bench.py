@@ -18,7 +18,7 @@ from obert_modifiers.deploy.bench.worker import make_batch
 from obert_modifiers.deploy.engines import ENGINES
 from obert_modifiers.deploy.engines.engine import Setting
 from obert_modifiers.deploy.onnx import export_onnx
-from tests.deploy.test_onnx import inputs, make
+from tests.deploy.models import inputs, make
 
 SIZES = [(2, 6)]
 SHORT = Effort(seconds=0.02, rounds=2, warm_up=0.0)
@@ -146,12 +146,9 @@ def test_a_damaged_file_is_refused(files, tmp_path) -> None:
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino", "deepsparse"])
 def test_a_missing_engine_is_named_with_its_extra(engine, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, engine, None)
-    with pytest.raises(ValueError) as error:
+    message = rf"engine={engine} is not installed; .*obert-modifiers\[{engine}\]"
+    with pytest.raises(ValueError, match=message):
         ENGINES[engine].open(Path("m.onnx"), Setting(1, 4, 1))
-    assert str(error.value) == (
-        f"engine={engine} is not installed; expected the {engine} package; run pip "
-        f"install 'obert-modifiers[{engine}]'"
-    )
 
 
 def test_too_little_memory_is_said_before_anything_starts(files, monkeypatch) -> None:
