@@ -16,7 +16,7 @@ from obert_modifiers import modifiers
 from obert_modifiers.compat.replace_tables import TABLES
 from obert_modifiers.compat.replace_translate import translate
 from obert_modifiers.compat.replace_translation import MODES
-from obert_modifiers.modifiers._validate import as_choice
+from obert_modifiers.modifiers.rules import choice
 from obert_modifiers.recipe.replacing import Translated
 
 _TAG = "!pytorch.{}"
@@ -72,13 +72,13 @@ class _Constructor:
         values.pop(_IGNORED_KEY, None)
         found = self.translate(values)
         if found.faults:
-            wrong = "\n".join(f"!{self.name}: {text}" for _, text in found.faults)
+            wrong = "\n".join(f"!{self.name}: {fault}" for fault in found.faults)
             # SparseML rewrites a recipe before it is parsed, and loses its lines.
             raise ValueError(f"{wrong}\n`obert recipe check --replace` names the line")
         cls = getattr(modifiers, found.name)
         modifier = cls.__new__(cls)
         yield modifier
-        for _, text in found.changes:
+        for text in found.changes:
             _LOGGER.warning("!%s runs as !%s: %s", self.name, found.name, text)
         modifier.__init__(**found.values)
 
@@ -92,8 +92,8 @@ def replace_sparseml_modifiers(mode: str = "same") -> None:
 
     Raises:
         ValueError: If there is no such mode.
-    """  # noqa: DOC502  raised by as_choice
-    as_choice("mode", mode, MODES)
+    """
+    choice(*MODES)("mode", mode)
     restore_sparseml_modifiers()
     for name in TABLES:
         tag = _TAG.format(name)

@@ -11,25 +11,13 @@ from obert_modifiers.core.outputs import LABELS, TEACHERS_OWN
 from obert_modifiers.core.pruning.sampling import GradientSource
 from obert_modifiers.modifiers.distillation import LogitDistillationModifier
 
-FISHER_LOSSES = ("task", "distillation", "train")
-
 
 def with_distillation(
     source: GradientSource,
     distillers: Sequence[LogitDistillationModifier],
     epoch: Callable[[], float],
 ) -> GradientSource:
-    """Add the losses of distillation to a source of gradients.
-
-    Args:
-        source: The source; stays as it is where it does not give the model's outputs.
-        distillers: The recipe's modifiers that distil.
-        epoch: Tells the progress in epochs.
-
-    Returns:
-        A source with ``"distillation"``, the distillation loss alone, and ``"train"``,
-        the mix that is trained at that epoch.
-    """
+    """Add the losses of distillation to a source of gradients."""
     if source.forward is None or source.output_loss is None or source.inputs is None:
         return source
     if not distillers:

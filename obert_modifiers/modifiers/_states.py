@@ -17,16 +17,7 @@ _POINTER = "$tensor"
 
 
 def as_tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Bring a state into tensors.
-
-    Args:
-        state: Plain values, tensors and dicts of them, by name.
-
-    Returns:
-        Tensors by name: those of the state under the names that they have, those of
-        the dicts in it under their path, and bytes of JSON with all that is no tensor
-        under :data:`SCHEDULE_KEY`.
-    """
+    """Bring a state into tensors."""
     top = {name: one for name, one in state.items() if isinstance(one, Tensor)}
     inside: dict[str, Tensor] = {}
     plain = {
@@ -39,15 +30,7 @@ def as_tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def from_tensors(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Undo :func:`as_tensors`.
-
-    Args:
-        state: Tensors by name; or a state as it was before, with plain values in it,
-            as older checkpoints have it.
-
-    Returns:
-        Plain values, tensors and dicts of them, by name.
-    """
+    """Undo :func:`as_tensors`."""
     text = state.get(SCHEDULE_KEY)
     if not isinstance(text, Tensor):
         return dict(state)

@@ -1,7 +1,7 @@
 """Recipes: read them, say everything that is wrong with them, build their modifiers."""
 
 from obert_modifiers.recipe.load import LoadedRecipe, from_modifiers, load_recipe
-from obert_modifiers.recipe.problems import Problem, RecipeError, nearest
+from obert_modifiers.recipe.problems import Problem, RecipeError
 
 __all__ = [
     "LoadedRecipe",
@@ -9,5 +9,4 @@ __all__ = [
     "RecipeError",
     "from_modifiers",
     "load_recipe",
-    "nearest",
 ]

@@ -12,6 +12,7 @@ from torch.nn import Module
 
 from obert_modifiers.core.pruning.report import PruneReport
 from obert_modifiers.core.pruning.sampling import GradientSource
+from obert_modifiers.faults import Fault
 from obert_modifiers.modifiers._host import (
     Modifier,
     ScheduledModifierManager,
@@ -40,11 +41,11 @@ from obert_modifiers.recipe.changes import (
     differences,
     keeps_state,
     pair_up,
-    take_up_schedule_,
+    resume_schedule_,
     unsafe_edits,
 )
 from obert_modifiers.recipe.cross import shared_weights
-from obert_modifiers.recipe.surroundings import (
+from obert_modifiers.recipe.environment import (
     data_faults,
     model_faults,
     step_faults,
@@ -231,13 +232,13 @@ class RecipeManager:
 
     def _check(
         self,
-        faults: Callable[[Modifier], Iterable[tuple[str, str]]],
+        faults: Callable[[Modifier], Iterable[Fault]],
         modifiers: Sequence[Modifier] | None = None,
     ) -> None:
         problems = [
-            self._recipe.problem(modifier, key, message)
+            self._recipe.problem(modifier, fault)
             for modifier in (self.modifiers if modifiers is None else modifiers)
-            for key, message in faults(modifier)
+            for fault in faults(modifier)
         ]
         if problems:
             raise RecipeError(problems)
@@ -567,7 +568,7 @@ class RecipeManager:
         if not problems:
             for pair in filter(keeps_state, pairs):
                 load_state(pair.new, state[pair.name])
-                problems += filter(None, [take_up_schedule_(pair, now)])
+                problems += filter(None, [resume_schedule_(pair, now)])
         if problems:
             raise ValueError(
                 f"recipe={self.source} was edited in a way that a run cannot take up: "

@@ -17,7 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from obert_modifiers.recipe.planned import RecipePlan
+from obert_modifiers.recipe.plan import RecipePlan
 from obert_modifiers.report.panels import (
     COLOURS,
     PANELS,

@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from obert_modifiers.recipe.planned import RecipePlan, Span
+from obert_modifiers.recipe.plan import RecipePlan, Span
 from obert_modifiers.report.panels import COLOURS, frame
 from obert_modifiers.report.read import Run
 

@@ -7,10 +7,10 @@ import pytest
 
 from obert_modifiers.recipe import RecipeError, load_recipe
 from obert_modifiers.recipe.clock import event_epochs
+from obert_modifiers.recipe.environment import step_faults
 from obert_modifiers.recipe.manager import RecipeManager
 from obert_modifiers.recipe.plan import plan_recipe
-from obert_modifiers.recipe.surroundings import step_faults
-from tests.recipe.broken import problems_of
+from tests.recipe.broken import brief, error_of, problems_of
 from tests.recipe.broken_arrangement import ARRANGEMENT
 from tests.recipe.broken_cross import CROSS, LOGITS, NOTED, SOUND, obert, one
 from tests.recipe.broken_modifiers import MODIFIERS
@@ -23,8 +23,10 @@ BROKEN = [*VALUES, *VARIABLES, *ARRANGEMENT, *MODIFIERS, *CROSS]
 
 @pytest.mark.parametrize("broken", BROKEN, ids=lambda broken: broken.name)
 def test_everything_wrong_with_a_recipe_is_said(broken):
-    expected = [f"<recipe text>:{problem}" for problem in broken.problems]
-    assert problems_of(broken.text, broken.args) == expected
+    error = error_of(broken.text, broken.args)
+    assert tuple(map(brief, error.problems)) == broken.problems
+    for problem in error.problems:  # what is wrong; what is expected; what to do
+        assert len(problem.message.split("; ")) >= 2
 
 
 def test_table_of_broken_recipes_is_whole():
