@@ -39,15 +39,16 @@ LAYERS = {
     "sizes": layer(),
     "cpu": layer(set(), {"llvmlite"}),
     "kernels": layer(set(), {"numba", "numpy", "torch", "triton"}),
-    "core": layer({"kernels"}, {"torch"}),
-    "modifiers": layer({"kernels", "core"}, {"torch"}),
+    "faults": layer(),
+    "core": layer({"faults", "kernels"}, {"torch"}),
+    "modifiers": layer({"core", "faults", "kernels"}, {"torch"}),
     "modifiers/_host.py": layer(set(), {"sparseml", "sparsezoo", "torch", "yaml"}),
-    "recipe": layer({"core", "modifiers"}, {"torch", "yaml"}),
+    "recipe": layer({"core", "faults", "modifiers"}, {"torch", "yaml"}),
     "training": layer(
         {"core", "recipe"}, NUMERIC | {"accelerate", "safetensors", "transformers"}
     ),
     "embedded": layer(),
-    "compat": layer({"modifiers", "recipe"}, {"torch", "yaml"}),
+    "compat": layer({"faults", "modifiers", "recipe"}, {"torch", "yaml"}),
     "tasks": layer(
         LOADING | {"compat", "cpu", "training", "embedded", "resources", "sizes"},
         NUMERIC | HUGGING_FACE | {"safetensors", "scipy", "seqeval", "sklearn"},

@@ -7,9 +7,8 @@ from rich.table import Table
 
 from obert_modifiers.cli.common import draw_table, table_console
 from obert_modifiers.core.pruning.calibration import TIMED_WEIGHTS
-from obert_modifiers.recipe.counts import PoolCount
-from obert_modifiers.recipe.estimate import Timing
-from obert_modifiers.recipe.planned import Phase, PruningPlan, RecipePlan, Span
+from obert_modifiers.recipe.counts import PoolCount, Timing
+from obert_modifiers.recipe.plan import Phase, PruningPlan, RecipePlan, Span
 
 _GRADIENT = {
     "sample": ", each of a sample",

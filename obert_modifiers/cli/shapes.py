@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from obert_modifiers.core.positions import usable_length
-from obert_modifiers.recipe.counts import second_order
-from obert_modifiers.recipe.estimate import Timing, estimate_recipe
+from obert_modifiers.recipe.counts import Timing, estimate_recipe, second_order
 from obert_modifiers.recipe.load import LoadedRecipe
 
 

@@ -16,7 +16,8 @@ from obert_modifiers import host, modifiers
 from obert_modifiers.compat.replace_tables import TABLES
 from obert_modifiers.compat.replace_translate import translate
 from obert_modifiers.compat.replace_translation import MODES, SAME
-from obert_modifiers.modifiers._validate import as_choice
+from obert_modifiers.faults import Fault, Rule
+from obert_modifiers.modifiers.rules import choice
 from obert_modifiers.recipe.replacing import Translated
 
 _TAG = "!pytorch.{}"
@@ -38,7 +39,7 @@ class _Constructor:
         found = translate(self.name, values, self.mode)
         if not self.asked:
             stands_in = f"!{found.name} takes its place, as SparseML is not here"
-            found.changes.insert(0, ("", stands_in))
+            found.changes.insert(0, Fault(Rule.NOTE, "", broken=stands_in))
         return found
 
     def __call__(self, loader: Any, node: yaml.Node) -> Iterator[Any]:
@@ -48,13 +49,13 @@ class _Constructor:
         values.pop(_IGNORED_KEY, None)
         found = self.translate(values)
         if found.faults:
-            wrong = "\n".join(f"!{self.name}: {text}" for _, text in found.faults)
+            wrong = "\n".join(f"!{self.name}: {fault}" for fault in found.faults)
             # SparseML rewrites a recipe before it is parsed, and loses its lines.
             raise ValueError(f"{wrong}\n`obert recipe check --replace` names the line")
         cls = getattr(modifiers, found.name)
         modifier = cls.__new__(cls)
         yield modifier
-        for _, text in found.changes:
+        for text in found.changes:
             _LOGGER.warning("!%s runs as !%s: %s", self.name, found.name, text)
         modifier.__init__(**found.values)
 
@@ -65,7 +66,7 @@ def replace_sparseml_modifiers(mode: str = "same") -> None:
     ``same`` keeps the meaning of every key; ``ours`` takes our defaults, with each
     change of meaning as a warning in the log.
     """
-    as_choice("mode", mode, MODES)
+    choice(*MODES)("mode", mode)
     restore_sparseml_modifiers()
     _replace(mode, TABLES)
 

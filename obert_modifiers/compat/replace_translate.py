@@ -8,6 +8,7 @@ from typing import Any
 
 from obert_modifiers.compat.replace_quantization import translate_quantization
 from obert_modifiers.compat.replace_translation import OURS, SAME, Translation
+from obert_modifiers.faults import Rule
 from obert_modifiers.modifiers._targets import ALL_PRUNABLE
 from obert_modifiers.recipe.replacing import Translated
 
@@ -37,9 +38,11 @@ def _params(one: Translation) -> None:
         one.put("params", params.upper(), "params")
         if params.upper() not in ("__ALL__", ALL_PRUNABLE):
             one.fault(
+                Rule.NAMES,
                 "params",
-                f"params={params} is not a token of SparseML's; expected a list of "
-                f"names or re: patterns, __ALL__ or {ALL_PRUNABLE}; write a list",
+                f"params={params} is not a token of SparseML's",
+                f"a list of names or re: patterns, __ALL__ or {ALL_PRUNABLE}",
+                "write a list",
             )
     elif not params and not isinstance(one.old.get("final_sparsity"), dict):
         if one.mode == SAME:
@@ -66,11 +69,14 @@ def _mask_type(one: Translation) -> None:
     rows, columns = sizes
     if rows > 1 and columns > 1 and one.mode == SAME:
         one.fault(
+            Rule.MASK_TYPE,
             "mask_type",
             f"mask_type={value} is not supported: SparseML 1.8.0 prunes "
             f"{rows * columns} consecutive weights for it, not {rows} x {columns} "
-            f"tiles; expected one of the two; write block:1x{rows * columns} or "
-            f"block:{rows}x{columns} in a converted recipe",
+            "tiles",
+            "one of the two",
+            f"write block:1x{rows * columns} or block:{rows}x{columns} in a converted "
+            "recipe",
         )
         return
     one.put("mask_type", f"block:{rows}x{columns}", "mask_type")

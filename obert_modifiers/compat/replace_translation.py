@@ -6,7 +6,7 @@ from typing import Any
 
 from obert_modifiers import modifiers
 from obert_modifiers.compat.replace_tables import KEYS, REQUIRED, TABLES, table_of
-from obert_modifiers.recipe.problems import nearest
+from obert_modifiers.faults import Fault, Rule, nearest
 from obert_modifiers.recipe.replacing import Translated
 
 SAME, OURS = "same", "ours"
@@ -30,16 +30,17 @@ class Translation:
         self.old: dict[str, Any] = {}
         for key in sorted(set(given) - set(table)):
             near = nearest(key, set(table) - set(given)) or nearest(key, table)
+            broken = f"{key} is not a key of {tag}"
+            expected = f"one of {', '.join(sorted(table))}"
             fix = f"write {near[0]}" if near else "remove it"
-            known = ", ".join(sorted(table))
-            self.fault(
-                key, f"{key} is not a key of {tag}; expected one of {known}; {fix}"
-            )
+            self.fault(Rule.UNKNOWN, key, broken, expected, fix)
         for key, row in table.items():
             if row.default == REQUIRED and key not in given:
                 self.fault(
+                    Rule.MISSING,
                     key,
-                    f"{key} is missing; expected a value, since it has no default; "
+                    f"{key} is missing",
+                    "a value, since it has no default",
                     f"add '{key}: ...' to the modifier",
                 )
             value = self.old[key] = given.get(key, row.default)
@@ -53,16 +54,15 @@ class Translation:
             elif key in given:
                 self.found.left_out[key] = row.note
 
-    def fault(self, key: str, message: str) -> None:
-        self.found.faults.append((key, message))
+    def fault(self, rule: Rule, key: str, broken: str, expected: str, fix: str) -> None:
+        """Report what is wrong with a key of SparseML's."""
+        self.found.faults.append(Fault(rule, key, None, broken, expected, fix))
 
     def refuse(self, key: str, accepted: Any, why: str) -> None:
-        """Report a value that ours do not support, what is accepted, and why."""
-        self.fault(
-            key,
-            f"{key}={self.old[key]} is not supported in the place of {self.tag} "
-            f"({why}); expected {accepted}; write that or leave it out",
-        )
+        """Report a value of one of SparseML's keys that ours do not support."""
+        broken = f"{key}={self.old[key]} is not supported in the place of {self.tag}"
+        fix = "write that or leave it out"
+        self.fault(Rule.REFUSED, key, f"{broken} ({why})", str(accepted), fix)
 
     def put(self, ours: str, value: Any, theirs: str = "", comment: str = "") -> None:
         """Give one of our keys a value, from SparseML's key, with a comment on it."""
@@ -73,5 +73,5 @@ class Translation:
             self.found.comments[ours] = comment
 
     def change(self, key: str, message: str) -> None:
-        """Note what a key of SparseML's meant and what it means now."""
-        self.found.changes.append((key, message))
+        """Note that a key of SparseML's meant something else there."""
+        self.found.changes.append(Fault(Rule.NOTE, key, broken=message))

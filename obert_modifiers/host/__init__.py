@@ -11,6 +11,8 @@ from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
 
+from obert_modifiers.faults import Fault, Rule
+
 OWN, SPARSEML = "own", "sparseml"
 EXTRA = 'pip install "obert_modifiers[sparseml]"'
 TAG_PREFIX = "!pytorch."
@@ -64,16 +66,19 @@ def sparseml() -> ModuleType | None:
     return _decided[0]
 
 
-def only_sparseml(tag: str) -> str:
+def only_sparseml(tag: str) -> Fault:
     """Say that a modifier is missing, as it is one of SparseML's own."""
     try:
         there = find_spec("sparseml") is not None
     except ImportError:
         there = False
-    fix = f"set OBERT_HOST={SPARSEML}" if there else f"run `{EXTRA}`"
-    return (
-        f"!{tag} is a modifier that only SparseML has, and this process runs without "
-        f"it; expected SparseML, or one of our modifiers; {fix}, or write one of ours"
+    how = f"set OBERT_HOST={SPARSEML}" if there else f"run `{EXTRA}`"
+    return Fault(
+        Rule.UNKNOWN,
+        broken=f"!{tag} is a modifier that only SparseML has, and this process runs "
+        "without it",
+        expected="SparseML, or one of our modifiers",
+        fix=f"{how}, or write one of ours",
     )
 
 

@@ -533,7 +533,7 @@ def load_modifiers(
     parts = outline(text, compose(text))
     resolver = Resolver(parts, parse_recipe_args(recipe_variables))
     missing = [
-        Problem(text.file, one.line, one.name, "", only_sparseml(one.name))
+        Problem(text.file, one.line, one.name, only_sparseml(one.name))
         for one in resolver.settings
         if one.name in ONLY_SPARSEML
         and f"{TAG_PREFIX}{one.name}" not in _Loader.yaml_constructors

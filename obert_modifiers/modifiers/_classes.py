@@ -13,13 +13,6 @@ def places_of(names: Sequence[str], known: Sequence[str]) -> list[int] | None:
     Names that are there as they are written come first. Otherwise case, space around
     a name, and what joins its words (``-``, ``_``, space) make no difference, unless
     two of the known names differ in nothing else. A sign before a number counts.
-
-    Args:
-        names: What is looked for.
-        known: Where.
-
-    Returns:
-        The place of each in ``known``; None where one is not there, or could be two.
     """
     for read in (str, _as_read):
         places = {read(name): place for place, name in enumerate(known)}
@@ -29,26 +22,13 @@ def places_of(names: Sequence[str], known: Sequence[str]) -> list[int] | None:
 
 
 def class_names(config: Any) -> list[str]:
-    """Return the names of a model's classes by number, none where it tells none.
-
-    Args:
-        config: The model's configuration, or None.
-    """  # noqa: DOC201  said above
+    """Return the names of a model's classes by number, none where it tells none."""
     found = getattr(config, "id2label", None) or {}
     return [str(found[number]) for number in sorted(found)]
 
 
 def order_for(student: Sequence[str], teacher: Sequence[str]) -> list[int] | None:
-    """Find the order in which a teacher's classes are the student's.
-
-    Args:
-        student: Names of the student's classes.
-        teacher: Names of the teacher's.
-
-    Returns:
-        The number of the teacher's class for each of the student's; None unless both
-        have the same names, as :func:`places_of` reads them.
-    """
+    """Find the order in which a teacher's classes are the student's."""
     found = places_of(student, teacher)
     # Two of the student's names may be read alike.
     return found if sorted(found or []) == list(range(len(teacher))) else None

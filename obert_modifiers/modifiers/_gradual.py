@@ -1,29 +1,24 @@
 """What all gradual pruning modifiers share: when, how much, and the masks."""
 
-from __future__ import annotations
-
 import logging
 import math
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-from obert_modifiers import core
-from obert_modifiers.core.options import SecondOrderConfig
+from torch import nn
+
+from obert_modifiers.core.distributed.memory import peak_memory
+from obert_modifiers.core.distributed.parallel import world
+from obert_modifiers.core.pruning.event import SecondOrderConfig
+from obert_modifiers.core.pruning.pruning_step import StepResult
 from obert_modifiers.core.pruning.report import PruneReport
-from obert_modifiers.core.pruning.schedule import (
-    INTERPOLATIONS,
-    interpolate_sparsity,
-)
-from obert_modifiers.host.bases import (
-    SCHEDULE_KEY,
-    ScheduledUpdateModifier,
-    recipe_key,
-)
-from obert_modifiers.modifiers._goals import read_goals
-from obert_modifiers.modifiers._masking import MaskingModifier
-from obert_modifiers.modifiers._masks import ParameterMasks
-from obert_modifiers.modifiers._second_order import SecondOrder
+from obert_modifiers.core.pruning.schedule import INTERPOLATIONS, interpolate_sparsity
+from obert_modifiers.core.pruning.selection import make_pools
+from obert_modifiers.core.pruning.targets import Target
+from obert_modifiers.faults import Fault, FaultError, Rule
+from obert_modifiers.host.bases import SCHEDULE_KEY, ScheduledUpdateModifier
+from obert_modifiers.modifiers._masks import MaskingModifier, ParameterMasks
 from obert_modifiers.modifiers._states import from_tensors
 from obert_modifiers.modifiers._targets import (
     ALL_ENCODER,
@@ -33,26 +28,23 @@ from obert_modifiers.modifiers._targets import (
     match_weights,
     unwrap,
 )
-from obert_modifiers.modifiers._validate import (
-    as_choice,
-    as_density,
-    as_flag,
-    as_float,
-    as_fraction,
-    as_frequency,
-    as_pattern,
-    as_pattern_sparsity,
-    check_range,
-    check_rising,
+from obert_modifiers.modifiers.keys import Key, Values, between
+from obert_modifiers.modifiers.rules import (
+    FINAL_SPARSITY,
+    FLAG,
+    FRACTION,
+    FREQUENCY,
+    FROM_PARAM,
+    INIT_SPARSITY,
+    MASK_TYPE,
+    choice,
+    read_goals,
+    read_pattern,
 )
+from obert_modifiers.modifiers.second_order import SecondOrder
+from obert_modifiers.modifiers.shared_keys import SharedKeys, starts_before_it_ends
 
-if TYPE_CHECKING:
-    from torch import nn
-
-    from obert_modifiers.core.pruning.pruning_step import StepResult
-
-FROM_PARAM = "__FROM_PARAM__"
-
+_PATTERN_TOLERANCE = 1e-3  # 1:3 cannot be written exactly in decimals
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -63,100 +55,166 @@ class GradualPruningModifier(MaskingModifier, ScheduledUpdateModifier):
     schedule says so, prunes before the optimizer step; ``optimizer_post_step``
     applies the masks after it; ``finalize`` applies them a last time.
 
-    Subclasses implement :meth:`prune_step`.
+    Subclasses implement :meth:`prune_step`, and set ``_engine`` in :meth:`begin` where
+    they take gradients.
     """
 
-    params = recipe_key("params", "Names, re: patterns or a token.")
-    init_sparsity = recipe_key("init_sparsity", "Sparsity of the first event.")
-    final_sparsity = recipe_key("final_sparsity", "Sparsity of the last event.")
-    inter_func = recipe_key("inter_func", "Shape of the sparsity schedule.")
-    global_sparsity = recipe_key("global_sparsity", "One threshold for all.")
-    mask_type = recipe_key("mask_type", "Structure of the sparsity.")
-    leave_enabled = recipe_key("leave_enabled", "Keep masking after end_epoch.")
-    min_density = recipe_key("min_density", "Share that each parameter keeps.")
+    init_sparsity = Key(
+        INIT_SPARSITY,
+        meaning=f"Sparsity of the first event, or {FROM_PARAM} for what each parameter "
+        "has.",
+    )
+    final_sparsity = Key(
+        FINAL_SPARSITY,
+        meaning="Sparsity of the last event, or a mapping from sparsities to lists of "
+        "parameters.",
+        later=True,
+    )
+    start_epoch = SharedKeys.start_epoch.but(meaning="Epoch of the first event.")
+    end_epoch = SharedKeys.end_epoch.but(meaning="Epoch of the last event.", later=True)
+    update_frequency = Key(
+        FREQUENCY,
+        meaning="Epochs from one event to the next; -1 for every step.",
+        later=True,
+    )
+    params = SharedKeys.params.but(
+        default=ALL_ENCODER,
+        meaning="Names, re: patterns or tokens of the parameters to prune.",
+    )
+    leave_enabled = Key(
+        FLAG,
+        True,
+        "True keeps the masks on after end_epoch.",
+        later=lambda value: value is True,
+    )
+    inter_func = Key(
+        choice(*INTERPOLATIONS), "cubic", "Shape of the sparsity schedule.", later=True
+    )
+    global_sparsity = Key(
+        FLAG,
+        True,
+        "True for one threshold over all parameters that share a target, false to "
+        "bring each parameter to it.",
+    )
+    mask_type = Key(
+        MASK_TYPE,
+        "unstructured",
+        "Structure of the sparsity: unstructured, block4, block:RxC (output rows x "
+        "input columns) or N:M (N kept of every M weights along the input dimension, "
+        "whose sparsity is (M - N) / M).",
+    )
+    min_density = Key(
+        FRACTION,
+        0.0,
+        "Share of its weights that each parameter keeps at least, however cheap they "
+        "are.",
+        later=True,
+    )
 
-    def __init__(
-        self,
-        *,
-        params: str | Sequence[str] | None,
-        init_sparsity: float | str,
-        final_sparsity: float | dict[float, list[str]],
-        start_epoch: float,
-        end_epoch: float,
-        update_frequency: float,
-        leave_enabled: bool,
-        inter_func: str,
-        global_sparsity: bool,
-        mask_type: str,
-        min_density: float,
-    ) -> None:
-        """Check and keep the keys that the pruning modifiers share.
-
-        Args:
-            params: Names, ``re:`` patterns or tokens of the parameters to prune.
-            init_sparsity: Sparsity of the first event, or ``__FROM_PARAM__`` for what
-                each parameter has.
-            final_sparsity: Sparsity of the last event, or a mapping from sparsities
-                to lists of parameters.
-            start_epoch: Epoch of the first event.
-            end_epoch: Epoch of the last event.
-            update_frequency: Epochs from one event to the next; -1 for every step.
-            leave_enabled: True keeps the masks on after ``end_epoch``.
-            inter_func: linear, cubic or inverse_cubic.
-            global_sparsity: True for one threshold over all parameters that share a
-                target, False to bring each parameter to it.
-            mask_type: Structure of the sparsity: ``unstructured``, ``block4``,
-                ``block:RxC`` (output rows x input columns) or ``N:M`` (N kept of
-                every M along the input dimension, whose sparsity is (M - N) / M).
-            min_density: Share of its weights that each parameter keeps at least,
-                however cheap they are.
-
-        Raises:
-            ValueError: If a value breaks its rule; the message says which and how to
-                fix it.
-        """
-        start, end = (
-            as_float("start_epoch", start_epoch),
-            as_float("end_epoch", end_epoch),
-        )
-        check_range(start, end)
-        super().__init__(
-            start_epoch=start,
-            end_epoch=end,
-            end_comparator=-1,
-            update_frequency=as_frequency("update_frequency", update_frequency),
-            min_frequency=-1.0,
-        )
-        self._pattern = as_pattern("mask_type", mask_type)
-        self._mask_type = self._pattern.name
-        self._goals = [
-            (as_pattern_sparsity("final_sparsity", goal, self._pattern), names)
-            for goal, names in read_goals(params, final_sparsity)
-        ]
-        self._params = params if params is not None else []
-        self._init_sparsity = init_sparsity
-        if init_sparsity != FROM_PARAM:
-            self._init_sparsity = as_pattern_sparsity(
-                "init_sparsity",
-                as_fraction("init_sparsity", init_sparsity),
-                self._pattern,
+    @between("start_epoch", "end_epoch")
+    def _ends(start: float, end: float) -> Iterator[Fault]:
+        yield from starts_before_it_ends(start, end)
+        if end < 0.0:
+            yield Fault.of(
+                Rule.EPOCHS,
+                "end_epoch",
+                f"{end:g}",
+                f"lies before start_epoch={start:g}",
+                "a schedule that ends after it starts",
+                "raise it",
             )
-            check_rising(self._init_sparsity, max(goal for goal, _ in self._goals))
-        self._final_sparsity = (
-            final_sparsity if isinstance(final_sparsity, dict) else self._goals[0][0]
-        )
-        self._inter_func = as_choice("inter_func", inter_func, INTERPOLATIONS)
-        self._global_sparsity = as_flag("global_sparsity", global_sparsity)
-        self._leave_enabled = as_flag("leave_enabled", leave_enabled)
-        self._min_density = as_density(
-            min_density, max(goal for goal, _ in self._goals), self._pattern
-        )
-        self._engine: SecondOrder | None = None  # set by those that take gradients
+
+    @between("params", "final_sparsity")
+    def _named_once(params: Any, final: Any) -> Iterator[Fault]:
+        if isinstance(final, dict) and params not in ([], "", ALL_ENCODER):
+            yield Fault.of(
+                Rule.BOTH,
+                "params",
+                params,
+                "and a mapping in final_sparsity are both given",
+                "the parameters in one place",
+                "write params: []",
+            )
+
+    @between("init_sparsity", "final_sparsity", "mask_type")
+    def _reachable(init: Any, final: Any, mask_type: str) -> Iterator[Fault]:
+        pattern = read_pattern("mask_type", mask_type)
+        limit, exact = pattern.limit, f"{pattern.limit:.4g}"
+        goals = [goal for goal, _ in read_goals(None, final)]
+        if pattern.n_m is not None:
+            for goal in goals:
+                if abs(goal - limit) > _PATTERN_TOLERANCE:
+                    broken = f"is not the sparsity of mask_type={mask_type}"
+                    key, fix = "final_sparsity", f"write {exact}"
+                    yield Fault.of(Rule.SPARSITIES, key, goal, broken, exact, fix)
+            if init != FROM_PARAM and init > limit + _PATTERN_TOLERANCE:
+                yield Fault.of(
+                    Rule.SPARSITIES,
+                    "init_sparsity",
+                    init,
+                    f"is above the sparsity of mask_type={mask_type}",
+                    f"at most {exact}",
+                    f"write {exact} to reach it in one step",
+                )
+        elif init != FROM_PARAM and init > max(goals):
+            yield Fault.of(
+                Rule.SPARSITIES,
+                "init_sparsity",
+                f"{init:g}",
+                f"is above final_sparsity={max(goals):g}",
+                "a schedule that prunes more and more",
+                "lower it or raise final_sparsity",
+            )
+
+    @between("min_density", "final_sparsity", "mask_type")
+    def _room(density: float, final: Any, mask_type: str) -> Iterator[Fault]:
+        highest = max(goal for goal, _ in read_goals(None, final))
+        if density and read_pattern("mask_type", mask_type).n_m is not None:
+            yield Fault.of(
+                Rule.BOTH,
+                "min_density",
+                f"{density:g}",
+                f"and mask_type={mask_type} are both given",
+                "one of them: N:M prunes all parameters alike",
+                "leave min_density out",
+            )
+        elif density > 1.0 - highest:
+            yield Fault.of(
+                Rule.SPARSITIES,
+                "min_density",
+                f"{density:g}",
+                f"leaves no room for final_sparsity={highest:g}",
+                f"at most {1.0 - highest:g}",
+                "lower it",
+            )
+
+    @classmethod
+    def derive(cls, values: Values) -> None:
+        """Add the structure, and bring sparsities of N:M to the exact ones."""
+        pattern = values.pattern = read_pattern("mask_type", values.mask_type)
+        n_m = pattern.n_m is not None
+        goals = read_goals(values.params, values.final_sparsity)
+        values.goals = [
+            (pattern.limit if n_m else goal, names) for goal, names in goals
+        ]
+        if not isinstance(values.final_sparsity, dict):
+            values.final_sparsity = values.goals[0][0]
+        if n_m and values.init_sparsity != FROM_PARAM:
+            values.init_sparsity = min(values.init_sparsity, pattern.limit)
+
+    def begin(self) -> None:
+        """Set up what changes from event to event."""
+        self._engine: SecondOrder | None = None
         self._model: nn.Module | None = None
         self._starts: list[float] = []
         self._ends: list[float] = []
         self._applied_sparsity: list[float] | None = None
         self._events: list[PruneReport] = []
+
+    @property
+    def goals(self) -> list[tuple[float, list[str]]]:
+        """Final sparsities, each with names, patterns or tokens of its parameters."""
+        return self._goals
 
     @property
     def applied_sparsity(self) -> list[float] | None:
@@ -174,78 +232,66 @@ class GradualPruningModifier(MaskingModifier, ScheduledUpdateModifier):
         return None if self._engine is None else self._engine.config
 
     def prune_step(self, sparsities: Sequence[float]) -> StepResult:
-        """Prune the selected parameters to target sparsities; writes them.
-
-        Args:
-            sparsities: Target of each parameter, in [0, 1].
-        """
+        """Prune the selected parameters to target sparsities in [0, 1]; writes them."""
         raise NotImplementedError(f"{type(self).__name__} has to define prune_step")
 
     def sparsities_at(self, epoch: float) -> list[float]:
-        """Ask the schedule for the targets of an event.
-
-        Args:
-            epoch: Progress in epochs; ``inf`` for the end.
-
-        Returns:
-            Target of each parameter, in [0, 1].
-        """
+        """Ask the schedule for the target of each parameter; ``inf`` for the end."""
         begin = max(self.start_epoch, 0.0)  # -1 is the start of the training
         return [
             interpolate_sparsity(
-                epoch, begin, self.end_epoch, start, end, self._inter_func
+                epoch, begin, self.end_epoch, start, end, self.inter_func
             )
             for start, end in zip(self._starts, self._ends, strict=True)
         ]
 
     def resolve_targets(self, model: nn.Module) -> list[str]:
-        """Name the parameters that this modifier would prune.
+        """Name the parameters that this modifier would prune, of a wrapped model too.
 
-        Args:
-            model: The model, wrapped or not.
-
-        Returns:
-            Full names in the unwrapped model; an error if the groups of ``mask_type``
-            do not divide one of them.
+        An error if the groups of ``mask_type`` do not divide one of them.
         """
         model = unwrap(model)
-        names = [name for name, _ in self._resolve(model)]
-        for target in find_targets(model, names):
-            target.layout(self._pattern)
+        names = list(self.goals_by_name(model))
+        self._check_layouts(find_targets(model, names))
         return names
 
-    def _resolve(self, model: nn.Module) -> list[tuple[str, float]]:
+    def goals_by_name(self, model: nn.Module) -> dict[str, float]:
+        """Return the final sparsity of each parameter; the first that matches counts.
+
+        Args:
+            model: Unwrapped model.
+        """
         found: dict[str, float] = {}
         for sparsity, patterns in self._goals:
             for name in match_weights(model, patterns):
                 found.setdefault(name, sparsity)
             if ALL_PRUNABLE in patterns:
                 _warn_of_extras(model, found)
-        return list(found.items())
+        return found
+
+    def _check_layouts(self, targets: Sequence[Target]) -> None:
+        for target in targets:
+            try:
+                target.layout(self._pattern)
+            except ValueError as error:
+                fault = Fault(Rule.MODEL, "mask_type", broken=str(error))
+                raise FaultError(fault) from error
 
     def initialize(
         self, module: nn.Module, epoch: float = 0, loggers: Any = None, **kwargs: Any
     ) -> None:
-        """Resolve the parameters; with an infinite epoch, prune at once.
-
-        Args:
-            module: The model.
-            epoch: Epoch to start from; ``inf`` prunes to the final sparsity now.
-            loggers: SparseML loggers.
-            **kwargs: What the caller offers to all modifiers.
-        """
+        """Resolve the parameters; an infinite epoch prunes to the end at once."""
         super().initialize(module, epoch, loggers, **kwargs)
         self._model = unwrap(module)
-        resolved = self._resolve(self._model)
-        targets = find_targets(self._model, [name for name, _ in resolved])
-        for target in targets:
-            target.layout(self._pattern)  # fails now rather than at the first event
+        goals = self.goals_by_name(self._model)
+        targets = find_targets(self._model, list(goals))
+        self._check_layouts(targets)  # fails now rather than at the first event
         self._masks = ParameterMasks(self._model, targets)
-        self._ends = [sparsity for _, sparsity in resolved]
+        self._ends = list(goals.values())
         self._starts = [
             min(_zero_fraction(t.parameter), self._pattern.limit)
-            if self._init_sparsity == FROM_PARAM
-            else self._init_sparsity
+            if self.init_sparsity == FROM_PARAM
+            else self.init_sparsity
             for t in targets
         ]
         if math.isinf(epoch):
@@ -254,19 +300,12 @@ class GradualPruningModifier(MaskingModifier, ScheduledUpdateModifier):
     def update(
         self, module: nn.Module, optimizer: Any, epoch: float, steps_per_epoch: int
     ) -> None:
-        """Prune to the sparsity of this epoch; called by SparseML when it is time.
-
-        Args:
-            module: The model.
-            optimizer: The optimizer.
-            epoch: Progress in epochs.
-            steps_per_epoch: Optimizer steps in an epoch.
-        """
+        """Prune to the sparsity of this epoch; called by the host when it is time."""
         super().update(module, optimizer, epoch, steps_per_epoch)
         if self.started or self.start_pending(epoch, steps_per_epoch):
             self._event(epoch, steps_per_epoch)
         # Not end_pending: a schedule of a single event starts and ends in one call.
-        if epoch >= self.end_epoch and not self._leave_enabled:
+        if epoch >= self.end_epoch and not self.leave_enabled:
             self._masks.enabled = False
 
     def _event(self, epoch: float, steps_per_epoch: int) -> None:
@@ -289,9 +328,7 @@ class GradualPruningModifier(MaskingModifier, ScheduledUpdateModifier):
             sparsity_after=masks.sparsity(),
             predicted_loss_increase=result.predicted_loss_increase,
             seconds=time.perf_counter() - started,
-            peak_memory_bytes=core.memory.peak_memory(
-                masks.targets[0].parameter.device
-            ),
+            peak_memory_bytes=peak_memory(masks.targets[0].parameter.device),
             num_gradients=result.gradients.used,
             skipped_gradients=result.gradients.skipped,
             damp=result.damp,
@@ -302,10 +339,10 @@ class GradualPruningModifier(MaskingModifier, ScheduledUpdateModifier):
 
     def _anything_to_do(self) -> bool:
         counts = self._masks.counts()
-        pools = core.selection.make_pools(
+        pools = make_pools(
             [c.numel for c in counts],
             self._applied_sparsity,
-            self._global_sparsity,
+            self.global_sparsity,
             self._pattern.unit,
         )
         return any(
@@ -315,13 +352,7 @@ class GradualPruningModifier(MaskingModifier, ScheduledUpdateModifier):
     def finalize(
         self, module: nn.Module | None = None, reset_loggers: bool = True, **kwargs: Any
     ) -> None:
-        """Apply the masks a last time; let go of the model and its gradients.
-
-        Args:
-            module: The model; None leaves its weights as they are.
-            reset_loggers: True forgets the loggers.
-            **kwargs: What the caller offers to all modifiers.
-        """
+        """Apply the masks a last time; let go of the model and its gradients."""
         super().finalize(module, reset_loggers, **kwargs)
         self._model = None
         if self._engine is not None:
@@ -341,16 +372,7 @@ class GradualPruningModifier(MaskingModifier, ScheduledUpdateModifier):
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True) -> None:
-        """Continue where :meth:`state_dict` was taken; writes the parameters.
-
-        Args:
-            state_dict: As from :meth:`state_dict`.
-            strict: Ignored: a missing or extra name is always an error.
-
-        Raises:
-            RuntimeError: If the modifier is not initialized.
-            IndexError: If the names differ from the selected parameters.
-        """  # noqa: DOC502  raised by what is called
+        """Continue where :meth:`state_dict` was taken; writes the parameters."""
         state_dict = from_tensors(state_dict)
         super().load_state_dict(state_dict, strict)
         schedule = state_dict[SCHEDULE_KEY]
@@ -362,12 +384,7 @@ class GradualPruningModifier(MaskingModifier, ScheduledUpdateModifier):
             self._engine.draws = schedule["draws"]
 
     def move_schedule(self, last_event: float, ended: bool) -> None:
-        """Go on after another event than the last one, for an edited schedule.
-
-        Args:
-            last_event: Epoch from which the next event is counted.
-            ended: Whether no event is left.
-        """
+        """Go on after another event than the last, for an edited schedule."""
         self._last_update_epoch, self._ended = last_event, ended
 
 
@@ -378,7 +395,7 @@ def _zero_fraction(parameter: nn.Parameter) -> float:
 def _warn_of_extras(model: nn.Module, names: dict[str, float]) -> None:
     encoder = set(encoder_weights(model))
     extras = [name for name in names if name not in encoder]
-    if extras and core.parallel.world()[0] == 0:
+    if extras and world()[0] == 0:
         _LOGGER.warning(
             "%s prunes embeddings, pooler and head too: %s; use %s for the encoder's "
             "linear weights alone",

@@ -1,20 +1,15 @@
 """Losses of which the Fisher can be taken, beside the task's own."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from obert_modifiers import core
+from torch import Tensor, nn
+
+from obert_modifiers.core.distillation import mix_losses
+from obert_modifiers.core.outputs import LABELS, TEACHERS_OWN
+from obert_modifiers.core.pruning.sampling import GradientSource
 from obert_modifiers.modifiers.distillation import LogitDistillationModifier
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from obert_modifiers.core.pruning.sampling import GradientSource
-
-FISHER_LOSSES = ("task", "distillation", "train")
 
 
 def with_distillation(
@@ -22,17 +17,7 @@ def with_distillation(
     distillers: Sequence[LogitDistillationModifier],
     epoch: Callable[[], float],
 ) -> GradientSource:
-    """Add the losses of distillation to a source of gradients.
-
-    Args:
-        source: The source; stays as it is where it does not give the model's outputs.
-        distillers: The recipe's modifiers that distil.
-        epoch: Tells the progress in epochs.
-
-    Returns:
-        A source with ``"distillation"``, the distillation loss alone, and ``"train"``,
-        the mix that is trained at that epoch.
-    """
+    """Add the losses of distillation to a source of gradients."""
     if source.forward is None or source.output_loss is None or source.inputs is None:
         return source
     if not distillers:
@@ -43,9 +28,7 @@ def with_distillation(
         # The labels say which tokens count.
         known = batch if isinstance(batch, Mapping) else {}
         kept = {
-            k: v
-            for k, v in known.items()
-            if k in core.outputs.LABELS or k.startswith(core.outputs.TEACHERS_OWN)
+            k: v for k, v in known.items() if k in LABELS or k.startswith(TEACHERS_OWN)
         }
         return kept | dict(source.inputs(batch))
 
@@ -57,7 +40,7 @@ def with_distillation(
         losses = output_loss(outputs, batch)
         for one in active():
             rows = one.sample_losses(outputs, inputs(batch))
-            losses = core.distillation.mix_losses(losses, rows, one.hardness)
+            losses = mix_losses(losses, rows, one.hardness)
         return losses
 
     def distillation(model: nn.Module, batch: Any) -> Tensor:

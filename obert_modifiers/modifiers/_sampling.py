@@ -18,15 +18,7 @@ _LOGGER = logging.getLogger(__name__)
 
 
 def find_source(offered: Mapping[str, Any]) -> GradientSource | None:
-    """Find the source of gradients in what a caller offers.
-
-    Args:
-        offered: What the caller offers to all modifiers: ``gradient_source`` or
-            SparseML's ``grad_sampler`` among it.
-
-    Returns:
-        The source, or None.
-    """
+    """Find the source of gradients in what a caller offers."""
     source = offered.get("gradient_source")
     if source is None and offered.get("grad_sampler"):
         source = from_sparseml(offered["grad_sampler"])
@@ -34,19 +26,7 @@ def find_source(offered: Mapping[str, Any]) -> GradientSource | None:
 
 
 def from_sparseml(grad_sampler: Mapping[str, Any]) -> GradientSource:
-    """Adapt SparseML's ``grad_sampler`` dict.
-
-    Args:
-        grad_sampler: ``data_loader_builder``, called with ``grad_sampler_kwargs``,
-            gives ``(args, kwargs, target)`` items; ``loss_function`` gives the loss
-            of outputs and target, for a batch as the mean over its samples.
-
-    Returns:
-        A source with the same batches and losses.
-
-    Raises:
-        RuntimeError: If an entry is missing.
-    """
+    """Adapt SparseML's ``grad_sampler`` dict."""
     missing = {"data_loader_builder", "loss_function"} - set(grad_sampler)
     if missing:
         raise RuntimeError(
@@ -83,13 +63,6 @@ def _cycled(batches: Callable[[], Iterable[Any]], wanted: int) -> Iterator[Any]:
     """Go through batches again, with a warning, until there are enough.
 
     SparseML's training scripts give batches without an end.
-
-    Args:
-        batches: Gives them from the beginning.
-        wanted: How many.
-
-    Yields:
-        That many, or none where there are none.
     """
     given = 0
     while given < wanted:

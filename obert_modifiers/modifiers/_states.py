@@ -4,34 +4,20 @@ Whoever walks over the values of a ``state_dict`` meets tensors alone: what is n
 into one of them, as JSON.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from obert_modifiers.host.bases import SCHEDULE_KEY
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 _POINTER = "$tensor"
 
 
 def as_tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Bring a state into tensors.
-
-    Args:
-        state: Plain values, tensors and dicts of them, by name.
-
-    Returns:
-        Tensors by name: those of the state under the names that they have, those of
-        the dicts in it under their path, and bytes of JSON with all that is no tensor
-        under :data:`SCHEDULE_KEY`.
-    """
-    import torch
-    from torch import Tensor
-
+    """Bring a state into tensors."""
     top = {name: one for name, one in state.items() if isinstance(one, Tensor)}
     inside: dict[str, Tensor] = {}
     plain = {
@@ -44,17 +30,7 @@ def as_tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def from_tensors(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Undo :func:`as_tensors`.
-
-    Args:
-        state: Tensors by name; or a state as it was before, with plain values in it,
-            as older checkpoints have it.
-
-    Returns:
-        Plain values, tensors and dicts of them, by name.
-    """
-    from torch import Tensor
-
+    """Undo :func:`as_tensors`."""
     text = state.get(SCHEDULE_KEY)
     if not isinstance(text, Tensor):
         return dict(state)
@@ -64,8 +40,6 @@ def from_tensors(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _without_tensors(value: Any, where: str, found: dict[str, Tensor]) -> Any:
-    from torch import Tensor
-
     if isinstance(value, Tensor):
         found[where] = value
         return {_POINTER: where}

@@ -1,20 +1,15 @@
 """From the ``params`` of a recipe to parameters of a model."""
 
-from __future__ import annotations
-
 import difflib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from obert_modifiers import core
+from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-if TYPE_CHECKING:
-    from torch import nn
-
-    from obert_modifiers.core.pruning.targets import Target
-
+from obert_modifiers.core.pruning.targets import Target, check_no_adapters, is_conv1d
+from obert_modifiers.faults import Fault, FaultError, Rule
 
 ALL = "__ALL__"
 ALL_PRUNABLE = "__ALL_PRUNABLE__"
@@ -38,16 +33,7 @@ class Layer:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """Take the wrappers of distributed training and ``torch.compile`` off a model.
-
-    Args:
-        model: Any model.
-
-    Returns:
-        The innermost model, whose parameter names have no prefix.
-    """
-    from torch.nn.parallel import DataParallel, DistributedDataParallel
-
+    """Take the wrappers of distributed training and ``torch.compile`` off a model."""
     while True:
         if isinstance(model, (DistributedDataParallel, DataParallel)):
             model = model.module
@@ -58,17 +44,8 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Tell linear layers, the transposed ones of GPT-2 (Conv1D) among them.
-
-    Args:
-        module: Any module.
-
-    Returns:
-        True for a linear layer.
-    """
-    from torch import nn
-
-    return isinstance(module, nn.Linear) or core.targets.is_conv1d(module)
+    """Tell linear layers, the transposed ones of GPT-2 (Conv1D) among them."""
+    return isinstance(module, nn.Linear) or is_conv1d(module)
 
 
 def encoder_weights(model: nn.Module) -> list[str]:
@@ -77,15 +54,7 @@ def encoder_weights(model: nn.Module) -> list[str]:
     Those are the weights that oBERT and GMP★ prune and report on (GMP★ section 2:
     "approximately 85M weights of encoder layers" of BERT-base): items of an
     ``nn.ModuleList``, so neither embeddings, nor pooler, nor the task's head.
-
-    Args:
-        model: Unwrapped model.
-
-    Returns:
-        Full parameter names in the order of the model.
     """
-    from torch import nn
-
     lists = [n for n, m in model.named_modules() if isinstance(m, nn.ModuleList)]
     inside = tuple(f"{name}." if name else "" for name in lists)
     return [
@@ -96,16 +65,7 @@ def encoder_weights(model: nn.Module) -> list[str]:
 
 
 def prunable_weights(model: nn.Module) -> list[str]:
-    """Name what SparseML calls prunable: Linear, Conv, Conv1D, Embedding weights.
-
-    Args:
-        model: Unwrapped model.
-
-    Returns:
-        Full parameter names in the order of the model.
-    """
-    from torch import nn
-
+    """Name what SparseML calls prunable: Linear, Conv, Conv1D, Embedding weights."""
     kinds = (nn.Embedding, nn.modules.conv._ConvNd)
     return [
         f"{name}.weight"
@@ -121,15 +81,7 @@ def non_embedding_weights(model: nn.Module) -> list[str]:
     "all non-embedding parameters": the counts there hold no biases and no
     normalisation weights). A layer that shares its weight with an embedding, such as
     the output of masked language modelling, is an embedding.
-
-    Args:
-        model: Unwrapped model.
-
-    Returns:
-        Full parameter names in the order of the model, each shared weight once.
     """
-    from torch import nn
-
     modules = dict(model.named_modules())
     embeddings = {id(m.weight) for m in modules.values() if isinstance(m, nn.Embedding)}
     linear = {f"{name}.weight" for name, module in modules.items() if is_linear(module)}
@@ -141,48 +93,30 @@ def non_embedding_weights(model: nn.Module) -> list[str]:
 
 
 def match_names(model: nn.Module, patterns: Sequence[str]) -> list[str]:
-    """Resolve names, ``re:`` patterns and tokens to parameter names.
-
-    Args:
-        model: Unwrapped model.
-        patterns: Names, patterns with the prefix ``re:``, matched from the start of
-            the name, or one of :data:`TOKENS`.
-
-    Returns:
-        Full names without repetition, in the order of the model.
-
-    Raises:
-        ValueError: If a pattern matches nothing, with the nearest names.
-    """
+    """Resolve names, ``re:`` patterns and tokens to parameter names."""
     names = [name for name, _ in model.named_parameters()]
     chosen: set[str] = set()
     for pattern in patterns:
         found = set(_match(model, names, pattern))
         if not found:
-            raise ValueError(
-                f"params={pattern} matches no parameter; expected a name, a re: "
-                f"pattern or one of {', '.join(TOKENS)}; nearest: "
-                f"{_nearest(pattern, names)}"
+            raise FaultError(
+                Fault.of(
+                    Rule.MODEL,
+                    "params",
+                    pattern,
+                    "matches no parameter",
+                    f"a name, a re: pattern or one of {', '.join(TOKENS)}",
+                    f"nearest: {_nearest(pattern, names)}",
+                )
             )
         chosen |= found
     return [name for name in names if name in chosen]
 
 
 def match_weights(model: nn.Module, patterns: Sequence[str]) -> list[str]:
-    """Resolve what is to be masked, which has to be the weights that the model uses.
-
-    Args:
-        model: Unwrapped model.
-        patterns: As for :func:`match_names`.
-
-    Returns:
-        As from :func:`match_names`.
-
-    Raises:
-        ValueError: If a pattern matches nothing, or a layer with adapters.
-    """  # noqa: DOC502  raised by what is called
+    """Resolve what is to be masked, which has to be the weights that the model uses."""
     names = match_names(model, patterns)
-    core.targets.check_no_adapters(model, names)
+    check_no_adapters(model, names)
     return names
 
 
@@ -205,36 +139,19 @@ def _nearest(pattern: str, names: list[str]) -> str:
 
 
 def find_targets(model: nn.Module, names: Sequence[str]) -> list[Target]:
-    """Look up parameters by their full names.
-
-    Args:
-        model: Unwrapped model.
-        names: Full names that exist.
-
-    Returns:
-        A target for each.
-    """
+    """Look up parameters by their full names."""
     parameters = dict(model.named_parameters())
     return [
-        core.targets.Target(name, parameters[name], _is_transposed(model, name))
-        for name in names
+        Target(name, parameters[name], _is_transposed(model, name)) for name in names
     ]
 
 
 def _is_transposed(model: nn.Module, name: str) -> bool:
     layer = find_layer(model, name)
-    return layer.param_name == "weight" and core.targets.is_conv1d(layer.module)
+    return layer.param_name == "weight" and is_conv1d(layer.module)
 
 
 def find_layer(model: nn.Module, name: str) -> Layer:
-    """Look up the module that owns a parameter.
-
-    Args:
-        model: Unwrapped model.
-        name: Full name of the parameter.
-
-    Returns:
-        The module and both names.
-    """
+    """Look up the module that owns a parameter."""
     module_name, _, param_name = name.rpartition(".")
     return Layer(model.get_submodule(module_name), module_name, param_name)

@@ -1,51 +1,68 @@
 """Knowledge distillation on the outputs of a task and on hidden states."""
 
-from __future__ import annotations
-
 import inspect
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from obert_modifiers import core
-from obert_modifiers.core.options import LAYER_MAPS
+import torch
+from torch import Tensor, nn
+
+from obert_modifiers.core.distillation import (
+    LAYER_MAPS,
+    Outputs,
+    RowLosses,
+    hidden_losses,
+    mix_losses,
+    output_losses,
+    read_outputs,
+)
+from obert_modifiers.core.distributed.identity import digest_of
+from obert_modifiers.core.outputs import (
+    LABELS,
+    MULTI_LABEL,
+    REGRESSION,
+    TEACHERS_OWN,
+)
+from obert_modifiers.faults import Fault, Rule
 from obert_modifiers.host.bases import (
     ModifierProp,
-    PyTorchModifierYAML,
     ScheduledModifier,
     SparsificationTypes,
     check_initialized,
-    recipe_key,
 )
 from obert_modifiers.modifiers._classes import class_names, order_for
 from obert_modifiers.modifiers._states import as_tensors, from_tensors
 from obert_modifiers.modifiers._targets import unwrap
-from obert_modifiers.modifiers._validate import (
-    as_choice,
-    as_flag,
-    as_float,
-    as_fraction,
-    as_positive,
+from obert_modifiers.modifiers.keys import (
+    Key,
+    KeyedModifier,
+    between,
+    recipe_modifier,
 )
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from obert_modifiers.core.distillation import Outputs, RowLosses
-
-    # By name, one tensor, or tensors in the order of the model's arguments.
-    Inputs = Mapping[str, Tensor] | Tensor | Sequence[Tensor]
+from obert_modifiers.modifiers.rules import (
+    FLAG,
+    FRACTION,
+    INPUTS,
+    POSITIVE,
+    layer_map,
+    name,
+    not_negative,
+)
+from obert_modifiers.modifiers.shared_keys import SharedKeys, ends_later
 
 _SWITCH = "output_hidden_states"
+# By name, one tensor, or tensors in the order of the model's arguments.
+Inputs = Mapping[str, Tensor] | Tensor | Sequence[Tensor]
 _TOKEN_TYPES = "token_type_ids"
 
 _LOGGER = logging.getLogger(__name__)
 
 
-@PyTorchModifierYAML()
-class LogitDistillationModifier(ScheduledModifier):
+@recipe_modifier()
+class LogitDistillationModifier(KeyedModifier, ScheduledModifier):
     """Train on a teacher's outputs, ``(1 - h) * task + h * (KL + w * hidden)``.
 
     GMP★ section 2.1; oBERT and GMP★ use a hardness of 1.0 and temperatures of 2.0 and
@@ -80,72 +97,72 @@ class LogitDistillationModifier(ScheduledModifier):
             layer_map: uniform
     """
 
-    hardness = recipe_key("hardness", "Weight h of the distillation loss.")
-    temperature = recipe_key("temperature", "Softening T of both outputs.")
-    mask_padding = recipe_key("mask_padding", "Whether padding is left out.")
-    teacher = recipe_key("teacher", "Folder or hub id, self or disable.", "_named")
-    hidden_weight = recipe_key("hidden_weight", "Weight w of the hidden states.")
-    layer_map = recipe_key("layer_map", "Which layer learns from which.")
-    teacher_input_keys = recipe_key("teacher_input_keys", "Inputs of the teacher.")
+    replaceable = True
 
-    def __init__(
-        self,
-        hardness: float = 0.5,
-        temperature: float = 2.0,
-        start_epoch: float = -1.0,
-        end_epoch: float = -1.0,
-        mask_padding: bool = True,
-        teacher: str | None = None,
-        hidden_weight: float = 0.0,
-        layer_map: str | list[int] | None = None,
-        teacher_input_keys: Sequence[str] | None = None,
-    ) -> None:
-        """Check and keep the recipe's keys.
+    hardness = Key(
+        FRACTION, 0.5, "Weight h of the distillation loss, in [0, 1].", later=True
+    )
+    temperature = Key(POSITIVE, 2.0, "Softening T of both outputs.", later=True)
+    start_epoch = SharedKeys.start_epoch.but(
+        default=-1.0, meaning="First epoch; -1 for the start.", later=True
+    )
+    end_epoch = SharedKeys.end_epoch.but(
+        default=-1.0,
+        meaning="Epoch from which on the task's loss is back; -1 for never.",
+        later=True,
+    )
+    mask_padding = Key(
+        FLAG,
+        True,
+        "False counts padding and ignored labels too, as SparseML's "
+        "DistillationModifier does.",
+        later=True,
+    )
+    teacher = Key(
+        name("a folder or hub id, self or disable", "write it as text"),
+        None,
+        "Folder or hub id of the teacher, which whoever runs the recipe loads; self or "
+        "disable. A teacher given to initialize comes before it.",
+        later=True,
+    )
+    hidden_weight = Key(
+        not_negative("write 1.0"),
+        0.0,
+        "Weight w of the loss on hidden states, beside that on logits; 0 leaves it "
+        "out.",
+        later=True,
+    )
+    layer_map = Key(
+        layer_map(*LAYER_MAPS),
+        None,
+        "uniform (the default), last, or for each layer of the student the index of "
+        "the teacher's, counted from 0.",
+        later=True,
+    )
+    teacher_input_keys = Key(
+        INPUTS,
+        None,
+        "Names of the student's inputs that the teacher gets, for one that takes "
+        "fewer; None for all but the labels.",
+        later=True,
+    )
+    _ends = ends_later("epochs to distil in, or -1 for the end of the training")
 
-        Args:
-            hardness: Weight h of the distillation loss, in [0, 1].
-            temperature: Softening T, above 0.
-            start_epoch: First epoch; -1 for the start.
-            end_epoch: Epoch from which on the task's loss is back; -1 for never.
-            mask_padding: False counts padding and ignored labels too, as SparseML's
-                ``DistillationModifier`` does.
-            teacher: Folder or hub id of the teacher, which whoever runs the recipe
-                loads; ``self`` or ``disable``. A teacher given to ``initialize``
-                comes before it.
-            hidden_weight: Weight w of the loss on hidden states, beside that on
-                logits; 0 leaves it out.
-            layer_map: ``uniform`` (the default), ``last``, or for each layer of the
-                student the index of the teacher's, counted from 0.
-            teacher_input_keys: Names of the student's inputs that the teacher gets, for
-                one that takes fewer; None for all but the labels.
-
-        Raises:
-            ValueError: If a value breaks its rule.
-        """
-        super().__init__(
-            start_epoch=as_float("start_epoch", start_epoch),
-            end_epoch=as_float("end_epoch", end_epoch),
-            end_comparator=-1,
-        )
-        if 0.0 <= self.end_epoch <= max(self.start_epoch, 0.0):
-            raise ValueError(
-                f"end_epoch={self.end_epoch:g} does not lie after start_epoch="
-                f"{self.start_epoch:g}; expected epochs to distil in, or -1 for the end"
-                " of the training; raise it"
+    @between("layer_map", "hidden_weight")
+    def _weighed(layers: Any, weight: float) -> Iterator[Fault]:
+        if layers is not None and weight == 0.0:
+            yield Fault.of(
+                Rule.NEEDS,
+                "layer_map",
+                layers,
+                "is given without hidden_weight",
+                "both or none",
+                "write hidden_weight: 1.0",
             )
-        self._hardness = as_fraction("hardness", hardness)
-        self._temperature = as_positive("temperature", temperature)
-        self._mask_padding = as_flag("mask_padding", mask_padding)
-        self._named = _as_name(teacher)
-        self._hidden_weight = as_float("hidden_weight", hidden_weight)
-        if self._hidden_weight < 0.0:
-            raise ValueError(
-                f"hidden_weight={hidden_weight} is negative; expected 0 or more; "
-                "write 1.0"
-            )
-        self._layer_map = _as_layer_map(layer_map, self._hidden_weight)
-        self._teacher_input_keys = _as_input_keys(teacher_input_keys)
-        self._teacher: nn.Module | None = None
+
+    def begin(self) -> None:
+        """Have no teacher yet."""
+        self._teacher_model: nn.Module | None = None
         self._digest: str | None = None
         self._switched: tuple[Any, Any] | None = None
         self._config: Any = None  # the student's
@@ -153,7 +170,7 @@ class LogitDistillationModifier(ScheduledModifier):
 
     @ModifierProp(serializable=False)
     def sparsification_types(self) -> list[SparsificationTypes]:
-        """Kinds of compression that this modifier applies."""  # noqa: DOC201 property
+        """Kinds of compression that this modifier applies."""
         return [SparsificationTypes.distillation]
 
     def initialize(
@@ -178,21 +195,19 @@ class LogitDistillationModifier(ScheduledModifier):
             ValueError: If the teacher is neither, is the student itself, or its outputs
                 stand for something else than the student's.
         """
-        from torch import nn
-
         super().initialize(module, epoch, loggers, **kwargs)
         student = unwrap(module)
         given = distillation_teacher
-        given = (self._named or "disable") if given is None else given
+        given = (self.teacher or "disable") if given is None else given
         if isinstance(given, nn.Module):
             if unwrap(given) is student:
                 raise ValueError(
                     "distillation_teacher is the student itself; expected another "
                     "model; pass self for a copy of it"
                 )
-            self._teacher = given
+            self._teacher_model = given
         elif given == "self":
-            self._teacher = deepcopy(student)
+            self._teacher_model = deepcopy(student)
         elif given == "disable":
             _LOGGER.warning("distillation_teacher=disable: training on the task's loss")
             return
@@ -201,26 +216,22 @@ class LogitDistillationModifier(ScheduledModifier):
                 f"distillation_teacher={given} is unknown; expected a "
                 "model, self or disable; pass a loaded model"
             )
-        self._teacher.eval().requires_grad_(False)
+        self._teacher_model.eval().requires_grad_(False)
         self._digest = None
         config = self._config = getattr(student, "config", None)
-        self._compare(getattr(self._teacher, "config", None))
+        self._compare(getattr(self._teacher_model, "config", None))
         if self._hidden_weight > 0.0 and config is not None:
             self._switched = (config, getattr(config, _SWITCH, False))
             setattr(config, _SWITCH, True)
 
     def _compare(self, theirs: Any) -> None:
-        """Hold the teacher's outputs against the student's, by the configurations.
-
-        Raises:
-            ValueError: If only one of them gives numbers, or several labels.
-        """
+        """Hold the teacher's outputs against the student's, by the configurations."""
         ours = self._config
         one, two = (getattr(c, "problem_type", None) for c in (ours, theirs))
         if (
             None not in (one, two)
             and one != two
-            and {one, two} & {core.outputs.REGRESSION, core.outputs.MULTI_LABEL}
+            and {one, two} & {REGRESSION, MULTI_LABEL}
         ):
             raise ValueError(
                 f"teacher has problem_type={two}; expected the student's {one}; use a "
@@ -238,16 +249,11 @@ class LogitDistillationModifier(ScheduledModifier):
             )
 
     def active(self, epoch: float) -> bool:
-        """Tell whether the loss is distilled at an epoch.
-
-        Args:
-            epoch: Progress in epochs.
-
-        Returns:
-            True between start and end, where there is a teacher.
-        """
+        """Tell whether the loss is distilled at an epoch."""
         ended = self.end_epoch >= 0.0 and epoch >= self.end_epoch
-        return self._teacher is not None and epoch >= self.start_epoch and not ended
+        return (
+            self._teacher_model is not None and epoch >= self.start_epoch and not ended
+        )
 
     def loss_update(
         self,
@@ -261,29 +267,7 @@ class LogitDistillationModifier(ScheduledModifier):
         teacher_inputs: Inputs | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        """Mix the distillation loss into the loss of a batch.
-
-        Args:
-            loss: The task's loss, a mean over the batch.
-            module: The student.
-            optimizer: The optimizer.
-            epoch: Progress in epochs.
-            steps_per_epoch: Optimizer steps in an epoch.
-            student_outputs: Outputs with ``logits``, or a tuple that starts with
-                them.
-            student_inputs: Inputs by name; ``labels`` are not shown to the teacher. As
-                in SparseML also a tensor, or tensors in the order of the model's
-                arguments; with them no padding is known, and every row counts.
-            teacher_inputs: The teacher's own inputs, of the same samples, where they
-                are others; SparseML's training scripts pass them.
-            **kwargs: What the caller offers to other modifiers.
-
-        Returns:
-            The mixed loss, or the task's loss outside the range of epochs.
-
-        Raises:
-            ValueError: If outputs or inputs are missing.
-        """
+        """Mix the distillation loss into the loss of a batch."""
         loss = super().loss_update(
             loss, module, optimizer, epoch, steps_per_epoch, **kwargs
         )
@@ -298,7 +282,7 @@ class LogitDistillationModifier(ScheduledModifier):
         distilled = rows.mean()
         if hidden is not None:
             distilled = distilled + self._hidden_weight * hidden.mean()
-        return core.distillation.mix_losses(loss, distilled, self._hardness)
+        return mix_losses(loss, distilled, self._hardness)
 
     def sample_losses(
         self, student_outputs: Any, student_inputs: Mapping[str, Tensor]
@@ -308,15 +292,6 @@ class LogitDistillationModifier(ScheduledModifier):
         For tokens it is the mean over the sample's own tokens that count, 0 where
         there are none, so that the mean over samples weighs them otherwise than
         :meth:`loss_update`, where each token counts the same.
-
-        Args:
-            student_outputs: Outputs with ``logits``, with ``start_logits`` and
-                ``end_logits``, or a tuple that starts with the logits.
-            student_inputs: Inputs by name; ``labels`` say which tokens count and are
-                not shown to the teacher.
-
-        Returns:
-            ``(k,)``, with gradients to the student's outputs alone.
         """
         rows, hidden = self._losses(student_outputs, student_inputs)
         losses = rows.per_sample()
@@ -330,28 +305,22 @@ class LogitDistillationModifier(ScheduledModifier):
         student_inputs: Inputs,
         teacher_inputs: Inputs | None = None,
     ) -> tuple[RowLosses, Tensor | None]:
-        """Run the teacher and compare.
-
-        Returns:
-            The losses on the logits, and on the hidden states of each sample.
-        """
-        import torch
-
+        """Run the teacher and compare."""
         inputs = self._teacher_inputs(student_inputs, teacher_inputs)
-        student = core.distillation.read_outputs(student_outputs)
+        student = read_outputs(student_outputs)
         device = student.logits[0].device
-        if next(self._teacher.parameters()).device != device:
-            self._teacher.to(device)
+        if next(self._teacher_model.parameters()).device != device:
+            self._teacher_model.to(device)
         asked = {}
-        if self._hidden_weight > 0.0 and hasattr(self._teacher, "config"):
+        if self._hidden_weight > 0.0 and hasattr(self._teacher_model, "config"):
             asked[_SWITCH] = True
         with torch.no_grad():
-            found = _forward(self._teacher, inputs, asked)
-            teacher = self._in_order(core.distillation.read_outputs(found))
+            found = _forward(self._teacher_model, inputs, asked)
+            teacher = self._in_order(read_outputs(found))
         named = self._mask_padding and isinstance(student_inputs, Mapping)
         mask = student_inputs.get("attention_mask") if named else None
         labels = student_inputs.get("labels") if named else None
-        rows = core.distillation.output_losses(
+        rows = output_losses(
             student,
             teacher,
             self._temperature,
@@ -361,9 +330,7 @@ class LogitDistillationModifier(ScheduledModifier):
         )
         if self._hidden_weight == 0.0:
             return rows, None
-        return rows, core.distillation.hidden_losses(
-            student, teacher, self._layer_map or "uniform", mask
-        )
+        return rows, hidden_losses(student, teacher, self._layer_map or "uniform", mask)
 
     def _in_order(self, outputs: Outputs) -> Outputs:
         order = self._order
@@ -378,7 +345,7 @@ class LogitDistillationModifier(ScheduledModifier):
     def _teacher_inputs(self, student: Inputs, own: Inputs | None) -> Inputs:
         keys = self._teacher_input_keys
         if isinstance(student, Mapping):
-            begins = core.outputs.TEACHERS_OWN
+            begins = TEACHERS_OWN
             extra = {k: v for k, v in student.items() if k.startswith(begins)}
             student = {k: v for k, v in student.items() if k not in extra}
             student |= {k.removeprefix(begins): v for k, v in extra.items()}
@@ -400,8 +367,8 @@ class LogitDistillationModifier(ScheduledModifier):
         if not isinstance(shown, Mapping):
             return shown
         left_out = (
-            *core.outputs.LABELS,
-            *([] if _takes_types(self._teacher) else [_TOKEN_TYPES]),
+            *LABELS,
+            *([] if _takes_types(self._teacher_model) else [_TOKEN_TYPES]),
         )
         return {k: v for k, v in shown.items() if k not in left_out}
 
@@ -419,22 +386,13 @@ class LogitDistillationModifier(ScheduledModifier):
         })
 
     def _hash(self) -> str | None:
-        if self._teacher is None:
+        if self._teacher_model is None:
             return None
-        self._digest = self._digest or core.identity.digest_of(self._teacher)
+        self._digest = self._digest or digest_of(self._teacher_model)
         return self._digest
 
     def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True) -> None:
-        """Continue where :meth:`state_dict` was taken, with the same teacher.
-
-        Args:
-            state_dict: As from :meth:`state_dict`.
-            strict: Ignored: another teacher is always an error.
-
-        Raises:
-            RuntimeError: If the modifier is not initialized.
-            ValueError: If the teacher is another one.
-        """
+        """Continue where :meth:`state_dict` was taken, with the same teacher."""
         check_initialized(self)
         state_dict = from_tensors(state_dict)
         known, own = state_dict["teacher"], self._hash()
@@ -449,15 +407,9 @@ class LogitDistillationModifier(ScheduledModifier):
     def finalize(
         self, module: nn.Module | None = None, reset_loggers: bool = True, **kwargs: Any
     ) -> None:
-        """Let go of the teacher, and set the student's configuration back.
-
-        Args:
-            module: The student.
-            reset_loggers: True forgets the loggers.
-            **kwargs: What the caller offers to all modifiers.
-        """
+        """Let go of the teacher, and set the student's configuration back."""
         super().finalize(module, reset_loggers, **kwargs)
-        self._teacher = self._config = None
+        self._teacher_model = self._config = None
         if self._switched is not None:
             config, before = self._switched
             setattr(config, _SWITCH, before)
@@ -465,8 +417,6 @@ class LogitDistillationModifier(ScheduledModifier):
 
 
 def _forward(model: nn.Module, inputs: Inputs, options: Mapping[str, Any]) -> Any:
-    from torch import Tensor
-
     if isinstance(inputs, Mapping):
         return model(**inputs, **options)
     ordered = (inputs,) if isinstance(inputs, Tensor) else inputs
@@ -477,44 +427,3 @@ def _takes_types(teacher: nn.Module) -> bool:
     # DistilBERT and others have none.
     taken = inspect.signature(teacher.forward).parameters
     return _TOKEN_TYPES in taken or "input_ids" not in taken
-
-
-def _as_name(value: Any) -> str | None:
-    if value is not None and not (isinstance(value, str) and value.strip()):
-        raise ValueError(
-            f"teacher={value} is not a name; expected a folder or hub id, self or "
-            "disable; write it as text"
-        )
-    return value
-
-
-def _as_layer_map(
-    value: str | Sequence[int] | None, hidden_weight: float
-) -> str | list[int] | None:
-    if value is None:
-        return None
-    if hidden_weight == 0.0:
-        raise ValueError(
-            f"layer_map={value} is given without hidden_weight; expected both or none; "
-            "write hidden_weight: 1.0"
-        )
-    if isinstance(value, str):
-        return as_choice("layer_map", value, LAYER_MAPS)
-    if not value or not all(type(one) is int and one >= 0 for one in value):
-        raise ValueError(
-            f"layer_map={value} is not a list of layers; expected indices of the "
-            "teacher's layers from 0 on; write uniform"
-        )
-    return list(value)
-
-
-def _as_input_keys(value: Any) -> list[str] | None:
-    if value is None:
-        return None
-    names = [value] if isinstance(value, str) else list(value)
-    if not names or not all(isinstance(name, str) for name in names):
-        raise ValueError(
-            f"teacher_input_keys={value} are not names; expected those of the model's "
-            "inputs; write [input_ids, attention_mask], or leave it out for all"
-        )
-    return names

@@ -1,43 +1,31 @@
 """Early stopping on a metric of the evaluations."""
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from obert_modifiers import core
+from torch import Tensor, nn
+
+from obert_modifiers.core.snapshot import Snapshot, restore_snapshot_, take_snapshot
+from obert_modifiers.faults import nearest_word
 from obert_modifiers.host.bases import (
     ModifierProp,
-    PyTorchModifierYAML,
     ScheduledModifier,
     SparsificationTypes,
     check_initialized,
-    recipe_key,
 )
 from obert_modifiers.modifiers._states import as_tensors, from_tensors
 from obert_modifiers.modifiers._targets import unwrap
-from obert_modifiers.modifiers._validate import (
-    as_choice,
-    as_count,
-    as_flag,
-    as_float,
-    nearest_word,
-)
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from obert_modifiers.core.snapshot import Snapshot
-
-MODES = ("max", "min")
+from obert_modifiers.modifiers.keys import Key, KeyedModifier, Values, recipe_modifier
+from obert_modifiers.modifiers.rules import COUNT, FLAG, choice, name, not_negative
+from obert_modifiers.modifiers.shared_keys import SharedKeys
 
 _LOGGER = logging.getLogger(__name__)
 
 
-@PyTorchModifierYAML()
-class EarlyStoppingModifier(ScheduledModifier):
+@recipe_modifier()
+class EarlyStoppingModifier(KeyedModifier, ScheduledModifier):
     """End the training when a metric gets no better, and go back to its best weights.
 
     oBERT section 5 employs early stopping "to prevent overfitting on smaller GLUE
@@ -67,55 +55,41 @@ class EarlyStoppingModifier(ScheduledModifier):
             restore_best: true
     """
 
-    metric = recipe_key("metric", "Name of a figure of the evaluations.")
-    mode = recipe_key("mode", "max or min.")
-    patience = recipe_key("patience", "Evaluations without a better one.")
-    min_delta = recipe_key("min_delta", "What counts as better.")
-    restore_best = recipe_key("restore_best", "Go back to the best weights.")
+    metric = Key(
+        name("a figure of the evaluations", "write accuracy or loss"),
+        meaning="Name of a figure of the evaluations, such as accuracy.",
+    )
+    mode = Key(
+        choice("max", "min"),
+        "max",
+        "max where a larger figure is better, min for a loss.",
+    )
+    patience = Key(
+        COUNT,
+        1,
+        "Evaluations in a row that are not better, after which the training ends.",
+    )
+    min_delta = Key(
+        not_negative("write 0.0"),
+        0.0,
+        "By how much a better figure exceeds the best so far.",
+    )
+    start_epoch = SharedKeys.start_epoch.but(
+        default=0.0, meaning="Epoch of the first evaluation that counts."
+    )
+    restore_best = Key(
+        FLAG,
+        True,
+        "True ends with the weights of the best evaluation, false with the last ones.",
+    )
 
-    def __init__(
-        self,
-        metric: str,
-        mode: str = "max",
-        patience: int = 1,
-        min_delta: float = 0.0,
-        start_epoch: float = 0.0,
-        restore_best: bool = True,
-    ) -> None:
-        """Check and keep the recipe's keys.
+    @classmethod
+    def derive(cls, values: Values) -> None:
+        """It has no end to choose."""
+        values.end_epoch = -1.0
 
-        Args:
-            metric: Name of a figure of the evaluations, such as ``accuracy``.
-            mode: ``max`` where a larger figure is better, ``min`` for a loss.
-            patience: Evaluations in a row that are not better, after which the
-                training ends; at least 1.
-            min_delta: By how much a better figure exceeds the best so far; 0 or more.
-            start_epoch: Epoch of the first evaluation that counts.
-            restore_best: True ends with the weights of the best evaluation, False
-                with the last ones.
-
-        Raises:
-            ValueError: If a value breaks its rule.
-        """
-        super().__init__(
-            start_epoch=as_float("start_epoch", start_epoch),
-            end_epoch=-1.0,
-            end_comparator=-1,
-        )
-        if not isinstance(metric, str) or not metric.strip():
-            raise ValueError(
-                f"metric={metric} is not a name; expected a figure of the evaluations; "
-                "write accuracy or loss"
-            )
-        self._metric = metric
-        self._mode = as_choice("mode", mode, MODES)
-        self._patience = as_count("patience", patience)
-        self._min_delta = as_float("min_delta", min_delta)
-        if self._min_delta < 0.0:
-            raise ValueError(
-                f"min_delta={min_delta} is negative; expected 0 or more; write 0.0"
-            )
-        self._restore_best = as_flag("restore_best", restore_best)
+    def begin(self) -> None:
+        """Know of no evaluation yet."""
         self._best: float | None = None
         self._best_epoch = -1.0
         self._last_epoch = -1.0
@@ -124,7 +98,7 @@ class EarlyStoppingModifier(ScheduledModifier):
 
     @ModifierProp(serializable=False)
     def sparsification_types(self) -> list[SparsificationTypes]:
-        """Kinds of compression that this modifier applies."""  # noqa: DOC201 property
+        """Kinds of compression that this modifier applies."""
         return [SparsificationTypes.general]
 
     @property
@@ -142,38 +116,10 @@ class EarlyStoppingModifier(ScheduledModifier):
         """Whether the patience is over."""
         return self._worse >= self._patience
 
-    def props(self, only_serializable: bool, **kwargs: bool) -> dict[str, Any]:
-        """Collect the recipe's keys; it has no end to choose.
-
-        Args:
-            only_serializable: True for the keys that go into YAML alone.
-            **kwargs: SparseML's choice of format.
-
-        Returns:
-            Value by key.
-        """
-        found = super().props(only_serializable, **kwargs)
-        if only_serializable:
-            found.pop("end_epoch", None)
-        return found
-
     def evaluated(
         self, module: nn.Module, metrics: Mapping[str, float], epoch: float
     ) -> bool:
-        """Take the figures of an evaluation; copies the weights if they are the best.
-
-        Args:
-            module: The model as it was evaluated.
-            metrics: Figures by name, equal on all processes.
-            epoch: Progress in epochs.
-
-        Returns:
-            True if the training should end now.
-
-        Raises:
-            RuntimeError: If the modifier is not initialized.
-            ValueError: If there is no such figure.
-        """
+        """Take the figures of an evaluation; copies the weights if it is the best."""
         if not self.initialized:
             raise RuntimeError("modifier must be initialized first")
         if self._metric not in metrics:
@@ -189,7 +135,7 @@ class EarlyStoppingModifier(ScheduledModifier):
             self._best, self._best_epoch = float(metrics[self._metric]), epoch
             self._worse = 0
             if self._restore_best:
-                self._snapshot = core.snapshot.take_snapshot(unwrap(module))
+                self._snapshot = take_snapshot(unwrap(module))
         else:
             self._worse += 1
         return self.stopped
@@ -203,29 +149,14 @@ class EarlyStoppingModifier(ScheduledModifier):
         return (gain if self._mode == "max" else -gain) > self._min_delta
 
     def restore(self, module: nn.Module) -> bool:
-        """Go back to the weights of the best evaluation; writes the parameters.
-
-        Args:
-            module: The model.
-
-        Returns:
-            True if the model had other weights.
-        """
+        """Go back to the weights of the best evaluation; writes the parameters."""
         snapshot, self._snapshot = self._snapshot, None
-        return snapshot is not None and core.snapshot.restore_snapshot_(
-            unwrap(module), snapshot
-        )
+        return snapshot is not None and restore_snapshot_(unwrap(module), snapshot)
 
     def finalize(
         self, module: nn.Module | None = None, reset_loggers: bool = True, **kwargs: Any
     ) -> None:
-        """Go back to the best weights, unless :meth:`restore` has done so.
-
-        Args:
-            module: The model.
-            reset_loggers: True forgets the loggers.
-            **kwargs: What the caller offers to all modifiers.
-        """
+        """Go back to the best weights, unless :meth:`restore` has done so."""
         super().finalize(module, reset_loggers, **kwargs)
         if self._last_epoch < 0.0:
             _LOGGER.warning(
@@ -267,6 +198,4 @@ class EarlyStoppingModifier(ScheduledModifier):
         self._last_epoch = state_dict["last_epoch"]
         self._worse = state_dict["worse"]
         values, ranges = state_dict["values"], state_dict["ranges"]
-        self._snapshot = (
-            None if values is None else core.snapshot.Snapshot(values, ranges)
-        )
+        self._snapshot = None if values is None else Snapshot(values, ranges)

@@ -1,31 +1,28 @@
 """Parameters that do not change for a range of epochs."""
 
-from __future__ import annotations
+from typing import Any
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+import torch
+from torch import Tensor, nn
 
 from obert_modifiers.host.bases import (
     ModifierProp,
-    PyTorchModifierYAML,
     ScheduledModifier,
     SparsificationTypes,
     check_initialized,
-    recipe_key,
 )
 from obert_modifiers.modifiers._states import as_tensors, from_tensors
 from obert_modifiers.modifiers._targets import match_names, unwrap
-from obert_modifiers.modifiers._validate import as_float, check_end
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
+from obert_modifiers.modifiers.keys import KeyedModifier, recipe_modifier
+from obert_modifiers.modifiers.rules import listed
+from obert_modifiers.modifiers.shared_keys import SharedKeys, ends_later
 
 _CLOSE = 1e-9  # of an epoch; far below a step, far above a sum's rounding
 _NEXT = "next_epoch"
 
 
-@PyTorchModifierYAML()
-class FrozenParamsModifier(ScheduledModifier):
+@recipe_modifier()
+class FrozenParamsModifier(KeyedModifier, ScheduledModifier):
     """Keep parameters as they are for a range of epochs, such as the embeddings.
 
     oBERTa Table 24: "Frozen until epoch 10, unfrozen for QAT". SparseML's
@@ -48,38 +45,27 @@ class FrozenParamsModifier(ScheduledModifier):
             end_epoch: 10.0
     """
 
-    params = recipe_key("params", "Names, re: patterns or a token.")
+    params = SharedKeys.params.but(
+        meaning="Names, re: patterns or tokens of the parameters to keep."
+    )
+    start_epoch = SharedKeys.start_epoch.but(
+        default=0.0, meaning="Epoch of the first step that leaves them as they are."
+    )
+    end_epoch = SharedKeys.end_epoch.but(
+        default=-1.0,
+        meaning="Epoch of the first step that moves them again; -1 for never.",
+    )
+    _ends = ends_later()
 
-    def __init__(
-        self,
-        params: str | Sequence[str],
-        start_epoch: float = 0.0,
-        end_epoch: float = -1.0,
-    ) -> None:
-        """Check and keep the recipe's keys.
-
-        Args:
-            params: Names, ``re:`` patterns or tokens of the parameters to keep.
-            start_epoch: Epoch of the first step that leaves them as they are.
-            end_epoch: Epoch of the first step that moves them again; -1 for never.
-
-        Raises:
-            ValueError: If a value breaks its rule.
-        """
-        start, end = (
-            as_float("start_epoch", start_epoch),
-            as_float("end_epoch", end_epoch),
-        )
-        check_end(start, end)
-        super().__init__(start_epoch=start, end_epoch=end, end_comparator=-1)
-        self._params = params if isinstance(params, str) else list(params)
+    def begin(self) -> None:
+        """Hold nothing yet."""
         self._kept: list[nn.Parameter] = []
         self._handles: list[Any] = []
         self._next_epoch = 0.0
 
     @ModifierProp(serializable=False)
     def sparsification_types(self) -> list[SparsificationTypes]:
-        """Kinds of compression that this modifier applies."""  # noqa: DOC201 property
+        """Kinds of compression that this modifier applies."""
         return [SparsificationTypes.general]
 
     def resolve_targets(self, model: nn.Module) -> list[str]:
@@ -91,8 +77,7 @@ class FrozenParamsModifier(ScheduledModifier):
         Returns:
             Full names in the unwrapped model.
         """
-        names = [self._params] if isinstance(self._params, str) else self._params
-        return match_names(unwrap(model), names)
+        return match_names(unwrap(model), listed("params", self.params))
 
     def _in_range(self, epoch: float) -> bool:
         before_end = self.end_epoch < 0.0 or epoch < self.end_epoch - _CLOSE
@@ -100,8 +85,6 @@ class FrozenParamsModifier(ScheduledModifier):
 
     def _prepare(self, next_epoch: float) -> None:
         """Hold the gradients at zero if the step at this epoch is in the range."""
-        import torch
-
         self._next_epoch = next_epoch
         if self._in_range(next_epoch) and not self._handles:
             self._handles = [
@@ -137,14 +120,7 @@ class FrozenParamsModifier(ScheduledModifier):
     def optimizer_pre_step(
         self, module: nn.Module, optimizer: Any, epoch: float, steps_per_epoch: int
     ) -> None:
-        """Take the gradients away, in the range.
-
-        Args:
-            module: The model.
-            optimizer: The optimizer; it passes over parameters without a gradient.
-            epoch: Progress in epochs.
-            steps_per_epoch: Optimizer steps in an epoch.
-        """
+        """Take the gradients away, in the range."""
         super().optimizer_pre_step(module, optimizer, epoch, steps_per_epoch)
         if self._in_range(epoch):
             for parameter in self._kept:
@@ -153,27 +129,14 @@ class FrozenParamsModifier(ScheduledModifier):
     def optimizer_post_step(
         self, module: nn.Module, optimizer: Any, epoch: float, steps_per_epoch: int
     ) -> None:
-        """Hold or release the parameters for the step that comes next.
-
-        Args:
-            module: The model.
-            optimizer: The optimizer.
-            epoch: Progress in epochs.
-            steps_per_epoch: Optimizer steps in an epoch.
-        """
+        """Hold or release the parameters for the step that comes next."""
         super().optimizer_post_step(module, optimizer, epoch, steps_per_epoch)
         self._prepare(epoch + 1.0 / steps_per_epoch)
 
     def finalize(
         self, module: nn.Module | None = None, reset_loggers: bool = True, **kwargs: Any
     ) -> None:
-        """Release the parameters and let go of them.
-
-        Args:
-            module: The model.
-            reset_loggers: True forgets the loggers.
-            **kwargs: What the caller offers to all modifiers.
-        """
+        """Release the parameters and let go of them."""
         super().finalize(module, reset_loggers, **kwargs)
         self._release()
         self._kept = []

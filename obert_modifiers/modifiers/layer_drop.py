@@ -1,33 +1,42 @@
 """Layer dropping: a shallower model before anything else happens."""
 
-from __future__ import annotations
-
 import weakref
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
-from obert_modifiers import core
-from obert_modifiers.core.options import CHOICES
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from obert_modifiers.core.layer_drop import (
+    CHOICES,
+    drop_layers_,
+    find_layers,
+    layers_left,
+    plan_layers,
+)
+from obert_modifiers.faults import Fault, Rule
 from obert_modifiers.host.bases import (
     ModifierProp,
-    PyTorchModifierYAML,
     ScheduledModifier,
     SparsificationTypes,
     check_initialized,
-    recipe_key,
 )
 from obert_modifiers.modifiers._states import as_tensors, from_tensors
 from obert_modifiers.modifiers._targets import unwrap
-from obert_modifiers.modifiers._validate import as_choice, as_count
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
+from obert_modifiers.modifiers.keys import (
+    Key,
+    KeyedModifier,
+    Values,
+    between,
+    recipe_modifier,
+)
+from obert_modifiers.modifiers.rules import LAYER_NAMES, LAYERS, choice
 
 _STATE_KEY = "kept"
 
 
-@PyTorchModifierYAML()
-class LayerDropModifier(ScheduledModifier):
+@recipe_modifier()
+class LayerDropModifier(KeyedModifier, ScheduledModifier):
     """Keep some of the encoder's layers and drop the others, for good.
 
     oBERT section 4.3, "direct" layer dropping; oBERTa section 3. Without ``choice``
@@ -47,52 +56,63 @@ class LayerDropModifier(ScheduledModifier):
             choice: first_middle_last
     """
 
-    keep = recipe_key("keep", "Number of layers that stay, or their indices.")
-    choice = recipe_key("choice", "first_middle_last or interleaved.")
-    drop = recipe_key("drop", "Names of the layers that go.")
+    keep = Key(
+        LAYERS,
+        None,
+        "How many layers stay, at least 2, or a list of their indices, counted from 0.",
+    )
+    choice = Key(
+        choice(*CHOICES),
+        None,
+        "first_middle_last, for three layers, or interleaved.",
+    )
+    drop = Key(
+        LAYER_NAMES,
+        None,
+        "In the place of keep, the full names of the layers that go, as "
+        "bert.encoder.layer.1.",
+    )
 
-    def __init__(
-        self,
-        keep: int | list[int] | None = None,
-        choice: str | None = None,
-        drop: Sequence[str] | None = None,
-    ) -> None:
-        """Check and keep the recipe's keys.
+    @between("keep", "choice", "drop")
+    def _go_together(
+        keep: Any, choice: str | None, drop: list[str] | None
+    ) -> Iterator[Fault]:
+        if drop is not None:
+            if keep is not None or choice is not None:
+                broken = "and keep or choice are both given"
+                fix = "leave drop out"
+                yield Fault.of(Rule.BOTH, "drop", drop, broken, "one of them", fix)
+        elif keep is None:
+            yield Fault(
+                Rule.MISSING,
+                "keep",
+                broken="keep is missing",
+                expected="a number of layers, or drop with the names of those that go",
+                fix="write keep: 3",
+            )
+        elif choice is not None and isinstance(keep, list):
+            broken, fix = "and a list in keep are both given", "leave choice out"
+            yield Fault.of(Rule.BOTH, "choice", choice, broken, "one of them", fix)
+        elif choice == CHOICES[0] and keep != 3:
+            broken, fix = f"is for three layers, not keep={keep}", "write choice: "
+            fix += "interleaved"
+            yield Fault.of(Rule.LAYERS, "choice", choice, broken, "keep: 3", fix)
 
-        Args:
-            keep: How many layers stay, at least 2, or a list of their indices,
-                counted from 0.
-            choice: ``first_middle_last``, for three layers, or ``interleaved``.
-            drop: In the place of ``keep``, the full names of the layers that go, as
-                ``bert.encoder.layer.1``.
+    @classmethod
+    def derive(cls, values: Values) -> None:
+        """It has no epochs to choose."""
+        # The host initializes in the order of end_epoch, -1 last of all.
+        values.update(start_epoch=-1.0, end_epoch=0.0)
 
-        Raises:
-            ValueError: If a value breaks its rule.
-        """
-        # SparseML initializes in the order of end_epoch, -1 last of all.
-        super().__init__(start_epoch=-1.0, end_epoch=0.0, end_comparator=-1)
-        self._drop = _as_drop(drop, keep, choice)
-        self._keep = None if self._drop else _as_keep(keep)
-        self._choice = choice
-        if choice is not None:
-            as_choice("choice", choice, CHOICES)
-            if isinstance(self._keep, list):
-                raise ValueError(
-                    f"choice={choice} and a list in keep are both given; expected one "
-                    "of them; leave choice out"
-                )
-            if choice == CHOICES[0] and self._keep != 3:
-                raise ValueError(
-                    f"choice={choice} is for three layers, not keep={self._keep}; "
-                    "expected keep: 3; write choice: interleaved"
-                )
+    def begin(self) -> None:
+        """Have no model yet."""
         self._kept: tuple[int, ...] | None = None
         self._model: weakref.ref[nn.Module] | None = None
         self._gone: list[weakref.ref[nn.Parameter]] = []
 
     @ModifierProp(serializable=False)
     def sparsification_types(self) -> list[SparsificationTypes]:
-        """Kinds of compression that this modifier applies."""  # noqa: DOC201 property
+        """Kinds of compression that this modifier applies."""
         return [SparsificationTypes.structured]
 
     @property
@@ -100,52 +120,21 @@ class LayerDropModifier(ScheduledModifier):
         """Indices of the layers that stayed; None before they are dropped."""
         return self._kept
 
-    def props(self, only_serializable: bool, **kwargs: bool) -> dict[str, Any]:
-        """Collect the recipe's keys; it has no epochs to choose.
-
-        Args:
-            only_serializable: True for the keys that go into YAML alone.
-            **kwargs: SparseML's choice of format.
-
-        Returns:
-            Value by key.
-        """
-        found = super().props(only_serializable, **kwargs)
-        if not only_serializable:
-            return found
-        keys = ("keep", "choice", "drop")
-        return {k: v for k, v in found.items() if k in keys and v is not None}
-
     def plan(self, model: nn.Module) -> tuple[int, ...]:
-        """Choose the layers of a model that stay; changes nothing.
-
-        Args:
-            model: The model, wrapped or not.
-
-        Returns:
-            Their indices; those it kept already, if it has dropped the others.
-        """
+        """Choose the layers of a model that stay; changes nothing."""
         model = unwrap(model)
         if self._applied_to(model):
             return self._kept
         return self._plan(model)
 
     def _plan(self, model: nn.Module) -> tuple[int, ...]:
-        keep = (
-            self._keep
-            if self._drop is None
-            else core.layer_drop.layers_left(model, self._drop)
-        )
-        return core.layer_drop.plan_layers(model, keep, self._choice)
+        keep = self._keep if self._drop is None else layers_left(model, self._drop)
+        return plan_layers(model, keep, self._choice)
 
     def adopt(self, model: nn.Module) -> None:
-        """Take a model that was saved after its layers were dropped: drop no more.
-
-        Args:
-            model: The model, wrapped or not.
-        """
+        """Take a model that was saved after its layers were dropped: drop no more."""
         model = unwrap(model)
-        self._kept = tuple(range(len(core.layer_drop.find_layers(model)[1])))
+        self._kept = tuple(range(len(find_layers(model)[1])))
         self._model = weakref.ref(model)
 
     def _applied_to(self, model: nn.Module) -> bool:
@@ -154,19 +143,7 @@ class LayerDropModifier(ScheduledModifier):
     def initialize(
         self, module: nn.Module, epoch: float = 0, loggers: Any = None, **kwargs: Any
     ) -> None:
-        """Drop the layers, if this model still has them.
-
-        Args:
-            module: The model, not wrapped for distributed training.
-            epoch: Epoch to start from.
-            loggers: SparseML loggers.
-            **kwargs: What the caller offers to all modifiers.
-
-        Raises:
-            RuntimeError: If the model is wrapped for distributed training.
-        """
-        from torch.nn.parallel import DistributedDataParallel
-
+        """Drop the layers, if this model still has them."""
         super().initialize(module, epoch, loggers, **kwargs)
         model = unwrap(module)
         if self._applied_to(model):
@@ -178,7 +155,7 @@ class LayerDropModifier(ScheduledModifier):
                 "RecipeManager.apply_structure first"
             )
         kept = self._plan(model)
-        dropped = core.layer_drop.drop_layers_(model, kept)
+        dropped = drop_layers_(model, kept)
         self._kept = dropped.kept
         self._model = weakref.ref(model)
         self._gone = [weakref.ref(parameter) for parameter in dropped.parameters]
@@ -186,17 +163,7 @@ class LayerDropModifier(ScheduledModifier):
     def optimizer_pre_step(
         self, module: nn.Module, optimizer: Any, epoch: float, steps_per_epoch: int
     ) -> None:
-        """Refuse an optimizer that holds dropped layers, at the first step.
-
-        Args:
-            module: The model.
-            optimizer: The optimizer.
-            epoch: Progress in epochs.
-            steps_per_epoch: Optimizer steps in an epoch.
-
-        Raises:
-            RuntimeError: If the optimizer was made before the layers were dropped.
-        """
+        """Refuse an optimizer that holds dropped layers, at the first step."""
         super().optimizer_pre_step(module, optimizer, epoch, steps_per_epoch)
         gone = {id(one) for ref in self._gone if (one := ref()) is not None}
         if not gone:
@@ -214,13 +181,7 @@ class LayerDropModifier(ScheduledModifier):
     def finalize(
         self, module: nn.Module | None = None, reset_loggers: bool = True, **kwargs: Any
     ) -> None:
-        """Let go of the model; the layers stay away.
-
-        Args:
-            module: The model.
-            reset_loggers: True forgets the loggers.
-            **kwargs: What the caller offers to all modifiers.
-        """
+        """Let go of the model; the layers stay away."""
         super().finalize(module, reset_loggers, **kwargs)
         self._gone = []
 
@@ -252,45 +213,3 @@ class LayerDropModifier(ScheduledModifier):
                 "recipe that the state was saved with"
             )
         self._started, self._ended = state_dict["started"], state_dict["ended"]
-
-
-def _as_keep(value: Sequence[int] | Any) -> int | list[int]:
-    if not isinstance(value, (list, tuple)):
-        count = as_count("keep", value)
-        if count < 2:
-            raise ValueError(
-                f"keep={count} does not say which layer; expected 2 or more; write a "
-                "list, as in keep: [0]"
-            )
-        return count
-    whole = all(type(one) is int and one >= 0 for one in value)
-    if not whole or not value or list(value) != sorted(set(value)):
-        raise ValueError(
-            f"keep={list(value)} is not a list of layers; expected different indices "
-            "from 0 on, in increasing order; write [0, 6, 11]"
-        )
-    return list(value)
-
-
-def _as_drop(
-    drop: Sequence[str] | None, keep: int | list[int] | None, choice: str | None
-) -> list[str] | None:
-    if drop is None:
-        if keep is None:
-            raise ValueError(
-                "keep is missing; expected a number of layers, or drop with the names "
-                "of those that go; write keep: 3"
-            )
-        return None
-    if keep is not None or choice is not None:
-        raise ValueError(
-            f"drop={drop} and keep or choice are both given; expected one of them; "
-            "leave drop out"
-        )
-    named = isinstance(drop, (list, tuple)) and drop
-    if not named or not all(isinstance(name, str) for name in drop):
-        raise ValueError(
-            f"drop={drop} is not a list of names; expected layers that the model has; "
-            "write [bert.encoder.layer.1]"
-        )
-    return list(drop)

@@ -1,42 +1,54 @@
 """Quantization-aware training to INT8."""
 
-from __future__ import annotations
-
 import logging
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
-from obert_modifiers import core
-from obert_modifiers.core.options import WHOLE
+from torch import Tensor, nn
+
+from obert_modifiers.core.pruning.fisher_state import request_of
+from obert_modifiers.core.pruning.gradients import sum_losses
+from obert_modifiers.core.pruning.sampling import GradientSource
+from obert_modifiers.core.quantization.fake_quant import ACTIVATION, average_ranges_
+from obert_modifiers.core.quantization.scheme import (
+    WHOLE,
+    Scheme,
+    calibrating,
+    find_layers,
+    freeze_,
+    hold_weights_,
+    quantize_,
+    quantizers_of,
+)
+from obert_modifiers.faults import Fault, Rule
 from obert_modifiers.host.bases import (
     SCHEDULE_KEY,
     ModifierProp,
-    PyTorchModifierYAML,
     ScheduledModifier,
     SparsificationTypes,
     check_initialized,
-    recipe_key,
 )
 from obert_modifiers.modifiers._sampling import find_source
 from obert_modifiers.modifiers._states import as_tensors, from_tensors
 from obert_modifiers.modifiers._targets import unwrap
-from obert_modifiers.modifiers._validate import as_choice, as_flag, as_float, check_end
+from obert_modifiers.modifiers.keys import (
+    Key,
+    KeyedModifier,
+    Values,
+    between,
+    recipe_modifier,
+)
+from obert_modifiers.modifiers.rules import FLAG, NUMBER, choice, names
+from obert_modifiers.modifiers.shared_keys import SharedKeys, ends_later
 
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from obert_modifiers.core.pruning.sampling import GradientSource
-    from obert_modifiers.core.quantization.scheme import Scheme
-
-FREEZES = ("all", "activations")
 CALIBRATION_SAMPLES = 512  # of a model that is quantized without training
 
 _LOGGER = logging.getLogger(__name__)
 
 
-@PyTorchModifierYAML()
-class QATModifier(ScheduledModifier):
+@recipe_modifier()
+class QATModifier(KeyedModifier, ScheduledModifier):
     """Train with weights and activations rounded to 8 bits, as INT8 inference has them.
 
     oBERT appendix A.7: the embedding matrices, the linear layers of the encoder
@@ -65,88 +77,92 @@ class QATModifier(ScheduledModifier):
             quantize_attention_matmuls: false
     """
 
-    disable_observer_epoch = recipe_key(
-        "disable_observer_epoch", "Epoch from which on ranges are fixed."
+    start_epoch = SharedKeys.start_epoch.but(
+        default=0.0, meaning="Epoch at which quantization begins; -1 for the start."
     )
-    freeze = recipe_key("freeze", "Which ranges are fixed then.")
-    per_channel = recipe_key("per_channel", "A scale for each output of a layer.")
-    reduce_range = recipe_key("reduce_range", "Weights of linear layers to 7 bits.")
-    quantize_embeddings = recipe_key("quantize_embeddings", "Embeddings too.")
-    quantize_attention_matmuls = recipe_key(
-        "quantize_attention_matmuls", "Inputs of attention's products too."
+    end_epoch = SharedKeys.end_epoch.but(
+        default=-1.0,
+        meaning="Epoch at which all ranges are fixed at the latest; the model stays "
+        "quantized. -1 for the end of the training.",
+        later=True,
     )
-    ignore = recipe_key("ignore", "Names or re: patterns of layers to leave out.")
-    submodules = recipe_key("submodules", "Modules whose layers are quantized.")
+    disable_observer_epoch = Key(
+        NUMBER,
+        None,
+        "Epoch from which on ranges are fixed; None for end_epoch.",
+        later=True,
+    )
+    freeze = Key(
+        choice("all", "activations"),
+        "all",
+        "Which ranges disable_observer_epoch fixes: all, as in the paper, or "
+        "activations, while the scales of weights go on following their largest value.",
+        later=True,
+    )
+    per_channel = Key(
+        FLAG,
+        False,
+        "True for a scale for each output of a linear layer, false for one for its "
+        "weight. An embedding has one scale.",
+    )
+    reduce_range = Key(
+        FLAG,
+        True,
+        "True keeps the weights of linear layers to -63 to 63, which every CPU sums "
+        "exactly; false to -127 to 127, which kernels without VNNI may not.",
+    )
+    quantize_embeddings = Key(FLAG, True, "Whether embedding matrices are quantized.")
+    quantize_attention_matmuls = Key(
+        FLAG,
+        False,
+        "Whether the inputs of the products of query with key and of probabilities "
+        "with value are quantized.",
+    )
+    ignore = Key(
+        names(),
+        (),
+        "Names of modules, which stand for all below them, or re: patterns, that stay "
+        "in floating point.",
+    )
+    submodules = Key(
+        names(WHOLE),
+        None,
+        "Names of modules, which stand for all below them, or re: patterns, outside of "
+        "which nothing is quantized; None, or the empty name of the whole, for the "
+        "model.",
+    )
+    _ends = ends_later()
 
-    def __init__(
-        self,
-        start_epoch: float = 0.0,
-        end_epoch: float = -1.0,
-        disable_observer_epoch: float | None = None,
-        freeze: str = "all",
-        per_channel: bool = False,
-        reduce_range: bool = True,
-        quantize_embeddings: bool = True,
-        quantize_attention_matmuls: bool = False,
-        ignore: str | Sequence[str] = (),
-        submodules: Sequence[str] | None = None,
-    ) -> None:
-        """Check and keep the recipe's keys.
+    @between("disable_observer_epoch", "start_epoch", "end_epoch")
+    def _fixed_in_between(
+        epoch: float | None, start: float, end: float
+    ) -> Iterator[Fault]:
+        key, rule = "disable_observer_epoch", Rule.EPOCHS
+        if epoch is None:
+            return
+        if epoch <= max(start, 0.0):
+            broken = f"does not lie after start_epoch={start:g}"
+            expected = "a later epoch, as ranges come from training"
+            yield Fault.of(rule, key, f"{epoch:g}", broken, expected, "raise it")
+        elif 0.0 <= end < epoch:
+            broken = f"lies after end_epoch={end:g}, which fixes all ranges"
+            expected, fix = "an earlier epoch", "lower it or leave it out"
+            yield Fault.of(rule, key, f"{epoch:g}", broken, expected, fix)
 
-        Args:
-            start_epoch: Epoch at which quantization begins; -1 for the start.
-            end_epoch: Epoch at which all ranges are fixed at the latest; the model
-                stays quantized. -1 for the end of the training.
-            disable_observer_epoch: Epoch from which on ranges are fixed; None for
-                ``end_epoch``.
-            freeze: Which ranges ``disable_observer_epoch`` fixes: ``all``, as in the
-                paper, or ``activations``, while the scales of weights go on following
-                their largest value.
-            per_channel: True for a scale for each output of a linear layer, False for
-                one for its weight. An embedding has one scale.
-            reduce_range: True keeps the weights of linear layers to -63 to 63, which
-                every CPU sums exactly; False to -127 to 127, which kernels without VNNI
-                may not (:mod:`obert_modifiers.export`).
-            quantize_embeddings: Whether embedding matrices are quantized.
-            quantize_attention_matmuls: Whether the inputs of the products of query
-                with key and of probabilities with value are quantized.
-            ignore: Names of modules, which stand for all below them, or ``re:``
-                patterns, that stay in floating point.
-            submodules: Names of modules, which stand for all below them, or ``re:``
-                patterns, outside of which nothing is quantized; None, or the empty
-                name of the whole, for the model.
+    @classmethod
+    def derive(cls, values: Values) -> None:
+        """Bring the names that are left out into a list."""
+        values.ignore = list(values.ignore)
 
-        Raises:
-            ValueError: If a value breaks its rule; the message says which and how to
-                fix it.
-        """  # noqa: DOC502  raised by the checks
-        start, end = (
-            as_float("start_epoch", start_epoch),
-            as_float("end_epoch", end_epoch),
-        )
-        check_end(start, end)
-        super().__init__(start_epoch=start, end_epoch=end, end_comparator=-1)
-        self._disable_observer_epoch = _as_disable_epoch(
-            disable_observer_epoch, start, end
-        )
-        self._freeze = as_choice("freeze", freeze, FREEZES)
-        self._ignore = _as_names("ignore", ignore)
-        self._submodules = (
-            None if submodules is None else _as_names("submodules", submodules, WHOLE)
-        )
-        self._per_channel = as_flag("per_channel", per_channel)
-        self._reduce_range = as_flag("reduce_range", reduce_range)
-        self._quantize_embeddings = as_flag("quantize_embeddings", quantize_embeddings)
-        self._quantize_attention_matmuls = as_flag(
-            "quantize_attention_matmuls", quantize_attention_matmuls
-        )
+    def begin(self) -> None:
+        """Have no model yet."""
         self._model: nn.Module | None = None
         self._active = False
         self._frozen = False
 
     @ModifierProp(serializable=False)
     def sparsification_types(self) -> list[SparsificationTypes]:
-        """Kinds of compression that this modifier applies."""  # noqa: DOC201 property
+        """Kinds of compression that this modifier applies."""
         return [SparsificationTypes.quantization]
 
     @property
@@ -168,10 +184,10 @@ class QATModifier(ScheduledModifier):
         Returns:
             Full names in the unwrapped model.
         """
-        return core.quantization.find_layers(unwrap(model), self._scheme())
+        return find_layers(unwrap(model), self._scheme())
 
     def _scheme(self) -> Scheme:
-        return core.quantization.Scheme(
+        return Scheme(
             per_channel=self._per_channel,
             reduce_range=self._reduce_range,
             embeddings=self._quantize_embeddings,
@@ -183,20 +199,7 @@ class QATModifier(ScheduledModifier):
     def initialize(
         self, module: nn.Module, epoch: float = 0, loggers: Any = None, **kwargs: Any
     ) -> None:
-        """Find the layers; changes nothing yet.
-
-        Args:
-            module: The model.
-            epoch: Epoch to start from; ``inf`` quantizes now, with ranges from
-                :data:`CALIBRATION_SAMPLES` samples of the source of gradients.
-            loggers: SparseML loggers.
-            **kwargs: ``gradient_source`` or ``grad_sampler`` where the epoch is
-                infinite, and what the caller offers to other modifiers.
-
-        Raises:
-            ValueError: If the epoch is infinite and there is no source, or layers
-                cannot be found.
-        """
+        """Find the layers; changes nothing yet."""
         super().initialize(module, epoch, loggers, **kwargs)
         self.resolve_targets(module)  # fails now rather than at start_epoch
         self._model = unwrap(module)
@@ -210,45 +213,29 @@ class QATModifier(ScheduledModifier):
                 "are both missing; expected batches for the ranges of activations; "
                 "pass one of the two, or train with the recipe"
             )
-        request = core.fisher_state.request_of(CALIBRATION_SAMPLES, 0, {}, "sample")
+        request = request_of(CALIBRATION_SAMPLES, 0, {}, "sample")
         limit = None if source.divides else request.share
-        core.quantization.quantize_(self._model, self._scheme())
+        quantize_(self._model, self._scheme())
         self._active = True
-        with core.quantization.calibrating(self._model):
-            _, count = core.gradients.sum_losses(
-                self._model, source.batches(request), source, limit
-            )
+        with calibrating(self._model):
+            _, count = sum_losses(self._model, source.batches(request), source, limit)
         if count == 0:
             raise ValueError(
                 "gradient_source gives no batch for the ranges of activations; expected"
                 " one at least; check it, or train with the recipe"
             )
-        core.fake_quant.average_ranges_(
-            list(core.quantization.quantizers_of(self._model).values())
-        )
+        average_ranges_(list(quantizers_of(self._model).values()))
         self._fix_ranges(True)
         self._frozen = True
 
     def advance_epochs(self, ref_start_epoch: float | None = None) -> None:
-        """Move the schedule behind another recipe's, where SparseML composes stages.
-
-        Args:
-            ref_start_epoch: Epoch at which the schedule begins now.
-        """
+        """Move the schedule behind another recipe's, where SparseML composes stages."""
         super().advance_epochs(ref_start_epoch)
         if ref_start_epoch is not None and self._disable_observer_epoch is not None:
             self._disable_observer_epoch += ref_start_epoch
 
     def update_ready(self, epoch: float, steps_per_epoch: int) -> bool:
-        """Tell whether quantization begins, ranges are fixed, or the schedule ends.
-
-        Args:
-            epoch: Progress in epochs.
-            steps_per_epoch: Optimizer steps in an epoch.
-
-        Returns:
-            True if :meth:`update` is due.
-        """
+        """Tell whether quantization begins, ranges are fixed, or the schedule ends."""
         ready = super().update_ready(epoch, steps_per_epoch)
         return ready or (self._enabled and self._started and self._freeze_due(epoch))
 
@@ -259,17 +246,10 @@ class QATModifier(ScheduledModifier):
     def update(
         self, module: nn.Module, optimizer: Any, epoch: float, steps_per_epoch: int
     ) -> None:
-        """Begin to quantize, or fix ranges; called by SparseML when it is time.
-
-        Args:
-            module: The model.
-            optimizer: The optimizer; its parameters stay the same objects.
-            epoch: Progress in epochs.
-            steps_per_epoch: Optimizer steps in an epoch.
-        """
+        """Begin to quantize, or fix ranges; called by SparseML when it is time."""
         super().update(module, optimizer, epoch, steps_per_epoch)
         if self.start_pending(epoch, steps_per_epoch):
-            core.quantization.quantize_(self._model, self._scheme())
+            quantize_(self._model, self._scheme())
             self._active = True
         freezes = self._freeze_due(epoch)
         ends = self.end_pending(epoch, steps_per_epoch)
@@ -283,16 +263,12 @@ class QATModifier(ScheduledModifier):
             self._fix_ranges(True)
 
     def _average_ranges(self) -> None:
-        core.fake_quant.average_ranges_(
-            list(core.quantization.quantizers_of(self._model).values())
-        )
+        average_ranges_(list(quantizers_of(self._model).values()))
 
     def _fix_ranges(self, weights: bool) -> None:
-        unseen = core.quantization.freeze_(self._model, weights)
-        found = core.quantization.quantizers_of(self._model).values()
-        if unseen and len(unseen) == sum(
-            one.kind == core.fake_quant.ACTIVATION for one in found
-        ):
+        unseen = freeze_(self._model, weights)
+        found = quantizers_of(self._model).values()
+        if unseen and len(unseen) == sum(one.kind == ACTIVATION for one in found):
             raise RuntimeError(
                 f"start_epoch={self.start_epoch:g} is less than a step before the "
                 "ranges are fixed; expected a training step at least, for the ranges "
@@ -307,30 +283,17 @@ class QATModifier(ScheduledModifier):
     def optimizer_post_step(
         self, module: nn.Module, optimizer: Any, epoch: float, steps_per_epoch: int
     ) -> None:
-        """Average moving ranges over processes; keep weights within fixed ones.
-
-        Args:
-            module: The model.
-            optimizer: The optimizer.
-            epoch: Progress in epochs.
-            steps_per_epoch: Optimizer steps in an epoch.
-        """
+        """Average moving ranges over processes; keep weights within fixed ones."""
         super().optimizer_post_step(module, optimizer, epoch, steps_per_epoch)
         if self._active and not self._frozen:
             self._average_ranges()
         if self._active:
-            core.quantization.hold_weights_(self._model)
+            hold_weights_(self._model)
 
     def finalize(
         self, module: nn.Module | None = None, reset_loggers: bool = True, **kwargs: Any
     ) -> None:
-        """Fix the ranges that still move, and let go of the model.
-
-        Args:
-            module: The model.
-            reset_loggers: True forgets the loggers.
-            **kwargs: What the caller offers to all modifiers.
-        """
+        """Fix the ranges that still move, and let go of the model."""
         super().finalize(module, reset_loggers, **kwargs)
         if self._active:
             if module is not None:  # else deleted, perhaps while Python ends
@@ -344,7 +307,7 @@ class QATModifier(ScheduledModifier):
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the ranges by name, and where the schedule stands."""
-        found = core.quantization.quantizers_of(self._model) if self._active else {}
+        found = quantizers_of(self._model) if self._active else {}
         state: dict[str, Any] = {name: one.state() for name, one in found.items()}
         state[SCHEDULE_KEY] = {
             "started": self._started,
@@ -370,9 +333,9 @@ class QATModifier(ScheduledModifier):
         schedule = state_dict[SCHEDULE_KEY]
         ranges = {k: v for k, v in state_dict.items() if k != SCHEDULE_KEY}
         if schedule["active"] and not self._active:
-            core.quantization.quantize_(self._model, self._scheme())
+            quantize_(self._model, self._scheme())
             self._active = True
-        found = core.quantization.quantizers_of(self._model) if self._active else {}
+        found = quantizers_of(self._model) if self._active else {}
         if set(ranges) != set(found):
             missing, extra = (
                 sorted(set(found) - set(ranges)),
@@ -386,33 +349,3 @@ class QATModifier(ScheduledModifier):
             quantizer.load_state_(ranges[name])
         self._started, self._ended = schedule["started"], schedule["ended"]
         self._frozen = schedule["frozen"]
-
-
-def _as_disable_epoch(value: Any, start: float, end: float) -> float | None:
-    if value is None:
-        return None
-    epoch = as_float("disable_observer_epoch", value)
-    if epoch <= max(start, 0.0):
-        raise ValueError(
-            f"disable_observer_epoch={epoch:g} does not lie after start_epoch={start:g}"
-            "; expected a later epoch, as ranges come from training; raise it"
-        )
-    if 0.0 <= end < epoch:
-        raise ValueError(
-            f"disable_observer_epoch={epoch:g} lies after end_epoch={end:g}, which "
-            "fixes all ranges; expected an earlier epoch; lower it or leave it out"
-        )
-    return epoch
-
-
-def _as_names(key: str, value: Any, *more: str) -> list[str]:
-    names = [value] if isinstance(value, str) else value
-    if not isinstance(names, Sequence) or isinstance(names, bytes):
-        names = [names]
-    for name in names:
-        if not isinstance(name, str) or not (name or name in more):
-            raise ValueError(
-                f"{key}={name} is not a name; expected names or re: patterns; write a "
-                "list of strings"
-            )
-    return list(names)

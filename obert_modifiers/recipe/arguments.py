@@ -9,20 +9,7 @@ _PAIR = re.compile(r"\s*([^=:\s{}!]+)\s*[=:](.*)", re.DOTALL)
 
 
 def parse_recipe_args(recipe_args: Mapping[str, Any] | str | None) -> dict[str, Any]:
-    """Read values for a recipe's variables, in each form that SparseML takes.
-
-    Args:
-        recipe_args: A mapping; a JSON object as text; or ``name=value`` pairs
-            separated by commas (a colon works too). Unlike in SparseML, ``10`` stays
-            an int.
-
-    Returns:
-        Value by variable name.
-
-    Raises:
-        ValueError: If the text has neither form.
-        TypeError: If it is neither a mapping nor text.
-    """
+    """Read values for a recipe's variables, in each form that SparseML takes."""
     if not recipe_args:
         return {}
     if isinstance(recipe_args, Mapping):

@@ -13,37 +13,13 @@ from typing import Any
 from obert_modifiers.host.bases import SCHEDULE_KEY, Modifier
 from obert_modifiers.modifiers._gradual import GradualPruningModifier
 from obert_modifiers.modifiers._states import from_tensors
+from obert_modifiers.modifiers.keys import KeyedModifier
 from obert_modifiers.recipe.clock import epoch_at, event_epochs
 
-# They compute what they do from the epoch alone.
+# They compute what they do from the epoch only.
 _BY_EPOCH = ("EpochRangeModifier", "LearningRateFunctionModifier")
-_REPLACEABLE = (*_BY_EPOCH, "LogitDistillationModifier")
 # Leaving them out takes nothing back but what they would do later.
-_REMOVABLE = (*_REPLACEABLE, "SetLearningRateModifier", "SetWeightDecayModifier")
-# Keys of what has begun that may be others from now on.
-_LATER_KEYS = {
-    "QATModifier": {"disable_observer_epoch", "end_epoch", "freeze"},
-    "pruning": {
-        "damp",
-        "damp_fraction",
-        "end_epoch",
-        "final_sparsity",
-        "first_order",
-        "fisher_block_size",
-        "fisher_dtype",
-        "fisher_loss",
-        "grad_granularity",
-        "grad_sampler_kwargs",
-        "inter_func",
-        "memory_budget",
-        "min_density",
-        "num_grads",
-        "num_recomputations",
-        "selection",
-        "update",
-        "update_frequency",
-    },
-}
+_REMOVABLE = ("SetLearningRateModifier", "SetWeightDecayModifier")
 _CLOSE = 1e-9
 
 
@@ -83,15 +59,7 @@ class Now:
 
 
 def differences(before: str, after: str) -> str:
-    """Show what differs between two recipes.
-
-    Args:
-        before: Text of the recipe of the checkpoint.
-        after: Text of the recipe now.
-
-    Returns:
-        Lines with - and + in front.
-    """
+    """Show what differs between two recipes."""
     lines = difflib.unified_diff(
         before.splitlines(), after.splitlines(), "checkpoint", "now", lineterm="", n=2
     )
@@ -99,16 +67,7 @@ def differences(before: str, after: str) -> str:
 
 
 def pair_up(old: Mapping[str, Modifier], new: Mapping[str, Modifier]) -> list[Pair]:
-    """Find each modifier of a recipe in the edited one.
-
-    Args:
-        old: The modifiers of the checkpoint, by their names there.
-        new: Those of the edited recipe.
-
-    Returns:
-        Equal ones, then changed ones by class in their order, then those without a
-        partner.
-    """
+    """Find each modifier of a recipe in the edited one."""
     pairs = [Pair(name, old[name], new[name]) for name in old if name in new]
     left = {name: one for name, one in old.items() if name not in new}
     for name, one in new.items():
@@ -122,16 +81,7 @@ def pair_up(old: Mapping[str, Modifier], new: Mapping[str, Modifier]) -> list[Pa
 def unsafe_edits(
     pairs: list[Pair], state: Mapping[str, Mapping[str, Any]], now: Now
 ) -> list[str]:
-    """Say which edits cannot be taken up in mid-run.
-
-    Args:
-        pairs: As from :func:`pair_up`.
-        state: The modifiers' state in the checkpoint, by name.
-        now: Where it stands.
-
-    Returns:
-        A sentence for each; empty where the run can go on.
-    """
+    """Say which edits cannot be taken up in mid-run."""
     found = []
     if now.num_epochs is not None and now.num_epochs <= now.epoch:
         found.append(
@@ -165,8 +115,12 @@ def _kind(modifier: Modifier) -> str:
     return type(modifier).__name__
 
 
+def _replaceable(modifier: Modifier) -> bool:
+    return getattr(modifier, "replaceable", _kind(modifier) in _BY_EPOCH)
+
+
 def _added(modifier: Modifier, now: Now) -> str | None:
-    if _kind(modifier) in _REPLACEABLE:
+    if _replaceable(modifier):
         return _over(modifier, now)
     if modifier.start_epoch >= now.epoch:
         return None
@@ -192,7 +146,7 @@ def _not_begun(pair: Pair, now: Now) -> str | None:
 
 
 def _removed(modifier: Modifier) -> str | None:
-    if _kind(modifier) in _REMOVABLE:
+    if _replaceable(modifier) or _kind(modifier) in _REMOVABLE:
         return None
     return f"{_kind(modifier)} has begun and is gone from the recipe"
 
@@ -203,16 +157,17 @@ def _changed(pair: Pair, now: Now) -> str | None:
     if not keys:
         return None
     kind = _kind(pair.new)
-    if kind in _REPLACEABLE:
+    if _replaceable(pair.new):
         return _over(pair.new, now)
-    pruning = isinstance(pair.new, GradualPruningModifier)
-    allowed = _LATER_KEYS["pruning"] if pruning else _LATER_KEYS.get(kind, set())
-    if pruning and new.get("leave_enabled") is True:
-        allowed = allowed | {"leave_enabled"}
-    refused = sorted(keys - allowed)
+    known = pair.new.KEYS if isinstance(pair.new, KeyedModifier) else {}
+    refused = sorted(
+        key
+        for key in keys
+        if key not in known or not known[key].may_become(new.get(key))
+    )
     if refused:
         return f"{kind} has begun, and {', '.join(refused)} cannot change any more"
-    if pruning and new["end_epoch"] < now.epoch:
+    if isinstance(pair.new, GradualPruningModifier) and new["end_epoch"] < now.epoch:
         return _over(pair.new, now)
     late = new.get("disable_observer_epoch")
     if "disable_observer_epoch" in keys and (late is None or late < now.epoch):
@@ -221,30 +176,15 @@ def _changed(pair: Pair, now: Now) -> str | None:
 
 
 def keeps_state(pair: Pair) -> bool:
-    """Tell whether a modifier takes up the state of its partner.
-
-    Args:
-        pair: A modifier before and after the edit.
-
-    Returns:
-        False for a new one, and for an edited one that goes by the epoch alone.
-    """
+    """Tell whether a modifier takes up the state of its partner."""
     if pair.old is None or pair.new is None:
         return False
     same = pair.old.identifier() == pair.new.identifier()
     return same or _kind(pair.new) not in _BY_EPOCH
 
 
-def take_up_schedule_(pair: Pair, now: Now) -> str | None:
-    """Let a pruning modifier that has begun go on at the events of its new schedule.
-
-    Args:
-        pair: A modifier before and after the edit, with its state; changed in place.
-        now: Where the checkpoint stands.
-
-    Returns:
-        What is wrong with the schedule, None if nothing is.
-    """
+def resume_schedule_(pair: Pair, now: Now) -> str | None:
+    """Let a pruning modifier that has begun go on at the events of its new schedule."""
     one = pair.new
     if not isinstance(one, GradualPruningModifier) or not one.started:
         return None

@@ -25,17 +25,7 @@ _CLOSE = 1e-9  # of an epoch; far below a step, far above a sum's rounding
 def learning_rates(
     modifiers: Sequence[Modifier], num_epochs: float, steps_per_epoch: int | None
 ) -> list[tuple[float, float | None]]:
-    """Read the learning rate over the epochs, by running its modifiers.
-
-    Args:
-        modifiers: Those that set the rate; they are left as they are.
-        num_epochs: Epochs of the recipe.
-        steps_per_epoch: Optimizer steps of an epoch, or None.
-
-    Returns:
-        Pairs of an epoch and the rate of the step made there, None before a modifier
-        has set it; at most :data:`GRID` for an epoch.
-    """
+    """Read the learning rate over the epochs, by running its modifiers."""
     if not modifiers:
         return []
     per_epoch = min(steps_per_epoch or GRID, GRID)
@@ -56,14 +46,7 @@ def learning_rates(
 
 
 def rewinds(rates: Sequence[tuple[float, float | None]]) -> list[float]:
-    """Find where a falling learning rate goes up again.
-
-    Args:
-        rates: As from :func:`learning_rates`.
-
-    Returns:
-        Those epochs.
-    """
+    """Find where a falling learning rate goes up again."""
     found = []
     for (_, before), (_, last), (epoch, rate) in zip(
         rates, rates[1:], rates[2:], strict=False
@@ -81,15 +64,6 @@ def event_epochs(
     With the steps of an epoch these are the steps that SparseML's clock gives, on
     which an event that falls between two steps waits for the second, and so do all
     after it. Without them they are the epochs that the recipe names.
-
-    Args:
-        modifier: Has ``start_epoch``, ``end_epoch`` and ``update_frequency``.
-        num_epochs: Epochs of the recipe; None where it sets none.
-        steps_per_epoch: Optimizer steps of an epoch, or None.
-
-    Returns:
-        The epochs in order, only those before the recipe's end; None where they
-        depend on steps that are not given.
     """
     start = max(0.0, modifier.start_epoch)
     end = modifier.end_epoch if modifier.end_epoch >= 0.0 else math.inf
@@ -111,15 +85,7 @@ def event_epochs(
 
 
 def epoch_at(step: int, steps_per_epoch: int) -> float:
-    """Turn a step into an epoch, as the training loop does.
-
-    Args:
-        step: Optimizer steps made before.
-        steps_per_epoch: Optimizer steps of an epoch.
-
-    Returns:
-        Progress in epochs.
-    """
+    """Turn a step into an epoch, as the training loop does."""
     whole, rest = divmod(step, steps_per_epoch)
     return whole + rest / steps_per_epoch
 

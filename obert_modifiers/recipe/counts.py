@@ -1,22 +1,28 @@
-"""How many weights a pruning modifier will prune, from the shapes of a model."""
+"""How many weights a pruning modifier will prune, and the memory and time it takes."""
 
-from __future__ import annotations
-
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from obert_modifiers import core
-from obert_modifiers.core.options import SecondOrderConfig
-from obert_modifiers.modifiers._goals import read_goals
+import torch
+from torch import Tensor, nn
+
+from obert_modifiers.core.distributed.sharding import MemoryPlan
+from obert_modifiers.core.pruning.calibration import (
+    EventSeconds,
+    estimate_event,
+    measure_passes,
+    measure_step,
+)
+from obert_modifiers.core.pruning.event import SecondOrderConfig, plan_targets
+from obert_modifiers.core.pruning.selection import make_pools
+from obert_modifiers.core.pruning.targets import Target
 from obert_modifiers.modifiers._gradual import GradualPruningModifier
 from obert_modifiers.modifiers._targets import find_targets, match_names, unwrap
-from obert_modifiers.modifiers._validate import as_pattern
+from obert_modifiers.modifiers.rules import read_pattern
+from obert_modifiers.recipe.load import LoadedRecipe
 
-if TYPE_CHECKING:
-    from torch import nn
-
-    from obert_modifiers.core.distributed.sharding import MemoryPlan
-    from obert_modifiers.core.pruning.targets import Target
+DEFAULT_BATCH = 32  # as gradients are sampled where the recipe gives no batch_size
 
 
 @dataclass(frozen=True)
@@ -37,26 +43,19 @@ class PoolCount:
 def pool_counts(modifier: Any, model: nn.Module) -> tuple[PoolCount, ...]:
     """Count what a modifier will have pruned after its last event.
 
-    Args:
-        modifier: One of ours; of others nothing is known.
-        model: The model; its shapes alone are read.
-
-    Returns:
-        The exact counts: one for each parameter, or for all that compete with each
-        other, whose split is decided by their saliencies.
+    Exact counts: one for each parameter, or for all that compete with each other, whose
+    split is decided by their saliencies. None for modifiers that are not ours.
     """
     if not isinstance(modifier, GradualPruningModifier):
         return ()
     goals = _goals(modifier, model)
     names = list(goals)
-    pattern = as_pattern("mask_type", modifier.mask_type)
+    pattern = read_pattern("mask_type", modifier.mask_type)
     targets = find_targets(unwrap(model), names)
     numels = [target.layout(pattern).numel for target in targets]
     # N:M leaves nothing to compete for: it takes the same share of every group.
     together = modifier.global_sparsity and pattern.n_m is None
-    pools = core.selection.make_pools(
-        numels, list(goals.values()), together, pattern.unit
-    )
+    pools = make_pools(numels, list(goals.values()), together, pattern.unit)
     return tuple(
         PoolCount(
             tuple(names[i] for i in pool.members),
@@ -67,53 +66,88 @@ def pool_counts(modifier: Any, model: nn.Module) -> tuple[PoolCount, ...]:
     )
 
 
-def fisher_memory(modifier: Any, model: nn.Module) -> MemoryPlan | None:
-    """Plan the Fisher state of a second-order event on one process.
-
-    Args:
-        modifier: Any pruning modifier.
-        model: The model; its shapes and dtypes alone are read.
-
-    Returns:
-        The plan, limited by the recipe's ``memory_budget`` alone; None for a modifier
-        of the first order.
-    """
-    config = second_order(modifier)
-    if config is None:
-        return None
-    return core.event.plan_targets(targets_of(modifier, model), config, ranks=1)
-
-
 def second_order(modifier: Any) -> SecondOrderConfig | None:
-    """Tell how a modifier's events take gradients.
-
-    Args:
-        modifier: Any modifier.
-
-    Returns:
-        How; None for one of the first order, or that is not ours.
-    """
+    """Tell how a modifier's events take gradients; None where they take none."""
     ours = isinstance(modifier, GradualPruningModifier)
     return modifier.second_order if ours else None
 
 
-def targets_of(modifier: GradualPruningModifier, model: nn.Module) -> list[Target]:
-    """Find the parameters that a modifier prunes.
+def fisher_memory(modifier: Any, model: nn.Module) -> MemoryPlan | None:
+    """Plan the Fisher state of an event on one process, None without a Fisher.
 
-    Args:
-        modifier: The modifier; it is not initialized.
-        model: The model.
-
-    Returns:
-        The parameters in their order.
+    The recipe's ``memory_budget`` is the only limit.
     """
+    config = second_order(modifier)
+    if config is None:
+        return None
+    return plan_targets(targets_of(modifier, model), config, ranks=1)
+
+
+def targets_of(modifier: GradualPruningModifier, model: nn.Module) -> list[Target]:
+    """Find the parameters that a modifier prunes; it is not initialized."""
     return find_targets(unwrap(model), list(_goals(modifier, model)))
 
 
 def _goals(modifier: GradualPruningModifier, model: nn.Module) -> dict[str, float]:
     """Return the final sparsity of each parameter; the first that matches counts."""
     found: dict[str, float] = {}
-    for goal, patterns in read_goals(modifier.params, modifier.final_sparsity):
+    for goal, patterns in modifier.goals:
         for name in match_names(unwrap(model), patterns):
             found.setdefault(name, goal)
+    return found
+
+
+@dataclass(frozen=True)
+class Timing:
+    """An estimate for a modifier, and what was measured for it.
+
+    Attributes:
+        line: Line of the modifier in the recipe.
+        seconds: Of one event.
+        samples: Samples that were timed.
+        tokens: Their length.
+    """
+
+    line: int
+    seconds: EventSeconds
+    samples: int
+    tokens: int
+
+
+def estimate_recipe(
+    recipe: LoadedRecipe,
+    model: nn.Module,
+    batch_of: Callable[[int], Any],
+    losses: Callable[[nn.Module, Any], Tensor],
+    tokens: int,
+) -> list[Timing]:
+    """Time a few samples and blocks, and scale them to each modifier's events.
+
+    Args:
+        recipe: A checked recipe.
+        model: A model with weights, on the device to measure.
+        batch_of: Called with a number of samples; gives a batch.
+        losses: Called with model and batch; gives the loss of each sample.
+        tokens: Tokens of a sample.
+    """
+    found = []
+    for placed in recipe.placed:
+        config = second_order(placed.modifier)
+        if config is None:
+            continue
+        targets = targets_of(placed.modifier, model)
+        plan = fisher_memory(placed.modifier, model)
+        assert plan is not None
+        parameters = [target.parameter for target in targets]
+        widths = [t.layout(config.pattern).shape[1] for t in targets]
+        largest = max(range(len(targets)), key=lambda i: parameters[i].numel())
+        device = parameters[0].device
+        batch = int(dict(config.options).get("batch_size", DEFAULT_BATCH))
+        with torch.random.fork_rng(devices=[]):
+            each, samples = measure_passes(
+                model, parameters, batch_of, losses, batch, config.grad_granularity
+            )
+            cost = measure_step(config, widths[largest], tokens, device)
+        seconds = estimate_event(cost, config, plan, each, batch)
+        found.append(Timing(placed.line, seconds, samples, tokens))
     return found

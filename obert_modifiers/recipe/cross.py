@@ -7,44 +7,41 @@ from collections.abc import Iterator, Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
-from obert_modifiers.modifiers import LayerDropModifier, QATModifier
+from obert_modifiers.faults import Fault, Rule
 from obert_modifiers.modifiers._gradual import GradualPruningModifier
 from obert_modifiers.modifiers._targets import ALL, ALL_ENCODER, TOKENS, unwrap
+from obert_modifiers.modifiers.layer_drop import LayerDropModifier
+from obert_modifiers.modifiers.qat import QATModifier
 from obert_modifiers.recipe.cross_epochs import (
     after_the_end,
     cut_cycle,
-    masks_let_go,
+    masks_released_early,
     never_fixed,
     nothing_to_distil,
     other_teachers,
     pruned_when_fixed,
     pruned_when_quantized,
+    stopped_too_early,
 )
 from obert_modifiers.recipe.placed import (
     KINDS,
-    Fault,
+    Found,
     Placed,
     gradual_in,
-    kinds_of,
-    quantizing_in,
-    teacher_of,
+    of_kind,
 )
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-def cross_faults(everyone: Sequence[Placed], complete: bool) -> Iterator[Fault]:
-    """Find modifiers that go against each other.
+def cross_faults(everyone: Sequence[Placed], complete: bool) -> Iterator[Found]:
+    """Find modifiers that conflict.
 
-    Args:
-        everyone: The modifiers in the order of the recipe.
-        complete: False where some could not be built, so that what seems to be
-            missing may be among them.
-
-    Yields:
-        The modifier, the key of the recipe, and what is wrong.
+    ``complete`` is False where some could not be built, so that what seems to be
+    missing may be among them.
     """
+    yield from stopped_too_early(everyone)
     yield from _same_weights(everyone)
     yield from _quantized_twice(everyone)
     yield from _dropped_late(everyone)
@@ -52,52 +49,31 @@ def cross_faults(everyone: Sequence[Placed], complete: bool) -> Iterator[Fault]:
     yield from after_the_end(everyone)
     yield from other_teachers(everyone)
     if complete:
-        yield from masks_let_go(everyone)
+        yield from masks_released_early(everyone)
         yield from nothing_to_distil(everyone)
 
 
-def cross_notes(everyone: Sequence[Placed]) -> Iterator[Fault]:
-    """Find what is legal and may not be meant.
-
-    Args:
-        everyone: The modifiers in the order of the recipe.
-
-    Yields:
-        The modifier, the key of the recipe, and what to know.
-    """
-    distillers = [p for p in everyone if KINDS.distillation in kinds_of(p)]
-    if distillers and not any(teacher_of(p) for p in distillers):
-        yield (
-            distillers[0].modifier,
-            "",
-            "names no teacher; it has to come from outside; pass it, as with "
-            "--distill_teacher, or write teacher: self",
-        )
+def cross_notes(everyone: Sequence[Placed]) -> Iterator[Found]:
+    """Find what is legal and may not be meant."""
+    distillers = of_kind(everyone, KINDS.distillation)
+    if distillers and not any(p.teacher for p in distillers):
+        broken = "names no teacher; it has to come from outside"
+        fix = "pass it, as with --distill_teacher, or write teacher: self"
+        yield distillers[0].modifier, Fault(Rule.NOTE, broken=broken, fix=fix)
     yield from pruned_when_quantized(everyone)
     for one in everyone:
         yield from cut_cycle(one)
         yield from never_fixed(one, everyone)
     for first, late in combinations(everyone, 2):
         if isinstance(late.modifier, LayerDropModifier) and late.stage != first.stage:
-            yield (
-                late.modifier,
-                "keep",
-                "drops layers before all training, that of the stages above it too; "
-                "to train the whole model first, run that stage alone",
-            )
+            broken = "drops layers before all training, that of the stages above it too"
+            fix = "to train the whole model first, run that stage alone"
+            yield late.modifier, Fault(Rule.NOTE, "keep", broken=broken, fix=fix)
             return
 
 
-def shared_weights(everyone: Sequence[Placed], model: nn.Module) -> Iterator[Fault]:
-    """Find weights of a model that two modifiers prune at the same time.
-
-    Args:
-        everyone: The modifiers in the order of the recipe.
-        model: The model; nothing is initialized.
-
-    Yields:
-        The modifier, the key of the recipe, and what is wrong.
-    """
+def shared_weights(everyone: Sequence[Placed], model: nn.Module) -> Iterator[Found]:
+    """Find weights of a model that two modifiers prune at the same time."""
     names = [name for name, _ in unwrap(model).named_parameters()]
     for one, two in _together(everyone):
         if not all(isinstance(p.modifier, GradualPruningModifier) for p in (one, two)):
@@ -122,7 +98,7 @@ def _together(everyone: Sequence[Placed]) -> Iterator[tuple[Placed, Placed]]:
             yield pair
 
 
-def _same_weights(everyone: Sequence[Placed]) -> Iterator[Fault]:
+def _same_weights(everyone: Sequence[Placed]) -> Iterator[Found]:
     for one, two in _together(everyone):
         if one.modifier.identifier() == two.modifier.identifier():
             continue  # reported as a repetition
@@ -131,15 +107,17 @@ def _same_weights(everyone: Sequence[Placed]) -> Iterator[Fault]:
             yield _twice(one, two, pattern)
 
 
-def _twice(one: Placed, two: Placed, what: str) -> Fault:
+def _twice(one: Placed, two: Placed, what: str) -> Found:
     in_mapping = isinstance(two.modifier.final_sparsity, dict)
-    return (
-        two.modifier,
+    fault = Fault(
+        Rule.CONFLICT,
         "final_sparsity" if in_mapping else "params",
-        f"params={what} is pruned by {one.name} at the same time, from epoch "
-        f"{one.start:g} to {one.end:g}; expected one pruning modifier for a weight at "
-        "a time; name other parameters, or begin where the other ends",
+        broken=f"params={what} is pruned by {one.name} at the same time, from epoch "
+        f"{one.start:g} to {one.end:g}",
+        expected="one pruning modifier for a weight at a time",
+        fix="name other parameters, or begin where the other ends",
     )
+    return two.modifier, fault
 
 
 def _shared_pattern(one: Placed, two: Placed) -> str | None:
@@ -169,41 +147,38 @@ def _surely_meet(one: str, two: str) -> bool:
     return re.match(pattern[len("re:") :], name) is not None
 
 
-def _quantized_twice(everyone: Sequence[Placed]) -> Iterator[Fault]:
-    found = quantizing_in(everyone)
+def _quantized_twice(everyone: Sequence[Placed]) -> Iterator[Found]:
+    found = of_kind(everyone, KINDS.quantization)
     for placed in found[1:]:
         if any(isinstance(p.modifier, QATModifier) for p in (found[0], placed)):
-            yield (
-                placed.modifier,
-                "",
-                f"the model is quantized by {found[0].name} already; expected one "
-                "modifier that quantizes; remove one of the two",
+            fault = Fault(
+                Rule.CONFLICT,
+                broken=f"the model is quantized by {found[0].name} already",
+                expected="one modifier that quantizes",
+                fix="remove one of the two",
             )
+            yield placed.modifier, fault
 
 
-def _dropped_late(everyone: Sequence[Placed]) -> Iterator[Fault]:
+def _dropped_late(everyone: Sequence[Placed]) -> Iterator[Found]:
     drops = [p for p in everyone if isinstance(p.modifier, LayerDropModifier)]
     for one, two in combinations(drops, 2):
         if one.stage == two.stage:
-            yield (
-                two.modifier,
-                "keep",
-                f"keep={two.modifier.keep} drops layers after {one.name} did; expected "
-                "one LayerDropModifier in a stage; write what is to be left in one",
-            )
+            broken = f"drops layers after {one.name} did"
+            expected = "one LayerDropModifier in a stage"
+            yield _keep(two, broken, expected, "write what is to be left in one")
     for drop in drops:
-        before = [
-            p
-            for p in everyone[: everyone.index(drop)]
-            if p.stage != drop.stage
-            and {KINDS.pruning, KINDS.quantization} & {*kinds_of(p)}
-        ]
+        above = everyone[: everyone.index(drop)]
+        above = [p for p in above if p.stage != drop.stage]
+        before = of_kind(above, KINDS.pruning) + of_kind(above, KINDS.quantization)
         if before:
-            yield (
-                drop.modifier,
-                "keep",
-                f"keep={drop.modifier.keep} drops layers before all training, but "
-                f"stands in a stage after {before[0].name}; expected layers to be "
-                "dropped before weights are pruned or quantized; move it to the first "
-                "stage",
-            )
+            first = min(before, key=everyone.index)
+            broken = "drops layers before all training, but stands in a stage after "
+            expected = "layers to be dropped before weights are pruned or quantized"
+            fix = "move it to the first stage"
+            yield _keep(drop, broken + first.name, expected, fix)
+
+
+def _keep(drop: Placed, broken: str, expected: str, fix: str) -> Found:
+    keep = drop.modifier.keep
+    return drop.modifier, Fault.of(Rule.CONFLICT, "keep", keep, broken, expected, fix)

@@ -1,31 +1,24 @@
-"""What a recipe's epochs make of its modifiers: ends, teachers, masks."""
+"""What a recipe's epochs make of its modifiers: ends, teachers, masks, best weights."""
 
 import inspect
 import math
 from collections.abc import Iterator, Sequence
 
+from obert_modifiers.faults import Fault, Rule
 from obert_modifiers.modifiers.distillation import LogitDistillationModifier
+from obert_modifiers.modifiers.early_stopping import EarlyStoppingModifier
 from obert_modifiers.recipe.placed import (
     EPOCH_RANGE,
     KINDS,
-    Fault,
+    Found,
     Placed,
     gradual_in,
-    kinds_of,
-    quantizing_in,
-    teacher_of,
+    of_kind,
 )
 
 
-def after_the_end(everyone: Sequence[Placed]) -> Iterator[Fault]:
-    """Find what would come after the end that EpochRangeModifier sets.
-
-    Args:
-        everyone: The modifiers in the order of the recipe.
-
-    Yields:
-        The modifier, the key of the recipe, and what is wrong.
-    """
+def after_the_end(everyone: Sequence[Placed]) -> Iterator[Found]:
+    """Find what would come after the end that EpochRangeModifier sets."""
     ranges = [p for p in everyone if type(p.modifier).__name__ == EPOCH_RANGE]
     whole = max((math.ceil(p.end) for p in everyone if p.end < math.inf), default=0)
     for placed in everyone:
@@ -39,53 +32,44 @@ def after_the_end(everyone: Sequence[Placed]) -> Iterator[Fault]:
         key, at = "end_epoch", placed.end
         if placed.start >= end > 0:
             key, at = "start_epoch", placed.start
-            wrong = f"is not reached: {last.name} ends at epoch {last.end:g}; expected"
-            wrong += " an earlier epoch"
+            broken = f"is not reached: {last.name} ends at epoch {last.end:g}"
+            expected = "an earlier epoch"
         elif end < at < math.inf:
-            wrong = f"lies after the end of {last.name}, epoch {last.end:g}; expected"
-            wrong += " nothing to last longer"
+            broken = f"lies after the end of {last.name}, epoch {last.end:g}"
+            expected = "nothing to last longer"
         elif placed in gradual_in(everyone) and at == end == whole > 0:
-            wrong = f"has its last pruning event where {last.name} ends, and no step is"
-            wrong += " made there; expected an earlier epoch, so that final_sparsity is"
-            wrong += " reached"
+            broken = f"has its last pruning event where {last.name} ends, and no step "
+            broken += "is made there"
+            expected = "an earlier epoch, so that final_sparsity is reached"
         else:
             continue
         fix = "lower it or raise end_epoch there"
-        yield placed.modifier, key, f"{key}={at:g} {wrong}; {fix}"
+        where = Rule.RECIPE_END, key, f"{at:g}"
+        yield placed.modifier, Fault.of(*where, broken, expected, fix)
 
 
-def other_teachers(everyone: Sequence[Placed]) -> Iterator[Fault]:
-    """Find distillation modifiers that name another teacher than the first.
-
-    Args:
-        everyone: The modifiers in the order of the recipe.
-
-    Yields:
-        The modifier, the key of the recipe, and what is wrong.
-    """
-    distillers = [p for p in everyone if KINDS.distillation in kinds_of(p)]
-    named = next((t for p in distillers if (t := teacher_of(p))), None)
+def other_teachers(everyone: Sequence[Placed]) -> Iterator[Found]:
+    """Find distillation modifiers that name another teacher than the first."""
+    distillers = of_kind(everyone, KINDS.distillation)
+    named = next((p.teacher for p in distillers if p.teacher), None)
     for placed in distillers:
-        own = teacher_of(placed)
-        if own is not None and own != named:
+        if placed.teacher is not None and placed.teacher != named:
             yield (
                 placed.modifier,
-                "teacher",
-                f"teacher={own} is not the {named} of another modifier; expected one "
-                "teacher in a recipe; write the same or distil in a run of its own",
+                Fault.of(
+                    Rule.CONFLICT,
+                    "teacher",
+                    placed.teacher,
+                    f"is not the {named} of another modifier",
+                    "one teacher in a recipe",
+                    "write the same or distil in a run of its own",
+                ),
             )
 
 
-def masks_let_go(everyone: Sequence[Placed]) -> Iterator[Fault]:
-    """Find masks that are dropped while training goes on.
-
-    Args:
-        everyone: The modifiers in the order of the recipe.
-
-    Yields:
-        The modifier, the key of the recipe, and what is wrong.
-    """
-    pruners = [p for p in everyone if KINDS.pruning in kinds_of(p)]
+def masks_released_early(everyone: Sequence[Placed]) -> Iterator[Found]:
+    """Find masks that are dropped while training goes on."""
+    pruners = of_kind(everyone, KINDS.pruning)
     for placed in pruners:
         if getattr(placed.modifier, "leave_enabled", True):
             continue
@@ -103,10 +87,15 @@ def masks_let_go(everyone: Sequence[Placed]) -> Iterator[Fault]:
                 key, value, fix = "end_epoch", f"{placed.end:g}", "-1"
             yield (
                 placed.modifier,
-                key,
-                f"{key}={value} lets go of the masks at epoch {placed.end:g}, "
-                f"while training goes on with {goes_on[0].name}; expected masks until "
-                f"the end, or pruned weights grow back; write {key}: {fix}",
+                Fault.of(
+                    Rule.CONFLICT,
+                    key,
+                    value,
+                    f"lets go of the masks at epoch {placed.end:g}, while training "
+                    f"goes on with {goes_on[0].name}",
+                    "masks until the end, or pruned weights grow back",
+                    f"write {key}: {fix}",
+                ),
             )
 
 
@@ -115,15 +104,8 @@ def _keeps_on(holder: Placed, placed: Placed) -> bool:
     return bool(stays) and holder.start <= placed.end
 
 
-def nothing_to_distil(everyone: Sequence[Placed]) -> Iterator[Fault]:
-    """Find Fishers of a distillation loss that nobody computes.
-
-    Args:
-        everyone: The modifiers in the order of the recipe.
-
-    Yields:
-        The modifier, the key of the recipe, and what is wrong.
-    """
+def nothing_to_distil(everyone: Sequence[Placed]) -> Iterator[Found]:
+    """Find Fishers of a distillation loss that nobody computes."""
     distillers = [
         p for p in everyone if isinstance(p.modifier, LogitDistillationModifier)
     ]
@@ -132,112 +114,121 @@ def nothing_to_distil(everyone: Sequence[Placed]) -> Iterator[Fault]:
         if loss == "task":
             continue
         if not distillers:
-            yield (
-                placed.modifier,
-                "fisher_loss",
-                f"fisher_loss={loss} finds no LogitDistillationModifier in the recipe; "
-                "expected one that gives the loss; add it or write fisher_loss: task",
-            )
+            broken = "finds no LogitDistillationModifier in the recipe"
+            expected = "one that gives the loss"
+            fix = "add it or write fisher_loss: task"
         elif loss == "distillation" and not any(
             d.start <= placed.start and placed.end < d.end for d in distillers
         ):
+            first = distillers[0]
+            broken = "prunes at epochs at which no modifier distils "
+            broken += f"({first.name}: from {first.start:g} to {first.end:g})"
+            expected = "a teacher at every pruning event"
+            fix = "write fisher_loss: train"
+        else:
+            continue
+        fault = Fault.of(Rule.NEEDS, "fisher_loss", loss, broken, expected, fix)
+        yield placed.modifier, fault
+
+
+def stopped_too_early(everyone: Sequence[Placed]) -> Iterator[Found]:
+    """Find early stopping that would end a recipe before it has compressed the model.
+
+    Or a second one.
+    """
+    found = [p.modifier for p in everyone]
+    stoppers = [m for m in found if isinstance(m, EarlyStoppingModifier)]
+    for again in stoppers[1:]:
+        yield (
+            again,
+            Fault.of(
+                Rule.CONFLICT,
+                "metric",
+                again.metric,
+                "is that of a second EarlyStoppingModifier",
+                "one in a recipe",
+                "remove one",
+            ),
+        )
+    gradual = gradual_in(everyone)
+    # The last pruning event, or where quantization begins.
+    changes = [(max(p.modifier.start_epoch, p.modifier.end_epoch), p) for p in gradual]
+    quantizing = of_kind(everyone, KINDS.quantization)
+    changes += [(p.modifier.start_epoch, p) for p in quantizing]
+    named = [(at, type(p.modifier).__name__) for at, p in changes]
+    last, name = max(named, default=(0.0, ""))
+    for stopper in stoppers:
+        if last > 0.0 and stopper.start_epoch <= last:
             yield (
-                placed.modifier,
-                "fisher_loss",
-                "fisher_loss=distillation prunes at epochs at which no modifier "
-                f"distils ({distillers[0].name}: from {distillers[0].start:g} to "
-                f"{distillers[0].end:g}); expected a teacher at every pruning event; "
-                "write fisher_loss: train",
+                stopper,
+                Fault.of(
+                    Rule.CONFLICT,
+                    "start_epoch",
+                    f"{stopper.start_epoch:g}",
+                    f"does not lie after epoch {last:g}, at which {name} changes the "
+                    "model for the last time",
+                    "a later epoch, as the best weights from before would undo it",
+                    f"write {last + 1:g}",
+                ),
             )
 
 
-def cut_cycle(placed: Placed) -> Iterator[Fault]:
-    """Find a learning rate that ends in the middle of a cycle.
-
-    Args:
-        placed: A modifier.
-
-    Yields:
-        The modifier, the key of the recipe, and what is wrong.
-    """
+def cut_cycle(placed: Placed) -> Iterator[Found]:
+    """Find a learning rate that ends in the middle of a cycle, which is legal."""
     modifier = placed.modifier
     cycle = getattr(modifier, "cycle_epochs", None)
     if getattr(modifier, "lr_func", "") != "cyclic_linear" or not cycle:
         return
-    rest = math.remainder(placed.end - placed.start, cycle)
+    length = placed.end - placed.start
+    rest = math.remainder(length, cycle)
     if math.isfinite(placed.end) and abs(rest) > 1e-6 * cycle:
-        yield (
-            modifier,
-            "cycle_epochs",
-            f"cycle_epochs={cycle:g} does not divide the {placed.end - placed.start:g} "
-            "epochs of the modifier: the last cycle is cut off before final_lr",
-        )
+        broken = f"does not divide the {length:g} epochs of the modifier: the last "
+        broken += "cycle is cut off before final_lr"
+        yield modifier, Fault(Rule.NOTE, "cycle_epochs", f"{cycle:g}", broken)
 
 
-def never_fixed(placed: Placed, everyone: Sequence[Placed]) -> Iterator[Fault]:
-    """Find ranges that are to be fixed when the recipe is over.
-
-    Args:
-        placed: A modifier.
-        everyone: The modifiers in the order of the recipe.
-
-    Yields:
-        The modifier, the key of the recipe, and what is wrong.
-    """
-    at = getattr(placed.modifier, "disable_observer_epoch", None)
+def never_fixed(placed: Placed, everyone: Sequence[Placed]) -> Iterator[Found]:
+    """Find ranges that are to be fixed when the recipe is over, which is legal."""
+    key = "disable_observer_epoch"
+    at = getattr(placed.modifier, key, None)
     ends = [p.end for p in everyone if type(p.modifier).__name__ == EPOCH_RANGE]
     if at is not None and ends and at >= math.ceil(max(ends)):
-        yield (
-            placed.modifier,
-            "disable_observer_epoch",
-            f"disable_observer_epoch={at:g} is not reached: the recipe ends at epoch "
-            f"{max(ends):g}; ranges are fixed there, without training after it",
-        )
+        broken = f"is not reached: the recipe ends at epoch {max(ends):g}"
+        fix = "ranges are fixed there, without training after it"
+        yield placed.modifier, Fault(Rule.NOTE, key, f"{at:g}", broken, fix=fix)
 
 
-def pruned_when_fixed(everyone: Sequence[Placed]) -> Iterator[Fault]:
-    """Find pruning events after the ranges of activations were fixed.
-
-    Args:
-        everyone: The modifiers in the order of the recipe.
-
-    Yields:
-        The modifier, the key of the recipe, and what is wrong.
-    """
+def pruned_when_fixed(everyone: Sequence[Placed]) -> Iterator[Found]:
+    """Find pruning events after the ranges of activations were fixed."""
     for pruner, qat, fixed in _pruned_while_quantized(everyone):
         if pruner.end > fixed:
             yield (
                 pruner.modifier,
-                "end_epoch",
-                f"end_epoch={pruner.end:g} prunes after {qat.name} has fixed its ranges"
-                f", at epoch {fixed:g}; expected masks that are fixed by then; lower "
-                f"end_epoch to {qat.start:g} or quantize later",
+                Fault.of(
+                    Rule.CONFLICT,
+                    "end_epoch",
+                    f"{pruner.end:g}",
+                    f"prunes after {qat.name} has fixed its ranges, at epoch {fixed:g}",
+                    "masks that are fixed by then",
+                    f"lower end_epoch to {qat.start:g} or quantize later",
+                ),
             )
 
 
-def pruned_when_quantized(everyone: Sequence[Placed]) -> Iterator[Fault]:
-    """Find pruning events while ranges still move, which is legal.
-
-    Args:
-        everyone: The modifiers in the order of the recipe.
-
-    Yields:
-        The modifier, the key of the recipe, and what to know.
-    """
+def pruned_when_quantized(everyone: Sequence[Placed]) -> Iterator[Found]:
+    """Find pruning events while ranges still move, which is legal."""
     for pruner, qat, _ in _pruned_while_quantized(everyone):
-        yield (
-            pruner.modifier,
-            "end_epoch",
-            f"end_epoch={pruner.end:g} prunes while {qat.name} quantizes, from epoch "
-            f"{qat.start:g} on; the papers quantize last, with fixed masks",
-        )
+        broken = f"prunes while {qat.name} quantizes, from epoch {qat.start:g} on"
+        fix = "the papers quantize last, with fixed masks"
+        fault = Fault(Rule.NOTE, "end_epoch", f"{pruner.end:g}", broken, fix=fix)
+        yield pruner.modifier, fault
 
 
 def _pruned_while_quantized(
     everyone: Sequence[Placed],
 ) -> Iterator[tuple[Placed, Placed, float]]:
     for pruner in gradual_in(everyone):
-        for qat in quantizing_in(everyone):
+        for qat in of_kind(everyone, KINDS.quantization):
             if qat.start < pruner.end < math.inf:
                 fixed = getattr(qat.modifier, "disable_observer_epoch", None)
                 yield pruner, qat, qat.end if fixed is None else fixed

@@ -34,30 +34,13 @@ class UnknownNameError(LookupError):
     """
 
     def __init__(self, name: str):
-        """Keep the name.
-
-        Args:
-            name: The name in the expression.
-        """
+        """Keep the name."""
         super().__init__(name)
         self.name = name
 
 
 def evaluate(expression: str, lookup: Callable[[str], Any]) -> Any:
-    """Evaluate an arithmetic expression.
-
-    Args:
-        expression: Numbers, names, ``+ - * / // % **``, parentheses and the functions
-            abs, float, int, max, min and round; or one name alone.
-        lookup: Gives the value of a name; raises :class:`UnknownNameError`.
-
-    Returns:
-        An int or a float. A name alone gives its value, of whatever type.
-
-    Raises:
-        ValueError: If the expression is anything else, or has no finite real value.
-        UnknownNameError: If it holds an unknown name.
-    """
+    """Evaluate an arithmetic expression."""
     text = expression.strip()
     try:
         tree = ast.parse(text, mode="eval").body

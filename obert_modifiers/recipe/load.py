@@ -6,19 +6,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from obert_modifiers.host.bases import Modifier, SparsificationTypes
+from obert_modifiers.faults import Fault, Rule
+from obert_modifiers.host.bases import Modifier
 from obert_modifiers.recipe.arguments import parse_recipe_args
 from obert_modifiers.recipe.check import ModifierBuilder
 from obert_modifiers.recipe.cross import cross_faults, cross_notes
 from obert_modifiers.recipe.outline import outline
-from obert_modifiers.recipe.placed import Fault, Placed
+from obert_modifiers.recipe.placed import KINDS, Found, Placed, of_kind
 from obert_modifiers.recipe.problems import Problem, RecipeError
 from obert_modifiers.recipe.replacing import (
-    Translated,
     old_layer_numbers,
     rewritten,
 )
-from obert_modifiers.recipe.stopping import stopping_faults
 from obert_modifiers.recipe.text import RecipeText, compose, read_source
 from obert_modifiers.recipe.values import ModifierSettings, Resolver
 from obert_modifiers.recipe.writing import modifiers_text
@@ -60,54 +59,26 @@ class LoadedRecipe:
         """What is legal and may not be meant."""
         return [*self.changes, *self.problems_of(cross_notes(self.placed))]
 
-    def problems_of(self, faults: Iterable[Fault]) -> list[Problem]:
-        """Describe problems with their lines.
-
-        Args:
-            faults: Modifiers, keys and what is wrong.
-
-        Returns:
-            The problems.
-        """
+    def problems_of(self, faults: Iterable[Found]) -> list[Problem]:
+        """Describe problems with their lines."""
         return [self.problem(*fault) for fault in faults]
 
-    def problem(self, modifier: Modifier, key: str, message: str) -> Problem:
-        """Describe a problem with one of the modifiers, with its line.
-
-        Args:
-            modifier: One of the recipe's modifiers.
-            key: The key that it is about.
-            message: What is wrong; what is expected; how to fix it.
-
-        Returns:
-            The problem.
-        """
-        settings = self.settings[id(modifier)]
-        line = settings.line_of(key)
-        return Problem(self.file, line, settings.name, key, message)
+    def problem(self, modifier: Modifier, fault: Fault) -> Problem:
+        """Describe a fault of one of the modifiers, with its line."""
+        return self.settings[id(modifier)].problem(self.file, fault)
 
 
 def load_recipe(
     source: str | Path, recipe_args: Mapping[str, Any] | str | None = None
 ) -> LoadedRecipe:
-    """Load a recipe and check it completely.
-
-    Args:
-        source: A path, or the recipe's text.
-        recipe_args: Values for the recipe's variables.
-
-    Returns:
-        The recipe.
-
-    Raises:
-        RecipeError: With everything that is wrong with the recipe.
-    """
+    """Load a recipe and check it completely."""
     text = read_source(source)
     parts = outline(text, compose(text))
     try:
         variables = parse_recipe_args(recipe_args)
     except (TypeError, ValueError) as error:
-        parts.report(text.first_line, "recipe_args", "", str(error))
+        fault = Fault(Rule.VARIABLE, broken=str(error))
+        parts.report(text.first_line, "recipe_args", fault)
         variables = {}
     resolver = Resolver(parts, variables)
     builder = ModifierBuilder(text.file)
@@ -121,7 +92,7 @@ def load_recipe(
     loaded = LoadedRecipe(text.file, resolver.text(), parts.staged, groups, settings)
     problems = [*parts.problems, *builder.problems]
     complete = len(settings) == len(parts.modifiers)
-    problems += [*_arrangement(loaded), *_crossed(loaded, complete)]
+    problems += _faults_between(loaded, complete)
     if problems:
         raise RecipeError(problems)
     if builder.replaced:
@@ -132,27 +103,17 @@ def load_recipe(
 def _with_replacements(
     loaded: LoadedRecipe, everyone: list[ModifierSettings], builder: ModifierBuilder
 ) -> LoadedRecipe:
-    """Write the modifiers that stand in for others into the text, and their changes.
-
-    Returns:
-        The recipe that is run, whose text gives the same modifiers.
-
-    Raises:
-        RecipeError: If a pattern names layers by numbers that change.
-    """
-    found: list[Translated | None] = []
-    changes: list[Problem] = []
+    """Write the modifiers that stand in for others into the text, and their changes."""
     values = [one.values for one in everyone]
-    for one in everyone:
-        translated, _ = builder.replaced.get(id(one), (None, one))
-        found.append(translated)
-        for key, message in translated.changes if translated else ():
-            line = one.line_of(key)
-            changes.append(Problem(loaded.file, line, one.name, key, message))
+    found = [builder.replaced.get(id(one), (None, one))[0] for one in everyone]
+    changes = [
+        one.problem(loaded.file, change)
+        for one, translated in zip(everyone, found, strict=True)
+        for change in (translated.changes if translated else ())
+    ]
     faults = [
-        Problem(loaded.file, one.line_of(key), one.name, key, message)
-        for place, key, message in old_layer_numbers(found, values)
-        for one in [everyone[place]]
+        everyone[place].problem(loaded.file, fault)
+        for place, fault in old_layer_numbers(found, values)
     ]
     if faults:
         raise RecipeError(faults)
@@ -169,9 +130,6 @@ def _holds(text: str, modifiers: int) -> bool:
     """Tell whether a text that was put together has so many modifiers.
 
     It has not where a modifier stood inside brackets, or shared values by an alias.
-
-    Returns:
-        True for a recipe without faults in its arrangement.
     """
     source = RecipeText("", text)
     try:
@@ -184,18 +142,7 @@ def _holds(text: str, modifiers: int) -> bool:
 def from_modifiers(
     modifiers: list[Modifier] | Mapping[str, list[Modifier]], file: str
 ) -> LoadedRecipe:
-    """Write a recipe for modifiers that exist already.
-
-    Args:
-        modifiers: A list, or lists by stage.
-        file: What to call the recipe in messages.
-
-    Returns:
-        The recipe; its lines are those of its text.
-
-    Raises:
-        RecipeError: If the modifiers do not go together.
-    """
+    """Write a recipe for modifiers that exist already."""
     staged = isinstance(modifiers, Mapping)
     groups = {k: list(v) for k, v in modifiers.items()} if staged else {"": modifiers}
     source = RecipeText(file, _text_of(groups, staged))
@@ -206,7 +153,7 @@ def from_modifiers(
         for modifier, one in zip(everyone, resolver.settings, strict=True)
     }
     loaded = LoadedRecipe(file, source.text, staged, groups, settings)
-    problems = [*_arrangement(loaded), *_crossed(loaded, True)]
+    problems = _faults_between(loaded, True)
     if problems:
         raise RecipeError(problems)
     return loaded
@@ -225,30 +172,22 @@ def _described(modifier: Modifier) -> tuple[str, dict[str, Any]]:
     return cls.__name__, {key: values[key] for key in keys if key in values}
 
 
-def _arrangement(loaded: LoadedRecipe) -> Iterable[Problem]:
-    yield from _repeated(loaded)
-    everyone = [modifier for group in loaded.groups.values() for modifier in group]
-    for modifier, message in stopping_faults(everyone):
-        yield loaded.problem(modifier, message.partition("=")[0], message)
+def _faults_between(loaded: LoadedRecipe, complete: bool) -> list[Problem]:
+    found = [*_repeated(loaded), *cross_faults(loaded.placed, complete)]
+    return loaded.problems_of(found)
 
 
-def _crossed(loaded: LoadedRecipe, complete: bool) -> list[Problem]:
-    return loaded.problems_of(cross_faults(loaded.placed, complete))
-
-
-def _repeated(loaded: LoadedRecipe) -> Iterable[Problem]:
+def _repeated(loaded: LoadedRecipe) -> Iterable[Found]:
     # SparseML keeps the state of modifiers by a hash of their settings.
     first: dict[str, int] = {}
-    for modifier in (m for group in loaded.groups.values() for m in group):
-        if SparsificationTypes.pruning not in modifier.sparsification_types:
-            continue
-        line = loaded.settings[id(modifier)].line
-        before = first.setdefault(modifier.identifier(), line)
-        if before != line:
-            yield loaded.problem(
-                modifier,
-                "",
-                f"the modifier repeats the one on line {before}; expected pruning "
-                "modifiers that differ, since their state is kept by their settings; "
-                "remove one",
+    for placed in of_kind(loaded.placed, KINDS.pruning):
+        before = first.setdefault(placed.modifier.identifier(), placed.line)
+        if before != placed.line:
+            fault = Fault(
+                Rule.REPEATED,
+                broken=f"the modifier repeats the one on line {before}",
+                expected="pruning modifiers that differ, since their state is kept by "
+                "their settings",
+                fix="remove one",
             )
+            yield placed.modifier, fault

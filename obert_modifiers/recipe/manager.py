@@ -1,4 +1,4 @@
-"""Load, check and drive a recipe, by the host's manager of modifiers."""
+"""Load, check and drive a recipe: SparseML's modifier manager behind a narrow door."""
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,6 +13,7 @@ from torch.nn import Module
 from obert_modifiers.compat.replace import replaced
 from obert_modifiers.core.pruning.report import PruneReport
 from obert_modifiers.core.pruning.sampling import GradientSource
+from obert_modifiers.faults import Fault
 from obert_modifiers.host.bases import (
     Modifier,
     ScheduledModifierManager,
@@ -41,11 +42,11 @@ from obert_modifiers.recipe.changes import (
     differences,
     keeps_state,
     pair_up,
-    take_up_schedule_,
+    resume_schedule_,
     unsafe_edits,
 )
 from obert_modifiers.recipe.cross import shared_weights
-from obert_modifiers.recipe.surroundings import (
+from obert_modifiers.recipe.environment import (
     data_faults,
     model_faults,
     step_faults,
@@ -233,13 +234,13 @@ class RecipeManager:
 
     def _check(
         self,
-        faults: Callable[[Modifier], Iterable[tuple[str, str]]],
+        faults: Callable[[Modifier], Iterable[Fault]],
         modifiers: Sequence[Modifier] | None = None,
     ) -> None:
         problems = [
-            self._recipe.problem(modifier, key, message)
+            self._recipe.problem(modifier, fault)
             for modifier in (self.modifiers if modifiers is None else modifiers)
-            for key, message in faults(modifier)
+            for fault in faults(modifier)
         ]
         if problems:
             raise RecipeError(problems)
@@ -569,7 +570,7 @@ class RecipeManager:
         if not problems:
             for pair in filter(keeps_state, pairs):
                 load_state(pair.new, state[pair.name])
-                problems += filter(None, [take_up_schedule_(pair, now)])
+                problems += filter(None, [resume_schedule_(pair, now)])
         if problems:
             raise ValueError(
                 f"recipe={self.source} was edited in a way that a run cannot take up: "

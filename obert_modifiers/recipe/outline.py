@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 
 import yaml
 
-from obert_modifiers.recipe.problems import Problem, nearest
+from obert_modifiers.faults import Fault, Rule, nearest
+from obert_modifiers.recipe.problems import Problem
 from obert_modifiers.recipe.text import RecipeText
 
 _GROUP_WORD = "modifiers"
@@ -61,19 +62,17 @@ class Outline:
     modifiers: list[ModifierNode] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 
-    def report(
-        self, place: yaml.Node | int, modifier: str, key: str, message: str
-    ) -> None:
-        """Add a problem.
-
-        Args:
-            place: The node that it is about, or a line of the file.
-            modifier: Name of the modifier, or empty.
-            key: The key, or empty.
-            message: What is wrong; what is expected; how to fix it.
-        """
+    def report(self, place: yaml.Node | int, modifier: str, fault: Fault) -> None:
+        """Add a problem at a node, or at a line of the file."""
         line = place if isinstance(place, int) else self.source.line_of(place)
-        self.problems.append(Problem(self.source.file, line, modifier, key, message))
+        self.problems.append(Problem(self.source.file, line, modifier, fault))
+
+    def misplaced(
+        self, place: yaml.Node, key: str, broken: str, expected: str, fix: str
+    ) -> None:
+        """Add a problem with the arrangement, under a key of the recipe."""
+        fault = Fault(Rule.ARRANGEMENT, key, None, broken, expected, fix)
+        self.report(place, "", fault)
 
 
 def outline(source: RecipeText, root: yaml.MappingNode) -> Outline:
@@ -81,14 +80,6 @@ def outline(source: RecipeText, root: yaml.MappingNode) -> Outline:
 
     A recipe with a key that holds the word "modifiers" is flat. Otherwise every
     mapping with such a key is a stage. All other keys are variables.
-
-    Args:
-        source: The recipe's text.
-        root: What :func:`~obert_modifiers.recipe.text.compose` made of it.
-
-    Returns:
-        The parts, with problems for repeated keys, misplaced modifiers and a recipe
-        without any.
     """
     found = Outline(source)
     _report_repeated_keys(found, root)
@@ -110,12 +101,12 @@ def outline(source: RecipeText, root: yaml.MappingNode) -> Outline:
                 _sort(found, name, inner, below)
         else:
             known |= {id(node) for node, _ in walk(value)}
-            found.report(
+            found.misplaced(
                 key,
-                "",
                 name,
-                "a stage stands beside modifiers of the whole recipe; expected either "
-                "stages or groups of modifiers; move those modifiers into a stage",
+                "a stage stands beside modifiers of the whole recipe",
+                "either stages or groups of modifiers",
+                "move those modifiers into a stage",
             )
     _report_misplaced(found, root, known)
     _report_missing(found, root, stages)
@@ -136,32 +127,31 @@ def _sort(found: Outline, stage: str, key: yaml.Node, value: yaml.Node) -> None:
             if is_modifier(item):
                 found.modifiers.append(ModifierNode(modifier_name(item), stage, item))
             else:
-                found.report(
+                found.misplaced(
                     item,
-                    "",
                     name,
-                    "an entry of the list is not a modifier; expected a tag such as "
-                    "!EpochRangeModifier; put it after the dash",
+                    "an entry of the list is not a modifier",
+                    "a tag such as !EpochRangeModifier",
+                    "put it after the dash",
                 )
     elif newer := _named_by_keys(value):
         ours = ", ".join(dict.fromkeys(f"!{_NEAREST.get(n, _PRUNER)}" for n in newer))
-        found.report(
+        found.misplaced(
             key,
-            "",
             name,
             f"{name} names modifiers by keys ({', '.join(newer)}), as recipes of "
-            "llm-compressor and of SparseML's one-shot framework do; expected a list "
-            "of modifiers with tags, the format that trains an encoder; run this file "
-            f"with llm-compressor, or begin from a recipe here with {ours} "
-            "(docs/recipes.md lists them)",
+            "llm-compressor and of SparseML's one-shot framework do",
+            "a list of modifiers with tags, the format that trains an encoder",
+            "run this file with llm-compressor, or begin from a recipe here with "
+            f"{ours} (docs/recipes.md lists them)",
         )
     elif value.tag != _NULL:
-        found.report(
+        found.misplaced(
             key,
-            "",
             name,
-            f"{name} is a {value.id}; expected a list of modifiers; begin each with "
-            "a dash",
+            f"{name} is a {value.id}",
+            "a list of modifiers",
+            "begin each with a dash",
         )
 
 
@@ -189,13 +179,14 @@ def _report_repeated_keys(found: Outline, root: yaml.Node) -> None:
             before = first.setdefault((key.tag, key.value), key)
             if before is not key:
                 line = found.source.line_of(before)
-                found.report(
-                    key,
-                    modifier,
+                fault = Fault(
+                    Rule.REPEATED,
                     key.value,
-                    f"{key.value} is given again after line {line}; expected each key "
-                    "once; remove one of the two",
+                    broken=f"{key.value} is given again after line {line}",
+                    expected="each key once",
+                    fix="remove one of the two",
                 )
+                found.report(key, modifier, fault)
 
 
 def _report_misplaced(found: Outline, root: yaml.Node, known: set[int]) -> None:
@@ -206,14 +197,14 @@ def _report_misplaced(found: Outline, root: yaml.Node, known: set[int]) -> None:
         if any(problem.key == key for problem in found.problems):
             continue  # the group itself is already reported
         group = (nearest(key, _GROUPS) or [f"{key}_modifiers"])[0]
-        found.report(
-            node,
-            modifier_name(node),
-            "",
-            f"the modifier stands under '{key}', where SparseML does not look for "
-            f"any; expected a list under a key with 'modifiers' in its name; rename "
-            f"the key to {group}",
+        fault = Fault(
+            Rule.ARRANGEMENT,
+            broken=f"the modifier stands under '{key}', where SparseML does not look "
+            "for any",
+            expected="a list under a key with 'modifiers' in its name",
+            fix=f"rename the key to {group}",
         )
+        found.report(node, modifier_name(node), fault)
 
 
 def _report_missing(
@@ -225,56 +216,35 @@ def _report_missing(
     empty = [name for name in stages if name not in with_modifiers]
     if found.staged and with_modifiers:
         for name in empty:
-            found.report(
+            found.misplaced(
                 stages[name],
-                "",
                 name,
-                "the stage has no modifiers; expected at least one; add it or remove "
-                "the stage",
+                "the stage has no modifiers",
+                "at least one",
+                "add it or remove the stage",
             )
     elif not found.modifiers:
-        found.report(
+        found.misplaced(
             root,
             "",
-            "",
-            "the recipe has no modifiers; expected at least one in a list under a key "
-            "such as 'modifiers'; add '- !EpochRangeModifier' there",
+            "the recipe has no modifiers",
+            "at least one in a list under a key such as 'modifiers'",
+            "add '- !EpochRangeModifier' there",
         )
 
 
 def is_modifier(node: yaml.Node) -> bool:
-    """Tell whether a node carries a modifier's tag.
-
-    Args:
-        node: Any node.
-
-    Returns:
-        True for a node such as ``!EpochRangeModifier``.
-    """
+    """Tell whether a node carries a modifier's tag."""
     return node.tag.startswith("!")
 
 
 def modifier_name(node: yaml.Node) -> str:
-    """Return the name of the modifier in a node's tag.
-
-    Args:
-        node: A node for which :func:`is_modifier` holds.
-
-    Returns:
-        The name, without ``!``.
-    """
+    """Return the name of the modifier in a node's tag."""
     return node.tag[1:]
 
 
 def walk(node: yaml.Node) -> Iterator[tuple[yaml.Node, str]]:
-    """Visit a node and everything below it, each node once.
-
-    Args:
-        node: Where to begin.
-
-    Yields:
-        A node and the innermost key above it.
-    """
+    """Visit a node and everything below it, each node once."""
     seen: set[int] = set()
     stack = [(node, "")]
     while stack:

@@ -1,14 +1,17 @@
-"""A modifier and where it stands in its recipe."""
+"""A modifier and where it stands in its recipe; what kinds there are."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from obert_modifiers.faults import Fault
 from obert_modifiers.host.bases import Modifier, SparsificationTypes
 
 KINDS = SparsificationTypes
 EPOCH_RANGE = "EpochRangeModifier"
+# A modifier, and what is wrong with it.
+Found = tuple[Modifier, Fault]
 
 
 @dataclass(frozen=True)
@@ -16,7 +19,7 @@ class Placed:
     """A modifier and where it stands.
 
     Attributes:
-        modifier: SparseML's or ours.
+        modifier: The host's or ours.
         stage: Name of its stage; empty in a recipe without stages.
         line: Line of its tag.
     """
@@ -41,60 +44,24 @@ class Placed:
         end = self.modifier.end_epoch
         return end if end >= 0.0 else math.inf
 
-
-# What is wrong: the modifier, the key of the recipe and the message.
-Fault = tuple[Modifier, str, str]
-
-
-def kinds_of(placed: Placed) -> Sequence[Any]:
-    """Tell what a modifier does.
-
-    Args:
-        placed: A modifier.
-
-    Returns:
-        SparseML's kinds of it.
-    """
-    return placed.modifier.sparsification_types
+    @property
+    def teacher(self) -> str | None:
+        """The teacher that it names, or None."""
+        named = getattr(self.modifier, "teacher", None)
+        return named if isinstance(named, str) else None
 
 
-def teacher_of(placed: Placed) -> str | None:
-    """Tell which teacher a modifier names.
-
-    Args:
-        placed: A modifier.
-
-    Returns:
-        The name, or None.
-    """
-    named = getattr(placed.modifier, "teacher", None)
-    return named if isinstance(named, str) else None
+def of_kind(everyone: Sequence[Placed], kind: Any) -> list[Placed]:
+    """Find the modifiers that do something, as the host names it."""
+    return [p for p in everyone if kind in p.modifier.sparsification_types]
 
 
 def gradual_in(everyone: Sequence[Placed]) -> list[Placed]:
-    """Find the pruning modifiers that have a schedule.
-
-    Args:
-        everyone: Any modifiers.
-
-    Returns:
-        Those, in their order.
-    """
-    return [
-        p
-        for p in everyone
-        if KINDS.pruning in kinds_of(p)
-        and getattr(p.modifier, "final_sparsity", None) is not None
-    ]
+    """Find the pruning modifiers that have a schedule."""
+    pruning = of_kind(everyone, KINDS.pruning)
+    return [p for p in pruning if has_schedule(p.modifier)]
 
 
-def quantizing_in(everyone: Sequence[Placed]) -> list[Placed]:
-    """Find the modifiers that quantize.
-
-    Args:
-        everyone: Any modifiers.
-
-    Returns:
-        Those, in their order.
-    """
-    return [p for p in everyone if KINDS.quantization in kinds_of(p)]
+def has_schedule(modifier: Any) -> bool:
+    """Tell whether a modifier prunes to a sparsity."""
+    return getattr(modifier, "final_sparsity", None) is not None

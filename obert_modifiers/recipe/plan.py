@@ -2,36 +2,161 @@
 
 import copy
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
+from obert_modifiers.core.distributed.sharding import MemoryPlan
 from obert_modifiers.core.pruning.schedule import interpolate_sparsity
-from obert_modifiers.host.bases import (
-    Modifier,
-    ScheduledModifierManager,
-    SparsificationTypes,
-)
-from obert_modifiers.modifiers._gradual import FROM_PARAM
+from obert_modifiers.host.bases import Modifier, ScheduledModifierManager
+from obert_modifiers.modifiers.rules import FROM_PARAM
 from obert_modifiers.recipe.clock import event_epochs, learning_rates, rewinds
 from obert_modifiers.recipe.counts import (
+    PoolCount,
     fisher_memory,
     pool_counts,
     second_order,
     targets_of,
 )
+from obert_modifiers.recipe.environment import step_faults
 from obert_modifiers.recipe.load import LoadedRecipe
-from obert_modifiers.recipe.planned import (
-    Event,
-    Phase,
-    PruningPlan,
-    RecipePlan,
-    Span,
-)
+from obert_modifiers.recipe.placed import KINDS, has_schedule
 from obert_modifiers.recipe.problems import RecipeError
-from obert_modifiers.recipe.surroundings import step_faults
 
-_KINDS = SparsificationTypes
+
+@dataclass(frozen=True)
+class Event:
+    """One pruning event.
+
+    Attributes:
+        epoch: When.
+        sparsities: Target of each goal, in [0, 1]; None where the first sparsity is
+            that of the weights as they are loaded.
+    """
+
+    epoch: float
+    sparsities: tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
+class PruningPlan:
+    """What one pruning modifier does.
+
+    Attributes:
+        modifier: Its name.
+        line: Its line in the recipe.
+        goals: Its final sparsities, one unless the recipe maps sparsities to names.
+        events: Its events; None where they depend on steps that are not given.
+        num_grads: Gradients of an event; 0 where it needs none.
+        grad_granularity: ``"sample"``, ``"batch"`` or empty.
+        pools: With a model, what will be pruned of which parameters.
+        memory: With a model, the Fisher state of an event on one process.
+    """
+
+    modifier: str
+    line: int
+    goals: tuple[float, ...]
+    events: tuple[Event, ...] | None
+    num_grads: int = 0
+    grad_granularity: str = ""
+    pools: tuple[PoolCount, ...] = ()
+    memory: MemoryPlan | None = None
+
+    @property
+    def reaches_goal(self) -> bool:
+        """Whether the last event prunes to the final sparsities."""
+        if self.events is None:
+            return True
+        return bool(self.events) and self.events[-1].sparsities == self.goals
+
+
+@dataclass(frozen=True)
+class Span:
+    """A modifier between two epochs.
+
+    Attributes:
+        modifier: Its name.
+        start: First epoch.
+        end: Epoch at which it stops; that of the recipe's end where it is left open.
+        hardness: Of a distillation modifier, else None.
+        temperature: Of a distillation modifier, else None.
+        fixed: Epoch from which on the ranges of a quantizing modifier are fixed, None
+            for its end and for other modifiers.
+        quantizes: Whether it quantizes.
+    """
+
+    modifier: str
+    start: float
+    end: float
+    hardness: float | None = None
+    temperature: float | None = None
+    fixed: float | None = None
+    quantizes: bool = False
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Epochs in which one set of modifiers is at work.
+
+    Attributes:
+        start: First epoch.
+        end: Last epoch, where the next phase starts.
+        first_rate: Learning rate of its first step; None where no modifier sets it.
+        last_rate: Learning rate of its last step.
+        events: Pruning events in it.
+        sparsities: Latest targets of each pruning modifier at its end; None before
+            its first event.
+        distillation: The distillation at work.
+        others: Further modifiers at work.
+    """
+
+    start: float
+    end: float
+    first_rate: float | None
+    last_rate: float | None
+    events: int
+    sparsities: tuple[tuple[float | None, ...] | None, ...]
+    distillation: tuple[Span, ...]
+    others: tuple[Span, ...]
+
+
+@dataclass(frozen=True)
+class RecipePlan:
+    """What a recipe does when.
+
+    Attributes:
+        file: The recipe.
+        num_epochs: Epochs of the recipe; None where it sets none.
+        steps_per_epoch: Optimizer steps of an epoch, where they are known.
+        phases: The recipe from its start to its end.
+        pruning: Its pruning modifiers that have a schedule.
+        distillation: Its distillation.
+        others: Modifiers beside pruning, distillation, learning rate and epochs.
+        rates: Epochs and learning rates.
+        notes: What will not go as the recipe says.
+    """
+
+    file: str
+    num_epochs: float | None
+    steps_per_epoch: int | None
+    phases: tuple[Phase, ...]
+    pruning: tuple[PruningPlan, ...]
+    distillation: tuple[Span, ...]
+    others: tuple[Span, ...]
+    rates: tuple[tuple[float, float | None], ...]
+    notes: tuple[str, ...]
+
+    @property
+    def num_events(self) -> int | None:
+        """Pruning events of all modifiers; None where they depend on the steps."""
+        counts = [None if p.events is None else len(p.events) for p in self.pruning]
+        return None if None in counts else sum(counts)
+
+    @property
+    def end(self) -> float:
+        """Where the last phase ends."""
+        return self.phases[-1].end
 
 
 def plan_recipe(
@@ -40,21 +165,7 @@ def plan_recipe(
     steps_per_epoch: int | None = None,
     model: nn.Module | None = None,
 ) -> RecipePlan:
-    """Work out what a recipe does when; changes neither recipe nor model.
-
-    Args:
-        recipe: A checked recipe.
-        steps_per_epoch: Optimizer steps of an epoch; with them events fall on the
-            steps at which they happen, without on the epochs that the recipe names.
-        model: A model, of which shapes and names are read; torch's meta device does.
-
-    Returns:
-        The plan.
-
-    Raises:
-        ValueError: If a modifier names parameters that the model does not have, its
-            ``memory_budget`` is too small, or an epoch has too few steps for it.
-    """  # noqa: DOC502  raised while the parameters are looked up
+    """Work out what a recipe does when; changes neither recipe nor model."""
     modifiers = [m for group in recipe.groups.values() for m in group]
     copies = copy.deepcopy(modifiers)
     epochs = float(ScheduledModifierManager(modifiers=copies).max_epochs)
@@ -63,16 +174,16 @@ def plan_recipe(
         check_steps(recipe, steps_per_epoch, num_epochs)
     end = num_epochs or max(0.0, *(m.end_epoch for m in modifiers), 0.0)
     rates = learning_rates(
-        _of_kind(modifiers, _KINDS.learning_rate), end, steps_per_epoch
+        _of_kind(modifiers, KINDS.learning_rate), end, steps_per_epoch
     )
-    gradual = [m for m in _of_kind(modifiers, _KINDS.pruning) if _has_schedule(m)]
+    gradual = [m for m in _of_kind(modifiers, KINDS.pruning) if has_schedule(m)]
     pruning = tuple(
         _pruning(m, recipe.settings[id(m)].line, num_epochs, (steps_per_epoch, model))
         for m in gradual
     )
-    distilling = _of_kind(modifiers, _KINDS.distillation)
-    shown = [*gradual, *distilling, *_of_kind(modifiers, _KINDS.learning_rate)]
-    shown += _of_kind(modifiers, _KINDS.epoch)
+    distilling = _of_kind(modifiers, KINDS.distillation)
+    shown = [*gradual, *distilling, *_of_kind(modifiers, KINDS.learning_rate)]
+    shown += _of_kind(modifiers, KINDS.epoch)
     distillation = tuple(_span(m, end) for m in distilling)
     others = tuple(_span(m, end) for m in modifiers if m not in shown)
     cuts = _cuts(modifiers, rewinds(rates), end)
@@ -95,32 +206,19 @@ def plan_recipe(
 def check_steps(
     recipe: LoadedRecipe, steps_per_epoch: int, num_epochs: float | None
 ) -> None:
-    """Check that what a recipe does has the steps.
-
-    Args:
-        recipe: A checked recipe.
-        steps_per_epoch: Optimizer steps of an epoch.
-        num_epochs: Epochs of the recipe; None where it sets none.
-
-    Raises:
-        RecipeError: With each modifier for which they are too few.
-    """
+    """Check that what a recipe does has the steps."""
     problems = [
-        recipe.problem(modifier, key, message)
+        recipe.problem(modifier, fault)
         for group in recipe.groups.values()
         for modifier in group
-        for key, message in step_faults(modifier, steps_per_epoch, num_epochs)
+        for fault in step_faults(modifier, steps_per_epoch, num_epochs)
     ]
     if problems:
         raise RecipeError(problems)
 
 
 def _straddling(recipe: LoadedRecipe, model: nn.Module | None) -> Iterator[str]:
-    """Find Fisher blocks that hold weights of two rows, which is legal.
-
-    Yields:
-        A note for each modifier.
-    """
+    """Find Fisher blocks that hold weights of two rows, which is legal."""
     for placed in recipe.placed:
         config = second_order(placed.modifier)
         if model is None or config is None:
@@ -145,10 +243,6 @@ def _of_kind(modifiers: Sequence[Modifier], kind: Any) -> list[Modifier]:
     return [m for m in modifiers if kind in m.sparsification_types]
 
 
-def _has_schedule(modifier: Any) -> bool:
-    return getattr(modifier, "final_sparsity", None) is not None
-
-
 def _span(modifier: Any, end: float) -> Span:
     stop = modifier.end_epoch if modifier.end_epoch >= 0.0 else end
     return Span(
@@ -158,7 +252,7 @@ def _span(modifier: Any, end: float) -> Span:
         getattr(modifier, "hardness", None),
         getattr(modifier, "temperature", None),
         getattr(modifier, "disable_observer_epoch", None),
-        _KINDS.quantization in modifier.sparsification_types,
+        KINDS.quantization in modifier.sparsification_types,
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from obert_modifiers.faults import Fault, Rule
 from obert_modifiers.recipe.outline import ModifierNode
 from obert_modifiers.recipe.writing import flow
 
@@ -28,8 +29,8 @@ class Translated:
         origin: Key of the old recipe by key of that modifier, where there is one.
         comments: What is to be said about a key of that modifier, in the recipe.
         left_out: Keys of the old recipe that have no counterpart, and why.
-        changes: Key of the old recipe and what means something else now.
-        faults: Key of the old recipe and what is wrong with it.
+        changes: What means something else now, by keys of the old recipe.
+        faults: What is wrong with the old recipe, by its keys.
     """
 
     name: str
@@ -37,38 +38,23 @@ class Translated:
     origin: dict[str, str] = field(default_factory=dict)
     comments: dict[str, str] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
-    changes: list[tuple[str, str]] = field(default_factory=list)
-    faults: list[tuple[str, str]] = field(default_factory=list)
+    changes: list[Fault] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
 
 
 Translate = Callable[[Mapping[str, Any]], Translated]
 
 
 def translation_of(name: str) -> Translate | None:
-    """Find what stands in for a modifier.
-
-    Args:
-        name: Its tag, without exclamation mark.
-
-    Returns:
-        A function from its keys, or None where nothing replaces it.
-    """
+    """Find what stands in for a modifier."""
     constructor = yaml.SafeLoader.yaml_constructors.get(f"{_TAG_PREFIX}{name}")
     return getattr(constructor, "translate", None)
 
 
 def old_layer_numbers(
     found: Sequence[Translated | None], values: Sequence[Mapping[str, Any]]
-) -> Iterator[tuple[int, str, str]]:
-    """Find patterns that name layers by numbers which dropping layers changes.
-
-    Args:
-        found: What stands in for each modifier, or None.
-        values: The values of each in the old recipe.
-
-    Yields:
-        Position of the modifier, its key, and what is wrong.
-    """
+) -> Iterator[tuple[int, Fault]]:
+    """Find patterns that name layers by numbers which dropping layers changes."""
     dropped = [one.values["drop"][0] for one in found if one and "drop" in one.values]
     lists = {str(name).split(".")[-2] for name in dropped if "." in str(name)}
     for place, (one, keys) in enumerate(zip(found, values, strict=True)):
@@ -80,12 +66,16 @@ def old_layer_numbers(
                 if any(re.search(rf"{name}[.][\d(\[]", plain) for name in lists):
                     yield (
                         place,
-                        key,
-                        f"{key}={text} names layers by number, and those that "
-                        "LayerPruningModifier leaves are numbered from 0 here; expected"
-                        " a pattern for all layers; write .* in the place of the number"
-                        ", or drop the layers with LayerDropModifier and write the new "
-                        "numbers",
+                        Fault.of(
+                            Rule.LAYERS,
+                            key,
+                            text,
+                            "names layers by number, and those that "
+                            "LayerPruningModifier leaves are numbered from 0 here",
+                            "a pattern for all layers",
+                            "write .* in the place of the number, or drop the layers "
+                            "with LayerDropModifier and write the new numbers",
+                        ),
                     )
 
 
@@ -109,14 +99,6 @@ def rewritten(
     """Write the modifiers that stand in into a recipe, with a comment on each change.
 
     A value that stayed the same is written as it was, so that ``eval(...)`` stays.
-
-    Args:
-        text: The YAML from which the nodes were composed.
-        modifiers: Each modifier, and what stands in for it, or None.
-        values: The values of each in the old recipe, worked out.
-
-    Returns:
-        The recipe's text.
     """
     edits = []
     for (modifier, found), old in zip(modifiers, values, strict=True):
@@ -157,7 +139,7 @@ def _block(
     for key, why in found.left_out.items():
         if key in old:
             lines.append(f"{indent}# left out {key}: {flow(old[key])}; {why}")
-    lines += [f"{indent}# changed: {message}" for _, message in found.changes]
+    lines += [f"{indent}# changed: {change}" for change in found.changes]
     for key, value in found.values.items():
         theirs = found.origin.get(key, "")
         same = theirs in old and old[theirs] == value and sources.get(theirs)

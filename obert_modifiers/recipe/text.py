@@ -9,7 +9,8 @@ from pathlib import Path
 
 import yaml
 
-from obert_modifiers.recipe.problems import Problem, RecipeError, nearest
+from obert_modifiers.faults import Fault, Rule, nearest
+from obert_modifiers.recipe.problems import Problem, RecipeError
 
 TEXT_NAME = "<recipe text>"
 SUFFIXES = (".yaml", ".yml", ".md")
@@ -31,32 +32,12 @@ class RecipeText:
     first_line: int = 1
 
     def line_of(self, node: yaml.Node) -> int:
-        """Return the line of the file on which a node begins.
-
-        Args:
-            node: A node composed from ``text``.
-
-        Returns:
-            The line, from 1.
-        """
+        """Return the line of the file on which a node begins."""
         return node.start_mark.line + self.first_line
 
 
 def read_source(source: str | Path) -> RecipeText:
-    """Read a recipe from a file or take it as text.
-
-    Args:
-        source: Path of a ``.yaml``, ``.yml`` or ``.md`` file, or the text itself,
-            which is known by its line breaks. Front matter between two lines of
-            ``---`` (or ``+++``) is taken out of ``.md`` files and of text.
-
-    Returns:
-        The YAML and its place.
-
-    Raises:
-        RecipeError: If there is no such file, or it cannot hold a recipe.
-        TypeError: If the source is neither a path nor text.
-    """
+    """Read a recipe from a file or take it as text."""
     if not isinstance(source, (str, Path)):
         raise TypeError(
             f"recipe={source!r} is a {type(source).__name__}; expected a path or a "
@@ -68,41 +49,45 @@ def read_source(source: str | Path) -> RecipeText:
     try:
         wrong = _path_fault(str(source), path)
     except OSError as error:  # such as a name that is too long
-        wrong = f"cannot be opened ({error.strerror}); expected a path; check it"
+        wrong = f"cannot be opened ({error.strerror})", "a path", "check it"
     if wrong:
-        raise RecipeError([Problem(str(source), 1, "", "", wrong)])
+        raise _error(str(source), 1, *wrong)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        wrong = f"cannot be read ({error}); expected UTF-8 text; make it readable"
-        raise RecipeError([Problem(str(source), 1, "", "", wrong)]) from error
+        wrong = f"cannot be read ({error})", "UTF-8 text", "make it readable"
+        raise _error(str(source), 1, *wrong) from error
     if path.suffix.lower() == ".md":
         return _front_matter(str(source), text, required=True)
     return RecipeText(str(source), text)
 
 
-def _path_fault(name: str, path: Path) -> str:
+def _error(
+    file: str, line: int, broken: str, expected: str, fix: str, rule: Rule = Rule.FILE
+) -> RecipeError:
+    fault = Fault(rule, broken=broken, expected=expected, fix=fix)
+    return RecipeError([Problem(file, line, "", fault)])
+
+
+def _path_fault(name: str, path: Path) -> tuple[str, str, str] | None:
+    """Return what is wrong with a path, what is expected, and what to do."""
     if name.startswith("zoo:"):
-        return (
-            "zoo: stubs cannot be loaded, since SparseZoo is gone; expected a local "
-            "file; save the recipe and pass its path"
-        )
+        wrong = "zoo: stubs cannot be loaded, since SparseZoo is gone"
+        return wrong, "a local file", "save the recipe and pass its path"
     if path.is_dir():
         inside = sorted(p.name for p in path.iterdir() if p.suffix in SUFFIXES)
-        return f"is a directory; expected a recipe file; use {_choice(inside)}"
+        return "is a directory", "a recipe file", f"use {_choice(inside)}"
     if not path.exists():
         beside = path.parent.iterdir() if path.parent.is_dir() else ()
         names = sorted(p.name for p in beside if p.suffix in SUFFIXES)
         stems = nearest(path.stem, {Path(name).stem for name in names}, count=3)
         near = [name for name in names if Path(name).stem in stems]
         near = near or [name for name in names if not name.endswith(".md")]
-        return f"there is no such file; expected a recipe; use {_choice(near)}"
+        return "there is no such file", "a recipe", f"use {_choice(near)}"
     if path.suffix.lower() not in SUFFIXES:
-        return (
-            f"suffix={path.suffix or 'none'} is not a recipe's; expected one of "
-            f"{', '.join(SUFFIXES)}; rename the file"
-        )
-    return ""
+        wrong = f"suffix={path.suffix or 'none'} is not a recipe's"
+        return wrong, f"one of {', '.join(SUFFIXES)}", "rename the file"
+    return None
 
 
 def _choice(names: list[str]) -> str:
@@ -118,18 +103,14 @@ def _front_matter(file: str, text: str, required: bool) -> RecipeText:
             if lines[number].rstrip() == fence:
                 inside = "".join(lines[first + 1 : number])
                 return RecipeText(file, inside, first + 2)
-        wrong = (
-            "the front matter that begins here is not closed; expected a second line "
-            f"of {fence}; add it after the recipe"
-        )
+        wrong = "the front matter that begins here is not closed"
+        wrong = wrong, f"a second line of {fence}", "add it after the recipe"
     else:
-        wrong = (
-            "the file does not begin with front matter; expected the recipe between "
-            "two lines of ---; put it there"
-        )
+        wrong = "the file does not begin with front matter"
+        wrong = wrong, "the recipe between two lines of ---", "put it there"
     # Text may well begin with YAML's own document start and have no second fence.
     if required or fence == "+++":
-        raise RecipeError([Problem(file, first + 1, "", "", wrong)])
+        raise _error(file, first + 1, *wrong)
     return RecipeText(file, text)
 
 
@@ -152,39 +133,24 @@ def _first_line(lines: list[str]) -> int:
 
 
 def compose(source: RecipeText) -> yaml.MappingNode:
-    """Parse the YAML of a recipe into nodes.
-
-    Args:
-        source: The recipe's text.
-
-    Returns:
-        The node of the whole recipe.
-
-    Raises:
-        RecipeError: If the text is empty, not valid YAML or not a mapping.
-    """
+    """Parse the YAML of a recipe into nodes."""
     try:
         root = yaml.compose(source.text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
-        raise RecipeError([_syntax_problem(source, error)]) from error
+        raise _syntax_error(source, error) from error
     except RecursionError as error:
-        wrong = (
-            "the recipe holds lists inside of lists that never seem to end; expected "
-            "plain values; write fewer brackets"
-        )
-        problem = Problem(source.file, source.first_line, "", "", wrong)
-        raise RecipeError([problem]) from error
+        wrong = "the recipe holds lists inside of lists that never seem to end"
+        wrong = wrong, "plain values", "write fewer brackets"
+        raise _error(source.file, source.first_line, *wrong, Rule.YAML) from error
     if isinstance(root, yaml.MappingNode):
         return root
     what = "is empty" if root is None else f"is a {root.id}, not a mapping"
-    wrong = (
-        f"the recipe {what}; expected modifiers in a list under a key such as "
-        "'modifiers'; write 'modifiers:' above them"
-    )
-    raise RecipeError([Problem(source.file, source.first_line, "", "", wrong)])
+    expected = "modifiers in a list under a key such as 'modifiers'"
+    wrong = f"the recipe {what}", expected, "write 'modifiers:' above them"
+    raise _error(source.file, source.first_line, *wrong, Rule.YAML)
 
 
-def _syntax_problem(source: RecipeText, error: yaml.YAMLError) -> Problem:
+def _syntax_error(source: RecipeText, error: yaml.YAMLError) -> RecipeError:
     if isinstance(error, yaml.MarkedYAMLError):
         mark = error.problem_mark or error.context_mark
         what = " ".join(part for part in (error.problem, error.context) if part)
@@ -192,5 +158,5 @@ def _syntax_problem(source: RecipeText, error: yaml.YAMLError) -> Problem:
     else:  # a character that YAML does not allow
         what = f"{error.reason} (character #x{error.character:02x})"
         line = source.text.count("\n", 0, error.position)
-    message = f"{what}; expected valid YAML; correct this line or the one above it"
-    return Problem(source.file, line + source.first_line, "", "", message)
+    wrong = what, "valid YAML", "correct this line or the one above it"
+    return _error(source.file, line + source.first_line, *wrong, Rule.YAML)

@@ -9,9 +9,10 @@ from typing import Any
 import yaml
 from yaml.constructor import ConstructorError, SafeConstructor
 
+from obert_modifiers.faults import Fault, Rule, nearest
 from obert_modifiers.recipe.expression import UnknownNameError, evaluate
 from obert_modifiers.recipe.outline import ModifierNode, Outline, is_modifier
-from obert_modifiers.recipe.problems import nearest
+from obert_modifiers.recipe.problems import Problem
 from obert_modifiers.recipe.writing import flow
 
 _CONTAINERS = ("tag:yaml.org,2002:seq", "tag:yaml.org,2002:map")
@@ -47,15 +48,13 @@ class ModifierSettings:
     faulty: set[str] = field(default_factory=set)
 
     def line_of(self, key: str) -> int:
-        """Return the line of a key, or of the modifier where the recipe leaves it out.
-
-        Args:
-            key: A key of the modifier.
-
-        Returns:
-            The line, from 1.
-        """
+        """Return the line of a key, or of the modifier where it is left out."""
         return self.lines.get(key, self.line)
+
+    def problem(self, file: str, fault: Fault, under: str = "") -> Problem:
+        """Place a fault at the line of its key, or of the key that it stands under."""
+        line = self.line_of(under or fault.key)
+        return Problem(file, line, self.name, fault, under)
 
 
 class Resolver:
@@ -66,12 +65,7 @@ class Resolver:
     """
 
     def __init__(self, outline: Outline, recipe_args: Mapping[str, Any]):
-        """Work out every variable and every modifier's values.
-
-        Args:
-            outline: The recipe's parts; problems are added to it.
-            recipe_args: Values that take the place of variables' own.
-        """
+        """Work out every variable and every modifier's values."""
         self._outline = outline
         self._replaced: dict[int, Any] = {}
         self._edits: dict[tuple[int, int], str] = {}
@@ -89,11 +83,7 @@ class Resolver:
         self.settings = [settings for settings in found if settings]
 
     def text(self) -> str:
-        """Write the recipe with every variable and expression worked out.
-
-        Returns:
-            The recipe's text, its comments and lines as they were.
-        """
+        """Write the recipe with every variable and expression worked out."""
         text = self._outline.source.text
         for (start, end), value in sorted(self._edits.items(), reverse=True):
             text = text[:start] + value + text[end:]
@@ -107,12 +97,10 @@ class Resolver:
             self._replaced.update((id(node), value) for node in nodes)
             if not nodes:
                 near = nearest(name, place)
-                self._outline.report(
-                    place[near[0]] if near else self._outline.source.first_line,
-                    "recipe_args",
-                    name,
-                    f"{name} is not a variable of this recipe; {_names(place, near)}",
-                )
+                node = place[near[0]] if near else self._outline.source.first_line
+                broken = f"{name} is not a variable of this recipe"
+                fault = Fault(Rule.VARIABLE, name, None, broken, *_names(place, near))
+                self._outline.report(node, "recipe_args", fault)
 
     def _variable(self, stage: str, name: str) -> Any:
         # A stage's own variables come before those of the whole recipe.
@@ -122,13 +110,9 @@ class Resolver:
             raise UnknownNameError(name)
         node, place = tables[scope][name], (scope, name)
         if place in self._active:
-            self._fail(
-                node,
-                "",
-                name,
-                f"{name} depends on itself; expected no circle of variables; give one "
-                "of them a value",
-            )
+            broken, fix = f"{name} depends on itself", "give one of them a value"
+            wrong = broken, "no circle of variables", fix
+            self._fail(node, "", name, *wrong, Rule.VARIABLE)
         if place not in self._known:
             self._known[place] = _FAILED
             self._active.append(place)
@@ -163,17 +147,13 @@ class Resolver:
     def _pairs(self, node: yaml.Node, modifier: str, key: str) -> list[tuple]:
         """Return a mapping's keys and values, merged ones (``<<``) included."""
         if not isinstance(node, yaml.MappingNode):
-            self._fail(
-                node,
-                modifier,
-                key,
-                f"the modifier holds a {node.id}; expected keys with values; write "
-                "them indented below the modifier, one a line",
-            )
+            fix = "write them indented below the modifier, one a line"
+            wrong = f"the modifier holds a {node.id}", "keys with values", fix
+            self._fail(node, modifier, key, *wrong)
         try:
             self._constructor.flatten_mapping(node)
         except ConstructorError as error:
-            self._fail(node, modifier, key, _yaml_fault(error))
+            self._fail(node, modifier, key, *_unreadable(error))
         return node.value
 
     def _value(self, node: yaml.Node, stage: str, modifier: str, key: str) -> Any:
@@ -192,13 +172,8 @@ class Resolver:
 
     def _container(self, node: yaml.Node, stage: str, modifier: str, key: str) -> Any:
         if id(node) in self._active:
-            self._fail(
-                node,
-                modifier,
-                key,
-                f"{key} holds itself through a YAML alias; expected plain values; "
-                "write them out",
-            )
+            broken = f"{key} holds itself through a YAML alias"
+            self._fail(node, modifier, key, broken, "plain values", "write them out")
         self._active.append(id(node))
         failed = False
         names: list[Any] = []
@@ -223,13 +198,9 @@ class Resolver:
         name = self._plain(node, modifier, key)
         if isinstance(node, yaml.ScalarNode) and not str(name).startswith("eval("):
             return name
-        self._fail(
-            node,
-            modifier,
-            key,
-            f"{key} has the key {str(node.value)[:40]}, which is not a plain one; "
-            "expected a number or a word; write its value",
-        )
+        broken = f"{key} has the key {str(node.value)[:40]}, which is not a plain one"
+        wrong = broken, "a number or a word", "write its value"
+        self._fail(node, modifier, key, *wrong, Rule.EXPRESSION)
 
     def _plain(self, node: yaml.Node, modifier: str, key: str) -> Any:
         if is_modifier(node):
@@ -240,7 +211,7 @@ class Resolver:
         try:
             return self._constructor.construct_object(node, deep=True)
         except (ConstructorError, ValueError, TypeError) as error:
-            self._fail(node, modifier, key, _yaml_fault(error))
+            self._fail(node, modifier, key, *_unreadable(error))
 
     def _evaluated(
         self, node: yaml.Node, text: str, stage: str, modifier: str, key: str
@@ -255,13 +226,14 @@ class Resolver:
             return evaluate(inner, lambda name: self._variable(stage, name))
         except UnknownNameError as error:
             near = nearest(error.name, names)
-            wrong = f"holds {error.name}, which is no variable; {_names(names, near)}"
+            broken = f"holds {error.name}, which is no variable"
+            wrong = broken, *_names(names, near)
         except ValueError as error:
-            wrong = (
-                f"{error}; expected numbers, variables and + - * / // % ** between "
-                "eval( and ); correct it"
-            )
-        self._fail(node, modifier, key, f"{key}={text} {wrong}")
+            expected = "numbers, variables and + - * / // % ** between eval( and )"
+            wrong = str(error), expected, "correct it"
+        fault = Fault(Rule.EXPRESSION, key, text, *wrong)
+        self._outline.report(node, modifier, fault)
+        raise _ReportedError
 
     def _edit(self, node: yaml.Node, value: Any, modifier: str, key: str) -> None:
         """Note that a value takes the place of a node in the text."""
@@ -273,23 +245,30 @@ class Resolver:
         if start == end:
             written = f" {written}"  # a key without a value ends at its colon
         if self._edits.setdefault((start, end), written) != written:
-            self._fail(
-                node,
-                modifier,
-                key,
-                f"{key} has two values, in two stages that share it by a YAML alias; "
-                "expected one; write it out in each stage",
-            )
+            broken = "has two values, in two stages that share it by a YAML alias"
+            wrong = f"{key} {broken}", "one", "write it out in each stage"
+            self._fail(node, modifier, key, *wrong)
 
-    def _fail(self, node: yaml.Node, modifier: str, key: str, message: str) -> None:
-        self._outline.report(node, modifier, key, message)
+    def _fail(
+        self,
+        node: yaml.Node,
+        modifier: str,
+        key: str,
+        broken: str,
+        expected: str,
+        fix: str,
+        rule: Rule = Rule.YAML,
+    ) -> None:
+        fault = Fault(rule, key, None, broken, expected, fix)
+        self._outline.report(node, modifier, fault)
         raise _ReportedError
 
 
-def _names(candidates: Mapping[str, Any] | list[str], near: list[str]) -> str:
+def _names(candidates: Mapping[str, Any] | list[str], near: list[str]) -> list[str]:
+    """Return what is expected in the place of a name, and what to write."""
     known = ", ".join(sorted(set(candidates)))
-    expected = f"expected one of {known}" if known else "expected no variables"
-    return f"{expected}; {f'write {near[0]}' if near else 'define it or remove it'}"
+    expected = f"one of {known}" if known else "no variables"
+    return [expected, f"write {near[0]}" if near else "define it or remove it"]
 
 
 def _sorted(mapping: dict[Any, Any]) -> dict[Any, Any]:
@@ -303,6 +282,6 @@ def _sorted(mapping: dict[Any, Any]) -> dict[Any, Any]:
         return mapping
 
 
-def _yaml_fault(error: Exception) -> str:
+def _unreadable(error: Exception) -> tuple[str, str, str]:
     what = getattr(error, "problem", None) or str(error)
-    return f"the value cannot be read ({what}); expected plain YAML; correct it"
+    return f"the value cannot be read ({what})", "plain YAML", "correct it"

@@ -11,37 +11,16 @@ class _Dumper(yaml.SafeDumper):
     """Writes plain values without aliases, others as what their text says in YAML."""
 
     def ignore_aliases(self, data: Any) -> bool:
-        """Write every value out.
-
-        Args:
-            data: A value.
-
-        Returns:
-            True.
-        """
+        """Write every value out."""
         return True
 
     def represent_text(self, data: str) -> yaml.ScalarNode:
-        """Write a text of several lines in double quotes, on one line.
-
-        Args:
-            data: The text.
-
-        Returns:
-            Its node.
-        """
+        """Write a text of several lines in double quotes, on one line."""
         style = '"' if "\n" in data else None
         return self.represent_scalar("tag:yaml.org,2002:str", data, style)
 
     def represent_other(self, data: Any) -> yaml.Node:
-        """Write an object of SparseML's, whose text is YAML.
-
-        Args:
-            data: Such as a quantization scheme.
-
-        Returns:
-            Its node.
-        """
+        """Write an object of SparseML's, whose text is YAML."""
         return self.represent_data(yaml.safe_load(str(data)))
 
 
@@ -52,14 +31,7 @@ _Dumper.add_representer(None, _Dumper.represent_other)
 
 
 def flow(value: Any) -> str:
-    """Write a value on one line, so that it can stand anywhere in a recipe.
-
-    Args:
-        value: Numbers, texts, lists and mappings of them.
-
-    Returns:
-        The YAML.
-    """
+    """Write a value on one line, so that it can stand anywhere in a recipe."""
     # Inside a list a text is quoted wherever it may need to be; alone it is not.
     options = {"default_flow_style": True, "sort_keys": False, "allow_unicode": True}
     text = yaml.dump([value], Dumper=_Dumper, width=math.inf, **options)
@@ -69,15 +41,7 @@ def flow(value: Any) -> str:
 def modifiers_text(
     groups: Mapping[str, Iterable[tuple[str, Mapping[str, Any]]]], staged: bool
 ) -> str:
-    """Write a recipe from its modifiers.
-
-    Args:
-        groups: Names and values of the modifiers, by stage.
-        staged: True to write stages, False for the one group of a flat recipe.
-
-    Returns:
-        The recipe's text.
-    """
+    """Write a recipe from its modifiers."""
     lines: list[str] = []
     for stage, modifiers in groups.items():
         lines += [f"{flow(stage)}:", f"  {stage}_modifiers:"] if staged else []

@@ -6,7 +6,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.ticker import ScalarFormatter
 
-from obert_modifiers.recipe.planned import RecipePlan, Span
+from obert_modifiers.recipe.plan import RecipePlan, Span
 from obert_modifiers.report.draw import png
 from obert_modifiers.report.panels import COLOURS, colour, frame, sparsity_panel
 from obert_modifiers.report.read import Run

@@ -268,46 +268,6 @@ def test_the_configuration_is_set_back() -> None:
         plain.sample_losses(make_model()(**tokens), tokens)
 
 
-BROKEN = [
-    (
-        {"hidden_weight": -1.0},
-        "hidden_weight=-1.0 is negative; expected 0 or more; write 1.0",
-    ),
-    (
-        {"layer_map": "uniform"},
-        "layer_map=uniform is given without hidden_weight; expected both or none; "
-        "write hidden_weight: 1.0",
-    ),
-    (
-        {"hidden_weight": 1.0, "layer_map": "evenly"},
-        "layer_map=evenly is unknown; expected one of uniform, last; use uniform",
-    ),
-    (
-        {"hidden_weight": 1.0, "layer_map": [0, -1]},
-        "layer_map=[0, -1] is not a list of layers; expected indices of the teacher's "
-        "layers from 0 on; write uniform",
-    ),
-    (
-        {"teacher": 3},
-        "teacher=3 is not a name; expected a folder or hub id, self or disable; write "
-        "it as text",
-    ),
-    (
-        {"mask_padding": "no"},
-        "mask_padding=no is not a truth value; expected true or false; write it "
-        "without quotes",
-    ),
-]
-assert len(BROKEN) == 6
-
-
-@pytest.mark.parametrize(("keys", "message"), BROKEN)
-def test_broken_values(keys, message) -> None:
-    with pytest.raises(ValueError) as error:
-        LogitDistillationModifier(**keys)
-    assert str(error.value) == message
-
-
 RECIPE = """\
 modifiers:
   - !LogitDistillationModifier
@@ -330,13 +290,16 @@ def test_the_recipe_names_the_teacher() -> None:
     student = make("classes")
     manager.initialize(student)
     for one in manager.distillation:
-        assert one._teacher is not student and one._teacher.config is not student.config
+        assert (
+            one._teacher_model is not student
+            and one._teacher_model.config is not student.config
+        )
     # A teacher that is given comes before it.
     given, teacher = RecipeManager.from_recipe(RECIPE.format("a", "a")), make("classes")
     assert given.teacher == "a"
     given.check_teacher(teacher)
     given.initialize(make("classes"), teacher=teacher)
-    assert all(one._teacher is teacher for one in given.distillation)
+    assert all(one._teacher_model is teacher for one in given.distillation)
     lost = RecipeManager.from_recipe(RECIPE.format("path/a", "path/a"))
     with pytest.raises(RecipeError, match="teacher=path/a cannot be distilled from"):
         lost.check_teacher(None)

@@ -242,18 +242,3 @@ def test_what_cannot_be_stopped_on_is_said(tmp_path, caplog) -> None:
     modifier.initialize(make_model())
     modifier.finalize(make_model())
     assert "was told of no evaluation from epoch 2 on" in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("keys", "message"),
-    [
-        ({"metric": " "}, "metric=  is not a name"),
-        ({"metric": "f1", "mode": "most"}, "mode=most is unknown"),
-        ({"metric": "f1", "patience": 0}, "patience=0 is not a positive whole"),
-        ({"metric": "f1", "min_delta": -0.1}, "min_delta=-0.1 is negative"),
-        ({"metric": "f1", "restore_best": "yes"}, "restore_best=yes is not a truth"),
-    ],
-)
-def test_broken_values(keys, message) -> None:
-    with pytest.raises(ValueError, match=message):
-        EarlyStoppingModifier(**keys)

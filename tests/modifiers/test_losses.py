@@ -8,8 +8,9 @@ from torch import nn
 
 from obert_modifiers.core.distillation import distillation_loss
 from obert_modifiers.core.pruning.sampling import GradientSource
-from obert_modifiers.modifiers._losses import FISHER_LOSSES, with_distillation
+from obert_modifiers.modifiers._losses import with_distillation
 from obert_modifiers.modifiers.distillation import LogitDistillationModifier
+from obert_modifiers.modifiers.second_order import FISHER_LOSSES
 from obert_modifiers.recipe.manager import RecipeManager
 from tests.modifiers.table import make_batch, make_model, make_source
 

@@ -14,7 +14,6 @@ from obert_modifiers.modifiers import (
 )
 from obert_modifiers.recipe import RecipeError
 from obert_modifiers.recipe.manager import RecipeManager
-from tests.modifiers.broken_values import BROKEN_NM
 from tests.modifiers.table import ENCODER, make_model, make_source
 
 BY_N = {"start_epoch": 1.0, "end_epoch": 3.0, "gradual": "by_n"}
@@ -165,13 +164,6 @@ def test_resumed_by_n_goes_on_with_the_next_pattern() -> None:
     other.scheduled_update(fresh, optimizer, 2.0, 4)
     for name in ENCODER:
         assert (per_group(fresh.get_parameter(name), 4) == 2).all()
-
-
-@pytest.mark.parametrize(("keys", "message"), BROKEN_NM)
-def test_broken_values(keys, message) -> None:
-    with pytest.raises(ValueError) as error:
-        NMPruningModifier(**{"start_epoch": 0.0, **keys})
-    assert str(error.value) == message
 
 
 RECIPE = """\

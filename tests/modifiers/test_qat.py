@@ -403,59 +403,6 @@ def test_the_saved_model_loads_without_us_and_with_its_scales(tmp_path) -> None:
     assert type(BertForSequenceClassification.from_pretrained(tmp_path)) is type(model)
 
 
-BROKEN = [
-    (
-        {"freeze": "weights"},
-        "freeze=weights is unknown; expected one of all, activations; use all",
-    ),
-    (
-        {"per_channel": "yes"},
-        "per_channel=yes is not a truth value; expected true or false; write it without quotes",
-    ),
-    (
-        {"quantize_embeddings": 1},
-        "quantize_embeddings=1 is not a truth value; expected true or false; write it without quotes",
-    ),
-    (
-        {"quantize_attention_matmuls": "false"},
-        "quantize_attention_matmuls=false is not a truth value; expected true or false; write it without quotes",
-    ),
-    (
-        {"start_epoch": "soon"},
-        "start_epoch=soon is not a number; expected a finite number; write it without quotes or units",
-    ),
-    (
-        {"start_epoch": 2, "end_epoch": 2},
-        "end_epoch=2 does not lie after start_epoch=2; expected a later epoch, or -1 for the end of the training; raise it",
-    ),
-    (
-        {"start_epoch": 2, "disable_observer_epoch": 1},
-        "disable_observer_epoch=1 does not lie after start_epoch=2; expected a later epoch, as ranges come from training; raise it",
-    ),
-    (
-        {"start_epoch": -1, "disable_observer_epoch": 0},
-        "disable_observer_epoch=0 does not lie after start_epoch=-1; expected a later epoch, as ranges come from training; raise it",
-    ),
-    (
-        {"disable_observer_epoch": 5, "end_epoch": 4},
-        "disable_observer_epoch=5 lies after end_epoch=4, which fixes all ranges; expected an earlier epoch; lower it or leave it out",
-    ),
-    (
-        {"disable_observer_epoch": "half"},
-        "disable_observer_epoch=half is not a number; expected a finite number; write it without quotes or units",
-    ),
-    (
-        {"ignore": ["head", 3]},
-        "ignore=3 is not a name; expected names or re: patterns; write a list of strings",
-    ),
-    (
-        {"ignore": 3},
-        "ignore=3 is not a name; expected names or re: patterns; write a list of strings",
-    ),
-]
-assert len(BROKEN) == 12
-
-
 def test_submodules_outside_of_which_nothing_is_quantized() -> None:
     model = make_model()
     everything = QATModifier().resolve_targets(model)
@@ -485,13 +432,6 @@ def test_the_empty_name_is_the_whole_model(names) -> None:
     assert rest == [name for name in everything if name != "head"]
     with pytest.raises(ValueError, match="ignore= is not a name"):
         QATModifier(ignore=[""])
-
-
-@pytest.mark.parametrize(("keys", "message"), BROKEN)
-def test_broken_values(keys, message) -> None:
-    with pytest.raises(ValueError) as error:
-        QATModifier(**keys)
-    assert str(error.value) == message
 
 
 def problems(body: str, model=None) -> list[str]:

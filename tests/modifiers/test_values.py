@@ -13,30 +13,26 @@ from obert_modifiers.modifiers import (
     LogitDistillationModifier,
     OBERTPruningModifier,
 )
-from tests.modifiers.broken_values import BROKEN, BROKEN_OBERT
+from obert_modifiers.modifiers.keys import REGISTRY
+from tests.modifiers.broken_values import BROKEN, SAID, SOUND
 from tests.modifiers.table import ENCODER, SCHEDULE, make_batch, make_model, make_source
 
 
-@pytest.mark.parametrize(("keys", "message"), BROKEN)
-@pytest.mark.parametrize("cls", [GMPStarPruningModifier, OBERTPruningModifier])
-def test_broken_values_of_pruning_modifiers(cls, keys, message) -> None:
+@pytest.mark.parametrize(("name", "keys", "key", "rule"), BROKEN)
+def test_broken_values(name, keys, key, rule) -> None:
     with pytest.raises(ValueError) as error:
-        cls(**{**SCHEDULE, **keys})
-    assert str(error.value) == message
+        REGISTRY[name](**{**SOUND.get(name, {}), **keys})
+    assert [(one.key, one.rule) for one in error.value.faults] == [(key, rule)]
 
 
-@pytest.mark.parametrize(("keys", "message"), BROKEN_OBERT)
-def test_broken_values_of_obert(keys, message) -> None:
+@pytest.mark.parametrize(("keys", "message"), SAID)
+def test_what_is_said_of_a_broken_value(keys, message) -> None:
     with pytest.raises(ValueError) as error:
         OBERTPruningModifier(**{**SCHEDULE, **keys})
     assert str(error.value) == message
 
 
-def test_broken_values_of_distillation() -> None:
-    with pytest.raises(ValueError, match=r"hardness=2 is outside \[0, 1\]"):
-        LogitDistillationModifier(hardness=2)
-    with pytest.raises(ValueError, match="temperature=0 is not positive"):
-        LogitDistillationModifier(temperature=0)
+def test_a_teacher_that_is_no_model() -> None:
     modifier = LogitDistillationModifier()
     with pytest.raises(ValueError, match="distillation_teacher=best is unknown"):
         modifier.initialize(make_model(), distillation_teacher="best")
@@ -234,15 +230,6 @@ def test_n_m_of_yaml_without_quotes() -> None:
     for number in (5, 60, 120, True):
         with pytest.raises(ValueError, match=f"mask_type={number} is unknown|keeps 2"):
             GMPStarPruningModifier(**{**SCHEDULE, "mask_type": number})
-
-
-def test_fisher_blocks_hold_whole_groups() -> None:
-    with pytest.raises(ValueError) as error:
-        OBERTPruningModifier(**SCHEDULE, mask_type="block4", fisher_block_size=50)
-    assert str(error.value) == (
-        "fisher_block_size=50 is not a multiple of group_size=4 (mask_type: block4); "
-        "use 48"
-    )
 
 
 @pytest.mark.parametrize("mask_type", ["block:5x1", "block:1x5", "3:5"])

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 
 import pytest
 
-from obert_modifiers.recipe import RecipeError, load_recipe
+from obert_modifiers.recipe import Problem, RecipeError, load_recipe
 
 
 @dataclass(frozen=True)
 class Broken:
-    """A recipe and everything that is wrong with it."""
+    """A recipe and everything that is wrong with it, as :func:`brief` has it."""
 
     name: str
     text: str
@@ -17,9 +17,20 @@ class Broken:
     args: object = None
 
 
-def problems_of(source, recipe_args=None) -> list[str]:
-    """Load a broken recipe; return the lines of its error."""
+def brief(problem: Problem) -> str:
+    """Return line, modifier and key, and rule."""
+    where = ".".join(part for part in (problem.modifier, problem.key) if part)
+    return f"{problem.line} {where or '-'} {problem.fault.rule.name}"
+
+
+def error_of(source, recipe_args=None) -> RecipeError:
+    """Load a broken recipe; return its error."""
     with pytest.raises(RecipeError) as caught:
         load_recipe(source, recipe_args)
     assert str(caught.value) == "\n".join(map(str, caught.value.problems))
-    return str(caught.value).split("\n")
+    return caught.value
+
+
+def problems_of(source, recipe_args=None) -> list[str]:
+    """Load a broken recipe; return the lines of its error."""
+    return str(error_of(source, recipe_args)).split("\n")

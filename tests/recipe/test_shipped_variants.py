@@ -9,8 +9,7 @@ import pytest
 from obert_modifiers.recipe import load_recipe
 from obert_modifiers.recipe.clock import event_epochs
 from obert_modifiers.recipe.manager import RecipeManager
-from obert_modifiers.recipe.plan import plan_recipe
-from obert_modifiers.recipe.planned import RecipePlan
+from obert_modifiers.recipe.plan import RecipePlan, plan_recipe
 from obert_modifiers.resources import recipe_path
 from tests.modifiers.table import make_model, make_source
 from tests.recipe.samples import same_modifiers

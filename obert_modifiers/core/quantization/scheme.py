@@ -23,6 +23,7 @@ from obert_modifiers.core.quantization.layers import (
     attach_,
     is_attention,
 )
+from obert_modifiers.faults import Fault, FaultError, Rule
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def find_layers(model: nn.Module, scheme: Scheme) -> list[str]:
         Their names.
 
     Raises:
-        ValueError: If there is nothing to quantize, a layer is of a kind that cannot
+        FaultError: If there is nothing to quantize, a layer is of a kind that cannot
             be or has adapters, or a name in ``ignore`` matches nothing.
     """
     modules = dict(model.named_modules())
@@ -69,10 +70,16 @@ def find_layers(model: nn.Module, scheme: Scheme) -> list[str]:
     if scheme.attention_matmuls:
         attentions = [n for n, module in modules.items() if is_attention(module)]
         if not attentions:
-            raise ValueError(
-                "quantize_attention_matmuls=true finds no module with query, key and "
-                f"value layers in {type(model).__name__}; expected an encoder like "
-                "BERT's; write false"
+            raise FaultError(
+                Fault(
+                    Rule.MODEL,
+                    "quantize_attention_matmuls",
+                    "true",
+                    "finds no module with query, key and value layers in "
+                    f"{type(model).__name__}",
+                    "an encoder like BERT's",
+                    "write false",
+                )
             )
     ignored = _matching([*layers, *attentions], scheme.ignore, "ignore")
     if scheme.submodules is not None:
@@ -90,10 +97,15 @@ def find_layers(model: nn.Module, scheme: Scheme) -> list[str]:
     if not found:
         inside = scheme.submodules
         within = "" if inside is None else f" and submodules={list(inside)}"
-        raise ValueError(
-            f"ignore={list(scheme.ignore)}{within} leaves no layer of "
-            f"{type(model).__name__} to quantize; expected a linear layer at least; "
-            "shorten it"
+        raise FaultError(
+            Fault(
+                Rule.MODEL,
+                "ignore",
+                f"{list(scheme.ignore)}{within}",
+                f"leaves no layer of {type(model).__name__} to quantize",
+                "a linear layer at least",
+                "shorten it",
+            )
         )
     chosen = {*found, *attentions} - ignored
     return [name for name in modules if name in chosen]
@@ -216,9 +228,15 @@ def _matching(names: list[str], patterns: Sequence[str], key: str) -> set[str]:
         if not found:
             text = re.sub(r"^re:|[\\^$*+?()\[\]|]", "", pattern)
             near = difflib.get_close_matches(text, names, n=3, cutoff=0.0)
-            raise ValueError(
-                f"{key}={pattern} matches no layer; expected the name of a layer or "
-                f"of a module above it, or a re: pattern; nearest: {', '.join(near)}"
+            raise FaultError(
+                Fault(
+                    Rule.MODEL,
+                    key,
+                    pattern,
+                    "matches no layer",
+                    "the name of a layer or of a module above it, or a re: pattern",
+                    f"nearest: {', '.join(near)}",
+                )
             )
         matching |= found
     return matching
