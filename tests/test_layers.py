@@ -30,7 +30,7 @@ def layer(internal: set[str] = frozenset(), external: set[str] = frozenset()) ->
     return Layer(frozenset(internal), frozenset(external))
 
 
-LOADING = {"core", "modifiers", "recipe"}
+LOADING = {"core", "faults", "host", "modifiers", "recipe", "recipe_text"}
 RUNNING = LOADING | {"cpu", "training", "tasks", "embedded", "resources", "sizes"}
 # The first part of a module's name below the package, or a file named in full.
 LAYERS = {
@@ -41,20 +41,26 @@ LAYERS = {
     "kernels": layer(set(), {"numba", "numpy", "torch", "triton"}),
     "faults": layer(),
     "core": layer({"faults", "kernels"}, {"torch"}),
-    "modifiers": layer({"core", "faults", "kernels"}, {"torch"}),
-    "modifiers/_host.py": layer(set(), {"sparseml", "sparsezoo", "torch", "yaml"}),
-    "recipe": layer({"core", "faults", "modifiers"}, {"torch", "yaml"}),
+    "recipe_text": layer({"faults"}, {"yaml"}),
+    "host": layer({"faults", "recipe_text"}, {"torch", "yaml"}),
+    "host/__init__.py": layer({"faults"}, HOST),
+    "host/theirs.py": layer(set(), HOST | {"torch"}),
+    "modifiers": layer({"core", "faults", "host", "kernels"}, {"torch"}),
+    "compat": layer({"faults", "host", "modifiers", "recipe_text"}, {"yaml"}),
+    "recipe": layer(
+        {"compat", "core", "faults", "host", "modifiers", "recipe_text"},
+        {"torch", "yaml"},
+    ),
     "training": layer(
         {"core", "recipe"}, NUMERIC | {"accelerate", "safetensors", "transformers"}
     ),
     "embedded": layer(),
-    "compat": layer({"faults", "modifiers", "recipe"}, {"torch", "yaml"}),
     "tasks": layer(
         LOADING | {"compat", "cpu", "training", "embedded", "resources", "sizes"},
         NUMERIC | HUGGING_FACE | {"safetensors", "scipy", "seqeval", "sklearn"},
     ),
     "sparseml_cli": layer(
-        {"compat", "core", "modifiers"}, {"packaging", "torch", "yaml"}
+        {"compat", "core", "host", "modifiers"}, {"packaging", "torch", "yaml"}
     ),
     "sparseml_cli/environment.py": layer(
         set(), HOST | {"datasets", "numpy", "pkg_resources", "torch"}
@@ -69,7 +75,9 @@ LAYERS = {
     ),
     "deploy/bench": layer({"cpu", "sizes"}, NUMERIC | SHOW | {"onnx", "psutil"}),
     "deploy/evaluate.py": layer(RUNNING, NUMERIC | HUGGING_FACE | {"safetensors"}),
-    "report": layer({"deploy", "recipe", "sizes"}, {"jinja2", "matplotlib"}),
+    "report": layer(
+        {"deploy", "recipe", "recipe_text", "sizes"}, {"jinja2", "matplotlib"}
+    ),
     "quickstart": layer({
         "cpu",
         "deploy",
@@ -81,7 +89,8 @@ LAYERS = {
     }),
     "run": layer({"cli"}),
     "cli": layer(
-        {"__init__", "core", "cpu", "recipe", "sizes", "tasks", "training"}
+        {"__init__", "core", "cpu", "host", "recipe", "recipe_text", "sizes"}
+        | {"tasks", "training"}
         | {"compat", "deploy", "quickstart", "report", "sparseml_cli"},
         {"psutil", "rich", "torch", "transformers", "typer"},
     ),
@@ -198,11 +207,11 @@ def test_imports_run_one_way():
     assert circle_in({"a": {"b"}, "b": {"c"}, "c": {"a"}})
 
 
-def test_sparseml_is_in_one_file_and_in_its_fixes_alone():
+def test_sparseml_is_in_the_host_and_in_its_fixes_only():
     rows = {name for name, row in LAYERS.items() if row.external & HOST}
     fixes = {"sparseml_cli/environment.py", "sparseml_cli/trainer.py"}
-    assert rows == {"modifiers/_host.py"} | fixes
-    assert (ROOT / "modifiers" / "_host.py").is_file()
+    assert rows == {"host/__init__.py", "host/theirs.py"} | fixes
+    assert (ROOT / "host" / "theirs.py").is_file()
 
 
 def test_torch_ao_is_in_one_file_alone():
@@ -258,6 +267,9 @@ def test_compilers_are_in_files_of_their_own_and_imported_when_chosen(compiler):
         ("training/x.py", "from obert_modifiers.cli import main"),
         ("tasks/x.py", "import rich"),
         ("cli/x.py", "import sparseml"),
+        ("host/bases.py", "import sparseml"),
+        ("host/x.py", "from obert_modifiers.recipe import load_recipe"),
+        ("recipe_text/values.py", "from obert_modifiers.modifiers import keys"),
         ("unheard_of.py", "import os"),
         ("unheard_of/x.py", "import os"),
     ],
@@ -272,8 +284,9 @@ def test_a_planted_import_is_found(path, source):
         ("core/x.py", "import math, torch\nfrom torch import distributed"),
         ("core/x.py", "from . import losses\nfrom .losses import token_loss"),
         ("core/x.py", "from ..kernels import solve"),
-        ("modifiers/x.py", "from obert_modifiers.modifiers import _host"),
-        ("modifiers/_host.py", "from sparseml.pytorch.optim import Modifier"),
+        ("modifiers/x.py", "from obert_modifiers.host.bases import Modifier"),
+        ("host/theirs.py", "from sparseml.pytorch.optim import Modifier"),
+        ("host/x.py", "from obert_modifiers.recipe_text.values import Resolver"),
         ("cli/x.py", "from obert_modifiers import __version__"),
     ],
 )

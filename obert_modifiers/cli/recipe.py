@@ -33,7 +33,7 @@ def spelt_out(words: list[str]) -> list[str]:
 @contextmanager
 def _faults_printed() -> Iterator[None]:
     """Print what is wrong with a recipe, a line each, and end with exit code 1."""
-    from obert_modifiers.recipe import RecipeError
+    from obert_modifiers.recipe_text.problems import RecipeError
 
     try:
         yield
@@ -49,7 +49,8 @@ def check(
 ) -> None:
     """Check recipes completely and print everything that is wrong with them."""
     from obert_modifiers.compat import replaced
-    from obert_modifiers.recipe import RecipeError, load_recipe
+    from obert_modifiers.recipe import load_recipe
+    from obert_modifiers.recipe_text.problems import RecipeError
 
     faulty = False
     for recipe in recipes:
@@ -105,9 +106,10 @@ def plan(
     from obert_modifiers.cli.plan import show_plan
     from obert_modifiers.cli.shapes import shape_model, time_recipe
     from obert_modifiers.compat import replaced
-    from obert_modifiers.recipe import RecipeError, load_recipe
+    from obert_modifiers.recipe import load_recipe
     from obert_modifiers.recipe.cross import shared_weights
     from obert_modifiers.recipe.plan import plan_recipe
+    from obert_modifiers.recipe_text.problems import RecipeError
 
     with _faults_printed():
         with replaced(replace):
@@ -142,7 +144,7 @@ def convert(
             f"new={new} exists; expected a file to be made; choose another or add "
             "--overwrite"
         )
-    from obert_modifiers.compat import convert_recipe
+    from obert_modifiers.recipe.convert import convert_recipe
 
     with _faults_printed():
         found = convert_recipe(old, "ours" if ours else "same")

@@ -6,7 +6,6 @@ _LAZY = {
     "replace_sparseml_modifiers": "replace",
     "restore_sparseml_modifiers": "replace",
     "replaced": "replace",
-    "convert_recipe": "replace_convert",
 }
 
 

@@ -18,7 +18,7 @@ from obert_modifiers.compat.replace_translate import translate
 from obert_modifiers.compat.replace_translation import MODES, SAME
 from obert_modifiers.faults import Fault, Rule
 from obert_modifiers.modifiers.rules import choice
-from obert_modifiers.recipe.replacing import Translated
+from obert_modifiers.recipe_text.replacing import Translated
 
 _TAG = "!pytorch.{}"
 _IGNORED_KEY = "log_types"  # from old recipes; SparseML drops it too

@@ -10,7 +10,7 @@ from obert_modifiers.compat.replace_quantization import translate_quantization
 from obert_modifiers.compat.replace_translation import OURS, SAME, Translation
 from obert_modifiers.faults import Rule
 from obert_modifiers.modifiers._targets import ALL_PRUNABLE
-from obert_modifiers.recipe.replacing import Translated
+from obert_modifiers.recipe_text.replacing import Translated
 
 _POWERS = {"linear": 1.0, "cubic": 3.0, "inverse_cubic": 1.0 / 3.0}
 _ALL_OUTPUTS = ([], ["logits"], [0], ["start_logits", "end_logits"])

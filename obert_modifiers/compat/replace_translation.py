@@ -7,7 +7,7 @@ from typing import Any
 from obert_modifiers import modifiers
 from obert_modifiers.compat.replace_tables import KEYS, REQUIRED, TABLES, table_of
 from obert_modifiers.faults import Fault, Rule, nearest
-from obert_modifiers.recipe.replacing import Translated
+from obert_modifiers.recipe_text.replacing import Translated
 
 SAME, OURS = "same", "ours"
 MODES = (SAME, OURS)

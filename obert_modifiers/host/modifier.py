@@ -14,12 +14,12 @@ import yaml
 
 from obert_modifiers.host import ONLY_SPARSEML, TAG_PREFIX, only_sparseml
 from obert_modifiers.host.loggers import LoggerManager
-from obert_modifiers.recipe.arguments import parse_recipe_args
-from obert_modifiers.recipe.outline import outline
-from obert_modifiers.recipe.problems import Problem, RecipeError
-from obert_modifiers.recipe.text import compose, read_source
-from obert_modifiers.recipe.values import Resolver
-from obert_modifiers.recipe.writing import flow
+from obert_modifiers.recipe_text.arguments import parse_recipe_args
+from obert_modifiers.recipe_text.outline import outline
+from obert_modifiers.recipe_text.problems import Problem, RecipeError
+from obert_modifiers.recipe_text.text import compose, read_source
+from obert_modifiers.recipe_text.values import Resolver
+from obert_modifiers.recipe_text.writing import flow
 
 _IGNORED_KEY = "log_types"  # from old recipes
 

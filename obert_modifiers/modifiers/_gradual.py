@@ -10,7 +10,7 @@ from torch import nn
 
 from obert_modifiers.core.distributed.memory import peak_memory
 from obert_modifiers.core.distributed.parallel import world
-from obert_modifiers.core.pruning.event import SecondOrderConfig
+from obert_modifiers.core.options import SecondOrderConfig
 from obert_modifiers.core.pruning.pruning_step import StepResult
 from obert_modifiers.core.pruning.report import PruneReport
 from obert_modifiers.core.pruning.schedule import INTERPOLATIONS, interpolate_sparsity

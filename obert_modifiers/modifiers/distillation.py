@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from obert_modifiers.core.distillation import (
-    LAYER_MAPS,
     Outputs,
     RowLosses,
     hidden_losses,
@@ -20,6 +19,7 @@ from obert_modifiers.core.distillation import (
     read_outputs,
 )
 from obert_modifiers.core.distributed.identity import digest_of
+from obert_modifiers.core.options import LAYER_MAPS
 from obert_modifiers.core.outputs import (
     LABELS,
     MULTI_LABEL,

@@ -8,12 +8,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from obert_modifiers.core.layer_drop import (
-    CHOICES,
     drop_layers_,
     find_layers,
     layers_left,
     plan_layers,
 )
+from obert_modifiers.core.options import CHOICES
 from obert_modifiers.faults import Fault, Rule
 from obert_modifiers.host.bases import (
     ModifierProp,

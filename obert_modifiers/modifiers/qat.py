@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from obert_modifiers.core.options import WHOLE
 from obert_modifiers.core.pruning.fisher_state import request_of
 from obert_modifiers.core.pruning.gradients import sum_losses
 from obert_modifiers.core.pruning.sampling import GradientSource
 from obert_modifiers.core.quantization.fake_quant import ACTIVATION, average_ranges_
 from obert_modifiers.core.quantization.scheme import (
-    WHOLE,
     Scheme,
     calibrating,
     find_layers,

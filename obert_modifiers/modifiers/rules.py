@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from obert_modifiers.core.pruning.blocks import MaskPattern, parse_mask_type
+from obert_modifiers.core.patterns import MaskPattern, parse_mask_type
 from obert_modifiers.faults import Fault, FaultError, Rule, nearest_word
 
 FROM_PARAM = "__FROM_PARAM__"

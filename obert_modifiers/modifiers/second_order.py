@@ -9,18 +9,18 @@ from torch import nn
 
 from obert_modifiers.core.distributed.parallel import world
 from obert_modifiers.core.distributed.sharding import MemoryPlan
-from obert_modifiers.core.pruning.blocks import MaskPattern, check_block_size
-from obert_modifiers.core.pruning.event import (
+from obert_modifiers.core.options import (
     DAMP_GRID,
     FISHER_DTYPES,
     SELECTIONS,
+    UPDATES,
     SecondOrderConfig,
-    plan_targets,
 )
+from obert_modifiers.core.patterns import MaskPattern, check_block_size
+from obert_modifiers.core.pruning.event import plan_targets
 from obert_modifiers.core.pruning.pruning_step import StepResult, second_order_step_
 from obert_modifiers.core.pruning.sampling import GradientSource
 from obert_modifiers.core.pruning.targets import Target
-from obert_modifiers.core.pruning.update import UPDATES
 from obert_modifiers.faults import Fault, Rule
 from obert_modifiers.modifiers._masks import ParameterMasks
 from obert_modifiers.modifiers._sampling import find_source

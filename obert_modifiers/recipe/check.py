@@ -25,9 +25,9 @@ from obert_modifiers.modifiers.rules import (
     refuse,
 )
 from obert_modifiers.modifiers.shared_keys import starts_before_it_ends
-from obert_modifiers.recipe.problems import Problem
-from obert_modifiers.recipe.replacing import Translate, Translated, translation_of
-from obert_modifiers.recipe.values import ModifierSettings
+from obert_modifiers.recipe_text.problems import Problem
+from obert_modifiers.recipe_text.replacing import Translate, Translated, translation_of
+from obert_modifiers.recipe_text.values import ModifierSettings
 
 _IGNORED_KEY = "log_types"  # from old recipes; SparseML drops it too
 _EPOCHS = ("start_epoch", "end_epoch")

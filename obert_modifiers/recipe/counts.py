@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from obert_modifiers.core.distributed.sharding import MemoryPlan
+from obert_modifiers.core.options import SecondOrderConfig
 from obert_modifiers.core.pruning.calibration import (
     EventSeconds,
     estimate_event,
     measure_passes,
     measure_step,
 )
-from obert_modifiers.core.pruning.event import SecondOrderConfig, plan_targets
+from obert_modifiers.core.pruning.event import plan_targets
 from obert_modifiers.core.pruning.selection import make_pools
 from obert_modifiers.core.pruning.targets import Target
 from obert_modifiers.modifiers._gradual import GradualPruningModifier

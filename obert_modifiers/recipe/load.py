@@ -8,19 +8,19 @@ from typing import Any
 
 from obert_modifiers.faults import Fault, Rule
 from obert_modifiers.host.bases import Modifier
-from obert_modifiers.recipe.arguments import parse_recipe_args
 from obert_modifiers.recipe.check import ModifierBuilder
 from obert_modifiers.recipe.cross import cross_faults, cross_notes
-from obert_modifiers.recipe.outline import outline
 from obert_modifiers.recipe.placed import KINDS, Found, Placed, of_kind
-from obert_modifiers.recipe.problems import Problem, RecipeError
-from obert_modifiers.recipe.replacing import (
+from obert_modifiers.recipe_text.arguments import parse_recipe_args
+from obert_modifiers.recipe_text.outline import outline
+from obert_modifiers.recipe_text.problems import Problem, RecipeError
+from obert_modifiers.recipe_text.replacing import (
     old_layer_numbers,
     rewritten,
 )
-from obert_modifiers.recipe.text import RecipeText, compose, read_source
-from obert_modifiers.recipe.values import ModifierSettings, Resolver
-from obert_modifiers.recipe.writing import modifiers_text
+from obert_modifiers.recipe_text.text import RecipeText, compose, read_source
+from obert_modifiers.recipe_text.values import ModifierSettings, Resolver
+from obert_modifiers.recipe_text.writing import modifiers_text
 
 Groups = dict[str, list[Modifier]]
 

@@ -30,13 +30,7 @@ from obert_modifiers.modifiers._targets import unwrap
 from obert_modifiers.modifiers.distillation import LogitDistillationModifier
 from obert_modifiers.modifiers.early_stopping import EarlyStoppingModifier
 from obert_modifiers.modifiers.layer_drop import LayerDropModifier
-from obert_modifiers.recipe import (
-    LoadedRecipe,
-    Problem,
-    RecipeError,
-    from_modifiers,
-    load_recipe,
-)
+from obert_modifiers.recipe import LoadedRecipe, from_modifiers, load_recipe
 from obert_modifiers.recipe.changes import (
     Now,
     differences,
@@ -52,6 +46,7 @@ from obert_modifiers.recipe.environment import (
     step_faults,
     teacher_faults,
 )
+from obert_modifiers.recipe_text.problems import Problem, RecipeError
 
 __all__ = ["Problem", "RecipeError", "RecipeManager"]
 

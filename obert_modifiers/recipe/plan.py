@@ -22,7 +22,7 @@ from obert_modifiers.recipe.counts import (
 from obert_modifiers.recipe.environment import step_faults
 from obert_modifiers.recipe.load import LoadedRecipe
 from obert_modifiers.recipe.placed import KINDS, has_schedule
-from obert_modifiers.recipe.problems import RecipeError
+from obert_modifiers.recipe_text.problems import RecipeError
 
 
 @dataclass(frozen=True)

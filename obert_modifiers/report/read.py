@@ -60,8 +60,9 @@ class Run:
         """
         if not self.recipe or not self.prunes:
             return []
-        from obert_modifiers.recipe import RecipeError, load_recipe
+        from obert_modifiers.recipe import load_recipe
         from obert_modifiers.recipe.plan import plan_recipe
+        from obert_modifiers.recipe_text.problems import RecipeError
 
         steps = self.steps_per_epoch
         try:

@@ -5,11 +5,12 @@ import torch
 from torch import nn
 
 from obert_modifiers import cli, modifiers
-from obert_modifiers.compat import convert_recipe, replaced
+from obert_modifiers.compat import replaced
 from obert_modifiers.compat.replace_tables import TABLES
 from obert_modifiers.core.quantization.scheme import quantizers_of
-from obert_modifiers.recipe import RecipeError
+from obert_modifiers.recipe.convert import convert_recipe
 from obert_modifiers.recipe.manager import RecipeManager
+from obert_modifiers.recipe_text.problems import RecipeError
 from tests.compat.both import Loader, ScriptedOptimizer
 from tests.modifiers.table import ENCODER, make_batch, make_model
 

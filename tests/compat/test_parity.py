@@ -5,8 +5,8 @@ import functools
 import pytest
 import torch
 
-from obert_modifiers.compat import convert_recipe
 from obert_modifiers.modifiers import OBERTPruningModifier
+from obert_modifiers.recipe.convert import convert_recipe
 from tests.compat.both import (
     STEPS,
     Loader,

@@ -16,9 +16,10 @@ from obert_modifiers.compat import (
 from obert_modifiers.compat.replace_tables import KEYS, LEGACY, REQUIRED, TABLES
 from obert_modifiers.compat.replace_translate import translate
 from obert_modifiers.host import bases
-from obert_modifiers.recipe import RecipeError, load_recipe
+from obert_modifiers.recipe import load_recipe
 from obert_modifiers.recipe.check import target_class
 from obert_modifiers.recipe.manager import RecipeManager
+from obert_modifiers.recipe_text.problems import RecipeError
 
 GRADUAL = {
     "init_sparsity": 0.3,

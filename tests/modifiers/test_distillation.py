@@ -25,8 +25,8 @@ from obert_modifiers.modifiers import (
 )
 from obert_modifiers.modifiers._classes import order_for, places_of
 from obert_modifiers.modifiers._losses import with_distillation
-from obert_modifiers.recipe import RecipeError
 from obert_modifiers.recipe.manager import RecipeManager
+from obert_modifiers.recipe_text.problems import RecipeError
 from tests import reference
 from tests.hosts import on_sparseml
 from tests.modifiers.table import make_model

@@ -20,8 +20,8 @@ from transformers import (
 
 from obert_modifiers.host.bases import ScheduledModifierManager, silent_loggers
 from obert_modifiers.modifiers import LayerDropModifier, LogitDistillationModifier
-from obert_modifiers.recipe import RecipeError
 from obert_modifiers.recipe.manager import RecipeManager
+from obert_modifiers.recipe_text.problems import RecipeError
 from obert_modifiers.training import TrainConfig, train
 from tests.modifiers.table import make_batch
 from tests.training.test_training import make_task

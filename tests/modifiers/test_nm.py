@@ -12,8 +12,8 @@ from obert_modifiers.modifiers import (
     NMPruningModifier,
     OBERTPruningModifier,
 )
-from obert_modifiers.recipe import RecipeError
 from obert_modifiers.recipe.manager import RecipeManager
+from obert_modifiers.recipe_text.problems import RecipeError
 from tests.modifiers.table import ENCODER, make_model, make_source
 
 BY_N = {"start_epoch": 1.0, "end_epoch": 3.0, "gradual": "by_n"}

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from obert_modifiers.recipe import Problem, RecipeError, load_recipe
+from obert_modifiers.recipe import load_recipe
+from obert_modifiers.recipe_text.problems import Problem, RecipeError
 
 
 @dataclass(frozen=True)

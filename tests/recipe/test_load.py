@@ -6,7 +6,8 @@ import pytest
 
 from obert_modifiers.host import ONLY_SPARSEML
 from obert_modifiers.host.bases import ScheduledModifierManager, modifier_classes
-from obert_modifiers.recipe import RecipeError, load_recipe
+from obert_modifiers.recipe import load_recipe
+from obert_modifiers.recipe_text.problems import RecipeError
 from tests.hosts import needs_sparseml, on_sparseml
 from tests.recipe.broken import problems_of
 from tests.recipe.samples import (

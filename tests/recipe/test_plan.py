@@ -11,10 +11,11 @@ from obert_modifiers.core.pruning.schedule import (
     sparsity_to_count,
 )
 from obert_modifiers.host.bases import ScheduledModifierManager, silent_loggers
-from obert_modifiers.recipe import RecipeError, load_recipe
+from obert_modifiers.recipe import load_recipe
 from obert_modifiers.recipe.clock import epoch_at
 from obert_modifiers.recipe.manager import RecipeManager
 from obert_modifiers.recipe.plan import plan_recipe
+from obert_modifiers.recipe_text.problems import RecipeError
 from obert_modifiers.training.stepper import RecipeStepper
 from tests import tiny
 from tests.modifiers.table import ENCODER, make_model

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from obert_modifiers.recipe import RecipeError, load_recipe
+from obert_modifiers.recipe import load_recipe
 from obert_modifiers.recipe.clock import event_epochs
 from obert_modifiers.recipe.environment import step_faults
 from obert_modifiers.recipe.manager import RecipeManager
 from obert_modifiers.recipe.plan import plan_recipe
+from obert_modifiers.recipe_text.problems import RecipeError
 from tests.recipe.broken import brief, error_of, problems_of
 from tests.recipe.broken_arrangement import ARRANGEMENT
 from tests.recipe.broken_cross import CROSS, LOGITS, NOTED, SOUND, obert, one

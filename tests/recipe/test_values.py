@@ -5,9 +5,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from obert_modifiers.recipe.arguments import parse_recipe_args
-from obert_modifiers.recipe.expression import UnknownNameError, evaluate
-from obert_modifiers.recipe.writing import flow
+from obert_modifiers.recipe_text.arguments import parse_recipe_args
+from obert_modifiers.recipe_text.expression import UnknownNameError, evaluate
+from obert_modifiers.recipe_text.writing import flow
 
 
 @pytest.mark.parametrize(

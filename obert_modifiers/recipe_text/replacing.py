@@ -12,8 +12,8 @@ from typing import Any
 import yaml
 
 from obert_modifiers.faults import Fault, Rule
-from obert_modifiers.recipe.outline import ModifierNode
-from obert_modifiers.recipe.writing import flow
+from obert_modifiers.recipe_text.outline import ModifierNode
+from obert_modifiers.recipe_text.writing import flow
 
 _TAG_PREFIX = "!pytorch."
 _ALIAS = re.compile(r"\s*:[ ]+([*][^\s,\[\]{}]+)[ ]*(?=$|#)", re.MULTILINE)

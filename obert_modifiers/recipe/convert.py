@@ -5,11 +5,12 @@ from pathlib import Path
 
 from obert_modifiers.compat.replace import replaced
 from obert_modifiers.compat.replace_translation import SAME
-from obert_modifiers.recipe import Problem, RecipeError, load_recipe
-from obert_modifiers.recipe.outline import outline
-from obert_modifiers.recipe.replacing import rewritten, translation_of
-from obert_modifiers.recipe.text import compose, read_source
-from obert_modifiers.recipe.values import Resolver
+from obert_modifiers.recipe import load_recipe
+from obert_modifiers.recipe_text.outline import outline
+from obert_modifiers.recipe_text.problems import Problem, RecipeError
+from obert_modifiers.recipe_text.replacing import rewritten, translation_of
+from obert_modifiers.recipe_text.text import compose, read_source
+from obert_modifiers.recipe_text.values import Resolver
 
 
 @dataclass(frozen=True)

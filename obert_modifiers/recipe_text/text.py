@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 from obert_modifiers.faults import Fault, Rule, nearest
-from obert_modifiers.recipe.problems import Problem, RecipeError
+from obert_modifiers.recipe_text.problems import Problem, RecipeError
 
 TEXT_NAME = "<recipe text>"
 SUFFIXES = (".yaml", ".yml", ".md")

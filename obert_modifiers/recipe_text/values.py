@@ -10,10 +10,10 @@ import yaml
 from yaml.constructor import ConstructorError, SafeConstructor
 
 from obert_modifiers.faults import Fault, Rule, nearest
-from obert_modifiers.recipe.expression import UnknownNameError, evaluate
-from obert_modifiers.recipe.outline import ModifierNode, Outline, is_modifier
-from obert_modifiers.recipe.problems import Problem
-from obert_modifiers.recipe.writing import flow
+from obert_modifiers.recipe_text.expression import UnknownNameError, evaluate
+from obert_modifiers.recipe_text.outline import ModifierNode, Outline, is_modifier
+from obert_modifiers.recipe_text.problems import Problem
+from obert_modifiers.recipe_text.writing import flow
 
 _CONTAINERS = ("tag:yaml.org,2002:seq", "tag:yaml.org,2002:map")
 _STRING = "tag:yaml.org,2002:str"

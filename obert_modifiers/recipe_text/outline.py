@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 import yaml
 
 from obert_modifiers.faults import Fault, Rule, nearest
-from obert_modifiers.recipe.problems import Problem
-from obert_modifiers.recipe.text import RecipeText
+from obert_modifiers.recipe_text.problems import Problem
+from obert_modifiers.recipe_text.text import RecipeText
 
 _GROUP_WORD = "modifiers"
 _GROUPS = ("modifiers", "pruning_modifiers", "training_modifiers")

@@ -1,0 +1,1 @@
+"""A recipe as text: its parts, variables and values; it knows nothing of modifiers."""
