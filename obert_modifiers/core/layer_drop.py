@@ -21,13 +21,9 @@ _INDEX_NAMES = ("layer_idx", "layer_id", "layer_index", "layer_number")
 
 @dataclass(frozen=True)
 class DroppedLayers:
-    """What was dropped.
+    """What was dropped: the list's name, layers before, indices that stayed.
 
-    Attributes:
-        name: Full name of the list of layers.
-        total: Layers before.
-        kept: Indices of the layers that stayed, counted from 0 before.
-        parameters: Parameters of the dropped layers that the model no longer has.
+    ``parameters`` are those of dropped layers that the model no longer has.
     """
 
     name: str

@@ -160,12 +160,8 @@ def test_outputs_are_found_in_what_models_return() -> None:
 
 def test_a_teacher_of_another_task_is_refused() -> None:
     student, teacher = _pair(3, 6)
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match="gives 1 logits; expected the student's 2"):
         output_losses(Outputs((student, student), True), Outputs((teacher,)), T)
-    assert str(error.value) == (
-        "teacher gives 1 logits; expected the student's 2; use a teacher of the same "
-        "task"
-    )
     with pytest.raises(ValueError, match=r"teacher logits have shape \(3, 5\); expe"):
         output_losses(Outputs((student,)), Outputs((teacher[:, :5],)), T)
     with pytest.raises(ValueError, match=r"teacher logits have shape \(1, 2, 3\)"):
@@ -208,13 +204,11 @@ def test_layer_maps(layer_map, student, teacher, pairs) -> None:
 
 def test_layer_maps_that_do_not_fit() -> None:
     for layer_map in ([0, 6], [0, 6, 12]):
-        with pytest.raises(ValueError) as error:
+        with pytest.raises(
+            ValueError, match="expected an index below 12 for each"
+        ) as e:
             map_layers(layer_map, 3, 12)
-        assert str(error.value) == (
-            f"layer_map={layer_map} does not fit a student of 3 layers and a teacher "
-            "of 12; expected an index below 12 for each of the 3; correct it or use "
-            "uniform"
-        )
+        assert f"layer_map={layer_map} does not fit" in str(e.value)
     with pytest.raises(ValueError, match="layer_map=uniform maps 12 layers to a teach"):
         map_layers("uniform", 12, 3)
 
@@ -232,12 +226,8 @@ def test_hidden_losses_are_the_mean_over_pairs_of_layers() -> None:
     assert float(found.mean()) == pytest.approx(wanted, rel=1e-10)
     wrong = hidden_losses(student, teacher, [0, 1], mask)
     assert float(wrong.mean()) != pytest.approx(wanted, rel=1e-3)  # control
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match="teacher gives no hidden_states; expected"):
         hidden_losses(student, Outputs(()), "last")
-    assert str(error.value) == (
-        "teacher gives no hidden_states; expected them for hidden_weight; return them "
-        "beside the logits or write hidden_weight: 0"
-    )
     narrow = Outputs((), hidden=(theirs[0, ..., :3],))
     with pytest.raises(ValueError, match="teacher's hidden states have shape"):
         hidden_losses(student, narrow, "last")

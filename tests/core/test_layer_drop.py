@@ -98,27 +98,14 @@ def test_every_count_keeps_so_many_different_layers() -> None:
 @pytest.mark.parametrize(
     ("keep", "message"),
     [
-        (
-            4,
-            "keep=4 drops none of the model's 4 layers; expected fewer than it has; "
-            "lower it or leave the modifier out",
-        ),
-        (
-            [0, 5],
-            "keep=[0, 5] names layer 5 of a model with 4 layers; expected indices "
-            "from 0 to 3; correct it",
-        ),
-        (
-            [0, 1, 2, 3],
-            "keep=[0, 1, 2, 3] drops none of the model's 4 layers; expected fewer "
-            "than it has; leave one out or remove the modifier",
-        ),
+        (4, "keep=4 drops none of the model's 4 layers; expected fewer"),
+        ([0, 5], r"keep=\[0, 5\] names layer 5 .* expected indices from 0 to 3;"),
+        ([0, 1, 2, 3], r"keep=\[0, 1, 2, 3\] drops none of .* expected fewer"),
     ],
 )
 def test_refused_choices(keep, message) -> None:
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match=message):
         plan_layers(Model(4), keep)
-    assert str(error.value) == message
 
 
 @pytest.mark.parametrize("keep", [[0, 6, 11], [1, 2], [3]])
@@ -169,13 +156,9 @@ def test_shared_parameters_are_not_gone() -> None:
 def test_models_without_one_list_of_layers() -> None:
     assert find_layers(Model(4))[0] == "encoder.layers"
     two = nn.ModuleDict({"a": Model(4), "b": Model(4)})
-    with pytest.raises(ValueError) as error:
+    lists = r"a.encoder.layers, a.heads, b.encoder.layers, b.heads"
+    with pytest.raises(ValueError, match=rf"model=ModuleDict has 4 lists \({lists}\)"):
         find_layers(two)
-    assert str(error.value) == (
-        "model=ModuleDict has 4 lists (a.encoder.layers, a.heads, b.encoder.layers, "
-        "b.heads) of layers; expected one encoder, a ModuleList of several layers that "
-        "are built alike and share no weights; leave LayerDropModifier out"
-    )
     shared = Model(4)
     shared.config.num_hidden_layers = 5
     with pytest.raises(ValueError, match="has no list of layers.* of 5 layers that"):
@@ -187,13 +170,9 @@ def test_models_without_one_list_of_layers() -> None:
 def test_layers_that_cannot_take_the_place_of_others() -> None:
     model = Model(4)
     model.encoder.layers[0].extra = nn.Linear(3, 1)
-    with pytest.raises(ValueError) as error:
+    message = r"keep=\[1, 3\] puts layer 1 .* layer 0, .* \(extra.bias\); expected"
+    with pytest.raises(ValueError, match=message):
         plan_layers(model, [1, 3])
-    assert str(error.value) == (
-        "keep=[1, 3] puts layer 1 of encoder.layers in place of layer 0, whose "
-        "parameters are others (extra.bias); expected layers that a saved model can "
-        "be loaded into; keep layer 0 too"
-    )
     assert plan_layers(model, [0, 3]) == (0, 3)
     model.config.scale_by_layer_idx = True
     with pytest.raises(ValueError, match="has scale_by_layer_idx, by which a layer"):

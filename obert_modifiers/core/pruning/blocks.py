@@ -95,12 +95,7 @@ def make_layout(
 
     The first dimension is the output, all others together are the input: a
     convolution's weight ``(out, in, kh, kw)`` is the matrix ``(out, in * kh * kw)``.
-
-    Args:
-        pattern: Structure of the sparsity.
-        name: Name of the parameter, for the error.
-        shape: Shape of the parameter.
-        transposed: True for ``(in, out)`` weights, as of GPT-2's Conv1D layers.
+    ``transposed`` weights are ``(in, out)``, as of GPT-2's Conv1D layers.
 
     Returns:
         The order of the weights.

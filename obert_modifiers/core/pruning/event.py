@@ -155,8 +155,8 @@ class PruningEvent:
 
     def outcome(self, pools: Sequence[Pool], damp: float) -> Outcome:
         """Return what is pruned to the pools' counts with one dampening."""
-        masks = self._select(pools, damp)
-        return self._update(masks, damp)
+        masks = self._select(pools, damp)  # steps 2 to 5
+        return self._update(masks, damp)  # step 6
 
     def _best_of_grid(self, pools: Sequence[Pool]) -> tuple[Outcome, float]:
         if self.plan.keeps == "nothing":

@@ -132,8 +132,7 @@ def resolve_damp(
     r"""Choose the dampening of one pruning event.
 
     Args:
-        traces: Sums of the undampened diagonal over the living weights, of all pieces
-            of all selected parameters in their order.
+        traces: Sums of the undampened diagonal over the living weights, by piece.
         living: Number of those weights.
         damp: Absolute :math:`\lambda` as in oBERT equation (2); None to derive it.
         damp_fraction: Fraction of the mean of that diagonal.

@@ -124,7 +124,7 @@ def second_order_step_(
             divide a parameter or the Fisher blocks, or the memory does not suffice.
         RuntimeError: If another process failed.
     """
-    plan = plan_targets(targets, config)
+    plan = plan_targets(targets, config)  # step 1
     start = reached or _present_sparsities(masks, sparsities, global_sparsity)
     count = config.num_recomputations
     # The way from one sparsity to the other, in equal parts.
@@ -166,7 +166,7 @@ def _prune_(
             )
         pools = make_pools(numels, sparsities, global_sparsity, unit)
         found, damp = step.best_outcome(pools)
-        write_parameters_(targets, found.values, found.masks)
+        write_parameters_(targets, found.values, found.masks)  # step 7
         masks = found.masks
         total += found.predicted_loss_increase
         gradients.used += step.state.count.used

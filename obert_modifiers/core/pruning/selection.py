@@ -86,14 +86,10 @@ def make_pools(
     global_sparsity: bool,
     unit: int = 1,
 ) -> list[Pool]:
-    """Turn target sparsities into exact counts.
+    """Turn target sparsities into exact counts, multiples of ``unit``.
 
-    Args:
-        numels: Number of weights of each parameter.
-        sparsities: Target sparsity of each parameter, in [0, 1].
-        global_sparsity: True lets the parameters that share a target compete with
-            each other; False prunes each to its own target.
-        unit: Weights that are pruned together; counts are multiples of it.
+    With ``global_sparsity`` the parameters that share a target compete with each other;
+    else each is pruned to its own.
 
     Returns:
         Pools that cover every parameter once.
@@ -179,11 +175,7 @@ def choose(
         device: Where the process group can work; None chooses on this process only.
 
     Returns:
-        For each piece of this process ``(n,)``, bool.
-
-    Raises:
-        FloatingPointError: If a saliency is NaN.
-        ValueError: If there are fewer candidates than wanted.
+        For each piece of this process ``(n,)``, bool; raises as :func:`smallest` does.
     """
     chosen = [torch.zeros_like(c.saliency, dtype=torch.bool) for c in candidates]
     for quota in quotas:
@@ -231,18 +223,10 @@ def smallest(
 
     The value that divides is found digit by digit from counts, so that nothing is
     sorted and nothing but counts travels. Time: ``O(n)``; memory: 16 bytes for each
-    value of this process.
-
-    Args:
-        saliencies: ``(n_p,)`` for each piece of this process; infinite is never marked.
-        count: How many to mark over all processes.
-        places: Place of each piece among all pieces, increasing; None for one
-            process.
-        num_places: Number of pieces of all processes.
-        device: Where the process group can work; None chooses on this process only.
+    value of this process. Places are those of :func:`choose`, None for one process.
 
     Returns:
-        For each piece ``(n_p,)``, bool.
+        For each piece ``(n_p,)``, bool; infinite values are never marked.
 
     Raises:
         FloatingPointError: If a saliency is NaN.

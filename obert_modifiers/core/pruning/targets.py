@@ -34,14 +34,10 @@ class Target:
 
 
 def is_conv1d(module: nn.Module) -> bool:
-    """Tell the linear layers of GPT-2, whose weights are input x output.
+    """Return whether a module is GPT-2's linear layer, with input x output weights.
 
-    They are known by their name or shape, as the library that has them is not
-    imported here.
-
-    Returns:
-        True for a Conv1D, or a module with ``nf`` outputs, the second dimension of
-        its weight.
+    By their name, or by ``nf`` outputs, the second dimension of the weight: the library
+    that has them is not imported here.
     """
     weight, outputs = getattr(module, "weight", None), getattr(module, "nf", None)
     if isinstance(module, nn.Linear) or not isinstance(weight, nn.Parameter):
@@ -51,14 +47,11 @@ def is_conv1d(module: nn.Module) -> bool:
 
 
 def has_adapter(module: nn.Module) -> bool:
-    """Tell layers whose weight is used with what adapters add to it.
+    """Return whether adapters add to a layer's weight where it is used, merged or not.
 
-    They are known by the names of what they hold, as the libraries that have them are
-    not imported here: peft keeps the plain layer as ``base_layer``; others have the
-    low-rank matrices ``lora_A`` and ``lora_B`` beside the weight.
-
-    Returns:
-        True for a layer with adapters, merged for the moment or not.
+    By the names of what they hold, as the libraries are not imported here: peft keeps
+    the plain layer as ``base_layer``; others have the low-rank matrices ``lora_A`` and
+    ``lora_B`` beside the weight.
     """
     if isinstance(getattr(module, "base_layer", None), nn.Module):
         return True
@@ -71,11 +64,7 @@ def check_no_adapters(model: nn.Module, names: Iterable[str]) -> None:
     """Refuse layers with adapters, whose merged weights would be others than asked for.
 
     Zeros of a plain weight, or of both factors of what is added to it, are no zeros of
-    the sum; no more is a grid.
-
-    Args:
-        model: Unwrapped model.
-        names: Full names of the parameters or layers that are to be changed.
+    the sum; no more is a grid. ``names`` are parameters or layers that are to change.
 
     Raises:
         ValueError: If one belongs to a layer with adapters.
@@ -103,13 +92,7 @@ def check_no_adapters(model: nn.Module, names: Iterable[str]) -> None:
 def write_parameters_(
     targets: Sequence[Target], values: Sequence[Tensor], masks: Sequence[Tensor]
 ) -> None:
-    """Write pruned parameters in place, exactly zero where the mask is False.
-
-    Args:
-        targets: Parameters to write.
-        values: New values of each, any float dtype, same number of elements.
-        masks: Mask of each, True = kept.
-    """
+    """Write pruned parameters in place, exactly zero where the mask is False."""
     with torch.no_grad():
         for target, value, mask in zip(targets, values, masks, strict=True):
             shaped = value.reshape(target.parameter.shape)

@@ -77,12 +77,9 @@ def test_mask_types_that_are_refused(text, message) -> None:
 
 def test_groups_that_do_not_fit_are_refused_by_name() -> None:
     four, tiles, pairs = map(parse_mask_type, ("block4", "block:3x2", "2:4"))
-    with pytest.raises(ValueError) as error:
+    message = r"mask_type=block4 .* 10 input columns of a.weight, .* a multiple of 4;"
+    with pytest.raises(ValueError, match=message):
         make_layout(four, "a.weight", (8, 10))
-    assert str(error.value) == (
-        "mask_type=block4 does not divide the 10 input columns of a.weight, shape "
-        "(8, 10); expected a multiple of 4; leave it out of params"
-    )
     with pytest.raises(ValueError, match="8 output rows of a.weight"):
         make_layout(tiles, "a.weight", (8, 10))
     with pytest.raises(ValueError, match="6 input columns of a.weight"):
@@ -90,12 +87,9 @@ def test_groups_that_do_not_fit_are_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"mask_type=2:4 has no groups in a.bias"):
         make_layout(pairs, "a.bias", (8,))
     assert make_layout(blocks.UNSTRUCTURED, "a.bias", (8,)).shape == (8, 1)
-    with pytest.raises(ValueError) as error:
+    message = "fisher_block_size=50 .* group_size=4 .mask_type: block4.; use 48$"
+    with pytest.raises(ValueError, match=message):
         blocks.check_block_size(50, four)
-    assert str(error.value) == (
-        "fisher_block_size=50 is not a multiple of group_size=4 (mask_type: block4); "
-        "use 48"
-    )
     with pytest.raises(ValueError, match="use 6$"):
         blocks.check_block_size(4, tiles)
 
