@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from obert_modifiers.tasks._record import machine, versions
+from obert_modifiers.tasks.run.record import machine, versions
 
 ROOT = Path(__file__).parents[1]
 

@@ -19,8 +19,8 @@ from obert_modifiers.core.pruning.sampling import GradientSource
 from obert_modifiers.core.pruning.targets import Target
 from obert_modifiers.embedded import movie_snippets
 from obert_modifiers.modifiers._targets import encoder_weights, find_targets
-from obert_modifiers.tasks._arguments import DataArguments
-from obert_modifiers.tasks.text_classification import run as run_task
+from obert_modifiers.tasks.run.execute import run as run_task
+from obert_modifiers.tasks.text_classification import TASK, TextArguments
 from obert_modifiers.training.batches import (
     TaskData,
     gradient_source,
@@ -111,14 +111,14 @@ def dense_model(dataset: DataSet | None = None) -> nn.Module:
         settings = quickstart.Settings(sentences=dataset.sentences, bf16=True)
         flags = quickstart.arguments("dense", KEPT, 0, settings)
         flags.train.output_dir = str(dataset.dense)
-        read = DataArguments(
+        read = TextArguments(
             train_file=str(dataset.files["train"]),
             validation_file=str(dataset.files["validation"]),
             input_column_names="sentence",
             max_train_samples=dataset.sentences,
             max_seq_length=MAX_LENGTH,
         )
-        run_task(replace(flags, data=read), Reporter(Console(), bar=False))
+        run_task(TASK, replace(flags, data=read), Reporter(Console(), bar=False))
     return AutoModelForSequenceClassification.from_pretrained(dataset.dense).eval()
 
 

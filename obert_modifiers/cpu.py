@@ -26,21 +26,14 @@ _X86 = ("x86_64", "amd64", "i386", "i686")
 
 @dataclass(frozen=True)
 class Cpu:
-    """A CPU.
+    """A CPU."""
 
-    Attributes:
-        name: Its maker's name for it.
-        machine: Its architecture, as ``platform.machine`` has it.
-        features: What it has, in LLVM's names.
-        family: The maker's number of its family, None where the system hides it.
-        model: That of the model in it.
-    """
-
-    name: str
-    machine: str
-    features: frozenset[str]
+    name: str  # its maker's name for it
+    machine: str  # its architecture, as ``platform.machine`` has it
+    features: frozenset[str]  # what it has, in LLVM's names
+    # The maker's number of its family, None where the system hides it.
     family: str | None = None
-    model: str | None = None
+    model: str | None = None  # that of the model in it
 
     @property
     def instruction_sets(self) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from obert_modifiers.resources import recipe_path
 from obert_modifiers.sizes import MB, gzip_bytes, plain_bytes
 
 if TYPE_CHECKING:
-    from obert_modifiers.tasks._arguments import Arguments
+    from obert_modifiers.tasks.flags import Arguments
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,8 @@ def run(
     """
     check_names(only)
     from obert_modifiers.report.write import write_report
-    from obert_modifiers.tasks.text_classification import run as run_task
+    from obert_modifiers.tasks.run.execute import run as run_task
+    from obert_modifiers.tasks.text_classification import TASK
 
     settings, folder = settings or Settings(), Path(output_dir)
     needed = {*only, "dense", *(STEPS[name].start for name in only)}
@@ -113,7 +114,7 @@ def run(
         if record is None and name in needed:
             if reporter is not None:
                 reporter.message(f"== {step.title}")
-            record = run_task(arguments(name, folder, seed, settings), reporter)
+            record = run_task(TASK, arguments(name, folder, seed, settings), reporter)
             write_report([folder / name])
         if record is not None:
             records[name] = record
@@ -147,12 +148,8 @@ def check_names(names: Sequence[str]) -> None:
 
 def arguments(name: str, folder: Path, seed: int, settings: Settings) -> "Arguments":
     """Say what one of `STEPS` is, in the flags of `obert train`."""
-    from obert_modifiers.tasks._arguments import (
-        Arguments,
-        DataArguments,
-        ModelArguments,
-        TrainArguments,
-    )
+    from obert_modifiers.tasks.flags import Arguments, ModelArguments, TrainArguments
+    from obert_modifiers.tasks.text_classification import TextArguments
 
     step = STEPS[name]
     start = step.start
@@ -163,7 +160,7 @@ def arguments(name: str, folder: Path, seed: int, settings: Settings) -> "Argume
             model_name_or_path=start and str(folder / start),
             distill_teacher=str(folder / "dense") if step.recipe else None,
         ),
-        DataArguments(max_train_samples=settings.sentences, max_seq_length=128),
+        TextArguments(max_train_samples=settings.sentences, max_seq_length=128),
         TrainArguments(
             output_dir=str(folder / name),
             overwrite_output_dir=True,
@@ -183,7 +180,7 @@ def arguments(name: str, folder: Path, seed: int, settings: Settings) -> "Argume
 
 def _earlier(folder: Path, seed: int, settings: Settings) -> dict[str, Any] | None:
     """Read the record of a run in a folder, if it is one of the same study."""
-    from obert_modifiers.tasks.text_classification import TRAIN_RECORD
+    from obert_modifiers.tasks.run.execute import TRAIN_RECORD
 
     path = folder / TRAIN_RECORD
     if not path.is_file():

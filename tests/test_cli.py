@@ -1,7 +1,6 @@
 """The ``obert`` command: light, clean in its errors, plain in a pipe."""
 
 import dataclasses
-import importlib
 import io
 import json
 import logging
@@ -19,9 +18,8 @@ from transformers import TrainingArguments
 import obert_modifiers
 from obert_modifiers import cli, embedded
 from obert_modifiers.cli.progress import LogLines, Reporter, pruning_line
-from obert_modifiers.cli.train import TASKS
-from obert_modifiers.tasks._arguments import _transformers_flags
-from obert_modifiers.tasks._flags import FLAGS
+from obert_modifiers.tasks import TASKS
+from obert_modifiers.tasks.command_line import _transformers_flags
 from tests import tiny
 
 MEASURED = ("evaluate", "export", "bench", "sizes")
@@ -158,13 +156,6 @@ def test_a_users_error_is_one_message(capsys, words, message):
     assert code == 2
     assert err.startswith("obert: ") and message in err
     assert "Traceback" not in err and len(err.splitlines()) == 1
-
-
-@pytest.mark.parametrize("task", TASKS)
-def test_the_flags_that_are_checked_first_are_the_tasks(task):
-    assert set(FLAGS) == set(TASKS)
-    module = importlib.import_module(f"obert_modifiers.tasks.{task}")
-    assert module.TASK.flags is FLAGS[task]
 
 
 def test_the_flags_of_transformers_are_known_without_its_import():

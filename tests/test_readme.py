@@ -5,7 +5,6 @@ import re
 import shlex
 import subprocess
 import sys
-from importlib import import_module
 from pathlib import Path
 
 import datasets
@@ -13,10 +12,10 @@ import pytest
 from transformers import AutoModelForSequenceClassification
 
 from obert_modifiers import cli
-from obert_modifiers.cli.train import TASKS
 from obert_modifiers.recipe.manager import RecipeManager
 from obert_modifiers.resources import recipe_names
-from obert_modifiers.tasks._arguments import parse
+from obert_modifiers.tasks import TASKS, load
+from obert_modifiers.tasks.command_line import parse
 from obert_modifiers.training import RecipeStepper
 from tests import questions, test_report, tiny
 
@@ -165,8 +164,7 @@ def test_training_commands_run_scaled_down(number: int, tmp_path: Path) -> None:
     task = task_of(words)
     split = words.index(task) + 1
     launcher, flags = words[:split], words[split:]
-    module = import_module(f"obert_modifiers.tasks.{task}")
-    parse(flags, "obert", module.TASK.flags)  # each flag of the README is known
+    parse(flags, "obert", load(task).flags)  # each flag of the README is known
     data = write_data(task, tmp_path)
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("final_sparsity: 0.8\n" + tiny.RECIPE, encoding="utf-8")

@@ -13,6 +13,7 @@ from obert_modifiers import __version__
 from obert_modifiers.cli import models, recipe, sparseml, train
 from obert_modifiers.cli.common import flag, rank
 from obert_modifiers.cli.launch import start_missing_processes
+from obert_modifiers.tasks import TASKS
 
 PACKAGE = "obert_modifiers"
 # What the three sets of versions are made of.
@@ -28,7 +29,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], dict[str, Any]]] = {
             train.train,
             {**_OWN_FLAGS, "help": f"{what}; `--help` lists the flags."},
         )
-        for name, what in train.TASKS.items()
+        for name, what in TASKS.items()
     },
     "recipe check": (recipe.check, {}),
     "recipe plan": (recipe.plan, {}),

@@ -1,42 +1,33 @@
 """``obert train``, ``quickstart`` and ``report``: runs."""
 
 import shlex
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from obert_modifiers import quickstart as study
+from obert_modifiers import tasks
 from obert_modifiers.cli.common import flag, rank
 from obert_modifiers.cli.progress import Reporter, reporting
 from obert_modifiers.report.read import check_run
 from obert_modifiers.sparseml_cli.stacks import check_can_train
 
-TASKS = {
-    "question_answering": "Find answers in contexts, as in SQuAD",
-    "text_classification": "Classify texts, or predict a number",
-    "token_classification": "Classify the words of texts, such as named entities",
-    "masked_language_modeling": "Predict words that were masked, for upstream pruning",
-}
-
 
 def train(context: typer.Context) -> None:
     """Train a model for the task that the command is named after."""
     check_can_train()
-    from obert_modifiers.tasks._flags import check_words
-
-    check_words(context.info_name, context.args)  # before torch is loaded
+    name = context.info_name
+    tasks.check_words(name, context.args)  # before torch is loaded
     bar = False if "--disable_tqdm" in context.args else None
     with reporting(bar) as reporter:
-        module = import_module(f"obert_modifiers.tasks.{context.info_name}")
         from obert_modifiers.training import TrainingStopped
 
         try:
-            record = module.main(context.args, reporter)
+            record = tasks.main(name, context.args, reporter)
         except TrainingStopped as stop:
             if rank() == 0:
-                command = module.TASK.resume_command(context.args)
+                command = tasks.load(name).resume_command(context.args)
                 reporter.message(f"{stop}; go on with:\n{command}")
             return
         if rank() == 0:

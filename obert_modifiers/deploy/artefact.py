@@ -17,19 +17,12 @@ RUN = "run"  # a folder as ``save_pretrained`` writes it, or one of its files
 
 @dataclass(frozen=True)
 class Artefact:
-    """A model on disk.
+    """A model on disk."""
 
-    Attributes:
-        kind: The name of its format, or ``run``.
-        path: What was named: a folder, or a file.
-        folder: Where its configuration and tokenizer are, if it has them.
-        files: The files that hold its weights.
-    """
-
-    kind: str
-    path: Path
-    folder: Path
-    files: tuple[Path, ...]
+    kind: str  # the name of its format, or ``run``
+    path: Path  # what was named: a folder, or a file
+    folder: Path  # where its configuration and tokenizer are, if it has them
+    files: tuple[Path, ...]  # the files that hold its weights
 
     @property
     def is_graph(self) -> bool:

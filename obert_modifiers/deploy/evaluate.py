@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -23,41 +22,31 @@ from obert_modifiers.deploy.engines import ENGINES, readers
 from obert_modifiers.deploy.engines.engine import reason
 from obert_modifiers.deploy.graph_model import open_graph
 from obert_modifiers.sizes import plain_bytes
-from obert_modifiers.tasks import _models, _record
-from obert_modifiers.tasks._arguments import Arguments, parse
-from obert_modifiers.tasks._plan import Notes, read_inputs, train_config
-from obert_modifiers.tasks._run import TRAIN_RECORD, quiet_libraries
-from obert_modifiers.tasks._task import Inputs, Task
+from obert_modifiers.tasks import TASKS, load
+from obert_modifiers.tasks.command_line import parse
+from obert_modifiers.tasks.flags import Arguments
+from obert_modifiers.tasks.run import models, record
+from obert_modifiers.tasks.run.execute import TRAIN_RECORD, quiet_libraries
+from obert_modifiers.tasks.run.plan import Notes, read_inputs, train_config
+from obert_modifiers.tasks.task import Inputs, Task
 from obert_modifiers.training import evaluate
 
 logger = logging.getLogger(__name__)
 
-TASKS = {
-    "text_classification": "ForSequenceClassification",
-    "question_answering": "ForQuestionAnswering",
-    "token_classification": "ForTokenClassification",
-    "masked_language_modeling": "ForMaskedLM",
-}
 _DATA = {"dataset_name", "task_name", "train_file", "validation_file", "test_file"}
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be evaluated.
+    """What is to be evaluated."""
 
-    Attributes:
-        model: A run's folder or an exported file.
-        task: A task's name; None for that of the run.
-        engine: What computes it; None for the format's own.
-        run: The folder of configuration and tokenizer, where the model has none.
-        words: Flags of the task's data, as for ``obert train``. Where they name no
-            data, they are added to those of the run's own command.
-    """
-
-    model: Path
-    task: str | None = None
-    engine: str | None = None
+    model: Path  # a run's folder or an exported file
+    task: str | None = None  # a task's name; None for that of the run
+    engine: str | None = None  # what computes it; None for the format's own
+    # The folder of configuration and tokenizer, where the model has none.
     run: Path | None = None
+    # Flags of the task's data, as for ``obert train``. Where they name no data, they
+    # are added to those of the run's own command.
     words: Sequence[str] = ()
 
 
@@ -67,7 +56,7 @@ def evaluate_file(request: Request) -> dict[str, Any]:
     engine = _engine_of(request, artefact)
     home = _home(request, artefact)
     name = _task_of(request, home)
-    task: Task = import_module(f"obert_modifiers.tasks.{name}").TASK
+    task: Task = load(name)
     arguments = _arguments(request, home, task)
     on_cpu = arguments.train.use_cpu or artefact.is_graph
     state = PartialState(cpu=on_cpu)
@@ -94,8 +83,8 @@ def evaluate_file(request: Request) -> dict[str, Any]:
         "bytes": plain_bytes(artefact.files),
         "sha256": _digest(artefact.files),
         "notes": notes.texts,
-        "versions": _record.versions(),
-        "machine": _record.machine(),
+        "versions": record.versions(),
+        "machine": record.machine(),
     }
 
 
@@ -141,7 +130,7 @@ def _task_of(request: Request, home: Path) -> str:
         name = request.task
     config = json.loads((home / "config.json").read_text(encoding="utf-8"))
     heads = config.get("architectures") or []
-    fitting = [n for n, head in TASKS.items() if any(h.endswith(head) for h in heads)]
+    fitting = [n for n in TASKS if any(h.endswith(load(n).head) for h in heads)]
     if request.task is None:
         if not fitting:
             raise ValueError(
@@ -207,7 +196,7 @@ def _read(request: Request, task: Task, arguments: Arguments, notes: Notes) -> I
 
 
 def _check_classes(inputs: Inputs, model: Path) -> None:
-    labels, config = inputs.labels, inputs.found.config
+    labels, config = inputs.labels, inputs.pretrained.config
     if labels is not None and labels.num_labels != config.num_labels:
         raise ValueError(
             f"model={model} tells {config.num_labels} classes apart and "
@@ -225,7 +214,7 @@ def _check_classes(inputs: Inputs, model: Path) -> None:
 
 
 def _check_logits(graph: nn.Module, inputs: Inputs, path: Path) -> None:
-    classes = inputs.found.config.num_labels
+    classes = inputs.pretrained.config.num_labels
     if inputs.labels is None:
         return
     some = torch.ones(1, 2, dtype=torch.int64)
@@ -248,7 +237,7 @@ def _loaded(artefact: Artefact, engine: str, task: Task) -> Iterator[nn.Module]:
     with tempfile.TemporaryDirectory() as folder:
         source = artefact.as_run(Path(folder) / "run")
         try:
-            model = _models.load_saved(source, task.model_class)
+            model = models.load_saved(source, task.model_class)
         except (OSError, SafetensorError, ValueError, KeyError) as error:
             raise ValueError(
                 f"model={artefact.path} cannot be loaded ({reason(error)}); expected a "

@@ -5,7 +5,10 @@ from torch import Tensor
 
 
 def to_grid(weight: Tensor, scale: Tensor) -> Tensor:
-    """Round a weight as QATModifier's layers do."""
+    """Round a float32 weight to INT8 as QATModifier's layers do, bit for bit.
+
+    The scale is ``(1,)`` or ``(rows,)``.
+    """
     zero = torch.zeros_like(scale, dtype=torch.int32)
     if scale.numel() == 1:
         rounded = torch.fake_quantize_per_tensor_affine(weight, scale, zero, -128, 127)

@@ -17,20 +17,13 @@ from obert_modifiers.deploy.engines.engine import reason
 
 @dataclass(frozen=True)
 class Run:
-    """A saved model.
+    """A saved model."""
 
-    Attributes:
-        path: The run's folder.
-        model: The model in float32, in eval mode, on 8-bit grids where it was saved
-            with them.
-        tokenizer: Its tokenizer.
-        quantized: Whether it went through quantization-aware training.
-    """
-
-    path: Path
+    path: Path  # the run's folder
+    # The model in float32, in eval mode, on 8-bit grids where it was saved with them.
     model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    quantized: bool
+    tokenizer: PreTrainedTokenizerBase  # its tokenizer
+    quantized: bool  # whether it went through quantization-aware training
 
     def sample(self) -> dict[str, Tensor]:
         """Return a batch of one sentence, as the tokenizer makes it."""

@@ -22,17 +22,13 @@ _LEFT_STARTS = ("predictions", "nbest_predictions", "null_odds", "eval_metrics")
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run's weights.
+    """A run's weights."""
 
-    Attributes:
-        path: The folder.
-        tensors: What its safetensors files hold, by name; a shared weight is once.
-        scales: Scale of the INT8 grid of each quantized weight, ``(1,)`` or
-            ``(rows,)``; empty for a plain model.
-    """
-
-    path: Path
+    path: Path  # the folder
+    # What its safetensors files hold, by name; a shared weight is once.
     tensors: dict[str, Tensor]
+    # Scale of the INT8 grid of each quantized weight, ``(1,)`` or ``(rows,)``; empty
+    # for a plain model.
     scales: dict[str, Tensor] = field(default_factory=dict)
 
     @property

@@ -1,59 +1,152 @@
 """Masked language modelling: upstream training and pruning on plain text."""
 
+from __future__ import annotations
+
 import math
-from collections.abc import Mapping
-from functools import partial
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from datasets import Dataset
-from torch import Tensor
-from transformers import AutoModelForMaskedLM
 
-from obert_modifiers.core.losses import token_loss, token_sums
-from obert_modifiers.tasks import _run
-from obert_modifiers.tasks._data import need_column
-from obert_modifiers.tasks._flags import MaskedArguments
-from obert_modifiers.tasks._labels import as_text, no_gaps
-from obert_modifiers.tasks._masking import MaskedSamples, Masking, masking_of
-from obert_modifiers.tasks._task import Inputs, Prepared, Task
-from obert_modifiers.tasks._tokens import collate_tokens
-from obert_modifiers.training.batches import TaskData
+from obert_modifiers.tasks.data.columns import need_column, usual_column
+from obert_modifiers.tasks.flags import DataSetArguments, flag
+from obert_modifiers.tasks.task import IGNORED, Inputs, Prepared, Task
 
-_TEXT_COLUMNS = ("text", "sentence")
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+REPLACED, KEPT = 0.8, 0.1  # by the mask token; as they are. The rest: any other token.
+_VALIDATION_SEED = 0  # fixed, so that runs with different seeds can be compared
 _LARGEST = 700.0  # of which the exponential is still a number
+
+
+@dataclass
+class MaskedArguments(DataSetArguments):
+    """The flags of masked language modelling's data."""
+
+    text_column_name: str | None = flag(
+        None, "The column of the text; else text or sentence. A .txt file has lines."
+    )
+    line_by_line: bool = flag(
+        False, "A sample is a row, cut to max_seq_length; else rows are joined and cut."
+    )
+    mlm_probability: float = flag(0.15, "The share of the tokens to be predicted.")
+
+    def check(self) -> None:
+        """Raise ValueError if a value breaks its rule or two exclude each other."""
+        super().check()
+        if not 0 < self.mlm_probability < 1:
+            raise ValueError(
+                f"--mlm_probability={self.mlm_probability} is outside (0, 1); expected "
+                "a share of the tokens; use 0.15"
+            )
+
+
+@dataclass(frozen=True)
+class Masking:
+    """How tokens are masked.
+
+    BERT (Devlin et al. 2019, section 3.1): of the chosen tokens 80 % become the mask
+    token, 10 % a random token, and 10 % stay. Each token is chosen on its own; one of a
+    sample always is.
+    """
+
+    probability: float
+    mask_id: int
+    vocab_size: int  # random tokens are below this
+    special: tuple[int, ...]  # tokens that are never chosen
+
+    def choosable(self, tokens: Sequence[int]) -> np.ndarray:
+        """Tell which tokens (T,) may be chosen, as bool (T,)."""
+        return ~np.isin(np.asarray(tokens), self.special)
+
+    def mask(self, tokens: Sequence[int], seed: Iterable[int]) -> tuple[Any, Any]:
+        """Mask a sample (T,): the tokens that the model reads, and the labels.
+
+        The seed's numbers fix the draw; no other generator is touched.
+        """
+        draw = np.random.default_rng([*seed])
+        tokens = np.asarray(tokens)
+        free = self.choosable(tokens)
+        chosen = free & (draw.random(len(tokens)) < self.probability)
+        how = draw.random(len(tokens))
+        others = draw.integers(self.vocab_size, size=len(tokens))
+        one = draw.choice(np.flatnonzero(free))
+        if not chosen.any():
+            chosen[one] = True
+        masked = np.where(how < REPLACED, self.mask_id, others)
+        masked = np.where(how >= 1.0 - KEPT, tokens, masked)
+        return (
+            np.where(chosen, masked, tokens).tolist(),
+            np.where(chosen, tokens, IGNORED).tolist(),
+        )
+
+
+def masking_of(tokenizer: PreTrainedTokenizerBase, probability: float) -> Masking:
+    """Take mask token, vocabulary and special tokens from a tokenizer."""
+    if tokenizer.mask_token_id is None:
+        raise ValueError(
+            f"tokenizer={tokenizer.name_or_path} has no mask token; expected that of a "
+            "model for masked language modelling; choose another with --tokenizer_name"
+        )
+    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    return Masking(
+        probability, tokenizer.mask_token_id, len(tokenizer), tuple(sorted(special))
+    )
+
+
+class MaskedSamples(Sequence[dict[str, Any]]):
+    """Blocks of tokens, masked anew in each epoch.
+
+    The masks depend only on seed, epoch and the block's place in the data: not on the
+    batch, the process, or what was drawn before. Without a seed they are the same in
+    every epoch and every run.
+    """
+
+    def __init__(self, blocks: Dataset, masking: Masking, seed: int | None) -> None:
+        self._blocks, self._masking, self._seed = blocks, masking, seed
+        self._epoch = 0
+
+    def start_epoch(self, number: int) -> None:
+        """Choose the masks of an epoch, counted from 0."""
+        self._epoch = number
+
+    def token_counts(self) -> list[int]:
+        """Return the number of tokens of each block."""
+        return [len(ids) for ids in self._blocks["input_ids"]]
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def __getitem__(self, index: Any) -> dict[str, Any]:
+        tokens = self._blocks[int(index)]["input_ids"]
+        if self._seed is None:
+            seed = (_VALIDATION_SEED, 0, int(index))
+        else:
+            seed = (self._seed, 1 + self._epoch, int(index))
+        ids, labels = self._masking.mask(tokens, seed)
+        return {"input_ids": ids, "labels": labels}
 
 
 def _columns(
     rows: Dataset, flags: MaskedArguments, description: str
 ) -> tuple[tuple[str, ...], None]:
-    """Decide which column holds the text.
-
-    Args:
-        rows: A split.
-        flags: The task's flags.
-        description: Where the data came from, for errors.
-
-    Returns:
-        The column; there is none of labels.
-
-    Raises:
-        ValueError: If there is none.
-    """  # noqa: DOC502  raised by what is called
-    column = flags.text_column_name
-    if column is None:
-        there = [name for name in _TEXT_COLUMNS if name in rows.column_names]
-        column = there[0] if there else _TEXT_COLUMNS[0]
+    column = usual_column(rows, flags.text_column_name, ("text", "sentence"))
     need_column(rows, column, "--text_column_name", description)
     return (column,), None
 
 
 def _prepare(inputs: Inputs) -> Prepared:
-    masking = masking_of(inputs.found.tokenizer, inputs.flags.mlm_probability)
-    blocks = {
-        name: tokenize(rows, inputs, masking, name)
-        for name, rows in inputs.data.splits.items()
-    }
+    from datasets import Dataset
+
+    from obert_modifiers.core.losses import token_loss
+    from obert_modifiers.training.batches import TaskData
+
+    masking = masking_of(inputs.pretrained.tokenizer, inputs.flags.mlm_probability)
+    blocks = {name: tokenize(inputs, masking, name) for name in inputs.data.splits}
     none = Dataset.from_dict({"input_ids": []})
     train = MaskedSamples(blocks.get("train", none), masking, inputs.seed)
     validation = MaskedSamples(blocks.get("validation", none), masking, None)
@@ -61,7 +154,7 @@ def _prepare(inputs: Inputs) -> Prepared:
         TaskData(
             train=train,
             validation=validation,
-            collate=collate_tokens(inputs),
+            collate=inputs.token_collator(),
             sample_loss=token_loss,
             metrics=masked_metrics,
             keep=_keep,
@@ -71,51 +164,33 @@ def _prepare(inputs: Inputs) -> Prepared:
     )
 
 
-def tokenize(rows: Dataset, inputs: Inputs, masking: Masking, name: str) -> Dataset:
-    """Turn texts into blocks of tokens.
+def tokenize(inputs: Inputs, masking: Masking, name: str) -> Dataset:
+    """Turn the texts of a split into blocks of tokens, ``input_ids``.
 
-    Rows of white space alone are left out. Joined rows keep their special tokens, a
-    thousand rows at a time; what remains of them is a shorter block.
-
-    Args:
-        rows: A split.
-        inputs: The column, the flags and the tokenizer.
-        masking: Tells blocks in which nothing can be masked, which are left out.
-        name: What the split is called.
-
-    Returns:
-        Rows with ``input_ids``.
-
-    Raises:
-        ValueError: If nothing is left.
+    Rows with only white space are left out, and blocks in which nothing can be masked.
+    Joined rows keep their special tokens, a thousand rows at a time; what remains of
+    them is a shorter block.
     """
+    from obert_modifiers.tasks.data.texts import as_text, map_rows
+
     flags, length = inputs.flags, inputs.max_length
+    tokenizer = inputs.pretrained.tokenizer
+    options = {"truncation": True, "max_length": length} if flags.line_by_line else {}
     (column,) = inputs.data.text_columns
-    no_gaps(rows, column, inputs.data.place(name))
-    rows = as_text(rows, column, inputs.data.place(name))
+    rows = as_text(inputs.data.splits[name], column, inputs.data.place(name))
 
     def encode(batch: dict[str, list[str]]) -> dict[str, list[Any]]:
         texts = [text for text in batch[column] if text.strip()]
         if not texts:
             return {"input_ids": []}
-        options = {"truncation": True, "max_length": length}
-        found = inputs.found.tokenizer(
-            texts, verbose=False, **(options if flags.line_by_line else {})
-        )["input_ids"]
+        blocks = tokenizer(texts, verbose=False, **options)["input_ids"]
         if not flags.line_by_line:
-            joined = [token for ids in found for token in ids]
-            found = [joined[i : i + length] for i in range(0, len(joined), length)]
-        return {"input_ids": [ids for ids in found if masking.choosable(ids).any()]}
+            joined = [token for ids in blocks for token in ids]
+            blocks = [joined[i : i + length] for i in range(0, len(joined), length)]
+        return {"input_ids": [ids for ids in blocks if masking.choosable(ids).any()]}
 
-    blocks = rows.select_columns([column]).map(
-        encode,
-        batched=True,
-        remove_columns=[column],
-        num_proc=flags.preprocessing_num_workers,
-        keep_in_memory=True,
-        load_from_cache_file=False,
-        desc=f"tokenizing {name}",
-    )
+    workers = flags.preprocessing_num_workers
+    blocks = map_rows(rows, encode, [column], workers, f"tokenizing {name}")
     if len(blocks) == 0:
         raise ValueError(
             f"data={inputs.data.description} has no words in its {name} split; expected"
@@ -125,6 +200,8 @@ def tokenize(rows: Dataset, inputs: Inputs, masking: Masking, name: str) -> Data
 
 
 def _keep(outputs: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    from obert_modifiers.core.losses import token_sums
+
     sums, counts, hits = token_sums(outputs, batch)
     return {"sums": sums.double(), "counts": counts, "hits": hits}
 
@@ -132,7 +209,7 @@ def _keep(outputs: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def masked_metrics(
     sums: np.ndarray, counts: np.ndarray, hits: np.ndarray
 ) -> dict[str, float]:
-    """Measure predictions of masked tokens.
+    """Measure predictions of masked tokens, of which each sample has `counts` (n,).
 
     Args:
         sums: Sum of the cross-entropies of each sample (n,).
@@ -145,9 +222,8 @@ def masked_metrics(
     """
     total = float(counts.sum())
     loss = float(sums.sum()) / total
-    perplexity = math.exp(loss) if loss < _LARGEST else math.inf
     return {
-        "perplexity": perplexity,
+        "perplexity": math.exp(loss) if loss < _LARGEST else math.inf,
         "accuracy": float(hits.sum()) / total,
         "loss": loss,
     }
@@ -156,11 +232,7 @@ def masked_metrics(
 TASK = Task(
     name="masked_language_modeling",
     flags=MaskedArguments,
-    model_class=AutoModelForMaskedLM,
+    head="ForMaskedLM",
     columns=_columns,
     prepare=_prepare,
-    write_predictions=None,
-    prediction_files=(),
 )
-
-main, run = partial(_run.main, TASK), partial(_run.run, TASK)

@@ -1,97 +1,118 @@
 """Question answering: answers that are spans of a context, as in SQuAD v1.1 and v2."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from datasets import Dataset
-from torch import Tensor
-from torch.nn import functional
-from transformers import AutoModelForQuestionAnswering, PreTrainedTokenizerBase
 
-from obert_modifiers.core.distillation import IGNORED_LABEL
-from obert_modifiers.tasks import _run
-from obert_modifiers.tasks._flags import QuestionAnsweringArguments
-from obert_modifiers.tasks._task import Inputs, Prepared, Task
+from obert_modifiers.tasks.flags import DataSetArguments, check_positive, flag
 from obert_modifiers.tasks.squad.answers import Answer, Search, answer_question
-from obert_modifiers.tasks.squad.data import (
-    answers_of,
-    columns,
-    ids_of,
-    read,
-    windows_of,
-)
 from obert_modifiers.tasks.squad.metrics import squad_metrics, squad_v2_metrics
 from obert_modifiers.tasks.squad.windows import WindowShape, check_windows
-from obert_modifiers.training.batches import TaskData
+from obert_modifiers.tasks.task import IGNORED, Inputs, Prepared, Task
 
-__all__ = ["TASK", "QuestionAnsweringArguments", "main", "run"]
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
 
 _SIDES = ("start", "end")
-PREDICTIONS, NBEST, NULL_ODDS = (
-    "predictions.json",
-    "nbest_predictions.json",
-    "null_odds.json",
-)
+PREDICTIONS, NBEST = "predictions.json", "nbest_predictions.json"
+NULL_ODDS = "null_odds.json"
 
 
-def _search(flags: QuestionAnsweringArguments) -> Search:
-    return Search(
-        flags.n_best_size,
-        flags.max_answer_length,
-        flags.version_2_with_negative,
-        flags.null_score_diff_threshold,
+@dataclass
+class QuestionAnsweringArguments(DataSetArguments):
+    """Which questions are read, and how their answers are found."""
+
+    version_2_with_negative: bool = flag(
+        False, "Questions may have no answer, as in SQuAD v2."
     )
+    doc_stride: int = flag(
+        128, "Tokens that the windows of a long context share with the next one."
+    )
+    max_answer_length: int = flag(30, "The most tokens of an answer.")
+    n_best_size: int = flag(20, "Candidates that are kept for each question.")
+    null_score_diff_threshold: float = flag(
+        0.0, "No answer is given where its score is higher by more than this."
+    )
+
+    @property
+    def search(self) -> Search:
+        """How answers are chosen."""
+        return Search(
+            self.n_best_size,
+            self.max_answer_length,
+            self.version_2_with_negative,
+            self.null_score_diff_threshold,
+        )
+
+    def check(self) -> None:
+        """Raise ValueError if a value breaks its rule or two exclude each other."""
+        super().check()
+        check_positive("max_answer_length", self.max_answer_length)
+        check_positive("n_best_size", self.n_best_size)
+        if self.doc_stride < 0:
+            raise ValueError(
+                f"--doc_stride={self.doc_stride} is negative; expected 0 or more; use "
+                "128"
+            )
+        if self.null_score_diff_threshold and not self.version_2_with_negative:
+            raise ValueError(
+                f"--null_score_diff_threshold={self.null_score_diff_threshold} is for "
+                "questions without an answer; expected --version_2_with_negative beside"
+                " it; add it"
+            )
+        if self.dataset_name is None and not self.files:
+            raise ValueError(
+                "--dataset_name is missing, and no question comes with the package; "
+                "expected it or --train_file and --validation_file; give a folder "
+                "with SQuAD's files"
+            )
 
 
 def answer_losses(outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
-    """Return the loss of each window, the mean of start's and end's cross-entropy.
+    """Return the loss of each window (k,), the mean of start's and end's cross-entropy.
 
-    Padding is left out of the softmax over positions, so that the loss of a window
-    does not depend on its batch. A position past the sequence adds no loss.
-
-    Args:
-        outputs: The model's outputs with ``start_logits`` and ``end_logits`` (k, T),
-            or a tuple that starts with them.
-        batch: What the model was given, with ``attention_mask`` (k, T),
-            ``start_positions`` and ``end_positions`` (k,).
-
-    Returns:
-        Losses (k,) in float32 or wider.
+    Padding (`attention_mask` (k, T)) is left out of the softmax over positions, so that
+    the loss of a window does not depend on its batch. A position past the sequence adds
+    no loss.
     """
+    import torch
+    from torch.nn import functional
+
     padding = batch["attention_mask"].eq(0)
     losses = []
     for side, logits in _both(outputs).items():
         logits = logits.masked_fill(padding, -torch.inf)
         labels = batch[f"{side}_positions"]
-        labels = labels.masked_fill(labels >= logits.shape[1], IGNORED_LABEL)
+        labels = labels.masked_fill(labels >= logits.shape[1], IGNORED)
         losses.append(
             functional.cross_entropy(
-                logits, labels, reduction="none", ignore_index=IGNORED_LABEL
+                logits, labels, reduction="none", ignore_index=IGNORED
             )
         )
     return torch.stack(losses).mean(dim=0)
 
 
 def _both(outputs: Any) -> dict[str, Tensor]:
-    """Find the logits of starts and ends.
+    """Return the logits of starts and ends, (k, T) in float32 or wider.
 
-    Returns:
-        Both in float32 or wider.
+    A tuple of outputs starts with them.
     """
     named = isinstance(outputs, Mapping)
-    found = {
+    logits = {
         side: outputs[f"{side}_logits"] if named else outputs[number]
         for number, side in enumerate(_SIDES)
     }
     return {
-        side: logits if logits.element_size() >= 4 else logits.float()
-        for side, logits in found.items()
+        side: values if values.element_size() >= 4 else values.float()
+        for side, values in logits.items()
     }
 
 
@@ -101,27 +122,14 @@ def _keep(outputs: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Collate:
-    """Makes a batch of windows.
-
-    Attributes:
-        tokenizer: The model's tokenizer.
-        length: The length that all are padded to; None for the longest of the batch.
-        multiple: The length is a multiple of this, or None.
-    """
+    """Pads windows on the right, where no position of an answer moves."""
 
     tokenizer: PreTrainedTokenizerBase
-    length: int | None = None
+    length: int | None = None  # that all are padded to; None for the batch's longest
     multiple: int | None = None
 
     def __call__(self, windows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """Pad windows on the right, where no position of an answer moves.
-
-        Args:
-            windows: Samples.
-
-        Returns:
-            Tensors by name.
-        """
+        """Make a batch of windows."""
         return dict(
             self.tokenizer.pad(
                 [dict(window) for window in windows],
@@ -139,14 +147,7 @@ def answer_all(
 ) -> list[Answer]:
     """Choose the answer to each question.
 
-    Args:
-        rows: The questions, with ``context``.
-        places: What `windows_of` tells of each window.
-        logits: ``start_logits`` and ``end_logits``, a row for each window.
-        search: How answers are chosen.
-
-    Returns:
-        An answer for each row.
+    The logits have a row for each window, and so has `places`, from `windows_of`.
     """
     windows: list[list[dict[str, Any]]] = [[] for _ in range(len(rows))]
     for number, place in enumerate(places):
@@ -159,36 +160,63 @@ def answer_all(
     ]
 
 
-def _windows(inputs: Inputs, split: str) -> tuple[Dataset, Dataset]:
-    flags = inputs.flags
-    return windows_of(
-        inputs.data.splits[split],
-        inputs.found.tokenizer,
-        WindowShape(inputs.max_length, flags.doc_stride),
-        labelled=split != "test",
-        with_null=flags.version_2_with_negative,
-        workers=flags.preprocessing_num_workers,
-    )
+def _read(flags: Any, cache_dir: str | None) -> tuple[dict[str, Dataset], str]:
+    from obert_modifiers.tasks.squad.data import read
+
+    return read(flags, cache_dir)
+
+
+def _columns(
+    rows: Dataset, flags: Any, description: str
+) -> tuple[tuple[str, ...], str | None]:
+    for name in ("question", "context"):
+        if name not in rows.column_names:
+            raise ValueError(
+                f"data={description} has the columns {', '.join(rows.column_names)}; "
+                "expected question, context and answers; rename them"
+            )
+    answers = "answers" if "answers" in rows.column_names else None
+    return ("question", "context"), answers
 
 
 def _prepare(inputs: Inputs) -> Prepared:
+    from obert_modifiers.tasks.squad.data import answers_of, ids_of, windows_of
+    from obert_modifiers.training.batches import TaskData
+
     flags, splits = inputs.flags, inputs.data.splits
-    tokenizer = inputs.found.tokenizer
-    check_windows(tokenizer, WindowShape(inputs.max_length, flags.doc_stride))
-    if "test" in splits:
-        ids_of(splits["test"])
-    made = {split: _windows(inputs, split) for split in splits}
+    tokenizer = inputs.pretrained.tokenizer
+    shape = WindowShape(inputs.max_length, flags.doc_stride)
+    check_windows(tokenizer, shape)
+    ids = ids_of(splits["test"]) if "test" in splits else []
+    windows, places = {}, {}
+    for split, rows in splits.items():
+        windows[split], places[split] = windows_of(
+            rows,
+            tokenizer,
+            shape,
+            labelled=split != "test",
+            with_null=flags.version_2_with_negative,
+            workers=flags.preprocessing_num_workers,
+        )
+
+    def answer(split: str, logits: Mapping[str, np.ndarray]) -> list[Answer]:
+        return answer_all(splits[split], places[split], logits, flags.search)
 
     def metrics(**logits: np.ndarray) -> dict[str, float]:
-        rows, places = splits["validation"], made["validation"][1]
-        texts = [a.text for a in answer_all(rows, places, logits, _search(flags))]
+        texts = [chosen.text for chosen in answer("validation", logits)]
+        rows = splits["validation"]
         truths = [[text for _, text in answers_of(a)] for a in rows["answers"]]
         measure = squad_v2_metrics if flags.version_2_with_negative else squad_metrics
-        return {**measure(texts, truths), "samples": len(rows), "windows": len(places)}
+        counts = {"samples": len(rows), "windows": len(places["validation"])}
+        return {**measure(texts, truths), **counts}
+
+    def write(logits: dict[str, np.ndarray], folder: Path) -> None:
+        named = dict(zip(ids, answer("test", logits), strict=True))
+        _write(named, flags.version_2_with_negative, folder)
 
     data = TaskData(
-        train=made["train"][0] if "train" in made else [],
-        validation=made["validation"][0] if "validation" in made else [],
+        train=windows.get("train", []),
+        validation=windows.get("validation", []),
         collate=Collate(
             tokenizer,
             inputs.max_length if flags.pad_to_max_length else None,
@@ -199,26 +227,16 @@ def _prepare(inputs: Inputs) -> Prepared:
         keep=_keep,
         headline=("f1", "exact_match"),
     )
-    return Prepared(data, made["test"][0] if "test" in made else None)
+    return Prepared(data, windows.get("test"), write)
 
 
-def _write(logits: dict[str, np.ndarray], inputs: Inputs, folder: Path) -> None:
-    """Write the answer to each question, its candidates and the odds of no answer.
-
-    Args:
-        logits: ``start_logits`` and ``end_logits``, a row for each window.
-        inputs: What the windows were made from.
-        folder: Where the files are written.
-    """
-    rows = inputs.data.splits["test"]
-    places = _windows(inputs, "test")[1]
-    found = answer_all(rows, places, logits, _search(inputs.flags))
-    named = dict(zip(ids_of(rows), found, strict=True))
+def _write(named: Mapping[str, Answer], with_null: bool, folder: Path) -> None:
+    """Write the answer to each question, its candidates and the odds of no answer."""
     files: dict[str, dict[str, Any]] = {
         PREDICTIONS: {name: answer.text for name, answer in named.items()},
         NBEST: {name: answer.candidates for name, answer in named.items()},
     }
-    if inputs.flags.version_2_with_negative:
+    if with_null:
         files[NULL_ODDS] = {name: answer.null_odds for name, answer in named.items()}
     for file, values in files.items():
         text = json.dumps(values, indent=2, ensure_ascii=False)
@@ -228,12 +246,9 @@ def _write(logits: dict[str, np.ndarray], inputs: Inputs, folder: Path) -> None:
 TASK = Task(
     name="question_answering",
     flags=QuestionAnsweringArguments,
-    model_class=AutoModelForQuestionAnswering,
-    columns=columns,
+    head="ForQuestionAnswering",
+    columns=_columns,
     prepare=_prepare,
-    write_predictions=_write,
     prediction_files=(PREDICTIONS, NBEST, NULL_ODDS),
-    reader=read,
+    reader=_read,
 )
-
-main, run = partial(_run.main, TASK), partial(_run.run, TASK)

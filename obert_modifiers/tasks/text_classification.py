@@ -1,102 +1,197 @@
 """Text classification: single sentences, pairs, and numbers to be predicted."""
 
+from __future__ import annotations
+
 import csv
+import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding
-
-from obert_modifiers.core.losses import (
-    classification_loss,
-    multi_label_loss,
-    regression_loss,
+from obert_modifiers.tasks.data.columns import (
+    GLUE_COLUMNS,
+    GLUE_FIGURES,
+    MISMATCHED,
+    glue_task,
+    need_column,
 )
-from obert_modifiers.tasks import _labels, _metrics, _run
-from obert_modifiers.tasks._arguments import DataArguments
-from obert_modifiers.tasks._data import Labels, TextData, text_and_label
-from obert_modifiers.tasks._files import GLUE_FIGURES, MISMATCHED, glue_task
-from obert_modifiers.tasks._run import TRAIN_RECORD
-from obert_modifiers.tasks._task import Inputs, Prepared, Task
-from obert_modifiers.training.batches import TaskData
+from obert_modifiers.tasks.flags import DataSetArguments, flag
+from obert_modifiers.tasks.task import Inputs, Prepared, Task
 
-__all__ = ["TASK", "TRAIN_RECORD", "main", "run"]
+if TYPE_CHECKING:
+    import numpy as np
+    from datasets import Dataset
+
+    from obert_modifiers.tasks.data.dataset import TextData
+    from obert_modifiers.tasks.data.labels import Labels
+
+logger = logging.getLogger(__name__)
 
 
-def _classes(data: TextData, flags: DataArguments, known: Mapping[str, int]) -> Labels:
-    return _labels.understand(data, known)
+@dataclass
+class TextArguments(DataSetArguments):
+    """The flags of text classification's data."""
+
+    task_name: str | None = flag(None, "A GLUE task, fetched from the hub.")
+    input_column_names: str | None = flag(
+        None, "The column of the text, or two of them with a comma for pairs."
+    )
+    label_column_name: str = flag("label", "The column of the labels.")
+
+
+def _columns(
+    rows: Dataset, flags: TextArguments, description: str
+) -> tuple[tuple[str, ...], str]:
+    return text_columns(rows, flags, description), flags.label_column_name
+
+
+def text_columns(
+    rows: Dataset, flags: TextArguments, description: str
+) -> tuple[str, ...]:
+    """Return the columns that are named, else those of GLUE's, else those of text."""
+    if flags.input_column_names is not None:
+        names = tuple(name.strip() for name in flags.input_column_names.split(","))
+        for name in names:
+            need_column(rows, name, "--input_column_names", description)
+        if len(names) > 2:
+            raise ValueError(
+                f"--input_column_names={flags.input_column_names} names {len(names)} "
+                "columns; expected one, or two for pairs; join the others beforehand"
+            )
+        return names
+    if flags.task_name is not None:
+        return GLUE_COLUMNS[flags.task_name.lower()]
+    usual = sorted(set(GLUE_COLUMNS.values()), key=lambda pair: (-len(pair), pair))
+    for columns in (*usual, ("text",)):
+        if set(columns) <= set(rows.column_names):
+            return columns
+    texts = [
+        name
+        for name, feature in rows.features.items()
+        if getattr(feature, "dtype", "") in ("string", "large_string")
+        and name not in (flags.label_column_name, "id", "idx")
+    ]
+    if not 1 <= len(texts) <= 2:
+        raise ValueError(
+            f"data={description} has the columns {', '.join(rows.column_names)}, of "
+            f"which {len(texts)} could be the text; expected one, or two for pairs; "
+            "name them with --input_column_names"
+        )
+    return tuple(texts)
+
+
+def _labels(data: TextData, flags: TextArguments, known: Mapping[str, int]) -> Labels:
+    from obert_modifiers.tasks.data.labels import labels_of
+
+    return labels_of(data, known)
 
 
 def _prepare(inputs: Inputs) -> Prepared:
-    labels, flags = inputs.labels, inputs.flags
-    tokenizer = inputs.found.tokenizer
-    samples = _labels.tokenize(
-        inputs.data,
-        labels,
-        tokenizer,
-        inputs.max_length,
-        flags.pad_to_max_length,
-        flags.preprocessing_num_workers,
-    )
-    loss, metrics = classification_loss, _metrics.classification_metrics
-    headline = GLUE_FIGURES.get(glue_task(flags), ("accuracy",))
+    from transformers import DataCollatorWithPadding
+
+    from obert_modifiers.core import losses
+    from obert_modifiers.tasks.data import metrics
+    from obert_modifiers.training.batches import TaskData
+
+    labels = inputs.labels
+    samples = {split: tokenize(inputs, split) for split in inputs.data.splits}
+    loss, measure = losses.classification_loss, metrics.classification_metrics
+    headline = GLUE_FIGURES.get(glue_task(inputs.flags), ("accuracy",))
     if labels.multi:
-        loss, metrics = multi_label_loss, _metrics.multi_label_metrics
+        loss, measure = losses.multi_label_loss, metrics.multi_label_metrics
         headline = ("f1_micro", "f1_macro", "accuracy")
     elif labels.regression:
-        loss, metrics = regression_loss, _metrics.regression_metrics
+        loss, measure = losses.regression_loss, metrics.regression_metrics
         headline = ("pearson", "spearman")
-    second = samples.get(MISMATCHED)
+    more = {"mm": samples[MISMATCHED]} if MISMATCHED in samples else {}
     data = TaskData(
         train=samples.get("train", []),
         validation=samples.get("validation", []),
         collate=DataCollatorWithPadding(
-            tokenizer, pad_to_multiple_of=inputs.pad_multiple
+            inputs.pretrained.tokenizer, pad_to_multiple_of=inputs.pad_multiple
         ),
         sample_loss=loss,
-        metrics=metrics,
+        metrics=measure,
         headline=headline,
-        more_validation={} if second is None else {"mm": second},
+        more_validation=more,
     )
-    return Prepared(data, samples.get("test"))
+    return Prepared(data, samples.get("test"), partial(_write, labels))
 
 
-def _write(rows: dict[str, np.ndarray], inputs: Inputs, folder: Path) -> None:
-    """Write a prediction for each test sample: its index, and class name or number.
+def tokenize(inputs: Inputs, split: str) -> Dataset:
+    """Turn texts and labels into what the model reads, without labels to predict."""
+    from obert_modifiers.tasks.data.texts import as_text, map_rows
 
-    Where a sample has any number of classes, their names stand with a | between them.
+    data, labels, flags = inputs.data, inputs.labels, inputs.flags
+    rows, texts = data.splits[split], data.text_columns
+    tokenizer, most = inputs.pretrained.tokenizer, inputs.max_length
+    padding = "max_length" if flags.pad_to_max_length else False
 
-    Args:
-        rows: ``logits`` (n, classes).
-        inputs: With the classes.
-        folder: Where ``predictions.csv`` is written.
-    """
-    labels, logits = inputs.labels, rows["logits"]
+    def encode(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        pairs = [batch[column] for column in texts]
+        encoded = dict(
+            tokenizer(*pairs, max_length=most, truncation=True, padding=padding)
+        )
+        if labels.column in batch:
+            encoded["labels"] = labels.numbers(batch[labels.column])
+        return encoded
+
+    for column in texts:
+        rows = as_text(rows, column, data.place(split))
+    columns = [*texts]
+    if split != "test":
+        rows = _labelled(rows, labels, data.place(split))
+        columns.append(labels.column)
+    workers = flags.preprocessing_num_workers
+    return map_rows(rows, encode, columns, workers, f"tokenizing {split}")
+
+
+def _labelled(rows: Dataset, labels: Labels, place: str) -> Dataset:
+    """Leave out the rows that have no label, and say how many."""
+    from obert_modifiers.tasks.data.label_types import UNLABELLED
+
+    if labels.regression or labels.multi or UNLABELLED in labels.ids:
+        return rows
+    kept = [i for i, one in enumerate(rows[labels.column]) if one != UNLABELLED]
+    if len(kept) == len(rows):
+        return rows
+    logger.warning(
+        "%d of %d rows of %s are left out: their label is -1, which is no label; where"
+        " it is a class, write the labels as text",
+        len(rows) - len(kept),
+        len(rows),
+        place,
+    )
+    return rows.select(kept)
+
+
+def _write(labels: Labels, kept: Mapping[str, np.ndarray], folder: Path) -> None:
+    """Write index and class (several with a | between) or number of each sample."""
+    logits = kept["logits"]
     if labels.multi:
-        found = [
-            "|".join(name for name, one in zip(labels.names, row, strict=True) if one)
+        predicted = [
+            "|".join(name for name, has in zip(labels.names, row, strict=True) if has)
             for row in logits > 0
         ]
     elif labels.regression:
-        found = logits.squeeze(-1).tolist()
+        predicted = logits.squeeze(-1).tolist()
     else:
-        found = [labels.names[i] for i in logits.argmax(-1)]
+        predicted = [labels.names[i] for i in logits.argmax(-1)]
     path = folder / "predictions.csv"
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(("index", "prediction"))
-        writer.writerows(enumerate(found))
+        writer.writerows(enumerate(predicted))
 
 
 TASK = Task(
     name="text_classification",
-    flags=DataArguments,
-    model_class=AutoModelForSequenceClassification,
-    columns=text_and_label,
+    flags=TextArguments,
+    head="ForSequenceClassification",
+    columns=_columns,
     prepare=_prepare,
-    write_predictions=_write,
-    labels=_classes,
+    prediction_files=("predictions.csv",),
+    labels=_labels,
 )
-
-main, run = partial(_run.main, TASK), partial(_run.run, TASK)

@@ -1,12 +1,11 @@
-"""The training loop on ``accelerate``: it alone owns the step rule of a recipe."""
+"""The training loop on ``accelerate``, which owns the step rule of a recipe."""
 
-from obert_modifiers.training._precision import check_tf32
 from obert_modifiers.training.batches import TaskData
 from obert_modifiers.training.config import SCHEDULES, TrainConfig, TrainResult
+from obert_modifiers.training.environment import TrainingStopped, check_tf32
 from obert_modifiers.training.evaluation import evaluate, predict
 from obert_modifiers.training.journal import Reporter
 from obert_modifiers.training.loop import train
-from obert_modifiers.training.signals import TrainingStopped
 from obert_modifiers.training.stepper import RecipeStepper
 
 __all__ = [

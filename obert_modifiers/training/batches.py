@@ -24,15 +24,7 @@ Batch = dict[str, Tensor]
 
 
 def keep_logits(outputs: Any, batch: Batch) -> Batch:
-    """Keep the logits of a batch and, where there are any, its labels.
-
-    Args:
-        outputs: The model's outputs.
-        batch: What it was given.
-
-    Returns:
-        ``logits`` in float32 or wider, and ``labels``.
-    """
+    """Keep logits in float32 or wider and, where there are any, labels."""
     logits = logits_of(outputs)
     kept = {"logits": logits if logits.element_size() >= 4 else logits.float()}
     return kept | {name: batch[name] for name in ("labels",) if name in batch}
@@ -76,16 +68,8 @@ class TaskData:
 def lengths_of(samples: Sequence[dict[str, Any]]) -> list[int]:
     """Count the tokens of each sample.
 
-    Args:
-        samples: Samples with ``input_ids``; a data set of the datasets library is
-            read by column, and one that counts its tokens itself
-            (``token_counts``) is asked.
-
-    Returns:
-        Number of tokens of each.
-
-    Raises:
-        ValueError: If there are more or fewer samples than their ``len()`` says.
+    A data set of the datasets library is read by column, and one that counts its tokens
+    itself (``token_counts``) is asked.
     """
     if hasattr(samples, "token_counts"):
         return samples.token_counts()
@@ -103,8 +87,10 @@ def lengths_of(samples: Sequence[dict[str, Any]]) -> list[int]:
 class EpochBatches(Sampler[list[int]]):
     """Indices of shuffled batches, of similar lengths where that is wanted.
 
-    The order depends on seed and epoch alone, so that every process has the same one
-    and a run can be repeated.
+    The order depends only on seed and epoch, so that every process has the same one and
+    a run can be repeated. `short_last` puts a batch with fewer samples at the end,
+    where accelerate wants it when several processes share the batches: it leaves out
+    one that comes earlier.
     """
 
     def __init__(
@@ -116,50 +102,28 @@ class EpochBatches(Sampler[list[int]]):
         by_length: bool,
         short_last: bool = False,
     ) -> None:
-        """Prepare the batches of epoch 0.
-
-        Args:
-            lengths: Number of tokens of each sample.
-            batch_size: Samples of a batch; the last one may have fewer.
-            seed: Seed of the order.
-            by_length: True puts samples of similar length together.
-            short_last: True puts a batch with fewer samples at the end, where
-                accelerate wants it when several processes share the batches: it
-                leaves out one that comes earlier.
-        """
-        self.lengths = lengths
-        self.short_last = short_last
-        self.batch_size = batch_size
+        self.lengths, self.batch_size = lengths, batch_size
+        self.by_length, self.short_last = by_length, short_last
         self.drop_last = False
-        self.by_length = by_length
-        self._seed = seed
-        self._epoch = 0
+        self._seed, self._epoch = seed, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order of an epoch.
-
-        Args:
-            epoch: Number of the epoch, counted from 0.
-        """
+        """Choose the order of an epoch, counted from 0."""
         self._epoch = epoch
 
     def __len__(self) -> int:
-        """Return the number of batches of an epoch."""
         return -(-len(self.lengths) // self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Yield the indices of each batch."""
         generator = torch.Generator().manual_seed(self._seed + 7919 * self._epoch)
         order = torch.randperm(len(self.lengths), generator=generator).tolist()
         if self.by_length:
             group = self.batch_size * _GROUP_BATCHES
-            order = [
-                index
-                for start in range(0, len(order), group)
-                for index in sorted(
-                    order[start : start + group], key=self.lengths.__getitem__
-                )
+            groups = [
+                sorted(part, key=self.lengths.__getitem__)
+                for part in _cut(order, group)
             ]
+            order = [index for part in groups for index in part]
         batches = list(_cut(order, self.batch_size))
         if self.by_length:
             shuffled = torch.randperm(len(batches), generator=generator).tolist()
@@ -170,15 +134,7 @@ class EpochBatches(Sampler[list[int]]):
 
 
 def sorted_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Cut all samples into batches by length, for evaluation.
-
-    Args:
-        lengths: Number of tokens of each sample.
-        batch_size: Samples of a batch; the last one may have fewer.
-
-    Returns:
-        Indices of each batch.
-    """
+    """Cut all samples into batches by length, for evaluation."""
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     return list(_cut(order, batch_size))
 
@@ -193,7 +149,7 @@ def gradient_source(
 ) -> GradientSource:
     """Draw gradient samples from a task's training data.
 
-    Each draw takes other samples, by seed and number alone, and is cut into the same
+    Each draw takes other samples, by seed and number only, and is cut into the same
     batches however many processes there are; they take turns at the batches. Samples
     for per-sample gradients are sorted by length, which changes none of them.
 
@@ -249,17 +205,7 @@ def gradient_source(
 
 
 def check_sampling_options(options: dict[str, Any] | None) -> int:
-    """Check a recipe's ``grad_sampler_kwargs``.
-
-    Args:
-        options: The mapping of the recipe, or None.
-
-    Returns:
-        Batch size of the gradient samples.
-
-    Raises:
-        ValueError: If an option is unknown.
-    """
+    """Check a recipe's ``grad_sampler_kwargs``; return the size of gradient batches."""
     options = options or {}
     unknown = sorted(set(options) - set(_SAMPLING_OPTIONS))
     if unknown:
@@ -271,14 +217,7 @@ def check_sampling_options(options: dict[str, Any] | None) -> int:
 
 
 def inputs_of(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Take the labels out of a batch, and what the teacher alone gets.
-
-    Args:
-        batch: Tensors by name.
-
-    Returns:
-        What the model is called with.
-    """
+    """Return what the model is called with: no labels, nothing of the teacher's."""
     return {
         name: values
         for name, values in batch.items()
@@ -287,11 +226,7 @@ def inputs_of(batch: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _draw(available: int, wanted: int, seed: int) -> list[int]:
-    """Draw samples, all different while there are enough.
-
-    Returns:
-        Indices of samples.
-    """
+    """Draw samples, all different while there are enough."""
     generator = torch.Generator().manual_seed(seed)
     indices: list[int] = []
     while len(indices) < wanted:

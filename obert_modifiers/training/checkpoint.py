@@ -18,7 +18,7 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from obert_modifiers.training._tree import pack, unpack
+from obert_modifiers.training.state import pack, unpack
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -27,63 +27,31 @@ LAST = "last"
 WRITE_ERRORS = (OSError, SafetensorError)
 
 _NAME = re.compile(r"checkpoint-(\d+)(\.replaced)?")
-_UNFINISHED = "checkpoint-*.partial"
 _CHUNK = 1 << 20
 _LOGGER = logging.getLogger(__name__)
 
 
 def name_of(step: int) -> str:
-    """Name the folder of a step.
-
-    Args:
-        step: Optimizer steps that are made.
-
-    Returns:
-        The folder's name.
-    """
+    """Name the folder of a step."""
     return f"checkpoint-{step}"
 
 
 def partial_of(folder: Path, step: int) -> Path:
-    """Name the folder in which a checkpoint is written before it is complete.
-
-    Args:
-        folder: The run's folder.
-        step: Optimizer steps that are made.
-
-    Returns:
-        Its path.
-    """
+    """Name the folder in which a checkpoint is written before it is complete."""
     return folder / f"{name_of(step)}.partial"
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """List the checkpoints of a run, whole or damaged.
-
-    Args:
-        folder: The run's folder.
-
-    Returns:
-        Their folders, that of the last step first.
-    """
+    """List the checkpoints of a run, whole or damaged, that of the last step first."""
     if not folder.is_dir():
         return []
-    found = []
-    for path in folder.iterdir():
-        match = _NAME.fullmatch(path.name)
-        if match and path.is_dir():
-            found.append((int(match[1]), not match[2], path))
-    return [path for *_, path in sorted(found, reverse=True)]
+    paths = [path for path in folder.iterdir() if path.is_dir() and _step(path) >= 0]
+    # What is being replaced comes after its replacement.
+    return sorted(paths, key=lambda p: (_step(p), not p.suffix, p), reverse=True)
 
 
 def write_state(folder: Path, name: str, value: Any) -> None:
-    """Write a state as ``<name>.json``, and its tensors as ``<name>.safetensors``.
-
-    Args:
-        folder: An existing folder.
-        name: Name of the files without their endings.
-        value: As :func:`obert_modifiers.training._tree.pack` takes it.
-    """
+    """Write a state as ``<name>.json``, and its tensors as ``<name>.safetensors``."""
     plain, tensors = pack(value)
     if tensors:
         save_file(tensors, folder / f"{name}.safetensors")
@@ -92,27 +60,14 @@ def write_state(folder: Path, name: str, value: Any) -> None:
 
 
 def read_state(folder: Path, name: str) -> Any:
-    """Read what :func:`write_state` wrote.
-
-    Args:
-        folder: The checkpoint's folder.
-        name: Name of the files without their endings.
-
-    Returns:
-        The state, with tensors on the CPU.
-    """
+    """Read what `write_state` wrote, with tensors on the CPU."""
     plain = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
     tensors = folder / f"{name}.safetensors"
     return unpack(plain, load_file(tensors) if tensors.is_file() else {})
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text and flush it to the disk.
-
-    Args:
-        path: The file.
-        text: What is written.
-    """
+    """Write a text and flush it to the disk."""
     with path.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
@@ -120,15 +75,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def seal(partial: Path, step: int) -> Path:
-    """Complete a checkpoint whose files are written: manifest, name, flushed folders.
-
-    Args:
-        partial: The folder with its temporary name.
-        step: Optimizer steps that are made.
-
-    Returns:
-        The folder with its name.
-    """
+    """Complete a checkpoint whose files are written: manifest, name, flushes."""
     files = {path.name: _checksum(path) for path in sorted(partial.iterdir())}
     text = json.dumps({"format": FORMAT, "step": step, "files": files}, indent=1)
     write_text(partial / MANIFEST, text)
@@ -145,14 +92,7 @@ def seal(partial: Path, step: int) -> Path:
 
 
 def fault_of(folder: Path) -> str | None:
-    """Check that a checkpoint is whole.
-
-    Args:
-        folder: The checkpoint's folder.
-
-    Returns:
-        What is wrong with it, None if nothing is.
-    """
+    """Say what is wrong with a checkpoint, None if nothing is."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT:
@@ -170,16 +110,8 @@ def fault_of(folder: Path) -> str | None:
 def find_whole(resume: str | Path, output_dir: Path) -> Path | None:
     """Find the checkpoint to resume from, passing over damaged ones with a warning.
 
-    Args:
-        resume: ``last`` for the last one of the run, or a checkpoint's folder, or that
-            of a run.
-        output_dir: The run's folder.
-
-    Returns:
-        The checkpoint; None for ``last`` where none was ever written.
-
-    Raises:
-        ValueError: If the folder holds no checkpoint, or all are damaged.
+    `resume` is ``last`` for the last one of the run, or a checkpoint's folder, or that
+    of a run. None for ``last`` where none was ever written.
     """
     named = None if resume == LAST else Path(resume)
     if named is not None and not named.is_dir():
@@ -224,13 +156,7 @@ def _step(path: Path) -> int:
 
 
 def remove_old(folder: Path, newest: Path, limit: int | None) -> None:
-    """Remove what is no longer wanted, after a new checkpoint is complete.
-
-    Args:
-        folder: The run's folder.
-        newest: The checkpoint that is complete; it stays.
-        limit: How many stay; None for all.
-    """
+    """Remove what is no longer wanted, after a new checkpoint is complete."""
     for path in folder.glob("checkpoint-*.replaced"):
         shutil.rmtree(path, ignore_errors=True)
     if limit is None:
@@ -241,21 +167,13 @@ def remove_old(folder: Path, newest: Path, limit: int | None) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what a killed run left half-written.
-
-    Args:
-        folder: The run's folder.
-    """
-    for path in folder.glob(_UNFINISHED):
+    """Remove what a killed run left half-written."""
+    for path in folder.glob("checkpoint-*.partial"):
         shutil.rmtree(path, ignore_errors=True)
 
 
 def remove_all(folder: Path) -> None:
-    """Remove all checkpoints of a run, for one that starts anew in its folder.
-
-    Args:
-        folder: The run's folder.
-    """
+    """Remove all checkpoints of a run, for one that starts anew in its folder."""
     remove_unfinished(folder)
     for path in checkpoints_in(folder):
         shutil.rmtree(path)

@@ -22,14 +22,6 @@ _INDEX, _LOSS = "_index", "_loss"
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
-    """Make an accelerator with a run's precision.
-
-    Args:
-        config: Precision, device, accumulation and compiler.
-
-    Returns:
-        A fresh accelerator; the process group, if there is one, stays.
-    """
     # accelerate keeps one precision per process; a second run may want another. The
     # process group stays.
     AcceleratorState._reset_state()
@@ -59,17 +51,7 @@ def evaluate(model: nn.Module, data: TaskData, config: TrainConfig) -> dict[str,
 def evaluate_with(
     model: nn.Module, data: TaskData, config: TrainConfig, accelerator: Accelerator
 ) -> dict[str, float]:
-    """Evaluate as :func:`evaluate` does, with an accelerator that exists.
-
-    Args:
-        model: The model; its train or eval mode comes back as it was.
-        data: The task.
-        config: Batch size.
-        accelerator: The run's accelerator.
-
-    Returns:
-        As :func:`evaluate`.
-    """
+    """Evaluate with an accelerator that exists."""
     figures = _figures(model, data, data.validation, config, accelerator)
     for ending, samples in data.more_validation.items():
         more = _figures(model, data, samples, config, accelerator)
@@ -122,25 +104,13 @@ def _rows(
     *,
     losses: bool,
 ) -> dict[str, np.ndarray]:
-    """Run the model on all samples, shared by the processes.
-
-    Args:
-        model: The model; its train or eval mode comes back as it was.
-        data: The task.
-        samples: The samples.
-        config: Batch size.
-        accelerator: The run's accelerator.
-        losses: True adds the loss of each sample.
-
-    Returns:
-        What is kept, a row for each sample in their order.
-    """
+    """Return what is kept of all samples, shared by the processes, in their order."""
     batches = sorted_batches(lengths_of(samples), config.per_device_eval_batch_size)
     own = batches[accelerator.process_index :: accelerator.num_processes]
     taken = sum(len(indices) for indices in own)
     was_training = model.training
     model.to(accelerator.device).eval()
-    found: list[dict[str, Tensor]] = []
+    parts: list[dict[str, Tensor]] = []
     # A process without a batch of its own still has to take part in gathering.
     for indices in own or batches[:1]:
         batch = data.collate([samples[i] for i in indices])
@@ -151,11 +121,11 @@ def _rows(
         kept[_INDEX] = torch.tensor(indices, device=accelerator.device)
         if losses:
             kept[_LOSS] = data.sample_loss(outputs, batch).double()
-        found.append(kept)
+        parts.append(kept)
     model.train(was_training)
     gathered = {
-        name: _gather_rows(_join([kept[name] for kept in found])[:taken], accelerator)
-        for name in found[0]
+        name: _gather_rows(_join([kept[name] for kept in parts])[:taken], accelerator)
+        for name in parts[0]
     }
     order = gathered.pop(_INDEX).argsort()
     return {name: rows[order].cpu().numpy() for name, rows in gathered.items()}
@@ -166,14 +136,7 @@ def _filler(rows: Tensor) -> float:
 
 
 def _join(parts: list[Tensor]) -> Tensor:
-    """Concatenate rows that may have different widths.
-
-    Args:
-        parts: Tensors ``(k, ...)`` that differ in their first two dimensions.
-
-    Returns:
-        All rows, filled up to the widest.
-    """
+    """Concatenate rows that may have different widths."""
     if parts[0].ndim < 2:
         return torch.cat(parts)
     width, count = max(part.shape[1] for part in parts), sum(map(len, parts))
@@ -187,11 +150,7 @@ def _join(parts: list[Tensor]) -> Tensor:
 
 
 def _gather_rows(rows: Tensor, accelerator: Accelerator) -> Tensor:
-    """Concatenate the rows of all processes, which may have different shapes.
-
-    Returns:
-        All rows, equal on all processes.
-    """
+    """Concatenate the rows of all processes, which may have different shapes."""
     count = torch.tensor([len(rows)], device=rows.device)
     counts = accelerator.gather(count).tolist()
     if rows.ndim > 1:

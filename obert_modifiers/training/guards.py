@@ -1,6 +1,5 @@
-"""Gradients that are not finite, and data that is not what it said."""
+"""Gradients that are not finite, and training data that is shorter than it says."""
 
-import hashlib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,7 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from obert_modifiers.core.distributed.parallel import all_reduce_, all_reduce_count
+from obert_modifiers.core.distributed.parallel import all_reduce_count
 
 PATIENCE = 10  # optimizer steps in a row without finite gradients
 
@@ -24,24 +23,13 @@ class FiniteGuard:
     """
 
     def __init__(self, accelerator: Accelerator, say: Callable[[str], None]) -> None:
-        """Start without such a step.
-
-        Args:
-            accelerator: The run's.
-            say: Takes a sentence for the log.
-        """
         self._accelerator, self._say = accelerator, say
         self._row = 0
 
     def usable(self, norm: Tensor | None, model: nn.Module) -> bool:
-        """Tell whether the optimizer may use the gradients.
+        """Tell whether the optimizer may use gradients of this norm, if it is known.
 
-        Args:
-            norm: Their norm, or None where nobody has computed it.
-            model: Whose gradients they are.
-
-        Returns:
-            False if one is not finite; with a scaler always True, as it looks itself.
+        It always may with a scaler, which looks itself.
         """
         if self._accelerator.scaler is not None:
             return True
@@ -51,17 +39,7 @@ class FiniteGuard:
         return math.isfinite(float(norm))
 
     def count(self, usable: bool, advanced: bool, loss: Tensor, where: str) -> None:
-        """Count the step; all processes call it after each.
-
-        Args:
-            usable: Whether the optimizer could use the gradients.
-            advanced: Whether it made its step, or a scaler skipped it.
-            loss: Of the last micro-batch of this process.
-            where: Step and learning rate, for the messages.
-
-        Raises:
-            ValueError: After ten such steps in a row.
-        """
+        """Count a step, on all processes; ten bad ones in a row raise ValueError."""
         if usable and advanced:
             self._row = 0
             return
@@ -91,29 +69,12 @@ class Samples(Dataset):
     """Training samples that say so if there are fewer than there should be."""
 
     def __init__(self, samples: Sequence[dict[str, Any]]) -> None:
-        """Take the samples.
-
-        Args:
-            samples: By index.
-        """
         self._samples = samples
 
     def __len__(self) -> int:
-        """Return how many there should be."""
         return len(self._samples)
 
     def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
-        """Return the samples of a batch.
-
-        Args:
-            indices: Their numbers.
-
-        Returns:
-            The samples.
-
-        Raises:
-            ValueError: If the data ends before.
-        """
         several = getattr(self._samples, "__getitems__", None)
         try:
             if several is not None:
@@ -125,75 +86,3 @@ class Samples(Dataset):
                 f"train data has no sample for one of {indices} ({error!r}); expected "
                 f"{len(self)} samples, as it says; look at the data set"
             ) from error
-
-
-def check_data(samples: Sequence[dict[str, Any]]) -> None:
-    """Check that training data can be counted, and that there is some.
-
-    Args:
-        samples: The training samples.
-
-    Raises:
-        ValueError: If it has no length or no samples.
-    """
-    if not hasattr(samples, "__len__"):
-        raise ValueError(
-            f"train data is {type(samples).__name__} without a length; expected samples"
-            " by index, as epochs are counted; make a list or a datasets.Dataset of it"
-        )
-    if not len(samples):
-        raise ValueError(
-            "train data has 0 samples; expected 1 or more; look at the data set"
-        )
-
-
-def check_same_data(lengths: Sequence[int], device: torch.device) -> None:
-    """Check that all processes have the same training data.
-
-    Without that one would wait for a batch that another does not have.
-
-    Args:
-        lengths: Tokens of each sample.
-        device: Where the process group can work.
-
-    Raises:
-        ValueError: On all processes, if one has other samples.
-    """
-    digest = hashlib.sha256(repr(list(lengths)).encode()).digest()
-    number = int.from_bytes(digest[:7], "big")
-    pair = torch.tensor([number, -number], device=device)
-    least, most = all_reduce_(pair, least=True).tolist()
-    if least != -most:
-        raise ValueError(
-            f"train data with {len(lengths)} samples differs between the processes; "
-            "expected the same samples in the same order on all; give all of them the "
-            "same files and flags"
-        )
-
-
-def check_same_classes(model: nn.Module, teacher: Any) -> None:
-    """Check that a teacher that classifies has as many classes as the model.
-
-    Args:
-        model: The model.
-        teacher: A model, or anything else, which is not looked at.
-
-    Raises:
-        ValueError: If it has more or fewer.
-    """
-    if not isinstance(teacher, nn.Module) or not _classifies(model, teacher):
-        return
-    ours, theirs = model.config.num_labels, teacher.config.num_labels
-    if ours != theirs:
-        raise ValueError(
-            f"teacher has num_labels={theirs}; expected the model's {ours}; use a "
-            "teacher with the same labels"
-        )
-
-
-def _classifies(*models: Any) -> bool:
-    return all(
-        "Classification" in type(one).__name__
-        and hasattr(getattr(one, "config", None), "num_labels")
-        for one in models
-    )

@@ -1,4 +1,4 @@
-"""What a run tells: ``metrics.jsonl``, and somebody who shows it."""
+"""What a run records in ``metrics.jsonl`` and displays."""
 
 import json
 from pathlib import Path
@@ -8,29 +8,29 @@ from obert_modifiers.training.trackers import Trackers
 
 
 class Reporter(Protocol):
-    """Somebody who shows a run while it goes on."""
+    """Callback that displays progress."""
 
     def start(self, total_steps: int) -> None:
-        """Learn how many optimizer steps there will be."""
+        """Begin; the run has this many optimizer steps."""
 
     def step(self, record: dict[str, Any]) -> None:
-        """See step, epoch, loss, learning_rate and sparsity."""
+        """Show step, epoch, loss, learning_rate and sparsity."""
 
     def prune(self, record: dict[str, Any]) -> None:
-        """See a pruning event."""
+        """Show a pruning event."""
 
     def eval(self, record: dict[str, Any]) -> None:
-        """See the figures of an evaluation."""
+        """Show the figures of an evaluation."""
 
     def message(self, text: str) -> None:
-        """See one line."""
+        """Show a line."""
 
     def close(self) -> None:
-        """Learn that the run is over, also when it failed."""
+        """End, also when the run failed."""
 
 
 class Journal:
-    """Writes ``metrics.jsonl`` and passes records on, on the main process alone."""
+    """Writes ``metrics.jsonl`` and passes records on, on the main process only."""
 
     def __init__(
         self,
@@ -39,14 +39,6 @@ class Journal:
         active: bool,
         trackers: Trackers | None = None,
     ) -> None:
-        """Take the folder; the file waits for :meth:`open`.
-
-        Args:
-            folder: Folder of ``metrics.jsonl``.
-            reporter: Somebody who shows the run, or None.
-            active: False drops everything.
-            trackers: Get the numbers of the records, or None.
-        """
         self._trackers = trackers if active else None
         self._reporter = reporter if active else None
         self._path = folder / "metrics.jsonl"
@@ -54,11 +46,7 @@ class Journal:
         self._file = None
 
     def open(self, before: str = "") -> None:
-        """Begin the file; what another run left there is replaced.
-
-        Args:
-            before: Records of a run that is resumed.
-        """
+        """Begin the file with the records of a resumed run; replace any other."""
         if not self._active:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -74,21 +62,12 @@ class Journal:
         return self._path.read_text(encoding="utf-8") if self._file else ""
 
     def start(self, total_steps: int) -> None:
-        """Say how many optimizer steps there will be.
-
-        Args:
-            total_steps: Optimizer steps of the run.
-        """
+        """Tell the reporter how many optimizer steps there will be."""
         if self._reporter is not None:
             self._reporter.start(total_steps)
 
     def write(self, kind: str, record: dict[str, Any]) -> None:
-        """Write a record and show it.
-
-        Args:
-            kind: step, prune, eval or message.
-            record: Plain values; ``text`` for a message.
-        """
+        """Write a record of a kind: step, prune, eval, or message with ``text``."""
         if self._file is not None:
             self._append(json.dumps({"kind": kind, **record}) + "\n")
             if self._trackers is not None:

@@ -14,11 +14,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
 from obert_modifiers.core.distributed.parallel import all_reduce_count
+from obert_modifiers.core.pruning.report import PruneReport
 from obert_modifiers.recipe.manager import RecipeManager
-from obert_modifiers.training._collate import SeededCollate
-from obert_modifiers.training._precision import check_tf32, products_in_tf32
-from obert_modifiers.training._random import set_random_state_
-from obert_modifiers.training._snapshot import Parts, Progress, settings_of
 from obert_modifiers.training.batches import (
     EpochBatches,
     TaskData,
@@ -27,15 +24,24 @@ from obert_modifiers.training.batches import (
     lengths_of,
 )
 from obert_modifiers.training.checkpoint import find_whole
-from obert_modifiers.training.checks import check_run
+from obert_modifiers.training.checks import check_run, check_same_data
 from obert_modifiers.training.config import TrainConfig, TrainResult
+from obert_modifiers.training.draws import SeededCollate, set_random_state_
+from obert_modifiers.training.environment import (
+    StopRequest,
+    TrainingStopped,
+    check_not_sharded,
+    check_tf32,
+    listening,
+    products_in_tf32,
+    translate_lost_rank_errors,
+)
 from obert_modifiers.training.evaluation import evaluate_with, make_accelerator
-from obert_modifiers.training.guards import FiniteGuard, Samples, check_same_data
+from obert_modifiers.training.guards import FiniteGuard, Samples
 from obert_modifiers.training.journal import Journal, Reporter
-from obert_modifiers.training.launching import check_whole, peers_named
 from obert_modifiers.training.optimizer import make_optimizer, rate_factor
 from obert_modifiers.training.saving import Saver, resume_
-from obert_modifiers.training.signals import StopRequest, TrainingStopped, listening
+from obert_modifiers.training.snapshot import Parts, Progress, settings_of
 from obert_modifiers.training.stepper import RecipeStepper
 from obert_modifiers.training.trackers import Trackers, trackers_of
 
@@ -63,7 +69,7 @@ def train(
         config: How to train.
         manager: A checked recipe, or None.
         teacher: Model to distil from, ``"self"`` for the model as it is now.
-        reporter: Somebody who shows the run, or None.
+        reporter: Callback that displays progress, or None.
 
     Returns:
         Figures of the last evaluation, pruning events, steps, time and sparsity.
@@ -81,7 +87,7 @@ def train(
         manager.apply_structure(model, teacher=teacher)
         manager.check_model(model)
     accelerator = make_accelerator(config)
-    check_whole(accelerator, model)
+    check_not_sharded(accelerator, model)
     if config.tf32:
         check_tf32(accelerator.device)
     folder, main = Path(config.output_dir), accelerator.is_main_process
@@ -92,11 +98,8 @@ def train(
     try:
         run = _Run(model, data, config, manager, teacher, accelerator, journal)
         listens = config.save_on_sigterm and (manager is None or manager.can_be_saved)
-        with (
-            listening(listens) as request,
-            peers_named(),
-            products_in_tf32(config.tf32),
-        ):
+        precision = products_in_tf32(config.tf32)
+        with listening(listens) as request, translate_lost_rank_errors(), precision:
             return run.run(checkpoint, request)
     finally:
         journal.close()
@@ -104,13 +107,12 @@ def train(
 
 
 def _find_checkpoint(config: TrainConfig) -> Path | None:
-    wanted = config.resume_from_checkpoint
-    if wanted is None:
+    if config.resume_from_checkpoint is None:
         return None
-    found = find_whole(wanted, Path(config.output_dir))
-    if found is None:
+    checkpoint = find_whole(config.resume_from_checkpoint, Path(config.output_dir))
+    if checkpoint is None:
         _LOGGER.info("no checkpoint in %s yet: starting anew", config.output_dir)
-    return found
+    return checkpoint
 
 
 class _Run:
@@ -145,11 +147,8 @@ class _Run:
         loader = DataLoader(
             Samples(data.train), batch_sampler=self.sampler, collate_fn=self.collate
         )
-        optimizer = make_optimizer(
-            model,
-            config,
-            fused=accelerator.device.type == "cpu" and accelerator.scaler is None,
-        )
+        fused = accelerator.device.type == "cpu" and accelerator.scaler is None
+        optimizer = make_optimizer(model, config, fused)
         self.model, self.optimizer, self.loader = accelerator.prepare(
             model, optimizer, loader
         )
@@ -206,6 +205,12 @@ class _Run:
             return None
         return LambdaLR(optimizer, rate_factor(self.config, self.total_steps))
 
+    def _events(self) -> list[PruneReport]:
+        return self.manager.events if self.manager is not None else []
+
+    def _sparsity(self) -> float:
+        return self.manager.sparsity() if self.manager is not None else 0.0
+
     def _message(self, text: str) -> None:
         self.journal.write("message", {"text": text})
 
@@ -228,8 +233,7 @@ class _Run:
         self._restore_random()  # of a run that was resumed after its last batch
         if self.manager is not None and self.manager.restore_best(self.raw_model):
             progress.metrics = self._evaluate()
-        sparsity = self.manager.sparsity() if self.manager is not None else 0.0
-        events = self.manager.events if self.manager is not None else []
+        sparsity, events = self._sparsity(), self._events()
         if self.manager is not None:
             self.manager.finalize(self.raw_model)
         return TrainResult(
@@ -237,14 +241,14 @@ class _Run:
         )
 
     def _is_over(self) -> bool:
-        stopper = self.manager.early_stopping if self.manager is not None else None
         if self.progress.micro_batch:  # a run that was resumed within an epoch
             return False
+        stopper = self.manager.early_stopping if self.manager is not None else None
         early = stopper is not None and stopper.stopped
         return early or self.stepper.steps >= self.total_steps
 
     def _say_if_over(self, metrics: dict[str, float]) -> None:
-        """Tell the recipe what an evaluation found, and the log if that ends it."""
+        """Tell the recipe the figures, and the log if they end the training."""
         if self.manager is None:
             return
         epoch = self.stepper.epoch
@@ -269,7 +273,6 @@ class _Run:
         self.progress.losses = []
 
     def _batches(self) -> Iterator[dict[str, torch.Tensor]]:
-        """Yield what is left of an epoch's batches."""
         number, done = self.progress.epoch, self.progress.micro_batch
         self.loader.set_epoch(number)
         self.sampler.set_epoch(number)
@@ -299,16 +302,10 @@ class _Run:
             self.random = None
 
     def _leave_if_asked(self) -> None:
-        """End the run after a SIGTERM, on all processes after the same step.
-
-        Raises:
-            TrainingStopped: With what was saved.
-            OSError: If nothing could be saved.
-        """
-        alone = self.accelerator.num_processes == 1
-        if not self.request.active or not (
-            alone or self.stepper.steps % _ASK_EVERY == 0
-        ):
+        """End the run after a SIGTERM, on all processes after the same step."""
+        single = self.accelerator.num_processes == 1
+        due = single or self.stepper.steps % _ASK_EVERY == 0
+        if not (self.request.active and due):
             return
         if not all_reduce_count(int(self.request.received), self.accelerator.device):
             return
@@ -345,10 +342,10 @@ class _Run:
                 self.model.parameters(), self.config.max_grad_norm
             )
         usable = self.guard.usable(norm, self.raw_model)
-        seen = len(self.manager.events) if self.manager is not None else 0
+        seen = len(self._events())
         advanced = self.stepper.step() if usable else self.stepper.pass_over()
         self.optimizer.zero_grad()
-        for event in (self.manager.events if self.manager is not None else [])[seen:]:
+        for event in self._events()[seen:]:
             self.journal.write("prune", event.as_dict())
         rate = float(self.optimizer.param_groups[0]["lr"])
         where = f"step {self.stepper.steps + (not advanced)}, learning_rate={rate:g}"
@@ -369,7 +366,7 @@ class _Run:
                 "epoch": self.stepper.epoch,
                 "loss": float(loss),
                 "learning_rate": float(self.optimizer.param_groups[0]["lr"]),
-                "sparsity": self.manager.sparsity() if self.manager else 0.0,
+                "sparsity": self._sparsity(),
             },
         )
         losses.clear()

@@ -13,17 +13,11 @@ from obert_modifiers.training.config import TrainConfig
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Leave vectors (biases, normalisation weights) out of weight decay.
 
-    Args:
-        model: The model.
-        weight_decay: Decay of the matrices, until a recipe sets another.
-
-    Returns:
-        Groups for an optimizer: matrices, which SparseML's ``SetWeightDecayModifier``
-        calls ``param_groups: [0]``, then vectors.
+    The matrices are what SparseML's ``SetWeightDecayModifier`` calls
+    ``param_groups: [0]``.
     """
     decayed, plain = [], []
     for param in model.parameters():
-        # Biases and normalisation weights are vectors; decay is for matrices.
         (decayed if param.ndim > 1 else plain).append(param)
     return [
         {"params": decayed, "weight_decay": weight_decay},
@@ -38,14 +32,6 @@ def make_optimizer(
 
     A scaler of fp16 leaves it to a fused step to pass itself over, and nobody could
     tell that from one that was taken: no fused step with a scaler.
-
-    Args:
-        model: The model.
-        config: Learning rate and weight decay.
-        fused: Go through the state once; on a CPU several times as fast.
-
-    Returns:
-        The optimizer.
     """
     return torch.optim.AdamW(
         parameter_groups(model, config.weight_decay),
@@ -56,15 +42,7 @@ def make_optimizer(
 
 
 def rate_factor(config: TrainConfig, total_steps: int) -> Callable[[int], float]:
-    """Make the factor by which the learning rate is multiplied at each step.
-
-    Args:
-        config: Kind of schedule and share of warm-up.
-        total_steps: Optimizer steps of the run.
-
-    Returns:
-        Factor by optimizer step.
-    """
+    """Return the factor of the learning rate by optimizer step."""
     warmup = round(config.warmup_ratio * total_steps)
 
     def factor(step: int) -> float:

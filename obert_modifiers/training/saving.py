@@ -8,21 +8,6 @@ from typing import Any
 
 from obert_modifiers.core.distributed.parallel import OtherProcessFailed, together
 from obert_modifiers.recipe.manager import RecipeManager
-from obert_modifiers.training._snapshot import (
-    JOURNAL,
-    MODEL,
-    MODIFIERS,
-    RECIPE,
-    RUN,
-    Parts,
-    check_same_model,
-    check_settings,
-    rank_name,
-    rank_state,
-    restore_,
-    shared_parts,
-    surroundings,
-)
 from obert_modifiers.training.checkpoint import (
     WRITE_ERRORS,
     checkpoints_in,
@@ -34,54 +19,30 @@ from obert_modifiers.training.checkpoint import (
     write_state,
     write_text,
 )
-from obert_modifiers.training.config import (
-    RECIPE_CHANGED,
-    SAVE_STRATEGIES,
-    TrainConfig,
-)
+from obert_modifiers.training.config import TrainConfig
 from obert_modifiers.training.journal import Journal
+from obert_modifiers.training.snapshot import (
+    JOURNAL,
+    MODEL,
+    MODIFIERS,
+    RECIPE,
+    RUN,
+    Parts,
+    check_same_model,
+    check_settings,
+    environment,
+    rank_state,
+    restore_,
+    shared_parts,
+)
 
 _LOGGER = logging.getLogger(__name__)
-
-
-def check_saving(config: TrainConfig) -> None:
-    """Check the settings that are about checkpoints.
-
-    Args:
-        config: How to train.
-
-    Raises:
-        ValueError: If one breaks its rule.
-    """
-    for name, choices in (
-        ("save_strategy", SAVE_STRATEGIES),
-        ("recipe_changed", RECIPE_CHANGED),
-    ):
-        value = getattr(config, name)
-        if value not in choices:
-            raise ValueError(
-                f"{name}={value} is unknown; expected one of {', '.join(choices)}; "
-                f"use {choices[0]}"
-            )
-    for name in ("save_steps", "save_total_limit"):
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise ValueError(
-                f"{name}={value} is not positive; expected 1 or more; raise it"
-            )
 
 
 class Saver:
     """Saves one run."""
 
     def __init__(self, config: TrainConfig, parts: Parts, journal: Journal) -> None:
-        """Take the run.
-
-        Args:
-            config: When to save, and where.
-            parts: What is saved.
-            journal: Its records are saved too.
-        """
         self._config, self._parts, self._journal = config, parts, journal
         self._folder = Path(config.output_dir)
         if parts.accelerator.is_main_process:
@@ -102,9 +63,6 @@ class Saver:
         """Write a checkpoint; every process has to call it.
 
         Where that fails, the run goes on and the checkpoints before stay as they are.
-
-        Returns:
-            The checkpoint; None if it could not be written.
         """
         started = time.perf_counter()
         step, main = self._parts.stepper.steps, self._parts.accelerator.is_main_process
@@ -118,8 +76,7 @@ class Saver:
             return None
         if main:
             remove_old(self._folder, final, self._config.save_total_limit)
-            seconds = time.perf_counter() - started
-            _LOGGER.info("saved %s in %.1f s", final, seconds)
+            _LOGGER.info("saved %s in %.1f s", final, time.perf_counter() - started)
         return final
 
     def _write(self, partial: Path, step: int, main: bool) -> Path:
@@ -129,7 +86,7 @@ class Saver:
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir(parents=True)
         with together(device):
-            write_state(partial, rank_name(self._parts), rank_state(self._parts))
+            write_state(partial, self._parts.rank, rank_state(self._parts))
             if main:
                 for name, state in shared_parts(self._parts).items():
                     write_state(partial, name, state())
@@ -160,24 +117,11 @@ def resume_(
     """Bring a run that has not begun to where a checkpoint was written.
 
     Nothing is changed, in memory or on disk, before everything is checked.
-
-    Args:
-        config: How to train.
-        parts: The run; changed in place.
-        journal: Opened with the records of the checkpoint.
-        folder: The checkpoint, whole.
-
-    Returns:
-        State of this process' random generators, to be set before the next batch.
-
-    Raises:
-        ValueError: If the checkpoint is of another run.
-        RuntimeError: If sparsity would be lost.
-    """  # noqa: DOC502  raised by the checks
+    """
     run = read_state(folder, RUN)
     check_settings(parts.settings, run["settings"])
     check_same_model(parts.model, read_state(folder, MODEL), folder)
-    own = read_state(folder, rank_name(parts))
+    own = read_state(folder, parts.rank)
     _load_modifiers(config, parts, folder, run)
     restore_(parts, folder, run)
     check_sparsity(parts.manager, run["sparsity"])
@@ -187,7 +131,7 @@ def resume_(
     journal.open((folder / JOURNAL).read_text(encoding="utf-8"))
     if parts.accelerator.is_main_process:
         _LOGGER.info("resuming from %s, after step %d", folder, run["step"])
-        _say_what_differs(run["surroundings"])
+        _say_what_differs(run["surroundings"])  # the file's name for the environment
     return own["random"]
 
 
@@ -213,15 +157,7 @@ def _load_modifiers(
 
 
 def check_sparsity(manager: RecipeManager | None, before: float) -> None:
-    """Check that no weight that was pruned has come back.
-
-    Args:
-        manager: The recipe's, after it took up a checkpoint's state; None without one.
-        before: Sparsity when the checkpoint was written.
-
-    Raises:
-        RuntimeError: If it is lower now.
-    """
+    """Check that no weight that was pruned has come back."""
     now = manager.sparsity() if manager is not None else 0.0
     if now < before:
         raise RuntimeError(
@@ -231,7 +167,7 @@ def check_sparsity(manager: RecipeManager | None, before: float) -> None:
 
 
 def _say_what_differs(saved: dict[str, Any]) -> None:
-    for name, now in surroundings().items():
+    for name, now in environment().items():
         if saved.get(name) != now:
             _LOGGER.warning(
                 "%s was %s and is %s: the run goes on, but its last bits may differ "

@@ -18,18 +18,7 @@ _PROJECT = "obert_modifiers"
 
 
 def trackers_of(report_to: str | None) -> list[str]:
-    """Tell which trackers a run reports to.
-
-    Args:
-        report_to: tensorboard, wandb, all (that are installed) or none; None for
-            tensorboard where it is installed.
-
-    Returns:
-        Their names.
-
-    Raises:
-        ValueError: If the name is unknown, or what it names is not installed.
-    """
+    """Return the names of the trackers that a run reports to."""
     installed = [name for name, options in _PACKAGES.items() if any(map(_has, options))]
     if report_to is None:
         return [name for name in installed if name == "tensorboard"]
@@ -53,27 +42,16 @@ def _has(package: str) -> bool:
 
 
 class Trackers:
-    """Passes the numbers of a run's records on; on the main process alone."""
+    """Passes the numbers of a run's records on, on the main process only."""
 
     def __init__(
         self, folder: Path, names: list[str], settings: dict[str, Any]
     ) -> None:
-        """Take what is reported to; nothing is opened before :meth:`open`.
-
-        Args:
-            folder: The run's folder; nothing is written elsewhere.
-            names: From :func:`trackers_of`.
-            settings: The run's, shown beside its figures.
-        """
         self._folder, self._names, self._settings = folder, names, settings
         self._open: list[GeneralTracker] = []
 
     def open(self, fresh: bool) -> None:
-        """Begin to report.
-
-        Args:
-            fresh: True removes what another run reported; False goes on.
-        """
+        """Begin to report; a fresh run removes what another reported."""
         if fresh:
             shutil.rmtree(self._folder / FOLDER, ignore_errors=True)
         for name in self._names:
@@ -85,16 +63,13 @@ class Trackers:
                 tracker.start()
             self._open.append(tracker)
         if fresh:
-            plain = {name: _plain(value) for name, value in self._settings.items()}
+            kinds = (bool, int, float, str)
+            settings = self._settings.items()
+            plain = {k: v if isinstance(v, kinds) else str(v) for k, v in settings}
             self._each("store_init_configuration", plain)
 
     def write(self, kind: str, record: dict[str, Any]) -> None:
-        """Report the numbers of a record at its optimizer step.
-
-        Args:
-            kind: step, prune or eval; others have no numbers.
-            record: Plain values by name, ``step`` among them.
-        """
+        """Report the numbers of a record at its optimizer step."""
         if kind not in _KINDS or not self._open:
             return
         numbers = {
@@ -121,7 +96,3 @@ class Trackers:
                     tracker.name,
                     error,
                 )
-
-
-def _plain(value: Any) -> Any:
-    return value if isinstance(value, (bool, int, float, str)) else str(value)

@@ -16,18 +16,13 @@ from obert_modifiers.core.losses import (
     regression_loss,
     token_loss,
 )
-from obert_modifiers.core.outputs import (
-    MULTI_LABEL,
-    REGRESSION,
-    logits_of,
-    problem_of,
-)
+from obert_modifiers.core.outputs import MULTI_LABEL, REGRESSION, logits_of, problem_of
 from obert_modifiers.core.quantization import scales
 from obert_modifiers.recipe.manager import RecipeManager
 from obert_modifiers.training import RecipeStepper
 from obert_modifiers.training.batches import TaskData, gradient_source
 from obert_modifiers.training.checkpoint import name_of, read_state, write_state
-from obert_modifiers.training.launching import refusal
+from obert_modifiers.training.environment import refusal
 from obert_modifiers.training.saving import check_sparsity
 
 STATE, RECIPE = "recipe_state", "recipe.yaml"  # beside the Trainer's own checkpoints
@@ -69,6 +64,16 @@ class RecipeCallback(TrainerCallback):
     Distillation changes the loss that the model returns in training. A recipe that
     sets the learning rate sets it over the ``Trainer``'s own schedule. What a recipe
     needs to go on is written into the ``Trainer``'s checkpoints and read from there.
+
+    Args:
+        recipe: Path of a recipe, or its text.
+        recipe_args: Values for its variables.
+        teacher: The dense model, ``"self"``, or None for what the recipe names.
+        sample_loss: Called with outputs and batch; gives the loss of each sample,
+            (k,), of which second-order pruning takes gradients.
+
+    Raises:
+        RecipeError: With everything that is wrong with the recipe.
     """
 
     def __init__(
@@ -79,23 +84,11 @@ class RecipeCallback(TrainerCallback):
         teacher: nn.Module | str | None = None,
         sample_loss: Callable[[Any, Mapping[str, Tensor]], Tensor] = sample_losses,
     ) -> None:
-        """Load and check the recipe.
-
-        Args:
-            recipe: Path of a recipe, or its text.
-            recipe_args: Values for its variables.
-            teacher: The dense model, ``"self"``, or None for what the recipe names.
-            sample_loss: Called with outputs and batch; gives the loss of each sample,
-                (k,), of which second-order pruning takes gradients.
-
-        Raises:
-            RecipeError: With everything that is wrong with the recipe.
-        """  # noqa: DOC502  raised by from_recipe
         self.manager = RecipeManager.from_recipe(recipe, recipe_args)
         self._teacher = teacher
         self._sample_loss = sample_loss
-        self._stepper: RecipeStepper | None = None
-        self._model: nn.Module | None = None
+        self._stepper: Any = None  # from the begin of the training on
+        self._model: Any = None
         self._optimizer: Any = None
         self._rates: list[float] | None = None
         self._hooks: list[Any] = []
@@ -106,14 +99,7 @@ class RecipeCallback(TrainerCallback):
         self._mixed = self._used = 0  # losses made in this step, and trained on
 
     def save(self, folder: str | Path) -> None:
-        """Write what belongs beside a saved model: the recipe, and scales after QAT.
-
-        Args:
-            folder: The model's folder, as given to ``Trainer.save_model``.
-
-        Raises:
-            RuntimeError: If nothing was trained yet.
-        """
+        """Write what belongs beside a saved model: the recipe, and scales after QAT."""
         if self._model is None:
             raise RuntimeError(
                 f"folder={folder} has no trained model to go with; expected "
@@ -134,12 +120,7 @@ class RecipeCallback(TrainerCallback):
         self._model = model
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
-        """Check the recipe against data and arguments, and attach it to the model.
-
-        Raises:
-            ValueError: If the Trainer was made before, or its arguments or data do not
-                go with the recipe.
-        """
+        """Check the recipe against data and arguments, and attach it to the model."""
         model, self._optimizer = kwargs["model"], kwargs["optimizer"]
         loader = kwargs["train_dataloader"]
         if self._model is not model:
@@ -155,13 +136,8 @@ class RecipeCallback(TrainerCallback):
         self.manager.check_teacher(self._teacher)
         # Mixed precision wraps the model's forward function; gradients want it plain.
         forward = getattr(model, "_original_forward", model.forward)
-        data = TaskData(
-            loader.dataset,
-            [],
-            loader.collate_fn,
-            self._losses_of(model),
-            lambda logits, labels: {},
-        )
+        losses = self._losses_of(model)
+        data = TaskData(loader.dataset, [], loader.collate_fn, losses, lambda **_: {})
         source = gradient_source(
             data,
             forward,
@@ -191,11 +167,7 @@ class RecipeCallback(TrainerCallback):
         return partial(sample_losses, problem=getattr(config, "problem_type", None))
 
     def _check(self, args: TrainingArguments, state: Any, steps: int) -> None:
-        """Refuse what would prune wrongly or lose what was pruned.
-
-        Raises:
-            ValueError: With what does not go with a recipe.
-        """
+        """Refuse what would prune wrongly or lose what was pruned."""
         epochs = self.manager.max_epochs
         if epochs is not None and round(epochs * steps) != state.max_steps:
             raise ValueError(
@@ -218,7 +190,6 @@ class RecipeCallback(TrainerCallback):
 
     def on_epoch_begin(self, args, state, control, **kwargs) -> None:
         """Count the micro-batches of the epoch that are still to come."""
-        assert self._stepper is not None
         made = state.global_step % self._stepper.steps_per_epoch
         self._batches_left = len(kwargs["train_dataloader"])
         self._batches_left -= made * args.gradient_accumulation_steps
@@ -229,12 +200,7 @@ class RecipeCallback(TrainerCallback):
         self._batches_left -= self._window
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs) -> None:
-        """Let the modifiers act, with the recipe's learning rate if it sets one.
-
-        Raises:
-            ValueError: If what was distilled is no part of what was trained on.
-        """
-        assert self._stepper is not None
+        """Let the modifiers act, with the recipe's learning rate if it sets one."""
         if self._mixed and not self._used:
             raise ValueError(
                 "compute_loss gives a loss without the model's own (outputs.loss), so "
@@ -252,18 +218,14 @@ class RecipeCallback(TrainerCallback):
 
     def on_optimizer_step(self, args, state, control, **kwargs) -> None:
         """Apply masks, and advance unless the optimizer skipped the step."""
-        assert self._stepper is not None
         self._stepper.after()
 
     def on_evaluate(self, args, state, control, **kwargs) -> None:
-        """Tell the recipe what an evaluation found; its early stopping may end it."""
+        """Tell the recipe the figures; its early stopping may end the training."""
         if not self._training:
             return
-        assert self._stepper is not None and self._model is not None
-        figures = {
-            name.removeprefix("eval_"): value
-            for name, value in kwargs["metrics"].items()
-        }
+        metrics = kwargs["metrics"].items()
+        figures = {name.removeprefix("eval_"): value for name, value in metrics}
         if self.manager.evaluated(self._model, figures, self._stepper.epoch):
             control.should_training_stop = True
 
@@ -271,7 +233,6 @@ class RecipeCallback(TrainerCallback):
         """Write the recipe and where it is into the Trainer's checkpoint."""
         if not state.is_world_process_zero or not self._training:
             return
-        assert self._stepper is not None
         folder = _checkpoint(args, state)
         where = {"step": self._stepper.steps, "rates": self._rates}
         where |= {"sparsity": self.manager.sparsity()}
@@ -279,17 +240,7 @@ class RecipeCallback(TrainerCallback):
         self.save(folder)
 
     def _resume(self, model: nn.Module, folder: Path) -> None:
-        """Bring the recipe to where a checkpoint was written.
-
-        Args:
-            model: The model, with the checkpoint's weights.
-            folder: The checkpoint.
-
-        Raises:
-            ValueError: If it was written without this recipe.
-            RuntimeError: If sparsity would be lost.
-        """  # noqa: DOC502  the second is raised by check_sparsity
-        assert self._stepper is not None
+        """Bring the recipe to where a checkpoint was written."""
         if not (folder / f"{STATE}.json").is_file():
             raise ValueError(
                 f"resume_from_checkpoint={folder} has no {STATE}.json; expected a "
@@ -319,11 +270,7 @@ class RecipeCallback(TrainerCallback):
         self.manager.finalize(kwargs["model"])
 
     def _take_scaling(self, model: nn.Module, args: tuple, kwargs: dict) -> Any:
-        """Have the model return a mean, which distillation can be mixed with.
-
-        Returns:
-            The arguments without the Trainer's number of items.
-        """
+        """Have the model return a mean, which distillation can be mixed with."""
         self._scaled = kwargs.pop("num_items_in_batch", None) is not None
         return args, kwargs
 
@@ -333,14 +280,7 @@ class RecipeCallback(TrainerCallback):
     def _distil(
         self, model: nn.Module, args: tuple, kwargs: dict[str, Any], outputs: Any
     ) -> Any:
-        """Mix the teacher's loss into the one that the model returns.
-
-        Returns:
-            The outputs.
-
-        Raises:
-            ValueError: If the model returned no loss.
-        """
+        """Mix the teacher's loss into the one that the model returns."""
         if not (model.training and torch.is_grad_enabled()):
             return outputs
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else None
@@ -350,7 +290,6 @@ class RecipeCallback(TrainerCallback):
                 "expected labels in the batch and a model that returns a dict; leave "
                 "compute_loss_func, label_smoothing_factor and return_dict=False out"
             )
-        assert self._stepper is not None
         mixed = self.manager.loss(
             loss,
             model,

@@ -7,7 +7,7 @@ import yaml
 from safetensors.torch import load_file
 
 from obert_modifiers import cli
-from obert_modifiers.tasks._arguments import _spelt_out
+from obert_modifiers.tasks.command_line import _spelt_out
 from tests import tiny
 
 # As in SparseML's recipes for oBERT, with a smaller schedule.

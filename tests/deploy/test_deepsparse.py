@@ -6,13 +6,13 @@ import torch
 
 from obert_modifiers.core.quantization.scheme import Scheme
 from obert_modifiers.deploy.onnx import export_onnx
-from tests.deploy.test_onnx import TASKS, inputs, make
+from tests.deploy.models import OUTPUTS, inputs, make
 
 SHAPE = (4, 16)
 
 
 @pytest.mark.parametrize("scheme", [None, Scheme(), Scheme(attention_matmuls=True)])
-@pytest.mark.parametrize("cls", TASKS)
+@pytest.mark.parametrize("cls", OUTPUTS)
 def test_the_engine_runs_all_of_it(cls, scheme, tmp_path) -> None:
     engine = pytest.importorskip("deepsparse")
     model = make(cls, scheme)
@@ -24,6 +24,6 @@ def test_the_engine_runs_all_of_it(cls, scheme, tmp_path) -> None:
     ours = opened.run([np.ascontiguousarray(value.numpy()) for value in batch.values()])
     with torch.no_grad():
         expected = model(**batch)
-    for name, one in zip(TASKS[cls], ours, strict=True):
+    for name, one in zip(OUTPUTS[cls], ours, strict=True):
         right = expected[name].numpy()
         assert np.abs(one - right).max() / np.abs(right).max() < 2e-2

@@ -5,10 +5,10 @@ import pytest
 import torch
 import transformers
 
-from obert_modifiers.core.quantization.scheme import Scheme, freeze_, quantize_
+from obert_modifiers.core.quantization.scheme import Scheme
 from obert_modifiers.deploy import checks
 from obert_modifiers.deploy.onnx import export_onnx, trace
-from tests.deploy.test_onnx import agrees, inputs, run
+from tests.deploy.models import agrees, inputs, quantized_, run
 
 SHAPE = {
     "vocab_size": 40,
@@ -42,11 +42,7 @@ def make(family: str, int8: bool):
     config = getattr(transformers, f"{family}Config")(**SHAPE | FAMILIES[family])
     model = getattr(transformers, f"{family}ForSequenceClassification")(config)
     if int8:
-        quantize_(model, Scheme())
-        model.train()
-        for seed in range(3):
-            model(**inputs(4, 50, seed))
-        freeze_(model)
+        quantized_(model, Scheme(), *(inputs(4, 50, seed) for seed in range(3)))
     return model.eval()
 
 

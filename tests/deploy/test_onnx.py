@@ -12,108 +12,27 @@ from torch import nn
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    BertConfig,
-    BertForMaskedLM,
-    BertForQuestionAnswering,
     BertForSequenceClassification,
-    BertForTokenClassification,
 )
 
-from obert_modifiers import embedded
+from obert_modifiers import embedded, tasks
 from obert_modifiers.core.quantization.scales import load_quantization_
 from obert_modifiers.core.quantization.scheme import (
     Scheme,
-    freeze_,
     quantize_,
     quantizers_of,
 )
 from obert_modifiers.deploy.onnx import export_onnx
-from obert_modifiers.tasks.text_classification import main
-
-TASKS = {
-    BertForSequenceClassification: ("logits",),
-    BertForTokenClassification: ("logits",),
-    BertForMaskedLM: ("logits",),
-    BertForQuestionAnswering: ("start_logits", "end_logits"),
-}
-SCHEMES = {
-    "plain": None,
-    "per tensor": Scheme(),
-    "per channel": Scheme(per_channel=True),
-    "products too": Scheme(per_channel=True, attention_matmuls=True),
-    "full range": Scheme(reduce_range=False),
-}
-assert (len(TASKS), len(SCHEMES)) == (4, 5)
-# Integer kernels sum exactly and torch in float32. All outputs agree to rounding but
-# those behind an activation that this lifts over the border of its step; such a row is
-# off by the weight of one step of one input, below 1 % of the largest output here.
-SAME, FEW_STEPS = 1e-5, 2e-2
-
-
-def make(cls=BertForSequenceClassification, scheme=None, kind="sdpa", **config):
-    torch.manual_seed(0)
-    shape = {
-        "vocab_size": 40,
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "intermediate_size": 64,
-        "max_position_embeddings": 24,
-        "initializer_range": 0.2,
-    }
-    model = cls._from_config(BertConfig(**shape | config), attn_implementation=kind)
-    if scheme is not None:
-        quantize_(model, scheme)
-        model.train()
-        for seed in range(3):
-            model(**inputs(4, 11, seed))
-        freeze_(model)
-    return model.eval()
-
-
-def inputs(rows: int, tokens: int, seed: int = 0) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(3, 40, (rows, tokens), generator=generator)
-    mask = torch.ones_like(ids)
-    mask[0, tokens // 2 + 1 :] = 0
-    return {"input_ids": ids, "attention_mask": mask}
-
-
-def plain_session(path):
-    """Open a file as a user's program does, with no option set."""
-    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-
-
-def run(path, batch, session=plain_session) -> list[np.ndarray]:
-    feed = {name: value.numpy() for name, value in batch.items()}
-    return session(path).run(None, feed)
-
-
-def agrees(
-    model, path, names, batch, exactly: bool = False, session=plain_session
-) -> bool:
-    """Tell whether nine of ten outputs are the same, and none is far off.
-
-    The same as torch's in float32 or in float64: on one CPU or another float32 lifts an
-    activation over the border of its step, and then the engine is with float64.
-    """
-    ours = run(path, batch, session)
-    with torch.no_grad():
-        references = [model(**batch)]
-        if not exactly:
-            references.append(model.double()(**batch))
-            model.float()
-    return any(_same(ours, one, names, exactly) for one in references)
-
-
-def _same(ours, expected, names, exactly: bool) -> bool:
-    for name, one in zip(names, ours, strict=True):
-        right = expected[name].numpy()
-        away = np.abs(one - right) / np.abs(right).max()
-        same = (away < SAME).mean()
-        if away.max() > FEW_STEPS or same < (1.0 if exactly else 0.9):
-            return False
-    return True
+from tests.deploy.models import (
+    OUTPUTS,
+    SCHEMES,
+    agrees,
+    inputs,
+    make,
+    numpy_of,
+    plain_session,
+    run,
+)
 
 
 @pytest.mark.parametrize("kind", ["sdpa", "eager"])
@@ -129,11 +48,11 @@ def test_the_file_agrees_at_every_batch_and_length(scheme, kind, tmp_path) -> No
     assert found.inputs == ("input_ids", "attention_mask")
 
 
-@pytest.mark.parametrize("cls", TASKS)
+@pytest.mark.parametrize("cls", OUTPUTS)
 def test_outputs_are_named_by_the_task(cls, tmp_path) -> None:
     model = make(cls, Scheme())
     found = export_onnx(model, inputs(2, 6), tmp_path / "model.onnx")
-    assert found.outputs == TASKS[cls]
+    assert found.outputs == OUTPUTS[cls]
     graph = onnx.load(found.path)
     assert graph.opset_import[0].version == 17
     shapes = {
@@ -229,13 +148,9 @@ def test_the_model_stays_as_it_was(tmp_path) -> None:
     export_onnx(model, inputs(2, 6), tmp_path / "model.onnx")
     assert model.training and not model.bert.pooler.training
     for name, one in quantizers_of(model).items():
-        assert one.observing
-        for key, value in one.state().items():
-            assert (
-                value == ranges[name][key]
-                if isinstance(value, bool)
-                else (torch.equal(value, ranges[name][key]))
-            )
+        assert one.observing and one.state().keys() == ranges[name].keys()
+        pairs = ((value, ranges[name][key]) for key, value in one.state().items())
+        assert all(torch.equal(*map(torch.as_tensor, pair)) for pair in pairs)
 
 
 def test_weights_that_are_shared_or_equal(tmp_path) -> None:
@@ -253,31 +168,27 @@ def test_weights_that_are_shared_or_equal(tmp_path) -> None:
     assert agrees(model, found.path, found.outputs, inputs(64, 11, 7))
 
 
-def test_what_cannot_be_exported_is_refused(tmp_path) -> None:
-    model, path = make(), tmp_path / "model.onnx"
-    with pytest.raises(ValueError) as error:
-        export_onnx(model, {"input_ids": torch.zeros(2, 1, dtype=torch.long)}, path)
-    assert str(error.value) == (
-        "sample input_ids has shape (2, 1); expected (batch, sequence) with 2 tokens "
-        "at least; pass what the tokenizer gives"
-    )
-    with pytest.raises(ValueError) as error:
-        export_onnx(model, {}, path)
-    assert str(error.value) == (
-        "sample has no inputs; expected tensors by name; pass what the tokenizer gives"
-    )
+class Bare(nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
 
-    class Bare(nn.Linear):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x
 
-    with pytest.raises(ValueError) as error:
-        export_onnx(Bare(2, 2), {"x": torch.zeros(2, 3)}, path)
-    assert str(error.value) == (
-        "Bare returns Tensor; expected a mapping of tensors, such as a transformers "
-        "model returns; leave return_dict on"
-    )
-    assert not path.exists()
+@pytest.mark.parametrize(
+    ("model", "sample", "message"),
+    [
+        (
+            make(),
+            {"input_ids": torch.zeros(2, 1, dtype=torch.long)},
+            r"sample input_ids has shape \(2, 1\); expected .* 2 tokens at least",
+        ),
+        (make(), {}, "sample has no inputs; expected tensors by name"),
+        (Bare(2, 2), {"x": torch.zeros(2, 3)}, "Bare returns Tensor; expected a mapp"),
+    ],
+)
+def test_what_cannot_be_exported_is_refused(model, sample, message, tmp_path) -> None:
+    with pytest.raises(ValueError, match=message):
+        export_onnx(model, sample, tmp_path / "model.onnx")
+    assert not (tmp_path / "model.onnx").exists()
 
 
 RECIPE = """
@@ -316,7 +227,7 @@ def test_the_embedded_encoder_is_as_accurate_in_int8(products, tmp_path) -> None
     words = [
         str(word) for name, value in flags.items() for word in (f"--{name}", value)
     ]
-    record = main([*words, "--use_cpu"])
+    record = tasks.main("text_classification", [*words, "--use_cpu"])
     folder = tmp_path / "out"
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     assert load_quantization_(model, folder)
@@ -328,9 +239,7 @@ def test_the_embedded_encoder_is_as_accurate_in_int8(products, tmp_path) -> None
         embedded.movie_snippets()["validation"]
     )
     rows = rows.to_pylist()
-    session = onnxruntime.InferenceSession(
-        str(found.path), providers=["CPUExecutionProvider"]
-    )
+    session = plain_session(found.path)
     hits = same = 0
     for start in range(0, len(rows), 50):
         part = rows[start : start + 50]
@@ -343,8 +252,7 @@ def test_the_embedded_encoder_is_as_accurate_in_int8(products, tmp_path) -> None
         )
         with torch.no_grad():
             ours = model(**batch).logits.argmax(-1).numpy()
-        feed = {name: batch[name].numpy() for name in found.inputs}
-        theirs = session.run(None, feed)[0].argmax(-1)
+        theirs = session.run(None, numpy_of(batch))[0].argmax(-1)
         hits += sum(int(p) == r["label"] for p, r in zip(theirs, part, strict=True))
         same += int((ours == theirs).sum())
     accuracy = hits / len(rows)

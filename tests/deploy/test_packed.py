@@ -14,11 +14,8 @@ from transformers import (
     BertForMaskedLM,
 )
 
-from obert_modifiers.core.quantization.scales import (
-    load_quantization_,
-    save_quantization,
-)
-from obert_modifiers.core.quantization.scheme import Scheme, freeze_, quantize_
+from obert_modifiers.core.quantization.scales import load_quantization_
+from obert_modifiers.core.quantization.scheme import Scheme
 from obert_modifiers.deploy.artefact import restore
 from obert_modifiers.deploy.formats import container, mask_code
 from obert_modifiers.deploy.formats.safetensors_packed import (
@@ -31,6 +28,12 @@ from obert_modifiers.deploy.formats.safetensors_packed import (
     unpack,
 )
 from tests import tiny
+from tests.deploy.models import (
+    pruned_,
+    quantized_,
+    save_quantized,
+    tensor_bytes,
+)
 
 N = 40_000
 
@@ -125,22 +128,16 @@ DTYPES = [
 ]
 
 
-def bytes_of(tensor: torch.Tensor) -> bytes:
-    if not tensor.numel():
-        return b""
-    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-
-
 def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
-    flat = [t.contiguous().reshape(-1).view(torch.uint8) for t in (one, other)]
-    return one.dtype == other.dtype and one.shape == other.shape and torch.equal(*flat)
+    same = one.dtype == other.dtype and one.shape == other.shape
+    return same and tensor_bytes(one) == tensor_bytes(other)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(), (5,), (0,), (3, 7), (8, 12), (2, 3, 4), (4, 0)])
 def test_every_bit_comes_back(dtype, shape):
     tensor = odd_bits(dtype, shape)
-    kept = np.array([any(bytes_of(one)) for one in tensor.reshape(-1)], bool)
+    kept = np.array([any(tensor_bytes(one)) for one in tensor.reshape(-1)], bool)
     parts, entry = pack(tensor, kept)
     entry = json.loads(json.dumps(entry))
     assert same_bits(unpack(parts["values"], parts.get("mask"), entry), tensor)
@@ -168,11 +165,11 @@ def run(tmp_path_factory):
     folder = tiny.save_model(tmp_path_factory.mktemp("run"))
     model = AutoModelForSequenceClassification.from_pretrained(folder)
     generator = torch.Generator().manual_seed(0)
+    pruned_(
+        model, lambda w: w.where(torch.rand(w.shape, generator=generator) >= 0.9, 0)
+    )
     with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if "encoder" in name and weight.ndim == 2:
-                weight[torch.rand(weight.shape, generator=generator) < 0.9] = 0.0
-        weight[0] = -0.0
+        model.classifier.bias[0] = -0.0
     model.save_pretrained(folder)
     (folder / "recipe.yaml").write_text("modifiers: []\n")
     (folder / "report.html").write_text("not this")
@@ -223,18 +220,15 @@ def test_a_quantized_model_is_int8_and_computes_the_same(
     run, tmp_path, per_channel, block
 ):
     model = AutoModelForSequenceClassification.from_pretrained(run)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if "encoder" in name and weight.ndim == 2:
-                tiles = torch.rand(len(weight), weight.shape[1] // block) < 0.8
-                weight[tiles.repeat_interleave(block, dim=1)] = 0.0
-    quantize_(model, Scheme(per_channel=per_channel))
+
+    def in_blocks(weight):
+        tiles = torch.rand(len(weight), weight.shape[1] // block) >= 0.8
+        return weight.where(tiles.repeat_interleave(block, dim=1), 0)
+
     ids = torch.randint(0, 20, (4, 9))
-    model.train()(ids)
-    freeze_(model)
-    folder = tmp_path / "qat"
-    model.save_pretrained(folder)
-    save_quantization(model, folder)
+    scheme = Scheme(per_channel=per_channel)
+    quantized_(pruned_(model, in_blocks), scheme, {"input_ids": ids})
+    folder = save_quantized(model, tmp_path / "qat")
     found = export_packed(folder, tmp_path / "out")
     weights = [n for n, w in model.named_parameters() if w.ndim == 2]
     assert found.int8_weights == len(weights)
@@ -261,11 +255,8 @@ def test_a_quantized_model_is_int8_and_computes_the_same(
 def test_a_wrong_scale_is_seen(run, tmp_path):
     """Negative control: with another grid the outputs differ."""
     model = AutoModelForSequenceClassification.from_pretrained(run)
-    quantize_(model, Scheme())
-    freeze_(model)
-    folder = tmp_path / "qat"
-    model.save_pretrained(folder)
-    path = save_quantization(model, folder)
+    folder = save_quantized(quantized_(model, Scheme()), tmp_path / "qat")
+    path = folder / "quantization.json"
     saved = json.loads(path.read_text())
     for entry in saved["tensors"].values():
         entry["scale"] = [2 * scale for scale in entry["scale"]]
@@ -287,13 +278,9 @@ def test_a_shared_weight_stays_shared(tmp_path, per_channel):
         tie_word_embeddings=True,
     )
     model = BertForMaskedLM(config)
-    quantize_(model, Scheme(per_channel=per_channel))
     ids = torch.randint(0, 40, (3, 7))
-    model.train()(ids)
-    freeze_(model)
-    model.save_pretrained(tmp_path / "mlm")
-    save_quantization(model, tmp_path / "mlm")
-    found = export_packed(tmp_path / "mlm", tmp_path / "out")
+    quantized_(model, Scheme(per_channel=per_channel), {"input_ids": ids})
+    found = export_packed(save_quantized(model, tmp_path / "mlm"), tmp_path / "out")
     state = load_packed(found.path)
     shared = "bert.embeddings.word_embeddings.weight"
     assert (shared in state) + ("cls.predictions.decoder.weight" in state) == 1

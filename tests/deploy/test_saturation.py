@@ -16,7 +16,6 @@ from onnx import numpy_helper
 from obert_modifiers.core.quantization.scheme import (
     Scheme,
     hold_weights_,
-    quantize_,
     quantizers_of,
 )
 from obert_modifiers.cpu import Cpu, host_cpu
@@ -26,10 +25,18 @@ from obert_modifiers.deploy.export import export_run
 from obert_modifiers.deploy.formats.format import Options
 from obert_modifiers.deploy.onnx import export as onnx_export
 from obert_modifiers.deploy.onnx import export_onnx, saturation
+from obert_modifiers.deploy.onnx.graph import Graph
 from obert_modifiers.deploy.onnx.saturation import count_saturating, saturating_layers
 from tests.deploy.integers import evaluate
-from tests.deploy.test_command import save
-from tests.deploy.test_onnx import FEW_STEPS, inputs, make, plain_session
+from tests.deploy.models import (
+    FEW_STEPS,
+    inputs,
+    make,
+    numpy_of,
+    quantized_,
+    run,
+    save,
+)
 
 REDUCED, FULL = Scheme(), Scheme(reduce_range=False)
 ROWS = Scheme(per_channel=True, reduce_range=False)
@@ -80,21 +87,13 @@ def test_the_borders_of_16_bits(pair, count) -> None:
     assert forgets == count or pair in ((127, -127), (-64, -64), (-128, 0))
 
 
-def numpy_of(batch: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
-    return {name: value.numpy() for name, value in batch.items()}
-
-
 def away(found: list[np.ndarray], expected: list[np.ndarray]) -> float:
     largest = max(float(np.abs(one).max()) for one in expected)
     pairs = zip(found, expected, strict=True)
     return max(float(np.abs(a - b).max()) for a, b in pairs) / largest
 
 
-def run(path, batch) -> list[np.ndarray]:
-    return plain_session(path).run(None, batch)
-
-
-def signed(graph: onnx.ModelProto) -> dict[str, int]:
+def signed(graph: Graph) -> dict[str, int]:
     """Leave INT8 weights as they are: the planted wrong exporter."""
     return saturating_layers(graph)
 
@@ -119,9 +118,8 @@ def test_a_file_that_saturates_is_wrong_there(scheme, tmp_path, monkeypatch) -> 
     model, batch = make(scheme=scheme), numpy_of(inputs(24, 11, 7))
     monkeypatch.setitem(onnx_export.SATURATING, "unsigned", signed)
     found = export_onnx(model, inputs(2, 6), tmp_path / "model.onnx")
-    assert found.saturating and not saturating_layers(onnx.load(found.path)).keys() ^ (
-        found.saturating.keys()
-    )
+    stored = saturating_layers(Graph(onnx.load(found.path)))
+    assert found.saturating and stored.keys() == found.saturating.keys()
     exact = evaluate(found.path, batch, False)
     without_vnni = evaluate(found.path, batch, True)
     assert away(without_vnni, exact) > 2 * FEW_STEPS
@@ -150,16 +148,17 @@ def test_reduced_weights_stay_within_their_range() -> None:
 
 
 def test_the_command_names_layer_and_fix(tmp_path) -> None:
+    def lines(run, *options):
+        found = export_run(run, "onnx", None, *options)
+        return [one for one in found.facts if "16 bits" in one]
+
     run = save(tmp_path / "run", FULL)
-    lines = export_run(run, "onnx").facts
-    (line,) = [one for one in lines if "16 bits" in one]
+    (line,) = lines(run)
     assert "bert.encoder.layer.0." in line and "reduce_range: true" in line
     assert "UINT8" in line
-    lines = export_run(run, "onnx", None, Options("deepsparse", (2, 8))).facts
-    (line,) = [one for one in lines if "16 bits" in one]
+    (line,) = lines(run, Options("deepsparse", (2, 8)))
     assert "may be wrong" in line
-    lines = export_run(save(tmp_path / "reduced", REDUCED), "onnx").facts
-    assert not any("16 bits" in one for one in lines)
+    assert not lines(save(tmp_path / "reduced", REDUCED))
 
 
 def test_zeros_are_128_in_unsigned_weights(tmp_path) -> None:
@@ -167,10 +166,7 @@ def test_zeros_are_128_in_unsigned_weights(tmp_path) -> None:
     with torch.no_grad():
         for layer in model.bert.encoder.layer:
             layer.intermediate.dense.weight[:, ::4] = 0.0
-    quantize_(model, FULL)
-    model.train()
-    model(**inputs(4, 11))
-    model.eval()
+    quantized_(model, FULL, inputs(4, 11))
     found = export_onnx(model, inputs(2, 6), tmp_path / "model.onnx")
     stored = map(numpy_helper.to_array, onnx.load(found.path).graph.initializer)
     unsigned = [one for one in stored if one.dtype == np.uint8 and one.ndim == 2]
@@ -245,18 +241,17 @@ def test_openvino_on_avx2(scheme, tmp_path, monkeypatch) -> None:
     model, batch = make(scheme=scheme), inputs(24, 11, 7)
     with torch.no_grad():
         expected = [model(**batch).logits.numpy()]
-    found = export_openvino(model, inputs(2, 6), tmp_path / "m.xml")
-    assert away(run_openvino(found.path, numpy_of(batch), tmp_path), expected) < (
-        FEW_STEPS
-    )
+
+    def off() -> float:
+        path = export_openvino(model, inputs(2, 6), tmp_path / "m.xml").path
+        return away(run_openvino(path, numpy_of(batch), tmp_path), expected)
+
+    assert off() < FEW_STEPS
     if scheme is REDUCED:
         return
     # The planted file shows that those kernels are the ones that saturate.
     monkeypatch.setitem(onnx_export.SATURATING, "float", signed)
-    found = export_openvino(model, inputs(2, 6), tmp_path / "planted.xml")
-    assert away(run_openvino(found.path, numpy_of(batch), tmp_path), expected) > (
-        2 * FEW_STEPS
-    )
+    assert off() > 2 * FEW_STEPS
 
 
 @pytest.mark.parametrize(

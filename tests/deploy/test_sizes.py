@@ -16,8 +16,7 @@ from transformers import (
 )
 
 from obert_modifiers import cli
-from obert_modifiers.core.quantization.scales import save_quantization
-from obert_modifiers.core.quantization.scheme import Scheme, freeze_, quantize_
+from obert_modifiers.core.quantization.scheme import Scheme
 from obert_modifiers.deploy.artefact import find_artefact
 from obert_modifiers.deploy.formats.safetensors_packed import export_packed, load_packed
 from obert_modifiers.deploy.formats.torch24 import export_torch24
@@ -25,21 +24,15 @@ from obert_modifiers.deploy.onnx import export_onnx
 from obert_modifiers.deploy.weight import in_a_layer
 from obert_modifiers.modifiers._targets import encoder_weights
 from obert_modifiers.report.sizes import measure, measure_all
-from tests import tiny
-from tests.deploy.test_torch24 import prune_24
+from tests.deploy.models import quantized_, save_pruned, save_quantized
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A tiny run whose encoder is 2:4."""
-    folder = tiny.save_model(
-        tmp_path_factory.mktemp("run"), hidden_size=64, intermediate_size=128
-    )
+    folder = save_pruned(tmp_path_factory.mktemp("run"))
     model = BertForSequenceClassification.from_pretrained(folder)
     with torch.no_grad():
-        for name in encoder_weights(model):
-            weight = model.get_parameter(name)
-            weight.copy_(prune_24(weight))
         # A graph keeps one of several equal constants, as new biases are.
         for parameter in model.parameters():
             if parameter.ndim == 1:
@@ -83,13 +76,9 @@ def test_every_format_counts_the_same(run, tmp_path):
 @pytest.mark.parametrize("per_channel", [False, True])
 def test_integers_are_counted_without_their_scales(run, tmp_path, per_channel):
     model = BertForSequenceClassification.from_pretrained(run)
-    quantize_(model, Scheme(per_channel=per_channel))
-    model.train()(**sample(run))
-    freeze_(model)
+    quantized_(model, Scheme(per_channel=per_channel), sample(run))
     export_onnx(model, sample(run), tmp_path / "model.onnx")
-    model.save_pretrained(tmp_path / "qat")
-    save_quantization(model, tmp_path / "qat")
-    export_packed(tmp_path / "qat", tmp_path / "packed")
+    export_packed(save_quantized(model, tmp_path / "qat"), tmp_path / "packed")
     state = load_packed(tmp_path / "packed")
     rounded = BertForSequenceClassification.from_pretrained(run)
     rounded.load_state_dict(state)

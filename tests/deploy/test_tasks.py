@@ -5,14 +5,13 @@ beside that of the PyTorch model.
 """
 
 import sys
-from importlib import import_module
 
 import pytest
 
-from obert_modifiers import embedded
+from obert_modifiers import embedded, tasks
 from obert_modifiers.deploy.engines import ENGINES
 from obert_modifiers.deploy.engines.engine import import_engine
-from obert_modifiers.deploy.evaluate import TASKS, Request, evaluate_file
+from obert_modifiers.deploy.evaluate import Request, evaluate_file
 from obert_modifiers.deploy.export import export_run
 from obert_modifiers.deploy.formats import FORMATS
 from obert_modifiers.deploy.formats.format import Options
@@ -40,7 +39,7 @@ DATA = {
     "token_classification": ("conll2003", 3200, 500, 64, ("--label_names", NAMES)),
     "masked_language_modeling": ("wiki_paragraphs", 480, 200, 64, ()),
 }
-assert DATA.keys() == TASKS.keys()
+assert DATA.keys() == tasks.TASKS.keys()
 HALF_A_POINT = 0.005
 # A perplexity has no points: it is compared by its ratio, and accuracy beside it.
 PERPLEXITY, SHARE = "perplexity", 0.005
@@ -89,11 +88,10 @@ def test_the_metric_of_each_format(name, tmp_path, request) -> None:
         words += ["--dataset_name", str(folder)]
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     run = tmp_path / "run"
-    module = import_module(f"obert_modifiers.tasks.{name}")
     flags = ["--recipe", str(tmp_path / "recipe.yaml"), "--output_dir", str(run)]
     flags += ["--max_train_samples", str(train), "--per_device_train_batch_size", "16"]
     flags += ["--learning_rate", "2e-4", "--eval_strategy", "no"]
-    record = module.main([*words, *flags])
+    record = tasks.main(name, [*words, *flags])
     headline = record["headline"][0]
     if headline == PERPLEXITY:
         headline = "accuracy"

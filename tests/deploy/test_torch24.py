@@ -15,18 +15,7 @@ from obert_modifiers.deploy.formats.torch24 import (
     load_torch24,
     sparsify_,
 )
-from tests import tiny
-
-
-def prune_24(weight: torch.Tensor, seed: int = 0) -> torch.Tensor:
-    """Zero two or more of every four, at random."""
-    generator = torch.Generator().manual_seed(seed)
-    fours = weight.reshape(-1, 4).clone()
-    places = torch.rand(fours.shape, generator=generator).argsort(dim=1)
-    fours.scatter_(1, places[:, :2], 0.0)
-    lone = torch.rand(len(fours), generator=generator) < 0.2
-    fours[lone] = fours[lone].scatter(1, places[lone, 2:3], 0.0)
-    return fours.reshape(weight.shape)
+from tests.deploy.models import prune_24, save_pruned
 
 
 def read_by_hand(values: torch.Tensor, meta: torch.Tensor) -> torch.Tensor:
@@ -81,21 +70,9 @@ def test_24_is_told_by_the_zeros_along_the_input():
     assert not is_24(torch.zeros(4)) and not is_24(torch.zeros(4, 6))
 
 
-def save_run(folder, prune=prune_24, **config):
-    shape = {"hidden_size": 64, "intermediate_size": 128} | config
-    tiny.save_model(folder, **shape)
-    model = AutoModelForSequenceClassification.from_pretrained(folder)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if "encoder" in name and weight.ndim == 2:
-                weight.copy_(prune(weight))
-    model.save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return save_run(tmp_path_factory.mktemp("run"))
+    return save_pruned(tmp_path_factory.mktemp("run"))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
@@ -130,10 +107,10 @@ def test_half_of_a_weight_and_a_bit_remain(run, tmp_path):
 
 
 def test_runs_that_do_not_fit_are_refused(run, tmp_path):
-    dense = save_run(tmp_path / "dense", prune=lambda weight: weight)
+    dense = save_pruned(tmp_path / "dense", prune=lambda weight: weight)
     with pytest.raises(ValueError, match="no 2:4 weight; expected .*mask_type: 2:4"):
         export_torch24(dense, tmp_path / "out")
-    odd = save_run(tmp_path / "odd", hidden_size=32)
+    odd = save_pruned(tmp_path / "odd", hidden_size=32)
     with pytest.raises(ValueError, match=r"query.weight \(32, 32\).* of 32 and .* 64"):
         export_torch24(odd, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -30,14 +30,20 @@ class Kill:
         return asdict(self)
 
 
-def plant(kill: Kill) -> None:
-    """Let the calls of a function be counted, and the process die at one."""
-    module, _, name = kill.target.partition(":")
+def owner_of(target: str) -> tuple[Any, str]:
+    """Return what holds a target's function, and the function's name there."""
+    module, _, name = target.partition(":")
     full = module if module in ("os", "shutil") else f"obert_modifiers.{module}"
     owner: Any = importlib.import_module(full)
     *inside, last = name.split(".")
     for part in inside:
         owner = getattr(owner, part)
+    return owner, last
+
+
+def plant(kill: Kill) -> None:
+    """Let the calls of a function be counted, and the process die at one."""
+    owner, last = owner_of(kill.target)
     calls = 0
     original: Callable[..., Any] = getattr(owner, last)
 

@@ -7,8 +7,8 @@ from obert_modifiers.modifiers import _host_state
 from obert_modifiers.modifiers._gradual import GradualPruningModifier
 from obert_modifiers.modifiers._masks import ParameterMasks
 from obert_modifiers.recipe import manager
-from obert_modifiers.training import _snapshot, loop, saving
-from obert_modifiers.training._collate import SeededCollate
+from obert_modifiers.training import loop, saving, snapshot
+from obert_modifiers.training.draws import SeededCollate
 
 
 def _after_loading(change) -> None:
@@ -63,7 +63,7 @@ def epoch_starts_over() -> None:
 
 
 def optimizer_forgotten() -> None:
-    original = _snapshot.restore_
+    original = snapshot.restore_
 
     def restore(parts, folder, run):
         fresh = parts.optimizer.state_dict()

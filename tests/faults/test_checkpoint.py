@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from obert_modifiers.recipe.manager import RecipeManager
 from obert_modifiers.training import checkpoint, train
-from obert_modifiers.training._tree import pack, unpack
+from obert_modifiers.training.state import pack, unpack
 from tests.faults import world
 
 PACKAGE = "obert_modifiers"

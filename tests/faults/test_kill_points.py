@@ -7,7 +7,7 @@ import pytest
 
 from tests.faults import world
 from tests.faults.conftest import log
-from tests.faults.kills import Kill
+from tests.faults.kills import Kill, owner_of
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,15 @@ class Point:
 
 EVENT = "modifiers._gradual:GradualPruningModifier._event"
 SOLVE = "modifiers._second_order:second_order_step_"
-WRITE = "core.pruning_step:write_parameters_"
-COLLECT = "core.gradients:GradientCount"
+WRITE = "core.pruning.pruning_step:write_parameters_"
+COLLECT = "core.pruning.gradients:GradientCount"
 MASKS = "modifiers._masks:ParameterMasks.set_param_masks"
 MICRO = "training.loop:_Run._micro_batch"
 STEP = "training.stepper:RecipeStepper.step"
-POST = "manager:RecipeManager.post_step"
+POST = "recipe.manager:RecipeManager.post_step"
+FISHER = "core.pruning.fisher_state:collect_blocks"
+UPDATE = "recipe.manager:RecipeManager.update"
+BEFORE = "recipe.manager:RecipeManager.pre_step"
 EVALUATE = "training.loop:_Run._evaluate"
 AFTER_EPOCH = "training.saving:Saver.after_epoch"
 AFTER_STEP = "training.saving:Saver.after_step"
@@ -49,9 +52,9 @@ OLD = "training.saving:remove_old"
 RESTORE = "training.saving:restore_"
 JOURNAL = "training.journal:Journal.open"
 QUANTIZE = "modifiers.qat:quantize_"
-ATTACH = "core.quantization:attach_"
+ATTACH = "core.quantization.scheme:attach_"
 FREEZE = "modifiers.qat:freeze_"
-STRUCTURE = "manager:RecipeManager.apply_structure"
+STRUCTURE = "recipe.manager:RecipeManager.apply_structure"
 
 
 def one(recipe: str, phase: str, *kills: Kill, **more) -> Point:
@@ -61,7 +64,11 @@ def one(recipe: str, phase: str, *kills: Kill, **more) -> Point:
 POINTS = [
     # Before, in and after a pruning event.
     one("obert", "before an event", Kill(EVENT, 3), quick=True),
-    one("obert", "gradients of an event", Kill("core.fisher_state:collect_blocks", 3)),
+    one(
+        "obert",
+        "gradients of an event",
+        Kill(FISHER, 3),
+    ),
     one("obert", "in an event, before weights", Kill(WRITE, 2)),
     one("obert", "in an event, after weights", Kill(SOLVE, 2, "after"), quick=True),
     one("obert", "in an event, before masks", Kill(MASKS, 4)),
@@ -75,14 +82,18 @@ POINTS = [
     one("nm", "in an event", Kill(SOLVE, 2, "after")),
     one("nm", "after an event", Kill(EVENT, 2, "after"), quick=True),
     one("staged", "in an event", Kill(WRITE, 3)),
-    one("hosts", "in an event", Kill("manager:RecipeManager.update", 5, "after")),
+    one("hosts", "in an event", Kill(UPDATE, 5, "after")),
     # Between the micro-batches of a step, and around the optimizer.
     one("obert", "between micro-batches", Kill(MICRO, 8)),
     one("obert", "after a backward pass", Kill(MICRO, 15, "after")),
     one("gmp", "between micro-batches", Kill(MICRO, 18)),
     one("drop", "between micro-batches", Kill(MICRO, 9, "after")),
     one("none", "between micro-batches", Kill(MICRO, 13), quick=True),
-    one("obert", "before the optimizer", Kill("manager:RecipeManager.pre_step", 9)),
+    one(
+        "obert",
+        "before the optimizer",
+        Kill(BEFORE, 9),
+    ),
     one("gmp", "after the optimizer, before masks", Kill(POST, 8)),
     one("hosts", "after a step", Kill(STEP, 11, "after")),
     one("none", "after a step", Kill(STEP, 7, "after"), strategy="epoch"),
@@ -169,6 +180,13 @@ def check(point: Point, runs, compare, folder) -> None:
     codes = runs.start(folder, point.recipe, **how)
     assert codes == [0] * point.ranks, log(folder)
     compare(folder, whole, point.ranks)
+
+
+def test_the_functions_are_where_the_points_say() -> None:
+    for point in POINTS:
+        for kill in point.kills:
+            owner, name = owner_of(kill.target)
+            assert hasattr(owner, name), kill.target
 
 
 @pytest.mark.parametrize("point", QUICK, ids=name_of)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from obert_modifiers.training import TrainingStopped, checkpoint
-from obert_modifiers.training.signals import listening
+from obert_modifiers.training.environment import listening
 from tests.faults.conftest import log
 from tests.faults.kills import Kill
 from tests.faults.test_checkpoint import run, same, steps_in, weights

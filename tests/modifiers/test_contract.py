@@ -11,7 +11,7 @@ from obert_modifiers import modifiers
 from obert_modifiers.core.quantization.layers import Quantized
 from obert_modifiers.core.quantization.scheme import remove_quantization_
 from obert_modifiers.modifiers import _host, _host_state
-from obert_modifiers.training._tree import pack, unpack
+from obert_modifiers.training.state import pack, unpack
 from tests.modifiers.driving import STEPS, drive, name_of, start
 from tests.modifiers.table import ENCODER, PRUNERS, TABLE, make_model
 

@@ -11,17 +11,11 @@ from transformers import BertConfig, BertForQuestionAnswering, BertTokenizerFast
 from obert_modifiers.core.distillation import distillation_loss
 from obert_modifiers.modifiers._targets import encoder_weights
 from obert_modifiers.modifiers.distillation import LogitDistillationModifier
-from obert_modifiers.tasks import _data
-from obert_modifiers.tasks._arguments import ModelArguments
-from obert_modifiers.tasks._models import find
-from obert_modifiers.tasks._task import Inputs
-from obert_modifiers.tasks.question_answering import (
-    TASK,
-    Collate,
-    QuestionAnsweringArguments,
-    answer_losses,
-)
+from obert_modifiers.tasks.flags import ModelArguments
+from obert_modifiers.tasks.question_answering import Collate, answer_losses
+from obert_modifiers.tasks.run.models import find
 from tests import questions, reference, tiny
+from tests.tasks import inputs as made
 from tests.tasks.test_families import FAMILIES, SHAPE, save
 from tests.training.test_gradient_models import COUNT, WIDTH, _blocks
 
@@ -151,12 +145,8 @@ def test_every_family_answers(tmp_path, family: str) -> None:
 
 def test_gradients_are_those_of_one_window_at_a_time(small, tmp_path) -> None:
     path = tiny.write_rows(tmp_path / "rows.json", questions.rows(COUNT, 7))
-    flags = QuestionAnsweringArguments(
-        train_file=str(path), max_seq_length=32, doc_stride=8
-    )
-    data = _data.load(flags, str(tmp_path / "cache"), 0, TASK.columns, TASK.reader)
-    found = find(ModelArguments(model_name_or_path=str(small.model)))
-    samples = TASK.prepare(Inputs(data, None, found, flags, 0)).data
+    flags = {"train_file": str(path), "max_seq_length": 32, "doc_stride": 8}
+    samples, _ = made.prepare("question_answering", tmp_path, small.model, **flags)
     torch.manual_seed(0)
     model = BertForQuestionAnswering.from_pretrained(small.model).double().eval()
     parameters = [model.get_parameter(name) for name in encoder_weights(model)]

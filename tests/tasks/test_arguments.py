@@ -2,19 +2,13 @@
 
 import pytest
 
-from obert_modifiers.tasks._arguments import (
-    Arguments,
-    TrainArguments,
-    check,
-    parse,
-    resuming,
-)
-
-PROGRAM = "obert train text_classification"
+from obert_modifiers.tasks.command_line import check, resuming
+from obert_modifiers.tasks.flags import Arguments
+from obert_modifiers.tasks.text_classification import TASK
 
 
 def flags(words: str) -> Arguments:
-    return parse(words.split(), PROGRAM)
+    return TASK.parse(words.split())
 
 
 def test_a_command_of_sparseml_parses():
@@ -81,7 +75,7 @@ def test_a_value_that_breaks_its_rule_is_an_error(words, message):
 
 def test_a_full_output_folder_is_not_written_over(tmp_path):
     (tmp_path / "model.safetensors").touch()
-    arguments = Arguments(train=TrainArguments(output_dir=str(tmp_path)))
+    arguments = flags(f"--output_dir {tmp_path}")
     with pytest.raises(ValueError, match="add --overwrite_output_dir"):
         check(arguments)
     arguments.train.overwrite_output_dir = True

@@ -3,8 +3,8 @@
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from obert_modifiers.tasks.text_classification import main
 from tests import tiny
+from tests.tasks import inputs
 
 RECIPE = """\
 modifiers:
@@ -41,7 +41,7 @@ def test_a_shallow_n_m_student_of_the_recipes_teacher(small, tmp_path) -> None:
         "max_train_samples": 64,
         "per_device_train_batch_size": 8,
     }
-    record = main([str(w) for k, v in flags.items() for w in (f"--{k}", v)])
+    record = inputs.run("text_classification", **flags)
     assert record["teacher"] == str(deep)
     assert record["pruning_events"] == 2 and record["sparsity"] == 0.5
     assert {layer["name"].split(".")[3] for layer in record["layers"]} == {"0", "1"}

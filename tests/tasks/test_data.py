@@ -9,8 +9,12 @@ from datasets import ClassLabel, Dataset, Features, Value
 from transformers import AutoTokenizer
 
 from obert_modifiers.core import losses
-from obert_modifiers.tasks import _data, _labels, _metrics
-from obert_modifiers.tasks._arguments import DataArguments
+from obert_modifiers.tasks.data import metrics
+from obert_modifiers.tasks.data.dataset import TextData
+from obert_modifiers.tasks.data.labels import Labels, labels_of
+from obert_modifiers.tasks.text_classification import TextArguments, text_columns
+from tests.tasks import inputs
+from tests.tasks.inputs import tokenize
 
 ROWS = [
     {"text": "a fine film", "label": "good"},
@@ -21,7 +25,7 @@ ROWS = [
 
 def load(tmp_path, **flags):
     flags = {key: str(v) if key.endswith("file") else v for key, v in flags.items()}
-    return _data.load(DataArguments(**flags), str(tmp_path / "cache"), seed=0)
+    return inputs.load("text_classification", tmp_path, **flags)[1]
 
 
 def write(path, rows):
@@ -42,7 +46,7 @@ def write(path, rows):
 def in_memory(rows, columns=("text",), **splits):
     made = {"train": Dataset.from_list(rows)}
     made |= {name: Dataset.from_list(more) for name, more in splits.items()}
-    return _data.TextData(made, columns, "label", "rows")
+    return TextData(made, columns, "label", "rows")
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".json", ".jsonl", ".parquet"])
@@ -95,7 +99,7 @@ def test_validation_ratio_splits_the_training_data(tmp_path):
 )
 def test_text_columns(names, flags, expected):
     rows = Dataset.from_list([dict.fromkeys(names, "x")])
-    found = _data.text_columns(rows, DataArguments(**flags), "rows")
+    found = text_columns(rows, TextArguments(**flags), "rows")
     assert found == (expected or ("sentence1", "sentence2"))
 
 
@@ -144,7 +148,7 @@ def test_data_that_is_not_there(tmp_path, monkeypatch, flags, message):
 
 
 def test_texts_are_sorted_classes():
-    labels = _labels.understand(in_memory(ROWS))
+    labels = labels_of(in_memory(ROWS), {})
     assert labels.names == ("bad", "good", "mixed")
     assert labels.ids == {"bad": 0, "good": 1, "mixed": 2}
 
@@ -160,14 +164,14 @@ def test_texts_are_sorted_classes():
 )
 def test_whole_numbers_are_classes(values, ids, names):
     rows = [{"text": "a", "label": value} for value in values]
-    labels = _labels.understand(in_memory(rows))
+    labels = labels_of(in_memory(rows), {})
     assert (labels.ids, labels.names, labels.num_labels) == (ids, names, 2)
 
 
 def test_floats_are_to_be_predicted():
-    labels = _labels.understand(in_memory([{"text": "a", "label": 2.5}]))
+    labels = labels_of(in_memory([{"text": "a", "label": 2.5}]), {})
     assert labels.regression and labels.num_labels == 1
-    assert _labels.numbers([2, 0.5], labels) == [2.0, 0.5]
+    assert labels.numbers([2, 0.5]) == [2.0, 0.5]
 
 
 def test_a_data_sets_own_classes_keep_their_order():
@@ -176,22 +180,22 @@ def test_a_data_sets_own_classes_keep_their_order():
         "label": ClassLabel(names=["z", "a"]),
     })
     rows = Dataset.from_dict({"text": ["x"], "label": [1]}, features=features)
-    data = _data.TextData({"train": rows}, ("text",), "label", "rows")
-    assert _labels.understand(data).names == ("z", "a")
+    data = TextData({"train": rows}, ("text",), "label", "rows")
+    assert labels_of(data, {}).names == ("z", "a")
 
 
 def test_a_trained_model_keeps_its_classes():
     known = {"Mixed": 0, "Good": 1, "Bad": 2}
-    labels = _labels.understand(in_memory(ROWS[:2]), known)
+    labels = labels_of(in_memory(ROWS[:2]), known)
     assert labels.names == ("Mixed", "Good", "Bad")
     assert labels.ids == {"good": 1, "bad": 2}
     numbers = in_memory([{"text": "a", "label": 1}])
-    assert _labels.understand(numbers, {"no": 0, "yes": 1}).names == ("no", "yes")
+    assert labels_of(numbers, {"no": 0, "yes": 1}).names == ("no", "yes")
 
 
 def test_one_class_is_an_error():
     with pytest.raises(ValueError, match="holds the one class good"):
-        _labels.understand(in_memory(ROWS[:1]))
+        labels_of(in_memory(ROWS[:1]), {})
 
 
 @pytest.mark.parametrize("column", ["text", "label"])
@@ -200,20 +204,20 @@ def test_an_empty_cell_is_an_error(small, column):
     tokenizer = AutoTokenizer.from_pretrained(small.model)
     data = in_memory(rows)
     with pytest.raises(ValueError, match=f"column {column} of rows.*first in row 3"):
-        _labels.tokenize(data, _labels.understand(data), tokenizer, 16)
+        tokenize(data, labels_of(data, {}), tokenizer, 16)
 
 
 def test_tokens_of_pairs_and_labels(small):
     rows = [{"a": "fine film", "b": "a dull plot", "label": 1}]
     data = in_memory(rows * 2, ("a", "b"), test=[{"a": "x", "b": "y", "label": None}])
     tokenizer = AutoTokenizer.from_pretrained(small.model)
-    labels = _data.Labels("label", {0: 0, 1: 1}, ("0", "1"))
-    made = _labels.tokenize(data, labels, tokenizer, 7)
+    labels = Labels("label", {0: 0, 1: 1}, ("0", "1"))
+    made = tokenize(data, labels, tokenizer, 7)
     row = made["train"][0]
     assert len(row["input_ids"]) == 7 and row["labels"] == 1
     assert tokenizer.decode(row["input_ids"]).count("[SEP]") == 2
     assert "labels" not in made["test"].column_names
-    padded = _labels.tokenize(data, labels, tokenizer, 12, pad_to_max_length=True)
+    padded = tokenize(data, labels, tokenizer, 12, pad_to_max_length=True)
     assert len(padded["train"][0]["input_ids"]) == 12
 
 
@@ -232,15 +236,15 @@ def test_losses_are_those_of_each_sample():
 def test_metrics_against_their_definitions():
     labels = torch.tensor([1, 1, 0, 0, 1]).numpy()
     logits = torch.tensor([[0, 1], [1, 0], [1, 0], [0, 1], [0, 1]]).numpy()
-    found = _metrics.classification_metrics(logits, labels)
+    found = metrics.classification_metrics(logits, labels)
     # Two hits, one miss, one false alarm, one right rejection.
     assert found["accuracy"] == pytest.approx(3 / 5)
     assert found["f1"] == pytest.approx(2 * 2 / (2 * 2 + 1 + 1))
     matthews = (2 * 1 - 1 * 1) / (3 * 2 * 3 * 2) ** 0.5
     assert found["matthews_correlation"] == pytest.approx(matthews)
-    constant = _metrics.classification_metrics(logits * 0, labels)
+    constant = metrics.classification_metrics(logits * 0, labels)
     assert constant["f1"] == constant["matthews_correlation"] == 0.0
     values = torch.tensor([1.0, 2.0, 2.0, 5.0]).numpy()
-    found = _metrics.regression_metrics(values[:, None] ** 3, values)
+    found = metrics.regression_metrics(values[:, None] ** 3, values)
     assert found["spearman"] == pytest.approx(1.0)
     assert 0.8 < found["pearson"] < 1.0

@@ -13,16 +13,16 @@ from transformers import BertTokenizerFast
 
 from obert_modifiers.core.positions import usable_length
 from obert_modifiers.modifiers._targets import encoder_weights
-from obert_modifiers.tasks._arguments import DataSetArguments, ModelArguments
-from obert_modifiers.tasks._models import (
+from obert_modifiers.tasks.flags import DataSetArguments, ModelArguments
+from obert_modifiers.tasks.run.models import (
     Pretrained,
     check_fixed_length,
-    check_teachers_length,
     find,
 )
-from obert_modifiers.tasks._task import Inputs
-from obert_modifiers.tasks.text_classification import main
+from obert_modifiers.tasks.run.teacher import check_length
+from obert_modifiers.tasks.task import Inputs
 from tests import tiny
+from tests.tasks import inputs
 
 WORDS = [*tiny.SPECIAL, *tiny.GOOD, *tiny.BAD, *tiny.OTHER]
 H, WIDE, LAYERS, LENGTH = 16, 24, 2, 32
@@ -151,7 +151,7 @@ def test_a_small_run_ends_with_the_sparsity(small, tmp_path, family: str) -> Non
         "cache_dir": small.cache,
         "per_device_train_batch_size": 4,
     }
-    record = main([str(word) for k, v in flags.items() for word in (f"--{k}", v)])
+    record = inputs.run("text_classification", **flags)
     weights = layers_of(family) * FAMILIES[family][2]
     assert record["sparsity"] == round(0.75 * weights) / weights
     assert record["sparsity_encoder"] == record["sparsity"]
@@ -284,7 +284,7 @@ def test_a_model_of_one_length_wants_it(tmp_path) -> None:
 
 def test_a_teacher_with_fewer_positions_is_refused() -> None:
     teacher = transformers.BertModel(transformers.BertConfig(**SHAPE))
-    check_teachers_length(teacher, LENGTH)
-    check_teachers_length("self", 10**6)
+    check_length(teacher, LENGTH)
+    check_length("self", 10**6)
     with pytest.raises(ValueError, match=f"reads {LENGTH} tokens.*length {LENGTH}"):
-        check_teachers_length(teacher, LENGTH + 1)
+        check_length(teacher, LENGTH + 1)

@@ -8,15 +8,11 @@ import pytest
 from datasets import Dataset
 
 from obert_modifiers.cli.progress import evaluation_line
-from obert_modifiers.tasks import _data, _metrics
-from obert_modifiers.tasks._arguments import DataArguments
-from obert_modifiers.tasks._files import GLUE_COLUMNS, GLUE_FIGURES, glue_task
-from obert_modifiers.tasks.text_classification import main
+from obert_modifiers.tasks.data import metrics
+from obert_modifiers.tasks.data.columns import GLUE_COLUMNS, GLUE_FIGURES, glue_task
+from obert_modifiers.tasks.text_classification import TextArguments
 from tests import tiny
-
-
-def words_of(**flags):
-    return [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
+from tests.tasks import inputs
 
 
 def mnli_rows(count, seed):
@@ -51,21 +47,26 @@ def mnli(tmp_path):
 def test_both_validation_sets_of_mnli_are_measured(small, mnli, tmp_path):
     shared = {"cache_dir": small.cache, "learning_rate": 5e-3}
     out = tmp_path / "out"
-    flags = words_of(
-        model_name_or_path=small.model, dataset_name=mnli, output_dir=out, **shared
+    record = inputs.run(
+        "text_classification",
+        "--do_train --do_eval --do_predict",
+        model_name_or_path=small.model,
+        dataset_name=mnli,
+        output_dir=out,
+        **shared,
     )
-    record = main([*flags, "--do_train", "--do_eval", "--do_predict"])
     assert record["headline"] == ["accuracy", "accuracy_mm"]
     assert (record["samples"], record["samples_mm"]) == (17, 9)
     assert len((out / "predictions.csv").read_text().splitlines()) == 1 + 5
     for kind, ending in (("matched", ""), ("mismatched", "_mm")):
-        flags = words_of(
+        alone = inputs.run(
+            "text_classification",
+            "--do_eval",
             model_name_or_path=out,
             validation_file=mnli / f"validation_{kind}-00000-of-00001.parquet",
             output_dir=tmp_path / kind,
             **shared,
         )
-        alone = main([*flags, "--do_eval"])
         for name in ("accuracy", "loss"):
             assert record[name + ending] == alone[name]
     lines = [json.loads(x) for x in (out / "metrics.jsonl").read_text().splitlines()]
@@ -83,15 +84,16 @@ def test_a_folder_with_a_tasks_name_is_that_task(small, tmp_path, task):
         for i, row in enumerate(tiny.sentences(6))
     ]
     tiny.write_rows(folder / "validation.json", rows)
-    flags = DataArguments(dataset_name=str(folder))
-    data = _data.load(flags, str(small.cache), seed=0)
+    flags, data = inputs.load(
+        "text_classification", small.folder, dataset_name=str(folder)
+    )
     assert data.text_columns == columns
     assert glue_task(flags) == task
-    assert glue_task(DataArguments(task_name=task)) == task
-    part = DataArguments(dataset_name=f"some/{task}_subset")
+    assert glue_task(TextArguments(task_name=task)) == task
+    part = TextArguments(dataset_name=f"some/{task}_subset")
     assert glue_task(part) == task
-    assert glue_task(DataArguments(dataset_name="rows")) is None
-    assert glue_task(DataArguments(dataset_name=f"{task}s")) is None
+    assert glue_task(TextArguments(dataset_name="rows")) is None
+    assert glue_task(TextArguments(dataset_name=f"{task}s")) is None
 
 
 def test_the_figures_of_a_task_come_first(small, tmp_path):
@@ -100,14 +102,14 @@ def test_the_figures_of_a_task_come_first(small, tmp_path):
     rows = tiny.sentences(24)
     tiny.write_rows(folder / "train.json", rows)
     tiny.write_rows(folder / "validation.json", rows)
-    flags = words_of(
+    record = inputs.run(
+        "text_classification",
         model_name_or_path=small.model,
         dataset_name=folder,
         output_dir=tmp_path / "out",
         cache_dir=small.cache,
         num_train_epochs=1,
     )
-    record = main(flags)
     assert record["headline"] == ["matthews_correlation"]
     assert {"matthews_correlation", "accuracy", "f1"} <= set(record)
     assert set(GLUE_FIGURES) == {"cola", "mnli", "mrpc", "qqp"}
@@ -119,14 +121,15 @@ def test_test_data_can_be_evaluated_on(small, tmp_path):
         f"{split}_file": str(tiny.write_rows(tmp_path / f"{split}.json", rows))
         for split, rows in (("train", tiny.sentences(8)), ("test", tiny.sentences(5)))
     }
-    flags = DataArguments(**paths, eval_on_test=True)
-    data = _data.load(flags, str(small.cache), seed=0)
+    _, data = inputs.load(
+        "text_classification", small.folder, **paths, eval_on_test=True
+    )
     assert data.splits["validation"].to_list() == tiny.sentences(5)
     with pytest.raises(ValueError, match="has no test split, only train; expected"):
-        alone = DataArguments(train_file=paths["train_file"], eval_on_test=True)
-        _data.load(alone, str(small.cache), seed=0)
+        del paths["test_file"]
+        inputs.load("text_classification", small.folder, **paths, eval_on_test=True)
     with pytest.raises(ValueError, match="exclude each other"):
-        DataArguments(eval_on_test=True, validation_ratio=0.1).check()
+        TextArguments(eval_on_test=True, validation_ratio=0.1).check()
 
 
 def ranks(values):
@@ -145,7 +148,7 @@ def test_figures_against_their_definitions():
     draw = np.random.default_rng(0)
     labels = draw.integers(2, size=301)
     logits = draw.normal(size=(301, 2))
-    found = _metrics.classification_metrics(logits, labels)
+    found = metrics.classification_metrics(logits, labels)
     guess = (logits[:, 1] > logits[:, 0]).astype(int)
     table = [[((guess == i) & (labels == j)).sum() for j in (0, 1)] for i in (0, 1)]
     (right_no, missed), (false_alarm, hits) = table
@@ -155,11 +158,11 @@ def test_figures_against_their_definitions():
     assert found["matthews_correlation"] == pytest.approx(phi)
     # Of three classes neither is reported.
     wide = draw.normal(size=(301, 3))
-    assert set(_metrics.classification_metrics(wide, labels)) == {"accuracy"}
+    assert set(metrics.classification_metrics(wide, labels)) == {"accuracy"}
     scores = draw.integers(6, size=301).astype(np.float32)  # ties
     guess = (scores + draw.normal(size=301)).astype(np.float32)
     guess[:40] = guess[0]
-    found = _metrics.regression_metrics(guess[:, None], scores)
+    found = metrics.regression_metrics(guess[:, None], scores)
     doubled = guess.astype(np.float64), scores.astype(np.float64)
     assert found["pearson"] == pytest.approx(correlation(*doubled))
     spearman = correlation(ranks(guess), ranks(scores))
@@ -173,8 +176,8 @@ def test_figures_against_their_definitions():
 def test_constants_have_no_correlation(value):
     labels = np.full(4, value)
     logits = np.eye(2)[labels]
-    found = _metrics.classification_metrics(logits, labels)
+    found = metrics.classification_metrics(logits, labels)
     assert (found["accuracy"], found["matthews_correlation"]) == (1.0, 0.0)
     assert found["f1"] == value
-    found = _metrics.regression_metrics(np.ones((4, 1)), np.arange(4.0))
+    found = metrics.regression_metrics(np.ones((4, 1)), np.arange(4.0))
     assert found == {"pearson": 0.0, "spearman": 0.0}

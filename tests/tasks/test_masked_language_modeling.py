@@ -11,12 +11,9 @@ from transformers import AutoModelForMaskedLM
 
 from obert_modifiers.core.distillation import output_losses, read_outputs
 from obert_modifiers.core.losses import token_loss
-from obert_modifiers.tasks import _data, masked_language_modeling
-from obert_modifiers.tasks._arguments import ModelArguments
-from obert_modifiers.tasks._models import find
-from obert_modifiers.tasks._task import Inputs
-from obert_modifiers.tasks.masked_language_modeling import MaskedArguments, main
+from obert_modifiers.tasks import masked_language_modeling
 from tests import tiny
+from tests.tasks import inputs
 
 TASK = masked_language_modeling.TASK
 
@@ -41,10 +38,9 @@ def write(path, texts):
 
 
 def prepare(small, tmp_path, texts, **flags):
-    args = MaskedArguments(train_file=str(write(tmp_path / "a.txt", texts)), **flags)
-    data = _data.load(args, str(tmp_path / "cache"), 0, TASK.columns)
-    found = find(ModelArguments(model_name_or_path=str(small.model)))
-    return found.tokenizer, TASK.prepare(Inputs(data, None, found, args, 7)).data
+    path = str(write(tmp_path / "a.txt", texts))
+    made = inputs.prepare(TASK.name, tmp_path, small.model, 7, train_file=path, **flags)
+    return made[1], made[0]
 
 
 def tokens_of(samples) -> list[list[int]]:
@@ -94,7 +90,7 @@ def test_or_each_line_is_a_sample(small, tmp_path) -> None:
 )
 def test_what_does_not_fit(small, tmp_path, texts, flags, message) -> None:
     with pytest.raises(ValueError, match=message):
-        MaskedArguments(**flags).check()
+        TASK.flags(**flags).check()
         prepare(small, tmp_path, texts, **flags)
 
 
@@ -135,9 +131,7 @@ def command(small, tmp_path, out, words="", **replaced):
         "per_device_train_batch_size": 4,
         "max_seq_length": 24,
     }
-    given = {name: value for name, value in (flags | replaced).items() if value}
-    pairs = [str(word) for name, v in given.items() for word in (f"--{name}", v)]
-    return main(pairs + words.split())
+    return inputs.run(TASK.name, words, **flags | replaced)
 
 
 def test_from_text_to_a_sparse_model_that_guesses_words(small, tmp_path) -> None:

@@ -8,7 +8,11 @@ import torch
 from datasets import Dataset
 from transformers import AutoTokenizer
 
-from obert_modifiers.tasks._masking import MaskedSamples, Masking, masking_of
+from obert_modifiers.tasks.masked_language_modeling import (
+    MaskedSamples,
+    Masking,
+    masking_of,
+)
 
 MASK, WORDS = 4, 1000
 MASKING = Masking(0.15, MASK, WORDS, special=(0, 2, 3, 4))

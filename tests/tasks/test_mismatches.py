@@ -10,10 +10,11 @@ from transformers import (
     BertForSequenceClassification,
 )
 
-from obert_modifiers.tasks import _models
-from obert_modifiers.tasks._arguments import ModelArguments
-from obert_modifiers.tasks._data import Labels, TextData
-from obert_modifiers.tasks._labels import as_the_model_knows
+from obert_modifiers.tasks.data.dataset import TextData
+from obert_modifiers.tasks.data.labels import Labels, keep_known
+from obert_modifiers.tasks.flags import ModelArguments
+from obert_modifiers.tasks.run.models import find
+from obert_modifiers.tasks.run.teacher import load_teacher
 from tests import tiny
 
 
@@ -24,12 +25,12 @@ def folder(tmp_path_factory):
 
 def test_a_tokenizer_with_more_tokens_than_embeddings_is_refused(folder, tmp_path):
     larger = tiny.save_model(tmp_path / "larger")
-    tokens = _models.find(ModelArguments(str(larger))).tokenizer
+    tokens = find(ModelArguments(str(larger))).tokenizer
     highest = len(tokens) - 1
     tokens.add_tokens(["another"])
     tokens.save_pretrained(larger)
     good = ModelArguments(str(folder), tokenizer_name=str(folder))
-    assert max(_models.find(good).tokenizer.get_vocab().values()) == highest
+    assert max(find(good).tokenizer.get_vocab().values()) == highest
     for arguments, flag in (
         (ModelArguments(str(folder), tokenizer_name=str(larger)), "--tokenizer_name"),
         (ModelArguments(str(larger)), "--model_name_or_path"),
@@ -39,7 +40,7 @@ def test_a_tokenizer_with_more_tokens_than_embeddings_is_refused(folder, tmp_pat
             match=f"{flag}={larger} has tokens with numbers up to {highest + 1} and "
             f"the model embeddings for {highest + 1}; expected numbers below that",
         ):
-            _models.find(arguments)
+            find(arguments)
 
 
 def _teacher(folder, tmp_path, names: list[str]):
@@ -68,15 +69,15 @@ def _teacher(folder, tmp_path, names: list[str]):
 def test_the_classes_of_a_teacher(folder, tmp_path, caplog, names, warned, error):
     teacher = _teacher(folder, tmp_path, names)
     arguments = ModelArguments(str(folder), distill_teacher=str(teacher))
-    found = _models.find(arguments)
+    found = find(arguments)
     labels = Labels("label", {"bad": 0, "good": 1}, ("bad", "good"))
     load = (found, AutoModelForSequenceClassification, labels, arguments)
     if error:
         with pytest.raises(ValueError, match=error):
-            _models.load_teacher(*load)
+            load_teacher(*load)
         return
     with caplog.at_level(logging.WARNING, logger="obert_modifiers"):
-        assert _models.load_teacher(*load).config.num_labels == len(names)
+        assert load_teacher(*load).config.num_labels == len(names)
     texts = [r.getMessage() for r in caplog.records]
     told = [text for text in texts if "calls its classes negative, positive" in text]
     assert len(told) == int(warned)
@@ -89,8 +90,8 @@ def test_a_teacher_without_enough_embeddings_is_refused(folder, tmp_path):
     (teacher / "config.json").write_text(json.dumps(config))
     arguments = ModelArguments(str(folder), distill_teacher=str(teacher))
     with pytest.raises(ValueError, match=f"--distill_teacher={teacher} has tokens"):
-        _models.load_teacher(
-            _models.find(arguments), AutoModelForSequenceClassification, None, arguments
+        load_teacher(
+            find(arguments), AutoModelForSequenceClassification, None, arguments
         )
 
 
@@ -98,6 +99,6 @@ def test_the_model_keeps_its_order_however_the_data_writes_the_names() -> None:
     names = ("not_entailment", "entailment")
     data = Labels("label", {0: 0, 1: 1}, names)
     known = {"ENTAILMENT": 0, "Not Entailment": 1}
-    found = as_the_model_knows(data, known, TextData({}, ("text",), "label", "d"))
+    found = keep_known(data, known, TextData({}, ("text",), "label", "d"))
     assert found.ids == {0: 1, 1: 0}
     assert found.names == ("ENTAILMENT", "Not Entailment")

@@ -8,19 +8,18 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 from transformers import AutoConfig, AutoTokenizer
 
-from obert_modifiers.tasks import _data, _labels, text_classification
-from obert_modifiers.tasks import masked_language_modeling as masked
-from obert_modifiers.tasks import token_classification as tokens
+from obert_modifiers.tasks.data.dataset import TextData
+from obert_modifiers.tasks.data.labels import labels_of
+from obert_modifiers.tasks.data.texts import as_text
 from tests import tiny
+from tests.tasks import inputs
+from tests.tasks.inputs import tokenize
 
 NAMES = {0: "bad", 1: "good"}
 
 
 def run(task, **flags):
-    words, given = ["--num_train_epochs", "1"], flags.pop("do", "").split()
-    for name, value in flags.items():
-        words += [f"--{name}", str(value)]
-    return task.main([*words, *given])
+    return inputs.run(task, num_train_epochs=1, **flags)
 
 
 def written(path, rows):
@@ -40,7 +39,7 @@ def data_of(features=None, **splits):
         )
         for name, labels in splits.items()
     }
-    return _data.TextData(made, ("text",), "label", "rows")
+    return TextData(made, ("text",), "label", "rows")
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +50,7 @@ def trained(small, tmp_path_factory):
     path = written(folder / "train.json", rows)
     common = {"cache_dir": small.cache, "do": "--do_train"}
     run(
-        text_classification,
+        "text_classification",
         model_name_or_path=small.model,
         train_file=path,
         output_dir=folder / "run",
@@ -70,7 +69,7 @@ def test_new_texts_are_predicted(small, trained, tmp_path, suffix, label, beside
     test = written(tmp_path / f"new{suffix}", rows)
     flags = {"train_file": train} if beside else {}
     run(
-        text_classification,
+        "text_classification",
         model_name_or_path=model,
         test_file=test,
         output_dir=tmp_path / "out",
@@ -87,7 +86,7 @@ def test_new_texts_need_a_model_with_classes(small, tmp_path):
     test = written(tmp_path / "new.csv", [{"sentence": "a fine film"}])
     with pytest.raises(ValueError, match="has BertModel, and test data alone names no"):
         run(
-            text_classification,
+            "text_classification",
             model_name_or_path=small.model,
             test_file=test,
             output_dir=tmp_path / "out",
@@ -100,7 +99,7 @@ def test_new_texts_get_a_number_from_a_model_of_numbers(small, tmp_path):
     rows = [row | {"label": row["label"] + 0.5} for row in tiny.sentences(16)]
     common = {"cache_dir": small.cache}
     run(
-        text_classification,
+        "text_classification",
         model_name_or_path=small.model,
         train_file=written(tmp_path / "train.csv", rows),
         output_dir=tmp_path / "run",
@@ -108,7 +107,7 @@ def test_new_texts_get_a_number_from_a_model_of_numbers(small, tmp_path):
         **common,
     )
     run(
-        text_classification,
+        "text_classification",
         model_name_or_path=tmp_path / "run",
         test_file=written(tmp_path / "new.csv", [{"sentence": "a fine film"}]),
         output_dir=tmp_path / "out",
@@ -137,16 +136,16 @@ def test_new_texts_get_a_number_from_a_model_of_numbers(small, tmp_path):
     ],
 )
 def test_minus_one_is_no_label(splits, known, names):
-    assert _labels.understand(data_of(**splits), known).names == names
+    assert labels_of(data_of(**splits), known).names == names
 
 
 def test_rows_without_a_label_are_left_out_and_counted(small, caplog):
     features = Features(text=Value("string"), label=ClassLabel(names=["z", "a"]))
     data = data_of(features, train=[0, -1, 1, 1], validation=[-1, 1], test=[-1, -1])
-    labels = _labels.understand(data)
+    labels = labels_of(data, {})
     tokenizer = AutoTokenizer.from_pretrained(small.model)
     with caplog.at_level(logging.WARNING):
-        made = _labels.tokenize(data, labels, tokenizer, 16)
+        made = tokenize(data, labels, tokenizer, 16)
     assert {name: len(rows) for name, rows in made.items()} == {
         "train": 3,
         "validation": 1,
@@ -163,7 +162,7 @@ def test_a_split_without_a_label_is_not_evaluated(labels):
     with pytest.raises(
         ValueError, match="column label of rows .validation. is -1 .*--do_predict"
     ):
-        _labels.understand(data)
+        labels_of(data, {})
 
 
 @pytest.mark.parametrize("eval_on_test", [True, False])
@@ -180,7 +179,7 @@ def test_the_error_names_the_split_or_file(small, tmp_path, eval_on_test):
         flags = {"train_file": folder / "train.csv", "validation_file": place}
     with pytest.raises(ValueError, match=f"label of {place} is -1 in each row"):
         run(
-            text_classification,
+            "text_classification",
             model_name_or_path=small.model,
             output_dir=tmp_path / "out",
             cache_dir=small.cache,
@@ -214,7 +213,7 @@ def test_labels_of_several_types_and_missing_ones(small, tmp_path, lines, messag
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(ValueError, match=message):
         run(
-            text_classification,
+            "text_classification",
             model_name_or_path=small.model,
             train_file=path,
             output_dir=tmp_path / "out",
@@ -225,10 +224,10 @@ def test_labels_of_several_types_and_missing_ones(small, tmp_path, lines, messag
 
 def test_types_of_splits_are_compared_too():
     with pytest.raises(ValueError, match="holds 0 in row 0 of rows .train. and 'a' in"):
-        _labels.understand(data_of(train=[0, 1], validation=["a", "b"]))
-    whole = _labels.understand(data_of(train=[0, 1], validation=[1.0, 0.0]))
-    assert whole.names == ("0", "1") and _labels.numbers([1.0], whole) == [1]
-    assert _labels.understand(data_of(train=[0, 1], validation=[1.5])).regression
+        labels_of(data_of(train=[0, 1], validation=["a", "b"]), {})
+    whole = labels_of(data_of(train=[0, 1], validation=[1.0, 0.0]), {})
+    assert whole.names == ("0", "1") and whole.numbers([1.0]) == [1]
+    assert labels_of(data_of(train=[0, 1], validation=[1.5]), {}).regression
 
 
 def test_a_class_may_be_called_none(small, tmp_path):
@@ -237,7 +236,7 @@ def test_a_class_may_be_called_none(small, tmp_path):
     for suffix in (".csv", ".json"):
         out = tmp_path / f"out{suffix}"
         run(
-            text_classification,
+            "text_classification",
             model_name_or_path=small.model,
             train_file=written(tmp_path / f"t{suffix}", rows),
             output_dir=out,
@@ -249,11 +248,11 @@ def test_a_class_may_be_called_none(small, tmp_path):
 
 def test_numbers_in_a_column_of_text_are_read_as_text():
     rows = Dataset.from_dict({"a": [12, 7], "b": [["x"], ["y"]]})
-    assert _labels.as_text(rows, "a", "f")["a"][:] == ["12", "7"]
+    assert as_text(rows, "a", "f")["a"][:] == ["12", "7"]
     with pytest.raises(
         ValueError, match="b of f holds \\['x'\\] in row 0; expected te"
     ):
-        _labels.as_text(rows, "b", "f")
+        as_text(rows, "b", "f")
 
 
 WORDS = {"tokens": ["a", "fine", "film"], "ner_tags": ["O", "B-X", "O"]}
@@ -263,20 +262,20 @@ WORDS = {"tokens": ["a", "fine", "film"], "ner_tags": ["O", "B-X", "O"]}
     ("task", "rows", "other", "missing"),
     [
         (
-            text_classification,
+            "text_classification",
             {"text": "a", "label": "x"},
             {"text": "a", "y": "x"},
             "label",
         ),
         (
-            text_classification,
+            "text_classification",
             {"text": "a", "label": "x"},
             {"b": "a", "label": "x"},
             "text",
         ),
-        (tokens, WORDS, {"tokens": ["a"], "tags": ["O"]}, "ner_tags"),
-        (tokens, WORDS, {"words": ["a"], "ner_tags": ["O"]}, "tokens"),
-        (masked, {"text": "a"}, {"sentence": "a"}, "text"),
+        ("token_classification", WORDS, {"tokens": ["a"], "tags": ["O"]}, "ner_tags"),
+        ("token_classification", WORDS, {"words": ["a"], "ner_tags": ["O"]}, "tokens"),
+        ("masked_language_modeling", {"text": "a"}, {"sentence": "a"}, "text"),
     ],
 )
 def test_a_split_that_lacks_a_column_is_named(
@@ -303,7 +302,7 @@ def test_words_without_labels_are_predicted(small, tmp_path):
     train = written(tmp_path / "train.json", [WORDS] * 8)
     common = {"cache_dir": tmp_path / "cache"}
     run(
-        tokens,
+        "token_classification",
         model_name_or_path=small.model,
         train_file=train,
         output_dir=tmp_path / "run",
@@ -314,7 +313,7 @@ def test_words_without_labels_are_predicted(small, tmp_path):
     for number, more in enumerate(({}, {"train_file": train})):
         out = tmp_path / f"out{number}"
         run(
-            tokens,
+            "token_classification",
             model_name_or_path=tmp_path / "run",
             test_file=test,
             output_dir=out,

@@ -13,9 +13,11 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from obert_modifiers.core.losses import multi_label_loss
 from obert_modifiers.deploy.evaluate import Request, evaluate_file
 from obert_modifiers.deploy.onnx import export_onnx
-from obert_modifiers.tasks import _data, _labels, _metrics
-from obert_modifiers.tasks.text_classification import main
+from obert_modifiers.tasks.data import metrics
+from obert_modifiers.tasks.data.dataset import TextData
+from obert_modifiers.tasks.data.labels import labels_of
 from tests import tiny
+from tests.tasks import inputs
 
 try:  # datasets 4 calls a list of values List
     from datasets import List as Values
@@ -28,7 +30,7 @@ HOT = [[1.0, 0.0], [1.0, 1.0], [0.0, 1.0], [0.0, 0.0]]
 def data_of(labels, features=None, known=None):
     rows = {"text": ["a"] * len(labels), "labels": labels}
     train = Dataset.from_dict(rows, features)
-    return _data.TextData({"train": train}, ("text",), "labels", "rows")
+    return TextData({"train": train}, ("text",), "labels", "rows")
 
 
 @pytest.mark.parametrize(
@@ -45,10 +47,10 @@ def data_of(labels, features=None, known=None):
     ],
 )
 def test_lists_are_any_number_of_classes(labels, known, names, expected):
-    found = _labels.understand(data_of(labels), known)
+    found = labels_of(data_of(labels), known)
     assert found.multi and found.names == names
     assert found.problem_type == "multi_label_classification"
-    assert _labels.numbers(labels, found) == expected
+    assert found.numbers(labels) == expected
 
 
 def test_a_data_sets_own_names_come_first():
@@ -56,9 +58,9 @@ def test_a_data_sets_own_names_come_first():
         text=Value("string"), labels=Values(ClassLabel(names=["z", "a", "m"]))
     )
     labels = [[0, 2], [1, 2]]
-    found = _labels.understand(data_of(labels, features))
+    found = labels_of(data_of(labels, features), {})
     assert found.names == ("z", "a", "m")
-    assert _labels.numbers(labels, found) == [[1, 0, 1], [0, 1, 1]]
+    assert found.numbers(labels) == [[1, 0, 1], [0, 1, 1]]
 
 
 @pytest.mark.parametrize(
@@ -72,7 +74,7 @@ def test_a_data_sets_own_names_come_first():
 )
 def test_lists_that_say_nothing_are_an_error(labels, message):
     with pytest.raises(ValueError, match=message):
-        _labels.understand(data_of(labels))
+        labels_of(data_of(labels), {})
 
 
 def test_the_loss_is_the_binary_cross_entropy():
@@ -89,7 +91,7 @@ def test_figures_against_their_definitions():
     labels = draw.integers(2, size=(97, 3)).astype(np.float32)
     labels[:, 2] = 0  # of a class that no sample has the F1 is 0
     logits = draw.normal(size=(97, 3))
-    found = _metrics.multi_label_metrics(logits, labels)
+    found = metrics.multi_label_metrics(logits, labels)
     guess = (logits > 0).astype(int)
     hits, wrong = guess * labels, np.abs(guess - labels)
     each = 2 * hits.sum(0) / (2 * hits.sum(0) + wrong.sum(0))
@@ -128,10 +130,8 @@ def trained(small, tmp_path_factory):
         "cache_dir": small.cache,
         "recipe": small.recipe,
     }
-    words = [
-        str(word) for name, value in flags.items() for word in (f"--{name}", value)
-    ]
-    record = main([*words, "--do_train", "--do_eval", "--do_predict"])
+    do = "--do_train --do_eval --do_predict"
+    record = inputs.run("text_classification", do, **flags)
     return folder / "run", test, record
 
 
@@ -172,8 +172,14 @@ def test_the_model_says_what_it_was_trained_to_tell(small, trained, tmp_path):
     lines = test.read_text().splitlines()
     bare = [{"sentence": json.loads(line)["sentence"]} for line in lines]
     new = tiny.write_rows(tmp_path / "new.json", bare)
-    flags = ["--model_name_or_path", str(run), "--test_file", str(new), "--do_predict"]
-    main([*flags, "--output_dir", str(tmp_path / "p"), "--cache_dir", str(small.cache)])
+    inputs.run(
+        "text_classification",
+        "--do_predict",
+        model_name_or_path=run,
+        test_file=new,
+        output_dir=tmp_path / "p",
+        cache_dir=small.cache,
+    )
     found = (tmp_path / "p" / "predictions.csv").read_text()
     assert found == (run / "predictions.csv").read_text()
 

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, BertForQuestionAnswering
 
 from obert_modifiers.resources import recipe_path
-from obert_modifiers.tasks.question_answering import main
 from tests import questions, tiny
+from tests.tasks import inputs
 
 WINDOWS = {"max_seq_length": 24, "doc_stride": 6}
 
@@ -48,9 +48,7 @@ def run(asked, out, words="", **replaced):
         "num_train_epochs": 1,
         **WINDOWS,
     }
-    given = {name: value for name, value in (flags | replaced).items() if value}
-    pairs = [word for name, value in given.items() for word in (f"--{name}", value)]
-    return main([str(word) for word in pairs] + words.split())
+    return inputs.run("question_answering", words, **flags | replaced)
 
 
 @pytest.fixture(scope="module")

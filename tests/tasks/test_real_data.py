@@ -5,18 +5,13 @@ import itertools
 import pytest
 from transformers import AutoTokenizer
 
-from obert_modifiers import embedded
-from obert_modifiers.tasks import (
-    _data,
-    _labels,
-    masked_language_modeling,
-    token_classification,
-)
-from obert_modifiers.tasks._arguments import DataArguments, ModelArguments
-from obert_modifiers.tasks._models import find
-from obert_modifiers.tasks._task import Inputs
-from obert_modifiers.tasks.masked_language_modeling import MaskedArguments
-from obert_modifiers.tasks.token_classification import TokenArguments
+from obert_modifiers import embedded, tasks
+from obert_modifiers.tasks.data.dataset import TextData
+from obert_modifiers.tasks.data.labels import labels_of
+from obert_modifiers.tasks.flags import ModelArguments
+from obert_modifiers.tasks.run.models import find
+from obert_modifiers.tasks.task import Inputs
+from tests.tasks.inputs import load, tokenize
 
 PAIR = ("sentence1", "sentence2")
 # Rows of the splits, columns of text, number of classes (0: a number).
@@ -49,22 +44,20 @@ def some(data):
         name: rows.select(range(min(SOME, len(rows))))
         for name, rows in data.splits.items()
     }
-    return _data.TextData(
-        splits, data.text_columns, data.label_column, data.description
-    )
+    return TextData(splits, data.text_columns, data.label_column, data.description)
 
 
 @pytest.mark.parametrize("name", GLUE)
 def test_glue(shared_data, tmp_path, name):
     counts, columns, classes = GLUE[name]
-    flags = DataArguments(dataset_name=folder_of(shared_data, name))
-    data = _data.load(flags, str(tmp_path), 0)
+    folder = folder_of(shared_data, name)
+    _, data = load("text_classification", tmp_path, dataset_name=folder)
     assert {split: len(rows) for split, rows in data.splits.items()} == counts
     assert data.text_columns == columns
-    labels = _labels.understand(data)
+    labels = labels_of(data, {})
     assert len(labels.names) == classes and labels.regression == (classes == 0)
     tokenizer = AutoTokenizer.from_pretrained(embedded.encoder_path())
-    made = _labels.tokenize(some(data), labels, tokenizer, 512)
+    made = tokenize(some(data), labels, tokenizer, 512)
     for row, read in zip(made["validation"], data.splits["validation"], strict=False):
         parts = [tokenizer.tokenize(read[column]) for column in columns]
         words = ["[CLS]", *(w for part in parts for w in (*part, "[SEP]"))]
@@ -75,11 +68,9 @@ def test_glue(shared_data, tmp_path, name):
 
 
 def test_conll(shared_data, tmp_path):
-    flags = TokenArguments(
-        dataset_name=folder_of(shared_data, "conll2003"), label_names=NAMES
-    )
-    task = token_classification.TASK
-    data = _data.load(flags, str(tmp_path), 0, task.columns)
+    folder = folder_of(shared_data, "conll2003")
+    task = tasks.load("token_classification")
+    flags, data = load(task.name, tmp_path, dataset_name=folder, label_names=NAMES)
     assert {split: len(rows) for split, rows in data.splits.items()} == {
         "train": 14041,
         "validation": 3250,
@@ -89,7 +80,7 @@ def test_conll(shared_data, tmp_path):
     assert labels.names == tuple(NAMES.split(","))
     inputs = Inputs(some(data), labels, find(ModelArguments()), flags, 0)
     samples = task.prepare(inputs).data
-    tokenizer = inputs.found.tokenizer
+    tokenizer = inputs.pretrained.tokenizer
     for row, read in zip(samples.train, data.splits["train"], strict=False):
         starts = [
             tokenizer.convert_ids_to_tokens(token)
@@ -112,13 +103,10 @@ def test_conll(shared_data, tmp_path):
 )
 @pytest.mark.parametrize("line_by_line", [False, True])
 def test_plain_text(shared_data, tmp_path, name, counts, line_by_line):
-    flags = MaskedArguments(
-        dataset_name=folder_of(shared_data, name),
-        line_by_line=line_by_line,
-        max_seq_length=64,
-    )
-    task = masked_language_modeling.TASK
-    data = _data.load(flags, str(tmp_path), 0, task.columns)
+    task = tasks.load("masked_language_modeling")
+    options = {"line_by_line": line_by_line, "max_seq_length": 64}
+    folder = folder_of(shared_data, name)
+    flags, data = load(task.name, tmp_path, dataset_name=folder, **options)
     assert {split: len(rows) for split, rows in data.splits.items()} == counts
     inputs = Inputs(some(data), None, find(ModelArguments()), flags, 0)
     samples = task.prepare(inputs).data.validation
@@ -129,7 +117,7 @@ def test_plain_text(shared_data, tmp_path, name, counts, line_by_line):
         ]
         for row in (samples[i] for i in range(len(samples)))
     ]
-    tokenizer = inputs.found.tokenizer
+    tokenizer = inputs.pretrained.tokenizer
     texts = itertools.islice(data.splits["validation"]["text"], SOME)
     words = [tokenizer.tokenize(text) for text in texts if text.strip()]
     if line_by_line:

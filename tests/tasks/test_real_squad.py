@@ -5,19 +5,16 @@ import pytest
 from transformers import AutoTokenizer
 
 from obert_modifiers import embedded
-from obert_modifiers.tasks import _data
-from obert_modifiers.tasks.question_answering import (
-    QuestionAnsweringArguments,
-    answer_all,
-)
+from obert_modifiers.tasks.question_answering import answer_all
 from obert_modifiers.tasks.squad.answers import Search
-from obert_modifiers.tasks.squad.data import answers_of, columns, read, windows_of
+from obert_modifiers.tasks.squad.data import answers_of, windows_of
 from obert_modifiers.tasks.squad.metrics import (
     normalize,
     squad_metrics,
     squad_v2_metrics,
 )
 from obert_modifiers.tasks.squad.windows import WindowShape
+from tests.tasks.inputs import load
 
 SHAPE = WindowShape(384, 128)
 SOME = 400
@@ -35,9 +32,8 @@ def splits(shared_data, tmp_path_factory):
     folder = shared_data / "squad"
     if not folder.is_dir():
         pytest.skip(f"no data set in {folder}; name its parent in OBERT_SHARED_DATA")
-    flags = QuestionAnsweringArguments(dataset_name=str(folder))
-    cache = str(tmp_path_factory.mktemp("cache"))
-    return _data.load(flags, cache, 0, columns, read).splits
+    cache = tmp_path_factory.mktemp("cache")
+    return load("question_answering", cache, dataset_name=str(folder))[1].splits
 
 
 def texts_of(rows) -> list[list[str]]:

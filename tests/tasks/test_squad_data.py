@@ -7,10 +7,12 @@ import pytest
 from datasets import Dataset
 from transformers import BertTokenizerFast
 
-from obert_modifiers.tasks.question_answering import QuestionAnsweringArguments
+from obert_modifiers.tasks.question_answering import (
+    TASK,
+    QuestionAnsweringArguments,
+)
 from obert_modifiers.tasks.squad.data import (
     answers_of,
-    columns,
     ids_of,
     read,
     windows_of,
@@ -62,7 +64,7 @@ def test_every_form_gives_the_same_questions(tmp_path, form: str, named: bool) -
     assert description == str(folder if named else path)
     assert plain(splits["train"]) == EXPECTED
     assert [len(answers) for *_, answers in EXPECTED] == [1, 1, 1, 0, 1, 1, 0]
-    found = columns(splits["train"], flags, description)
+    found = TASK.columns(splits["train"], flags, description)
     assert found == (("question", "context"), "answers")
 
 
@@ -148,4 +150,4 @@ def test_files_that_are_not_squads_are_errors(tmp_path) -> None:
     path.write_text('{"sentence": "a film"}\n{"sentence": "a plot"}\n')
     rows = read(flags, str(tmp_path / "cache"))[0]["train"]
     with pytest.raises(ValueError, match="columns sentence; expected question"):
-        columns(rows, flags, "data")
+        TASK.columns(rows, flags, "data")

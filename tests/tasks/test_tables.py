@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from obert_modifiers.tasks import _data
-from obert_modifiers.tasks._arguments import DataArguments
-from obert_modifiers.tasks._tables import read_table
+from obert_modifiers.tasks.data.tables import read_table
+from tests.tasks import inputs
 
 WORDS = ["null", "NA", "None", "nan", "N/A", "NULL", "<NA>", "n/a", "a fine film"]
 
@@ -23,7 +22,7 @@ def rows_of(path: Path, text: str):
 
 
 def load(tmp_path, **flags):
-    return _data.load(DataArguments(**flags), str(tmp_path / "cache"), seed=0)
+    return inputs.load("text_classification", tmp_path, **flags)[1]
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv"])

@@ -10,9 +10,9 @@ import pytest
 from safetensors.torch import load_file
 from transformers import AutoConfig
 
-from obert_modifiers.tasks import _record
-from obert_modifiers.tasks.text_classification import main
+from obert_modifiers.tasks.run import record as records
 from tests import tiny
+from tests.tasks import inputs
 
 # Reloads a saved model in a process that never imports this package.
 RELOAD = """
@@ -47,9 +47,7 @@ def run(small, out, words="", **replaced):
         "logging_steps": 1,
         "num_train_epochs": 1,
     }
-    given = {name: value for name, value in (flags | replaced).items() if value}
-    pairs = [word for name, value in given.items() for word in (f"--{name}", value)]
-    return main([str(word) for word in pairs] + words.split())
+    return inputs.run("text_classification", words, **flags | replaced)
 
 
 @pytest.fixture(scope="module")
@@ -86,10 +84,10 @@ def test_a_quantized_model_is_saved_and_measured_as_such(small, tmp_path):
     assert not any("quant" in name for name in load_file(out / "model.safetensors"))
     # Evaluating the folder gives the same figures, which are not the plain model's.
     flags = "--do_eval --per_device_eval_batch_size 48"
-    again = run(small, tmp_path / "a", flags, model_name_or_path=out, train_file="")
+    again = run(small, tmp_path / "a", flags, model_name_or_path=out, train_file=None)
     assert again["loss"] == pytest.approx(record["loss"], rel=1e-6)
     (out / "quantization.json").unlink()
-    plain = run(small, tmp_path / "b", flags, model_name_or_path=out, train_file="")
+    plain = run(small, tmp_path / "b", flags, model_name_or_path=out, train_file=None)
     assert plain["loss"] != pytest.approx(record["loss"], rel=1e-6)
 
 
@@ -272,11 +270,11 @@ def test_zeros_are_counted_in_the_files(pruned, tmp_path):
     out, record = pruned
     names = [layer["name"] for layer in record["layers"]]
     assert len(names) == 12
-    assert _record.count_zeros(out, names) == record["layers"]
+    assert records.count_zeros(out, names) == record["layers"]
     with pytest.raises(ValueError, match="lacks nothing.weight"):
-        _record.count_zeros(out, ["nothing.weight"])
+        records.count_zeros(out, ["nothing.weight"])
     with pytest.raises(FileNotFoundError, match="has no weights"):
-        _record.count_zeros(tmp_path, names)
+        records.count_zeros(tmp_path, names)
 
 
 def test_the_gzipped_size_is_that_of_gzip(pruned):

@@ -10,12 +10,11 @@ from datasets import ClassLabel, Dataset, Features, Sequence, Value
 from transformers import AutoConfig, AutoModelForTokenClassification, AutoTokenizer
 
 from obert_modifiers.core.losses import token_loss
-from obert_modifiers.tasks import _data, token_classification
-from obert_modifiers.tasks._arguments import ModelArguments
-from obert_modifiers.tasks._models import find
-from obert_modifiers.tasks._task import Inputs
-from obert_modifiers.tasks.token_classification import TokenArguments, main
+from obert_modifiers.tasks import token_classification
+from obert_modifiers.tasks.data.dataset import TextData
+from obert_modifiers.tasks.token_classification import TokenArguments
 from tests import tiny
+from tests.tasks import inputs
 
 TASK = token_classification.TASK
 NAMES = ("O", "B-GOOD", "I-GOOD", "B-BAD", "I-BAD")
@@ -38,14 +37,9 @@ def rows(count: int, seed: int = 0) -> list[dict]:
     return made
 
 
-def read(tmp_path, lines: list[dict], **flags):
-    path = tiny.write_rows(tmp_path / "rows.json", lines)
-    args = TokenArguments(train_file=str(path), **flags)
-    return args, _data.load(args, str(tmp_path / "cache"), 0, TASK.columns)
-
-
 def classes(tmp_path, lines, known=None, **flags):
-    args, data = read(tmp_path, lines, **flags)
+    path = str(tiny.write_rows(tmp_path / "rows.json", lines))
+    args, data = inputs.load(TASK.name, tmp_path, train_file=path, **flags)
     return TASK.labels(data, args, known or {})
 
 
@@ -77,7 +71,7 @@ def test_a_data_sets_own_names_keep_their_order() -> None:
         "ner_tags": Sequence(ClassLabel(names=list(NAMES))),
     })
     lines = {"tokens": [["a", "b"]], "ner_tags": [[3, 0]]}
-    data = _data.TextData(
+    data = TextData(
         {"train": Dataset.from_dict(lines, features=features)},
         ("tokens",),
         "ner_tags",
@@ -114,21 +108,22 @@ def test_the_first_token_of_a_word_has_its_label(tmp_path) -> None:
         "tokens": ["Reykjavikians", "saw", "O'Brien", "."],
         "ner_tags": ["B-BAD", "O", "B-GOOD", "O"],
     }
-    args, data = read(tmp_path, [line, line], max_seq_length=7)
-    labels = TASK.labels(data, args, {})
-    inputs = Inputs(data, labels, find(ModelArguments()), args, 0)
-    prepared = TASK.prepare(inputs).data
+    path = str(tiny.write_rows(tmp_path / "rows.json", [line, line]))
+    prepared, tokenizer = inputs.prepare(
+        TASK.name, tmp_path, train_file=path, max_seq_length=7
+    )
+    ids = {tag: i for i, tag in enumerate(sorted({*line["ner_tags"]}))}
     sample = prepared.train[0]
     assert all(len(one["input_ids"]) == 7 for one in prepared.train)
     starts, classes = [], []
     for one in prepared.train:  # a row in windows: each word is labelled once
-        tokens = inputs.found.tokenizer.convert_ids_to_tokens(one["input_ids"])
+        tokens = tokenizer.convert_ids_to_tokens(one["input_ids"])
         pairs = zip(tokens, one["labels"], strict=True)
         chosen = [(token, n) for token, n in pairs if n >= 0]
         starts += [token for token, _ in chosen]
         classes += [n for _, n in chosen]
     assert starts == 2 * ["reykjavik", "saw", "o", "."]
-    assert classes == 2 * [labels.ids[tag] for tag in line["ner_tags"]]
+    assert classes == 2 * [ids[tag] for tag in line["ner_tags"]]
     short = {name: values[:5] for name, values in sample.items()}
     batch = prepared.collate([dict(sample), short])
     assert batch["labels"][1, 5:].tolist() == [-100] * 2
@@ -215,9 +210,7 @@ def command(small, out, words="", **replaced):
         "cache_dir": small.cache,
         "per_device_train_batch_size": 4,
     }
-    given = {name: value for name, value in (flags | replaced).items() if value}
-    pairs = [str(word) for name, v in given.items() for word in (f"--{name}", v)]
-    return main(pairs + words.split())
+    return inputs.run(TASK.name, words, **flags | replaced)
 
 
 def test_from_words_to_a_sparse_model_that_finds_entities(small, tmp_path) -> None:

@@ -6,17 +6,8 @@ from torch.nn import functional
 from transformers import AutoModelForMaskedLM, AutoModelForTokenClassification
 
 from obert_modifiers.modifiers._targets import encoder_weights
-from obert_modifiers.tasks import (
-    _data,
-    masked_language_modeling,
-    token_classification,
-)
-from obert_modifiers.tasks._arguments import ModelArguments
-from obert_modifiers.tasks._models import find
-from obert_modifiers.tasks._task import Inputs
-from obert_modifiers.tasks.masked_language_modeling import MaskedArguments
-from obert_modifiers.tasks.token_classification import TokenArguments
 from tests import reference, tiny
+from tests.tasks import inputs
 from tests.training.test_gradient_models import COUNT, WIDTH, _blocks
 
 
@@ -24,23 +15,22 @@ def data_of(kind, small, folder):
     """Make samples of a token task, of different lengths, and a model for it."""
     sentences = [row["sentence"] for row in tiny.sentences(COUNT)]
     if kind == "words":
-        task, flags = token_classification.TASK, TokenArguments
+        task = "token_classification"
         rows = [
             {"tokens": text.split(), "tags": [w[0] for w in text.split()]}
             for text in sentences
         ]
         options, auto = {}, AutoModelForTokenClassification
     else:
-        task, flags = masked_language_modeling.TASK, MaskedArguments
+        task = "masked_language_modeling"
         rows = [{"text": text} for text in sentences]
         options, auto = {"line_by_line": True}, AutoModelForMaskedLM
     path = tiny.write_rows(folder / "rows.json", rows)
-    args = flags(train_file=str(path), **options)
-    data = _data.load(args, str(folder / "cache"), 0, task.columns)
-    labels = task.labels(data, args, {})
-    found = find(ModelArguments(model_name_or_path=str(small.model)))
-    samples = task.prepare(Inputs(data, labels, found, args, 0)).data
-    count = {} if labels is None else {"num_labels": labels.num_labels}
+    samples, _ = inputs.prepare(
+        task, folder, small.model, train_file=str(path), **options
+    )
+    labels = {w[0] for text in sentences for w in text.split()}
+    count = {"num_labels": len(labels)} if kind == "words" else {}
     torch.manual_seed(0)
     return samples, auto.from_pretrained(small.model, **count).double().eval()
 

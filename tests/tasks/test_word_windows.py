@@ -5,10 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from obert_modifiers.tasks._conll import read_columns
-from obert_modifiers.tasks._word_windows import by_word, cut_rows
-from obert_modifiers.tasks.token_classification import main, token_metrics
+from obert_modifiers.tasks.token_classification import token_metrics
+from obert_modifiers.tasks.words.conll import read_columns
+from obert_modifiers.tasks.words.windows import by_word, cut_rows
 from tests import tiny
+from tests.tasks import inputs
 
 NAMES = ("O", "B-BAD", "B-GOOD")
 
@@ -61,6 +62,18 @@ def test_metrics_count_words_that_no_window_shows() -> None:
     assert part["f1"] == pytest.approx(2 / 3)  # precision 1, recall 1/2
 
 
+def _run(folder, do="", **flags):
+    return inputs.run(
+        "token_classification",
+        f"{do} --use_cpu",
+        model_name_or_path=tiny.save_model(folder / "model"),
+        output_dir=folder / "out",
+        cache_dir=folder / "cache",
+        num_train_epochs=1,
+        **flags,
+    )
+
+
 def test_predictions_have_a_label_for_each_word(tmp_path) -> None:
     rows = [
         {"tokens": ["good", "", "\u200b", "bad"], "ner_tags": ["O", "O", "O", "B-X"]},
@@ -69,14 +82,10 @@ def test_predictions_have_a_label_for_each_word(tmp_path) -> None:
     ] * 3
     file = tmp_path / "rows.json"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    words = ["--train_file", "--validation_file", "--test_file"]
-    flags = [part for flag in words for part in (flag, str(file))]
-    model = tiny.save_model(tmp_path / "model")
-    record = main([
-        *flags, "--model_name_or_path", str(model), "--output_dir",
-        str(tmp_path / "out"), "--do_train", "--do_eval", "--do_predict",
-        "--num_train_epochs", "1", "--use_cpu", "--cache_dir", str(tmp_path / "cache"),
-    ])  # fmt: skip
+    files = ("train_file", "validation_file", "test_file")
+    record = _run(
+        tmp_path, "--do_train --do_eval --do_predict", **dict.fromkeys(files, file)
+    )
     lines = (tmp_path / "out" / "predictions.txt").read_text().splitlines()
     assert [len(line.split()) for line in lines] == [len(row["tokens"]) for row in rows]
     assert record["samples"] == len(rows)
@@ -115,12 +124,7 @@ def test_columns_are_words_and_tags(tmp_path) -> None:
 def test_a_conll_file_trains(tmp_path) -> None:
     text = "".join(f"{word} O\ngood B-GOOD\n\n" for word in tiny.OTHER * 4)
     (tmp_path / "train.txt").write_text(text)
-    model = tiny.save_model(tmp_path / "model")
-    record = main([
-        "--train_file", str(tmp_path / "train.txt"), "--validation_file",
-        str(tmp_path / "train.txt"), "--model_name_or_path", str(model),
-        "--output_dir", str(tmp_path / "out"), "--num_train_epochs", "1", "--use_cpu",
-        "--cache_dir", str(tmp_path / "cache"),
-    ])  # fmt: skip
+    file = tmp_path / "train.txt"
+    record = _run(tmp_path, train_file=file, validation_file=file)
     assert record["samples"] == 4 * len(tiny.OTHER)
     assert 0.0 <= record["f1"] <= 1.0

@@ -8,10 +8,10 @@ from safetensors.torch import load_file
 from torch._dynamo.utils import counters
 
 from obert_modifiers.core.quantization.scheme import quantizers_of
-from obert_modifiers.tasks import text_classification
 from obert_modifiers.training import RecipeStepper
 from tests import tiny
 from tests.modifiers.table import TinyModel, make_model
+from tests.tasks import inputs
 from tests.training.test_precision import COMPOUND, PRUNED
 from tests.training.test_training import GMP, OBERT, masks_of, run
 
@@ -131,8 +131,7 @@ def test_the_command_compiles(tmp_path) -> None:
         "cache_dir": tmp_path / "cache",
         "torch_compile_backend": "eager",
     }
-    pairs = [(f"--{name}", str(value)) for name, value in flags.items()]
-    record = text_classification.main([word for pair in pairs for word in pair])
+    record = inputs.run("text_classification", **flags)
     assert counters["stats"]["unique_graphs"] > 0
     assert record["sparsity"] == 13107 / 16384
     assert record["config"]["torch_compile"] == "eager"

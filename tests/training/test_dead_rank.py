@@ -1,16 +1,12 @@
 """A process that dies takes the others along, with the reason and soon."""
 
-import os
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 
-from obert_modifiers.training.launching import is_lost_peer
+from obert_modifiers.training.environment import is_lost_rank
+from tests.training.processes import run_script
 
-ROOT = Path(__file__).parents[2]
 MINUTE = 60.0
 
 # In the training, one process is killed before its seventh step; in an event, when it
@@ -19,7 +15,7 @@ SCRIPT = """
 import logging, os, signal, sys, time
 from dataclasses import replace
 from pathlib import Path
-from tests import test_training as t
+from tests.training import test_training as t
 from obert_modifiers.training import RecipeStepper
 
 folder, victim, phase = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
@@ -56,19 +52,7 @@ t.run(folder / "run", t.OBERT, per_device_train_batch_size=4, save_on_sigterm=Tr
 @pytest.mark.parametrize("phase", ["training", "event"])
 @pytest.mark.parametrize("victim", ["0", "1"])
 def test_the_other_process_ends_within_a_minute(tmp_path, victim, phase) -> None:
-    script = tmp_path / "two.py"
-    script.write_text(SCRIPT)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
-    command += ["--standalone", str(script), str(tmp_path), victim, phase]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "ACCELERATE_USE_CPU": "true",
-        "OMP_NUM_THREADS": "1",
-    }
-    done = subprocess.run(
-        command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
+    done = run_script(SCRIPT, tmp_path, victim, phase)
     seconds = time.time() - float((tmp_path / "died").read_text())
     print(f"{victim} {phase}: {seconds:.1f} s")
     assert done.returncode != 0 and not (tmp_path / "end").exists()
@@ -88,4 +72,4 @@ def test_the_other_process_ends_within_a_minute(tmp_path, victim, phase) -> None
     ],
 )
 def test_which_errors_are_about_another_process(error, expected) -> None:
-    assert is_lost_peer(error) is expected
+    assert is_lost_rank(error) is expected

@@ -1,8 +1,5 @@
 """Evaluation: what a task keeps, of rows of any width, on one process or two."""
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +9,7 @@ from torch import nn
 
 from obert_modifiers.training import TrainConfig, evaluate, predict, train
 from obert_modifiers.training.batches import TaskData
+from tests.training.processes import run_script
 
 LENGTHS = (3, 7, 1, 5, 2, 2, 6)
 
@@ -129,7 +127,7 @@ def test_each_epoch_is_announced_before_its_batches(tmp_path) -> None:
 TWO = """
 import os, sys, torch
 from pathlib import Path
-from tests import test_evaluation as t
+from tests.training import test_evaluation as t
 from obert_modifiers.training import evaluate
 
 found = evaluate(t.Echo(), t.make_task(), t.config(sys.argv[1]))
@@ -141,18 +139,7 @@ torch.distributed.destroy_process_group()
 
 
 def test_two_processes_gather_the_same(tmp_path) -> None:
-    script = tmp_path / "two.py"
-    script.write_text(TWO)
-    root = Path(__file__).parents[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
-    done = subprocess.run(
-        [*command, "--standalone", str(script), str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": str(root), "ACCELERATE_USE_CPU": "true"},
-        cwd=root,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = run_script(TWO, tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     # The second task is one batch, of which the other process has none.
     line = "True {'widest': 7, 'filled': 0, 'loss': 0.5, 'samples': 2}"

@@ -11,13 +11,10 @@ from accelerate import Accelerator
 from torch import nn
 
 from obert_modifiers.recipe.manager import RecipeManager
-from obert_modifiers.training import RecipeStepper, TaskData, TrainConfig, guards, train
+from obert_modifiers.training import RecipeStepper, TaskData, TrainConfig, checks, train
 from obert_modifiers.training.batches import lengths_of
-from obert_modifiers.training.guards import (
-    FiniteGuard,
-    check_same_classes,
-    check_same_data,
-)
+from obert_modifiers.training.checks import check_same_classes, check_same_data
+from obert_modifiers.training.guards import FiniteGuard
 from tests.modifiers.table import make_model
 from tests.training.test_training import OBERT, make_task
 
@@ -204,9 +201,9 @@ def test_processes_with_other_data_are_told(monkeypatch) -> None:
 
     device = torch.device("cpu")
     check_same_data([3, 4, 5], device)
-    monkeypatch.setattr(guards, "all_reduce_", among([3, 4, 5]))
+    monkeypatch.setattr(checks, "all_reduce_", among([3, 4, 5]))
     check_same_data([3, 4, 5], device)
-    monkeypatch.setattr(guards, "all_reduce_", among([3, 4]))
+    monkeypatch.setattr(checks, "all_reduce_", among([3, 4]))
     with pytest.raises(ValueError, match="train data with 3 samples differs between"):
         check_same_data([3, 4, 5], device)
 

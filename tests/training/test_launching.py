@@ -9,8 +9,8 @@ from torch import distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import distribute_tensor
 
-from obert_modifiers.tasks import text_classification
-from obert_modifiers.training.launching import check_environment, check_whole
+from obert_modifiers import tasks
+from obert_modifiers.training.environment import check_environment, check_not_sharded
 from tests.modifiers.table import make_model
 from tests.training.test_training import GMP, run
 
@@ -31,7 +31,9 @@ def test_what_accelerate_was_told_is_refused(tmp_path, monkeypatch, name, kind) 
     monkeypatch.setenv(name, "true")
     for call in (
         lambda: run(tmp_path / "loop", GMP),
-        lambda: text_classification.main(["--output_dir", str(tmp_path / "task")]),
+        lambda: tasks.main(
+            "text_classification", ["--output_dir", str(tmp_path / "task")]
+        ),
     ):
         with pytest.raises(ValueError, match=f"distributed_type={kind} .*{WAY_OUT}"):
             call()
@@ -54,12 +56,12 @@ def test_parameters_that_are_sharded_already_are_refused(tmp_path) -> None:
     dist.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:
         model = make_model()
-        check_whole(Accelerator(cpu=True), model)
+        check_not_sharded(Accelerator(cpu=True), model)
         mesh = init_device_mesh("cpu", (1,))
         weight = distribute_tensor(model.head.weight.detach(), mesh)
         model.head.weight = torch.nn.Parameter(weight)
         with pytest.raises(ValueError, match="FSDP2 shards.*head.weight is sharded"):
-            check_whole(Accelerator(cpu=True), model)
+            check_not_sharded(Accelerator(cpu=True), model)
     finally:
         dist.destroy_process_group()
         AcceleratorState._reset_state(reset_partial_state=True)

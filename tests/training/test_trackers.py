@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from obert_modifiers.tasks._arguments import parse
+from obert_modifiers.tasks.text_classification import TASK
 from obert_modifiers.training import trackers
 from obert_modifiers.training.trackers import trackers_of
 from tests.training.test_training import GMP, run
@@ -144,10 +144,10 @@ def test_a_resumed_run_goes_on_and_a_new_one_starts_over(tmp_path, made) -> None
 
 def test_the_flag() -> None:
     for words, expected in (("", None), ("--report_to wandb", "wandb")):
-        found = parse(words.split(), "obert train text_classification")
+        found = TASK.parse(words.split())
         assert found.train.report_to == expected
     with pytest.raises(ValueError, match="invalid choice: 'comet'"):
-        parse(["--report_to", "comet"], "obert train text_classification")
+        TASK.parse(["--report_to", "comet"])
 
 
 @pytest.mark.skipif(

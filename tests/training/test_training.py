@@ -2,9 +2,6 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +18,7 @@ from obert_modifiers.training.batches import (
     sorted_batches,
 )
 from tests.modifiers.table import ENCODER, TinyModel, make_model
+from tests.training.processes import run_script
 
 RECIPE = """
 modifiers:
@@ -281,7 +279,7 @@ def test_two_processes_train_on_every_sample(short_last) -> None:
 TWO_RANKS = """
 import hashlib, sys, torch
 from pathlib import Path
-from tests import test_training as t
+from tests.training import test_training as t
 from obert_modifiers.training import RecipeStepper
 
 log, original = [], RecipeStepper.step
@@ -308,20 +306,7 @@ torch.distributed.destroy_process_group()
 
 
 def test_two_processes_have_the_same_bits_at_every_step(tmp_path) -> None:
-    script = tmp_path / "two.py"
-    script.write_text(TWO_RANKS)
-    root = Path(__file__).parents[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
-    command += ["--standalone", str(script), str(tmp_path)]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(root),
-        "ACCELERATE_USE_CPU": "true",
-        "OMP_NUM_THREADS": "1",
-    }
-    done = subprocess.run(
-        command, env=environment, cwd=root, capture_output=True, text=True, timeout=300
-    )
+    done = run_script(TWO_RANKS, tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     logs = [(tmp_path / f"rank{rank}").read_text().splitlines() for rank in (0, 1)]
     assert logs[0] == logs[1]

@@ -1,32 +1,18 @@
 """Every modifier on two processes with uneven last batches: the same bits on both."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.modifiers.driving import name_of
 from tests.modifiers.table import PRUNERS, TABLE
+from tests.training.processes import torchrun
 from tests.training.two_ranks import STEPS, first_masks
-
-ROOT = Path(__file__).parents[2]
 
 
 def two_processes(folder: Path, *words: str) -> list:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
-    command += ["--standalone", "-m", "tests.training.two_ranks", str(folder), *words]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "ACCELERATE_USE_CPU": "true",
-        "OMP_NUM_THREADS": "1",
-    }
-    done = subprocess.run(
-        command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=500
-    )
+    done = torchrun("-m", "tests.training.two_ranks", folder, *words, timeout=500)
     assert done.returncode == 0, done.stderr[-4000:]
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]
 

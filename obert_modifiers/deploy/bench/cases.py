@@ -16,25 +16,22 @@ Size = tuple[int, int]  # batch size and sequence length
 
 @dataclass(frozen=True)
 class Case:
-    """A model on an engine at one size.
+    """A model on an engine at one size."""
 
-    Attributes:
-        name: What the model is called in tables.
-        path: The file, or the run's folder.
-        engine: What computes it.
-        batch: Sequences at once.
-        seq: Tokens of each.
-        bf16: Let the engine compute floating point in bfloat16 where the CPU can.
-        source: What the user named, where `path` was made from it, or None.
-    """
-
-    name: str
-    path: Path
-    engine: str
-    batch: int
-    seq: int
+    name: str  # what the model is called in tables
+    path: Path  # the file, or the run's folder
+    engine: str  # what computes it
+    batch: int  # sequences at once
+    seq: int  # tokens of each
+    # Let the engine compute floating point in bfloat16 where the CPU can.
     bf16: bool = False
+    # What the user named, where `path` was made from it, or None.
     source: Path | None = None
+
+    @property
+    def size(self) -> Size:
+        """Batch size and sequence length."""
+        return self.batch, self.seq
 
     @property
     def label(self) -> str:

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,36 +25,23 @@ _MB = 1_000_000
 
 @dataclass(frozen=True)
 class Effort:
-    """How long is measured.
+    """How long is measured."""
 
-    Attributes:
-        seconds: Of each model, over all rounds.
-        rounds: How often each model gets its turn.
-        warm_up: Seconds of each model before the first round.
-        cores: How many cores; all that the process may use if None.
-    """
-
-    seconds: float = 20.0
-    rounds: int = 10
-    warm_up: float = 2.0
-    cores: int | None = None
+    seconds: float = 20.0  # of each model, over all rounds
+    rounds: int = 10  # how often each model gets its turn
+    warm_up: float = 2.0  # seconds of each model before the first round
+    cores: int | None = None  # how many cores; all that the process may use if None
 
 
 @dataclass
 class Measured:
-    """What was measured of a case.
+    """What was measured of a case."""
 
-    Attributes:
-        case: What was run.
-        facts: What the engine said.
-        rounds: Seconds of each batch, by round.
-        cpu: Processors' seconds, by round.
-    """
-
-    case: Case
-    facts: dict[str, Any]
+    case: Case  # what was run
+    facts: dict[str, Any]  # what the engine said
+    # Seconds of each batch, by round.
     rounds: list[list[float]] = field(default_factory=list)
-    cpu: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)  # processors' seconds, by round
 
     @property
     def latencies(self) -> np.ndarray:
@@ -63,35 +50,37 @@ class Measured:
 
     def summary(self) -> dict[str, float]:
         """Return the figures that the papers give."""
-        all_of_them = self.latencies
-        milliseconds = 1e3 * all_of_them
+        seconds = self.latencies
+        milliseconds = 1e3 * seconds
         return {
-            "items_per_second": float(
-                self.case.batch * len(all_of_them) / all_of_them.sum()
-            ),
+            "items_per_second": float(self.case.batch * len(seconds) / seconds.sum()),
             "mean_ms": float(milliseconds.mean()),
             "median_ms": float(np.median(milliseconds)),
             "p99_ms": float(np.percentile(milliseconds, 99)),
-            "sd_ms": float(milliseconds.std(ddof=1)) if len(all_of_them) > 1 else 0.0,
-            "batches": len(all_of_them),
-            "cores_busy": float(sum(self.cpu) / all_of_them.sum()),
+            "sd_ms": float(milliseconds.std(ddof=1)) if len(seconds) > 1 else 0.0,
+            "batches": len(seconds),
+            "cores_busy": float(sum(self.cpu) / seconds.sum()),
         }
 
     def ratio_to(self, reference: "Measured") -> dict[str, float]:
-        """Return how many times as fast this is as another."""
+        """Return how many times as fast this is as another of the same rounds.
+
+        ``speedup`` is that of the medians of all batches, ``speedup_low`` and
+        ``speedup_high`` are quartiles of the rounds' own, and ``speedup_cpu`` is that
+        of processors' time, which other work on the machine hardly changes.
+        """
         own = np.array([np.median(turn) for turn in self.rounds]) / self.case.batch
         other = np.array([np.median(turn) for turn in reference.rounds])
         low, high = np.percentile(other / reference.case.batch / own, [25, 75])
         return {
-            "speedup": float(
-                np.median(reference.latencies)
-                / reference.case.batch
-                / (np.median(self.latencies) / self.case.batch)
-            ),
+            "speedup": reference._median_of_item() / self._median_of_item(),
             "speedup_low": float(low),
             "speedup_high": float(high),
             "speedup_cpu": reference._cpu_of_item() / self._cpu_of_item(),
         }
+
+    def _median_of_item(self) -> float:
+        return float(np.median(self.latencies)) / self.case.batch
 
     def _cpu_of_item(self) -> float:
         return sum(self.cpu) / (len(self.latencies) * self.case.batch)
@@ -103,10 +92,10 @@ def measure(
     """Measure cases, those of one size in turns."""
     cores = pick_cores(effort.cores)
     found: list[Measured] = []
-    for (batch, seq), group in _by_size(cases):
-        tell(
-            f"batch {batch}, sequence {seq}: {len(group)} models on {len(cores)} cores"
-        )
+    for (batch, seq), group_ in itertools.groupby(cases, lambda case: case.size):
+        group = list(group_)
+        models = f"{len(group)} models on {len(cores)} cores"
+        tell(f"batch {batch}, sequence {seq}: {models}")
         with ExitStack() as stack:
             workers = []
             for case in group:
@@ -132,11 +121,6 @@ def pick_cores(count: int | None) -> list[int]:
             "it out for all"
         )
     return there[:count]
-
-
-def _by_size(cases: Iterable[Case]) -> Iterator[tuple[tuple[int, int], list[Case]]]:
-    for size, group in itertools.groupby(cases, lambda one: (one.batch, one.seq)):
-        yield size, list(group)
 
 
 class _Worker:

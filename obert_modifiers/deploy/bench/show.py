@@ -13,21 +13,31 @@ from rich.table import Table
 
 from obert_modifiers import __version__
 from obert_modifiers.cpu import host_cpu
-from obert_modifiers.deploy.bench.cases import Case
+from obert_modifiers.deploy.bench.cases import Size
 from obert_modifiers.deploy.bench.rounds import Effort, Measured, pick_cores
 from obert_modifiers.deploy.engines import ENGINES
 
 HEAD = ("model", "engine", "items/s", "median", "mean", "p99", "sd ms", "speed")
-_PACKAGES = (*ENGINES, "numpy", "onnx")
 
 
 def record(
     found: Sequence[Measured], effort: Effort, loads: tuple[float, float]
 ) -> dict[str, Any]:
-    """Collect everything that was measured, and where."""
+    """Collect everything that was measured, and where.
+
+    `loads` are the machine's before and after, in cores' worth of work.
+    """
+    cpu = host_cpu()
+    first = {size: group[0] for size, group in _by_size(found)}
     return {
-        "machine": machine(),
-        "versions": versions(),
+        "machine": {
+            "cpu": cpu.name,
+            "family": cpu.family,
+            "model": cpu.model,
+            "cores": os.cpu_count(),
+            "instructions": list(cpu.instruction_sets),
+        },
+        "versions": _versions(),
         "effort": asdict(effort),
         "load_before_and_after": loads,
         "results": [
@@ -40,7 +50,7 @@ def record(
                 "seq": one.case.seq,
                 "cores": len(pick_cores(effort.cores)),
                 **one.summary(),
-                **one.ratio_to(reference_of(found, one.case)),
+                **one.ratio_to(first[one.case.size]),
                 "rounds_ms": [[1e3 * value for value in turn] for turn in one.rounds],
                 "facts": one.facts,
             }
@@ -49,15 +59,9 @@ def record(
     }
 
 
-def reference_of(found: Sequence[Measured], case: Case) -> Measured:
-    """Return what a case is compared with: the first of its size."""
-    size = (case.batch, case.seq)
-    return next(one for one in found if (one.case.batch, one.case.seq) == size)
-
-
 def tables(found: Sequence[Measured]) -> Iterator[Table]:
     """Draw the figures for a terminal, a table for each size."""
-    for (batch, seq), group in by_size(found):
+    for (batch, seq), group in _by_size(found):
         rows = Table(
             *HEAD, title=f"batch {batch}, sequence {seq}", title_justify="left"
         )
@@ -82,13 +86,11 @@ def _cells(one: Measured, reference: Measured) -> list[str]:
     ]
 
 
-def by_size(
-    found: Sequence[Measured],
-) -> list[tuple[tuple[int, int], list[Measured]]]:
-    """Group what was measured by batch size and sequence length."""
-    groups: dict[tuple[int, int], list[Measured]] = {}
+def _by_size(found: Sequence[Measured]) -> list[tuple[Size, list[Measured]]]:
+    """Group what was measured; the first of a size is what others are compared with."""
+    groups: dict[Size, list[Measured]] = {}
     for one in found:
-        groups.setdefault((one.case.batch, one.case.seq), []).append(one)
+        groups.setdefault(one.case.size, []).append(one)
     return list(groups.items())
 
 
@@ -103,7 +105,7 @@ def plot(path: Path, found: Sequence[Measured]) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    groups = by_size(found)
+    groups = _by_size(found)
     heights = [0.5 + 0.34 * len(group) for _, group in groups]
     figure = Figure(figsize=(9, 0.8 + sum(heights)), layout="constrained")
     FigureCanvasAgg(figure)
@@ -130,22 +132,10 @@ def _draw(axes: Any, group: Sequence[Measured]) -> None:
         axes.text(speed, place, f" {speed:.1f}  {ratio:.2f}x", va="center", fontsize=8)
 
 
-def machine() -> dict[str, Any]:
-    """Describe the machine."""
-    cpu = host_cpu()
-    return {
-        "cpu": cpu.name,
-        "family": cpu.family,
-        "model": cpu.model,
-        "cores": os.cpu_count(),
-        "instructions": list(cpu.instruction_sets),
-    }
-
-
-def versions() -> dict[str, str]:
+def _versions() -> dict[str, str]:
     """Return the versions of Python, of this package and of the engines."""
     found = {"python": platform.python_version(), "obert_modifiers": __version__}
-    for name in _PACKAGES:
+    for name in (*ENGINES, "numpy", "onnx"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

@@ -65,9 +65,10 @@ class DeepSparse(Engine):
         )
 
     def refusal(self, model: "onnx.ModelProto", name: str) -> str | None:
+        from obert_modifiers.deploy.onnx.graph import Graph
         from obert_modifiers.deploy.onnx.qdq import has_qdq_products
 
-        if not has_qdq_products(model):
+        if not has_qdq_products(Graph(model)):
             return None
         return (
             f"deepsparse takes the Q and DQ nodes of {name} for floating point, or "

@@ -40,24 +40,17 @@ class Opened:
 
 @dataclass(frozen=True)
 class Target:
-    """What an ONNX file for an engine is like.
+    """What an ONNX file for an engine is like."""
 
-    Attributes:
-        opset: The version of ONNX's operators.
-        fixed: Whether it has one batch size and sequence length only.
-        products: How products of quantized values are written: between Q and DQ nodes
-            (``qdq``), with linear layers as Gemm nodes too (``gemm``), or as integers
-            (``integer``).
-        saturating: What becomes of INT8 weights whose sums a CPU without VNNI cannot
-            hold: ``unsigned``, ``float``, or ``kept``.
-        saturating_note: The same for a user.
-    """
-
-    opset: int = 17
-    fixed: bool = False
+    opset: int = 17  # the version of ONNX's operators
+    fixed: bool = False  # whether it has one batch size and sequence length only
+    # How products of quantized values are written: between Q and DQ nodes (``qdq``),
+    # with linear layers as Gemm nodes too (``gemm``), or as integers (``integer``).
     products: str = "qdq"
+    # What becomes of INT8 weights whose sums a CPU without VNNI cannot hold:
+    # ``unsigned``, ``float``, or ``kept``.
     saturating: str = "kept"
-    saturating_note: str = "outputs there may be wrong"
+    saturating_note: str = "outputs there may be wrong"  # the same for a user
 
 
 class Engine(ABC):

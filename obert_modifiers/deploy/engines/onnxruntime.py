@@ -72,9 +72,10 @@ def open_session(path: Path, options: Any = None) -> Any:
     if not host_cpu().saturates:
         return opened()
     from obert_modifiers.deploy.onnx.file import load_onnx
+    from obert_modifiers.deploy.onnx.graph import Graph
     from obert_modifiers.deploy.onnx.saturation import describe, saturating_layers
 
-    layers = saturating_layers(load_onnx(path))
+    layers = saturating_layers(Graph(load_onnx(path)))
     if not layers:
         return opened()
     options.add_session_config_entry(EXACT_SUMS, "1")

@@ -44,8 +44,16 @@ def write_tensors(
     path.chmod(mode)
 
 
-def read(path: Path, kind: str, version: int) -> tuple[dict[str, Tensor], Any]:
-    """Read a file and hold it against its checksum."""
+def read(
+    path: Path, name: str, kind: str, version: int
+) -> tuple[dict[str, Tensor], Any]:
+    """Read a file, or that of a name in a folder; return tensors and their spec.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged, of another kind, or newer than `version`.
+    """
+    path = Path(path) / name if Path(path).is_dir() else Path(path)
     if not path.is_file():
         raise FileNotFoundError(
             f"file={path} is not there; expected what `obert export` wrote; check the "
@@ -54,7 +62,7 @@ def read(path: Path, kind: str, version: int) -> tuple[dict[str, Tensor], Any]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            check_kind(path, metadata, kind, version)
+            _check_kind(path, metadata, kind, version)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(
@@ -81,7 +89,7 @@ def kind_of(path: Path) -> str | None:
         return None
 
 
-def check_kind(
+def _check_kind(
     path: Path, metadata: Mapping[str, str], kind: str, version: int
 ) -> None:
     """Check that a file is of a format and version that can be read."""

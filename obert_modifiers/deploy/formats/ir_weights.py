@@ -34,20 +34,18 @@ def ir_weights(xml: Path, weights: Path) -> list[Weight]:
     graph = _Graph(root)
     data = np.memmap(weights, np.uint8, "r") if weights.stat().st_size else np.zeros(0)
     found = []
-    for number, layer in graph.constants():
+    for number, layer, shape in graph.constants():
         start, size = int(layer.data["offset"]), int(layer.data["size"])
         if start + size > data.size:
             raise ValueError(
                 f"model={xml} needs {start + size} bytes of {weights.name}, which has "
                 f"{data.size}; expected both files of one export; copy them again"
             )
-        shape = [int(n) for n in layer.data["shape"].split(",") if n.strip()]
         array = data[start : start + size].view(_TYPES[layer.data["element_type"]])
         array = array.reshape(shape)
         product = graph.product(number)
         prunable = product is not None and array.ndim == 2 and in_a_layer(product)
-        zero = graph.zero_point(number, data)
-        nonzero = count_nonzero(array, zero)
+        nonzero = count_nonzero(array, graph.zero_point(number, data))
         found.append(Weight(layer.name, array.size, nonzero, prunable))
     return found
 
@@ -72,8 +70,8 @@ class _Graph:
             self._readers.setdefault(source, []).append((to, port))
             self._inputs[to, port] = source
 
-    def constants(self) -> Iterator[tuple[str, _Layer]]:
-        """Yield the constants that are weights."""
+    def constants(self) -> Iterator[tuple[str, _Layer, list[int]]]:
+        """Yield the constants that are weights, and their shapes."""
         for number, layer in self._layers.items():
             if layer.kind != "Const" or layer.data.get("element_type") not in _TYPES:
                 continue
@@ -81,7 +79,7 @@ class _Graph:
             readers = self._readers.get(number, [])
             grid = any(self._is_grid(to, port) for to, port in readers)
             if shape and int(np.prod(shape)) > 1 and not grid:
-                yield number, layer
+                yield number, layer, shape
 
     def product(self, number: str) -> str | None:
         """Return the name of the MatMul that a constant goes into."""

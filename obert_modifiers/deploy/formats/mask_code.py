@@ -19,21 +19,13 @@ ALL, BITS, GAPS = "all", "bits", "gaps"
 
 @dataclass(frozen=True)
 class MaskCode:
-    """How a mask is written.
+    """How a mask is written."""
 
-    Attributes:
-        kind: ``all`` (everything is kept), ``bits`` or ``gaps``.
-        count: Positions that the gaps lead to.
-        kept: Whether these are the kept ones; else the pruned ones.
-        low_bits: Bits of a gap that are written as they are.
-        unary_bits: Length of the stream that holds the rest of the gaps.
-    """
-
-    kind: str
-    count: int = 0
-    kept: bool = True
-    low_bits: int = 0
-    unary_bits: int = 0
+    kind: str  # ``all`` (everything is kept), ``bits`` or ``gaps``
+    count: int = 0  # positions that the gaps lead to
+    kept: bool = True  # whether these are the kept ones; else the pruned ones
+    low_bits: int = 0  # bits of a gap that are written as they are
+    unary_bits: int = 0  # length of the stream that holds the rest of the gaps
 
     @property
     def size(self) -> int:

@@ -60,26 +60,17 @@ class Packed(Format):
 
 @dataclass(frozen=True)
 class PackedExport:
-    """What was written.
+    """What was written."""
 
-    Attributes:
-        path: The folder.
-        file: The weights in it.
-        size_bytes: Size of that file.
-        dense_bytes: The same weights with their zeros, in the run's dtype.
-        bound_bytes: What entropy allows: the kept values, and n * H(s) bits for the
-            mask of each tensor with n weights of which a share s is pruned.
-        tensors: How many there are.
-        int8_weights: How many of them are stored as INT8.
-    """
-
-    path: Path
-    file: Path
-    size_bytes: int
-    dense_bytes: int
+    path: Path  # the folder
+    file: Path  # the weights in it
+    size_bytes: int  # size of that file
+    dense_bytes: int  # the same weights with their zeros, in the run's dtype
+    # What entropy allows: the kept values, and n * H(s) bits for the mask of each
+    # tensor with n weights of which a share s is pruned.
     bound_bytes: int
-    tensors: int
-    int8_weights: int
+    tensors: int  # how many there are
+    int8_weights: int  # how many of them are stored as INT8
 
 
 def export_packed(run_dir: Path, out: Path, *, int8: bool = True) -> PackedExport:
@@ -152,8 +143,7 @@ def load_packed(path: Path) -> dict[str, Tensor]:
         FileNotFoundError: If there is no such file.
         ValueError: If it is damaged, foreign, or of a newer version.
     """
-    file = Path(path) / FILE_NAME if Path(path).is_dir() else Path(path)
-    tensors, entries = container.read(file, KIND, VERSION)
+    tensors, entries = container.read(path, FILE_NAME, KIND, VERSION)
     found = {}
     for name, entry in entries.items():
         values = unpack(tensors[f"{name}.values"], tensors.get(f"{name}.mask"), entry)

@@ -55,23 +55,13 @@ class Torch24(Format):
 
 @dataclass(frozen=True)
 class Torch24Export:
-    """What was written.
+    """What was written."""
 
-    Attributes:
-        path: The folder.
-        file: The weights in it.
-        size_bytes: Size of that file.
-        dense_bytes: The same weights with their zeros, in the run's dtype.
-        sparse_weights: Names of the weights that are written as 2:4.
-        dense_tensors: How many tensors are written whole.
-    """
-
-    path: Path
-    file: Path
-    size_bytes: int
-    dense_bytes: int
-    sparse_weights: tuple[str, ...]
-    dense_tensors: int
+    path: Path  # the folder
+    file: Path  # the weights in it
+    size_bytes: int  # size of that file
+    dense_bytes: int  # the same weights with their zeros, in the run's dtype
+    sparse_weights: tuple[str, ...]  # names of the weights that are written as 2:4
 
 
 def export_torch24(
@@ -132,7 +122,6 @@ def export_torch24(
         size_bytes=path.stat().st_size,
         dense_bytes=run.dense_bytes,
         sparse_weights=tuple(sparse),
-        dense_tensors=len(cast) - len(sparse),
     )
 
 
@@ -162,7 +151,7 @@ def sparse_names(run: RunFolder) -> list[str]:
 
 
 def is_24(tensor: Tensor) -> bool:
-    """Tell 2:4 weights by their zeros."""
+    """Tell matrices of at most two in every four neighbours of a row by their zeros."""
     if tensor.ndim != 2 or tensor.numel() == 0 or tensor.shape[1] % _M:
         return False
     kept = (tensor != 0).reshape(-1, _M).sum(dim=1)
@@ -173,7 +162,12 @@ def compress(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Write a 2:4 weight as values and metadata.
 
     Where fewer than two of four are not zero, zeros fill up: one that is -0.0 first,
-    then the foremost.
+    then the foremost. `weight` is ``(rows, columns)``, columns a multiple of 8.
+
+    Returns:
+        The values ``(rows, columns / 2)``, and two bits for each, its place among its
+        four, four in a byte with the first in the lowest bits: uint8 ``(rows, columns /
+        8)``.
     """
     rows, columns = weight.shape
     fours = weight.reshape(rows, columns // _M, _M)
@@ -186,7 +180,7 @@ def compress(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def decompress(values: Tensor, meta: Tensor) -> Tensor:
-    """Read a 2:4 weight."""
+    """Read a 2:4 weight, ``(rows, columns)``, from what `compress` returned."""
     rows, half = values.shape
     shifts = torch.tensor([0, 2, 4, 6], dtype=torch.uint8)
     places = (meta[..., None] >> shifts) & 3  # (rows, columns / 8, 4)
@@ -268,8 +262,7 @@ def sparsify_(model: nn.Module, path: Path, device: str = "cuda") -> list[str]:
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], list[str]]:
-    file = Path(path) / FILE_NAME if Path(path).is_dir() else Path(path)
-    tensors, entries = container.read(file, KIND, VERSION)
+    tensors, entries = container.read(path, FILE_NAME, KIND, VERSION)
     dense = {}
     for name in entries:
         values = tensors[f"{name}.values"]
@@ -282,7 +275,7 @@ def _cast(name: str, tensor: Tensor, dtype: str) -> Tensor:
     if not tensor.is_floating_point() or tensor.ndim < 2:
         return tensor
     found = tensor.to(DTYPES[dtype])
-    if not bool(torch.equal(found.isfinite(), tensor.isfinite())):
+    if not torch.equal(found.isfinite(), tensor.isfinite()):
         raise ValueError(
             f"dtype={dtype} does not hold the numbers of {name}, up to "
             f"{tensor.abs().max().item():.3g}; expected a wider range; use bfloat16"

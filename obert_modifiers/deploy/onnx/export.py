@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from obert_modifiers.core.positions import usable_length
 from obert_modifiers.deploy.engines import ENGINES, targets
 from obert_modifiers.deploy.onnx.gemm import write_gemms
-from obert_modifiers.deploy.onnx.graph import DEQUANTIZE, QUANTIZE
+from obert_modifiers.deploy.onnx.graph import DEQUANTIZE, QUANTIZE, Graph
 from obert_modifiers.deploy.onnx.integers import write_integer_products
 from obert_modifiers.deploy.onnx.qdq import (
     look_up_before_dequantizing,
@@ -29,7 +29,7 @@ from obert_modifiers.deploy.samples import longest_sample, repeated
 
 _ROWS = 2  # a trace of one row takes its size for a constant here and there
 # What becomes of weights whose sums a CPU without VNNI cannot hold.
-SATURATING: dict[str, Callable[[onnx.ModelProto], dict[str, int]]] = {
+SATURATING: dict[str, Callable[[Graph], dict[str, int]]] = {
     "unsigned": store_unsigned,
     "float": store_in_floating_point,
     "kept": saturating_layers,
@@ -38,35 +38,22 @@ SATURATING: dict[str, Callable[[onnx.ModelProto], dict[str, int]]] = {
 
 @dataclass(frozen=True)
 class OnnxExport:
-    """What was written.
+    """What was written."""
 
-    Attributes:
-        path: The file.
-        size_bytes: Its size.
-        inputs: Names of its inputs.
-        outputs: Names of its outputs.
-        quantize_nodes: QuantizeLinear nodes, one for each quantized activation.
-        dequantize_nodes: DequantizeLinear nodes, for activations and weights.
-        int8_weights: Weights that are stored as INT8.
-        target: The engine that it was written for.
-        shape: Its batch size and sequence length, None where both are free.
-        integer_products: MatMulInteger nodes.
-        saturating: Pairs of weights whose sums a CPU without VNNI cannot hold, by
-            layer. Those layers are stored as UINT8 for ``onnxruntime`` and as float32
-            for ``openvino``, which every CPU computes alike; for ``deepsparse`` they
-            stay as they are.
-    """
-
-    path: Path
-    size_bytes: int
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    quantize_nodes: int
-    dequantize_nodes: int
-    int8_weights: int
-    target: str = "onnxruntime"
+    path: Path  # the file
+    size_bytes: int  # its size
+    inputs: tuple[str, ...]  # names of its inputs
+    outputs: tuple[str, ...]  # names of its outputs
+    quantize_nodes: int  # quantizeLinear nodes, one for each quantized activation
+    dequantize_nodes: int  # dequantizeLinear nodes, for activations and weights
+    int8_weights: int  # weights that are stored as INT8
+    target: str = "onnxruntime"  # the engine that it was written for
+    # Its batch size and sequence length, None where both are free.
     shape: tuple[int, int] | None = None
-    integer_products: int = 0
+    integer_products: int = 0  # matMulInteger nodes
+    # Pairs of weights whose sums a CPU without VNNI cannot hold, by layer. Those layers
+    # are stored as UINT8 for ``onnxruntime`` and as float32 for ``openvino``, which
+    # every CPU computes alike; for ``deepsparse`` they stay as they are.
     saturating: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -118,22 +105,22 @@ def export_onnx(
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         file = Path(folder) / "traced.onnx"
         outputs = trace(model, sample, file, traits.opset, shape is not None)
-        graph = onnx.load(file)
+        graph = Graph(onnx.load(file))
     weights = store_int8_weights(graph)
     merge_equal_quantizers(graph)
     look_up_before_dequantizing(graph)
     saturating = SATURATING[traits.saturating](graph)
-    products = 0
     if traits.products == "integer":
-        products = write_integer_products(graph, integer_bias)
+        write_integer_products(graph, integer_bias)
     copy_sizes(graph) if shape is None else fold_constants(graph)
     if traits.products == "gemm":
         write_gemms(graph, integer_bias)
-    graph.producer_name = "obert_modifiers"
-    graph.metadata_props.add(key="target", value=target)
-    onnx.checker.check_model(graph)
-    onnx.save(graph, path)
-    kinds = [node.op_type for node in graph.graph.node]
+    written = graph.model
+    written.producer_name = "obert_modifiers"
+    written.metadata_props.add(key="target", value=target)
+    onnx.checker.check_model(written)
+    onnx.save(written, path)
+    kinds = [node.op_type for node in graph.nodes]
     return OnnxExport(
         path=path,
         size_bytes=path.stat().st_size,
@@ -144,7 +131,7 @@ def export_onnx(
         int8_weights=weights,
         target=target,
         shape=shape,
-        integer_products=products,
+        integer_products=kinds.count("MatMulInteger"),
         saturating=saturating,
     )
 

@@ -1,31 +1,36 @@
 """An ONNX graph by names: its constants, who writes a value and who reads it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import NodeProto, helper, numpy_helper
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
-TURN = [1, 0]
+TRANSPOSED = [1, 0]
 
 
 class Graph:
     """A graph that passes rewrite; :meth:`write` puts what is in use back.
 
     Attributes:
+        model: What it was read from; only :meth:`write` changes it, but for its nodes.
         constants: Initializers, and the values of Constant nodes, by name.
         nodes: All other nodes, in an order in which they can be computed.
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
         """Read a graph."""
-        self._graph = model.graph
+        self.model = model
         self.constants = {one.name: one for one in model.graph.initializer}
         self.nodes: list[NodeProto] = []
         for node in model.graph.node:
             if node.op_type == "Constant" and node.attribute[0].name == "value":
-                self.constants[node.output[0]] = _named(node)
+                tensor = onnx.TensorProto()
+                tensor.CopyFrom(node.attribute[0].t)
+                tensor.name = node.output[0]
+                self.constants[tensor.name] = tensor
             else:
                 self.nodes.append(node)
         # torch keeps one of several equal constants and copies of its name.
@@ -39,34 +44,38 @@ class Graph:
         yield from [node for node in self.nodes if node.op_type in kinds]
 
     def array(self, name: str) -> np.ndarray:
-        """Return the values of a constant."""
+        """Return the values of a constant, in a new array."""
         return numpy_helper.to_array(self.constants[name])
 
     def store(self, name: str, array: np.ndarray) -> str:
-        """Add a constant, or replace it."""
+        """Add a constant, or replace it; return its name."""
         # No ascontiguousarray: it makes vectors of scalars.
         array = np.asarray(array, order="C")
         self.constants[name] = numpy_helper.from_array(array, name)
         return name
 
+    def add(self, name: str, array: np.ndarray) -> str:
+        """Add a constant; return its name, another one if this is taken."""
+        return self.store(self.free_name(name), array)
+
     def free_name(self, name: str) -> str:
-        """Find a name that nothing has yet."""
+        """Find a name that nothing has yet, with underscores where it was taken."""
         taken = {out for node in self.nodes for out in node.output} | {*self.constants}
         while name in taken:
             name += "_"
         return name
 
     def writer(self, name: str) -> NodeProto | None:
-        """Return the node that computes a value."""
+        """Return the node that computes a value; None for inputs and constants."""
         return next((node for node in self.nodes if name in node.output), None)
 
-    def readers(self, name: str) -> Sequence[NodeProto]:
-        """Return the nodes that read a value."""
+    def readers(self, name: str) -> list[NodeProto]:
+        """Return the nodes that read a value, in order."""
         return [node for node in self.nodes if name in node.input]
 
     def is_output(self, name: str) -> bool:
         """Tell whether a value is an output of the model."""
-        return any(one.name == name for one in self._graph.output)
+        return any(one.name == name for one in self.model.graph.output)
 
     def rename(self, old: str, new: str) -> None:
         """Let all that read one value read another."""
@@ -76,7 +85,7 @@ class Graph:
                     node.input[place] = new
 
     def replace(self, node: NodeProto, *new: NodeProto) -> None:
-        """Put nodes into the place of one."""
+        """Put nodes into the place of one; none drops it."""
         place = next(i for i, one in enumerate(self.nodes) if one is node)
         self.nodes[place : place + 1] = new
 
@@ -91,49 +100,63 @@ class Graph:
         nodes = self.nodes
         while True:
             used = {name for node in nodes for name in node.input}
-            used |= {one.name for one in self._graph.output}
+            used |= {one.name for one in self.model.graph.output}
             needed = [node for node in nodes if not used.isdisjoint(node.output)]
             if len(needed) == len(nodes):
                 break
             nodes = needed
-        self.nodes = nodes
-        kept = [one for name, one in self.constants.items() if name in used]
+        self.constants = {n: one for n, one in self.constants.items() if n in used}
         copies = [helper.make_node("x", [], []) for _ in nodes]
         for copy, node in zip(copies, nodes, strict=True):
             copy.CopyFrom(node)  # the list below may own the originals
         self.nodes = copies
-        del self._graph.node[:], self._graph.initializer[:], self._graph.value_info[:]
-        self._graph.node.extend(copies)
-        self._graph.initializer.extend(kept)
+        graph = self.model.graph
+        del graph.node[:], graph.initializer[:], graph.value_info[:]
+        graph.node.extend(copies)
+        graph.initializer.extend(self.constants.values())
+
+
+def make(
+    kind: str, inputs: Iterable[str], output: str, name: str = "", **attributes: Any
+) -> NodeProto:
+    """Make a node with one output."""
+    return helper.make_node(kind, [*inputs], [output], name=name or None, **attributes)
+
+
+def attribute_of(node: NodeProto, name: str) -> Any:
+    """Return a node's attribute, None without one."""
+    found = [one for one in node.attribute if one.name == name]
+    return helper.get_attribute_value(found[0]) if found else None
 
 
 def axis_of(node: NodeProto) -> int | None:
-    """Return a node's axis."""
-    return next((one.i for one in node.attribute if one.name == "axis"), None)
+    """Return the axis of a node, None where it has none."""
+    return attribute_of(node, "axis")
 
 
 def dequantizer_of(graph: Graph, name: str) -> NodeProto | None:
-    """Find what dequantizes a value, or the value that it is the transposition of."""
+    """Find what dequantizes a value, or the matrix that it is the transpose of."""
     node = graph.writer(name)
-    if node is not None and permutation_of(node) == TURN:
+    if is_transposed(graph, name):
         node = graph.writer(node.input[0])
     return node if node is not None and node.op_type == DEQUANTIZE else None
 
 
-def is_turned(graph: Graph, name: str) -> bool:
-    """Tell whether a value is the transposition of a matrix."""
+def is_transposed(graph: Graph, name: str) -> bool:
+    """Tell whether a value is the transpose of a matrix."""
     node = graph.writer(name)
-    return node is not None and permutation_of(node) == TURN
+    return node is not None and permutation_of(node) == TRANSPOSED
 
 
 def permutation_of(node: NodeProto) -> list[int] | None:
-    """Return what a Transpose does."""
-    found = [list(one.ints) for one in node.attribute if one.name == "perm"]
-    return found[0] if node.op_type == "Transpose" and found else None
+    """Return what a Transpose does; None for another node, or without one."""
+    return attribute_of(node, "perm") if node.op_type == "Transpose" else None
 
 
-def _named(node: NodeProto) -> onnx.TensorProto:
-    tensor = onnx.TensorProto()
-    tensor.CopyFrom(node.attribute[0].t)
-    tensor.name = node.output[0]
-    return tensor
+def along(axis: int | None, like: np.ndarray, *grid: np.ndarray) -> list[np.ndarray]:
+    """Shape scales and zero points so that they broadcast along an axis of an array."""
+    if axis is None:
+        return [*grid]
+    shape = [1] * like.ndim
+    shape[axis] = -1
+    return [one.reshape(shape) for one in grid]

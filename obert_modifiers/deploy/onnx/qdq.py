@@ -1,28 +1,31 @@
 """Weights as INT8 in a graph of Q and DQ nodes, and no such node twice."""
 
 import numpy as np
-import onnx
 from onnx import NodeProto
 
 from obert_modifiers.deploy.onnx.graph import (
     DEQUANTIZE,
     QUANTIZE,
     Graph,
+    along,
     axis_of,
     dequantizer_of,
+    make,
 )
 
 
-def store_int8_weights(model: onnx.ModelProto) -> int:
-    """Replace what quantizes a constant by the INT8 constant; changes the graph.
+def store_int8_weights(graph: Graph) -> int:
+    """Replace what quantizes a constant by the INT8 constant.
 
     torch writes a quantized weight as floating point and a QuantizeLinear node. Here
     the node is computed, and scales of one element become scalars, as ONNX has them for
     whole tensors. The weight keeps its layout, ``(out, in)``, and is transposed after
     it is dequantized: all engines see through that, an embedding can share the weight,
     and blocks of zeros along the inputs stay in one piece, which gzip packs better.
+
+    Returns:
+        Weights that are INT8 now.
     """
-    graph = Graph(model)
     count = 0
     for node in graph.of_kind(QUANTIZE, DEQUANTIZE):
         _make_scalars(graph, node)
@@ -34,15 +37,13 @@ def store_int8_weights(model: onnx.ModelProto) -> int:
     return count
 
 
-def merge_equal_quantizers(model: onnx.ModelProto) -> int:
+def merge_equal_quantizers(graph: Graph) -> None:
     """Let all layers that read one value on one grid share its Q and DQ node.
 
     Query, key and value each quantize the same hidden state, in training with a
     quantizer of its own.
     """
-    graph = Graph(model)
     first: dict[tuple[object, ...], str] = {}
-    count = 0
     for node in graph.of_kind(QUANTIZE, DEQUANTIZE):
         if any(name not in graph.constants for name in node.input[1:]):
             continue
@@ -58,19 +59,15 @@ def merge_equal_quantizers(model: onnx.ModelProto) -> int:
         if kept != node.output[0] and not graph.is_output(node.output[0]):
             graph.rename(node.output[0], kept)
             graph.replace(node)
-            count += 1
     graph.write()
-    return count
 
 
-def look_up_before_dequantizing(model: onnx.ModelProto) -> int:
+def look_up_before_dequantizing(graph: Graph) -> None:
     """Gather rows of INT8 embeddings and dequantize those alone.
 
     The other way round, an engine that does not see through it makes floating point of
     all rows, in every run or once in memory.
     """
-    graph = Graph(model)
-    count = 0
     for gather in graph.of_kind("Gather"):
         before = graph.writer(gather.input[0])
         if before is None or before.op_type != DEQUANTIZE:
@@ -78,28 +75,24 @@ def look_up_before_dequantizing(model: onnx.ModelProto) -> int:
         if axis_of(before) is not None or axis_of(gather) not in (None, 0):
             continue
         rows = graph.free_name(f"{gather.output[0]}_int8")
-        after = onnx.helper.make_node(
+        after = make(
             DEQUANTIZE,
             [rows, *before.input[1:]],
-            [gather.output[0]],
-            name=f"{gather.name}_dequantize",
+            gather.output[0],
+            f"{gather.name}_dequantize",
         )
         gather.input[0] = before.input[0]
         gather.output[0] = rows
         graph.replace(gather, gather, after)
-        count += 1
     graph.write()
-    return count
 
 
-def has_qdq_products(model: onnx.ModelProto) -> bool:
+def has_qdq_products(graph: Graph) -> bool:
     """Tell whether products are written between Q and DQ nodes."""
-    graph = Graph(model)
-    for product in graph.of_kind("MatMul", "Gemm"):
-        sides = [dequantizer_of(graph, name) for name in product.input[:2]]
-        if all(sides):
-            return True
-    return False
+    return any(
+        all(dequantizer_of(graph, name) for name in product.input[:2])
+        for product in graph.of_kind("MatMul", "Gemm")
+    )
 
 
 def _make_scalars(graph: Graph, node: NodeProto) -> None:
@@ -114,21 +107,11 @@ def _make_scalars(graph: Graph, node: NodeProto) -> None:
 def _fold(graph: Graph, node: NodeProto) -> None:
     """Compute a QuantizeLinear node of a constant, and drop it."""
     name = node.input[0]
-    scale, zero_point = (graph.array(one) for one in node.input[1:])
-    whole = _quantize(graph.array(name), scale, zero_point, axis_of(node))
-    stored = graph.store(graph.free_name(f"{name}_int8"), whole)
-    graph.rename(node.output[0], stored)
-    graph.replace(node)
-
-
-def _quantize(
-    values: np.ndarray, scale: np.ndarray, zero_point: np.ndarray, axis: int | None
-) -> np.ndarray:
-    if axis is not None:
-        shape = [1] * values.ndim
-        shape[axis] = -1
-        scale, zero_point = scale.reshape(shape), zero_point.reshape(shape)
+    values, scale, zero_point = (graph.array(one) for one in node.input)
+    scale, zero_point = along(axis_of(node), values, scale, zero_point)
     # torch multiplies with the inverse, in float32: ties fall as they do in training.
     steps = np.rint(values * (np.float32(1.0) / scale)) + zero_point
     limits = np.iinfo(zero_point.dtype)
-    return np.clip(steps, limits.min, limits.max).astype(zero_point.dtype)
+    whole = np.clip(steps, limits.min, limits.max).astype(zero_point.dtype)
+    graph.rename(node.output[0], graph.add(f"{name}_int8", whole))
+    graph.replace(node)

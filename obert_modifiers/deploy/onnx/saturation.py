@@ -10,15 +10,16 @@ oneDNN's kernels lay weights out in fours along the inputs. So ``255 (|w[k]| +
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
-import onnx
 from onnx import NodeProto
 
 from obert_modifiers.deploy.onnx.graph import (
     DEQUANTIZE,
     Graph,
+    along,
+    attribute_of,
     axis_of,
     dequantizer_of,
-    is_turned,
+    is_transposed,
 )
 
 _LARGEST_ACTIVATION = 255
@@ -26,7 +27,10 @@ _LEAST_SUM, _LARGEST_SUM = -(2**15), 2**15 - 1
 
 
 def count_saturating(weight: np.ndarray) -> int:
-    """Count the pairs of weights whose products can leave 16 bits."""
+    """Count the pairs of int8 ``(outputs, inputs)`` whose sums can leave 16 bits.
+
+    An odd last input pairs with nothing.
+    """
     wide = weight.astype(np.int32)
     if wide.shape[1] % 2:
         wide = np.pad(wide, ((0, 0), (0, 1)))
@@ -36,29 +40,32 @@ def count_saturating(weight: np.ndarray) -> int:
     return int(((most > _LARGEST_SUM) | (least < _LEAST_SUM)).sum())
 
 
-def saturating_layers(model: onnx.ModelProto) -> dict[str, int]:
-    """Find the layers with sums that a CPU without VNNI cannot hold."""
-    graph = Graph(model)
+def saturating_layers(graph: Graph) -> dict[str, int]:
+    """Count the pairs of weights, by layer, that a CPU without VNNI cannot sum.
+
+    Products of activations with int8 constants are looked at, between Q and DQ nodes or
+    as MatMulInteger; layers without any are left out.
+    """
     found = {name: count_saturating(w) for name, w, _ in _products(graph)}
     return {name: count for name, count in found.items() if count}
 
 
-def store_unsigned(model: onnx.ModelProto) -> dict[str, int]:
+def store_unsigned(graph: Graph) -> dict[str, int]:
     """Store the weights of saturating layers as UINT8 with zero point 128.
 
     ONNX Runtime multiplies u8 with u8 in 32 bits on every x86 CPU, with VNNI as fast as
     u8 with s8. The integers that are multiplied are the same, and zeros stay zero.
     """
-    return _store(model, _make_unsigned)
+    return _store(graph, _make_unsigned)
 
 
-def store_in_floating_point(model: onnx.ModelProto) -> dict[str, int]:
+def store_in_floating_point(graph: Graph) -> dict[str, int]:
     """Store the weights of saturating layers as float32, rounded to their grid.
 
     For OpenVINO, which takes UINT8 weights apart in another way: it computes such a
     layer in floating point, from activations that are rounded as before.
     """
-    return _store(model, _make_floating_point)
+    return _store(graph, _make_floating_point)
 
 
 def describe(layers: Mapping[str, int]) -> str:
@@ -70,27 +77,30 @@ def describe(layers: Mapping[str, int]) -> str:
 
 
 def _products(graph: Graph) -> Iterator[tuple[str, np.ndarray, NodeProto]]:
-    """Go through the products of activations with int8 constants."""
+    """Go through the products of activations with int8 constants.
+
+    Yields:
+        The layer's name, its weight ``(outputs, inputs)``, and the node that reads the
+        constant: a DequantizeLinear or MatMulInteger node.
+    """
     for node in graph.of_kind("MatMul", "Gemm", "MatMulInteger"):
         if node.op_type == "MatMulInteger":
-            name, turned, reader = node.input[1], False, node
-            before = graph.writer(name)
-            if before is not None and is_turned(graph, name):
-                name, turned = before.input[0], True
+            name, reader = node.input[1], node
+            transposed = is_transposed(graph, name)
+            if transposed:
+                name = graph.writer(name).input[0]
         else:
             left = graph.writer(node.input[0])
             right = dequantizer_of(graph, node.input[1])
             if left is None or left.op_type != DEQUANTIZE or right is None:
                 continue
             name, reader = right.input[0], right
-            turned = is_turned(graph, node.input[1]) != _transposes(node)
+            transposed = is_transposed(graph, node.input[1]) != bool(
+                attribute_of(node, "transB")
+            )
         weight = graph.array(name) if name in graph.constants else None
         if weight is not None and weight.dtype == np.int8 and weight.ndim == 2:
-            yield _layer(name), weight if turned else weight.T, reader
-
-
-def _transposes(gemm: NodeProto) -> bool:
-    return any(one.name == "transB" and one.i == 1 for one in gemm.attribute)
+            yield _layer(name), weight if transposed else weight.T, reader
 
 
 def _layer(constant: str) -> str:
@@ -98,11 +108,8 @@ def _layer(constant: str) -> str:
     return name.removesuffix("_t").removesuffix(".weight")
 
 
-def _store(
-    model: onnx.ModelProto, change: Callable[[Graph, NodeProto], None]
-) -> dict[str, int]:
+def _store(graph: Graph, change: Callable[[Graph, NodeProto], None]) -> dict[str, int]:
     """Let `change` store the weight of each saturating layer in another form."""
-    graph = Graph(model)
     found = {}
     for name, weight, right in list(_products(graph)):
         count = count_saturating(weight)
@@ -114,9 +121,12 @@ def _store(
 
 
 def _make_floating_point(graph: Graph, right: NodeProto) -> None:
-    """Put the values of a DequantizeLinear node in its place."""
-    stored = graph.free_name(right.input[0].replace("_int8", "_grid"))
-    graph.rename(right.output[0], graph.store(stored, _values(graph, right)))
+    """Put what a DequantizeLinear node computes in its place."""
+    values, scale, zero = (graph.array(name) for name in right.input)
+    scale, zero = along(axis_of(right), values, scale, zero)
+    whole = (values.astype(np.int32) - zero).astype(np.float32) * scale
+    name = right.input[0].replace("_int8", "_grid")
+    graph.rename(right.output[0], graph.add(name, whole))
 
 
 def _make_unsigned(graph: Graph, right: NodeProto) -> None:
@@ -131,18 +141,4 @@ def _make_unsigned(graph: Graph, right: NodeProto) -> None:
     graph.store(name, (graph.array(name).astype(np.int16) + 128).astype(np.uint8))
     for node in readers:
         zero = graph.array(node.input[2]).astype(np.int16) + 128
-        node.input[2] = graph.store(
-            graph.free_name(f"{name}_zero_point"), zero.astype(np.uint8)
-        )
-
-
-def _values(graph: Graph, node: NodeProto) -> np.ndarray:
-    """Compute a DequantizeLinear node of a constant."""
-    values, scale, zero = (graph.array(name) for name in node.input)
-    axis = axis_of(node)
-    if axis is not None:
-        shape = [1] * values.ndim
-        shape[axis] = -1
-        scale, zero = scale.reshape(shape), zero.reshape(shape)
-    whole = (values.astype(np.int32) - zero).astype(np.float32)
-    return whole * scale
+        node.input[2] = graph.add(f"{name}_zero_point", zero.astype(np.uint8))

@@ -12,21 +12,21 @@ from obert_modifiers.deploy.onnx.graph import (
     permutation_of,
 )
 
+Shape = list[int | str]  # numbers and names; 0 for what is not known
+Sizes = dict[str, Shape]  # of each value
 _COPY = 0  # what Reshape takes for "as it was"
 _SUMS = ("Add", "Sub", "Mul", "Div", "Where", "LayerNormalization")
 _SAME = (*_SUMS, "Softmax", "Cast", "Erf", "Tanh", QUANTIZE, DEQUANTIZE)
 _SMALL = 1 << 16  # values; indices and masks have fewer, embeddings more
 
 
-def copy_sizes(model: onnx.ModelProto) -> int:
-    """Let a Reshape copy the sizes that stay; changes the graph.
+def copy_sizes(graph: Graph) -> None:
+    """Let a Reshape copy the sizes that stay.
 
     torch writes ``view(batch, sequence, heads, width)`` of free sizes as seven nodes
     that compute a shape. Reshape knows a sign for a size that stays where it is.
     """
-    graph = Graph(model)
-    sizes = _inferred(model, graph)
-    count = 0
+    sizes = _inferred(graph)
     for node in list(graph.nodes):
         _follow(graph, node, sizes)
         parts = graph.writer(node.input[1]) if node.op_type == "Reshape" else None
@@ -44,24 +44,25 @@ def copy_sizes(model: onnx.ModelProto) -> int:
             rest = int(np.prod(before[2:])) if wanted[:2] == [_COPY, _COPY] else 0
             fixed = int(np.prod([one for one in wanted[2:] if one > 0]))
             wanted = [rest // fixed if one == -1 and rest else one for one in wanted]
-        name = graph.free_name(f"{node.output[0]}_shape")
-        node.input[1] = graph.store(name, np.array(wanted, np.int64))
+        shape = np.array(wanted, np.int64)
+        node.input[1] = graph.add(f"{node.output[0]}_shape", shape)
         _follow(graph, node, sizes)
-        count += 1
     graph.write()
-    return count
 
 
-def sizes_of(model: onnx.ModelProto, graph: Graph) -> dict[str, list[int | str]]:
-    """Tell the sizes of all values of a graph, as far as they are known."""
-    sizes = _inferred(model, graph)
+def sizes_of(graph: Graph) -> Sizes:
+    """Tell the sizes of all values of a graph that was just written.
+
+    They are numbers, names of free sizes, and 0 for what is not known.
+    """
+    sizes = _inferred(graph)
     for node in graph.nodes:
         _follow(graph, node, sizes)
     return sizes
 
 
-def _inferred(model: onnx.ModelProto, graph: Graph) -> dict[str, list[int | str]]:
-    inferred = shape_inference.infer_shapes(model, data_prop=True)
+def _inferred(graph: Graph) -> Sizes:
+    inferred = shape_inference.infer_shapes(graph.model, data_prop=True)
     # torch names sizes that it does not know after the values; they may be equal.
     free = {
         axis.dim_param
@@ -69,55 +70,38 @@ def _inferred(model: onnx.ModelProto, graph: Graph) -> dict[str, list[int | str]
         for axis in one.type.tensor_type.shape.dim
     }
     values = (*inferred.graph.value_info, *inferred.graph.input)
-    sizes: dict[str, list[int | str]] = {
+    sizes: Sizes = {
         one.name: [
-            0 if isinstance(size, str) and size not in free else size
-            for size in _sizes(one)
+            (axis.dim_param in free and axis.dim_param) or axis.dim_value
+            for axis in one.type.tensor_type.shape.dim
         ]
         for one in values
     }
-    sizes |= {name: list(one.dims) for name, one in graph.constants.items()}
-    return sizes
+    return sizes | {name: list(one.dims) for name, one in graph.constants.items()}
 
 
-def fold_constants(model: onnx.ModelProto) -> int:
-    """Compute what no input changes, as fixed sizes leave it; changes the graph.
+def fold_constants(graph: Graph) -> None:
+    """Compute what no input changes, as fixed sizes leave it.
 
     Those are indices and masks; what is larger, such as embeddings, stays.
     """
-    graph = Graph(model)
-    count = 0
     for node in list(graph.nodes):
         known = all(name in graph.constants for name in node.input if name)
         if not known or node.op_type in (QUANTIZE, DEQUANTIZE) or len(node.output) > 1:
             continue
-        if graph.is_output(node.output[0]) or _reads_int8(graph, node):
+        given = [graph.constants[name] for name in dict.fromkeys(node.input) if name]
+        int8 = any(one.data_type == onnx.TensorProto.INT8 for one in given)
+        if graph.is_output(node.output[0]) or int8:  # INT8 weights stay what they are
             continue
-        array = _compute(graph, node, model)
+        out = helper.make_empty_tensor_value_info(node.output[0])
+        alone = helper.make_graph([node], "constant", [], [out], given)
+        versions = list(graph.model.opset_import)
+        made = helper.make_model(alone, opset_imports=versions)
+        array = np.asarray(ReferenceEvaluator(made).run(None, {})[0])
         if array.size <= _SMALL:
             graph.store(node.output[0], array)
             graph.replace(node)
-            count += 1
     graph.write()
-    return count
-
-
-def _reads_int8(graph: Graph, node: NodeProto) -> bool:
-    kinds = [graph.constants[name].data_type for name in node.input if name]
-    return onnx.TensorProto.INT8 in kinds  # a weight, which stays what it is
-
-
-def _compute(graph: Graph, node: NodeProto, model: onnx.ModelProto) -> np.ndarray:
-    alone = helper.make_graph(
-        [node],
-        "constant",
-        [],
-        [helper.make_empty_tensor_value_info(node.output[0])],
-        [graph.constants[name] for name in dict.fromkeys(node.input) if name],
-    )
-    versions = list(model.opset_import)
-    made = helper.make_model(alone, opset_imports=versions)
-    return np.asarray(ReferenceEvaluator(made).run(None, {})[0])
 
 
 def fix_sizes(model: onnx.ModelProto, shape: tuple[int, int]) -> None:
@@ -131,7 +115,7 @@ def fix_sizes(model: onnx.ModelProto, shape: tuple[int, int]) -> None:
         one.type.tensor_type.ClearField("shape")
 
 
-def _follow(graph: Graph, node: NodeProto, sizes: dict[str, list[int | str]]) -> None:
+def _follow(graph: Graph, node: NodeProto, sizes: Sizes) -> None:
     """Tell the sizes of what a node writes, where ONNX's own inference does not know.
 
     It does not where one side of a sum has sizes that were computed. A free size stays
@@ -139,7 +123,7 @@ def _follow(graph: Graph, node: NodeProto, sizes: dict[str, list[int | str]]) ->
     """
     known = [sizes.get(name) for name in node.input]
     first = known[0] if known else None
-    found: list[int | str] | None = None
+    found: Shape | None = None
     if node.op_type in (QUANTIZE, DEQUANTIZE, "LayerNormalization"):
         found = first
     elif node.op_type in _SAME:
@@ -160,13 +144,13 @@ def _follow(graph: Graph, node: NodeProto, sizes: dict[str, list[int | str]]) ->
         sizes[node.output[0]] = found
 
 
-def _broadcast(known: list[list[int | str] | None]) -> list[int | str] | None:
+def _broadcast(known: list[Shape | None]) -> Shape | None:
     """Tell the sizes of a sum, 0 where one side has a size that is not known."""
     if not known or any(one is None for one in known):
         return None
     sides = [one for one in known if one is not None]
     longest = max(map(len, sides))
-    found: list[int | str] = []
+    found: Shape = []
     for axis in range(-longest, 0):
         here = {one[axis] for one in sides if -axis <= len(one)}
         # Of 1 and 0 it is not known which one is repeated.
@@ -177,7 +161,7 @@ def _broadcast(known: list[list[int | str] | None]) -> list[int | str] | None:
     return found
 
 
-def _product(first: list[int | str], second: list[int | str]) -> list[int | str] | None:
+def _product(first: Shape, second: Shape) -> Shape | None:
     if min(len(first), len(second)) < 2:
         return None
     left, right = first[:-2], second[:-2]
@@ -189,8 +173,8 @@ def _part(
     graph: Graph,
     name: str,
     place: int,
-    before: list[int | str],
-    sizes: dict[str, list[int | str]],
+    before: Shape,
+    sizes: Sizes,
 ) -> int | None:
     # A number, or that it is copied; None if neither.
     if name in graph.constants:
@@ -202,9 +186,7 @@ def _part(
     return _COPY if same else None
 
 
-def _size_read(
-    graph: Graph, node: NodeProto | None, sizes: dict[str, list[int | str]]
-) -> int | str | None:
+def _size_read(graph: Graph, node: NodeProto | None, sizes: Sizes) -> int | str | None:
     # Back over Unsqueeze, Gather and Shape to what they read.
     if node is None or node.op_type != "Unsqueeze":
         return None
@@ -219,9 +201,3 @@ def _size_read(
         return None
     place = int(graph.array(gather.input[1]).item())
     return known[place] if place < len(known) else None
-
-
-def _sizes(value: onnx.ValueInfoProto) -> list[int | str]:
-    return [
-        axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim
-    ]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from obert_modifiers.core.quantization.scheme import ranges_held
+from obert_modifiers.deploy.engines.engine import reason
 
 _AXES = ("batch", "sequence")
 _MASK = "attention_mask"
@@ -30,6 +31,12 @@ def trace(
     Attention is written out as product, mask, softmax, product, the one form that
     engines know well, and the mask as ``(1 - m) * lowest``, where the model computes
     the same from it as from its own. The model stays as it is.
+
+    What a model computes of the length in Python stays what it was for the sample, so
+    with free sizes the sample has as many tokens as the model reads.
+
+    Returns:
+        Names of the outputs.
     """
     with _evaluating(model), _attending_plainly(model), torch.no_grad():
         few = sample
@@ -125,11 +132,10 @@ def _outputs(model: nn.Module, sample: Mapping[str, Tensor]) -> dict[str, Tensor
         found: Any = model(**sample)
     except (RuntimeError, IndexError) as error:
         rows, tokens = next(iter(sample.values())).shape
-        why = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise ValueError(
             f"{type(model).__name__} does not run at batch size {rows} and sequence "
-            f"length {tokens} ({why}); expected a model that does; fix its sizes with "
-            "--shape BATCHxLENGTH, at a length that it takes"
+            f"length {tokens} ({reason(error)}); expected a model that does; fix its "
+            "sizes with --shape BATCHxLENGTH, at a length that it takes"
         ) from error
     if not isinstance(found, Mapping):
         raise ValueError(

@@ -3,10 +3,9 @@
 from pathlib import Path
 
 import numpy as np
-import onnx
-from onnx import NodeProto, numpy_helper
 
 from obert_modifiers.deploy.onnx.file import load_onnx
+from obert_modifiers.deploy.onnx.graph import Graph
 from obert_modifiers.deploy.weight import Weight, count_nonzero, in_a_layer
 
 _PRODUCTS = {"MatMul": 1, "Gemm": 1, "MatMulInteger": 1, "QLinearMatMul": 3}
@@ -19,97 +18,71 @@ _GRIDS = {
     "MatMulInteger": (2, 3),
     "QLinearMatMul": (1, 2, 4, 5, 6, 7),
 }
+_ZERO_POINTS = {"DequantizeLinear": 2, "MatMulInteger": 3, "QLinearMatMul": 5}
 _KINDS = ("f", "i1", "u1")  # floating point and 8-bit integers
 
 
 def onnx_weights(path: Path) -> list[Weight]:
-    """Count the weights of an ONNX file."""
-    graph = _Graph(load_onnx(path))
-    multiplied = graph.multiplied()
+    """Count the constants of an ONNX file that are numbers of the model."""
+    model = load_onnx(path)
+    initializers = {one.name for one in model.graph.initializer}
+    graph = Graph(model)
+    multiplied = _multiplied(graph)
     named = any(in_a_layer(node) for node in multiplied.values())
+    grids = {
+        node.input[place]
+        for node in graph.nodes
+        for place in _GRIDS.get(node.op_type, ())
+        if place < len(node.input)
+    }
     found = []
-    for name, array in graph.weights().items():
+    for name, tensor in graph.constants.items():
+        least = 1 if name in initializers else 2
+        if name in grids or not tensor.dims or np.prod(tensor.dims) < least:
+            continue
+        array = graph.array(name)
+        kind = f"{array.dtype.kind}{array.dtype.itemsize}"
+        if not kind.startswith(_KINDS) and not (kind == "i4" and _is_bias(graph, name)):
+            continue
         node = multiplied.get(name)
         prunable = node is not None and array.ndim == 2
         if prunable and named:
             prunable = in_a_layer(node)
-        nonzero = count_nonzero(array, graph.zero_point(name))
+        nonzero = count_nonzero(array, _zero_point(graph, name))
         found.append(Weight(name, array.size, nonzero, prunable))
     return found
 
 
-class _Graph:
-    """Constants, and the nodes that read and make each value."""
+def _is_bias(graph: Graph, name: str) -> bool:
+    # Of a product of integers; other integers of 32 bits are shapes and places.
+    return any(
+        node.op_type == "Add"
+        or (node.op_type == "DequantizeLinear" and node.input[0] == name)
+        for node in graph.readers(name)
+    )
 
-    def __init__(self, model: onnx.ModelProto) -> None:
-        self._nodes = list(model.graph.node)
-        self._tensors = {one.name: one for one in model.graph.initializer}
-        self._inline = {
-            node.output[0]: node.attribute[0].t
-            for node in self._nodes
-            if node.op_type == "Constant" and node.attribute[0].name == "value"
-        }
-        self._makers = {out: node for node in self._nodes for out in node.output}
-        self._readers: dict[str, list[NodeProto]] = {}
-        for node in self._nodes:
-            for name in node.input:
-                self._readers.setdefault(name, []).append(node)
 
-    def weights(self) -> dict[str, np.ndarray]:
-        """Return the constants that are weights by name."""
-        grids = {
-            node.input[place]
-            for node in self._nodes
-            for place in _GRIDS.get(node.op_type, ())
-            if place < len(node.input)
-        }
-        found = {}
-        for name, tensor in (self._tensors | self._inline).items():
-            dims = len(tensor.dims)
-            least = 1 if name in self._tensors else 2
-            if name in grids or not dims or np.prod(tensor.dims) < least:
-                continue
-            kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-            named = f"{kind.kind}{kind.itemsize}"
-            if named.startswith(_KINDS) or (named == "i4" and self._is_bias(name)):
-                found[name] = numpy_helper.to_array(tensor)
-        return found
+def _multiplied(graph: Graph) -> dict[str, str]:
+    """Return the name of the node that multiplies with a constant, by its name."""
+    found = {}
+    for node in graph.of_kind(*_PRODUCTS):
+        name = node.input[_PRODUCTS[node.op_type]]
+        while (writer := graph.writer(name)) and writer.op_type in _PASSING:
+            name = writer.input[0]
+        if name in graph.constants:
+            found[name] = node.name
+    return found
 
-    def _is_bias(self, name: str) -> bool:
-        # Of a product of integers; other integers of 32 bits are shapes and places.
-        return any(
-            node.op_type == "Add"
-            or (node.op_type == "DequantizeLinear" and node.input[0] == name)
-            for node in self._readers.get(name, ())
-        )
 
-    def multiplied(self) -> dict[str, str]:
-        """Return the name of the node that multiplies with a constant by its name."""
-        found = {}
-        for node in self._nodes:
-            place = _PRODUCTS.get(node.op_type)
-            if place is None:
-                continue
-            name = node.input[place]
-            while (maker := self._makers.get(name)) is not None:
-                if maker.op_type not in _PASSING:
-                    break
-                name = maker.input[0]
-            if name in self._tensors or name in self._inline:
-                found[name] = node.name
-        return found
-
-    def zero_point(self, name: str) -> np.ndarray | None:
-        """Return the integers that stand for zero, None for floating point."""
-        for node in self._readers.get(name, ()):
-            if node.op_type in ("Gather", "Transpose", "Identity"):
-                found = self.zero_point(node.output[0])
-                if found is not None:
-                    return found
-            place = {"DequantizeLinear": 2, "MatMulInteger": 3, "QLinearMatMul": 5}
-            at = place.get(node.op_type)
-            if at is not None and at < len(node.input):
-                tensor = (self._tensors | self._inline).get(node.input[at])
-                if tensor is not None:
-                    return numpy_helper.to_array(tensor).reshape(-1)
-        return None
+def _zero_point(graph: Graph, name: str) -> np.ndarray | None:
+    """Return the integers that stand for zero, None for floating point."""
+    for node in graph.readers(name):
+        if node.op_type in ("Gather", "Transpose", "Identity"):
+            found = _zero_point(graph, node.output[0])
+            if found is not None:
+                return found
+        place = _ZERO_POINTS.get(node.op_type)
+        if place is not None and place < len(node.input):
+            if node.input[place] in graph.constants:
+                return graph.array(node.input[place]).reshape(-1)
+    return None

@@ -11,37 +11,21 @@ from obert_modifiers.tasks.squad.windows import OUTSIDE
 
 @dataclass(frozen=True)
 class Search:
-    """How answers are chosen.
+    """How answers are chosen."""
 
-    Attributes:
-        n_best_size: How many candidates are kept for a question.
-        max_answer_length: The most tokens of an answer.
-        with_null: Whether a question may have no answer (SQuAD v2).
-        null_threshold: "No answer" is given where its score exceeds the best
-            answer's by more than this.
-    """
-
-    n_best_size: int = 20
-    max_answer_length: int = 30
-    with_null: bool = False
-    null_threshold: float = 0.0
+    n_best_size: int = 20  # candidates that are kept for a question
+    max_answer_length: int = 30  # in tokens
+    with_null: bool = False  # a question may have no answer (SQuAD v2)
+    null_threshold: float = 0.0  # by how much "no answer" must beat the best answer
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The answer to one question.
+    """The answer to one question."""
 
-    Attributes:
-        text: Its text, empty for "no answer".
-        candidates: The best candidates, best first, each with ``text``,
-            ``probability``, ``start_logit`` and ``end_logit``.
-        null_odds: By how much the score of "no answer" exceeds the best answer's;
-            None where every question has an answer.
-    """
-
-    text: str
-    candidates: list[dict[str, Any]]
-    null_odds: float | None = None
+    text: str  # empty for "no answer"
+    candidates: list[dict[str, Any]]  # best first: text, probability and both logits
+    null_odds: float | None = None  # by how much "no answer" exceeds the best answer
 
 
 def best_spans(
@@ -53,22 +37,11 @@ def best_spans(
     """Find the spans of a window with the highest sums of start and end logit.
 
     All spans of at most `max_answer_length` L tokens are looked at, not only those of
-    the best starts and ends. Time and memory: T L sums.
-
-    Args:
-        start_logits: ``(T,)``.
-        end_logits: ``(T,)``.
-        allowed: ``(T,)``, bool: the positions where a span may start and end.
-        search: How many, and how long.
-
-    Returns:
-        First and last position of each, best first; equal sums by position, the
-        shorter one first.
+    the best starts and ends. Time and memory: T L sums. Returns first and last position
+    of each, best first; equal sums by position, the shorter one first.
     """
-    length, longest = (
-        len(start_logits),
-        min(search.max_answer_length, len(start_logits)),
-    )
+    length = len(start_logits)
+    longest = min(search.max_answer_length, length)
     starts = np.where(allowed, start_logits, -np.inf)
     ends = np.full(length + longest - 1, -np.inf)
     ends[:length] = np.where(allowed, end_logits, -np.inf)
@@ -87,17 +60,10 @@ def answer_question(
 ) -> Answer:
     """Choose the answer to a question from the scores of its windows.
 
+    A window has ``starts``, ``ends`` and ``null`` from `cut_windows`, and
+    ``start_logits`` and ``end_logits``, which may be longer.
     "No answer" scores as the lowest sum of start and end logit at its token over the
     windows: where one window has an answer, the others say that they have none.
-
-    Args:
-        context: The text that the windows are of.
-        windows: Each with ``starts``, ``ends`` and ``null`` from `cut_windows`, and
-            ``start_logits`` and ``end_logits``, which may be longer.
-        search: How answers are chosen.
-
-    Returns:
-        The answer.
     """
     found: list[dict[str, Any]] = []
     nulls: list[dict[str, Any]] = []

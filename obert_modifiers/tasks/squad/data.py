@@ -10,7 +10,8 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from obert_modifiers.tasks import _files
+from obert_modifiers.tasks.data import sources
+from obert_modifiers.tasks.data.texts import map_rows
 from obert_modifiers.tasks.squad.windows import (
     WindowShape,
     cut_windows,
@@ -24,55 +25,38 @@ _PLACES = ("question", "starts", "ends", "null")
 
 
 def read(flags: Any, cache_dir: str | None) -> tuple[dict[str, Dataset], str]:
-    """Find the splits of a data set: SQuAD's own files, or rows with its columns.
-
-    Args:
-        flags: The task's flags.
-        cache_dir: Where the datasets library keeps what it has read.
-
-    Returns:
-        The splits and where they came from.
-    """
+    """Find the splits of a data set: SQuAD's own files, or rows with its columns."""
     if flags.dataset_name is not None:
-        found = _documents_in(Path(flags.dataset_name))
-        return (found, flags.dataset_name) if found else _files.read(flags, cache_dir)
-    names = {split: f"{split}_file" for split in ("train", "validation", "test")}
-    given = {s: path for s, name in names.items() if (path := getattr(flags, name))}
-    documents = {
-        split: rows
-        for split, path in given.items()
-        if (rows := read_document(Path(path))) is not None
-    }
-    rest = replace(flags, **{names[split]: None for split in documents})
-    splits = {} if documents.keys() == given.keys() else _files.read(rest, cache_dir)[0]
-    splits = {split: {**splits, **documents}[split] for split in given}
+        splits = _documents_in(Path(flags.dataset_name))
+        return (
+            (splits, flags.dataset_name) if splits else sources.read(flags, cache_dir)
+        )
+    given = flags.files
+    splits = {split: read_document(Path(path)) for split, path in given.items()}
+    documents = [split for split, rows in splits.items() if rows is not None]
+    if len(documents) < len(given):
+        others = replace(flags, **{f"{split}_file": None for split in documents})
+        splits |= sources.read(others, cache_dir)[0]
     return splits, ", ".join(given.values())
 
 
 def _documents_in(folder: Path) -> dict[str, Dataset]:
-    found: dict[str, Dataset] = {}
+    splits: dict[str, Dataset] = {}
     for path in sorted(folder.glob("*.json")) if folder.is_dir() else []:
         for prefix, split in _PREFIXES.items():
-            if path.name.startswith(prefix):
-                rows = read_document(path)
-                if rows is not None:
-                    found[split] = rows
-    return found
+            if (
+                path.name.startswith(prefix)
+                and (rows := read_document(path)) is not None
+            ):
+                splits[split] = rows
+    return splits
 
 
 def read_document(path: Path) -> Dataset | None:
     """Read a file that holds one JSON object with the key ``data``.
 
-    That is SQuAD's own form, paragraphs with their questions, or a list of rows.
-
-    Args:
-        path: The file.
-
-    Returns:
-        A row for each question, or None where the file is of another form.
-
-    Raises:
-        ValueError: If something is missing in it.
+    That is SQuAD's own form, paragraphs with their questions, or a list of rows. Gives
+    a row for each question, or None where the file is of another form.
     """
     if path.suffix.lower() != ".json" or not path.is_file():
         return None
@@ -116,44 +100,8 @@ def _row(asked: Mapping[str, Any], context: str) -> dict[str, Any]:
     }
 
 
-def columns(
-    rows: Dataset, flags: Any, description: str
-) -> tuple[tuple[str, ...], str | None]:
-    """Check that a data set has the columns of SQuAD.
-
-    Args:
-        rows: A split.
-        flags: The task's flags.
-        description: Where the data came from, for errors.
-
-    Returns:
-        The columns of the text, and that of the answers where there is one.
-
-    Raises:
-        ValueError: If question or context is missing.
-    """
-    for name in ("question", "context"):
-        if name not in rows.column_names:
-            raise ValueError(
-                f"data={description} has the columns {', '.join(rows.column_names)}; "
-                "expected question, context and answers; rename them"
-            )
-    return (
-        ("question", "context"),
-        "answers" if "answers" in rows.column_names else None,
-    )
-
-
 def answers_of(value: Any) -> list[tuple[int, str]]:
-    """Read the answers of a question.
-
-    Args:
-        value: ``{"text": [...], "answer_start": [...]}``, a list of mappings with
-            both, or None.
-
-    Returns:
-        For each where it starts and its text.
-    """
+    """Return where each answer of a question starts, and its text."""
     if value is None:
         return []
     if isinstance(value, Mapping):
@@ -162,17 +110,7 @@ def answers_of(value: Any) -> list[tuple[int, str]]:
 
 
 def ids_of(rows: Dataset) -> list[str]:
-    """Name the questions of a split.
-
-    Args:
-        rows: The split.
-
-    Returns:
-        Their ids, or where there are none their numbers.
-
-    Raises:
-        ValueError: If two have the same.
-    """
+    """Return the ids of questions, or their numbers where there are none."""
     if "id" not in rows.column_names:
         return [str(number) for number in range(len(rows))]
     ids = [str(name) for name in rows["id"]]
@@ -196,18 +134,10 @@ def windows_of(
 ) -> tuple[Dataset, Dataset]:
     """Turn questions into windows.
 
-    Args:
-        rows: Rows with ``question``, ``context`` and ``answers``.
-        tokenizer: The model's tokenizer.
-        shape: Lengths, from `check_windows`.
-        labelled: False leaves the positions of the answers out.
-        with_null: Whether a question may have no answer.
-        workers: Processes to use.
-
-    Returns:
-        What the model reads, with ``start_positions`` and ``end_positions`` of the
-        first answer; and of each window what `cut_windows` tells beside it.
-        ``question`` is the number of the row.
+    Gives what the model reads, where `labelled` with ``start_positions`` and
+    ``end_positions`` of the first answer, and of each window what `cut_windows` tells
+    beside it; ``question`` is the number of the row. `with_null`: a question may have
+    no answer.
     """
 
     def encode(batch: dict[str, list[Any]], numbers: list[int]) -> dict[str, list[Any]]:
@@ -221,15 +151,8 @@ def windows_of(
         return windows
 
     kept = ["question", "context"] + (["answers"] if labelled else [])
-    windows = rows.select_columns(kept).map(
-        encode,
-        batched=True,
-        with_indices=True,
-        remove_columns=kept,
-        num_proc=workers,
-        keep_in_memory=True,
-        load_from_cache_file=False,
-        desc="cutting contexts",
+    windows = map_rows(
+        rows, encode, kept, workers, "cutting contexts", with_indices=True
     )
     places = [name for name in windows.column_names if name in _PLACES]
     return windows.remove_columns(places), windows.select_columns(places)
@@ -238,20 +161,8 @@ def windows_of(
 def _first_answers(
     batch: Mapping[str, Sequence[Any]], numbers: Sequence[int], with_null: bool
 ) -> list[tuple[int, str] | None]:
-    """Take the first answer of each question, and check that it is where it says.
-
-    Args:
-        batch: Columns ``context`` and ``answers``.
-        numbers: The rows' numbers, for errors.
-        with_null: Whether a question may have no answer.
-
-    Returns:
-        For each where it starts and its text, or None.
-
-    Raises:
-        ValueError: If an answer is missing or not in the context.
-    """
-    found: list[tuple[int, str] | None] = []
+    """Take the first answer of each question, and check that it is where it says."""
+    first: list[tuple[int, str] | None] = []
     for number, context, value in zip(
         numbers, batch["context"], batch["answers"], strict=True
     ):
@@ -268,5 +179,5 @@ def _first_answers(
                     f"answer={text!r} of row {number} is not at answer_start={start} of"
                     " its context; expected the same characters there; mend the row"
                 )
-        found.append(answers[0] if answers else None)
-    return found
+        first.append(answers[0] if answers else None)
+    return first

@@ -2,7 +2,7 @@
 
 Written from that definition, as no library that works without a network has both:
 transformers removed its own, evaluate fetches its from the hub, and torchmetrics has
-v1.1 alone, with another F1 where an answer has no words.
+only v1.1, with another F1 where an answer has no words.
 """
 
 import re
@@ -15,42 +15,20 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalize(text: str) -> str:
-    """Bring an answer into the form in which answers are compared.
-
-    Args:
-        text: The answer.
-
-    Returns:
-        It in lower case, without ASCII punctuation and English articles, with single
-        spaces.
-    """
+    """Drop case, ASCII punctuation, English articles and double spaces of an answer."""
     plain = text.lower().translate(_PUNCTUATION)
     return " ".join(_ARTICLES.sub(" ", plain).split())
 
 
 def exact_match(predicted: str, truth: str) -> float:
-    """Compare two answers as a whole.
-
-    Args:
-        predicted: One.
-        truth: The other.
-
-    Returns:
-        1.0 where they are the same after `normalize`, else 0.0.
-    """
+    """Return 1.0 where both are the same after `normalize`."""
     return float(normalize(predicted) == normalize(truth))
 
 
 def f1(predicted: str, truth: str) -> float:
-    """Compare two answers as bags of words.
+    """Return the harmonic mean of precision and recall of the words after `normalize`.
 
-    Args:
-        predicted: One.
-        truth: The other.
-
-    Returns:
-        The harmonic mean of precision and recall of the words after `normalize`; 0.0
-        without common words, also where both have none.
+    It is 0.0 without common words, also where both have none.
     """
     ours, theirs = normalize(predicted).split(), normalize(truth).split()
     common = sum((Counter(ours) & Counter(theirs)).values())
@@ -58,15 +36,7 @@ def f1(predicted: str, truth: str) -> float:
 
 
 def f1_or_none(predicted: str, truth: str) -> float:
-    """Compare as `f1`, with "no answer" as an answer; v2.0's rule.
-
-    Args:
-        predicted: One.
-        truth: The other.
-
-    Returns:
-        1.0 where neither has words, else as `f1`.
-    """
+    """Compare as `f1`, with "no answer" as an answer; v2.0's rule."""
     if not normalize(predicted) and not normalize(truth):
         return 1.0
     return f1(predicted, truth)
@@ -75,15 +45,7 @@ def f1_or_none(predicted: str, truth: str) -> float:
 def squad_metrics(
     predicted: Sequence[str], truths: Sequence[Sequence[str]]
 ) -> dict[str, float]:
-    """Measure answers as SQuAD v1.1 does.
-
-    Args:
-        predicted: The answer to each question.
-        truths: The right answers to each, at least one; the best one counts.
-
-    Returns:
-        ``exact_match`` and ``f1``, means over the questions in percent.
-    """
+    """Return EM and F1 in percent as SQuAD v1.1 does; the best right answer counts."""
     return {
         "exact_match": _mean(_best(exact_match, predicted, truths)),
         "f1": _mean(_best(f1, predicted, truths)),
@@ -96,17 +58,8 @@ def squad_v2_metrics(
     """Measure answers as SQuAD v2.0 does.
 
     Right answers that have no words are left out; where none is left, the right
-    answer is none.
-
-    Args:
-        predicted: The answer to each question, empty for none.
-        truths: The right answers to each; empty where it has none.
-
-    Returns:
-        ``exact_match`` and ``f1`` in percent over all questions; the same with
-        ``HasAns_`` and ``NoAns_`` before it over those with and without right
-        answers, and ``HasAns_total`` and ``NoAns_total``, how many these are; of a
-        kind that there is none of, nothing.
+    answer is none. The figures with ``HasAns_`` and ``NoAns_`` are those of questions
+    with and without right answers; where there are none of a kind, it has no figures.
     """
     kept = [[text for text in texts if normalize(text)] or [""] for texts in truths]
     exact = _best(exact_match, predicted, kept)

@@ -5,11 +5,14 @@ the question before it. Every window knows which question it belongs to and whic
 characters of the context each of its tokens stands for.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedTokenizerBase
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 MAX_QUESTION_TOKENS = 64  # as in BERT's own script; SQuAD's longest are below it
 OUTSIDE = -1  # the characters of a token that is not of the context
@@ -17,41 +20,20 @@ OUTSIDE = -1  # the characters of a token that is not of the context
 
 @dataclass(frozen=True)
 class WindowShape:
-    """How a question and its context become windows.
+    """How a question and its context become windows."""
 
-    Attributes:
-        max_length: The most tokens of a window, question and special tokens included.
-        doc_stride: Tokens of the context that neighbouring windows share.
-    """
-
-    max_length: int
-    doc_stride: int
+    max_length: int  # the most tokens, question and special tokens included
+    doc_stride: int  # tokens of the context that neighbouring windows share
 
     def question_tokens(self, tokenizer: PreTrainedTokenizerBase) -> int:
-        """Tell how many tokens of a question fit beside the shared ones and one more.
-
-        Args:
-            tokenizer: The model's tokenizer.
-
-        Returns:
-            At most `MAX_QUESTION_TOKENS`; less than one where nothing fits.
-        """
+        """Count the question's tokens that fit beside the shared ones and one more."""
         special = tokenizer.num_special_tokens_to_add(pair=True)
         room = self.max_length - special - self.doc_stride - 1
         return min(MAX_QUESTION_TOKENS, room)
 
 
 def check_windows(tokenizer: PreTrainedTokenizerBase, shape: WindowShape) -> None:
-    """Check that a tokenizer can make windows of a shape.
-
-    Args:
-        tokenizer: The model's tokenizer.
-        shape: Lengths of windows and of what they share.
-
-    Raises:
-        ValueError: If it gives no offsets, has no token for "no answer", or the shared
-            tokens leave no room for a question.
-    """
+    """Check that a tokenizer can make windows of a shape."""
     name = type(tokenizer).__name__
     if not tokenizer.is_fast:
         raise ValueError(
@@ -74,16 +56,7 @@ def check_windows(tokenizer: PreTrainedTokenizerBase, shape: WindowShape) -> Non
 def cut_questions(
     tokenizer: PreTrainedTokenizerBase, questions: Sequence[str], most: int
 ) -> list[str]:
-    """Cut questions to a number of tokens, and strip white space.
-
-    Args:
-        tokenizer: The model's tokenizer.
-        questions: The questions.
-        most: The most tokens of one, 1 or more.
-
-    Returns:
-        The questions, whose tokens without special ones are at most that many.
-    """
+    """Cut questions to a number of tokens without special ones; strip white space."""
     texts = [question.strip() for question in questions]
     # At once for all, as hardly any is too long.
     lengths = map(len, tokenizer(texts, add_special_tokens=False)["input_ids"])
@@ -111,19 +84,11 @@ def cut_windows(
 ) -> dict[str, list[Any]]:
     """Cut contexts into windows behind their questions.
 
-    Args:
-        tokenizer: The model's tokenizer; gives no padding here.
-        questions: The questions.
-        contexts: The context of each.
-        shape: Lengths, from `check_windows`.
-
-    Returns:
-        A list with one entry for each window of: what the tokenizer gives the model
-        (``input_ids``, ``attention_mask``, perhaps ``token_type_ids``); ``question``,
-        the index of its question; ``starts`` and ``ends``, the characters
-        ``[start, end)`` of the context that each token stands for without white space
-        around it, `OUTSIDE` for other tokens; ``null``, the position of the token that
-        stands for "no answer".
+    Returns a list with one entry for each window of: what the tokenizer gives the model
+    (``input_ids``, ``attention_mask``, perhaps ``token_type_ids``); ``question``, the
+    index of its question; ``starts`` and ``ends``, the characters ``[start, end)`` of
+    the context that each token stands for without white space around it, `OUTSIDE` for
+    other tokens; ``null``, the position of the token that stands for "no answer".
     """
     encoded = tokenizer(
         cut_questions(tokenizer, questions, shape.question_tokens(tokenizer)),
@@ -161,14 +126,6 @@ def _characters(
     """Tell which characters of the context each token of a window stands for.
 
     Some tokenizers count the space before a word to the word; an answer does not.
-
-    Args:
-        context: The context.
-        offsets: ``[start, end)`` of each token in its own text.
-        sequences: 1 for tokens of the context.
-
-    Returns:
-        Starts and ends.
     """
     starts, ends = [], []
     for (start, end), sequence in zip(offsets, sequences, strict=True):
@@ -188,15 +145,9 @@ def label_windows(
 ) -> list[list[int]]:
     """Find the first and the last token of the answer in each window.
 
-    Args:
-        windows: From `cut_windows`.
-        answers: For each question where its answer starts in the context and its text,
-            or None where it has none.
-
-    Returns:
-        ``[first, last]`` of each window, the smallest run of tokens that covers the
-        answer; twice the position of "no answer" where the window does not hold all
-        of it.
+    An answer is where it starts in the context and its text. The tokens are the
+    smallest run that covers it; twice the position of "no answer" where the window does
+    not hold all of it.
     """
     return [
         _covering(answers[question], starts, ends) or [null, null]

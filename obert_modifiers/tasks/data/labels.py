@@ -1,0 +1,167 @@
+"""What the labels of a data set mean: numbers, or the classes that they name."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from datasets import Dataset
+
+from obert_modifiers.core.outputs import MULTI_LABEL, REGRESSION
+from obert_modifiers.modifiers._classes import places_of
+from obert_modifiers.tasks.data.dataset import TextData
+from obert_modifiers.tasks.data.label_types import (
+    UNLABELLED,
+    need_labels,
+    own_names,
+    types_of,
+    unlabelled,
+)
+from obert_modifiers.tasks.data.texts import no_gaps
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What the labels of a data set mean."""
+
+    column: str
+    ids: Mapping[Any, int]  # class numbers by label as in the data; none in regression
+    names: tuple[str, ...]  # by class number
+    multi: bool = False  # a sample has any number of classes, in a list
+    hot: bool = False  # that list holds a 0 or 1 for each class, not the classes
+
+    @classmethod
+    def named(cls, column: str, names: Iterable[str], **kind: bool) -> "Labels":
+        """Make those of data that holds class numbers."""
+        names = tuple(names)
+        return cls(column, dict(enumerate(range(len(names)))), names, **kind)
+
+    @classmethod
+    def collected(cls, column: str, values: Iterable[Any], **kind: bool) -> "Labels":
+        """Make those of data that holds these classes, which are sorted."""
+        ids = {value: number for number, value in enumerate(sorted(values))}
+        return cls(column, ids, tuple(map(str, ids)), **kind)
+
+    @property
+    def regression(self) -> bool:
+        """Whether the label is a number to be predicted."""
+        return not self.ids
+
+    @property
+    def num_labels(self) -> int:
+        """The width of the classification head."""
+        return len(self.names) or 1
+
+    @property
+    def problem_type(self) -> str | None:
+        """What transformers calls the head's loss; None for one class of several."""
+        if self.multi:
+            return MULTI_LABEL
+        return REGRESSION if self.regression else None
+
+    def numbers(self, values: Iterable[Any]) -> list[Any]:
+        """Turn labels of the data into what the loss takes.
+
+        These are class numbers, floats for regression, or for each sample a 0.0 or 1.0
+        for each class.
+        """
+        if self.regression:
+            return [float(value) for value in values]
+        if self.hot:
+            return [[float(value) for value in row] for row in values]
+        if self.multi:
+            rows = [{self.ids[value] for value in row} for row in values]
+            return [[float(i in row) for i in range(self.num_labels)] for row in rows]
+        return [self.ids[value] for value in values]
+
+
+def labels_of(data: TextData, known: Mapping[str, int]) -> Labels:
+    """Decide which class number each label gets.
+
+    Labels that are floats are numbers to be predicted. Labels that are lists are any
+    number of classes, or a 0 or 1 for each. The classes that a data set names in its
+    own features keep their order; those collected from the column are sorted. A -1 is
+    no label where `unlabelled` says so. The classes that the model was trained with,
+    `known` by name, keep their numbers where the names are the data set's.
+    """
+    column = data.label_column
+    splits = {name: rows for name, rows in data.splits.items() if name != "test"}
+    splits = splits or dict(data.splits)
+    for name, rows in splits.items():
+        no_gaps(rows, column, data.place(name), empty="")
+    found = {name: rows[column][:] for name, rows in splits.items()}
+    kinds = types_of(found, data)
+    if kinds == {list}:
+        return keep_known(_multi_labels(splits, found, data), known, data)
+    if kinds == {float}:
+        need_labels(found, data)
+        return Labels(column, {}, ())
+    named = own_names(splits, data)
+    values = {value for labels in found.values() for value in labels}
+    values = set(map(int, values)) if kinds == {int} else values
+    if UNLABELLED in values and (
+        named is not None or unlabelled(found, values - {UNLABELLED}, known)
+    ):
+        need_labels(found, data)
+        values -= {UNLABELLED}
+    if named is not None:
+        labels = Labels.named(column, named)
+    else:
+        labels = Labels.collected(column, values)
+    return keep_known(labels, known, data)
+
+
+def _multi_labels(
+    splits: Mapping[str, Dataset], found: Mapping[str, list[Any]], data: TextData
+) -> Labels:
+    """Decide which class numbers the labels in lists get.
+
+    Lists of one length that hold only 0 and 1 say of each class whether the sample has
+    it; other lists hold the classes.
+    """
+    column = data.label_column
+    inner = {
+        split: [value for row in rows for value in row] for split, rows in found.items()
+    }
+    kinds = types_of(inner, data) if any(inner.values()) else set()
+    named = own_names(splits, data)
+    lengths = {len(row) for rows in found.values() for row in rows}
+    values = {value for row in inner.values() for value in row}
+    alike = named is None and len(lengths) == 1 and max(lengths) > 1
+    if alike and values <= {0, 1}:
+        names = map(str, range(max(lengths)))
+        return Labels.named(column, names, multi=True, hot=True)
+    if kinds & {float, list}:
+        wrong = sorted(map(str, values - {0, 1}))[:1] or sorted(map(str, lengths))
+        raise ValueError(
+            f"label column {column} of {data.description} holds lists with "
+            f"{', '.join(wrong)}; expected lists of classes, or lists of a 0 or 1 for "
+            "each class, all of one length; check the data"
+        )
+    if named is not None:
+        return Labels.named(column, named, multi=True)
+    return Labels.collected(column, values, multi=True)
+
+
+def keep_known(labels: Labels, known: Mapping[str, int], data: TextData) -> Labels:
+    """Keep the numbers of the classes that the model was trained with.
+
+    The classes are renumbered where the model knows all their names, and get the
+    model's names where the data set has only numbers; else they stay as they are.
+    """
+    names = tuple(sorted(known, key=lambda name: known[name]))
+    places = places_of(labels.names, names)
+    if known and places is not None:
+        ids = {
+            value: known[names[places[number]]] for value, number in labels.ids.items()
+        }
+        return replace(labels, ids=ids, names=names)
+    unnamed = all(labels.names[number] == str(v) for v, number in labels.ids.items())
+    if known and unnamed and all(v in range(len(known)) for v in labels.ids):
+        ids = {number: number for number in labels.ids}
+        return replace(labels, ids=ids, names=names)
+    if len(labels.names) < 2:
+        raise ValueError(
+            f"label column {labels.column} of {data.description} holds the one class "
+            f"{', '.join(labels.names)}; expected two or more; check the data"
+        )
+    return labels

@@ -1,0 +1,1 @@
+"""Rows of words: read from columns, cut into windows."""

@@ -1,0 +1,61 @@
+"""Files of words and tags in columns, as CoNLL's shared tasks have them."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from obert_modifiers.tasks.data import sources
+
+_ENDINGS = (".txt", ".conll")
+_DOCUMENT = "-DOCSTART-"
+
+
+def read(args: Any, cache_dir: str | None) -> tuple[dict[str, Dataset], str]:
+    """Read the splits that the flags name; ``.txt`` and ``.conll`` files by columns."""
+    paths = {split: Path(path) for split, path in args.files.items()}
+    columns = {s: path for s, path in paths.items() if path.suffix.lower() in _ENDINGS}
+    if not columns or args.dataset_name is not None:
+        return sources.read(args, cache_dir)
+    splits: dict[str, Dataset] = {}
+    if len(columns) < len(paths):
+        others = replace(args, **{f"{split}_file": None for split in columns})
+        splits |= sources.read(others, cache_dir)[0]
+    splits |= {s: read_columns(f"--{s}_file", path) for s, path in columns.items()}
+    return splits, ", ".join(map(str, paths.values()))
+
+
+def read_columns(flag: str, path: Path) -> Dataset:
+    """Read a file with a word in each line, its tag last, and blank lines between rows.
+
+    Columns stand apart by tabs, or by spaces where a line has no tab; the first is the
+    word, the last the tag, and a single column has no tags. Lines that begin documents
+    are left out. Gives ``tokens`` and ``ner_tags``.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{flag}={path} cannot be read ({error}); expected a text file in UTF-8; "
+            "check the path"
+        ) from error
+    rows: list[list[list[str]]] = [[]]
+    width = 0
+    for number, line in enumerate(lines, 1):
+        columns = line.rstrip().split("\t") if "\t" in line else line.split()
+        if not columns or columns[0] == _DOCUMENT:
+            rows.append([])
+            continue
+        width = width or len(columns)
+        if len(columns) != width:
+            raise ValueError(
+                f"{flag}={path} has {len(columns)} columns in line {number}; expected "
+                f"{width}, as in the lines before: a word, and its tag last; correct it"
+            )
+        rows[-1].append(columns)
+    rows = [row for row in rows if row]
+    made = {"tokens": [[columns[0] for columns in row] for row in rows]}
+    if width > 1:
+        made["ner_tags"] = [[columns[-1] for columns in row] for row in rows]
+    return Dataset.from_dict(made)

@@ -1,0 +1,100 @@
+"""The registry of tasks: the task that CONTRIBUTING.md shows, in every command."""
+
+import json
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from obert_modifiers import tasks
+from obert_modifiers.core.distillation import IGNORED_LABEL
+from obert_modifiers.tasks.task import IGNORED
+from tests import tiny
+
+ROOT = Path(__file__).parents[2]
+# Adds the task as a file and a line would, and runs commands one after the other.
+SCRIPT = """
+import json, sys
+from obert_modifiers import tasks
+folder, lines, commands = json.loads(sys.argv[1])
+tasks.__path__.append(folder)
+tasks.TASKS |= lines
+from obert_modifiers import cli
+for words in commands:
+    code = cli.main(words)
+    assert code == 0, (words, code)
+"""
+
+
+def shown() -> tuple[str, dict[str, str]]:
+    """Return the file of the task that CONTRIBUTING.md shows, and its line."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    section = text.partition("\n## A new task\n")[2].partition("\n## ")[0]
+    source, line = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    names: dict[str, dict[str, str]] = {}
+    exec(line, names)
+    return source, names["TASKS"]
+
+
+def rows(count: int, seed: int) -> list[dict]:
+    """Make pairs: what follows a good word is good, too."""
+    draw = random.Random(seed)
+    made = []
+    for _ in range(count):
+        one, other = (
+            draw.choice((tiny.GOOD, tiny.BAD)),
+            draw.choice((tiny.GOOD, tiny.BAD)),
+        )
+        pair = " ".join(draw.choices(one, k=3)), " ".join(draw.choices(other, k=3))
+        made.append({"first": pair[0], "next": pair[1], "follows": int(one is other)})
+    return made
+
+
+def test_the_task_that_is_shown_trains_and_is_evaluated(small, tmp_path) -> None:
+    source, lines = shown()
+    [name] = lines
+    (tmp_path / f"{name}.py").write_text(source, encoding="utf-8")
+    data = {
+        "--train_file": tiny.write_rows(tmp_path / "train.json", rows(64, 0)),
+        "--validation_file": tiny.write_rows(tmp_path / "other.json", rows(24, 1)),
+        "--second_column_name": "next",
+        "--cache_dir": tmp_path / "cache",
+    }
+    words = [str(word) for pair in data.items() for word in pair]
+    run = tmp_path / "run"
+    train = {"--model_name_or_path": small.model, "--recipe": small.recipe}
+    flags = [str(word) for pair in train.items() for word in pair]
+    commands = [
+        ["train", "--help"],
+        ["train", name, "--help"],
+        ["train", name, *flags, *words, "--use_cpu", "--output_dir", str(run)],
+        ["evaluate", str(run), "--json", str(tmp_path / "figures.json"), "--use_cpu"],
+    ]
+    arguments = json.dumps([str(tmp_path), lines, commands])
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, arguments], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert lines[name][:30] in done.stdout and "--second_column_name" in done.stdout
+    record = json.loads((run / "metrics.json").read_text())
+    assert record["task"] == name and record["samples"] == 24
+    assert record["sparsity"] == 13107 / 16384
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["task"] == name
+    assert figures["accuracy"] == record["accuracy"]
+    assert figures["loss"] == pytest.approx(record["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", tasks.TASKS)
+def test_a_line_has_its_file(name) -> None:
+    task = tasks.load(name)
+    assert task.name == name
+    assert task.model_class.__name__ == f"AutoModel{task.head}"
+    assert task.flags.__name__ != "DataSetArguments"
+
+
+def test_the_label_without_a_loss_is_the_same_everywhere() -> None:
+    assert IGNORED == IGNORED_LABEL

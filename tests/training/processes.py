@@ -1,0 +1,34 @@
+"""Two processes that share a training, by torchrun on the CPU."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def torchrun(*words: object, timeout: float = 300) -> subprocess.CompletedProcess:
+    """Run a script or ``-m`` a module with its words on two processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "ACCELERATE_USE_CPU": "true",
+        "OMP_NUM_THREADS": "1",
+    }
+    return subprocess.run(
+        [*command, "--standalone", *map(str, words)],
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+def run_script(text: str, folder: Path, *words: str) -> subprocess.CompletedProcess:
+    """Run a script's text on two processes; its first word is the folder."""
+    script = folder / "two.py"
+    script.write_text(text)
+    return torchrun(script, folder, *words)
