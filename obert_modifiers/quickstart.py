@@ -180,7 +180,7 @@ def arguments(name: str, folder: Path, seed: int, settings: Settings) -> "Argume
 
 def _earlier(folder: Path, seed: int, settings: Settings) -> dict[str, Any] | None:
     """Read the record of a run in a folder, if it is one of the same study."""
-    from obert_modifiers.tasks.text_classification import TRAIN_RECORD
+    from obert_modifiers.tasks.run.execute import TRAIN_RECORD
 
     path = folder / TRAIN_RECORD
     if not path.is_file():

@@ -7,27 +7,27 @@ from typing import Annotated, Any
 import typer
 
 from obert_modifiers import quickstart as study
+from obert_modifiers import tasks
 from obert_modifiers.cli.common import flag, rank
 from obert_modifiers.cli.progress import Reporter, reporting
 from obert_modifiers.report.read import check_run
 from obert_modifiers.sparseml_cli.stacks import check_can_train
-from obert_modifiers.tasks import check_words, load
-from obert_modifiers.tasks import main as run_task
 
 
 def train(context: typer.Context) -> None:
     """Train a model for the task that the command is named after."""
     check_can_train()
-    check_words(context.info_name, context.args)  # before torch is loaded
+    name = context.info_name
+    tasks.check_words(name, context.args)  # before torch is loaded
     bar = False if "--disable_tqdm" in context.args else None
     with reporting(bar) as reporter:
         from obert_modifiers.training import TrainingStopped
 
         try:
-            record = run_task(context.info_name, context.args, reporter)
+            record = tasks.main(name, context.args, reporter)
         except TrainingStopped as stop:
             if rank() == 0:
-                command = load(context.info_name).resume_command(context.args)
+                command = tasks.load(name).resume_command(context.args)
                 reporter.message(f"{stop}; go on with:\n{command}")
             return
         if rank() == 0:

@@ -245,4 +245,4 @@ def test_commands(tmp_path, capsys) -> None:
     with pytest.raises(RecipeError, match="phased"):
         convert_recipe(old)
     code, _, err = call(capsys, "recipe", "check", "--replace=all", old)
-    assert code == 2 and "mode=all is unknown" in err
+    assert code == 2 and "--replace" in err and "is not one of 'same', 'ours'" in err

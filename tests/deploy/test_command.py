@@ -68,7 +68,7 @@ def test_a_dense_run_is_float32(dense, capsys) -> None:
     [
         (
             ["--format", "torch24", "--int8"],
-            "int8=True has no meaning for format=torch",
+            "int8=True has no meaning for format=",
         ),
         (["--format", "safetensors", "--shape", "2x8"], "with onnx, openvino; leave"),
         (["--format", "openvino", "--target", "deepsparse"], "leave out --target"),
@@ -140,7 +140,7 @@ def test_runs_are_exported_for_each_engine(dense, tmp_path) -> None:
             "config.json",
             "BertForSeq",
             "NoBertForSeq",
-            "which transformers does not have",
+            "transformers does not have",
         ),
         ("model.safetensors", ".+", "damaged", "cannot be loaded"),
     ],

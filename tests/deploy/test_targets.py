@@ -183,7 +183,7 @@ def test_a_wrong_bias_is_found(tmp_path, monkeypatch) -> None:
         (
             "tensorrt",
             None,
-            "target=tensorrt .*expected one of onnxruntime, openvino, d",
+            "target=tensorrt .*expected one of onnxruntime, openv",
         ),
         ("deepsparse", None, "target=deepsparse without a shape is slow"),
         ("deepsparse", (0, 4), r"shape=\(0, 4\) is no size of a batch"),
