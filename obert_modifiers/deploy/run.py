@@ -1,7 +1,6 @@
 """A run's folder as a model that can be exported, and the sample that traces it."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,36 +12,31 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from obert_modifiers.core.quantization.scales import load_quantization_
 from obert_modifiers.deploy.engines.engine import reason
+from obert_modifiers.deploy.run_folder import check_run
 
 
 @dataclass(frozen=True)
 class Run:
     """A saved model."""
 
-    path: Path  # the run's folder
+    path: Path
     # The model in float32, in eval mode, on 8-bit grids where it was saved with them.
     model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase  # its tokenizer
+    tokenizer: PreTrainedTokenizerBase
     quantized: bool  # whether it went through quantization-aware training
 
     def sample(self) -> dict[str, Tensor]:
         """Return a batch of one sentence, as the tokenizer makes it."""
-        found: Mapping[str, Tensor] = self.tokenizer(
-            ["a sentence that is exported"], return_tensors="pt"
-        )
-        return dict(found)
+        texts = ["a sentence that is exported"]
+        return dict(self.tokenizer(texts, return_tensors="pt"))
 
 
 def load_run(path: Path) -> Run:
     """Load what a run saved, in the class that it was trained in."""
-    config = path / "config.json"
-    if not config.is_file():
-        raise FileNotFoundError(
-            f"run={path} has no config.json; expected the output folder of `obert "
-            "train`, or a folder of save_pretrained; check the path"
-        )
+    check_run(path)
     try:
-        names = json.loads(config.read_text(encoding="utf-8")).get("architectures")
+        text = (path / "config.json").read_text(encoding="utf-8")
+        names = json.loads(text).get("architectures")
     except (ValueError, AttributeError) as error:
         raise ValueError(
             f"run={path} has a config.json that cannot be read ({error}); expected "

@@ -24,7 +24,7 @@ _LEFT_STARTS = ("predictions", "nbest_predictions", "null_odds", "eval_metrics")
 class RunFolder:
     """A run's weights."""
 
-    path: Path  # the folder
+    path: Path
     # What its safetensors files hold, by name; a shared weight is once.
     tensors: dict[str, Tensor]
     # Scale of the INT8 grid of each quantized weight, ``(1,)`` or ``(rows,)``; empty
@@ -37,13 +37,18 @@ class RunFolder:
         return sum(one.numel() * one.element_size() for one in self.tensors.values())
 
 
-def read_run(path: Path) -> RunFolder:
-    """Read the weights of a run."""
+def check_run(path: Path) -> None:
+    """Refuse what is no run's folder."""
     if not (path / "config.json").is_file():
         raise FileNotFoundError(
             f"run={path} has no config.json; expected the output folder of `obert "
             "train`, or a folder of save_pretrained; check the path"
         )
+
+
+def read_run(path: Path) -> RunFolder:
+    """Read the weights of a run."""
+    check_run(path)
     tensors: dict[str, Tensor] = {}
     for file_path in weight_files(path):
         with safe_open(file_path, framework="pt") as file:
@@ -51,7 +56,7 @@ def read_run(path: Path) -> RunFolder:
     return RunFolder(path, tensors, _scales(path / FILE_NAME, tensors))
 
 
-def copy_along(source: Path, out: Path) -> list[Path]:
+def copy_along(source: Path, out: Path) -> None:
     """Copy what a run's folder holds beside weights, checkpoints and pictures."""
     if out.exists() and (not out.is_dir() or out.samefile(source)):
         what = "the run itself" if out.is_dir() else "a file"
@@ -60,12 +65,10 @@ def copy_along(source: Path, out: Path) -> list[Path]:
             f"{source / 'export'}"
         )
     out.mkdir(parents=True, exist_ok=True)
-    copies = []
     for path in sorted(source.iterdir()):
         left = path.suffix in _LEFT or path.name in _LEFT_NAMES
         if path.is_file() and not left and not path.name.startswith(_LEFT_STARTS):
-            copies.append(Path(shutil.copyfile(path, out / path.name)))
-    return copies
+            shutil.copyfile(path, out / path.name)
 
 
 def write_run(tensors: Mapping[str, Tensor], source: Path, out: Path) -> Path:

@@ -1,7 +1,7 @@
 """What is measured: a model on an engine at one size."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
@@ -47,7 +47,7 @@ class Plan:
     """
 
     cases: tuple[Case, ...]
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
 
 
 def plan_cases(

@@ -12,7 +12,23 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from obert_modifiers.deploy.formats.format import Format
+
 _FORMAT, _VERSION, _SPEC, _DIGEST = "obert_format", "version", "spec", "sha256"
+
+
+class Folder(Format):
+    """A folder with one such file, and what else belongs to the run beside it.
+
+    Attributes:
+        kind: As the file's head has it.
+    """
+
+    kind: str
+
+    def recognises(self, path: Path) -> bool:
+        # A damaged file is still what its name says; loading says what is wrong.
+        return path.name == self.pattern or kind_of(path) == self.kind
 
 
 def write(

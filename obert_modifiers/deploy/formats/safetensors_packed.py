@@ -16,12 +16,7 @@ from torch import Tensor
 
 from obert_modifiers.core.quantization.scales import FILE_NAME as SCALES
 from obert_modifiers.deploy.formats import container, mask_code
-from obert_modifiers.deploy.formats.format import (
-    Exported,
-    Format,
-    Options,
-    check_int8,
-)
+from obert_modifiers.deploy.formats.format import Exported, Options, check_int8
 from obert_modifiers.deploy.grid import from_grid, to_grid
 from obert_modifiers.deploy.run_folder import copy_along, read_run
 
@@ -36,10 +31,10 @@ TILES = (
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-class Packed(Format):
-    """A folder with ``packed.safetensors`` and what belongs to the run beside it."""
+class Packed(container.Folder):
+    """Masks and values, in ``packed.safetensors``."""
 
-    name, pattern = "safetensors", FILE_NAME
+    name, pattern, kind = "safetensors", FILE_NAME, KIND
     takes = frozenset({"int8"})
 
     def default_out(self, run: Path, options: Options) -> Path:
@@ -49,10 +44,6 @@ class Packed(Format):
         check_int8(options, run, (run / SCALES).is_file())
         found = export_packed(run, out)
         return Exported(found.path, found.size_bytes)
-
-    def recognises(self, path: Path) -> bool:
-        # A damaged file is still what its name says; loading says what is wrong.
-        return path.name == FILE_NAME or container.kind_of(path) == KIND
 
     def load(self, path: Path) -> dict[str, Tensor]:
         return load_packed(path)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from obert_modifiers.deploy.formats import container
-from obert_modifiers.deploy.formats.format import Exported, Format, Options
+from obert_modifiers.deploy.formats.format import Exported, Options
 from obert_modifiers.deploy.grid import from_grid, to_grid
 from obert_modifiers.deploy.run_folder import (
     RunFolder,
@@ -37,17 +37,14 @@ MULTIPLES = (32, 64)
 _M, _N = 4, 2
 
 
-class Torch24(Format):
-    """A folder with ``torch24.safetensors`` and what belongs to the run beside it."""
+class Torch24(container.Folder):
+    """Values and metadata of 2:4 weights, in ``torch24.safetensors``."""
 
-    name, pattern = "torch24", FILE_NAME
+    name, pattern, kind = "torch24", FILE_NAME, KIND
 
     def write(self, run: Path, out: Path, options: Options) -> Exported:
         found = export_torch24(run, out)
         return Exported(found.path, found.size_bytes)
-
-    def recognises(self, path: Path) -> bool:
-        return path.name == FILE_NAME or container.kind_of(path) == KIND
 
     def load(self, path: Path) -> dict[str, Tensor]:
         return load_torch24(path)
