@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests import tiny
+from tests.tasks import inputs
 
 
 @pytest.fixture(scope="session")
@@ -20,3 +21,15 @@ def small(tmp_path_factory):
         recipe=folder / "recipe.yaml",
         cache=folder / "cache",
     )
+
+
+@pytest.fixture
+def run_task(small, tmp_path):
+    """Run a task for an epoch, with the tiny model, into `tmp_path/out`."""
+    common = {
+        "model_name_or_path": small.model,
+        "output_dir": tmp_path / "out",
+        "cache_dir": small.cache,
+        "num_train_epochs": 1,
+    }
+    return lambda task, do="", **flags: inputs.run(task, do, **common | flags)

@@ -1,6 +1,9 @@
 """What a task makes its samples from, in one line of a test."""
 
+import csv
 from types import SimpleNamespace
+
+from datasets import Dataset
 
 from obert_modifiers import tasks
 from obert_modifiers.tasks import text_classification
@@ -8,6 +11,22 @@ from obert_modifiers.tasks.data import dataset
 from obert_modifiers.tasks.flags import ModelArguments
 from obert_modifiers.tasks.run.models import find
 from obert_modifiers.tasks.task import Inputs
+from tests import tiny
+
+
+def write(path, rows):
+    """Write rows in the format that a file's name says."""
+    if path.suffix == ".parquet":
+        Dataset.from_list(rows).to_parquet(path)
+    elif path.suffix in (".json", ".jsonl"):
+        tiny.write_rows(path, rows)
+    else:
+        tabs = "\t" if path.suffix == ".tsv" else ","
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, rows[0], delimiter=tabs)
+            writer.writeheader()
+            writer.writerows(rows)
+    return path
 
 
 def load(name: str, folder, **flags):

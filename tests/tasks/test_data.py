@@ -1,20 +1,16 @@
 """Data sets: every format, the columns, the labels, and what is wrong with them."""
 
-import csv
-import json
-
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
 from transformers import AutoTokenizer
 
 from obert_modifiers.core import losses
-from obert_modifiers.tasks.data import metrics
 from obert_modifiers.tasks.data.dataset import TextData
 from obert_modifiers.tasks.data.labels import Labels, labels_of
 from obert_modifiers.tasks.text_classification import TextArguments, text_columns
 from tests.tasks import inputs
-from tests.tasks.inputs import tokenize
+from tests.tasks.inputs import tokenize, write
 
 ROWS = [
     {"text": "a fine film", "label": "good"},
@@ -26,21 +22,6 @@ ROWS = [
 def load(tmp_path, **flags):
     flags = {key: str(v) if key.endswith("file") else v for key, v in flags.items()}
     return inputs.load("text_classification", tmp_path, **flags)[1]
-
-
-def write(path, rows):
-    if path.suffix == ".parquet":
-        Dataset.from_list(rows).to_parquet(path)
-    elif path.suffix == ".jsonl" or path.suffix == ".json":
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    else:
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(
-                file, rows[0], delimiter="\t" if path.suffix == ".tsv" else ","
-            )
-            writer.writeheader()
-            writer.writerows(rows)
-    return path
 
 
 def in_memory(rows, columns=("text",), **splits):
@@ -231,20 +212,3 @@ def test_losses_are_those_of_each_sample():
     numbers = {"labels": torch.tensor([1.0, 3.0])}
     squares = losses.regression_loss({"logits": torch.tensor([[0.0], [1.0]])}, numbers)
     assert squares.tolist() == [1.0, 4.0]
-
-
-def test_metrics_against_their_definitions():
-    labels = torch.tensor([1, 1, 0, 0, 1]).numpy()
-    logits = torch.tensor([[0, 1], [1, 0], [1, 0], [0, 1], [0, 1]]).numpy()
-    found = metrics.classification_metrics(logits, labels)
-    # Two hits, one miss, one false alarm, one right rejection.
-    assert found["accuracy"] == pytest.approx(3 / 5)
-    assert found["f1"] == pytest.approx(2 * 2 / (2 * 2 + 1 + 1))
-    matthews = (2 * 1 - 1 * 1) / (3 * 2 * 3 * 2) ** 0.5
-    assert found["matthews_correlation"] == pytest.approx(matthews)
-    constant = metrics.classification_metrics(logits * 0, labels)
-    assert constant["f1"] == constant["matthews_correlation"] == 0.0
-    values = torch.tensor([1.0, 2.0, 2.0, 5.0]).numpy()
-    found = metrics.regression_metrics(values[:, None] ** 3, values)
-    assert found["spearman"] == pytest.approx(1.0)
-    assert 0.8 < found["pearson"] < 1.0

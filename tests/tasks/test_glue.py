@@ -181,3 +181,5 @@ def test_constants_have_no_correlation(value):
     assert found["f1"] == value
     found = metrics.regression_metrics(np.ones((4, 1)), np.arange(4.0))
     assert found == {"pearson": 0.0, "spearman": 0.0}
+    never = metrics.classification_metrics(np.eye(2)[[0] * 4], np.arange(4) % 2)
+    assert never["f1"] == never["matthews_correlation"] == 0.0

@@ -16,20 +16,7 @@ from tests.tasks import inputs
 from tests.tasks.inputs import tokenize
 
 NAMES = {0: "bad", 1: "good"}
-
-
-def run(task, **flags):
-    return inputs.run(task, num_train_epochs=1, **flags)
-
-
-def written(path, rows):
-    if path.suffix == ".json":
-        return tiny.write_rows(path, rows)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-    return path
+TEXT, TOKENS = "text_classification", "token_classification"
 
 
 def data_of(features=None, **splits):
@@ -47,14 +34,15 @@ def trained(small, tmp_path_factory):
     """A classifier of bad and good."""
     folder = tmp_path_factory.mktemp("trained")
     rows = [row | {"label": NAMES[row["label"]]} for row in tiny.sentences(16)]
-    path = written(folder / "train.json", rows)
-    common = {"cache_dir": small.cache, "do": "--do_train"}
-    run(
-        "text_classification",
+    path = inputs.write(folder / "train.json", rows)
+    inputs.run(
+        TEXT,
+        "--do_train",
         model_name_or_path=small.model,
         train_file=path,
         output_dir=folder / "run",
-        **common,
+        cache_dir=small.cache,
+        num_train_epochs=1,
     )
     return folder / "run", path
 
@@ -62,57 +50,37 @@ def trained(small, tmp_path_factory):
 @pytest.mark.parametrize("suffix", [".csv", ".json"])
 @pytest.mark.parametrize("label", ["none", None, -1])
 @pytest.mark.parametrize("beside", [False, True])
-def test_new_texts_are_predicted(small, trained, tmp_path, suffix, label, beside):
+def test_new_texts_are_predicted(run_task, trained, tmp_path, suffix, label, beside):
     model, train = trained
     more = {} if label == "none" else {"label": label}
     rows = [{"sentence": row["sentence"], **more} for row in tiny.sentences(5, 3)]
-    test = written(tmp_path / f"new{suffix}", rows)
+    test = inputs.write(tmp_path / f"new{suffix}", rows)
     flags = {"train_file": train} if beside else {}
-    run(
-        "text_classification",
-        model_name_or_path=model,
-        test_file=test,
-        output_dir=tmp_path / "out",
-        cache_dir=small.cache,
-        do="--do_predict",
-        **flags,
-    )
+    run_task(TEXT, "--do_predict", model_name_or_path=model, test_file=test, **flags)
     with (tmp_path / "out" / "predictions.csv").open() as file:
         found = [row["prediction"] for row in csv.DictReader(file)]
     assert len(found) == 5 and set(found) <= {"bad", "good"}
 
 
-def test_new_texts_need_a_model_with_classes(small, tmp_path):
-    test = written(tmp_path / "new.csv", [{"sentence": "a fine film"}])
+def test_new_texts_need_a_model_with_classes(run_task, tmp_path):
+    test = inputs.write(tmp_path / "new.csv", [{"sentence": "a fine film"}])
     with pytest.raises(ValueError, match="has BertModel, and test data alone names no"):
-        run(
-            "text_classification",
-            model_name_or_path=small.model,
-            test_file=test,
-            output_dir=tmp_path / "out",
-            cache_dir=small.cache,
-            do="--do_predict",
-        )
+        run_task(TEXT, "--do_predict", test_file=test)
 
 
-def test_new_texts_get_a_number_from_a_model_of_numbers(small, tmp_path):
+def test_new_texts_get_a_number_from_a_model_of_numbers(run_task, tmp_path):
     rows = [row | {"label": row["label"] + 0.5} for row in tiny.sentences(16)]
-    common = {"cache_dir": small.cache}
-    run(
-        "text_classification",
-        model_name_or_path=small.model,
-        train_file=written(tmp_path / "train.csv", rows),
+    run_task(
+        TEXT,
+        "--do_train",
+        train_file=inputs.write(tmp_path / "train.csv", rows),
         output_dir=tmp_path / "run",
-        do="--do_train",
-        **common,
     )
-    run(
-        "text_classification",
+    run_task(
+        TEXT,
+        "--do_predict",
         model_name_or_path=tmp_path / "run",
-        test_file=written(tmp_path / "new.csv", [{"sentence": "a fine film"}]),
-        output_dir=tmp_path / "out",
-        do="--do_predict",
-        **common,
+        test_file=inputs.write(tmp_path / "new.csv", [{"sentence": "a fine film"}]),
     )
     index, number = (
         (tmp_path / "out" / "predictions.csv").read_text().split()[1].split(",")
@@ -166,25 +134,19 @@ def test_a_split_without_a_label_is_not_evaluated(labels):
 
 
 @pytest.mark.parametrize("eval_on_test", [True, False])
-def test_the_error_names_the_split_or_file(small, tmp_path, eval_on_test):
+def test_the_error_names_the_split_or_file(run_task, tmp_path, eval_on_test):
     folder = tmp_path / "d"
     folder.mkdir()
     rows = tiny.sentences(8)
-    written(folder / "train.csv", rows)
-    written(folder / "test.csv", [row | {"label": -1} for row in rows])
+    inputs.write(folder / "train.csv", rows)
+    inputs.write(folder / "test.csv", [row | {"label": -1} for row in rows])
     flags = {"dataset_name": folder, "do": "--eval_on_test"}
     place = rf"{folder} \(test\)"
     if not eval_on_test:
         place = folder / "test.csv"
         flags = {"train_file": folder / "train.csv", "validation_file": place}
     with pytest.raises(ValueError, match=f"label of {place} is -1 in each row"):
-        run(
-            "text_classification",
-            model_name_or_path=small.model,
-            output_dir=tmp_path / "out",
-            cache_dir=small.cache,
-            **flags,
-        )
+        run_task(TEXT, **flags)
 
 
 @pytest.mark.parametrize(
@@ -207,19 +169,12 @@ def test_the_error_names_the_split_or_file(small, tmp_path, eval_on_test):
         ([0.5, float("nan")], "column label of .*t.json is empty in 1 rows"),
     ],
 )
-def test_labels_of_several_types_and_missing_ones(small, tmp_path, lines, message):
+def test_labels_of_several_types_and_missing_ones(run_task, tmp_path, lines, message):
     rows = [{"text": "a", "label": label} for label in lines]
     path = tmp_path / "t.json"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(ValueError, match=message):
-        run(
-            "text_classification",
-            model_name_or_path=small.model,
-            train_file=path,
-            output_dir=tmp_path / "out",
-            cache_dir=tmp_path / "cache",
-            do="--do_train",
-        )
+        run_task(TEXT, "--do_train", train_file=path)
 
 
 def test_types_of_splits_are_compared_too():
@@ -230,18 +185,16 @@ def test_types_of_splits_are_compared_too():
     assert labels_of(data_of(train=[0, 1], validation=[1.5]), {}).regression
 
 
-def test_a_class_may_be_called_none(small, tmp_path):
+def test_a_class_may_be_called_none(run_task, tmp_path):
     rows = [row | {"label": [None, "None"][row["label"]]} for row in tiny.sentences(8)]
     rows = [row | {"label": row["label"] or "nan"} for row in rows]
     for suffix in (".csv", ".json"):
         out = tmp_path / f"out{suffix}"
-        run(
-            "text_classification",
-            model_name_or_path=small.model,
-            train_file=written(tmp_path / f"t{suffix}", rows),
+        run_task(
+            TEXT,
+            "--do_train",
+            train_file=inputs.write(tmp_path / f"t{suffix}", rows),
             output_dir=out,
-            cache_dir=small.cache,
-            do="--do_train",
         )
         assert AutoConfig.from_pretrained(out).id2label == {0: "None", 1: "nan"}
 
@@ -262,63 +215,47 @@ WORDS = {"tokens": ["a", "fine", "film"], "ner_tags": ["O", "B-X", "O"]}
     ("task", "rows", "other", "missing"),
     [
         (
-            "text_classification",
+            TEXT,
             {"text": "a", "label": "x"},
             {"text": "a", "y": "x"},
             "label",
         ),
         (
-            "text_classification",
+            TEXT,
             {"text": "a", "label": "x"},
             {"b": "a", "label": "x"},
             "text",
         ),
-        ("token_classification", WORDS, {"tokens": ["a"], "tags": ["O"]}, "ner_tags"),
-        ("token_classification", WORDS, {"words": ["a"], "ner_tags": ["O"]}, "tokens"),
+        (TOKENS, WORDS, {"tokens": ["a"], "tags": ["O"]}, "ner_tags"),
+        (TOKENS, WORDS, {"words": ["a"], "ner_tags": ["O"]}, "tokens"),
         ("masked_language_modeling", {"text": "a"}, {"sentence": "a"}, "text"),
     ],
 )
 def test_a_split_that_lacks_a_column_is_named(
-    small, tmp_path, task, rows, other, missing
+    run_task, tmp_path, task, rows, other, missing
 ):
     more = {"label": "y"} if "label" in rows else {}
-    train = written(tmp_path / "train.json", [rows, rows | more])
-    validation = written(tmp_path / "other.json", [other])
+    train = inputs.write(tmp_path / "train.json", [rows, rows | more])
+    validation = inputs.write(tmp_path / "other.json", [other])
     there = ", ".join(other)
     with pytest.raises(
         ValueError, match=f"data={validation} has no column {missing}, only {there}; ex"
     ):
-        run(
-            task,
-            model_name_or_path=small.model,
-            train_file=train,
-            validation_file=validation,
-            output_dir=tmp_path / "out",
-            cache_dir=tmp_path / "cache",
-        )
+        run_task(task, train_file=train, validation_file=validation)
 
 
-def test_words_without_labels_are_predicted(small, tmp_path):
-    train = written(tmp_path / "train.json", [WORDS] * 8)
-    common = {"cache_dir": tmp_path / "cache"}
-    run(
-        "token_classification",
-        model_name_or_path=small.model,
-        train_file=train,
-        output_dir=tmp_path / "run",
-        do="--do_train",
-        **common,
-    )
-    test = written(tmp_path / "new.json", [{"tokens": ["a", "dull", "film"]}] * 2)
+def test_words_without_labels_are_predicted(run_task, tmp_path):
+    train = inputs.write(tmp_path / "train.json", [WORDS] * 8)
+    run_task(TOKENS, "--do_train", train_file=train, output_dir=tmp_path / "run")
+    test = inputs.write(tmp_path / "new.json", [{"tokens": ["a", "dull", "film"]}] * 2)
     for number, more in enumerate(({}, {"train_file": train})):
         out = tmp_path / f"out{number}"
-        run(
-            "token_classification",
+        run_task(
+            TOKENS,
+            "--do_predict",
             model_name_or_path=tmp_path / "run",
             test_file=test,
             output_dir=out,
-            do="--do_predict",
-            **common,
             **more,
         )
         lines = (out / "predictions.txt").read_text().splitlines()
