@@ -29,12 +29,9 @@ from obert_modifiers.core.outputs import (
 from obert_modifiers.faults import Fault, Rule
 from obert_modifiers.modifiers._classes import class_names, order_for
 from obert_modifiers.modifiers._host import (
-    ModifierProp,
     ScheduledModifier,
     SparsificationTypes,
-    check_initialized,
 )
-from obert_modifiers.modifiers._states import as_tensors, from_tensors
 from obert_modifiers.modifiers._targets import unwrap
 from obert_modifiers.modifiers.keys import (
     Key,
@@ -97,6 +94,7 @@ class LogitDistillationModifier(KeyedModifier, ScheduledModifier):
             layer_map: uniform
     """
 
+    kind = SparsificationTypes.distillation
     replaceable = True
 
     hardness = Key(
@@ -167,11 +165,6 @@ class LogitDistillationModifier(KeyedModifier, ScheduledModifier):
         self._switched: tuple[Any, Any] | None = None
         self._config: Any = None  # the student's
         self._order: list[int] | None = None
-
-    @ModifierProp(serializable=False)
-    def sparsification_types(self) -> list[SparsificationTypes]:
-        """Kinds of compression that this modifier applies."""
-        return [SparsificationTypes.distillation]
 
     def initialize(
         self,
@@ -372,18 +365,13 @@ class LogitDistillationModifier(KeyedModifier, ScheduledModifier):
         )
         return {k: v for k, v in shown.items() if k not in left_out}
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return where the schedule stands, and which teacher there is.
+    def own_state(self) -> dict[str, Any]:
+        """Return which teacher there is, by a hash that is taken once.
 
-        The teacher's weights are not in it: whoever resumes passes the same teacher,
-        for ``self`` the model as it was when the training began. Their hash, taken
-        once, is.
+        Its weights are not in it: whoever resumes passes the same teacher, for ``self``
+        the model as it was when the training began.
         """
-        return as_tensors({
-            "started": self._started,
-            "ended": self._ended,
-            "teacher": self._hash(),
-        })
+        return {"teacher": self._hash()}
 
     def _hash(self) -> str | None:
         if self._teacher_model is None:
@@ -391,18 +379,15 @@ class LogitDistillationModifier(KeyedModifier, ScheduledModifier):
         self._digest = self._digest or digest_of(self._teacher_model)
         return self._digest
 
-    def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True) -> None:
-        """Continue where :meth:`state_dict` was taken, with the same teacher."""
-        check_initialized(self)
-        state_dict = from_tensors(state_dict)
-        known, own = state_dict["teacher"], self._hash()
+    def load_own_state(self, state: Mapping[str, Any]) -> None:
+        """Check that the teacher is the same."""
+        known, own = state["teacher"], self._hash()
         if known != own:
             raise ValueError(
                 f"distillation_teacher has the hash {str(own)[:12]}, that of the state "
                 f"{str(known)[:12]}; expected the teacher that the training began "
                 "with; pass the same one, and for self the model as it was at the start"
             )
-        self._started, self._ended = state_dict["started"], state_dict["ended"]
 
     def finalize(
         self, module: nn.Module | None = None, reset_loggers: bool = True, **kwargs: Any
