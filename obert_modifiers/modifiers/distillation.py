@@ -260,7 +260,15 @@ class LogitDistillationModifier(KeyedModifier, ScheduledModifier):
         teacher_inputs: Inputs | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        """Mix the distillation loss into the loss of a batch."""
+        """Mix the distillation loss into the loss of a batch, between the epochs.
+
+        ``student_outputs`` have ``logits``, or are a tuple that starts with them.
+        ``student_inputs`` are inputs by name, of which the labels are not shown to the
+        teacher; as in SparseML also a tensor, or tensors in the order of the model's
+        arguments, with which no padding is known and every row counts.
+        ``teacher_inputs`` are the teacher's own, of the same samples, where they are
+        others. An error if outputs or inputs are missing.
+        """
         loss = super().loss_update(
             loss, module, optimizer, epoch, steps_per_epoch, **kwargs
         )
@@ -280,11 +288,12 @@ class LogitDistillationModifier(KeyedModifier, ScheduledModifier):
     def sample_losses(
         self, student_outputs: Any, student_inputs: Mapping[str, Tensor]
     ) -> Tensor:
-        """Compute the distillation loss of each sample.
+        """Compute the distillation loss of each sample, ``(k,)``.
 
         For tokens it is the mean over the sample's own tokens that count, 0 where
-        there are none, so that the mean over samples weighs them otherwise than
-        :meth:`loss_update`, where each token counts the same.
+        there are none, so that the mean over samples weighs tokens differently from
+        :meth:`loss_update`, where each token counts the same. Gradients go to the
+        student's outputs only.
         """
         rows, hidden = self._losses(student_outputs, student_inputs)
         losses = rows.per_sample()
