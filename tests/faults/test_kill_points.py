@@ -32,7 +32,7 @@ class Point:
 
 
 EVENT = "modifiers._gradual:GradualPruningModifier._event"
-SOLVE = "modifiers._second_order:second_order_step_"
+SOLVE = "modifiers.second_order:second_order_step_"
 WRITE = "core.pruning_step:write_parameters_"
 COLLECT = "core.gradients:GradientCount"
 MASKS = "modifiers._masks:ParameterMasks.set_param_masks"
