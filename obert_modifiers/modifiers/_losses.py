@@ -17,7 +17,12 @@ def with_distillation(
     distillers: Sequence[LogitDistillationModifier],
     epoch: Callable[[], float],
 ) -> GradientSource:
-    """Add the losses of distillation to a source of gradients."""
+    """Add the losses of distillation to a source of gradients.
+
+    That is ``"distillation"``, the distillation loss without the task's, and
+    ``"train"``, the mix that is trained at the epoch that ``epoch`` tells. A source
+    that does not give the model's outputs stays as it is.
+    """
     if source.forward is None or source.output_loss is None or source.inputs is None:
         return source
     if not distillers:

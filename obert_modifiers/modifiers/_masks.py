@@ -10,7 +10,6 @@ from obert_modifiers.core.pruning.report import LayerCount
 from obert_modifiers.core.pruning.targets import Target
 from obert_modifiers.host.bases import (
     SCHEDULE_KEY,
-    ModifierProp,
     ScheduledModifier,
     SparsificationTypes,
     check_initialized,
@@ -95,12 +94,8 @@ class MaskingModifier(KeyedModifier, ScheduledModifier):
     in ``initialize``.
     """
 
+    kind = SparsificationTypes.pruning
     _masks: ParameterMasks | None = None
-
-    @ModifierProp(serializable=False)
-    def sparsification_types(self) -> list[SparsificationTypes]:
-        """Kinds of compression that this modifier applies."""
-        return [SparsificationTypes.pruning]
 
     @property
     def module_masks(self) -> ParameterMasks | None:

@@ -18,7 +18,7 @@ _LOGGER = logging.getLogger(__name__)
 
 
 def find_source(offered: Mapping[str, Any]) -> GradientSource | None:
-    """Find the source of gradients in what a caller offers."""
+    """Find ``gradient_source`` or SparseML's ``grad_sampler`` in what is offered."""
     source = offered.get("gradient_source")
     if source is None and offered.get("grad_sampler"):
         source = from_sparseml(offered["grad_sampler"])
@@ -26,7 +26,12 @@ def find_source(offered: Mapping[str, Any]) -> GradientSource | None:
 
 
 def from_sparseml(grad_sampler: Mapping[str, Any]) -> GradientSource:
-    """Adapt SparseML's ``grad_sampler`` dict."""
+    """Adapt SparseML's ``grad_sampler`` dict.
+
+    ``data_loader_builder``, called with ``grad_sampler_kwargs``, gives ``(args, kwargs,
+    target)`` items; ``loss_function`` gives the loss of outputs and target, for a batch
+    as the mean over its samples.
+    """
     missing = {"data_loader_builder", "loss_function"} - set(grad_sampler)
     if missing:
         raise RuntimeError(

@@ -28,13 +28,10 @@ from obert_modifiers.core.outputs import (
 )
 from obert_modifiers.faults import Fault, Rule
 from obert_modifiers.host.bases import (
-    ModifierProp,
     ScheduledModifier,
     SparsificationTypes,
-    check_initialized,
 )
 from obert_modifiers.modifiers._classes import class_names, order_for
-from obert_modifiers.modifiers._states import as_tensors, from_tensors
 from obert_modifiers.modifiers._targets import unwrap
 from obert_modifiers.modifiers.keys import (
     Key,
@@ -97,6 +94,7 @@ class LogitDistillationModifier(KeyedModifier, ScheduledModifier):
             layer_map: uniform
     """
 
+    kind = SparsificationTypes.distillation
     replaceable = True
 
     hardness = Key(
@@ -167,11 +165,6 @@ class LogitDistillationModifier(KeyedModifier, ScheduledModifier):
         self._switched: tuple[Any, Any] | None = None
         self._config: Any = None  # the student's
         self._order: list[int] | None = None
-
-    @ModifierProp(serializable=False)
-    def sparsification_types(self) -> list[SparsificationTypes]:
-        """Kinds of compression that this modifier applies."""
-        return [SparsificationTypes.distillation]
 
     def initialize(
         self,
@@ -267,7 +260,15 @@ class LogitDistillationModifier(KeyedModifier, ScheduledModifier):
         teacher_inputs: Inputs | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        """Mix the distillation loss into the loss of a batch."""
+        """Mix the distillation loss into the loss of a batch, between the epochs.
+
+        ``student_outputs`` have ``logits``, or are a tuple that starts with them.
+        ``student_inputs`` are inputs by name, of which the labels are not shown to the
+        teacher; as in SparseML also a tensor, or tensors in the order of the model's
+        arguments, with which no padding is known and every row counts.
+        ``teacher_inputs`` are the teacher's own, of the same samples, where they are
+        others. An error if outputs or inputs are missing.
+        """
         loss = super().loss_update(
             loss, module, optimizer, epoch, steps_per_epoch, **kwargs
         )
@@ -287,11 +288,12 @@ class LogitDistillationModifier(KeyedModifier, ScheduledModifier):
     def sample_losses(
         self, student_outputs: Any, student_inputs: Mapping[str, Tensor]
     ) -> Tensor:
-        """Compute the distillation loss of each sample.
+        """Compute the distillation loss of each sample, ``(k,)``.
 
         For tokens it is the mean over the sample's own tokens that count, 0 where
-        there are none, so that the mean over samples weighs them otherwise than
-        :meth:`loss_update`, where each token counts the same.
+        there are none, so that the mean over samples weighs tokens differently from
+        :meth:`loss_update`, where each token counts the same. Gradients go to the
+        student's outputs only.
         """
         rows, hidden = self._losses(student_outputs, student_inputs)
         losses = rows.per_sample()
@@ -372,18 +374,13 @@ class LogitDistillationModifier(KeyedModifier, ScheduledModifier):
         )
         return {k: v for k, v in shown.items() if k not in left_out}
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return where the schedule stands, and which teacher there is.
+    def own_state(self) -> dict[str, Any]:
+        """Return which teacher there is, by a hash that is taken once.
 
-        The teacher's weights are not in it: whoever resumes passes the same teacher,
-        for ``self`` the model as it was when the training began. Their hash, taken
-        once, is.
+        Its weights are not in it: whoever resumes passes the same teacher, for ``self``
+        the model as it was when the training began.
         """
-        return as_tensors({
-            "started": self._started,
-            "ended": self._ended,
-            "teacher": self._hash(),
-        })
+        return {"teacher": self._hash()}
 
     def _hash(self) -> str | None:
         if self._teacher_model is None:
@@ -391,18 +388,15 @@ class LogitDistillationModifier(KeyedModifier, ScheduledModifier):
         self._digest = self._digest or digest_of(self._teacher_model)
         return self._digest
 
-    def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True) -> None:
-        """Continue where :meth:`state_dict` was taken, with the same teacher."""
-        check_initialized(self)
-        state_dict = from_tensors(state_dict)
-        known, own = state_dict["teacher"], self._hash()
+    def load_own_state(self, state: Mapping[str, Any]) -> None:
+        """Check that the teacher is the same."""
+        known, own = state["teacher"], self._hash()
         if known != own:
             raise ValueError(
                 f"distillation_teacher has the hash {str(own)[:12]}, that of the state "
                 f"{str(known)[:12]}; expected the teacher that the training began "
                 "with; pass the same one, and for self the model as it was at the start"
             )
-        self._started, self._ended = state_dict["started"], state_dict["ended"]
 
     def finalize(
         self, module: nn.Module | None = None, reset_loggers: bool = True, **kwargs: Any

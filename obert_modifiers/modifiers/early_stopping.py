@@ -5,17 +5,13 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from obert_modifiers.core.snapshot import Snapshot, restore_snapshot_, take_snapshot
 from obert_modifiers.faults import nearest_word
 from obert_modifiers.host.bases import (
-    ModifierProp,
     ScheduledModifier,
-    SparsificationTypes,
-    check_initialized,
 )
-from obert_modifiers.modifiers._states import as_tensors, from_tensors
 from obert_modifiers.modifiers._targets import unwrap
 from obert_modifiers.modifiers.keys import Key, KeyedModifier, Values, recipe_modifier
 from obert_modifiers.modifiers.rules import COUNT, FLAG, choice, name, not_negative
@@ -96,11 +92,6 @@ class EarlyStoppingModifier(KeyedModifier, ScheduledModifier):
         self._worse = 0
         self._snapshot: Snapshot | None = None
 
-    @ModifierProp(serializable=False)
-    def sparsification_types(self) -> list[SparsificationTypes]:
-        """Kinds of compression that this modifier applies."""
-        return [SparsificationTypes.general]
-
     @property
     def best(self) -> float | None:
         """The metric's best value; None before the first evaluation that counts."""
@@ -167,35 +158,20 @@ class EarlyStoppingModifier(KeyedModifier, ScheduledModifier):
         if module is not None:
             self.restore(module)
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return the best evaluation so far, with its weights, and the schedule."""
-        return as_tensors({
-            "started": self._started,
-            "ended": self._ended,
+    def own_state(self) -> dict[str, Any]:
+        """Return the best evaluation so far, with its weights."""
+        return {
             "best": self._best,
             "best_epoch": self._best_epoch,
             "last_epoch": self._last_epoch,
             "worse": self._worse,
             "values": self._snapshot.values if self._snapshot else None,
             "ranges": self._snapshot.ranges if self._snapshot else None,
-        })
+        }
 
-    def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True) -> None:
-        """Continue where :meth:`state_dict` was taken.
-
-        Args:
-            state_dict: As from :meth:`state_dict`.
-            strict: Ignored: a missing entry is always an error.
-
-        Raises:
-            RuntimeError: If the modifier is not initialized.
-        """
-        check_initialized(self)
-        state_dict = from_tensors(state_dict)
-        self._started, self._ended = state_dict["started"], state_dict["ended"]
-        self._best = state_dict["best"]
-        self._best_epoch = state_dict["best_epoch"]
-        self._last_epoch = state_dict["last_epoch"]
-        self._worse = state_dict["worse"]
-        values, ranges = state_dict["values"], state_dict["ranges"]
-        self._snapshot = None if values is None else Snapshot(values, ranges)
+    def load_own_state(self, state: Mapping[str, Any]) -> None:
+        """Take up the best evaluation."""
+        self._best, self._best_epoch = state["best"], state["best_epoch"]
+        self._last_epoch, self._worse = state["last_epoch"], state["worse"]
+        values = state["values"]
+        self._snapshot = None if values is None else Snapshot(values, state["ranges"])

@@ -1,17 +1,14 @@
 """Parameters that do not change for a range of epochs."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from obert_modifiers.host.bases import (
-    ModifierProp,
     ScheduledModifier,
-    SparsificationTypes,
-    check_initialized,
 )
-from obert_modifiers.modifiers._states import as_tensors, from_tensors
 from obert_modifiers.modifiers._targets import match_names, unwrap
 from obert_modifiers.modifiers.keys import KeyedModifier, recipe_modifier
 from obert_modifiers.modifiers.rules import listed
@@ -62,11 +59,6 @@ class FrozenParamsModifier(KeyedModifier, ScheduledModifier):
         self._kept: list[nn.Parameter] = []
         self._handles: list[Any] = []
         self._next_epoch = 0.0
-
-    @ModifierProp(serializable=False)
-    def sparsification_types(self) -> list[SparsificationTypes]:
-        """Kinds of compression that this modifier applies."""
-        return [SparsificationTypes.general]
 
     def resolve_targets(self, model: nn.Module) -> list[str]:
         """Name the parameters that this modifier would keep as they are.
@@ -141,25 +133,10 @@ class FrozenParamsModifier(KeyedModifier, ScheduledModifier):
         self._release()
         self._kept = []
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return where the schedule stands, and the epoch of the step to come."""
-        return as_tensors({
-            "started": self._started,
-            "ended": self._ended,
-            _NEXT: self._next_epoch,
-        })
+    def own_state(self) -> dict[str, Any]:
+        """Return the epoch of the step to come."""
+        return {_NEXT: self._next_epoch}
 
-    def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True) -> None:
-        """Continue where :meth:`state_dict` was taken.
-
-        Args:
-            state_dict: As from :meth:`state_dict`.
-            strict: Ignored: a missing entry is always an error.
-
-        Raises:
-            RuntimeError: If the modifier is not initialized.
-        """
-        check_initialized(self)
-        state_dict = from_tensors(state_dict)
-        self._started, self._ended = state_dict["started"], state_dict["ended"]
-        self._prepare(state_dict[_NEXT])
+    def load_own_state(self, state: Mapping[str, Any]) -> None:
+        """Hold the parameters where the step to come is in the range."""
+        self._prepare(state[_NEXT])

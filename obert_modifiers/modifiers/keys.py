@@ -11,8 +11,16 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from torch import Tensor
+
 from obert_modifiers.faults import Fault, FaultError
-from obert_modifiers.host.bases import ModifierProp, PyTorchModifierYAML
+from obert_modifiers.host.bases import (
+    ModifierProp,
+    PyTorchModifierYAML,
+    SparsificationTypes,
+    check_initialized,
+)
+from obert_modifiers.modifiers._states import as_tensors, from_tensors
 from obert_modifiers.modifiers.rules import Reader
 
 REQUIRED = inspect.Parameter.empty
@@ -119,11 +127,13 @@ class KeyedModifier:
     Attributes:
         KEYS: Its keys by name, in the order of the constructor.
         CHECKS: The checks between them.
+        kind: What it does to a model, in the host's words.
         replaceable: True where a resumed run may have another one in its place.
     """
 
     KEYS: Mapping[str, Key] = {}
     CHECKS: tuple[Between, ...] = ()
+    kind = SparsificationTypes.general
     replaceable = False
     _own: Mapping[str, Key | Between] = {}
 
@@ -201,6 +211,30 @@ class KeyedModifier:
         if not only_serializable:
             return found
         return {name: value for name, value in found.items() if name in self.KEYS}
+
+    @ModifierProp(serializable=False)
+    def sparsification_types(self) -> list[SparsificationTypes]:
+        """Kinds of compression that this modifier applies."""
+        return [self.kind]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return what :meth:`own_state` has, and where the schedule stands."""
+        schedule = {"started": self._started, "ended": self._ended}
+        return as_tensors(schedule | self.own_state())
+
+    def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True) -> None:
+        """Continue where :meth:`state_dict` was taken; always strict."""
+        check_initialized(self)
+        state = from_tensors(state_dict)
+        self.load_own_state(state)
+        self._started, self._ended = state["started"], state["ended"]
+
+    def own_state(self) -> dict[str, Any]:
+        """Return what changes while the modifier runs; nothing here."""
+        return {}
+
+    def load_own_state(self, state: Mapping[str, Any]) -> None:
+        """Take up what :meth:`own_state` returned; nothing here."""
 
 
 def recipe_modifier(

@@ -1,10 +1,10 @@
 """Layer dropping: a shallower model before anything else happens."""
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from obert_modifiers.core.layer_drop import (
@@ -16,12 +16,9 @@ from obert_modifiers.core.layer_drop import (
 from obert_modifiers.core.options import CHOICES
 from obert_modifiers.faults import Fault, Rule
 from obert_modifiers.host.bases import (
-    ModifierProp,
     ScheduledModifier,
     SparsificationTypes,
-    check_initialized,
 )
-from obert_modifiers.modifiers._states import as_tensors, from_tensors
 from obert_modifiers.modifiers._targets import unwrap
 from obert_modifiers.modifiers.keys import (
     Key,
@@ -55,6 +52,8 @@ class LayerDropModifier(KeyedModifier, ScheduledModifier):
             keep: 3
             choice: first_middle_last
     """
+
+    kind = SparsificationTypes.structured
 
     keep = Key(
         LAYERS,
@@ -109,11 +108,6 @@ class LayerDropModifier(KeyedModifier, ScheduledModifier):
         self._kept: tuple[int, ...] | None = None
         self._model: weakref.ref[nn.Module] | None = None
         self._gone: list[weakref.ref[nn.Parameter]] = []
-
-    @ModifierProp(serializable=False)
-    def sparsification_types(self) -> list[SparsificationTypes]:
-        """Kinds of compression that this modifier applies."""
-        return [SparsificationTypes.structured]
 
     @property
     def kept(self) -> tuple[int, ...] | None:
@@ -185,31 +179,15 @@ class LayerDropModifier(KeyedModifier, ScheduledModifier):
         super().finalize(module, reset_loggers, **kwargs)
         self._gone = []
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return which layers stayed, and where the schedule stands."""
-        return as_tensors({
-            _STATE_KEY: self._kept,
-            "started": self._started,
-            "ended": self._ended,
-        })
+    def own_state(self) -> dict[str, Any]:
+        """Return which layers stayed."""
+        return {_STATE_KEY: self._kept}
 
-    def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True) -> None:
-        """Check that the state is that of a model with the same layers.
-
-        Args:
-            state_dict: As from :meth:`state_dict`.
-            strict: Ignored: other layers are always an error.
-
-        Raises:
-            RuntimeError: If the modifier is not initialized.
-            ValueError: If other layers were kept.
-        """
-        check_initialized(self)
-        state_dict = from_tensors(state_dict)
-        if tuple(state_dict[_STATE_KEY]) != self._kept:
+    def load_own_state(self, state: Mapping[str, Any]) -> None:
+        """Check that the state is that of a model with the same layers."""
+        if tuple(state[_STATE_KEY]) != self._kept:
             raise ValueError(
-                f"state keeps the layers {list(state_dict[_STATE_KEY])}, the model has "
+                f"state keeps the layers {list(state[_STATE_KEY])}, the model has "
                 f"{list(self._kept)}; expected the same; resume with the model and the "
                 "recipe that the state was saved with"
             )
-        self._started, self._ended = state_dict["started"], state_dict["ended"]

@@ -24,7 +24,6 @@ from obert_modifiers.core.quantization.scheme import (
 from obert_modifiers.faults import Fault, Rule
 from obert_modifiers.host.bases import (
     SCHEDULE_KEY,
-    ModifierProp,
     ScheduledModifier,
     SparsificationTypes,
     check_initialized,
@@ -76,6 +75,8 @@ class QATModifier(KeyedModifier, ScheduledModifier):
             reduce_range: true
             quantize_attention_matmuls: false
     """
+
+    kind = SparsificationTypes.quantization
 
     start_epoch = SharedKeys.start_epoch.but(
         default=0.0, meaning="Epoch at which quantization begins; -1 for the start."
@@ -159,11 +160,6 @@ class QATModifier(KeyedModifier, ScheduledModifier):
         self._model: nn.Module | None = None
         self._active = False
         self._frozen = False
-
-    @ModifierProp(serializable=False)
-    def sparsification_types(self) -> list[SparsificationTypes]:
-        """Kinds of compression that this modifier applies."""
-        return [SparsificationTypes.quantization]
 
     @property
     def active(self) -> bool:

@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from obert_modifiers.core.patterns import MaskPattern, parse_mask_type
 from obert_modifiers.faults import Fault, FaultError, Rule, nearest_word
@@ -38,9 +38,37 @@ class Reader:
         return self.read(key, value)
 
 
-def refuse(rule: Rule, key: str, value: Any, broken: str, expected: str, fix: str):  # noqa: ANN201
+def refuse(
+    rule: Rule, key: str, value: Any, broken: str, expected: str, fix: str
+) -> NoReturn:
     """Raise a fault of a value."""
     raise FaultError(Fault.of(rule, key, value, broken, expected, fix))
+
+
+def simple(
+    rule: Rule,
+    take: Callable[[Any], Any],
+    *said: str,
+    first: Callable[[str, Any], Any] | None = None,
+    says: str = "",
+) -> Reader:
+    """Make a rule of a function that returns None for a value that breaks it.
+
+    Args:
+        rule: Its name.
+        take: Returns the value as it is used.
+        *said: How it is broken, what is expected, and what to do.
+        first: A rule that comes before it.
+        says: What is expected, for the docs, where it is said otherwise there.
+    """
+
+    def read(key: str, value: Any) -> Any:
+        found = take(value if first is None else first(key, value))
+        if found is None:
+            refuse(rule, key, value, *said)
+        return found
+
+    return Reader(says or said[1], read)
 
 
 def number(value: Any) -> float | None:
@@ -61,91 +89,80 @@ def _finite(value: Any) -> float | None:
     return found if found is not None and math.isfinite(found) else None
 
 
-def _number(key: str, value: Any) -> float:
-    found = _finite(value)
-    if found is None:
-        fix = "write it without quotes or units"
-        refuse(Rule.NUMBER, key, value, "is not a number", "a finite number", fix)
-    return found
+def _above_zero(value: Any) -> float | None:
+    found = number(value)
+    return found if found is not None and found > 0.0 else None
 
 
-def _epoch(key: str, value: Any) -> float:
-    found = _finite(value)
-    if found is None:
-        refuse(Rule.NUMBER, key, value, "is not a number", "an epoch", "write one")
-    return found
+def _whole(found: float) -> int | None:
+    return int(found) if found == int(found) and found >= 1 else None
 
 
-def _count(key: str, value: Any) -> int:
-    found = _number(key, value)
-    if found != int(found) or found < 1:
-        broken = "is not a positive whole number"
-        refuse(Rule.COUNT, key, value, broken, "1 or more", "write a count")
-    return int(found)
-
-
-def _positive(key: str, value: Any) -> float:
-    found = _number(key, value)
-    if found <= 0.0:
-        refuse(
-            Rule.POSITIVE, key, value, "is not positive", "a number above 0", "raise it"
-        )
-    return found
+NUMBER = simple(
+    Rule.NUMBER,
+    _finite,
+    "is not a number",
+    "a finite number",
+    "write it without quotes or units",
+)
+EPOCH = simple(Rule.NUMBER, _finite, "is not a number", "an epoch", "write one")
+COUNT = simple(
+    Rule.COUNT,
+    _whole,
+    "is not a positive whole number",
+    "1 or more",
+    "write a count",
+    first=NUMBER,
+    says="a whole number of 1 or more",
+)
+POSITIVE = simple(
+    Rule.POSITIVE,
+    _above_zero,
+    "is not positive",
+    "a number above 0",
+    "raise it",
+    first=NUMBER,
+)
+CYCLE = simple(
+    Rule.POSITIVE,
+    _above_zero,
+    "is not positive",
+    "the epochs of a cycle",
+    "write a number above 0",
+)
+FREQUENCY = simple(
+    Rule.FREQUENCY,
+    lambda found: found if found > 0.0 or found == -1.0 else None,
+    "is not positive",
+    "epochs between events, or -1 for every step",
+    "write a fraction of an epoch",
+    first=NUMBER,
+)
+FLAG = simple(
+    Rule.FLAG,
+    lambda value: value if isinstance(value, bool) else None,
+    "is not a truth value",
+    "true or false",
+    "write it without quotes",
+)
 
 
 def not_negative(fix: str) -> Reader:
     """Make the rule of a number of at least zero."""
-
-    def read(key: str, value: Any) -> float:
-        found = _number(key, value)
-        if found < 0.0:
-            refuse(Rule.NOT_NEGATIVE, key, value, "is negative", "0 or more", fix)
-        return found
-
-    return Reader("0 or more", read)
+    said = "is negative", "0 or more", fix
+    take = lambda found: found if found >= 0.0 else None  # noqa: E731
+    return simple(Rule.NOT_NEGATIVE, take, *said, first=NUMBER)
 
 
-def _fraction(key: str, value: Any) -> float:
-    percent = isinstance(value, str) and value.rstrip().endswith("%")
-    found = number(value.rstrip().removesuffix("%") if percent else value)
-    if found is None:
-        fix = "write one in [0, 1]"
-        refuse(Rule.FRACTION, key, value, "is not a number", "a fraction", fix)
-    if percent or not 0.0 <= found <= 1.0:
-        broken = "is a percentage" if percent else "is outside [0, 1]"
-        fix = "write a number from 0 to 1"
-        if (percent or found > 1.0) and 0.0 <= found <= 100.0:
-            fix = f"write {found / 100.0:g}, not {value}"
-        refuse(Rule.FRACTION, key, value, broken, "a fraction", fix)
-    return found
-
-
-def _init_sparsity(key: str, value: Any) -> float | str:
-    return value if value == FROM_PARAM else _fraction(key, value)
-
-
-def _frequency(key: str, value: Any) -> float:
-    found = _number(key, value)
-    if found <= 0.0 and found != -1.0:
-        expected = "epochs between events, or -1 for every step"
-        fix = "write a fraction of an epoch"
-        refuse(Rule.FREQUENCY, key, value, "is not positive", expected, fix)
-    return found
-
-
-def _cycle(key: str, value: Any) -> float:
-    found = number(value)
-    if found is None or not found > 0.0:
-        expected, fix = "the epochs of a cycle", "write a number above 0"
-        refuse(Rule.POSITIVE, key, value, "is not positive", expected, fix)
-    return found
-
-
-def _flag(key: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        expected, fix = "true or false", "write it without quotes"
-        refuse(Rule.FLAG, key, value, "is not a truth value", expected, fix)
-    return value
+def name(expected: str, fix: str) -> Reader:
+    """Make the rule of a text that is not empty."""
+    return simple(
+        Rule.NAMES,
+        lambda value: value if isinstance(value, str) and value.strip() else None,
+        "is not a name",
+        expected,
+        fix,
+    )
 
 
 def choice(*words: str) -> Reader:
@@ -164,27 +181,46 @@ def choice(*words: str) -> Reader:
 def either(word: str, rule: Reader) -> Reader:
     """Make the rule of a value that is a certain word, or keeps another rule."""
     return Reader(
-        f"{word}, or {rule.says}",
+        f"{rule.says}, or {word}",
         lambda key, value: value if value == word else rule(key, value),
     )
 
 
-def read_bytes(key: str, value: Any) -> int:
+def _fraction(key: str, value: Any) -> float:
+    percent = isinstance(value, str) and value.rstrip().endswith("%")
+    found = number(value.rstrip().removesuffix("%") if percent else value)
+    if found is None:
+        fix = "write one in [0, 1]"
+        refuse(Rule.FRACTION, key, value, "is not a number", "a fraction", fix)
+    if percent or not 0.0 <= found <= 1.0:
+        broken = "is a percentage" if percent else "is outside [0, 1]"
+        fix = "write a number from 0 to 1"
+        if (percent or found > 1.0) and 0.0 <= found <= 100.0:
+            fix = f"write {found / 100.0:g}, not {value}"
+        refuse(Rule.FRACTION, key, value, broken, "a fraction", fix)
+    return found
+
+
+FRACTION = Reader("a fraction in [0, 1]", _fraction)
+INIT_SPARSITY = either(FROM_PARAM, FRACTION)
+
+
+def read_bytes(value: Any) -> int | None:
     """Read an amount of memory, such as ``8GB`` or ``8GiB``, in bytes."""
     found = _AMOUNT.fullmatch(str(value).strip())
-    size = 0
-    if found is not None:
-        power = _UNITS.index(found[2].upper()) if found[2] else 0
-        size = int(float(found[1]) * (1024 if found[3] else 1000) ** power)
-    if size < 1:
-        expected, fix = "bytes, or a number with a unit", "write 8GB or 8GiB"
-        refuse(Rule.BYTES, key, value, "is not an amount of memory", expected, fix)
-    return size
+    if found is None:
+        return None
+    power = _UNITS.index(found[2].upper()) if found[2] else 0
+    return int(float(found[1]) * (1024 if found[3] else 1000) ** power) or None
 
 
-def _amount(key: str, value: Any) -> Any:
-    read_bytes(key, value)
-    return value  # written to YAML as it was given
+BYTES = simple(
+    Rule.BYTES,
+    lambda value: value if read_bytes(value) else None,  # written as it was given
+    "is not an amount of memory",
+    "bytes, or a number with a unit",
+    "write 8GB or 8GiB",
+)
 
 
 def _options(key: str, value: Any) -> dict[str, Any]:
@@ -192,19 +228,11 @@ def _options(key: str, value: Any) -> dict[str, Any]:
         expected, fix = "options of the loader", "write batch_size: 32 below it"
         refuse(Rule.MAPPING, key, value, "is not a mapping", expected, fix)
     if "batch_size" in value:
-        _count(key, value["batch_size"])
+        COUNT(key, value["batch_size"])
     return value
 
 
-def _text(key: str, value: Any, expected: str, fix: str) -> str:
-    if not (isinstance(value, str) and value.strip()):
-        refuse(Rule.NAMES, key, value, "is not a name", expected, fix)
-    return value
-
-
-def name(expected: str, fix: str) -> Reader:
-    """Make the rule of a text that is not empty."""
-    return Reader(expected, lambda key, value: _text(key, value, expected, fix))
+OPTIONS = Reader("a mapping", _options)
 
 
 def listed(key: str, value: Any, *more: str) -> list[str]:
@@ -282,70 +310,70 @@ def read_pattern(key: str, value: Any) -> MaskPattern:
         raise FaultError(Fault(Rule.MASK_TYPE, key, broken=str(error))) from error
 
 
+PARAMS = Reader("names, re: patterns or a token", _params)
+FINAL_SPARSITY = Reader("a fraction in [0, 1], or one by names", _goal)
+MASK_TYPE = Reader(
+    "unstructured, block4, block:RxC or N:M", lambda k, v: read_pattern(k, v).name
+)
+
+
+def _indices(value: Any) -> list[int] | None:
+    found = isinstance(value, (list, tuple)) and value
+    whole = found and all(type(one) is int and one >= 0 for one in value)
+    return list(value) if whole else None
+
+
 def _layers(key: str, value: Any) -> int | list[int]:
     if not isinstance(value, (list, tuple)):
-        found = _count(key, value)
+        found = COUNT(key, value)
         if found < 2:
             broken, fix = "does not say which layer", "write a list, as in keep: [0]"
             refuse(Rule.LAYERS, key, found, broken, "2 or more", fix)
         return found
-    whole = all(type(one) is int and one >= 0 for one in value)
-    if not whole or not value or list(value) != sorted(set(value)):
+    if not _indices(value) or list(value) != sorted(set(value)):
         expected = "different indices from 0 on, in increasing order"
-        fix = "write [0, 6, 11]"
-        broken = "is not a list of layers"
-        refuse(Rule.LAYERS, key, list(value), broken, expected, fix)
+        said = "is not a list of layers", expected, "write [0, 6, 11]"
+        refuse(Rule.LAYERS, key, list(value), *said)
     return list(value)
 
 
-def _layer_names(key: str, value: Any) -> list[str]:
-    named = isinstance(value, (list, tuple)) and value
-    if not named or not all(isinstance(one, str) for one in value):
-        expected, fix = "layers that the model has", "write [bert.encoder.layer.1]"
-        refuse(Rule.LAYERS, key, value, "is not a list of names", expected, fix)
-    return list(value)
+LAYERS = Reader("2 or more, or a list of indices", _layers)
 
 
 def layer_map(*words: str) -> Reader:
     """Make the rule of a word, or a list of the teacher's layers."""
-
-    def read(key: str, value: Any) -> str | list[int]:
-        if isinstance(value, str):
-            return choice(*words)(key, value)
-        if not value or not all(type(one) is int and one >= 0 for one in value):
-            expected = "indices of the teacher's layers from 0 on"
-            broken = "is not a list of layers"
-            refuse(Rule.LAYERS, key, value, broken, expected, "write uniform")
-        return list(value)
-
-    return Reader(f"{', '.join(words)}, or a list of layers", read)
-
-
-def _inputs(key: str, value: Any) -> list[str]:
-    found = [value] if isinstance(value, str) else list(value)
-    if not found or not all(isinstance(one, str) for one in found):
-        expected = "those of the model's inputs"
-        fix = "write [input_ids, attention_mask], or leave it out for all"
-        refuse(Rule.NAMES, key, value, "are not names", expected, fix)
-    return found
+    indices = simple(
+        Rule.LAYERS,
+        _indices,
+        "is not a list of layers",
+        "indices of the teacher's layers from 0 on",
+        "write uniform",
+    )
+    word = choice(*words)
+    return Reader(
+        f"{word.says}, or a list of layers",
+        lambda k, value: (word if isinstance(value, str) else indices)(k, value),
+    )
 
 
-NUMBER = Reader("a finite number", _number)
-EPOCH = Reader("an epoch", _epoch)
-COUNT = Reader("a whole number of 1 or more", _count)
-POSITIVE = Reader("a number above 0", _positive)
-FRACTION = Reader("a fraction in [0, 1]", _fraction)
-INIT_SPARSITY = Reader(f"a fraction in [0, 1], or {FROM_PARAM}", _init_sparsity)
-FINAL_SPARSITY = Reader("a fraction in [0, 1], or one by names", _goal)
-FREQUENCY = Reader("epochs above 0, or -1 for every step", _frequency)
-CYCLE = Reader("epochs above 0", _cycle)
-FLAG = Reader("true or false", _flag)
-BYTES = Reader("bytes, or as in 8GB", _amount)
-OPTIONS = Reader("a mapping", _options)
-PARAMS = Reader("names, re: patterns or a token", _params)
-MASK_TYPE = Reader(
-    "unstructured, block4, block:RxC or N:M", lambda k, v: read_pattern(k, v).name
+def _texts(value: Any) -> list[str] | None:
+    found = isinstance(value, (list, tuple)) and value
+    return list(value) if found and all(isinstance(v, str) for v in value) else None
+
+
+LAYER_NAMES = simple(
+    Rule.LAYERS,
+    _texts,
+    "is not a list of names",
+    "layers that the model has",
+    "write [bert.encoder.layer.1]",
+    says="a list of names",
 )
-LAYERS = Reader("2 or more, or a list of indices", _layers)
-LAYER_NAMES = Reader("a list of names", _layer_names)
-INPUTS = Reader("names of inputs", _inputs)
+INPUTS = simple(
+    Rule.NAMES,
+    lambda value: [value] if isinstance(value, str) else _texts(value),
+    "are not names",
+    "those of the model's inputs",
+    "write [input_ids, attention_mask], or leave it out for all",
+    says="names of inputs",
+)

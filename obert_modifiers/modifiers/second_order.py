@@ -165,7 +165,7 @@ def engine_of(modifier: Any, pattern: MaskPattern) -> "SecondOrder":
     if values["damp"] == AUTO:
         config |= {"damp": None, "damp_grid": DAMP_GRID}
     if values["memory_budget"] is not None:
-        config["memory_budget"] = read_bytes("memory_budget", values["memory_budget"])
+        config["memory_budget"] = read_bytes(values["memory_budget"])
     options = tuple((values["grad_sampler_kwargs"] or {}).items())
     made = SecondOrderConfig(**config, options=options, pattern=pattern)
     return SecondOrder(made, values["fisher_loss"])

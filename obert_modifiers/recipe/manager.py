@@ -1,4 +1,4 @@
-"""Load, check and drive a recipe: SparseML's modifier manager behind a narrow door."""
+"""Load, check and drive a recipe: a thin wrapper around the host's manager."""
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -74,10 +74,6 @@ class RecipeManager:
         """Take a recipe and SparseML's manager of its modifiers.
 
         Use :meth:`from_recipe` or :meth:`from_sparseml`.
-
-        Args:
-            recipe: The checked recipe.
-            host: A manager of the same modifiers.
         """
         self.host = host
         self.source = recipe.file
@@ -118,18 +114,7 @@ class RecipeManager:
 
     @classmethod
     def from_sparseml(cls, manager: ScheduledModifierManager) -> "RecipeManager":
-        """Take over a manager that SparseML has loaded.
-
-        Args:
-            manager: The manager; it is used as it is.
-
-        Returns:
-            A manager around it. Its recipe is written anew, and problems name lines
-            of that :attr:`text`.
-
-        Raises:
-            RecipeError: If its modifiers go against each other.
-        """  # noqa: DOC502  raised by from_modifiers
+        """Take over a manager that SparseML has loaded."""
         return cls(from_modifiers(manager.modifiers, _SPARSEML_NAME), manager)
 
     @property
@@ -153,7 +138,7 @@ class RecipeManager:
 
         Whoever runs the recipe loads it and passes the model; ``self`` and
         ``disable`` hold where nothing else is passed.
-        """  # noqa: DOC201 property
+        """
         named = (getattr(modifier, "teacher", None) for modifier in self.distillation)
         return next((name for name in named if isinstance(name, str)), None)
 
@@ -175,55 +160,23 @@ class RecipeManager:
         return sorted(found, key=lambda event: (event.epoch, event.step))
 
     def check_model(self, model: Module) -> None:
-        """Check what the recipe names against the parameters and layers of the model.
-
-        Args:
-            model: The model, wrapped for parallel training or not.
-
-        Raises:
-            RecipeError: With all names and patterns that match nothing, and the
-                nearest names of the model, or with weights that two modifiers prune
-                at the same time.
-        """  # noqa: DOC502
+        """Check what the recipe names against parameters and layers of the model."""
         self._check(lambda modifier: model_faults(modifier, model))
         found = self._recipe.problems_of(shared_weights(self._recipe.placed, model))
         if found:
             raise RecipeError(found)
 
     def check_data(self, num_train_samples: int) -> None:
-        """Check that there is a training sample for each gradient the recipe wants.
-
-        Args:
-            num_train_samples: Samples in the training set.
-
-        Raises:
-            RecipeError: With each of our modifiers that wants more gradients.
-        """  # noqa: DOC502
+        """Check that there is a training sample for each gradient the recipe wants."""
         self._check(lambda modifier: data_faults(modifier, num_train_samples))
 
     def check_steps(self, steps_per_epoch: int) -> None:
-        """Check that what the recipe does several times in an epoch has the steps.
-
-        Args:
-            steps_per_epoch: Optimizer steps of an epoch.
-
-        Raises:
-            RecipeError: With each recurring learning rate whose cycle is too short,
-                and what is due after the last step, such as the last pruning event.
-        """  # noqa: DOC502
+        """Check that what the recipe does several times in an epoch has the steps."""
         epochs = self.max_epochs
         self._check(lambda modifier: step_faults(modifier, steps_per_epoch, epochs))
 
     def check_teacher(self, teacher: Module | str | None) -> None:
-        """Check that there is a teacher if the recipe distils.
-
-        Args:
-            teacher: The dense model, ``"self"``, ``"disable"``, or None for the one
-                that the recipe names.
-
-        Raises:
-            RecipeError: With each distillation modifier, if there is none.
-        """  # noqa: DOC502
+        """Check that there is a teacher if the recipe distils."""
         given = teacher if teacher is not None else self.teacher
         self._check(lambda modifier: teacher_faults(modifier, given))
 
@@ -257,7 +210,7 @@ class RecipeManager:
 
         Raises:
             RecipeError: If the model does not have the layers.
-        """  # noqa: DOC502
+        """
         drops = [m for m in self.modifiers if isinstance(m, LayerDropModifier)]
         if self._restructured or not drops:
             return
@@ -269,14 +222,7 @@ class RecipeManager:
         self._restructured = True
 
     def _dense_teacher(self, teacher: Module | str | None) -> Module | str | None:
-        """Take the recipe's teacher where none is given, and the dense model for self.
-
-        Returns:
-            The teacher.
-
-        Raises:
-            RuntimeError: If that model is gone.
-        """
+        """Take the recipe's teacher where none is given; the dense model for self."""
         named = self.teacher if teacher is None else teacher
         if named != "self" or not self._restructured:
             return named
@@ -333,14 +279,7 @@ class RecipeManager:
     def update(
         self, model: Module, optimizer: Any, epoch: float, steps_per_epoch: int
     ) -> None:
-        """Let the modifiers act that are due, before the optimizer step.
-
-        Args:
-            model: The model.
-            optimizer: The optimizer.
-            epoch: Progress in epochs of optimizer steps.
-            steps_per_epoch: Optimizer steps in an epoch.
-        """
+        """Let the modifiers act that are due, before the optimizer step."""
         if any(m.update_ready(epoch, steps_per_epoch) for m in self.pruning):
             self._sparsity = None
         self._epoch = epoch
@@ -408,16 +347,7 @@ class RecipeManager:
     def evaluated(
         self, model: Module, metrics: Mapping[str, float], epoch: float
     ) -> bool:
-        """Tell the recipe what an evaluation found.
-
-        Args:
-            model: The model as it was evaluated.
-            metrics: Figures by name, equal on all processes.
-            epoch: Progress in epochs of optimizer steps.
-
-        Returns:
-            True if the training should end now.
-        """
+        """Tell the recipe what an evaluation found."""
         stopper = self.early_stopping
         return stopper is not None and stopper.evaluated(model, metrics, epoch)
 
@@ -425,22 +355,12 @@ class RecipeManager:
         """Go back to the weights of the best evaluation, if the recipe says so.
 
         :meth:`finalize` does it where it was not called.
-
-        Args:
-            model: The model.
-
-        Returns:
-            True if the model had other weights, and is to be evaluated again.
         """
         stopper = self.early_stopping
         return stopper is not None and stopper.restore(model)
 
     def finalize(self, model: Module) -> None:
-        """Let go of the model; :meth:`sparsity` keeps its last value.
-
-        Args:
-            model: The model.
-        """
+        """Let go of the model; :meth:`sparsity` keeps its last value."""
         self.sparsity()
         self.restore_best(model)
         self.host.finalize(model)
@@ -451,21 +371,13 @@ class RecipeManager:
 
         Weights that several modifiers prune count once. Masks that are switched off
         count as keeping everything.
-
-        Returns:
-            The sparsity in [0, 1]; 0.0 before anything is pruned. Counted anew only
-            after a pruning modifier has acted.
         """
         if self._sparsity is None:
             self._sparsity = _masked_share(self.pruning)
         return self._sparsity
 
     def _named(self) -> dict[str, Modifier]:
-        """Name the modifiers by SparseML's identifiers, made different by numbers.
-
-        Returns:
-            Modifiers by name.
-        """
+        """Name the modifiers by SparseML's identifiers, made different by numbers."""
         found: dict[str, Modifier] = {}
         for modifier in self.modifiers:
             name, number = modifier.identifier(), 2
@@ -475,26 +387,17 @@ class RecipeManager:
         return found
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of all modifiers, ours and SparseML's.
-
-        Returns:
-            State by SparseML's identifier of the modifier: plain values, tensors and
-            containers of them; an error where it is not known.
-        """
+        """Return the state of all modifiers, ours and SparseML's."""
         self.check_can_be_saved()
         return {name: state_of(modifier) for name, modifier in self._named().items()}
 
     @property
     def can_be_saved(self) -> bool:
-        """Whether the state of each modifier is known."""  # noqa: DOC201 property
+        """Whether the state of each modifier is known."""
         return not cannot_be_saved(self.modifiers)
 
     def check_can_be_saved(self) -> None:
-        """Check that the state of each modifier is known.
-
-        Raises:
-            ValueError: If one is not.
-        """
+        """Check that the state of each modifier is known."""
         unknown = cannot_be_saved(self.modifiers)
         if unknown:
             raise ValueError(
@@ -504,14 +407,7 @@ class RecipeManager:
             )
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a state; call it after :meth:`initialize`.
-
-        Args:
-            state: As from :meth:`state_dict`, of the same recipe.
-
-        Raises:
-            ValueError: If the state is that of another recipe.
-        """
+        """Continue from a state; call it after :meth:`initialize`."""
         found = self._named()
         if set(found) != set(state):
             missing = ", ".join(sorted(set(found) - set(state))) or "none"
@@ -576,11 +472,7 @@ class RecipeManager:
         self._sparsity = None
 
     def save(self, path: str | Path) -> None:
-        """Write :attr:`text` to a file, and its folder where it is missing.
-
-        Args:
-            path: The file.
-        """
+        """Write :attr:`text` to a file, and its folder where it is missing."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(self.text, encoding="utf-8")

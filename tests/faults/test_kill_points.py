@@ -32,16 +32,16 @@ class Point:
 
 
 EVENT = "modifiers._gradual:GradualPruningModifier._event"
-SOLVE = "modifiers._second_order:second_order_step_"
+SOLVE = "modifiers.second_order:second_order_step_"
 WRITE = "core.pruning.pruning_step:write_parameters_"
 COLLECT = "core.pruning.gradients:GradientCount"
 BLOCKS = "core.pruning.fisher_state:collect_blocks"
 MASKS = "modifiers._masks:ParameterMasks.set_param_masks"
 MICRO = "training.loop:_Run._micro_batch"
 STEP = "training.stepper:RecipeStepper.step"
-POST = "recipe.manager:RecipeManager.post_step"
-UPDATE = "recipe.manager:RecipeManager.update"
-BEFORE = "recipe.manager:RecipeManager.pre_step"
+POST = "recipe.recipe.manager:RecipeManager.post_step"
+UPDATE = "recipe.recipe.manager:RecipeManager.update"
+BEFORE = "recipe.recipe.manager:RecipeManager.pre_step"
 EVALUATE = "training.loop:_Run._evaluate"
 AFTER_EPOCH = "training.saving:Saver.after_epoch"
 AFTER_STEP = "training.saving:Saver.after_step"
@@ -54,7 +54,7 @@ JOURNAL = "training.journal:Journal.open"
 QUANTIZE = "modifiers.qat:quantize_"
 ATTACH = "core.quantization.scheme:attach_"
 FREEZE = "modifiers.qat:freeze_"
-STRUCTURE = "recipe.manager:RecipeManager.apply_structure"
+STRUCTURE = "recipe.recipe.manager:RecipeManager.apply_structure"
 
 
 def one(recipe: str, phase: str, *kills: Kill, **more) -> Point:

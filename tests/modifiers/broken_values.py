@@ -110,6 +110,8 @@ _ROWS = [
     (NM, {"fisher_dtype": "float32"}, "fisher_dtype", Rule.NEEDS),
     (LOGITS, {"hardness": 2}, "hardness", Rule.FRACTION),
     (LOGITS, {"temperature": 0}, "temperature", Rule.POSITIVE),
+    (LOGITS, {"hidden_weight": 1.0, "layer_map": 3}, "layer_map", Rule.LAYERS),
+    (LOGITS, {"teacher_input_keys": 3}, "teacher_input_keys", Rule.NAMES),
     (MASKS, {"start_epoch": 2.0, "end_epoch": 1.0}, "start_epoch", Rule.EPOCHS),
     (FROZEN, {"params": 3}, "params", Rule.NAMES),
     (FROZEN, {"end_epoch": 0}, "end_epoch", Rule.EPOCHS),
@@ -120,7 +122,7 @@ _ROWS = [
     (STOP, {"restore_best": "yes"}, "restore_best", Rule.FLAG),
 ]
 BROKEN = [(name, *rest) for names, *rest in _ROWS for name in names]
-assert len(BROKEN) == 87
+assert len(BROKEN) == 89
 
 # The sentences, one of each form.
 SAID = [

@@ -4,10 +4,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import yaml
 from torch import nn
 
 from obert_modifiers import modifiers
 from obert_modifiers.core.pruning.sampling import GradientSource
+from obert_modifiers.modifiers.keys import REGISTRY
 
 
 class TinyModel(nn.Module):
@@ -205,4 +207,14 @@ TABLE = [
     ),
 ]
 assert len(TABLE) == 23
+
+
+def default_row(cls: type) -> Row:
+    """Return a row with the keys of the sample in a modifier's docstring."""
+    sample = cls.__doc__.split("Sample YAML::")[1].strip().partition("\n")[2]
+    return Row(cls, yaml.safe_load(sample), prunes=False)
+
+
+known = {row.cls for row in TABLE}
+TABLE += [default_row(cls) for cls in REGISTRY.values() if cls not in known]
 PRUNERS = [row for row in TABLE if row.prunes]
