@@ -9,6 +9,7 @@ PYTEST := $(BIN)/python -m pytest
 # A worker for each core, a file's tests on one worker. Threads that wait sleep: the
 # workers and the processes that they start would spin on each other's cores.
 WORKERS := -n auto --dist loadscope
+ON_BOTH_HOSTS := tests/modifiers tests/recipe tests/test_manager.py
 test: export OMP_WAIT_POLICY = PASSIVE
 MAKEFLAGS += --no-print-directory
 
@@ -35,6 +36,8 @@ quickstart: install  ## Prune the embedded encoder: dense, GMP* and oBERT, one t
 test: install  ## Run the quick tests
 	@echo "==> Running the quick tests"
 	@$(PYTEST) -m "not slow" $(WORKERS)
+	@echo "==> Running those of modifiers and recipes without SparseML"
+	@PYTHONPATH=tests/without_sparseml $(PYTEST) -m "not slow" $(WORKERS) $(ON_BOTH_HOSTS)
 
 test-all: install  ## Run every test, the slow ones too
 	@echo "==> Running all tests"

@@ -94,7 +94,7 @@ class ConstantPruningModifier(ScheduledUpdateModifier):
         params: Any,
         start_epoch: float = -1.0,
         end_epoch: float = -1.0,
-        update_frequency: float = -1.0,  # SparseML ignores it too
+        update_frequency: float = -1.0,
     ) -> None:
         # An int, as in SparseML: the text of it is part of the identifier.
         span = {"start_epoch": start_epoch, "end_epoch": end_epoch}
@@ -102,9 +102,7 @@ class ConstantPruningModifier(ScheduledUpdateModifier):
         self._params = names_of(self, params)
         self.module_masks: HookedMasks | None = None
 
-    def initialize(
-        self, module: Any, epoch: float = 0, loggers: Any = None, **kwargs: Any
-    ) -> None:
+    def initialize(self, module, epoch=0, loggers=None, **kwargs) -> None:
         super().initialize(module, epoch, loggers, **kwargs)
         patterns = self._params
         if ALL in patterns:
@@ -125,9 +123,7 @@ class ConstantPruningModifier(ScheduledUpdateModifier):
         if epoch == float("inf"):
             self._take(epoch)
 
-    def update(
-        self, module: Any, optimizer: Any, epoch: float, steps_per_epoch: int
-    ) -> None:
+    def update(self, module, optimizer, epoch, steps_per_epoch) -> None:
         super().update(module, optimizer, epoch, steps_per_epoch)
         self._take(epoch)
 
@@ -140,9 +136,7 @@ class ConstantPruningModifier(ScheduledUpdateModifier):
         if self.end_pending(epoch, 1):
             masks.enabled = False
 
-    def log_update(
-        self, module: Any, optimizer: Any, epoch: float, steps_per_epoch: int
-    ) -> None:
+    def log_update(self, module, optimizer, epoch, steps_per_epoch) -> None:
         super().log_update(module, optimizer, epoch, steps_per_epoch)
         masks = self.module_masks
         names = zip(masks.layer_names, masks.param_names, strict=True)
@@ -151,15 +145,11 @@ class ConstantPruningModifier(ScheduledUpdateModifier):
             where = {"epoch": epoch, "steps_per_epoch": steps_per_epoch}
             self.log_scalar(share, f"ParamPruning/{layer}.{name}", **where)
 
-    def optimizer_post_step(
-        self, module: Any, optimizer: Any, epoch: float, steps_per_epoch: int
-    ) -> None:
+    def optimizer_post_step(self, module, optimizer, epoch, steps_per_epoch) -> None:
         super().optimizer_post_step(module, optimizer, epoch, steps_per_epoch)
         self.module_masks.apply()
 
-    def finalize(
-        self, module: Any = None, reset_loggers: bool = True, **kwargs: Any
-    ) -> None:
+    def finalize(self, module=None, reset_loggers=True, **kwargs) -> None:
         super().finalize(module, reset_loggers, **kwargs)
         if module is not None:  # else Python may be ending
             self.module_masks.apply()

@@ -80,9 +80,9 @@ class ScheduledModifierManager(Modifier):
     def from_yaml(
         cls,
         file_path: Any,
-        add_modifiers: list[Any] | None = None,
-        recipe_variables: Any = None,
-        metadata: dict[str, Any] | None = None,
+        add_modifiers: Any = None,
+        recipe_variables=None,
+        metadata=None,
     ) -> "ScheduledModifierManager":
         """Load a recipe from its path or text."""
         modifiers, variables = load_modifiers(file_path, recipe_variables)
@@ -95,48 +95,6 @@ class ScheduledModifierManager(Modifier):
             own = node and SafeConstructor().construct_object(node, deep=True)
             found[stage or _METADATA] = metadata or own
         return cls(modifiers, found)
-
-    @classmethod
-    def compose_staged(
-        cls,
-        base_recipe: Any,
-        additional_recipe: Any,
-        keep_original_epochs: bool = False,
-        save_path: str | None = None,
-    ) -> "ScheduledModifierManager":
-        """Put a recipe behind another, each of them a stage or several."""
-        managers = [cls.from_yaml(str(r)) for r in (base_recipe, additional_recipe)]
-        base, more = (one.modifiers for one in managers)
-        if isinstance(more, list):
-            alone = isinstance(base, list)
-            names = "stage_0", "stage_1" if alone else f"stage_{len(base) + 1}"
-        else:
-            names = f"pre_{next(iter(more))}", ""
-        stages: dict[str, list[Any]] = {}
-        metadata: dict[str, Any] = {}
-        for manager, name in zip(managers, names, strict=True):
-            flat = isinstance(manager.modifiers, list)
-            own = {name: manager.modifiers} if flat else manager.modifiers
-            shared = stages.keys() & own.keys()
-            if shared:
-                raise ValueError(
-                    "base and additional recipe must not share any stage names; both "
-                    f"have {', '.join(sorted(shared))}"
-                )
-            stages |= own
-            about = manager.metadata
-            metadata |= {name: about[_METADATA]} if flat else about
-        if not keep_original_epochs:
-            end = managers[0].max_epochs
-            for modifier in managers[0].iter_modifiers():
-                if modifier.end_epoch == -1:
-                    modifier._init_end = modifier.end_epoch = end
-            for modifier in managers[1].iter_modifiers():
-                modifier.advance_epochs(end)
-        composed = cls(stages, metadata)
-        if save_path:
-            composed.save(save_path)
-        return composed
 
     def __del__(self) -> None:
         """Leave the modifiers to themselves; others may hold them."""
@@ -193,11 +151,6 @@ class ScheduledModifierManager(Modifier):
     structured_modifiers = _by_kind(SparsificationTypes.structured)
 
     @property
-    def min_epochs(self) -> int:
-        starts = [m.start_epoch for m in self.iter_modifiers() if m.start_epoch > -1]
-        return min(map(math.floor, starts), default=-1)
-
-    @property
     def max_epochs(self) -> int:
         both = [(m.start_epoch, m.end_epoch) for m in self.iter_modifiers()]
         return max((math.ceil(e) for pair in both for e in pair if e > -1), default=-1)
@@ -214,12 +167,7 @@ class ScheduledModifierManager(Modifier):
             known[name].load_state_dict(state_dict[name])
 
     def apply(
-        self,
-        module: Any,
-        epoch: float = math.inf,
-        loggers: Any = None,
-        finalize: bool = True,
-        **kwargs: Any,
+        self, module, epoch=math.inf, loggers=None, finalize=True, **kwargs
     ) -> None:
         if not self._initialized:
             super().initialize(module, epoch, loggers, **kwargs)
@@ -230,20 +178,13 @@ class ScheduledModifierManager(Modifier):
                 modifier.finalize(module, **kwargs)
 
     def apply_structure(
-        self,
-        module: Any,
-        epoch: float = 0.0,
-        loggers: Any = None,
-        finalize: bool = False,
-        **kwargs: Any,
+        self, module, epoch=0.0, loggers=None, finalize=False, **kwargs
     ) -> None:
         self._initialize_epoch = epoch
         for modifier in self.iter_modifiers():
             modifier.apply_structure(module, epoch, loggers, finalize, **kwargs)
 
-    def initialize(
-        self, module: Any, epoch: float = 0, loggers: Any = None, **kwargs: Any
-    ) -> None:
+    def initialize(self, module, epoch=0, loggers=None, **kwargs) -> None:
         super().initialize(module, epoch, loggers, **kwargs)
         self._initialize_epoch = epoch
         self._initialize(self.iter_modifiers(), module, epoch, loggers, **kwargs)
@@ -263,13 +204,13 @@ class ScheduledModifierManager(Modifier):
 
     def modify(
         self,
-        module: Any,
-        optimizer: Any,
-        steps_per_epoch: int,
-        wrap_optim: Any = None,
-        epoch: float | None = None,
-        allow_parallel_module: bool = True,
-        **kwargs: Any,
+        module,
+        optimizer,
+        steps_per_epoch,
+        wrap_optim=None,
+        epoch=None,
+        allow_parallel_module=True,
+        **kwargs,
     ) -> "RecipeManagerStepWrapper":
         """Wrap an optimizer whose ``step`` then drives the modifiers."""
         epoch = self._initialize_epoch if epoch is None else epoch
@@ -281,20 +222,13 @@ class ScheduledModifierManager(Modifier):
         where = epoch, steps_per_epoch
         return RecipeManagerStepWrapper(wrapped, optimizer, module, self, *where)
 
-    def finalize(
-        self, module: Any = None, reset_loggers: bool = True, **kwargs: Any
-    ) -> None:
+    def finalize(self, module=None, reset_loggers=True, **kwargs) -> None:
         super().finalize(module, reset_loggers, **kwargs)
         for modifier in self.iter_modifiers():
             modifier.finalize(module, reset_loggers, **kwargs)
 
     def update(
-        self,
-        module: Any,
-        optimizer: Any,
-        epoch: float,
-        steps_per_epoch: int,
-        log_updates: bool = True,
+        self, module, optimizer, epoch, steps_per_epoch, log_updates=True
     ) -> None:
         where = module, optimizer, epoch, steps_per_epoch
         super().update(*where)
@@ -305,13 +239,7 @@ class ScheduledModifierManager(Modifier):
                     modifier.scheduled_log_update(*where)
 
     def loss_update(
-        self,
-        loss: Any,
-        module: Any,
-        optimizer: Any,
-        epoch: float,
-        steps_per_epoch: int,
-        **kwargs: Any,
+        self, loss, module, optimizer, epoch, steps_per_epoch, **kwargs
     ) -> Any:
         where = module, optimizer, epoch, steps_per_epoch
         loss = super().loss_update(loss, *where)
@@ -319,17 +247,13 @@ class ScheduledModifierManager(Modifier):
             loss = modifier.loss_update(loss, *where, **kwargs)
         return loss
 
-    def optimizer_pre_step(
-        self, module: Any, optimizer: Any, epoch: float, steps_per_epoch: int
-    ) -> None:
+    def optimizer_pre_step(self, module, optimizer, epoch, steps_per_epoch) -> None:
         where = module, optimizer, epoch, steps_per_epoch
         super().optimizer_pre_step(*where)
         for modifier in self._enabled_modifiers():
             modifier.optimizer_pre_step(*where)
 
-    def optimizer_post_step(
-        self, module: Any, optimizer: Any, epoch: float, steps_per_epoch: int
-    ) -> None:
+    def optimizer_post_step(self, module, optimizer, epoch, steps_per_epoch) -> None:
         where = module, optimizer, epoch, steps_per_epoch
         super().optimizer_post_step(*where)
         for modifier in self._enabled_modifiers():
@@ -343,13 +267,7 @@ class RecipeManagerStepWrapper:
     """An optimizer whose ``step`` drives a manager; all else is the optimizer's."""
 
     def __init__(
-        self,
-        wrap: Any,
-        optimizer: Any,
-        module: Any,
-        manager: ScheduledModifierManager,
-        epoch: float,
-        steps_per_epoch: int,
+        self, wrap, optimizer, module, manager, epoch: float, steps_per_epoch: int
     ) -> None:
         if steps_per_epoch <= 0:
             raise ValueError(

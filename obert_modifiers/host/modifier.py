@@ -121,7 +121,9 @@ class Modifier:
     """Something that is done to a model while it trains.
 
     Its life: ``initialize``, in each step ``loss_update``, ``update`` where it is due,
-    ``optimizer_pre_step`` and ``optimizer_post_step``; ``finalize`` at the end.
+    ``optimizer_pre_step`` and ``optimizer_post_step``; ``finalize`` at the end. A hook
+    gets the model, the optimizer, the progress as a float of epochs of optimizer steps,
+    and the optimizer steps of an epoch.
     """
 
     def __init__(self, **unknown: Any) -> None:
@@ -196,10 +198,7 @@ class Modifier:
         return f"{type(self).__name__}-{digest}{f'-{extra}' if extra else ''}"
 
     def props(
-        self,
-        only_serializable: bool,
-        format_str: bool = False,
-        format_repr: bool = False,
+        self, only_serializable: bool, format_str: bool = False, format_repr=False
     ) -> dict[str, Any]:
         """Return the properties by name, without those that are None."""
         show = str if format_str else repr if format_repr else lambda value: value
@@ -222,12 +221,7 @@ class Modifier:
             raise IndexError(f"found extra keys in state_dict {list(state_dict)}")
 
     def apply(
-        self,
-        module: Any,
-        epoch: float = math.inf,
-        loggers: Any = None,
-        finalize: bool = True,
-        **kwargs: Any,
+        self, module, epoch=math.inf, loggers=None, finalize=True, **kwargs
     ) -> None:
         """Do all of it at once, without training."""
         self.initialize(module, epoch, loggers=loggers, **kwargs)
@@ -235,20 +229,13 @@ class Modifier:
             self.finalize(module, **kwargs)
 
     def apply_structure(
-        self,
-        module: Any,
-        epoch: float = 0.0,
-        loggers: Any = None,
-        finalize: bool = False,
-        **kwargs: Any,
+        self, module, epoch=0.0, loggers=None, finalize=False, **kwargs
     ) -> None:
         """Change the model's structure, where the modifier does that."""
         if SparsificationTypes.structured in self.sparsification_types:
             self.apply(module, epoch, loggers, finalize, **kwargs)
 
-    def initialize(
-        self, module: Any, epoch: float = 0, loggers: Any = None, **kwargs: Any
-    ) -> None:
+    def initialize(self, module, epoch=0, loggers=None, **kwargs) -> None:
         self._initialized = True
         self.initialize_loggers(loggers)
 
@@ -257,44 +244,28 @@ class Modifier:
         self._loggers = LoggerManager(given) if isinstance(given, list) else given
         self._loggers_initialized = True
 
-    def finalize(
-        self, module: Any = None, reset_loggers: bool = True, **kwargs: Any
-    ) -> None:
+    def finalize(self, module=None, reset_loggers=True, **kwargs) -> None:
         self._check_called(enabled=False)
         self._initialized = False
         if reset_loggers:
             self._loggers, self._loggers_initialized = None, False
 
-    def update(
-        self, module: Any, optimizer: Any, epoch: float, steps_per_epoch: int
-    ) -> None:
+    def update(self, module, optimizer, epoch, steps_per_epoch) -> None:
         self._check_called()
 
-    def log_update(
-        self, module: Any, optimizer: Any, epoch: float, steps_per_epoch: int
-    ) -> None:
+    def log_update(self, module, optimizer, epoch, steps_per_epoch) -> None:
         self._check_called(loggers=True)
 
     def loss_update(
-        self,
-        loss: Any,
-        module: Any,
-        optimizer: Any,
-        epoch: float,
-        steps_per_epoch: int,
-        **kwargs: Any,
+        self, loss, module, optimizer, epoch, steps_per_epoch, **kwargs
     ) -> Any:
         self._check_called()
         return loss
 
-    def optimizer_pre_step(
-        self, module: Any, optimizer: Any, epoch: float, steps_per_epoch: int
-    ) -> None:
+    def optimizer_pre_step(self, module, optimizer, epoch, steps_per_epoch) -> None:
         self._check_called()
 
-    def optimizer_post_step(
-        self, module: Any, optimizer: Any, epoch: float, steps_per_epoch: int
-    ) -> None:
+    def optimizer_post_step(self, module, optimizer, epoch, steps_per_epoch) -> None:
         self._check_called()
 
     def _check_called(self, loggers: bool = False, enabled: bool = True) -> None:
@@ -315,10 +286,10 @@ class ScheduledModifier(Modifier):
 
     def __init__(
         self,
-        start_epoch: float = -1.0,
-        min_start: float = -1.0,
-        end_epoch: float = -1.0,
-        min_end: float = -1.0,
+        start_epoch=-1.0,
+        min_start=-1.0,
+        end_epoch=-1.0,
+        min_end=-1.0,
         end_comparator: int | None = 0,
         **unknown: Any,
     ) -> None:
@@ -401,9 +372,7 @@ class ScheduledModifier(Modifier):
         where = epoch, steps_per_epoch
         return self.start_pending(*where) or self.end_pending(*where)
 
-    def scheduled_update(
-        self, module: Any, optimizer: Any, epoch: float, steps_per_epoch: int
-    ) -> None:
+    def scheduled_update(self, module, optimizer, epoch, steps_per_epoch) -> None:
         """Call ``update``, and note that the modifier has started or ended."""
         self._check_called(enabled=False)
         if not self.update_ready(epoch, steps_per_epoch):
@@ -418,17 +387,13 @@ class ScheduledModifier(Modifier):
         if self.end_pending(epoch, steps_per_epoch):
             self._ended = True
 
-    def update(
-        self, module: Any, optimizer: Any, epoch: float, steps_per_epoch: int
-    ) -> None:
+    def update(self, module, optimizer, epoch, steps_per_epoch) -> None:
         if not self._schedule_called:
             raise RuntimeError(
                 "update should not be called directly, call scheduled_update instead"
             )
 
-    def scheduled_log_update(
-        self, module: Any, optimizer: Any, epoch: float, steps_per_epoch: int
-    ) -> None:
+    def scheduled_log_update(self, module, optimizer, epoch, steps_per_epoch) -> None:
         """Call ``log_update``, where a logger is due."""
         self._check_called(loggers=True)
         if self.loggers and self.loggers.log_ready(epoch, self._last_log_epoch):
@@ -437,9 +402,7 @@ class ScheduledModifier(Modifier):
             self.log_update(module, optimizer, epoch, steps_per_epoch)
             self._scheduled_log_called = False
 
-    def log_update(
-        self, module: Any, optimizer: Any, epoch: float, steps_per_epoch: int
-    ) -> None:
+    def log_update(self, module, optimizer, epoch, steps_per_epoch) -> None:
         super().log_update(module, optimizer, epoch, steps_per_epoch)
         if not self._scheduled_log_called:
             raise RuntimeError(
@@ -449,12 +412,12 @@ class ScheduledModifier(Modifier):
 
     def log_scalar(
         self,
-        value: float,
-        tag: str | None = None,
-        loggers: Any = None,
-        epoch: float | None = None,
-        steps_per_epoch: int | None = None,
-        level: int | None = None,
+        value,
+        tag=None,
+        loggers=None,
+        epoch=None,
+        steps_per_epoch=None,
+        level=None,
     ) -> None:
         loggers = loggers or self.loggers
         counted = epoch is not None and steps_per_epoch is not None
@@ -473,22 +436,12 @@ class ScheduledUpdateModifier(ScheduledModifier):
     """A modifier that acts again and again between its first and last epoch."""
 
     def __init__(
-        self,
-        start_epoch: float = -1.0,
-        min_start: float = -1.0,
-        end_epoch: float = -1.0,
-        min_end: float = -1.0,
-        end_comparator: int | None = 0,
-        update_frequency: float = -1.0,
-        min_frequency: float = -1.0,
-        **unknown: Any,
+        self, *span: Any, update_frequency=-1.0, min_frequency=-1.0, **more: Any
     ) -> None:
         self._update_frequency = update_frequency
         self._min_frequency = min_frequency
         self._last_update_epoch = -1.0
-        super().__init__(
-            start_epoch, min_start, end_epoch, min_end, end_comparator, **unknown
-        )
+        super().__init__(*span, **more)
         self.validate_update()
 
     @ModifierProp()
@@ -513,9 +466,7 @@ class ScheduledUpdateModifier(ScheduledModifier):
         running = self._started and not self._ended and epoch > self._start_epoch
         return super().update_ready(epoch, steps_per_epoch) or (running and again)
 
-    def update(
-        self, module: Any, optimizer: Any, epoch: float, steps_per_epoch: int
-    ) -> None:
+    def update(self, module, optimizer, epoch, steps_per_epoch) -> None:
         self._last_update_epoch = epoch
         super().update(module, optimizer, epoch, steps_per_epoch)
 

@@ -125,9 +125,7 @@ class _LearningRate:
         for _, group in self._groups(optimizer):
             group["lr"] = rate
 
-    def log_update(
-        self, module: Any, optimizer: Any, epoch: float, steps_per_epoch: int
-    ) -> None:
+    def log_update(self, module, optimizer, epoch, steps_per_epoch) -> None:
         super().log_update(module, optimizer, epoch, steps_per_epoch)
         rates = [(f"ParamGroup{i}", g["lr"]) for i, g in self._groups(optimizer)]
         if not rates:
@@ -163,7 +161,7 @@ class SetLearningRateModifier(_LearningRate, ScheduledModifier):
         learning_rate: float,
         param_groups: list[int] | None = None,
         start_epoch: float = -1.0,
-        end_epoch: float = -1.0,  # SparseML ignores it too
+        end_epoch: float = -1.0,
         constant_logging: bool = False,
     ) -> None:
         super().__init__(start_epoch, end_comparator=None)
@@ -176,9 +174,7 @@ class SetLearningRateModifier(_LearningRate, ScheduledModifier):
     def applied_learning_rate(self) -> float:
         return self._applied
 
-    def update(
-        self, module: Any, optimizer: Any, epoch: float, steps_per_epoch: int
-    ) -> None:
+    def update(self, module, optimizer, epoch, steps_per_epoch) -> None:
         super().update(module, optimizer, epoch, steps_per_epoch)
         due = self._start_epoch - epoch < sys.float_info.epsilon
         if (due or self._start_epoch < 0.0) and not self._lr_set:
@@ -202,7 +198,7 @@ class LearningRateFunctionModifier(_LearningRate, ScheduledUpdateModifier):
         end_epoch: float,
         cycle_epochs: float = 1.0,
         param_groups: list[int] | None = None,
-        update_frequency: float = -1.0,  # SparseML ignores it too
+        update_frequency: float = -1.0,
     ) -> None:
         super().__init__(start_epoch, end_epoch=end_epoch, end_comparator=1)
         known = ["linear", "cosine", "cyclic_linear"]
@@ -214,9 +210,7 @@ class LearningRateFunctionModifier(_LearningRate, ScheduledUpdateModifier):
         self._param_groups = param_groups
         self._learning_rate: float | None = None
 
-    def update(
-        self, module: Any, optimizer: Any, epoch: float, steps_per_epoch: int
-    ) -> None:
+    def update(self, module, optimizer, epoch, steps_per_epoch) -> None:
         super().update(module, optimizer, epoch, steps_per_epoch)
         at = getattr(self, f"_{self._lr_func}")
         self._learning_rate = at(epoch, steps_per_epoch)
@@ -269,7 +263,7 @@ class LearningRateModifier(_LearningRate, ScheduledUpdateModifier):
         init_lr: float,
         start_epoch: float,
         end_epoch: float = -1.0,
-        update_frequency: float = -1.0,  # SparseML ignores it too
+        update_frequency: float = -1.0,
         constant_logging: bool = False,
     ) -> None:
         super().__init__(start_epoch, end_epoch=end_epoch, end_comparator=-1)
@@ -286,9 +280,7 @@ class LearningRateModifier(_LearningRate, ScheduledUpdateModifier):
         self._lr_scheduler: Any = None
         self._scheduler_steps = 0
 
-    def update(
-        self, module: Any, optimizer: Any, epoch: float, steps_per_epoch: int
-    ) -> None:
+    def update(self, module, optimizer, epoch, steps_per_epoch) -> None:
         super().update(module, optimizer, epoch, steps_per_epoch)
         end = self._end_epoch
         if self._lr_scheduler is None:
@@ -347,7 +339,7 @@ class SetWeightDecayModifier(ScheduledModifier):
         weight_decay: float,
         start_epoch: float = -1.0,
         param_groups: list[int] | None = None,
-        end_epoch: float = -1.0,  # SparseML ignores it too
+        end_epoch: float = -1.0,
         constant_logging: bool = False,
     ) -> None:
         super().__init__(start_epoch, end_comparator=-1)
@@ -355,9 +347,7 @@ class SetWeightDecayModifier(ScheduledModifier):
         self._constant_logging = _flag(constant_logging)
         self._update_since_last_log = False
 
-    def update(
-        self, module: Any, optimizer: Any, epoch: float, steps_per_epoch: int
-    ) -> None:
+    def update(self, module, optimizer, epoch, steps_per_epoch) -> None:
         super().update(module, optimizer, epoch, steps_per_epoch)
         groups = optimizer.param_groups
         chosen = [groups[i] for i in self._param_groups or range(len(groups))]
@@ -366,9 +356,7 @@ class SetWeightDecayModifier(ScheduledModifier):
                 group["weight_decay"] = self._weight_decay
         self._update_since_last_log = True
 
-    def log_update(
-        self, module: Any, optimizer: Any, epoch: float, steps_per_epoch: int
-    ) -> None:
+    def log_update(self, module, optimizer, epoch, steps_per_epoch) -> None:
         super().log_update(module, optimizer, epoch, steps_per_epoch)
         if self._constant_logging or self._update_since_last_log:
             first = (self._param_groups or [0])[0]
@@ -400,18 +388,14 @@ class TrainableParamsModifier(ScheduledModifier):
         self._module_params: list[Any] = []
         self._original: list[bool] = []
 
-    def initialize(
-        self, module: Any, epoch: float = 0, loggers: Any = None, **kwargs: Any
-    ) -> None:
+    def initialize(self, module, epoch=0, loggers=None, **kwargs) -> None:
         super().initialize(module, epoch, loggers, **kwargs)
         patterns = ["re:.*"] if ALL in self._params else self._params
         found = named_parameters(module, patterns, self._params_strict)
         self._module_params += [getattr(layer, name) for layer, _, name in found]
         self._switch(epoch, 1)
 
-    def update(
-        self, module: Any, optimizer: Any, epoch: float, steps_per_epoch: int
-    ) -> None:
+    def update(self, module, optimizer, epoch, steps_per_epoch) -> None:
         super().update(module, optimizer, epoch, steps_per_epoch)
         self._switch(epoch, steps_per_epoch)
 

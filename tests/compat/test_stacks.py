@@ -240,20 +240,34 @@ import sys
 
 class Hide:
     def find_spec(self, name, path=None, target=None):
-        if name == "sparseml":
-            raise ModuleNotFoundError("No module named 'sparseml'", name=name)
+        if name == sys.argv[1]:
+            raise ModuleNotFoundError(f"No module named '{name}'", name=name)
 
 sys.meta_path.insert(0, Hide())
 from obert_modifiers.cli import main
-sys.exit(main(["recipe", "check", "recipes/quickstart.yaml"]))
+sys.exit(main(["recipe", sys.argv[2], "recipes/quickstart.yaml"]))
 """
 
 
-def test_a_command_without_sparseml_names_the_doctor():
-    done = subprocess.run(
-        [sys.executable, "-c", HIDDEN], cwd=REPO, capture_output=True, text=True
-    )
+def without(package: str, command: str) -> subprocess.CompletedProcess:
+    words = [sys.executable, "-c", HIDDEN, package, command]
+    return subprocess.run(words, cwd=REPO, capture_output=True, text=True)
+
+
+def test_a_command_without_a_package_that_it_needs_names_the_doctor():
+    done = without("transformers", "plan")
     assert done.returncode == 2
     assert done.stderr.endswith(
-        "obert: No module named 'sparseml'; `obert doctor` says what mends it\n"
+        "obert: No module named 'transformers'; `obert doctor` says what mends it\n"
     )
+
+
+@pytest.mark.parametrize("command", ["check", "plan"])
+def test_a_command_needs_no_sparseml(command):
+    done = without("sparseml", command)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_recipe_is_checked_without_torch():
+    done = without("torch", "check")
+    assert done.returncode == 0, done.stderr

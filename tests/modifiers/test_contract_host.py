@@ -12,6 +12,7 @@ import torch
 
 from obert_modifiers import modifiers
 from obert_modifiers.host import bases
+from tests.hosts import on_sparseml
 from tests.modifiers.driving import STEPS, drive, name_of, start
 from tests.modifiers.table import PRUNERS, TABLE, make_batch, make_model, sample_loss
 
@@ -311,6 +312,7 @@ BASE = "modifiers:\n    - !EpochRangeModifier\n        start_epoch: 0.0\n"
 BASE += "        end_epoch: 4.0\n"
 
 
+@on_sparseml
 @every
 def test_recipes_are_composed_in_stages(row, tmp_path) -> None:
     text = recipe_of(row)
