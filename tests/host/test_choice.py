@@ -122,7 +122,7 @@ for name, text in json.load(sys.stdin).items():
     modifier = next(ScheduledModifierManager.from_yaml(text).iter_modifiers())
     again = Modifier.load_obj(str(modifier))
     found[name] = [modifier.identifier(), str(modifier), again.identifier()]
-    found[name] += [str(ScheduledModifierManager.from_yaml(text)), repr(modifier)]
+    found[name].append(str(ScheduledModifierManager.from_yaml(text)))
 print(json.dumps(found))
 """
 
