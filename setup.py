@@ -4,10 +4,10 @@ import sys
 
 from setuptools import setup
 
-if not (3, 10) <= sys.version_info[:2] <= (3, 13):
+if not (3, 11) <= sys.version_info[:2] <= (3, 14):
     sys.exit(
         f"python={sys.version.split()[0]} cannot run obert_modifiers; expected Python"
-        " 3.10 to 3.13, as transformers 5 needs 3.10; install with python3.11 -m pip"
+        " 3.11 to 3.14; install with one of them, such as python3.13 -m pip"
     )
 
 setup()

@@ -7,6 +7,7 @@ import datasets
 import pytest
 
 from tests import tiny
+from tests.hosts import on_sparseml
 
 FOLDER = Path(__file__).parents[1] / "integrations"
 
@@ -22,6 +23,7 @@ def files(tmp_path_factory) -> tuple[Path, Path, Path]:
     return folder / "recipe.yaml", model, folder / "train.parquet"
 
 
+@on_sparseml
 def test_plain_loop_with_sparsemls_manager(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)  # SparseML writes its log files where it is run
     script = runpy.run_path(str(FOLDER / "sparseml" / "plain_loop.py"))

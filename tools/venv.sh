@@ -3,13 +3,14 @@
 # full: the package (editable) with everything that users, tests and linters need.
 # core: torch, numpy, numba, triton and pytest alone, to test kernels and core.
 # sparseml-cli: the package (editable) with the transformers of SparseML's own scripts.
-# PYTHON=... in the environment picks the interpreter. From Python 3.12 on, `full` takes
-# sparseml without what it asks for (onnx<1.15 has no wheels there).
+# PYTHON=... in the environment picks the interpreter; else the first supported Python
+# of the machine is taken, 3.11 before the others, since SparseML installs there alone.
 set -eu
 venv=$1
 kind=$2
+candidates=${PYTHON:-python3.11 python3.13 python3.12 python3.14 python3}
 case $kind in
-    full | core) newest=13 ;;
+    full | core) newest=14 ;;
     sparseml-cli) newest=11 ;;
     *)
         echo "error: kind=$kind; expected full, core or sparseml-cli" >&2
@@ -17,10 +18,10 @@ case $kind in
         ;;
 esac
 supported="import sys, venv, ensurepip
-sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, $newest))"
+sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, $newest))"
 
 find_python() {
-    for candidate in ${PYTHON:-python3.11 python3.10 python3}; do
+    for candidate in $candidates; do
         # A version manager's shim can exist and yet fail: run it.
         if "$candidate" -c "$supported" 2>/dev/null; then
             echo "$candidate"
@@ -32,26 +33,29 @@ find_python() {
 python=$(find_python)
 if [ -z "$python" ]; then
     {
-        echo "error: no supported Python among: ${PYTHON:-python3.11 python3.10 python3}"
-        for candidate in ${PYTHON:-python3.11 python3.10 python3}; do
+        echo "error: no supported Python among: $candidates"
+        for candidate in $candidates; do
             if command -v "$candidate" >/dev/null; then
                 echo "  $candidate: $("$candidate" --version 2>&1 | head -n 1)"
             else
                 echo "  $candidate: not found"
             fi
         done
-        echo "Python 3.10 and 3.11 work, with their venv module: transformers 5 needs 3.10,"
-        echo "and sparseml 1.8.0 needs onnx<1.15, which has no wheels for 3.12 and later"
-        echo "(kind $kind: up to 3.$newest; docs/sparseml_cli.md says what works there)."
-        echo "Install one of them, or name it: make PYTHON=/path/to/python3.11"
+        if [ "$kind" = sparseml-cli ]; then
+            echo "SparseML's own scripts run on Python 3.11, with its venv module:"
+            echo "sparseml 1.8.0 needs onnx<1.15, which has no wheels for later ones."
+        else
+            echo "Python 3.11 to 3.14 work, with their venv module."
+        fi
+        echo "Install it, or name it: make PYTHON=/path/to/python3.$newest"
     } >&2
     exit 1
 fi
 
-constraints=constraints.txt
+constraints=constraints-python3.13.txt
 case $kind-$("$python" -c 'import sys; print(sys.version_info[1])') in
     sparseml-cli-*) constraints=constraints-sparseml-cli.txt ;;
-    *-1[2-9]) constraints=constraints-python3.12.txt ;;
+    *-11) constraints=constraints.txt ;;
 esac
 version=$("$python" -c 'import platform; print(platform.python_version())')
 stamp="$kind $version $(cat setup.cfg setup.py pyproject.toml $constraints "$0" | cksum)"
@@ -97,9 +101,7 @@ case $kind in
         install -e '.[demo,test,dev]'
         ;;
 esac
-if [ "$constraints" = constraints-python3.12.txt ] && [ "$kind" = full ]; then
-    install --no-deps --ignore-requires-python sparseml sparsezoo
-elif [ "$kind" != core ]; then
+if [ "$kind" != core ]; then
     "$venv/bin/python" -m pip check --disable-pip-version-check
 fi
 echo "$stamp" >"$venv/.stamp"

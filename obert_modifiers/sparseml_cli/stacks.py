@@ -12,7 +12,6 @@ from packaging.version import InvalidVersion, Version
 Versions = Mapping[str, str | None]
 
 _SPARSEML = {"sparseml": ">=1.8,<1.9", "sparsezoo": ">=1.8,<1.9"}
-_NO_DEPS = tuple(_SPARSEML)  # on Python 3.12 and later
 
 
 @dataclass(frozen=True)
@@ -29,8 +28,8 @@ class Stack:
 STACKS = {
     "A": Stack(
         "A",
-        "obert train, with today's transformers",
-        ">=3.10,<3.12",
+        "obert train with SparseML",
+        ">=3.11,<3.12",
         {
             **_SPARSEML,
             "torch": ">=2.6,<3",
@@ -42,12 +41,12 @@ STACKS = {
             "pyarrow": ">=24,<26",
             "setuptools": "<81",
         },
-        "make install",
+        "make install PYTHON=python3.11",
     ),
     "B": Stack(
         "B",
         "SparseML's own scripts, by obert run",
-        ">=3.10,<3.12",
+        ">=3.11,<3.12",
         {
             **_SPARSEML,
             "torch": ">=2.6,<3",
@@ -64,20 +63,18 @@ STACKS = {
     ),
     "C": Stack(
         "C",
-        "obert train on Python 3.12 and later",
-        ">=3.12,<3.14",
+        "obert train without SparseML",
+        ">=3.11,<3.15",
         {
-            **_SPARSEML,
             "torch": ">=2.6,<3",
             "transformers": ">=5,<6",
             "datasets": ">=4,<6",
             "accelerate": ">=1.10,<2",
             "numpy": ">=1.26,<3",
-            "onnx": ">=1.15,<1.18",
-            "pydantic": ">=2,<3",
-            "setuptools": "<81",
+            "onnx": ">=1.14,<2",
+            "pyarrow": ">=15",
         },
-        "make install PYTHON=python3.12",
+        "make install PYTHON=python3.13",
     ),
 }
 
@@ -144,7 +141,7 @@ def diagnose(versions: Versions, wanted: str | None = None) -> Diagnosis:
 
 
 def _nearest(versions: Versions) -> str:
-    if _fits(versions.get("python"), STACKS["C"].python):
+    if not versions.get("sparseml") or _fits(versions.get("python"), ">=3.12"):
         return "C"
     if _fits(versions.get("transformers"), STACKS["B"].packages["transformers"]):
         return "B"
@@ -177,15 +174,7 @@ def _command(faults: tuple[Fault, ...], stack: Stack) -> str:
     if any(fault.package == "python" for fault in faults):
         return new_environment(stack)
     words = [f"'{fault.package}{fault.wanted}'" for fault in faults]
-    if stack.key != "C":
-        return f"python -m pip install {' '.join(words)}"
-    alone = [w for f, w in zip(faults, words, strict=True) if f.package in _NO_DEPS]
-    others = [w for w in words if w not in alone]
-    parts = [f"python -m pip install {' '.join(others)}"] if others else []
-    if alone:
-        flags = "--no-deps --ignore-requires-python"
-        parts.append(f"python -m pip install {flags} {' '.join(alone)}")
-    return " && ".join(parts)
+    return f"python -m pip install {' '.join(words)}"
 
 
 def new_environment(stack: Stack) -> str:
@@ -198,7 +187,7 @@ def new_environment(stack: Stack) -> str:
         return stack.install
     extra = "[sparseml-cli]" if stack.key == "B" else ""
     folder = f".venv-{stack.key.lower()}"
-    python = "python3.12" if stack.key == "C" else "python3.11"
+    python = "python3.13" if stack.key == "C" else "python3.11"
     return (
         f"{python} -m venv {folder} && "
         f"{folder}/bin/python -m pip install 'obert-modifiers{extra}'"
@@ -230,8 +219,8 @@ _TRAINING = ("transformers", "datasets", "accelerate")
 def check_can_train(versions: Versions | None = None) -> None:
     """Raise if `obert train` lacks versions that it needs, with what mends it."""
     versions = installed_versions() if versions is None else versions
-    newer = _fits(versions.get("python"), STACKS["C"].python)
-    stack = STACKS["C" if newer else "A"]
+    key = _nearest(versions)
+    stack = STACKS["C" if key == "C" else "A"]
     faults = faults_of(versions, stack)
     fatal = [str(fault) for fault in faults if fault.package in _TRAINING]
     if fatal:

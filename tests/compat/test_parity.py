@@ -17,7 +17,10 @@ from tests.compat.both import (
     pruned,
     run,
 )
+from tests.hosts import on_sparseml
 from tests.modifiers.table import ENCODER, make_model
+
+pytestmark = on_sparseml
 
 OBS = """\
 modifiers:

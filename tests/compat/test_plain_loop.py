@@ -13,6 +13,7 @@ from obert_modifiers.core.pruning.sampling import GradientSource
 from obert_modifiers.core.quantization.scheme import quantizers_of
 from obert_modifiers.host import bases
 from obert_modifiers.modifiers._targets import encoder_weights
+from tests.hosts import on_sparseml
 from tests.modifiers.driving import name_of
 from tests.modifiers.table import PRUNERS
 from tests.modifiers.test_contract_saved import SHAPE, inputs, losses
@@ -140,6 +141,7 @@ def trained(recipe: str, mode: str | None, structure: bool = False):
     return model
 
 
+@on_sparseml
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # SparseML's own, of pydantic
 def test_quantization_runs_on_this_torch_again() -> None:
     recipe = HEAD + "!QuantizationModifier\n        start_epoch: 1.0\n"
@@ -158,6 +160,7 @@ def test_quantization_runs_on_this_torch_again() -> None:
         trained(recipe, None)  # its QConfig takes no further attribute
 
 
+@on_sparseml
 def test_a_model_with_dropped_layers_runs_again() -> None:
     recipe = HEAD + "!LayerPruningModifier\n        layers: [bert.encoder.layer.1]\n"
     model = trained(recipe, "same", structure=True)
@@ -185,6 +188,7 @@ print(type(found).__module__)
 """
 
 
+@on_sparseml
 @pytest.mark.slow  # two processes that import SparseML
 def test_one_import_is_enough_in_any_order(tmp_path) -> None:
     ours, theirs = "import obert_modifiers.modifiers", "import sparseml.pytorch.optim"
@@ -196,6 +200,7 @@ def test_one_import_is_enough_in_any_order(tmp_path) -> None:
         assert done.stdout.strip() == "obert_modifiers.modifiers.gmp_star", done.stderr
 
 
+@on_sparseml
 def test_distillation_is_sparsemls_kl_with_padding() -> None:
     text = "modifiers:\n    - !DistillationModifier\n        hardness: 0.7\n"
     text += "        temperature: 3.0\n        distill_output_keys: [{}]\n"

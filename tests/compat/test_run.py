@@ -11,11 +11,13 @@ import pytest
 from obert_modifiers import cli
 from obert_modifiers.sparseml_cli import launch, scripts, stacks
 from obert_modifiers.sparseml_cli.fixes import EARLY, LATE, all_fixes, apply_fixes
+from tests.hosts import on_sparseml
 
 REPO = Path(__file__).parents[2]
 TRAIN = "sparseml.transformers.train.text_classification"
 
 
+@on_sparseml
 @pytest.mark.parametrize(
     ("words", "replace", "without", "left"),
     [
@@ -39,6 +41,7 @@ def test_our_words_are_parted_from_sparsemls(words, replace, without, left):
     assert request.words == left
 
 
+@on_sparseml
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -57,6 +60,7 @@ def test_wrong_words_are_refused(words, message):
     assert message in str(error.value)
 
 
+@on_sparseml
 def test_an_unknown_script_is_answered_with_the_list():
     with pytest.raises(ValueError) as error:
         scripts.find_script("sparseml.train")
@@ -66,6 +70,7 @@ def test_an_unknown_script_is_answered_with_the_list():
     assert len(listed) == len(scripts.scripts()) > 20
 
 
+@on_sparseml
 def test_modules_of_sparseml_are_scripts_too():
     found = scripts.find_script("sparseml.transformers.export")
     assert (found.module, found.attr) == ("sparseml.transformers.export", "main")
@@ -83,12 +88,14 @@ def test_without_sparseml_the_doctor_is_named(monkeypatch):
         scripts.find_script(TRAIN)
 
 
+@on_sparseml
 def test_run_without_words_lists_the_scripts(capsys):
     assert cli.main(["run"]) == 0
     text = capsys.readouterr().out
     assert f"  {TRAIN}" in text and "--without=FIX" in text
 
 
+@on_sparseml
 def test_in_another_stack_run_says_what_mends_it(capsys, monkeypatch):
     versions = stacks.installed_versions() | {"transformers": "5.23.0"}
     monkeypatch.setattr(stacks, "installed_versions", lambda: versions)
@@ -98,6 +105,7 @@ def test_in_another_stack_run_says_what_mends_it(capsys, monkeypatch):
     assert "make install-sparseml-cli" in text
 
 
+@on_sparseml
 @pytest.mark.slow
 def test_a_script_that_needs_no_transformers_runs_in_any_stack(tmp_path):
     command = [sys.executable, "-m", "obert_modifiers.run", "sparseml.framework"]
@@ -120,6 +128,7 @@ def test_fixes_say_what_they_mend():
         assert one.scripts in ("sparseml", "sparseml.transformers")
 
 
+@on_sparseml
 def test_only_what_is_needed_is_applied(monkeypatch):
     put = []
     names = [

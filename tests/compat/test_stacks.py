@@ -39,7 +39,16 @@ B = A | {
     "compressed-tensors": "0.5.0",
     "pyarrow": "19.0.1",
 }
-C = A | {"python": "3.12.1", "numpy": "2.4.0", "onnx": "1.17.0", "pydantic": "2.14.0"}
+C = A | {
+    "python": "3.13.5",
+    "sparseml": None,
+    "sparsezoo": None,
+    "numpy": "2.5.5",
+    "onnx": "1.23.2",
+    "pyarrow": "26.0.1",
+    "pydantic": "2.14.4",
+    "setuptools": "84.2.1",
+}
 SETS = {"A": A, "B": B, "C": C}
 
 
@@ -53,7 +62,7 @@ def test_each_stack_is_known(key):
 # What is changed in a stack; the one it is nearest to; what is wrong; what mends it.
 BROKEN = [
     (A, {"transformers": "4.50.0"}, "A", ["transformers"], "'transformers>=5,<6'"),
-    (A, {"sparseml": None}, "A", ["sparseml"], "'sparseml>=1.8,<1.9'"),
+    (A, {"sparsezoo": None}, "A", ["sparsezoo"], "'sparsezoo>=1.8,<1.9'"),
     (A, {"sparseml": "1.9.0"}, "A", ["sparseml"], "'sparseml>=1.8,<1.9'"),
     (A, {"setuptools": "82.0.0"}, "A", ["setuptools"], "'setuptools<81'"),
     (A, {"numpy": "2.4.0"}, "A", ["numpy"], "'numpy>=1.26,<2'"),
@@ -66,20 +75,13 @@ BROKEN = [
         ["compressed-tensors", "pyarrow"],
         "'compressed-tensors==0.5.0' 'pyarrow>=15,<20'",
     ),
+    (C, {"numpy": "1.25.2"}, "C", ["numpy"], "'numpy>=1.26,<3'"),
     (
         C,
-        {"sparseml": None, "sparsezoo": None},
+        {"datasets": "2.18.0", "onnx": None},
         "C",
-        ["sparseml", "sparsezoo"],
-        "--no-deps --ignore-requires-python 'sparseml>=1.8,<1.9' 'sparsezoo>=1.8,<1.9'",
-    ),
-    (
-        C,
-        {"sparseml": None, "datasets": "2.18.0"},
-        "C",
-        ["sparseml", "datasets"],
-        "'datasets>=4,<6' && python -m pip install --no-deps --ignore-requires-python "
-        "'sparseml>=1.8,<1.9'",
+        ["datasets", "onnx"],
+        "'datasets>=4,<6' 'onnx>=1.14,<2'",
     ),
 ]
 
@@ -91,6 +93,14 @@ def test_what_is_broken_and_what_mends_it(base, change, nearest, names, words):
     assert found.nearest == nearest
     assert [fault.package for fault in found.faults] == names
     assert found.command == f"python -m pip install {words}"
+
+
+@pytest.mark.parametrize("python", ["3.11.7", "3.12.1", "3.13.5", "3.14.0"])
+def test_sparseml_is_no_fault_where_it_is_missing(python):
+    assert diagnose(C | {"python": python}).stack == "C"
+    assert diagnose(A | {"python": python, "sparseml": None}).stack == "C"
+    found = diagnose(A | {"python": python}).stack
+    assert found == ("A" if python == "3.11.7" else "C")
 
 
 def test_the_command_mends():
@@ -118,7 +128,12 @@ def test_another_stack_may_be_asked_for():
 
 
 def test_another_python_needs_a_new_environment(monkeypatch, tmp_path):
-    assert diagnose(A | {"python": "3.9.1"}).command == "make install"
+    assert diagnose(A | {"python": "3.10.13"}).command == (
+        "make install PYTHON=python3.11"
+    )
+    assert diagnose(C | {"python": "3.10.13"}).command == (
+        "make install PYTHON=python3.13"
+    )
     assert diagnose(C, "B").command == "make install-sparseml-cli"
     installed = tmp_path / "site-packages" / "obert_modifiers" / "compat" / "stacks.py"
     monkeypatch.setattr(stacks, "__file__", str(installed))
@@ -145,6 +160,14 @@ def test_sparsemls_scripts_are_refused_with_the_command_that_mends_it():
 def test_obert_train_is_refused_with_the_command_that_mends_it(monkeypatch, capsys):
     stacks.check_can_train(A)
     stacks.check_can_train(C)
+    for base, make in (
+        (A, "make install PYTHON=python3.11"),
+        (C, "make install PYTHON=python3.13"),
+    ):
+        with pytest.raises(ValueError) as error:
+            stacks.check_can_train(base | {"transformers": "4.50.0"})
+        assert "transformers=4.50.0; expected >=5,<6" in str(error.value)
+        assert str(error.value).endswith(f"make it with: {make}")
     monkeypatch.setattr(stacks, "installed_versions", lambda: dict(B))
     for words in (["train", "text_classification", "--help"], ["quickstart"]):
         assert cli.main(words) == 2
@@ -190,14 +213,27 @@ def test_setup_cfg_admits_each_stack(key):
         if name not in ("python", "compressed-tensors") and version:
             wanted = allowed(found, name, python)
             assert wanted.contains(version, prereleases=True), name
-    between = allowed(found, "transformers", python)
-    assert not any(between.contains(f"4.{minor}.1") for minor in range(41, 58))
+
+
+SPARSEMLS = {"sparseml", "sparsezoo", "pyarrow", "setuptools"}
+
+
+def test_sparseml_and_its_pins_are_required_where_it_installs():
+    found = requirements("options", "install_requires")
+    extra = requirements("options.extras_require", "sparseml")
+    assert set(extra) == SPARSEMLS
+    for name, (own,) in extra.items():
+        bounds = set(own.specifier)
+        assert bounds <= set(allowed(found, name, "3.11"))
+        for python in ("3.12", "3.13", "3.14"):
+            assert not bounds & set(allowed(found, name, python))
+    assert not any("!=" in str(one) for many in found.values() for one in many)
 
 
 CONSTRAINTS = {
     "A": "constraints.txt",
     "B": "constraints-sparseml-cli.txt",
-    "C": "constraints-python3.12.txt",
+    "C": "constraints-python3.13.txt",
 }
 
 

@@ -50,6 +50,22 @@ def _product(saturating: bool) -> type[OpRun]:
     return IntegerProduct
 
 
+class DequantizeLinear(OpRun):
+    """The operator from opset 13 on; onnx 1.23's evaluator has it from 19 on only."""
+
+    op_domain = ""
+
+    def _run(self, x, scale, zero=None, axis=1, **later):
+        assert not any(later.values())  # attributes of later opsets
+        shape = [1] * x.ndim
+        if scale.ndim:
+            shape[axis] = scale.size
+        wide = x.astype(np.float32)
+        if zero is not None:
+            wide -= zero.astype(np.float32).reshape(shape if zero.ndim else ())
+        return (wide * scale.reshape(shape if scale.ndim else ()),)
+
+
 def _in_integers(model: onnx.ModelProto) -> onnx.ModelProto:
     """Read the quantized values of products in place of the dequantized ones."""
     makers = {name: node for node in model.graph.node for name in node.output}
@@ -85,5 +101,7 @@ def evaluate(
 ) -> list[np.ndarray]:
     """Compute a graph of Q and DQ nodes with its products in integers."""
     model = _in_integers(onnx.load(path))
-    session = ReferenceEvaluator(model, new_ops=[_product(saturating)])
+    session = ReferenceEvaluator(
+        model, new_ops=[_product(saturating), DequantizeLinear]
+    )
     return session.run(None, batch)
