@@ -1,31 +1,37 @@
 """Pruning algorithms on plain tensors.
 
 Imports torch, ``torch.distributed`` and :mod:`obert_modifiers.kernels` only. A module
-is imported when it is first asked for, as in ``core.selection.make_pools``: recipes are
-checked without torch, by :mod:`~obert_modifiers.core.options` and
+is imported when it is first asked for, as in ``core.pruning.selection.make_pools``:
+recipes are checked without torch, by :mod:`~obert_modifiers.core.options` and
 :mod:`~obert_modifiers.core.patterns`.
 """
 
+from collections.abc import Callable
 from importlib import import_module
 from types import ModuleType
 
 
-def __getattr__(name: str) -> ModuleType:
-    """Import one of the modules here.
+def importing(package: str) -> Callable[[str], ModuleType]:
+    """Make a package's ``__getattr__``, which imports its modules on first use.
 
     Args:
-        name: Its name.
+        package: Its full name.
 
     Returns:
-        The module.
-
-    Raises:
-        AttributeError: If there is none of that name.
-        ModuleNotFoundError: If it wants a package that is missing.
+        The function; it raises AttributeError where there is no module of that name.
     """
-    try:
-        return import_module(f"{__name__}.{name}")
-    except ModuleNotFoundError as error:
-        if error.name != f"{__name__}.{name}":
-            raise
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+
+    def module_of(name: str) -> ModuleType:
+        full = f"{package}.{name}"
+        try:
+            return import_module(full)
+        except ModuleNotFoundError as error:
+            if error.name != full:
+                raise
+            text = f"module {package!r} has no attribute {name!r}"
+            raise AttributeError(text) from None
+
+    return module_of
+
+
+__getattr__ = importing(__name__)

@@ -1,1 +1,5 @@
 """Processes and memory."""
+
+from obert_modifiers.core import importing
+
+__getattr__ = importing(__name__)

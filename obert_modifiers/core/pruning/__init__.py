@@ -38,3 +38,7 @@ repeats 2 and 3 for each turn. On several processes each owns some of the pieces
 :mod:`~.exchange` sends inputs and output gradients to the owners, selection adds up
 counts, and the owners' results are joined. The bits are the same.
 """
+
+from obert_modifiers.core import importing
+
+__getattr__ = importing(__name__)
