@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from obert_modifiers.core.quantization.scheme import Scheme
+from obert_modifiers.deploy.artefact import find_artefact
 from obert_modifiers.deploy.checks import compare
 from obert_modifiers.deploy.formats import openvino as exporting
-from tests.deploy.models import OUTPUTS, inputs, make
+from obert_modifiers.deploy.onnx import export_onnx
+from tests.deploy.models import OUTPUTS, SCHEMES, inputs, make
 
 FEW_STEPS = 2e-2
 
@@ -44,6 +46,21 @@ def test_weights_are_int8_and_nothing_is_float16(tmp_path) -> None:
     types = [op.get_element_type().get_type_name() for op in constants]
     assert types.count("i8") >= found.int8_weights == 17
     assert "f16" not in types
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_an_ir_has_the_weights_of_its_graph(scheme, tmp_path) -> None:
+    pytest.importorskip("openvino")
+    model = make(scheme=SCHEMES[scheme])
+    export_onnx(model, inputs(2, 6), tmp_path / "m.onnx", "openvino")
+    exporting.export_openvino(model, inputs(2, 6), tmp_path / "m.xml")
+    graph, ir = (
+        find_artefact(tmp_path / name).weights() for name in ("m.onnx", "m.xml")
+    )
+    assert sum(one.count for one in ir) == sum(one.count for one in graph)
+    assert sum(one.nonzero for one in ir) == sum(one.nonzero for one in graph)
+    prunable = [sorted(o.nonzero for o in some if o.prunable) for some in (ir, graph)]
+    assert prunable[0] == prunable[1] and len(prunable[0]) == 2 * 6
 
 
 @pytest.mark.parametrize("scheme", [None, Scheme()])

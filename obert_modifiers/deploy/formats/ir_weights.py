@@ -103,7 +103,7 @@ class _Graph:
         kind = self.layers[number][0]
         if kind == "FakeQuantize":
             return port > 0
-        if kind == "Convert":
+        if kind in ("Convert", "Reshape") and port == 0:
             return self.is_grid(number)
         if kind not in ("Subtract", "Multiply") or port != 1:
             return False
