@@ -65,9 +65,7 @@ LAYERS = {
     "sparseml_cli/environment.py": layer(
         set(), HOST | {"datasets", "numpy", "pkg_resources", "torch"}
     ),
-    "sparseml_cli/metrics.py": layer(
-        {"tasks"}, {"numpy", "scipy", "seqeval", "sklearn"}
-    ),
+    "sparseml_cli/metrics.py": layer({"tasks"}, {"seqeval"}),
     "sparseml_cli/trainer.py": layer({"core", "modifiers"}, HOST),
     "deploy": layer(
         {"core", "cpu", "sizes"},

@@ -1,13 +1,13 @@
 """The metrics of SparseML's scripts, computed here, under the names of the hub's."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-import numpy as np
-from scipy.stats import pearsonr, spearmanr
 from seqeval import metrics as entities
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
+from obert_modifiers.tasks.data.columns import GLUE_COLUMNS, GLUE_FIGURES
+from obert_modifiers.tasks.data.metrics import FIGURES, measure
 from obert_modifiers.tasks.squad.metrics import squad_metrics, squad_v2_metrics
 
 Figures = dict[str, Any]
@@ -33,28 +33,14 @@ def _key(path: str, config_name: str | None) -> str:
     return f"glue/{config_name}" if path == "glue" else path
 
 
-def _accuracy(predictions: Any, references: Any) -> Figures:
-    return {"accuracy": float(accuracy_score(references, predictions))}
-
-
-def _accuracy_and_f1(predictions: Any, references: Any) -> Figures:
-    f1 = f1_score(references, predictions, zero_division=0.0)
-    return {**_accuracy(predictions, references), "f1": float(f1)}
-
-
-def _matthews(predictions: Any, references: Any) -> Figures:
-    found = matthews_corrcoef(references, predictions)
-    return {"matthews_correlation": float(found)}
+def _glue(task: str) -> Callable[[Any, Any], Figures]:
+    names = GLUE_FIGURES.get(task, ("accuracy",))
+    return partial(measure, [name for name in names if name in FIGURES])
 
 
 def _correlations(predictions: Any, references: Any) -> Figures:
-    predicted, truth = np.asarray(predictions), np.asarray(references)
-    if np.ptp(predicted) == 0 or np.ptp(truth) == 0:
-        return {"pearson": 0.0, "spearmanr": 0.0}  # none is defined of constants
-    return {
-        "pearson": float(pearsonr(predicted, truth).statistic),
-        "spearmanr": float(spearmanr(predicted, truth).statistic),
-    }
+    figures = measure(("pearson", "spearman"), predictions, references)
+    return {"pearson": figures["pearson"], "spearmanr": figures["spearman"]}
 
 
 def _entities(
@@ -105,16 +91,10 @@ def _squad_v2(predictions: Any, references: Any) -> Figures:
 
 
 _METRICS: dict[str, Callable[[Any, Any], Figures]] = {
-    "accuracy": _accuracy,
+    "accuracy": partial(measure, ("accuracy",)),
     "seqeval": _entities,
     "squad": _squad,
     "squad_v2": _squad_v2,
-    "glue/cola": _matthews,
+    **{f"glue/{task}": _glue(task) for task in (*GLUE_COLUMNS, "hans")},
     "glue/stsb": _correlations,
-    "glue/mrpc": _accuracy_and_f1,
-    "glue/qqp": _accuracy_and_f1,
-    **{
-        f"glue/{task}": _accuracy
-        for task in ("mnli", "qnli", "rte", "sst2", "wnli", "hans")
-    },
 }

@@ -132,21 +132,7 @@ class _Run:
         self.accelerator, self.journal = accelerator, journal
         self.raw_model = model
         forward = model.forward  # before prepare() wraps it for mixed precision
-        lengths = lengths_of(data.train)
-        check_same_data(lengths, accelerator.device)
-        self.sampler = EpochBatches(
-            lengths,
-            config.per_device_train_batch_size,
-            seed=config.seed,
-            by_length=config.group_by_length,
-            short_last=accelerator.num_processes > 1,
-        )
-        self.collate = SeededCollate(
-            data.collate, config.seed, accelerator.process_index
-        )
-        loader = DataLoader(
-            Samples(data.train), batch_sampler=self.sampler, collate_fn=self.collate
-        )
+        loader = self._make_loader()
         fused = accelerator.device.type == "cpu" and accelerator.scaler is None
         optimizer = make_optimizer(model, config, fused)
         self.model, self.optimizer, self.loader = accelerator.prepare(
@@ -158,17 +144,7 @@ class _Run:
         self.stepper = RecipeStepper(manager, model, self.optimizer, steps)
         self.total_steps = self._count_steps(steps)
         self.scheduler = self._make_scheduler(optimizer)
-        if isinstance(teacher, nn.Module):
-            teacher.to(accelerator.device)
-        if manager is not None:
-            source = gradient_source(
-                data,
-                forward,
-                accelerator.device,
-                seed=config.seed,
-                batch_size=config.per_device_train_batch_size,
-            )
-            manager.initialize(model, gradient_source=source, teacher=teacher)
+        self._attach_recipe(forward, teacher)
         self.guard = FiniteGuard(accelerator, self._message)
         self.progress = Progress()
         self.parts = Parts(
@@ -183,6 +159,38 @@ class _Run:
         )
         self.saver = Saver(config, self.parts, journal)
         self.random: dict[str, Any] | None = None  # to be set before the next batch
+
+    def _make_loader(self) -> DataLoader:
+        data, config, accelerator = self.data, self.config, self.accelerator
+        lengths = lengths_of(data.train)
+        check_same_data(lengths, accelerator.device)
+        self.sampler = EpochBatches(
+            lengths,
+            config.per_device_train_batch_size,
+            seed=config.seed,
+            by_length=config.group_by_length,
+            short_last=accelerator.num_processes > 1,
+        )
+        rank = accelerator.process_index
+        self.collate = SeededCollate(data.collate, config.seed, rank)
+        return DataLoader(
+            Samples(data.train), batch_sampler=self.sampler, collate_fn=self.collate
+        )
+
+    def _attach_recipe(self, forward: Any, teacher: nn.Module | str | None) -> None:
+        if isinstance(teacher, nn.Module):
+            teacher.to(self.accelerator.device)
+        if self.manager is None:
+            return
+        source = gradient_source(
+            self.data,
+            forward,
+            self.accelerator.device,
+            seed=self.config.seed,
+            batch_size=self.config.per_device_train_batch_size,
+        )
+        model = self.raw_model
+        self.manager.initialize(model, gradient_source=source, teacher=teacher)
 
     def _count_steps(self, steps_per_epoch: int) -> int:
         epochs = self.config.num_train_epochs

@@ -4,7 +4,6 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from tests import tiny
-from tests.tasks import inputs
 
 RECIPE = """\
 modifiers:
@@ -26,22 +25,22 @@ modifiers:
 """
 
 
-def test_a_shallow_n_m_student_of_the_recipes_teacher(small, tmp_path) -> None:
+def test_a_shallow_n_m_student_of_the_recipes_teacher(
+    small, run_task, tmp_path
+) -> None:
     deep = tiny.save_model(tmp_path / "deep", num_hidden_layers=4)
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(RECIPE.format(teacher=deep), encoding="utf-8")
     out = tmp_path / "out"
-    flags = {
-        "model_name_or_path": deep,
-        "train_file": small.train,
-        "validation_file": small.validation,
-        "output_dir": out,
-        "cache_dir": small.cache,
-        "recipe": recipe,
-        "max_train_samples": 64,
-        "per_device_train_batch_size": 8,
-    }
-    record = inputs.run("text_classification", **flags)
+    record = run_task(
+        "text_classification",
+        model_name_or_path=deep,
+        train_file=small.train,
+        validation_file=small.validation,
+        recipe=recipe,
+        max_train_samples=64,
+        per_device_train_batch_size=8,
+    )
     assert record["teacher"] == str(deep)
     assert record["pruning_events"] == 2 and record["sparsity"] == 0.5
     assert {layer["name"].split(".")[3] for layer in record["layers"]} == {"0", "1"}

@@ -22,7 +22,6 @@ from obert_modifiers.tasks.run.models import (
 from obert_modifiers.tasks.run.teacher import check_length
 from obert_modifiers.tasks.task import Inputs
 from tests import tiny
-from tests.tasks import inputs
 
 WORDS = [*tiny.SPECIAL, *tiny.GOOD, *tiny.BAD, *tiny.OTHER]
 H, WIDE, LAYERS, LENGTH = 16, 24, 2, 32
@@ -137,21 +136,20 @@ def test_the_encoders_linear_layers_are_found(family: str, head: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_small_run_ends_with_the_sparsity(small, tmp_path, family: str) -> None:
+def test_a_small_run_ends_with_the_sparsity(run_task, tmp_path, family: str) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(RECIPE, encoding="utf-8")
     # As long as the model takes: positions must not run out.
     rows = [{"sentence": "film " * 40, "label": i % 2} for i in range(16)]
-    flags = {
-        "model_name_or_path": save(tmp_path / "model", family),
-        "train_file": tiny.write_rows(tmp_path / "rows.json", rows),
-        "validation_file": tmp_path / "rows.json",
-        "recipe": recipe,
-        "output_dir": tmp_path / "out",
-        "cache_dir": small.cache,
-        "per_device_train_batch_size": 4,
-    }
-    record = inputs.run("text_classification", **flags)
+    data = tiny.write_rows(tmp_path / "rows.json", rows)
+    record = run_task(
+        "text_classification",
+        model_name_or_path=save(tmp_path / "model", family),
+        train_file=data,
+        validation_file=data,
+        recipe=recipe,
+        per_device_train_batch_size=4,
+    )
     weights = layers_of(family) * FAMILIES[family][2]
     assert record["sparsity"] == round(0.75 * weights) / weights
     assert record["sparsity_encoder"] == record["sparsity"]

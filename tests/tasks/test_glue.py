@@ -96,20 +96,13 @@ def test_a_folder_with_a_tasks_name_is_that_task(small, tmp_path, task):
     assert glue_task(TextArguments(dataset_name=f"{task}s")) is None
 
 
-def test_the_figures_of_a_task_come_first(small, tmp_path):
+def test_the_figures_of_a_task_come_first(run_task, tmp_path):
     folder = tmp_path / "cola"
     folder.mkdir()
     rows = tiny.sentences(24)
     tiny.write_rows(folder / "train.json", rows)
     tiny.write_rows(folder / "validation.json", rows)
-    record = inputs.run(
-        "text_classification",
-        model_name_or_path=small.model,
-        dataset_name=folder,
-        output_dir=tmp_path / "out",
-        cache_dir=small.cache,
-        num_train_epochs=1,
-    )
+    record = run_task("text_classification", dataset_name=folder)
     assert record["headline"] == ["matthews_correlation"]
     assert {"matthews_correlation", "accuracy", "f1"} <= set(record)
     assert set(GLUE_FIGURES) == {"cola", "mnli", "mrpc", "qqp"}

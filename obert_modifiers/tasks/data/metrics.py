@@ -1,6 +1,6 @@
-"""Metrics of text classification."""
+"""Figures of classes and numbers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -8,18 +8,37 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 
+def _correlation(score: Callable[..., Any]) -> Callable[..., Any]:
+    def correlation(a: np.ndarray, b: np.ndarray) -> Any:
+        # The libraries warn of constants, of which no correlation is defined.
+        return 0.0 if np.ptp(a) == 0 or np.ptp(b) == 0 else score(a, b)
+
+    return correlation
+
+
+# Of what is true and what is predicted; f1 is that of class 1.
+FIGURES: dict[str, Callable[..., Any]] = {
+    "accuracy": accuracy_score,
+    "f1": lambda truth, predicted: f1_score(truth, predicted, zero_division=0.0),
+    "matthews_correlation": _correlation(matthews_corrcoef),
+    "pearson": _correlation(lambda a, b: pearsonr(a, b).statistic),
+    "spearman": _correlation(lambda a, b: spearmanr(a, b).statistic),
+}
+
+
+def measure(names: Iterable[str], predicted: Any, truth: Any) -> dict[str, float]:
+    """Return the figures of these names for predictions (n,)."""
+    predicted, truth = np.asarray(predicted), np.asarray(truth)
+    return {name: float(FIGURES[name](truth, predicted)) for name in names}
+
+
 def classification_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Measure predicted classes: logits (n, classes), class numbers (n,).
 
-    Two classes also have ``f1`` of class 1 and ``matthews_correlation``, which GLUE
-    reports for some tasks.
+    Two classes have the figures, too, that GLUE reports for some tasks.
     """
-    predicted = logits.argmax(-1)
-    figures = {"accuracy": float(accuracy_score(labels, predicted))}
-    if logits.shape[-1] == 2:
-        figures["f1"] = float(f1_score(labels, predicted, zero_division=0.0))
-        figures["matthews_correlation"] = _score(matthews_corrcoef, labels, predicted)
-    return figures
+    pair = ("f1", "matthews_correlation") if logits.shape[-1] == 2 else ()
+    return measure(("accuracy", *pair), logits.argmax(-1), labels)
 
 
 def multi_label_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -39,13 +58,4 @@ def multi_label_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, flo
 def regression_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Measure predicted numbers (n, 1) by correlation, 0.0 where a side is constant."""
     predicted = logits.reshape(-1).astype(np.float64)
-    truth = labels.astype(np.float64)
-    return {
-        "pearson": _score(lambda a, b: pearsonr(a, b).statistic, truth, predicted),
-        "spearman": _score(lambda a, b: spearmanr(a, b).statistic, truth, predicted),
-    }
-
-
-def _score(score: Callable[..., Any], a: np.ndarray, b: np.ndarray) -> float:
-    # The libraries warn of constants, of which no correlation is defined.
-    return 0.0 if np.ptp(a) == 0 or np.ptp(b) == 0 else float(score(a, b))
+    return measure(("pearson", "spearman"), predicted, labels.astype(np.float64))
