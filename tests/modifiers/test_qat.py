@@ -34,6 +34,7 @@ from tests.modifiers.table import (
     make_source,
     sample_loss,
 )
+from tests.recipe.broken import brief
 
 STEPS = 4  # optimizer steps in an epoch
 RECIPE = """
@@ -439,29 +440,27 @@ def problems(body: str, model=None) -> list[str]:
     with pytest.raises(RecipeError) as error:
         manager = RecipeManager.from_recipe(f"modifiers:\n  - !QATModifier\n{lines}")
         manager.check_model(model)
-    return str(error.value).splitlines()
+    return [brief(problem) for problem in error.value.problems]
 
 
-def test_the_recipe_check_knows_the_keys() -> None:
-    assert problems("start_epoch: 1.0\nfreze: all\nper_chanel: true") == [
-        "<recipe text>:4: QATModifier.freze: freze is not a key of QATModifier; expected one of disable_observer_epoch, end_epoch, freeze, ignore, per_channel, quantize_attention_matmuls, quantize_embeddings, reduce_range, start_epoch, submodules; write freeze",
-        "<recipe text>:5: QATModifier.per_chanel: per_chanel is not a key of QATModifier; expected one of disable_observer_epoch, end_epoch, freeze, ignore, per_channel, quantize_attention_matmuls, quantize_embeddings, reduce_range, start_epoch, submodules; write per_channel",
-    ]
-    assert problems("start_epoch: x\ndisable_observer_epoch: 5") == [
-        "<recipe text>:3: QATModifier.start_epoch: start_epoch=x is not a number; expected an epoch; write one"
-    ]
-    assert problems("ignore: ['re:*']") == [
-        "<recipe text>:3: QATModifier.ignore: ignore=re:* is not a regular expression (nothing to repeat at position 0); expected one after re:; correct it"
-    ]
-    assert problems("freeze: al", bert()) == [
-        "<recipe text>:3: QATModifier.freeze: freeze=al is unknown; expected one of all, activations; use all"
-    ]
+UNKNOWN_KEYS = "start_epoch: 1.0\nfreze: all\nper_chanel: true"
 
 
-def test_the_model_check_names_the_key() -> None:
-    assert problems("start_epoch: 1.0\nignore: [bert.poolr]", bert()) == [
-        "<recipe text>:4: QATModifier.ignore: ignore=bert.poolr matches no layer; expected the name of a layer or of a module above it, or a re: pattern; nearest: bert.pooler.dense, bert.embeddings.position_embeddings, bert.embeddings.word_embeddings"
-    ]
-    assert problems("quantize_attention_matmuls: true", make_model()) == [
-        "<recipe text>:3: QATModifier.quantize_attention_matmuls: quantize_attention_matmuls=true finds no module with query, key and value layers in TinyModel; expected an encoder like BERT's; write false"
-    ]
+@pytest.mark.parametrize(
+    ("body", "model", "found"),
+    [
+        (UNKNOWN_KEYS, bert, ["4 freze UNKNOWN", "5 per_chanel UNKNOWN"]),
+        ("start_epoch: x\ndisable_observer_epoch: 5", bert, ["3 start_epoch NUMBER"]),
+        ("ignore: ['re:*']", bert, ["3 ignore PATTERN"]),
+        ("freeze: al", bert, ["3 freeze CHOICE"]),
+        ("start_epoch: 1.0\nignore: [bert.poolr]", bert, ["4 ignore MODEL"]),
+        ("submodules: [head]\nignore: [head]", make_model, ["4 ignore MODEL"]),
+        (
+            "quantize_attention_matmuls: true",
+            make_model,
+            ["3 quantize_attention_matmuls MODEL"],
+        ),
+    ],
+)
+def test_the_checks_of_a_recipe_and_of_a_model_name_the_key(body, model, found) -> None:
+    assert [one.replace("QATModifier.", "") for one in problems(body, model())] == found

@@ -3,17 +3,6 @@
 from tests.recipe.broken import Broken
 from tests.recipe.samples import EPOCHS, GMP, group
 
-NO_MODIFIERS = (
-    "the recipe has no modifiers; expected at least one in a list under a key such as "
-    "'modifiers'; add '- !EpochRangeModifier' there"
-)
-NEWER = (
-    ", as recipes of llm-compressor and of SparseML's one-shot framework do; expected a"
-    " list of modifiers with tags, the format that trains an encoder; run this file "
-    "with llm-compressor, or begin from a "
-)
-
-
 ARRANGEMENT = [
     Broken(
         "repeated key",

@@ -46,12 +46,6 @@ def staged(**stages: str) -> str:
 
 DROP = one("LayerDropModifier", keep=3)
 LOGITS = "LogitDistillationModifier"
-AT_A_TIME = (
-    "; expected one pruning modifier for a weight at a time; name other parameters, or "
-    "begin where the other ends"
-)
-FIXED_MASKS = "; expected masks that are fixed by then; lower end_epoch to 4 or "
-LOWER = "; lower it or raise end_epoch there"
 
 CROSS = [
     Broken(

@@ -3,11 +3,6 @@
 from tests.recipe.broken import Broken
 from tests.recipe.samples import EPOCHS, GMP, group
 
-ARITHMETIC = (
-    "expected numbers, variables and + - * / // % ** between eval( and ); correct it"
-)
-
-
 VARIABLES = [
     Broken(
         "unknown name in eval",
