@@ -1,21 +1,16 @@
 """What all gradual pruning modifiers share: when, how much, and the masks."""
 
+from __future__ import annotations
+
 import logging
 import math
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
-from obert_modifiers.core.distributed.memory import peak_memory
-from obert_modifiers.core.distributed.parallel import world
+from obert_modifiers import core
 from obert_modifiers.core.options import SecondOrderConfig
-from obert_modifiers.core.pruning.pruning_step import StepResult
-from obert_modifiers.core.pruning.report import PruneReport
 from obert_modifiers.core.pruning.schedule import interpolate_sparsity
-from obert_modifiers.core.pruning.selection import make_pools
-from obert_modifiers.core.pruning.targets import Target
 from obert_modifiers.faults import Fault, FaultError, Rule
 from obert_modifiers.host.bases import SCHEDULE_KEY, ScheduledUpdateModifier
 from obert_modifiers.modifiers._masks import MaskingModifier, ParameterMasks
@@ -31,6 +26,13 @@ from obert_modifiers.modifiers._targets import (
 from obert_modifiers.modifiers.pruning_keys import PruningKeys
 from obert_modifiers.modifiers.rules import FROM_PARAM
 from obert_modifiers.modifiers.second_order import SecondOrder
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from obert_modifiers.core.pruning.pruning_step import StepResult
+    from obert_modifiers.core.pruning.report import PruneReport
+    from obert_modifiers.core.pruning.targets import Target
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -164,7 +166,7 @@ class GradualPruningModifier(PruningKeys, MaskingModifier, ScheduledUpdateModifi
         result = self.prune_step(self._applied_sparsity)
         masks.set_param_masks(result.masks)
         finite = math.isfinite(epoch)
-        report = PruneReport(
+        report = core.pruning.report.PruneReport(
             modifier=type(self).__name__,
             epoch=epoch if finite else -1.0,
             step=round(epoch * steps_per_epoch) if finite else -1,
@@ -172,7 +174,9 @@ class GradualPruningModifier(PruningKeys, MaskingModifier, ScheduledUpdateModifi
             sparsity_after=masks.sparsity(),
             predicted_loss_increase=result.predicted_loss_increase,
             seconds=time.perf_counter() - started,
-            peak_memory_bytes=peak_memory(masks.targets[0].parameter.device),
+            peak_memory_bytes=core.distributed.memory.peak_memory(
+                masks.targets[0].parameter.device
+            ),
             num_gradients=result.gradients.used,
             skipped_gradients=result.gradients.skipped,
             damp=result.damp,
@@ -183,7 +187,7 @@ class GradualPruningModifier(PruningKeys, MaskingModifier, ScheduledUpdateModifi
 
     def _anything_to_do(self) -> bool:
         counts = self._masks.counts()
-        pools = make_pools(
+        pools = core.pruning.selection.make_pools(
             [c.numel for c in counts],
             self._applied_sparsity,
             self.global_sparsity,
@@ -223,7 +227,10 @@ class GradualPruningModifier(PruningKeys, MaskingModifier, ScheduledUpdateModifi
         self._last_update_epoch = schedule["last_update_epoch"]
         self._applied_sparsity = schedule["applied_sparsity"]
         self._starts = schedule["starts"]
-        self._events = [PruneReport.from_dict(e) for e in schedule.get("events", ())]
+        self._events = [
+            core.pruning.report.PruneReport.from_dict(e)
+            for e in schedule.get("events", ())
+        ]
         if self._engine is not None:
             self._engine.draws = schedule["draws"]
 
@@ -239,7 +246,7 @@ def _zero_fraction(parameter: nn.Parameter) -> float:
 def _warn_of_extras(model: nn.Module, names: dict[str, float]) -> None:
     encoder = set(encoder_weights(model))
     extras = [name for name in names if name not in encoder]
-    if extras and world()[0] == 0:
+    if extras and core.distributed.parallel.world()[0] == 0:
         _LOGGER.warning(
             "%s prunes embeddings, pooler and head too: %s; use %s for the encoder's "
             "linear weights alone",

@@ -1,15 +1,18 @@
 """Losses of which the Fisher can be taken, beside the task's own."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
-
-from obert_modifiers.core.distillation import mix_losses
-from obert_modifiers.core.outputs import LABELS, TEACHERS_OWN
-from obert_modifiers.core.pruning.sampling import GradientSource
+from obert_modifiers import core
 from obert_modifiers.modifiers.distillation import LogitDistillationModifier
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from obert_modifiers.core.pruning.sampling import GradientSource
 
 
 def with_distillation(
@@ -33,7 +36,9 @@ def with_distillation(
         # The labels say which tokens count.
         known = batch if isinstance(batch, Mapping) else {}
         kept = {
-            k: v for k, v in known.items() if k in LABELS or k.startswith(TEACHERS_OWN)
+            k: v
+            for k, v in known.items()
+            if k in core.outputs.LABELS or k.startswith(core.outputs.TEACHERS_OWN)
         }
         return kept | dict(source.inputs(batch))
 
@@ -45,7 +50,7 @@ def with_distillation(
         losses = output_loss(outputs, batch)
         for one in active():
             rows = one.sample_losses(outputs, inputs(batch))
-            losses = mix_losses(losses, rows, one.hardness)
+            losses = core.distillation.mix_losses(losses, rows, one.hardness)
         return losses
 
     def distillation(model: nn.Module, batch: Any) -> Tensor:

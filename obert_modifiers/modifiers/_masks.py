@@ -1,23 +1,26 @@
 """Masks of parameters, with the reading side of SparseML's class, and their holder."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-
-from obert_modifiers.core.pruning.report import LayerCount
-from obert_modifiers.core.pruning.targets import Target
+from obert_modifiers import core
 from obert_modifiers.host.bases import (
     SCHEDULE_KEY,
     ScheduledModifier,
     SparsificationTypes,
     check_initialized,
 )
-from obert_modifiers.kernels import apply_mask_
 from obert_modifiers.modifiers._states import as_tensors, from_tensors
 from obert_modifiers.modifiers._targets import find_layer
 from obert_modifiers.modifiers.keys import KeyedModifier
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from obert_modifiers.core.pruning.report import LayerCount
+    from obert_modifiers.core.pruning.targets import Target
 
 
 class ParameterMasks:
@@ -31,6 +34,8 @@ class ParameterMasks:
 
     def __init__(self, model: nn.Module, targets: Sequence[Target]) -> None:
         """Start with masks of parameters of an unwrapped model that keep everything."""
+        import torch
+
         self.targets = list(targets)
         found = [find_layer(model, t.name) for t in targets]
         self.layers = [layer.module for layer in found]
@@ -62,21 +67,29 @@ class ParameterMasks:
 
     def replace(self, masks: Sequence[Tensor]) -> None:
         """Replace the masks (True = kept) and leave the parameters as they are."""
+        import torch
+
         self.param_masks = [
             mask.to(device=t.parameter.device, dtype=torch.bool)
             for mask, t in zip(masks, self.targets, strict=True)
         ]
 
-    @torch.no_grad()
     def apply(self) -> None:
         """Set the pruned weights to zero; writes the parameters."""
-        for target, mask in zip(self.targets, self.param_masks, strict=True):
-            apply_mask_(target.parameter, mask)
+        import torch
+
+        from obert_modifiers.kernels import apply_mask_
+
+        with torch.no_grad():
+            for target, mask in zip(self.targets, self.param_masks, strict=True):
+                apply_mask_(target.parameter, mask)
 
     def counts(self) -> tuple[LayerCount, ...]:
         """Count the pruned weights of each parameter."""
         return tuple(
-            LayerCount(t.name, mask.numel(), mask.numel() - int(mask.sum()))
+            core.pruning.report.LayerCount(
+                t.name, mask.numel(), mask.numel() - int(mask.sum())
+            )
             for t, mask in zip(self.targets, self.param_masks, strict=True)
         )
 

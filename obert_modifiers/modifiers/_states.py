@@ -4,20 +4,25 @@ Whoever walks over the values of a ``state_dict`` meets tensors alone: what is n
 into one of them, as JSON.
 """
 
+from __future__ import annotations
+
 import json
 from collections.abc import Mapping
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from obert_modifiers.host.bases import SCHEDULE_KEY
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _POINTER = "$tensor"
 
 
 def as_tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
     """Bring a state into tensors."""
+    import torch
+    from torch import Tensor
+
     top = {name: one for name, one in state.items() if isinstance(one, Tensor)}
     inside: dict[str, Tensor] = {}
     plain = {
@@ -31,6 +36,8 @@ def as_tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
 
 def from_tensors(state: Mapping[str, Any]) -> dict[str, Any]:
     """Undo :func:`as_tensors`."""
+    from torch import Tensor
+
     text = state.get(SCHEDULE_KEY)
     if not isinstance(text, Tensor):
         return dict(state)
@@ -40,6 +47,8 @@ def from_tensors(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _without_tensors(value: Any, where: str, found: dict[str, Tensor]) -> Any:
+    from torch import Tensor
+
     if isinstance(value, Tensor):
         found[where] = value
         return {_POINTER: where}

@@ -1,15 +1,20 @@
 """From the ``params`` of a recipe to parameters of a model."""
 
+from __future__ import annotations
+
 import difflib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from torch import nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
-
-from obert_modifiers.core.pruning.targets import Target, check_no_adapters, is_conv1d
+from obert_modifiers import core
 from obert_modifiers.faults import Fault, FaultError, Rule
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from obert_modifiers.core.pruning.targets import Target
 
 ALL = "__ALL__"
 ALL_PRUNABLE = "__ALL_PRUNABLE__"
@@ -34,6 +39,8 @@ class Layer:
 
 def unwrap(model: nn.Module) -> nn.Module:
     """Take the wrappers of distributed training and ``torch.compile`` off a model."""
+    from torch.nn.parallel import DataParallel, DistributedDataParallel
+
     while True:
         if isinstance(model, (DistributedDataParallel, DataParallel)):
             model = model.module
@@ -45,7 +52,9 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 def is_linear(module: nn.Module) -> bool:
     """Tell linear layers, the transposed ones of GPT-2 (Conv1D) among them."""
-    return isinstance(module, nn.Linear) or is_conv1d(module)
+    from torch import nn
+
+    return isinstance(module, nn.Linear) or core.pruning.targets.is_conv1d(module)
 
 
 def encoder_weights(model: nn.Module) -> list[str]:
@@ -55,6 +64,8 @@ def encoder_weights(model: nn.Module) -> list[str]:
     "approximately 85M weights of encoder layers" of BERT-base): items of an
     ``nn.ModuleList``, so neither embeddings, nor pooler, nor the task's head.
     """
+    from torch import nn
+
     lists = [n for n, m in model.named_modules() if isinstance(m, nn.ModuleList)]
     inside = tuple(f"{name}." if name else "" for name in lists)
     return [
@@ -66,6 +77,8 @@ def encoder_weights(model: nn.Module) -> list[str]:
 
 def prunable_weights(model: nn.Module) -> list[str]:
     """Name what SparseML calls prunable: Linear, Conv, Conv1D, Embedding weights."""
+    from torch import nn
+
     kinds = (nn.Embedding, nn.modules.conv._ConvNd)
     return [
         f"{name}.weight"
@@ -82,6 +95,8 @@ def non_embedding_weights(model: nn.Module) -> list[str]:
     normalisation weights). A layer that shares its weight with an embedding, such as
     the output of masked language modelling, is an embedding.
     """
+    from torch import nn
+
     modules = dict(model.named_modules())
     embeddings = {id(m.weight) for m in modules.values() if isinstance(m, nn.Embedding)}
     linear = {f"{name}.weight" for name, module in modules.items() if is_linear(module)}
@@ -116,7 +131,7 @@ def match_names(model: nn.Module, patterns: Sequence[str]) -> list[str]:
 def match_weights(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     """Resolve what is to be masked, which has to be the weights that the model uses."""
     names = match_names(model, patterns)
-    check_no_adapters(model, names)
+    core.pruning.targets.check_no_adapters(model, names)
     return names
 
 
@@ -142,13 +157,14 @@ def find_targets(model: nn.Module, names: Sequence[str]) -> list[Target]:
     """Look up parameters by their full names."""
     parameters = dict(model.named_parameters())
     return [
-        Target(name, parameters[name], _is_transposed(model, name)) for name in names
+        core.pruning.targets.Target(name, parameters[name], _is_transposed(model, name))
+        for name in names
     ]
 
 
 def _is_transposed(model: nn.Module, name: str) -> bool:
     layer = find_layer(model, name)
-    return layer.param_name == "weight" and is_conv1d(layer.module)
+    return layer.param_name == "weight" and core.pruning.targets.is_conv1d(layer.module)
 
 
 def find_layer(model: nn.Module, name: str) -> Layer:

@@ -1,8 +1,8 @@
 """Masks of a model that is sparse already, kept while it trains."""
 
-from typing import Any
+from __future__ import annotations
 
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from obert_modifiers.host.bases import ModifierProp
 from obert_modifiers.modifiers._masks import MaskingModifier, ParameterMasks
@@ -15,6 +15,9 @@ from obert_modifiers.modifiers._targets import (
 from obert_modifiers.modifiers.keys import recipe_modifier
 from obert_modifiers.modifiers.rules import listed
 from obert_modifiers.modifiers.shared_keys import SharedKeys, ends_later
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @recipe_modifier()

@@ -1,31 +1,16 @@
 """Knowledge distillation on the outputs of a task and on hidden states."""
 
+from __future__ import annotations
+
 import inspect
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-
-from obert_modifiers.core.distillation import (
-    Outputs,
-    RowLosses,
-    hidden_losses,
-    mix_losses,
-    output_losses,
-    read_outputs,
-)
-from obert_modifiers.core.distributed.identity import digest_of
+from obert_modifiers import core
 from obert_modifiers.core.options import LAYER_MAPS
-from obert_modifiers.core.outputs import (
-    LABELS,
-    MULTI_LABEL,
-    REGRESSION,
-    TEACHERS_OWN,
-)
 from obert_modifiers.faults import Fault, Rule
 from obert_modifiers.host.bases import (
     ScheduledModifier,
@@ -50,9 +35,15 @@ from obert_modifiers.modifiers.rules import (
 )
 from obert_modifiers.modifiers.shared_keys import SharedKeys, ends_later
 
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from obert_modifiers.core.distillation import Outputs, RowLosses
+
+    # By name, one tensor, or tensors in the order of the model's arguments.
+    Inputs = Mapping[str, Tensor] | Tensor | Sequence[Tensor]
+
 _SWITCH = "output_hidden_states"
-# By name, one tensor, or tensors in the order of the model's arguments.
-Inputs = Mapping[str, Tensor] | Tensor | Sequence[Tensor]
 _TOKEN_TYPES = "token_type_ids"
 
 _LOGGER = logging.getLogger(__name__)
@@ -188,6 +179,8 @@ class LogitDistillationModifier(KeyedModifier, ScheduledModifier):
             ValueError: If the teacher is neither, is the student itself, or its outputs
                 stand for something else than the student's.
         """
+        from torch import nn
+
         super().initialize(module, epoch, loggers, **kwargs)
         student = unwrap(module)
         given = distillation_teacher
@@ -224,7 +217,7 @@ class LogitDistillationModifier(KeyedModifier, ScheduledModifier):
         if (
             None not in (one, two)
             and one != two
-            and {one, two} & {REGRESSION, MULTI_LABEL}
+            and {one, two} & {core.outputs.REGRESSION, core.outputs.MULTI_LABEL}
         ):
             raise ValueError(
                 f"teacher has problem_type={two}; expected the student's {one}; use a "
@@ -283,7 +276,7 @@ class LogitDistillationModifier(KeyedModifier, ScheduledModifier):
         distilled = rows.mean()
         if hidden is not None:
             distilled = distilled + self._hidden_weight * hidden.mean()
-        return mix_losses(loss, distilled, self._hardness)
+        return core.distillation.mix_losses(loss, distilled, self._hardness)
 
     def sample_losses(
         self, student_outputs: Any, student_inputs: Mapping[str, Tensor]
@@ -308,8 +301,10 @@ class LogitDistillationModifier(KeyedModifier, ScheduledModifier):
         teacher_inputs: Inputs | None = None,
     ) -> tuple[RowLosses, Tensor | None]:
         """Run the teacher and compare."""
+        import torch
+
         inputs = self._teacher_inputs(student_inputs, teacher_inputs)
-        student = read_outputs(student_outputs)
+        student = core.distillation.read_outputs(student_outputs)
         device = student.logits[0].device
         if next(self._teacher_model.parameters()).device != device:
             self._teacher_model.to(device)
@@ -318,11 +313,11 @@ class LogitDistillationModifier(KeyedModifier, ScheduledModifier):
             asked[_SWITCH] = True
         with torch.no_grad():
             found = _forward(self._teacher_model, inputs, asked)
-            teacher = self._in_order(read_outputs(found))
+            teacher = self._in_order(core.distillation.read_outputs(found))
         named = self._mask_padding and isinstance(student_inputs, Mapping)
         mask = student_inputs.get("attention_mask") if named else None
         labels = student_inputs.get("labels") if named else None
-        rows = output_losses(
+        rows = core.distillation.output_losses(
             student,
             teacher,
             self._temperature,
@@ -332,7 +327,9 @@ class LogitDistillationModifier(KeyedModifier, ScheduledModifier):
         )
         if self._hidden_weight == 0.0:
             return rows, None
-        return rows, hidden_losses(student, teacher, self._layer_map or "uniform", mask)
+        return rows, core.distillation.hidden_losses(
+            student, teacher, self._layer_map or "uniform", mask
+        )
 
     def _in_order(self, outputs: Outputs) -> Outputs:
         order = self._order
@@ -347,7 +344,7 @@ class LogitDistillationModifier(KeyedModifier, ScheduledModifier):
     def _teacher_inputs(self, student: Inputs, own: Inputs | None) -> Inputs:
         keys = self._teacher_input_keys
         if isinstance(student, Mapping):
-            begins = TEACHERS_OWN
+            begins = core.outputs.TEACHERS_OWN
             extra = {k: v for k, v in student.items() if k.startswith(begins)}
             student = {k: v for k, v in student.items() if k not in extra}
             student |= {k.removeprefix(begins): v for k, v in extra.items()}
@@ -369,7 +366,7 @@ class LogitDistillationModifier(KeyedModifier, ScheduledModifier):
         if not isinstance(shown, Mapping):
             return shown
         left_out = (
-            *LABELS,
+            *core.outputs.LABELS,
             *([] if _takes_types(self._teacher_model) else [_TOKEN_TYPES]),
         )
         return {k: v for k, v in shown.items() if k not in left_out}
@@ -385,7 +382,9 @@ class LogitDistillationModifier(KeyedModifier, ScheduledModifier):
     def _hash(self) -> str | None:
         if self._teacher_model is None:
             return None
-        self._digest = self._digest or digest_of(self._teacher_model)
+        self._digest = self._digest or core.distributed.identity.digest_of(
+            self._teacher_model
+        )
         return self._digest
 
     def load_own_state(self, state: Mapping[str, Any]) -> None:
@@ -411,6 +410,8 @@ class LogitDistillationModifier(KeyedModifier, ScheduledModifier):
 
 
 def _forward(model: nn.Module, inputs: Inputs, options: Mapping[str, Any]) -> Any:
+    from torch import Tensor
+
     if isinstance(inputs, Mapping):
         return model(**inputs, **options)
     ordered = (inputs,) if isinstance(inputs, Tensor) else inputs

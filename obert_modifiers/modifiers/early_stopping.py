@@ -1,13 +1,13 @@
 """Early stopping on a metric of the evaluations."""
 
+from __future__ import annotations
+
 import logging
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
-from obert_modifiers.core.snapshot import Snapshot, restore_snapshot_, take_snapshot
+from obert_modifiers import core
 from obert_modifiers.faults import nearest_word
 from obert_modifiers.host.bases import (
     ScheduledModifier,
@@ -16,6 +16,11 @@ from obert_modifiers.modifiers._targets import unwrap
 from obert_modifiers.modifiers.keys import Key, KeyedModifier, Values, recipe_modifier
 from obert_modifiers.modifiers.rules import COUNT, FLAG, choice, name, not_negative
 from obert_modifiers.modifiers.shared_keys import SharedKeys
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from obert_modifiers.core.snapshot import Snapshot
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -126,7 +131,7 @@ class EarlyStoppingModifier(KeyedModifier, ScheduledModifier):
             self._best, self._best_epoch = float(metrics[self._metric]), epoch
             self._worse = 0
             if self._restore_best:
-                self._snapshot = take_snapshot(unwrap(module))
+                self._snapshot = core.snapshot.take_snapshot(unwrap(module))
         else:
             self._worse += 1
         return self.stopped
@@ -142,7 +147,9 @@ class EarlyStoppingModifier(KeyedModifier, ScheduledModifier):
     def restore(self, module: nn.Module) -> bool:
         """Go back to the weights of the best evaluation; writes the parameters."""
         snapshot, self._snapshot = self._snapshot, None
-        return snapshot is not None and restore_snapshot_(unwrap(module), snapshot)
+        return snapshot is not None and core.snapshot.restore_snapshot_(
+            unwrap(module), snapshot
+        )
 
     def finalize(
         self, module: nn.Module | None = None, reset_loggers: bool = True, **kwargs: Any
@@ -174,4 +181,6 @@ class EarlyStoppingModifier(KeyedModifier, ScheduledModifier):
         self._best, self._best_epoch = state["best"], state["best_epoch"]
         self._last_epoch, self._worse = state["last_epoch"], state["worse"]
         values = state["values"]
-        self._snapshot = None if values is None else Snapshot(values, state["ranges"])
+        self._snapshot = (
+            None if values is None else core.snapshot.Snapshot(values, state["ranges"])
+        )

@@ -1,10 +1,9 @@
 """Parameters that do not change for a range of epochs."""
 
-from collections.abc import Mapping
-from typing import Any
+from __future__ import annotations
 
-import torch
-from torch import nn
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from obert_modifiers.host.bases import (
     ScheduledModifier,
@@ -13,6 +12,9 @@ from obert_modifiers.modifiers._targets import match_names, unwrap
 from obert_modifiers.modifiers.keys import KeyedModifier, recipe_modifier
 from obert_modifiers.modifiers.rules import listed
 from obert_modifiers.modifiers.shared_keys import SharedKeys, ends_later
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _CLOSE = 1e-9  # of an epoch; far below a step, far above a sum's rounding
 _NEXT = "next_epoch"
@@ -77,6 +79,8 @@ class FrozenParamsModifier(KeyedModifier, ScheduledModifier):
 
     def _prepare(self, next_epoch: float) -> None:
         """Hold the gradients at zero if the step at this epoch is in the range."""
+        import torch
+
         self._next_epoch = next_epoch
         if self._in_range(next_epoch) and not self._handles:
             self._handles = [

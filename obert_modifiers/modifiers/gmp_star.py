@@ -1,10 +1,16 @@
 """GMP★: gradual magnitude pruning with a large first step."""
 
-from collections.abc import Sequence
+from __future__ import annotations
 
-from obert_modifiers.core.pruning.pruning_step import StepResult, magnitude_step_
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from obert_modifiers import core
 from obert_modifiers.modifiers._gradual import GradualPruningModifier
 from obert_modifiers.modifiers.keys import recipe_modifier
+
+if TYPE_CHECKING:
+    from obert_modifiers.core.pruning.pruning_step import StepResult
 
 
 @recipe_modifier(
@@ -39,7 +45,7 @@ class GMPStarPruningModifier(GradualPruningModifier):
 
     def prune_step(self, sparsities: Sequence[float]) -> StepResult:
         """Prune by magnitude to target sparsities in [0, 1]; writes the parameters."""
-        return magnitude_step_(
+        return core.pruning.pruning_step.magnitude_step_(
             self._masks.targets,
             self._masks.param_masks,
             sparsities,

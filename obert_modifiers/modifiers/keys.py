@@ -6,12 +6,12 @@ keys, :func:`recipe_modifier` makes the constructor, SparseML's properties and t
 tag; recipe checks, plans, edited recipes and the tables of the docs read them too.
 """
 
+from __future__ import annotations
+
 import copy
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from obert_modifiers.faults import Fault, FaultError
 from obert_modifiers.host.bases import (
@@ -22,6 +22,9 @@ from obert_modifiers.host.bases import (
 )
 from obert_modifiers.modifiers._states import as_tensors, from_tensors
 from obert_modifiers.modifiers.rules import Reader
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 REQUIRED = inspect.Parameter.empty
 _FOR_THE_HOST = ("start_epoch", "end_epoch", "update_frequency")
@@ -81,7 +84,7 @@ class Key(ModifierProp):
         """Attribute of a modifier that holds the value."""
         return f"_{self.name}"
 
-    def but(self, **changed: Any) -> "Key":
+    def but(self, **changed: Any) -> Key:
         """Return the same key where a modifier has another default, rule or meaning."""
         names = ("rule", "default", "meaning", "later", "name", "silent")
         return Key(**{name: getattr(self, name) for name in names} | changed)

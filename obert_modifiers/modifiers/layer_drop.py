@@ -1,18 +1,12 @@
 """Layer dropping: a shallower model before anything else happens."""
 
+from __future__ import annotations
+
 import weakref
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
-
-from obert_modifiers.core.layer_drop import (
-    drop_layers_,
-    find_layers,
-    layers_left,
-    plan_layers,
-)
+from obert_modifiers import core
 from obert_modifiers.core.options import CHOICES
 from obert_modifiers.faults import Fault, Rule
 from obert_modifiers.host.bases import (
@@ -28,6 +22,9 @@ from obert_modifiers.modifiers.keys import (
     recipe_modifier,
 )
 from obert_modifiers.modifiers.rules import LAYER_NAMES, LAYERS, choice
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _STATE_KEY = "kept"
 
@@ -122,13 +119,17 @@ class LayerDropModifier(KeyedModifier, ScheduledModifier):
         return self._plan(model)
 
     def _plan(self, model: nn.Module) -> tuple[int, ...]:
-        keep = self._keep if self._drop is None else layers_left(model, self._drop)
-        return plan_layers(model, keep, self._choice)
+        keep = (
+            self._keep
+            if self._drop is None
+            else core.layer_drop.layers_left(model, self._drop)
+        )
+        return core.layer_drop.plan_layers(model, keep, self._choice)
 
     def adopt(self, model: nn.Module) -> None:
         """Take a model that was saved after its layers were dropped: drop no more."""
         model = unwrap(model)
-        self._kept = tuple(range(len(find_layers(model)[1])))
+        self._kept = tuple(range(len(core.layer_drop.find_layers(model)[1])))
         self._model = weakref.ref(model)
 
     def _applied_to(self, model: nn.Module) -> bool:
@@ -138,6 +139,8 @@ class LayerDropModifier(KeyedModifier, ScheduledModifier):
         self, module: nn.Module, epoch: float = 0, loggers: Any = None, **kwargs: Any
     ) -> None:
         """Drop the layers, if this model still has them."""
+        from torch.nn.parallel import DistributedDataParallel
+
         super().initialize(module, epoch, loggers, **kwargs)
         model = unwrap(module)
         if self._applied_to(model):
@@ -149,7 +152,7 @@ class LayerDropModifier(KeyedModifier, ScheduledModifier):
                 "RecipeManager.apply_structure first"
             )
         kept = self._plan(model)
-        dropped = drop_layers_(model, kept)
+        dropped = core.layer_drop.drop_layers_(model, kept)
         self._kept = dropped.kept
         self._model = weakref.ref(model)
         self._gone = [weakref.ref(parameter) for parameter in dropped.parameters]

@@ -1,13 +1,13 @@
 """N:M sparsity in one modifier: by magnitude or second order, at once or gradually."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
-from obert_modifiers.core.pruning.pruning_step import StepResult, magnitude_step_
+from obert_modifiers import core
 from obert_modifiers.faults import Fault, FaultError, Rule
 from obert_modifiers.modifiers._gradual import GradualPruningModifier
 from obert_modifiers.modifiers.keys import Key, Values, between, recipe_modifier
@@ -18,6 +18,11 @@ from obert_modifiers.modifiers.second_order import (
     engine_of,
 )
 from obert_modifiers.modifiers.shared_keys import starts_before_it_ends
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from obert_modifiers.core.pruning.pruning_step import StepResult
 
 MAGNITUDE, OBS = "magnitude", "obs"
 ONE_SHOT, BY_FRACTION, BY_N = "one_shot", "by_fraction", "by_n"
@@ -235,4 +240,6 @@ class NMPruningModifier(SecondOrderKeys, GradualPruningModifier):
         masks = self._masks
         if self._engine is not None:
             return self._engine.prune(self._model, masks, sparsities, **how)
-        return magnitude_step_(masks.targets, masks.param_masks, sparsities, **how)
+        return core.pruning.pruning_step.magnitude_step_(
+            masks.targets, masks.param_masks, sparsities, **how
+        )

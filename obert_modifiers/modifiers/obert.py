@@ -1,15 +1,19 @@
 """oBERT: gradual second-order pruning with an update of the remaining weights."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
-from obert_modifiers.core.distributed.sharding import MemoryPlan
-from obert_modifiers.core.pruning.pruning_step import StepResult
 from obert_modifiers.modifiers._gradual import GradualPruningModifier
 from obert_modifiers.modifiers.keys import recipe_modifier
 from obert_modifiers.modifiers.second_order import SecondOrderKeys, engine_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from obert_modifiers.core.distributed.sharding import MemoryPlan
+    from obert_modifiers.core.pruning.pruning_step import StepResult
 
 
 @recipe_modifier()

@@ -1,26 +1,14 @@
 """Quantization-aware training to INT8."""
 
+from __future__ import annotations
+
 import logging
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
-
+from obert_modifiers import core
 from obert_modifiers.core.options import WHOLE
-from obert_modifiers.core.pruning.fisher_state import request_of
-from obert_modifiers.core.pruning.gradients import sum_losses
-from obert_modifiers.core.pruning.sampling import GradientSource
-from obert_modifiers.core.quantization.fake_quant import ACTIVATION, average_ranges_
-from obert_modifiers.core.quantization.scheme import (
-    Scheme,
-    calibrating,
-    find_layers,
-    freeze_,
-    hold_weights_,
-    quantize_,
-    quantizers_of,
-)
 from obert_modifiers.faults import Fault, Rule
 from obert_modifiers.host.bases import (
     SCHEDULE_KEY,
@@ -40,6 +28,12 @@ from obert_modifiers.modifiers.keys import (
 )
 from obert_modifiers.modifiers.rules import FLAG, NUMBER, choice, names
 from obert_modifiers.modifiers.shared_keys import SharedKeys, ends_later
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from obert_modifiers.core.pruning.sampling import GradientSource
+    from obert_modifiers.core.quantization.scheme import Scheme
 
 CALIBRATION_SAMPLES = 512  # of a model that is quantized without training
 
@@ -180,10 +174,10 @@ class QATModifier(KeyedModifier, ScheduledModifier):
         Returns:
             Full names in the unwrapped model.
         """
-        return find_layers(unwrap(model), self._scheme())
+        return core.quantization.scheme.find_layers(unwrap(model), self._scheme())
 
     def _scheme(self) -> Scheme:
-        return Scheme(
+        return core.quantization.scheme.Scheme(
             per_channel=self._per_channel,
             reduce_range=self._reduce_range,
             embeddings=self._quantize_embeddings,
@@ -209,18 +203,24 @@ class QATModifier(KeyedModifier, ScheduledModifier):
                 "are both missing; expected batches for the ranges of activations; "
                 "pass one of the two, or train with the recipe"
             )
-        request = request_of(CALIBRATION_SAMPLES, 0, {}, "sample")
+        request = core.pruning.fisher_state.request_of(
+            CALIBRATION_SAMPLES, 0, {}, "sample"
+        )
         limit = None if source.divides else request.share
-        quantize_(self._model, self._scheme())
+        core.quantization.scheme.quantize_(self._model, self._scheme())
         self._active = True
-        with calibrating(self._model):
-            _, count = sum_losses(self._model, source.batches(request), source, limit)
+        with core.quantization.scheme.calibrating(self._model):
+            _, count = core.pruning.gradients.sum_losses(
+                self._model, source.batches(request), source, limit
+            )
         if count == 0:
             raise ValueError(
                 "gradient_source gives no batch for the ranges of activations; expected"
                 " one at least; check it, or train with the recipe"
             )
-        average_ranges_(list(quantizers_of(self._model).values()))
+        core.quantization.fake_quant.average_ranges_(
+            list(core.quantization.scheme.quantizers_of(self._model).values())
+        )
         self._fix_ranges(True)
         self._frozen = True
 
@@ -245,7 +245,7 @@ class QATModifier(KeyedModifier, ScheduledModifier):
         """Begin to quantize, or fix ranges; called by SparseML when it is time."""
         super().update(module, optimizer, epoch, steps_per_epoch)
         if self.start_pending(epoch, steps_per_epoch):
-            quantize_(self._model, self._scheme())
+            core.quantization.scheme.quantize_(self._model, self._scheme())
             self._active = True
         freezes = self._freeze_due(epoch)
         ends = self.end_pending(epoch, steps_per_epoch)
@@ -259,12 +259,16 @@ class QATModifier(KeyedModifier, ScheduledModifier):
             self._fix_ranges(True)
 
     def _average_ranges(self) -> None:
-        average_ranges_(list(quantizers_of(self._model).values()))
+        core.quantization.fake_quant.average_ranges_(
+            list(core.quantization.scheme.quantizers_of(self._model).values())
+        )
 
     def _fix_ranges(self, weights: bool) -> None:
-        unseen = freeze_(self._model, weights)
-        found = quantizers_of(self._model).values()
-        if unseen and len(unseen) == sum(one.kind == ACTIVATION for one in found):
+        unseen = core.quantization.scheme.freeze_(self._model, weights)
+        found = core.quantization.scheme.quantizers_of(self._model).values()
+        if unseen and len(unseen) == sum(
+            one.kind == core.quantization.fake_quant.ACTIVATION for one in found
+        ):
             raise RuntimeError(
                 f"start_epoch={self.start_epoch:g} is less than a step before the "
                 "ranges are fixed; expected a training step at least, for the ranges "
@@ -284,7 +288,7 @@ class QATModifier(KeyedModifier, ScheduledModifier):
         if self._active and not self._frozen:
             self._average_ranges()
         if self._active:
-            hold_weights_(self._model)
+            core.quantization.scheme.hold_weights_(self._model)
 
     def finalize(
         self, module: nn.Module | None = None, reset_loggers: bool = True, **kwargs: Any
@@ -303,7 +307,9 @@ class QATModifier(KeyedModifier, ScheduledModifier):
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the ranges by name, and where the schedule stands."""
-        found = quantizers_of(self._model) if self._active else {}
+        found = (
+            core.quantization.scheme.quantizers_of(self._model) if self._active else {}
+        )
         state: dict[str, Any] = {name: one.state() for name, one in found.items()}
         state[SCHEDULE_KEY] = {
             "started": self._started,
@@ -329,9 +335,11 @@ class QATModifier(KeyedModifier, ScheduledModifier):
         schedule = state_dict[SCHEDULE_KEY]
         ranges = {k: v for k, v in state_dict.items() if k != SCHEDULE_KEY}
         if schedule["active"] and not self._active:
-            quantize_(self._model, self._scheme())
+            core.quantization.scheme.quantize_(self._model, self._scheme())
             self._active = True
-        found = quantizers_of(self._model) if self._active else {}
+        found = (
+            core.quantization.scheme.quantizers_of(self._model) if self._active else {}
+        )
         if set(ranges) != set(found):
             missing, extra = (
                 sorted(set(found) - set(ranges)),

@@ -1,14 +1,13 @@
 """What the modifiers that prune by second order share: keys, gradients, the engine."""
 
+from __future__ import annotations
+
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
-from obert_modifiers.core.distributed.parallel import world
-from obert_modifiers.core.distributed.sharding import MemoryPlan
+from obert_modifiers import core
 from obert_modifiers.core.options import (
     DAMP_GRID,
     FISHER_DTYPES,
@@ -17,10 +16,6 @@ from obert_modifiers.core.options import (
     SecondOrderConfig,
 )
 from obert_modifiers.core.patterns import MaskPattern, check_block_size
-from obert_modifiers.core.pruning.event import plan_targets
-from obert_modifiers.core.pruning.pruning_step import StepResult, second_order_step_
-from obert_modifiers.core.pruning.sampling import GradientSource
-from obert_modifiers.core.pruning.targets import Target
 from obert_modifiers.faults import Fault, Rule
 from obert_modifiers.modifiers._masks import ParameterMasks
 from obert_modifiers.modifiers._sampling import find_source
@@ -36,6 +31,14 @@ from obert_modifiers.modifiers.rules import (
     read_bytes,
     read_pattern,
 )
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from obert_modifiers.core.distributed.sharding import MemoryPlan
+    from obert_modifiers.core.pruning.pruning_step import StepResult
+    from obert_modifiers.core.pruning.sampling import GradientSource
+    from obert_modifiers.core.pruning.targets import Target
 
 AUTO = "auto"
 FISHER_LOSSES = ("task", "distillation", "train")
@@ -157,7 +160,7 @@ def block_size_faults(width: int, mask_type: str) -> Iterator[Fault]:
         yield Fault(Rule.BLOCK_SIZE, "fisher_block_size", broken=str(error))
 
 
-def engine_of(modifier: Any, pattern: MaskPattern) -> "SecondOrder":
+def engine_of(modifier: Any, pattern: MaskPattern) -> SecondOrder:
     """Make the engine of a modifier with :class:`SecondOrderKeys`."""
     values = {name: getattr(modifier, key.slot) for name, key in modifier.KEYS.items()}
     known = {field.name for field in fields(SecondOrderConfig)}
@@ -212,12 +215,12 @@ class SecondOrder:
             ranks: Number of processes; None asks torch, and every process has to
                 call it.
         """
-        return plan_targets(targets, self.config, ranks)
+        return core.pruning.event.plan_targets(targets, self.config, ranks)
 
     def log_plan(self, targets: Sequence[Target]) -> None:
         """Plan the Fisher state before training: too little memory fails now."""
         plan = self.plan(targets)
-        if world()[0] == 0:
+        if core.distributed.parallel.world()[0] == 0:
             _LOGGER.info("%s", plan.describe())
 
     def prune(
@@ -242,7 +245,7 @@ class SecondOrder:
             The new masks and the figures of the event.
         """
         config = replace(self.config, pattern=pattern)
-        result = second_order_step_(
+        result = core.pruning.pruning_step.second_order_step_(
             model,
             masks.targets,
             masks.param_masks,

@@ -1,13 +1,12 @@
 """When modifiers act, asked of SparseML's own clock without a model or data."""
 
+from __future__ import annotations
+
 import copy
 import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
-
-import torch
-from torch import nn
 
 from obert_modifiers.host.bases import (
     Modifier,
@@ -26,6 +25,9 @@ def learning_rates(
     modifiers: Sequence[Modifier], num_epochs: float, steps_per_epoch: int | None
 ) -> list[tuple[float, float | None]]:
     """Read the learning rate over the epochs, by running its modifiers."""
+    import torch
+    from torch import nn
+
     if not modifiers:
         return []
     per_epoch = min(steps_per_epoch or GRID, GRID)
@@ -102,6 +104,8 @@ def _steps(
 def _on_steps(
     modifier: Any, start: float, end: float, steps: tuple[int, int]
 ) -> list[float]:
+    from torch import nn
+
     total, per_epoch = steps
     frequency = modifier.update_frequency
     clock = ScheduledUpdateModifier(

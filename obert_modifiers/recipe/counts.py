@@ -1,27 +1,24 @@
 """How many weights a pruning modifier will prune, and the memory and time it takes."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-
-from obert_modifiers.core.distributed.sharding import MemoryPlan
+from obert_modifiers import core
 from obert_modifiers.core.options import SecondOrderConfig
-from obert_modifiers.core.pruning.calibration import (
-    EventSeconds,
-    estimate_event,
-    measure_passes,
-    measure_step,
-)
-from obert_modifiers.core.pruning.event import plan_targets
-from obert_modifiers.core.pruning.selection import make_pools
-from obert_modifiers.core.pruning.targets import Target
 from obert_modifiers.modifiers._gradual import GradualPruningModifier
 from obert_modifiers.modifiers._targets import find_targets, match_names, unwrap
 from obert_modifiers.modifiers.rules import read_pattern
 from obert_modifiers.recipe.load import LoadedRecipe
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from obert_modifiers.core.distributed.sharding import MemoryPlan
+    from obert_modifiers.core.pruning.calibration import EventSeconds
+    from obert_modifiers.core.pruning.targets import Target
 
 DEFAULT_BATCH = 32  # as gradients are sampled where the recipe gives no batch_size
 
@@ -56,7 +53,9 @@ def pool_counts(modifier: Any, model: nn.Module) -> tuple[PoolCount, ...]:
     numels = [target.layout(pattern).numel for target in targets]
     # N:M leaves nothing to compete for: it takes the same share of every group.
     together = modifier.global_sparsity and pattern.n_m is None
-    pools = make_pools(numels, list(goals.values()), together, pattern.unit)
+    pools = core.pruning.selection.make_pools(
+        numels, list(goals.values()), together, pattern.unit
+    )
     return tuple(
         PoolCount(
             tuple(names[i] for i in pool.members),
@@ -81,7 +80,7 @@ def fisher_memory(modifier: Any, model: nn.Module) -> MemoryPlan | None:
     config = second_order(modifier)
     if config is None:
         return None
-    return plan_targets(targets_of(modifier, model), config, ranks=1)
+    return core.pruning.event.plan_targets(targets_of(modifier, model), config, ranks=1)
 
 
 def targets_of(modifier: GradualPruningModifier, model: nn.Module) -> list[Target]:
@@ -131,6 +130,8 @@ def estimate_recipe(
         losses: Called with model and batch; gives the loss of each sample.
         tokens: Tokens of a sample.
     """
+    import torch
+
     found = []
     for placed in recipe.placed:
         config = second_order(placed.modifier)
@@ -145,10 +146,14 @@ def estimate_recipe(
         device = parameters[0].device
         batch = int(dict(config.options).get("batch_size", DEFAULT_BATCH))
         with torch.random.fork_rng(devices=[]):
-            each, samples = measure_passes(
+            each, samples = core.pruning.calibration.measure_passes(
                 model, parameters, batch_of, losses, batch, config.grad_granularity
             )
-            cost = measure_step(config, widths[largest], tokens, device)
-        seconds = estimate_event(cost, config, plan, each, batch)
+            cost = core.pruning.calibration.measure_step(
+                config, widths[largest], tokens, device
+            )
+        seconds = core.pruning.calibration.estimate_event(
+            cost, config, plan, each, batch
+        )
         found.append(Timing(placed.line, seconds, samples, tokens))
     return found

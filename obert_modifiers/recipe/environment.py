@@ -1,11 +1,11 @@
 """Validate a modifier against what it will meet: the model, data, steps and teacher."""
 
+from __future__ import annotations
+
 import difflib
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from obert_modifiers.faults import Fault, FaultError, Rule
 from obert_modifiers.host.bases import Modifier
@@ -15,6 +15,9 @@ from obert_modifiers.modifiers.qat import QATModifier
 from obert_modifiers.recipe.clock import epoch_at
 from obert_modifiers.recipe.counts import second_order
 from obert_modifiers.recipe.placed import KINDS, has_schedule
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _TOKENS = ("__ALL__", "__ALL_PRUNABLE__")
 _TEACHER_WORDS = ("self", "disable")
@@ -142,6 +145,8 @@ def teacher_faults(modifier: Modifier, teacher: Any) -> Iterator[Fault]:
         modifier: The host's or ours.
         teacher: A model, ``"self"``, ``"disable"`` or None.
     """
+    from torch import nn
+
     if KINDS.distillation not in modifier.sparsification_types:
         return
     if not (isinstance(teacher, nn.Module) or teacher in _TEACHER_WORDS):

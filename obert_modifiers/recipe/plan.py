@@ -1,13 +1,12 @@
 """What a recipe does when, worked out without training."""
 
+from __future__ import annotations
+
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
-from obert_modifiers.core.distributed.sharding import MemoryPlan
 from obert_modifiers.core.pruning.schedule import interpolate_sparsity
 from obert_modifiers.host.bases import Modifier, ScheduledModifierManager
 from obert_modifiers.modifiers.rules import FROM_PARAM
@@ -23,6 +22,11 @@ from obert_modifiers.recipe.environment import step_faults
 from obert_modifiers.recipe.load import LoadedRecipe
 from obert_modifiers.recipe.placed import KINDS, has_schedule
 from obert_modifiers.recipe_text.problems import RecipeError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from obert_modifiers.core.distributed.sharding import MemoryPlan
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ class Point:
 
 
 EVENT = "modifiers._gradual:GradualPruningModifier._event"
-SOLVE = "modifiers.second_order:second_order_step_"
+SOLVE = "core.pruning.pruning_step:second_order_step_"
 WRITE = "core.pruning.pruning_step:write_parameters_"
 COLLECT = "core.pruning.gradients:GradientCount"
 BLOCKS = "core.pruning.fisher_state:collect_blocks"
@@ -51,9 +51,9 @@ SEAL = "training.saving:seal"
 OLD = "training.saving:remove_old"
 RESTORE = "training.saving:restore_"
 JOURNAL = "training.journal:Journal.open"
-QUANTIZE = "modifiers.qat:quantize_"
+QUANTIZE = "core.quantization.scheme:quantize_"
 ATTACH = "core.quantization.scheme:attach_"
-FREEZE = "modifiers.qat:freeze_"
+FREEZE = "core.quantization.scheme:freeze_"
 STRUCTURE = "recipe.manager:RecipeManager.apply_structure"
 
 
