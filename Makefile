@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest
 # A worker for each core, a file's tests on one worker. Threads that wait sleep: the
 # workers and the processes that they start would spin on each other's cores.
 WORKERS := -n auto --dist loadscope
-ON_BOTH_HOSTS := tests/modifiers tests/recipe tests/test_manager.py
+ON_BOTH_HOSTS := tests/modifiers tests/recipe 
 test: export OMP_WAIT_POLICY = PASSIVE
 MAKEFLAGS += --no-print-directory
 
