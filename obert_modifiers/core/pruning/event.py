@@ -16,7 +16,7 @@ from obert_modifiers.core.distributed.parallel import (
     world,
 )
 from obert_modifiers.core.distributed.sharding import MemoryPlan, plan_event
-from obert_modifiers.core.options import UPDATES, SecondOrderConfig
+from obert_modifiers.core.options import SecondOrderConfig
 from obert_modifiers.core.patterns import check_block_size
 from obert_modifiers.core.pruning.fisher import BlockFisher, resolve_damp
 from obert_modifiers.core.pruning.fisher_state import FisherState, request_of
@@ -31,6 +31,7 @@ from obert_modifiers.core.pruning.targets import (
     widest_dtype,
     write_parameters_,
 )
+from obert_modifiers.core.pruning.update import UPDATES
 
 CANDIDATES = {"independent": obs_candidates, "greedy": greedy_candidates}
 _HELD_OUT_SAMPLES = 256
