@@ -61,7 +61,9 @@ def from_sparseml(grad_sampler: Mapping[str, Any]) -> GradientSource:
             outputs = outputs[0]
         return loss_function(outputs, target)
 
-    return core.sampling.GradientSource(batches, loss, batch_size=_first_dimension)
+    return core.pruning.sampling.GradientSource(
+        batches, loss, batch_size=_first_dimension
+    )
 
 
 def _cycled(batches: Callable[[], Iterable[Any]], wanted: int) -> Iterator[Any]:

@@ -106,7 +106,7 @@ def test_sources_that_cannot_give_it() -> None:
         with_distillation(_source(), [], lambda: 0.0),
     ):
         assert source.of_loss("task") is source
-        with pytest.raises(ValueError, match="fisher_loss=train is not to be had"):
+        with pytest.raises(ValueError, match="fisher_loss=train is not available"):
             source.of_loss("train")
 
 

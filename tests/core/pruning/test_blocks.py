@@ -3,7 +3,11 @@
 import pytest
 import torch
 
-from obert_modifiers.core.patterns import parse_mask_type
+from obert_modifiers.core.patterns import (
+    UNSTRUCTURED,
+    check_block_size,
+    parse_mask_type,
+)
 from obert_modifiers.core.pruning import blocks
 from obert_modifiers.core.pruning.blocks import make_layout
 from tests.core.models import (
@@ -86,12 +90,12 @@ def test_groups_that_do_not_fit_are_refused_by_name() -> None:
         make_layout(pairs, "a.weight", (6, 8), transposed=True)
     with pytest.raises(ValueError, match=r"mask_type=2:4 has no groups in a.bias"):
         make_layout(pairs, "a.bias", (8,))
-    assert make_layout(blocks.UNSTRUCTURED, "a.bias", (8,)).shape == (8, 1)
+    assert make_layout(UNSTRUCTURED, "a.bias", (8,)).shape == (8, 1)
     message = "fisher_block_size=50 .* group_size=4 .mask_type: block4.; use 48$"
     with pytest.raises(ValueError, match=message):
-        blocks.check_block_size(50, four)
+        check_block_size(50, four)
     with pytest.raises(ValueError, match="use 6$"):
-        blocks.check_block_size(4, tiles)
+        check_block_size(4, tiles)
 
 
 @pytest.mark.parametrize("text", GROUP_PATTERNS)
