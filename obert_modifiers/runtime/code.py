@@ -40,8 +40,9 @@ class Code:
         self.ints, self.floats = vector(I32, lanes), vector(F32, lanes)
 
     def text(self) -> str:
-        """End the function and return its module."""
-        self.build.ret_void()
+        """Return the module of the function, which ends here."""
+        if not self.build.block.is_terminated:
+            self.build.ret_void()
         return str(self.module)
 
     # -- addresses, in bytes

@@ -76,7 +76,9 @@ class Library:
             for name, kernel in wanted.items():
                 types = [_TYPES[letter] for letter in kernel.parameters]
                 address = self._engine.get_function_address(name)
-                self._functions[name] = ctypes.CFUNCTYPE(None, *types)(address)
+                function = ctypes.CFUNCTYPE(None, *types)(address)
+                function.engine = self._engine  # which owns its code
+                self._functions[name] = function
 
     def __getitem__(self, kernel: Kernel) -> Callable[..., None]:
         """Return a function of addresses and numbers; it runs without Python's lock."""
@@ -102,7 +104,7 @@ class Library:
         if not self.compiled:
             tell(f"compiling for {self.path.name}, once on this machine")
         self.compiled.append(kernel.name)
-        found = compiled(kernel.text(self.path), machine)
+        found = compiled(kernel.write(self.path).text(), machine)
         _keep(file, hashlib.sha256(found).digest() + found)
         return found
 

@@ -62,7 +62,7 @@ class Kernel:
         """Its symbol."""
         return "_".join((self.kind, *self.options))
 
-    def text(self, path: Path) -> str:
+    def write(self, path: Path) -> Code:
         """Write it for a path."""
         return _WRITERS[self.kind](path, self.name, *self.options)
 
@@ -300,7 +300,7 @@ def _row(
 
 def _linear(
     path: Path, name: str, inputs: str, outputs: str, activation: str, chunked: str
-) -> str:
+) -> Code:
     """Multiply rows ``first`` to ``last`` of a packed weight with a tile.
 
     ``y = scale[row] * sum + bias[row]``, through the activation, then by `outputs`:
@@ -397,13 +397,13 @@ def _linear(
     if chunked == "chunks":
         code.loop(0, final, all_rows)
     code.loop(first, last, rows, step=together)
-    return code.text()
+    return code
 
 
 # -- the rest of a layer
 
 
-def _norm(path: Path, name: str, outputs: str) -> str:
+def _norm(path: Path, name: str, outputs: str) -> Code:
     """Normalise a tile in place over its features; ``bytes``: and round it to them."""
     code, args = _write(path, name, "norm")
     tile, gain, bias, out, features, eps, share, inverse, zero = args
@@ -454,7 +454,7 @@ def _norm(path: Path, name: str, outputs: str) -> str:
                 code.store(packed, out, code.times(feature, tokens), 4 * lanes * r)
 
     code.loop(0, features, body, step=GROUP)
-    return code.text()
+    return code
 
 
 def _pack_byte(
@@ -465,7 +465,7 @@ def _pack_byte(
     return found if packed is None else code.build.or_(packed, found)
 
 
-def _quantize(path: Path, name: str) -> str:
+def _quantize(path: Path, name: str) -> Code:
     """Round a tile of floats to bytes."""
     code, (tile, out, features, inverse, zero) = _write(path, name, "quantize")
     lanes, tokens = path.lanes, path.tokens
@@ -481,10 +481,10 @@ def _quantize(path: Path, name: str) -> str:
             code.store(packed, out, code.times(feature, tokens), 4 * lanes * r)
 
     code.loop(0, features, body, step=GROUP)
-    return code.text()
+    return code
 
 
-def _embed(path: Path, name: str, *tables: str) -> str:
+def _embed(path: Path, name: str, *tables: str) -> Code:
     """Add rows of three tables, each ``int8`` or ``float``, for a tile of tokens."""
     code, args = _write(path, name, "embed")
     indices, places, (features, out), scales = args[:3], args[3:6], args[6:8], args[8:]
@@ -515,10 +515,10 @@ def _embed(path: Path, name: str, *tables: str) -> str:
         code.loop(0, features, lambda f, _: some(f, GROUP), step=GROUP)
 
     code.loop(0, constant(I64, tokens), token)
-    return code.text()
+    return code
 
 
-def _attention(path: Path, name: str, numbers: str, outputs: str) -> str:
+def _attention(path: Path, name: str, numbers: str, outputs: str) -> Code:
     """Attend from a tile of queries to the keys of the same segments.
 
     `numbers`: ``floats``; ``grid``, floats that are integers, with the probabilities
@@ -698,10 +698,10 @@ def _attention(path: Path, name: str, numbers: str, outputs: str) -> str:
         code.loop(0, size, outputs_of, step=GROUP)
 
     code.loop(head0, head1, head)
-    return code.text()
+    return code
 
 
-_WRITERS: dict[str, Callable[..., str]] = {
+_WRITERS: dict[str, Callable[..., Code]] = {
     "linear": _linear,
     "norm": _norm,
     "quantize": _quantize,
