@@ -110,7 +110,7 @@ def choose(name: str | None = None) -> Path:
             "needs instructions that this CPU lacks" if name in PATHS else "is unknown"
         )
         raise ValueError(
-            f"cpu_path={name} {known}; expected one of {', '.join(possible)}; leave it out "
+            f"cpu_path={name} {known}; expected {' or '.join(possible)}; leave it out "
             "for the fastest"
         )
     return PATHS[name]
