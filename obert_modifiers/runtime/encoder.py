@@ -100,6 +100,11 @@ class SparseEncoder:
         """What it computes."""
         return self._model.outputs
 
+    def width(self, name: str) -> int:
+        """Say how many features an output has."""
+        output = next(one for one in self._model.outputs if name in one.names)
+        return self._width(output) if len(output.names) == 1 else 1
+
     @property
     def max_length(self) -> int:
         """The most tokens of a sentence."""
@@ -277,12 +282,13 @@ class SparseEncoder:
         return np.broadcast_to(held, ids.shape)
 
     def _empty(self, output: Output, rows: int, length: int) -> np.ndarray:
-        width = self.about["hidden"]
-        for kind, name, *_ in output.steps:
-            if kind == "linear":
-                width = self._model.linears[name].rows
+        width = self._width(output)
         shape = (rows, width) if output.first else (rows, length, width)
         return np.zeros(shape, np.float32)
+
+    def _width(self, output: Output) -> int:
+        names = [name for kind, name, *_ in output.steps if kind == "linear"]
+        return self._model.linears[names[-1]].rows if names else self.about["hidden"]
 
     def _groups(self, mask: np.ndarray) -> tuple[list[np.ndarray], int]:
         """Divide the rows; how many threads compute a part together."""
