@@ -5,14 +5,15 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from obert_modifiers.runtime.kernels import Kernel
-from obert_modifiers.runtime.memory import Memory
+from obert_modifiers.runtime.memory import Memory, Tiles
 from obert_modifiers.runtime.model import Norm, Output
 from obert_modifiers.runtime.packing import Packing
 from obert_modifiers.runtime.prepared import Prepared, ReadyLayer
 from obert_modifiers.runtime.weights import Linear, Packed
 
 Part = tuple[int, int]  # which of how many
-_WHOLE = (0, 1)
+_QUANTIZE = Kernel("quantize")
+_NORM, _NORM_BYTES = Kernel("norm", ("floats",)), Kernel("norm", ("bytes",))
 
 
 class Group:
@@ -49,20 +50,26 @@ class Group:
         self._width, self._heads = about["hidden"], about["heads"]
         inner = about["intermediate"]
         tiles, width = self._tiles, self._width
-        self._hidden = memory((tiles, width, tokens), np.float32)
-        self._bytes = memory((tiles, width, tokens), np.uint8)
+        self._hidden = self._take(tiles, width)
+        self._bytes = self._take(tiles, width, np.uint8)
         number = max((layer.number_bytes for layer in prepared.layers), default=4)
+        whole = width * tokens
         self._projected = [
-            memory((tiles * width * tokens, number), np.uint8) for _ in range(3)
+            Tiles(memory((tiles, number * whole), np.uint8)) for _ in range(3)
         ]
+        self._wholes = {2: 2 * whole, 4: 4 * whole}  # bytes of a tile's numbers
         # Where tiles are not computed at the same time one has the memory of all.
         workers = tiles if threads > 1 else 1
-        self._context = memory((workers, width, tokens), np.float32)
-        self._middle = memory((workers, inner, tokens), np.float32)
-        self._sums = memory((workers, max(inner, width), tokens), np.float32)
+        self._context = self._take(workers, width)
+        self._middle = self._take(workers, inner)
+        self._sums = self._take(workers, max(inner, width))
         keys = int((packing.ranges[:, 1] - packing.ranges[:, 0]).max(initial=0))
-        places = workers * (self._heads if self._shared else 1)
-        self._scores = memory((places, keys, tokens), np.float32)
+        self._scores = self._take(workers * (self._heads if self._shared else 1), keys)
+        self._attended, self._own = packing.keys.ctypes.data, packing.own.ctypes.data
+        self._ranges = packing.ranges.tolist()
+
+    def _take(self, count: int, features: int, dtype: type = np.float32) -> Tiles:
+        return Tiles(self._memory((count, features, self._tokens), dtype))
 
     # -- the whole
 
@@ -96,18 +103,21 @@ class Group:
         if output.first:
             where = np.arange(len(packing.rows))
             shape = (-(-len(where) // tokens), self._width, tokens)
-            tiles = np.zeros(shape, np.float32)
-            chosen = self._hidden[packing.starts // tokens, :, packing.starts % tokens]
-            tiles[where // tokens, :, where % tokens] = chosen
+            tiles = Tiles(self._memory(shape, np.float32))
+            tiles.array[:] = 0
+            hidden, starts = self._hidden.array, packing.starts
+            chosen = hidden[starts // tokens, :, starts % tokens]
+            tiles.array[where // tokens, :, where % tokens] = chosen
         else:
             tiles, where = self._hidden, packing.slots
         for kind, name, *rest in output.steps:
             if kind == "norm":
-                tiles = tiles.copy() if tiles is self._hidden else tiles
+                if tiles is self._hidden:
+                    tiles = Tiles(tiles.array.copy())
                 self._norm_all(tiles, self._prepared.model.norms[name])
             else:
                 tiles = self._linear(self._prepared.model.linears[name], tiles, rest[0])
-        return tiles[where // tokens, :, where % tokens]
+        return tiles.array[where // tokens, :, where % tokens]
 
     def _each_tile(
         self,
@@ -130,106 +140,95 @@ class Group:
         narrow = prepared.about["embedding"]
         own = self._hidden
         if model.project is not None:
-            own = self._memory((self._tiles, narrow, self._tokens), np.float32)
+            own = self._take(self._tiles, narrow)
         tables = [table.ctypes.data for table, _ in model.tables.values()]
         scales = [scale for _, scale in model.tables.values()]
+        starts = [one.ctypes.data for one in inputs]
 
         def work(t: int) -> None:
-            places = [one.ctypes.data + 4 * t * self._tokens for one in inputs]
-            self._run[prepared.embed](
-                *places, *tables, narrow, own[t].ctypes.data, *scales
-            )
+            places = [start + 4 * t * self._tokens for start in starts]
+            self._run[prepared.embed](*places, *tables, narrow, own[t], *scales)
             self._norm(own[t], model.embedding_norm)
 
         self._each(work, [(t,) for t in range(self._tiles)])
         if model.project is not None:
             self._hidden = self._linear(model.project, own, "none")
 
-    def _linear(self, layer: Linear, tiles: np.ndarray, activation: str) -> np.ndarray:
-        """Compute ``(tiles, rows, T)`` of ``(tiles, columns, T)`` floats."""
+    def _linear(self, layer: Linear, tiles: Tiles, activation: str) -> Tiles:
+        """Compute the ``rows`` features of tiles of ``columns`` floats."""
         packed = self._prepared.packed(layer)
         kernel = self._run[self._prepared.plain(layer, activation)]
-        count, tokens = len(tiles), self._tokens
-        found = self._memory((count, packed.rows, tokens), np.float32)
-        sums = self._memory((count, packed.rows, tokens), np.float32)
-        rounded = self._memory((count, packed.columns, tokens), np.uint8)
-
-        def round_(t: int) -> None:
-            self._round(packed, tiles[t], rounded[t])
-
+        count = len(tiles)
+        found, sums = self._take(count, packed.rows), self._take(count, packed.rows)
+        source = tiles
+        if packed.grid is not None:
+            source = self._take(count, packed.columns, np.uint8)
+            self._each(
+                lambda t: self._round(packed, tiles[t], source[t]),
+                [(t,) for t in range(count)],
+            )
         parts = self._threads if count < self._threads else 1
 
         def work(t: int, part: int) -> None:
-            source = tiles if packed.grid is None else rounded
-            kernel(
-                source[t].ctypes.data,
-                *packed.addresses,
-                sums[t].ctypes.data,
-                *_rows(packed.rows, (part, parts)),
-                found[t].ctypes.data,
-                0.0,
-                0.0,
-            )
+            rows = _rows(packed.rows, (part, parts))
+            kernel(source[t], *packed.addresses, sums[t], *rows, found[t], 0.0, 0.0)
 
-        self._each(round_, [(t,) for t in range(count if packed.grid else 0)])
         self._each(work, [(t, i) for t in range(count) for i in range(parts)])
         return found
 
-    def _norm_all(self, tiles: np.ndarray, norm: Norm) -> None:
-        self._each(lambda tile: self._norm(tile, norm), [(one,) for one in tiles])
+    def _norm_all(self, tiles: Tiles, norm: Norm) -> None:
+        self._each(
+            lambda t: self._norm(tiles[t], norm), [(t,) for t in range(len(tiles))]
+        )
 
     # -- phases of a layer; in each, tile t of the group
 
     def _round_first(self, layer: ReadyLayer, t: int, part: Part) -> None:
         self._round(layer.linears["query"], self._hidden[t], self._bytes[t])
 
-    def _round(self, packed: Packed, tile: np.ndarray, out: np.ndarray) -> None:
+    def _round(self, packed: Packed, tile: int, out: int) -> None:
         if packed.grid is not None:
             step, zero = packed.grid
-            self._run[Kernel("quantize")](
-                tile.ctypes.data, out.ctypes.data, packed.columns, 1.0 / step, zero
-            )
+            self._run[_QUANTIZE](tile, out, packed.columns, 1.0 / step, zero)
 
     def _project(self, layer: ReadyLayer, t: int, part: Part) -> None:
         """Compute queries, keys and values."""
         shared = layer.linears["query"].grid
-        size = layer.number_bytes * self._width * self._tokens
+        whole = self._wholes[layer.number_bytes]
         for name, array in zip(("query", "key", "value"), self._projected, strict=True):
             packed = layer.linears[name]
             source = self._hidden[t] if packed.grid is None else self._bytes[t]
             if packed.grid not in (None, shared):  # its own rounding of the same input
-                source = np.empty((self._width, self._tokens), np.uint8)
+                own = np.empty((self._width, self._tokens), np.uint8)
+                source = own.ctypes.data
                 self._round(packed, self._hidden[t], source)
-            out = array.ctypes.data + size * t
+            out = array.start + whole * t
             self._call(layer, name, source, t, part, out, layer.grids.get(name))
 
     def _attend(self, layer: ReadyLayer, t: int, part: Part) -> None:
         heads = _rows(self._heads, part, 1)
-        worker = self._worker(t)
-        place = worker * self._heads + heads[0] if self._shared else worker
         if heads[0] == heads[1]:
             return
-        query, keys, values = (one.ctypes.data for one in self._projected)
-        packing = self._packing
-        first, last = packing.ranges[t]
+        worker = self._worker(t)
+        place = worker * self._heads + heads[0] if self._shared else worker
+        query, keys, values = (one.start for one in self._projected)
         self._run[layer.attention](
-            query + layer.number_bytes * t * self._width * self._tokens,
+            query + self._wholes[layer.number_bytes] * t,
             keys,
             values,
-            packing.keys.ctypes.data,
-            packing.own.ctypes.data + 4 * t * self._tokens,
-            int(first),
-            int(last),
+            self._attended,
+            self._own + 4 * t * self._tokens,
+            *self._ranges[t],
             self._width,
             self._width // self._heads,
             *heads,
-            self._scores[place].ctypes.data,
-            self._context[worker].ctypes.data,
+            self._scores[place],
+            self._context[worker],
             *layer.constants,
         )
 
     def _output(self, layer: ReadyLayer, t: int, part: Part) -> None:
-        source, out = self._context[self._worker(t)], self._hidden[t].ctypes.data
+        source, out = self._context[self._worker(t)], self._hidden[t]
         self._call(layer, "output", source, t, part, out)
 
     def _middle_norm(self, layer: ReadyLayer, t: int, part: Part) -> None:
@@ -238,11 +237,11 @@ class Group:
     def _up(self, layer: ReadyLayer, t: int, part: Part) -> None:
         floats = layer.linears["up"].grid is None
         source = self._hidden[t] if floats else self._bytes[t]
-        out = self._middle[self._worker(t)].ctypes.data
+        out = self._middle[self._worker(t)]
         self._call(layer, "up", source, t, part, out, layer.linears["down"].grid)
 
     def _down(self, layer: ReadyLayer, t: int, part: Part) -> None:
-        source, out = self._middle[self._worker(t)], self._hidden[t].ctypes.data
+        source, out = self._middle[self._worker(t)], self._hidden[t]
         self._call(layer, "down", source, t, part, out)
 
     def _last_norm(self, layer: ReadyLayer, after: ReadyLayer | None, t: int) -> None:
@@ -256,7 +255,7 @@ class Group:
         self,
         layer: ReadyLayer,
         name: str,
-        source: np.ndarray,
+        source: int,
         t: int,
         part: Part,
         out: int,
@@ -265,9 +264,9 @@ class Group:
         packed = layer.linears[name]
         step, zero = grid or (1.0, 0)
         self._run[layer.kernels[name]](
-            source.ctypes.data,
+            source,
             *packed.addresses,
-            self._sums[self._worker(t)].ctypes.data,
+            self._sums[self._worker(t)],
             *_rows(packed.rows, part),
             out,
             1.0 / step,
@@ -275,21 +274,16 @@ class Group:
         )
 
     def _norm(
-        self,
-        tile: np.ndarray,
-        norm: Norm,
-        after: Packed | None = None,
-        out: np.ndarray | None = None,
+        self, tile: int, norm: Norm, after: Packed | None = None, out: int = 0
     ) -> None:
         """Normalise in place, and round to the grid of the layer that comes after."""
         grid = None if after is None else after.grid
         step, zero = grid or (1.0, 0)
         width = len(norm.gain)
-        self._run[Kernel("norm", ("floats" if grid is None else "bytes",))](
-            tile.ctypes.data,
-            norm.gain.ctypes.data,
-            norm.bias.ctypes.data,
-            0 if out is None else out.ctypes.data,
+        self._run[_NORM if grid is None else _NORM_BYTES](
+            tile,
+            *norm.addresses,
+            out,
             width,
             self._prepared.about["eps"],
             1.0 / width,

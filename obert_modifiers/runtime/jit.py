@@ -78,11 +78,11 @@ class Library:
                 address = self._engine.get_function_address(name)
                 function = ctypes.CFUNCTYPE(None, *types)(address)
                 function.engine = self._engine  # which owns its code
-                self._functions[name] = function
+                self._functions[kernel] = function
 
     def __getitem__(self, kernel: Kernel) -> Callable[..., None]:
         """Return a function of addresses and numbers; it runs without Python's lock."""
-        return self._functions[kernel.name]
+        return self._functions[kernel]
 
     def _object(
         self,

@@ -18,6 +18,24 @@ def aligned(shape: Sequence[int], dtype: Any) -> np.ndarray:
     return whole[start : start + size].view(dtype).reshape(shape)
 
 
+class Tiles:
+    """Equal parts of an array, by their addresses."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        """Take an array; its first axis tells the parts."""
+        self.array = array
+        self.start = array.ctypes.data
+        self._size = array.nbytes // max(1, len(array))
+
+    def __getitem__(self, part: int) -> int:
+        """Return the address of a part."""
+        return self.start + self._size * part
+
+    def __len__(self) -> int:
+        """Count the parts."""
+        return len(self.array)
+
+
 class Store:
     """Memory that calls have given back.
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,11 @@ class Norm:
 
     gain: np.ndarray
     bias: np.ndarray
+
+    @cached_property
+    def addresses(self) -> tuple[int, int]:
+        """Where both stand."""
+        return self.gain.ctypes.data, self.bias.ctypes.data
 
 
 @dataclass(frozen=True)
