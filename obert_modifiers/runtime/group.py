@@ -12,6 +12,7 @@ from obert_modifiers.runtime.prepared import Prepared, ReadyLayer
 from obert_modifiers.runtime.weights import Linear, Packed
 
 Part = tuple[int, int]  # which of how many
+_WAIT = 1e-4  # seconds of a phase below which sharing it takes longer than it saves
 _QUANTIZE = Kernel("quantize")
 _NORM, _NORM_BYTES = Kernel("norm", ("floats",)), Kernel("norm", ("bytes",))
 
@@ -45,7 +46,8 @@ class Group:
         self._memory, self._each, self._threads = memory, each, threads
         self._tokens = tokens = prepared.path.lanes * registers
         self._tiles = packing.tiles
-        self._shared = threads > 1 and self._tiles < threads
+        worth = prepared.phase_seconds(self._tiles * tokens) >= _WAIT
+        self._shared = threads > 1 and self._tiles < threads and worth
         about = prepared.about
         self._width, self._heads = about["hidden"], about["heads"]
         inner = about["intermediate"]
