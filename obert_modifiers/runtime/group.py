@@ -8,7 +8,7 @@ from obert_modifiers.runtime.kernels import Kernel
 from obert_modifiers.runtime.memory import Memory, Tiles
 from obert_modifiers.runtime.model import Norm, Output
 from obert_modifiers.runtime.packing import Packing
-from obert_modifiers.runtime.prepared import Prepared, ReadyLayer
+from obert_modifiers.runtime.prepared import Prepared, ReadyLayer, seconds
 from obert_modifiers.runtime.weights import Linear, Packed
 
 Part = tuple[int, int]  # which of how many
@@ -169,7 +169,8 @@ class Group:
                 lambda t: self._round(packed, tiles[t], source[t]),
                 [(t,) for t in range(count)],
             )
-        parts = self._threads if count < self._threads else 1
+        long = seconds(packed.kept, count * self._tokens) >= _WAIT
+        parts = self._threads if count < self._threads and long else 1
 
         def work(t: int, part: int) -> None:
             rows = _rows(packed.rows, (part, parts))

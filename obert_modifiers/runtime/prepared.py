@@ -17,6 +17,11 @@ _TILE_COST = 0.8
 _RATE = 1e11  # products of a second, in round figures
 
 
+def seconds(weights: int, tokens: int) -> float:
+    """Guess how long a thread multiplies kept weights with tokens."""
+    return weights * tokens / _RATE
+
+
 @dataclass(frozen=True)
 class ReadyLayer:
     """A layer with its packed weights.
@@ -90,7 +95,7 @@ class Prepared:
     def phase_seconds(self, tokens: int) -> float:
         """Guess how long a thread takes for one of the seven phases of a layer."""
         kept = sum(one.kept for one in self.layers[0].linears.values())
-        return tokens * kept / _RATE / 7
+        return seconds(kept, tokens) / 7
 
     def library(self, registers: int) -> Library:
         """Return the kernels for tiles of so many registers, compiled if need be."""
