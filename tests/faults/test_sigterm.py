@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 
-from obert_modifiers.training import TrainingStopped, checkpoint
+from obert_modifiers.training import RecipeStepper, TrainingStopped, checkpoint
 from obert_modifiers.training.environment import listening
 from tests.faults.conftest import log
 from tests.faults.kills import Kill
@@ -44,8 +44,6 @@ def test_the_handler_comes_and_goes() -> None:
 
 def test_a_stopped_run_saves_and_goes_on(tmp_path, monkeypatch) -> None:
     whole, _ = run(tmp_path / "whole", save_strategy="no")
-    from obert_modifiers.training.loop import RecipeStepper
-
     original, calls = RecipeStepper.step, []
 
     def step(self):
@@ -66,8 +64,6 @@ def test_a_stopped_run_saves_and_goes_on(tmp_path, monkeypatch) -> None:
 
 
 def test_where_nothing_can_be_saved_it_is_an_error(tmp_path, monkeypatch) -> None:
-    from obert_modifiers.training.loop import RecipeStepper
-
     def no_space(*args) -> None:
         raise OSError(28, "No space left on device")
 

@@ -27,7 +27,8 @@ WAY_OUT = "accelerate launch --multi_gpu --num_processes N, or torchrun"
     ],
 )
 def test_what_accelerate_was_told_is_refused(tmp_path, monkeypatch, name, kind) -> None:
-    check_environment({name: "false"})
+    monkeypatch.setenv(name, "false")
+    check_environment()
     monkeypatch.setenv(name, "true")
     for call in (
         lambda: run(tmp_path / "loop", GMP),
