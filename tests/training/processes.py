@@ -1,18 +1,20 @@
 """Two processes that share a training, by torchrun on the CPU."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
-from tests.hosts import ROOT, environment
+from tests.hosts import ROOT
 
 
 def torchrun(*words: object, timeout: float = 300) -> subprocess.CompletedProcess:
     """Run a script or ``-m`` a module with its words on two processes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
+    more = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [*command, "--standalone", *map(str, words)],
-        env=environment(ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1"),
+        env={**os.environ, "PYTHONPATH": str(ROOT), **more},
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -20,9 +22,15 @@ def torchrun(*words: object, timeout: float = 300) -> subprocess.CompletedProces
     )
 
 
-def run_script(text: str, folder: Path) -> list[list[str]]:
-    """Run a script, which gets the folder; returns the lines of rank0 and rank1."""
-    (folder / "two.py").write_text(text)
-    done = torchrun(folder / "two.py", folder)
+def run_script(text: str, folder: Path, *words: str) -> subprocess.CompletedProcess:
+    """Run a script's text on two processes; its first word is the folder."""
+    script = folder / "two.py"
+    script.write_text(text)
+    return torchrun(script, folder, *words)
+
+
+def lines_of_ranks(text: str, folder: Path) -> list[list[str]]:
+    """Run a script that ends well; returns the lines of its rank0 and rank1."""
+    done = run_script(text, folder)
     assert done.returncode == 0, done.stderr[-3000:]
     return [(folder / f"rank{rank}").read_text().splitlines() for rank in (0, 1)]

@@ -12,7 +12,7 @@ from torch.distributed.tensor import distribute_tensor
 from obert_modifiers import tasks
 from obert_modifiers.training.environment import check_environment, check_not_sharded
 from tests.modifiers.table import make_model
-from tests.training.test_training import GMP, run
+from tests.training.toy import GMP, run
 
 WAY_OUT = "accelerate launch --multi_gpu --num_processes N, or torchrun"
 

@@ -14,7 +14,7 @@ from obert_modifiers.training.batches import (
     sorted_batches,
 )
 from tests.modifiers.table import make_model
-from tests.training.processes import run_script
+from tests.training.processes import lines_of_ranks
 from tests.training.toy import (
     GMP,
     OBERT,
@@ -219,7 +219,7 @@ torch.distributed.destroy_process_group()
 
 
 def test_two_processes_have_the_same_bits_at_every_step(tmp_path) -> None:
-    first, second = run_script(TWO_RANKS, tmp_path)
+    first, second = lines_of_ranks(TWO_RANKS, tmp_path)
     assert first == second
     assert len(first) == 25  # 24 optimizer steps of 2 x 4 samples, and the result
     assert first[-1].startswith("24 24 ")
