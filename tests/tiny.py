@@ -50,7 +50,7 @@ def write_rows(path: Path, rows: list[dict]) -> Path:
     return path
 
 
-def flags(folder: Path, count: int, rows: Path | None = None) -> dict[str, Path]:
+def flags(folder: Path, count: int = 0, rows: Path | None = None) -> dict[str, Path]:
     """Return flags of `obert train` for the recipe, a tiny model and sentences."""
     rows = rows or write_rows(folder / "rows.json", sentences(count))
     recipe = folder / "recipe.yaml"

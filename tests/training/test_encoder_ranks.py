@@ -14,6 +14,7 @@ from obert_modifiers.embedded import encoder_path, movie_snippets
 from obert_modifiers.modifiers._targets import encoder_weights, find_targets
 from obert_modifiers.training.batches import gradient_source
 from tests import tiny
+from tests.training.toy import all_equal
 
 SAMPLES, NUM_GRADS, SPARSITY = 192, 96, 0.7
 
@@ -61,19 +62,14 @@ def test_two_processes_and_turns_give_the_masks_of_one(tmp_path: Path) -> None:
     (their_masks, their_weights, state_bytes), other = (
         torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)
     )
-    for a, b in zip(their_masks + their_weights, other[0] + other[1], strict=True):
-        assert torch.equal(a, b)  # the same bits on both
+    assert all_equal(their_masks + their_weights, other[0] + other[1])
     masks, weights, plan = _event()
     assert sum(mask.numel() for mask in masks) == 10_616_832
     assert sum(int((~mask).sum()) for mask in masks) == round(SPARSITY * 10_616_832)
     assert state_bytes < 0.6 * plan.state_bytes
-    for ours, theirs in zip(masks, their_masks, strict=True):
-        assert torch.equal(ours, theirs)
+    assert all_equal(masks, their_masks)
     for ours, theirs in zip(weights, their_weights, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
     masks_in_turns, weights_in_turns, in_turns = _event(turns=True)
     assert in_turns.turns > 1
-    for ours, theirs in zip(
-        masks + weights, masks_in_turns + weights_in_turns, strict=True
-    ):
-        assert torch.equal(ours, theirs)
+    assert all_equal(masks + weights, masks_in_turns + weights_in_turns)

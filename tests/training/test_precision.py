@@ -7,7 +7,7 @@ import torch
 
 from obert_modifiers.core.quantization.scheme import quantizers_of
 from obert_modifiers.training import loop
-from tests.training.toy import OBERT, each_step, masks_of, records, run
+from tests.training.toy import OBERT, all_equal, each_step, masks_of, records, run
 
 COMPOUND = (
     OBERT
@@ -92,7 +92,7 @@ def test_fp16_with_a_scaler_prunes_at_and_after_overflows(
         event = len(stepper._manager.events) > events
         assert stepper.steps == before + advanced
         if not advanced and not event:
-            assert all(map(torch.equal, weights, stepper._model.parameters()))
+            assert all_equal(weights, stepper._model.parameters())
         calls.append((before, advanced, event))
         return advanced
 

@@ -18,6 +18,7 @@ from tests.training.processes import lines_of_ranks
 from tests.training.toy import (
     GMP,
     OBERT,
+    all_equal,
     each_step,
     make_task,
     masks_of,
@@ -64,7 +65,7 @@ def test_pruning_between_micro_batches_keeps_accumulated_gradients(tmp_path) -> 
         def check():
             if len(stepper._manager.events) > pruned:
                 now = [p.grad for p in model.parameters()]
-                seen.append(all(map(torch.equal, before, now)))
+                seen.append(all_equal(before, now))
             return inner()
 
         optimizer.step = check

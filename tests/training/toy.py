@@ -73,6 +73,10 @@ def masks_of(model: TinyModel) -> Tensor:
     return torch.cat([(model.get_parameter(n) != 0).reshape(-1) for n in ENCODER])
 
 
+def all_equal(ones: Iterable[Tensor], others: Iterable[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(ones, others, strict=True))
+
+
 def records(folder: Path, kind: str | None = None) -> list[dict]:
     """Read a run's journal, of one kind or whole."""
     lines = (folder / "metrics.jsonl").read_text().splitlines()
