@@ -40,8 +40,7 @@ def check_run(
         raise ValueError(
             f"eval_each_epoch={config.eval_each_epoch} with {len(data.validation)} "
             "validation samples leaves EarlyStoppingModifier nothing to go by; "
-            "expected an evaluation after each epoch; give --do_eval and "
-            "--eval_strategy epoch, or remove the modifier"
+            "expected evaluations; give --do_eval and --eval_strategy epoch"
         )
     for modifier in manager.pruning:
         check_sampling_options(getattr(modifier, "grad_sampler_kwargs", None))
@@ -73,7 +72,7 @@ def _check_data(samples: Sequence[dict[str, Any]]) -> None:
     if not hasattr(samples, "__len__"):
         raise ValueError(
             f"train data is {type(samples).__name__} without a length; expected samples"
-            " by index, as epochs are counted; make a list or a datasets.Dataset of it"
+            " by index; make a list or a datasets.Dataset of it"
         )
     if not len(samples):
         raise ValueError("train data has 0 samples; expected 1 or more; look at it")
@@ -86,8 +85,7 @@ def check_same_classes(model: nn.Module, teacher: Any) -> None:
     ours, theirs = model.config.num_labels, teacher.config.num_labels
     if ours != theirs:
         raise ValueError(
-            f"teacher has num_labels={theirs}; expected the model's {ours}; use a "
-            "teacher with the same labels"
+            f"teacher has num_labels={theirs}; expected the model's {ours}; use another"
         )
 
 

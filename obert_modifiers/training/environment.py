@@ -29,10 +29,7 @@ _AMPERE = (8, 0)  # the first GPUs that have TF32
 
 
 def check_environment() -> None:
-    """Refuse a launcher that was told to shard the parameters.
-
-    To be called before anything is loaded, as accelerate builds the wrappers early.
-    """
+    """Refuse a launcher that was told to shard, before accelerate builds wrappers."""
     for kind in _SHARDING:
         told = os.environ.get(f"ACCELERATE_USE_{kind}", "").lower()
         if told in ("true", "1", "yes"):
@@ -54,8 +51,7 @@ def refusal(kind: str) -> str:
     return (
         f"distributed_type={kind} shards the parameters; expected whole ones, as masks "
         "and Fisher blocks are made of them; train with DDP: accelerate launch "
-        "--multi_gpu --num_processes N, or torchrun --nproc_per_node N (the Fisher "
-        "state is shared over the processes anyway)"
+        "--multi_gpu --num_processes N, or torchrun --nproc_per_node N"
     )
 
 
@@ -102,8 +98,8 @@ def translate_lost_rank_errors() -> Iterator[None]:
             raise
         text = (
             f"another process is gone ({str(error).splitlines()[0][:200]}); expected "
-            "all until the end; see its message, or whether it was killed for memory; "
-            "go on with --resume_from_checkpoint last"
+            "all until the end; see its message, resume with --resume_from_checkpoint "
+            "last"
         )
         # At once: the launcher ends this process too, with SIGTERM.
         _LOGGER.error(text)

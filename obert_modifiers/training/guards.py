@@ -20,9 +20,9 @@ PATIENCE = 10  # optimizer steps in a row without finite gradients
 class FiniteGuard:
     """Keeps gradients that are not finite from the weights, and ends a run of them.
 
-    Gradients are equal on all processes, so all of them decide alike without asking.
-    With a scaler of fp16 it is the scaler that skips a step. It does so now and then
-    to find its scale; only a loss that is not finite, or a scale below 1, counts.
+    Gradients are equal on all processes, so all of them decide alike without asking. A
+    scaler of fp16 skips steps itself, now and then to find its scale: there only a loss
+    that is not finite, or a scale below 1, counts.
     """
 
     accelerator: Accelerator
@@ -55,8 +55,7 @@ class FiniteGuard:
             raise ValueError(
                 f"loss={float(loss):g} with gradients that are not finite for "
                 f"{self.row} optimizer steps in a row, until {where}; expected finite "
-                "ones; lower the learning rate, warm it up (--warmup_ratio 0.1) or "
-                "look at the data; the weights and checkpoints are those from before"
+                "ones; lower the learning rate or warm it up (--warmup_ratio 0.1)"
             )
 
     def _is_hopeless(self, loss: Tensor) -> bool:

@@ -55,10 +55,7 @@ class Saver:
             self.save()
 
     def save(self) -> Path | None:
-        """Write a checkpoint; every process has to call it.
-
-        Where that fails, the run continues and the checkpoints before stay as they are.
-        """
+        """Write a checkpoint, on every process; None where that fails."""
         started, step = time.perf_counter(), self._run.stepper.steps
         partial = partial_of(self._folder, step)
         try:
@@ -191,8 +188,8 @@ def _check_settings(settings: dict[str, Any], saved: dict[str, Any]) -> None:
             continue
         if name == "lengths_of_samples":
             raise ValueError(
-                "train data has samples of other lengths than when the checkpoint was "
-                "written; expected the same data in the same order; give the same flags"
+                "train data has samples of other lengths than the checkpoint's; "
+                "expected the same data in the same order"
             )
         raise ValueError(
             f"{name}={now} was {before} when the checkpoint was written; expected the "
@@ -209,7 +206,7 @@ def _check_same_model(model: nn.Module, state: dict[str, Tensor], folder: Path) 
         raise ValueError(
             f"resume_from_checkpoint={folder} is of another model: {name} has the "
             f"shape {saved.get(name, 'none')} there and {own.get(name, 'none')} here; "
-            "expected the model that the run began with; give the same flags"
+            "expected the model that the run began with"
         )
 
 
@@ -225,8 +222,8 @@ def _load_modifiers(run: Run, folder: Path, state: dict[str, Any]) -> None:
         )
     elif before:
         raise ValueError(
-            f"recipe is missing, and {folder} was written with one; expected the same "
-            f"recipe; give --recipe {folder / RECIPE}"
+            f"recipe is missing; expected that of {folder}; give --recipe "
+            f"{folder / RECIPE}"
         )
 
 
@@ -256,5 +253,5 @@ def check_sparsity(manager: RecipeManager | None, before: float) -> None:
     if now < before:
         raise RuntimeError(
             f"sparsity={now:.4%} is lower than the checkpoint's {before:.4%}; expected "
-            "the same masks; this is a bug, please report it with the recipe"
+            "the same masks; report this bug with the recipe"
         )

@@ -99,10 +99,7 @@ class RecipeCallback(TrainerCallback):
     def save(self, folder: str | Path) -> None:
         """Write what belongs beside a saved model: the recipe, and scales after QAT."""
         if self._model is None:
-            raise RuntimeError(
-                f"folder={folder} has no trained model to go with; expected "
-                "Trainer.train before; call it first"
-            )
+            raise RuntimeError(f"folder={folder} has no trained model; expected one")
         self.manager.save(Path(folder) / RECIPE)
         scales.save_quantization(self._model, Path(folder))
 
@@ -192,9 +189,8 @@ class RecipeCallback(TrainerCallback):
     def on_pre_optimizer_step(self, args, state, control, **kwargs) -> None:
         if self._mixed and not self._used:
             raise ValueError(
-                "compute_loss gives a loss without the model's own (outputs.loss), so "
-                "that nothing is distilled; expected a loss that is made of it; use "
-                "outputs.loss in compute_loss, or leave distillation out of the recipe"
+                "compute_loss gives a loss without the model's own, so that nothing is "
+                "distilled; expected one that is made of it; use outputs.loss there"
             )
         self._mixed = self._used = 0
         groups = self._optimizer.param_groups
@@ -234,8 +230,7 @@ class RecipeCallback(TrainerCallback):
         if not (folder / f"{STATE}.json").is_file():
             raise ValueError(
                 f"resume_from_checkpoint={folder} has no {STATE}.json; expected a "
-                "checkpoint of this output_dir that was written with RecipeCallback; "
-                "resume with the output_dir that the run began with"
+                "checkpoint of RecipeCallback; resume with the run's own output_dir"
             )
         saved = read_state(folder, STATE)
         # The modifiers may write weights, so those of the checkpoint come after them.
@@ -274,9 +269,9 @@ class RecipeCallback(TrainerCallback):
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else None
         if loss is None:
             raise ValueError(
-                "loss=None came from the model, so that nothing would be distilled; "
-                "expected labels in the batch and a model that returns a dict; leave "
-                "compute_loss_func, label_smoothing_factor and return_dict=False out"
+                "loss=None came from the model, so that nothing is distilled; expected "
+                "labels and a model that returns a dict; leave compute_loss_func, "
+                "label_smoothing_factor and return_dict=False out"
             )
         mixed = self.manager.loss(
             loss,
@@ -301,8 +296,7 @@ def _need_length(loader: Any) -> None:
     except TypeError as error:
         raise ValueError(
             f"train_dataset={type(loader.dataset).__name__} has no length; expected "
-            "data with len(), of which a recipe counts epochs and draws gradients; "
-            "load it whole, without streaming"
+            "data with len(); load it without streaming"
         ) from error
 
 
