@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from accelerate import Accelerator
@@ -91,10 +92,9 @@ class Run:
             self.manager.check_steps(steps)
         self.stepper = RecipeStepper(self.manager, self.model, self.optimizer, steps)
         self.total_steps = max(1, round(self._epochs() * steps))
-        self.scheduler = None
-        if not self._recipe_sets_rate():
-            factor = rate_factor(config, self.total_steps)
-            self.scheduler = LambdaLR(optimizer, factor)
+        factor = rate_factor(config, self.total_steps)
+        by_recipe = self._recipe_sets_rate()
+        self.scheduler = None if by_recipe else LambdaLR(optimizer, factor)
         self._attach_recipe(forward)
 
     def _make_loader(self) -> DataLoader:
@@ -147,8 +147,9 @@ class Run:
         )
         self.manager.initialize(self.model, gradient_source=source, teacher=teacher)
 
+    @cached_property
     def settings(self) -> dict[str, Any]:
-        """Collect what has to be the same when the run is resumed."""
+        """What has to be the same when the run is resumed."""
         digest = hashlib.sha256(repr(list(self.lengths)).encode())
         return {
             **{name: getattr(self.config, name) for name in _FIXED},

@@ -128,7 +128,7 @@ def _run_state(run: Run) -> dict[str, Any]:
         "scheduler": _state_of(run.scheduler),
         "scaler": _state_of(run.accelerator.scaler),
         "trained": [p.requires_grad for p in run.model.parameters()],
-        "settings": run.settings(),
+        "settings": run.settings,
         "surroundings": _environment(),
     }
 
@@ -156,7 +156,7 @@ def resume_(run: Run, folder: Path) -> dict[str, Any]:
     state of the random numbers, which is to be set before the next batch.
     """
     state = read_state(folder, RUN)
-    _check_settings(run.settings(), state["settings"])
+    _check_settings(run.settings, state["settings"])
     _check_same_model(run.model, read_state(folder, MODEL), folder)
     own = read_state(folder, _rank(run))
     _load_modifiers(run, folder, state)

@@ -152,7 +152,7 @@ def test_the_functions_are_where_the_points_say() -> None:
             assert hasattr(owner, name), kill.target
 
 
-@pytest.mark.parametrize("point", map(parameter, POINTS))
+@pytest.mark.parametrize("point", [parameter(point) for point in POINTS])
 def test_a_killed_run_ends_with_the_same_bits(point, runs, tmp_path) -> None:
     """Run, kill, resume; and compare with the run that was not interrupted."""
     how = {"ranks": point.ranks, "save_strategy": point.strategy, "save_steps": 2}
