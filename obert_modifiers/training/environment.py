@@ -82,19 +82,13 @@ def products_in_tf32(wanted: bool) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def is_lost_rank(error: BaseException) -> bool:
-    """Tell whether an exchange failed because another process is gone."""
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(sign in text for sign in _GONE)
-
-
 @contextmanager
 def translate_lost_rank_errors() -> Iterator[None]:
     """Raise ConnectionError that says so where another process is gone."""
     try:
         yield
     except RuntimeError as error:
-        if not is_lost_rank(error):
+        if not any(sign in str(error).lower() for sign in _GONE):
             raise
         text = (
             f"another process is gone ({str(error).splitlines()[0][:200]}); expected "

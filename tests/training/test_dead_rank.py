@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from obert_modifiers.training.environment import is_lost_rank
+from obert_modifiers.training.environment import translate_lost_rank_errors
 from tests.training.processes import run_script
 
 MINUTE = 60.0
@@ -66,4 +66,7 @@ def test_the_other_process_ends_within_a_minute(tmp_path, victim, phase) -> None
     ],
 )
 def test_which_errors_are_about_another_process(message, expected) -> None:
-    assert is_lost_rank(RuntimeError(message)) is expected
+    error = ConnectionError if expected else RuntimeError
+    with pytest.raises(error, match="process is gone" if expected else "shapes"):
+        with translate_lost_rank_errors():
+            raise RuntimeError(message)
