@@ -41,7 +41,7 @@ def export(
         bool, flag("INT32 biases: faster, less exact.", "--integer-bias")
     ] = False,
 ) -> None:
-    """Write a run as ONNX, OpenVINO IR, 2:4 weights or packed safetensors."""
+    """Write a run as ONNX, OpenVINO IR, sparse, 2:4 or packed weights."""
     check_there(run)
     from obert_modifiers.deploy.export import export_run
     from obert_modifiers.deploy.formats.format import Options
