@@ -48,12 +48,12 @@ def test_tf32_lasts_as_long_as_the_run(tmp_path, monkeypatch) -> None:
     """On a CPU the switch is set and does nothing; no GPU has run this."""
     seen = []
 
-    def step(stepper, step):
+    def look(stepper, step):
         seen.append(torch.get_float32_matmul_precision())
         return step()
 
     monkeypatch.setattr(loop, "check_tf32", lambda device: None)
-    with each_step(step):
+    with each_step(look):
         run(tmp_path, OBERT, tf32=True)
     assert set(seen) == {"high"} and torch.get_float32_matmul_precision() == "highest"
     with each_step(lambda *_: 1 / 0), pytest.raises(ZeroDivisionError):
