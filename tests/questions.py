@@ -31,33 +31,21 @@ def rows(count: int, seed: int = 0, empty: float = 0.0) -> list[dict]:
     return made
 
 
-def document(made: list[dict]) -> dict:
-    """Put rows into the form of SQuAD's own files, two paragraphs to an article."""
-    paragraphs = [
-        {
-            "context": row["context"],
-            "qas": [
-                {
-                    "id": row["id"],
-                    "question": row["question"],
-                    "is_impossible": not row["answers"]["text"],
-                    "answers": [
-                        {"text": text, "answer_start": start}
-                        for text, start in zip(*row["answers"].values(), strict=True)
-                    ],
-                }
-            ],
-        }
-        for row in made
-    ]
-    articles = [paragraphs[i : i + 2] for i in range(0, len(paragraphs), 2)]
-    return {
-        "version": "v2.0",
-        "data": [{"title": "film", "paragraphs": part} for part in articles],
-    }
-
-
 def write_document(path: Path, made: list[dict]) -> Path:
-    """Write rows as one of SQuAD's own files, over several lines."""
-    path.write_text(json.dumps(document(made), indent=1), encoding="utf-8")
+    """Write rows as one of SQuAD's own files, two paragraphs to an article."""
+    paragraphs = []
+    for row in made:
+        texts, starts = row["answers"].values()
+        answers = zip(texts, starts, strict=True)
+        question = {
+            "id": row["id"],
+            "question": row["question"],
+            "is_impossible": not texts,
+            "answers": [{"text": text, "answer_start": at} for text, at in answers],
+        }
+        paragraphs.append({"context": row["context"], "qas": [question]})
+    pairs = [paragraphs[i : i + 2] for i in range(0, len(paragraphs), 2)]
+    articles = [{"title": "film", "paragraphs": pair} for pair in pairs]
+    document = {"version": "v2.0", "data": articles}
+    path.write_text(json.dumps(document, indent=1), encoding="utf-8")
     return path

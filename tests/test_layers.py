@@ -3,6 +3,7 @@
 import ast
 import os
 import sys
+from collections import defaultdict
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -133,7 +134,7 @@ def violations(path: Path, source: str) -> list[str]:
     if name is None:
         return [f"{path}: no layer; add its first part to LAYERS"]
     row, own = LAYERS[name], name.split("/")[0]
-    module = ".".join((PACKAGE, *path.with_suffix("").parts))
+    module = module_of(path)
     bad = []
     for imported in sorted(imported_modules(ast.parse(source), module)):
         top, *rest = imported.split(".")
@@ -148,37 +149,37 @@ def violations(path: Path, source: str) -> list[str]:
     return bad
 
 
-def python_files() -> list[Path]:
-    return sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))
+SOURCES = {
+    path.relative_to(ROOT): path.read_text(encoding="utf-8")
+    for path in sorted(ROOT.rglob("*.py"))
+}
+
+
+def module_of(path: Path) -> str:
+    return ".".join((PACKAGE, *path.with_suffix("").parts))
 
 
 def test_every_file_has_a_layer_and_imports_what_it_may():
-    visited, bad = [], []
-    for path in python_files():
-        visited.append(ROOT / path)
-        bad += violations(path, (ROOT / path).read_text(encoding="utf-8"))
+    bad = [
+        line for path, source in SOURCES.items() for line in violations(path, source)
+    ]
     on_disk = {
-        Path(folder) / name
+        (Path(folder) / name).relative_to(ROOT)
         for folder, _, names in os.walk(ROOT)
         for name in names
         if name.endswith(".py")
     }
-    assert set(visited) == on_disk
-    assert len(visited) > 10
+    assert set(SOURCES) == on_disk
+    assert len(SOURCES) > 10
     assert not bad, "\n".join(bad)
 
 
 def file_imports() -> dict[str, set[str]]:
     """Return the modules of the package that each of its modules imports."""
-    modules = {
-        ".".join((PACKAGE, *path.with_suffix("").parts)).removesuffix(".__init__"): path
-        for path in python_files()
-    }
+    modules = {module_of(path).removesuffix(".__init__"): path for path in SOURCES}
     found = {}
     for module, path in modules.items():
-        own = module if path.name != "__init__.py" else f"{module}.__init__"
-        tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
-        names = imported_modules(tree, own)
+        names = imported_modules(ast.parse(SOURCES[path]), module_of(path))
         near = {name if name in modules else name.rpartition(".")[0] for name in names}
         found[module] = (near & set(modules)) - {module}
     return found
@@ -196,13 +197,12 @@ def circle_in(graph: dict[str, set[str]]) -> list[str]:
 def test_imports_run_one_way():
     files = file_imports()
     assert not circle_in(files)
-    rooms = {}
+    rooms = defaultdict(set)
     for module, imported in files.items():
-        room = module.split(".")[1:2]
-        rooms.setdefault(*room, set()).update(
-            name.split(".")[1] for name in imported if "." in name
-        ) if room else None
-    assert not circle_in({room: near - {room} for room, near in rooms.items()})
+        for room in module.split(".")[1:2]:  # none of the package itself
+            near = {name.split(".")[1] for name in imported if "." in name}
+            rooms[room] |= near - {room}
+    assert not circle_in(rooms)
     assert circle_in({"a": {"b"}, "b": {"c"}, "c": {"a"}})
 
 
@@ -216,10 +216,8 @@ def test_sparseml_is_in_the_host_and_in_its_fixes_only():
 def test_torch_ao_is_in_one_file_alone():
     found = {
         path.as_posix()
-        for path in python_files()
-        for name in imported_modules(
-            ast.parse((ROOT / path).read_text(encoding="utf-8")), "x"
-        )
+        for path, source in SOURCES.items()
+        for name in imported_modules(ast.parse(source), "x")
         if name.startswith(("torch.ao", "torchao"))
     }
     assert found == {"core/quantization/fake_quant.py"}
@@ -232,17 +230,13 @@ COMPILED["triton"] = {"kernels/_triton_fisher.py", "kernels/_triton_greedy.py"}
 @pytest.mark.parametrize("compiler", COMPILED)
 def test_compilers_are_in_files_of_their_own_and_imported_when_chosen(compiler):
     found, eager = set(), set()
-    for path in python_files():
-        tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
-        module = ".".join((PACKAGE, *path.with_suffix("").parts))
+    own = {module_of(Path(name)) for name in COMPILED[compiler]}
+    for path, source in SOURCES.items():
+        tree, module = ast.parse(source), module_of(path)
         if compiler in {name.split(".")[0] for name in imported_modules(tree, module)}:
             found.add(path.as_posix())
-        tree.body = [
-            node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)
-        ]
-        own = {
-            f"{PACKAGE}/{name}"[:-3].replace("/", ".") for name in COMPILED[compiler]
-        }
+        imports = ast.Import | ast.ImportFrom
+        tree.body = [node for node in tree.body if isinstance(node, imports)]
         names = imported_modules(tree, module)
         if module not in own and any(name.startswith(tuple(own)) for name in names):
             eager.add(path.as_posix())

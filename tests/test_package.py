@@ -18,6 +18,7 @@ PACKAGE = REPO / "obert_modifiers"
 TEXT = {
     ".cfg", ".ini", ".json", ".md", ".py", ".sh", ".toml", ".txt", ".yaml", ".yml",
 }  # fmt: skip
+NAMES = {"Makefile", "run", "NOTICE"}
 
 
 def loaded_after(statement: str) -> set[str]:
@@ -32,21 +33,13 @@ def loaded_after(statement: str) -> set[str]:
 
 def repository_files() -> list[Path]:
     """Return every text file of the checkout that is not generated."""
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=REPO,
-        capture_output=True,
-        text=True,
-    )
+    command = "git ls-files --cached --others --exclude-standard".split()
+    listed = subprocess.run(command, cwd=REPO, capture_output=True, text=True)
     if listed.returncode:
         pytest.skip("not a git checkout")
     files = [REPO / name for name in listed.stdout.splitlines()]
-    names = {"Makefile", "run", "NOTICE"}
-    return [
-        file
-        for file in files
-        if file.is_file() and (file.suffix in TEXT or file.name in names)
-    ]
+    files = [file for file in files if file.suffix in TEXT or file.name in NAMES]
+    return [file for file in files if file.is_file()]
 
 
 def test_importing_the_package_is_light():
@@ -86,9 +79,8 @@ def test_version_is_one_in_all_places():
 def test_shipped_recipes_are_those_of_the_recipes_folder():
     names = sorted(path.stem for path in (REPO / "recipes").glob("*.yaml"))
     assert names and resources.recipe_names() == names
-    assert resources.recipe_path("quickstart").samefile(
-        REPO / "recipes/quickstart.yaml"
-    )
+    quickstart = REPO / "recipes/quickstart.yaml"
+    assert resources.recipe_path("quickstart").samefile(quickstart)
     assert resources.recipe_path("quickstart.yaml").is_file()
 
 
@@ -128,19 +120,11 @@ def test_no_file_holds_an_absolute_machine_path():
 
 def left_overs(path: str, source: str) -> list[str]:
     """Return calls of print and marks of unfinished work in a source."""
-    found = [
-        f"{path}:{node.lineno}: print"
-        for node in ast.walk(ast.parse(source))
-        if isinstance(node, ast.Call)
-        and isinstance(node.func, ast.Name)
-        and node.func.id == "print"
-    ]
-    found += [
-        f"{path}:{number}: {line.strip()}"
-        for number, line in enumerate(source.splitlines(), start=1)
-        if re.search(r"\b(TODO|FIXME|XXX)\b", line)
-    ]
-    return found
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    prints = [call.lineno for call in calls if getattr(call.func, "id", "") == "print"]
+    lines = enumerate(source.splitlines(), start=1)
+    marks = [n for n, line in lines if re.search(r"\b(TODO|FIXME|XXX)\b", line)]
+    return [f"{path}:{number}" for number in prints + marks]
 
 
 def test_no_print_and_no_unfinished_mark():

@@ -16,8 +16,8 @@ from obert_modifiers.recipe.manager import RecipeManager
 from obert_modifiers.resources import recipe_names
 from obert_modifiers.tasks import TASKS, load
 from obert_modifiers.tasks.command_line import parse
-from obert_modifiers.training import RecipeStepper
 from tests import questions, test_report, tiny
+from tests.training.toy import each_step, records
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -62,6 +62,14 @@ def exporting_commands() -> list[list[str]]:
     return [words for words in WORDS if words[1:2] and words[1] in EXPORTING]
 
 
+def finished(words: list[str], folder: Path = ROOT) -> subprocess.CompletedProcess:
+    """Run a command that ends well."""
+    options = {"capture_output": True, "text": True, "timeout": 240}
+    done = subprocess.run(words, cwd=folder, **options)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
 def test_every_command_is_accounted_for() -> None:
     assert tuple(words[1] for words in exporting_commands()) == EXPORTING
     assert tuple(words[1] for words in MEASURE) == MEASURING
@@ -93,14 +101,7 @@ def test_the_recipe_loads_and_the_shipped_ones_are_listed() -> None:
 
 def test_the_python_runs() -> None:
     (code,) = blocks("python")
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
+    finished([sys.executable, "-W", "ignore", "-c", code])
 
 
 def test_the_plan_is_printed_and_drawn(tmp_path: Path, monkeypatch) -> None:
@@ -165,23 +166,13 @@ def test_training_commands_run_scaled_down(number: int, tmp_path: Path) -> None:
     split = words.index(task) + 1
     launcher, flags = words[:split], words[split:]
     parse(flags, "obert", load(task).flags)  # each flag of the README is known
-    data = write_data(task, tmp_path)
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("final_sparsity: 0.8\n" + tiny.RECIPE, encoding="utf-8")
-    model = tiny.save_model(tmp_path / "model")
-    small = {
-        "--model_name_or_path": model,
-        "--train_file": data,
-        "--validation_file": data,
-        "--recipe": recipe,
-        "--output_dir": tmp_path / "out",
-        "--cache_dir": tmp_path / "cache",
-        "--per_device_train_batch_size": 4,
-    }
+    small = tiny.flags(tmp_path, rows=write_data(task, tmp_path))
+    small["recipe"].write_text("final_sparsity: 0.8\n" + tiny.RECIPE, encoding="utf-8")
+    small |= {"output_dir": tmp_path / "out", "per_device_train_batch_size": 4}
     if task == "question_answering":
-        small["--doc_stride"] = 8  # the tiny model reads 32 tokens
-    left_out = {"--distill_teacher", "--recipe_args", "--dataset_name"}
-    left_out |= {"--validation_ratio", *small}
+        small["doc_stride"] = 8  # the tiny model reads 32 tokens
+    left_out = {"distill_teacher", "recipe_args", "dataset_name", "validation_ratio"}
+    left_out = {f"--{name}" for name in (*left_out, *small)}
     kept, taken = [], True
     for word in flags:
         # The value of a flag goes where the flag goes.
@@ -190,15 +181,7 @@ def test_training_commands_run_scaled_down(number: int, tmp_path: Path) -> None:
     launcher = [str(Path(sys.executable).parent / launcher[0]), *launcher[1:]]
     if "torchrun" in launcher[0]:
         launcher.insert(1, "--standalone")
-    pairs = [str(word) for pair in small.items() for word in pair]
-    done = subprocess.run(
-        [*launcher, *kept, *pairs, "--use_cpu"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = finished([*launcher, *kept, *tiny.words_of(small), "--use_cpu"])
     assert (tmp_path / "out" / "model.safetensors").is_file()
     assert done.stdout.count("pruned at epoch") == 3
     record = json.loads((tmp_path / "out" / "metrics.json").read_text("utf-8"))
@@ -208,68 +191,52 @@ def test_training_commands_run_scaled_down(number: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", range(INTEGRATIONS))
 def test_integrations_run_scaled_down(number: int, tmp_path: Path) -> None:
     _, script, *flags = INTEGRATE[number]
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(tiny.RECIPE, encoding="utf-8")
     rows = datasets.Dataset.from_list(tiny.sentences(48))
     rows.to_parquet(tmp_path / "train.parquet")
+    small = tiny.flags(tmp_path, rows=tmp_path / "train.parquet")
     values = {
-        "recipes/quickstart.yaml": recipe,
+        "recipes/quickstart.yaml": small["recipe"],
         flags[flags.index("--output_dir") + 1]: tmp_path / "out",
     }
     flags = [str(values.get(word, word)) for word in flags]
-    flags += ["--model", str(tiny.save_model(tmp_path / "model"))]
-    flags += ["--train_file", str(tmp_path / "train.parquet")]
-    done = subprocess.run(
-        [sys.executable, str(ROOT / script), *flags],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    files = {"model": small["model_name_or_path"], "train_file": small["train_file"]}
+    command = [sys.executable, str(ROOT / script), *flags, *tiny.words_of(files)]
+    done = finished(command, tmp_path)
     assert done.stdout.splitlines()[-1] == "sparsity 0.8000"
-    assert (tmp_path / "out" / "model.safetensors").is_file()
+    out = tmp_path / "out"
+    model = AutoModelForSequenceClassification.from_pretrained(out)
+    assert tiny.sparsity(model) == pytest.approx(0.8, abs=1e-4)
+    if "transformers" in script:
+        assert (out / "recipe.yaml").is_file()
 
 
-def test_a_killed_run_is_resumed_as_it_says(tmp_path: Path, monkeypatch) -> None:
+def test_a_killed_run_is_resumed_as_it_says(tmp_path: Path) -> None:
     """The two commands with a tiny model, in one folder."""
     start, resume = RESUMED
     assert resume == [*start, "--resume_from_checkpoint", "last"]
-    data = tiny.write_rows(tmp_path / "data.json", tiny.sentences(48))
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(tiny.RECIPE, encoding="utf-8")
+    more = tiny.flags(tmp_path, 48) | {"per_device_train_batch_size": 4}
     values = {
-        "recipes/quickstart.yaml": str(recipe),
+        "recipes/quickstart.yaml": str(more.pop("recipe")),
         "runs/long": str(tmp_path / "out"),
         "100": "5",
     }
-    more = {
-        "--model_name_or_path": tiny.save_model(tmp_path / "model"),
-        "--train_file": data,
-        "--validation_file": data,
-        "--cache_dir": tmp_path / "cache",
-        "--per_device_train_batch_size": 4,
-    }
-    pairs = [str(word) for pair in more.items() for word in pair]
+    pairs = tiny.words_of(more)
 
     def run(words: list[str]) -> int:
         small = [values.get(word, word) for word in words[1:]]
         return cli.main([*small, *pairs, "--use_cpu"])
 
-    def killed(self) -> bool:
-        if self.steps == 13:
+    def killed(stepper, step) -> bool:
+        if stepper.steps == 13:
             raise KeyboardInterrupt
-        return step(self)
+        return step()
 
-    step = RecipeStepper.step
-    with monkeypatch.context() as patched:
-        patched.setattr(RecipeStepper, "step", killed)
+    with each_step(killed):
         assert run(start) == 130
     assert run(start) == 2  # the folder is not empty
     assert run(resume) == 0
     assert (tmp_path / "out" / "model.safetensors").is_file()
-    lines = (tmp_path / "out" / "metrics.jsonl").read_text("utf-8").splitlines()
-    steps = [r["step"] for r in map(json.loads, lines) if r["kind"] == "step"]
+    steps = [record["step"] for record in records(tmp_path / "out", "step")]
     assert steps == [10, 20, 24]
     folders = sorted(path.name for path in (tmp_path / "out").glob("checkpoint-*"))
     assert folders == ["checkpoint-15", "checkpoint-20"]

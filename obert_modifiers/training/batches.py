@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 import torch
@@ -16,11 +16,10 @@ from obert_modifiers.core.pruning.sampling import GradientSource, SampleRequest
 _LOGGER = logging.getLogger(__name__)
 
 GRADIENT_BATCH_SIZE = 32
-_SAMPLING_OPTIONS = ("batch_size",)
 _GROUP_BATCHES = 50  # batches that are sorted by length together
 
-
 Batch = dict[str, Tensor]
+Samples = Sequence[dict[str, Any]]
 
 
 def keep_logits(outputs: Any, batch: Batch) -> Batch:
@@ -38,42 +37,35 @@ class TaskData:
         train: Samples by index, each a dict with ``input_ids`` and ``labels``.
         validation: The same for evaluation.
         collate: Makes a batch of tensors by name, ``labels`` among them.
-        sample_loss: Called with the model's outputs and a batch; gives the loss of
-            each sample, ``(k,)``; for tokens, the mean over those with a label.
-        metrics: Called with what `keep` kept of all samples, arrays by name, a row for
-            each sample in the order of the samples; gives figures by name. ``loss`` and
-            ``samples`` among them replace the mean of the losses and the row count.
-        keep: Called with the model's outputs and a batch; gives tensors by name, a row
-            for each sample. Rows of different widths are filled up with -100, those of
-            floating-point numbers with minus infinity.
+        sample_loss: Takes the model's outputs and a batch; gives the loss of each
+            sample, ``(k,)``; for tokens, the mean over those with a label.
+        metrics: Takes what `keep` kept of all samples, arrays by name, a row for each
+            sample in their order; gives figures by name. ``loss`` and ``samples`` among
+            them replace the mean of the losses and the row count.
+        keep: Takes the model's outputs and a batch; gives tensors by name, a row for
+            each sample. Short rows are filled up with -100 or, of floats, with -inf.
         headline: The figures that people look at first, the first one foremost.
-        more_validation: Further samples to evaluate on, by the ending that their
-            figures' names get.
+        more_validation: Further samples to evaluate on, by what is put after the names
+            of their figures.
         start_epoch: Called with the number of each epoch before its first batch.
     """
 
-    train: Sequence[dict[str, Any]]
-    validation: Sequence[dict[str, Any]]
+    train: Samples
+    validation: Samples
     collate: Callable[[list[dict[str, Any]]], Batch]
     sample_loss: Callable[[Any, Batch], Tensor]
     metrics: Callable[..., dict[str, float]]
     keep: Callable[[Any, Batch], Batch] = keep_logits
     headline: tuple[str, ...] = ("accuracy",)
-    more_validation: Mapping[str, Sequence[dict[str, Any]]] = field(
-        default_factory=dict
-    )
+    more_validation: Mapping[str, Samples] = field(default_factory=dict)
     start_epoch: Callable[[int], None] | None = None
 
 
-def lengths_of(samples: Sequence[dict[str, Any]]) -> list[int]:
-    """Count the tokens of each sample.
-
-    A data set of the datasets library is read by column, and one that counts its tokens
-    itself (``token_counts``) is asked.
-    """
+def lengths_of(samples: Samples) -> list[int]:
+    """Count the tokens of each sample, where possible without reading them all."""
     if hasattr(samples, "token_counts"):
         return samples.token_counts()
-    if hasattr(samples, "column_names"):
+    if hasattr(samples, "column_names"):  # of the datasets library
         return [len(ids) for ids in samples["input_ids"]]
     lengths = [len(sample["input_ids"]) for sample in samples]
     if len(lengths) != len(samples):
@@ -84,47 +76,37 @@ def lengths_of(samples: Sequence[dict[str, Any]]) -> list[int]:
     return lengths
 
 
+@dataclass(eq=False)
 class EpochBatches(Sampler[list[int]]):
     """Indices of shuffled batches, of similar lengths where that is wanted.
 
-    The order depends only on seed and epoch, so that every process has the same one and
-    a run can be repeated. `short_last` puts a batch with fewer samples at the end,
-    where accelerate wants it when several processes share the batches: it leaves out
-    one that comes earlier.
+    The order depends only on seed and epoch, so that all processes have the same and a
+    run can be repeated. `short_last` puts the batch with fewer samples at the end:
+    where several processes share the batches, accelerate leaves out an earlier one.
     """
 
-    def __init__(
-        self,
-        lengths: Sequence[int],
-        batch_size: int,
-        *,
-        seed: int,
-        by_length: bool,
-        short_last: bool = False,
-    ) -> None:
-        self.lengths, self.batch_size = lengths, batch_size
-        self.by_length, self.short_last = by_length, short_last
-        self.drop_last = False
-        self._seed, self._epoch = seed, 0
+    lengths: Sequence[int]
+    batch_size: int
+    _: KW_ONLY
+    seed: int
+    by_length: bool
+    short_last: bool = False
+    drop_last: bool = False  # which accelerate reads
+    epoch: int = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order of an epoch, counted from 0."""
-        self._epoch = epoch
+        self.epoch = epoch
 
     def __len__(self) -> int:
         return -(-len(self.lengths) // self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
-        generator = torch.Generator().manual_seed(self._seed + 7919 * self._epoch)
+        generator = torch.Generator().manual_seed(self.seed + 7919 * self.epoch)
         order = torch.randperm(len(self.lengths), generator=generator).tolist()
         if self.by_length:
-            group = self.batch_size * _GROUP_BATCHES
-            groups = [
-                sorted(part, key=self.lengths.__getitem__)
-                for part in _cut(order, group)
-            ]
-            order = [index for part in groups for index in part]
-        batches = list(_cut(order, self.batch_size))
+            groups = _cut(order, self.batch_size * _GROUP_BATCHES)
+            order = [i for group in groups for i in self._sorted(group)]
+        batches = _cut(order, self.batch_size)
         if self.by_length:
             shuffled = torch.randperm(len(batches), generator=generator).tolist()
             batches = [batches[i] for i in shuffled]
@@ -132,11 +114,13 @@ class EpochBatches(Sampler[list[int]]):
             batches.sort(key=lambda batch: len(batch) < self.batch_size)
         yield from batches
 
+    def _sorted(self, indices: list[int]) -> list[int]:
+        return sorted(indices, key=self.lengths.__getitem__)
+
 
 def sorted_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
     """Cut all samples into batches by length, for evaluation."""
-    order = sorted(range(len(lengths)), key=lengths.__getitem__)
-    return list(_cut(order, batch_size))
+    return _cut(sorted(range(len(lengths)), key=lengths.__getitem__), batch_size)
 
 
 def gradient_source(
@@ -160,13 +144,10 @@ def gradient_source(
         seed: Seed of the draws.
         batch_size: Samples of a batch where its mean is a gradient (granularity
             ``batch``) and the recipe names no size; as SparseML, that of training.
-
-    Returns:
-        A source for second-order pruning.
     """
     lengths = lengths_of(data.train)
 
-    def batches(request: SampleRequest) -> Iterable[dict[str, Tensor]]:
+    def batches(request: SampleRequest) -> Iterable[Batch]:
         by_batch = request.granularity == "batch"
         size = check_sampling_options(request.options)
         if by_batch and "batch_size" not in (request.options or {}):
@@ -184,14 +165,14 @@ def gradient_source(
         if not by_batch:
             indices.sort(key=lengths.__getitem__)
         rank, ranks = world()
-        for part in list(_cut(indices, size))[rank::ranks]:
+        for part in _cut(indices, size)[rank::ranks]:
             batch = data.collate([data.train[i] for i in part])
             yield {name: values.to(device) for name, values in batch.items()}
 
-    def outputs(model: nn.Module, batch: dict[str, Tensor]) -> Any:
+    def outputs(model: nn.Module, batch: Batch) -> Any:
         return forward(**inputs_of(batch))
 
-    def loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
         return data.sample_loss(outputs(model, batch), batch)
 
     return GradientSource(
@@ -207,16 +188,16 @@ def gradient_source(
 def check_sampling_options(options: dict[str, Any] | None) -> int:
     """Check a recipe's ``grad_sampler_kwargs``; return the size of gradient batches."""
     options = options or {}
-    unknown = sorted(set(options) - set(_SAMPLING_OPTIONS))
+    unknown = sorted(set(options) - {"batch_size"})
     if unknown:
         raise ValueError(
-            f"grad_sampler_kwargs={unknown} is unknown; expected "
-            f"{', '.join(_SAMPLING_OPTIONS)}; leave the others out"
+            f"grad_sampler_kwargs={unknown} is unknown; expected batch_size; leave the "
+            "others out"
         )
     return int(options.get("batch_size", GRADIENT_BATCH_SIZE))
 
 
-def inputs_of(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+def inputs_of(batch: Batch) -> Batch:
     """Return what the model is called with: no labels, nothing of the teacher's."""
     return {
         name: values
@@ -234,6 +215,5 @@ def _draw(available: int, wanted: int, seed: int) -> list[int]:
     return indices[:wanted]
 
 
-def _cut(indices: list[int], size: int) -> Iterator[list[int]]:
-    for start in range(0, len(indices), size):
-        yield indices[start : start + size]
+def _cut(indices: list[int], size: int) -> list[list[int]]:
+    return [indices[start : start + size] for start in range(0, len(indices), size)]

@@ -1,9 +1,8 @@
 """Folders ``checkpoint-<step>``: written completely or not at all, and checked.
 
-A folder is written under a temporary name, every file is flushed to the disk, a
-manifest with the checksums of all files comes last, and only then the folder gets its
-name. So a folder with that name is whole unless the disk has lost something, which the
-checksums tell.
+A folder is written under a temporary name, every file is flushed, a manifest with all
+checksums comes last, and only then the folder gets its name. So a folder with that name
+is whole unless the disk has lost something, which the checksums tell.
 """
 
 import hashlib
@@ -27,12 +26,10 @@ LAST = "last"
 WRITE_ERRORS = (OSError, SafetensorError)
 
 _NAME = re.compile(r"checkpoint-(\d+)(\.replaced)?")
-_CHUNK = 1 << 20
 _LOGGER = logging.getLogger(__name__)
 
 
 def name_of(step: int) -> str:
-    """Name the folder of a step."""
     return f"checkpoint-{step}"
 
 
@@ -68,10 +65,8 @@ def read_state(folder: Path, name: str) -> Any:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text and flush it to the disk."""
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    path.write_text(text, encoding="utf-8")
+    _flush(path)
 
 
 def seal(partial: Path, step: int) -> Path:
@@ -107,47 +102,54 @@ def fault_of(folder: Path) -> str | None:
     return None
 
 
-def find_whole(resume: str | Path, output_dir: Path) -> Path | None:
+def find_whole(resume: str | Path | None, output_dir: Path) -> Path | None:
     """Find the checkpoint to resume from, passing over damaged ones with a warning.
 
     `resume` is ``last`` for the last one of the run, or a checkpoint's folder, or that
-    of a run. None for ``last`` where none was ever written.
+    of a run. None for None, and for ``last`` where none was ever written.
     """
-    named = None if resume == LAST else Path(resume)
-    if named is not None and not named.is_dir():
-        raise ValueError(
-            f"resume_from_checkpoint={named} is no folder; expected that of a "
-            "checkpoint or of a run; give its path or last"
-        )
-    folder = output_dir if named is None else named
-    candidates = checkpoints_in(folder)
-    if named is not None and not candidates:
-        if not (named / MANIFEST).is_file() and not _NAME.fullmatch(named.name):
-            raise ValueError(
-                f"resume_from_checkpoint={named} holds no checkpoint; expected a "
-                f"folder checkpoint-<step> with {MANIFEST}, as --save_strategy writes "
-                "it, or the folder of a run; give its path or last"
-            )
-        # Those before it stand in for it.
-        same = checkpoints_in(named.parent)
-        candidates = [named, *(p for p in same if _step(p) < _step(named))]
+    if resume is None:
+        return None
+    candidates = checkpoints_in(output_dir) if resume == LAST else _named(Path(resume))
     if not candidates:
+        _LOGGER.info("no checkpoint in %s yet: starting anew", output_dir)
         return None
     faults = []
     for candidate in candidates:
         fault = fault_of(candidate)
-        if fault is None:
-            if faults:
-                _LOGGER.warning(
-                    "%s; resuming from the one before: %s", "; ".join(faults), candidate
-                )
-            return candidate
-        faults.append(f"{candidate} is damaged: {fault}")
+        if fault is not None:
+            faults.append(f"{candidate} is damaged: {fault}")
+            continue
+        if faults:
+            _LOGGER.warning(
+                "%s; resuming from the one before: %s", "; ".join(faults), candidate
+            )
+        return candidate
     raise ValueError(
         f"resume_from_checkpoint={resume} finds no whole checkpoint: "
         f"{'; '.join(faults)}; expected one at least; train anew with "
         "--overwrite_output_dir"
     )
+
+
+def _named(folder: Path) -> list[Path]:
+    """List the checkpoints of a run, or a checkpoint and those before it."""
+    if not folder.is_dir():
+        raise ValueError(
+            f"resume_from_checkpoint={folder} is no folder; expected that of a "
+            "checkpoint or of a run; give its path or last"
+        )
+    found = checkpoints_in(folder)
+    if found:
+        return found
+    if not (folder / MANIFEST).is_file() and _step(folder) < 0:
+        raise ValueError(
+            f"resume_from_checkpoint={folder} holds no checkpoint; expected "
+            f"checkpoint-<step> with {MANIFEST}, as --save_strategy writes it, or the "
+            "folder of a run; give its path or last"
+        )
+    before = [p for p in checkpoints_in(folder.parent) if _step(p) < _step(folder)]
+    return [folder, *before]
 
 
 def _step(path: Path) -> int:
@@ -180,10 +182,8 @@ def remove_all(folder: Path) -> None:
 
 
 def _checksum(path: Path) -> dict[str, Any]:
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
+        digest = hashlib.file_digest(file, "sha256")
     return {"sha256": digest.hexdigest(), "bytes": path.stat().st_size}
 
 

@@ -2,12 +2,14 @@
 
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
 
+@dataclass
 class SeededCollate:
     """Calls a collate function with torch's generator seeded for each batch.
 
@@ -16,36 +18,29 @@ class SeededCollate:
     training it is called. The generator's state comes back as it was.
     """
 
-    def __init__(self, collate: Callable[..., Any], seed: int, rank: int) -> None:
-        self._collate = collate
-        self._seed = (seed, rank)
-        self.epoch = 0
-        self.number = 0  # batches of the epoch that are made or skipped
+    collate: Callable[[list[Any]], Any]
+    seed: int
+    rank: int
+    epoch: int = 0
+    number: int = 0  # batches of the epoch that are made or skipped
 
     def __call__(self, samples: list[Any]) -> Any:
         # Tuples of integers have the same hash in every process.
-        seed = hash((*self._seed, self.epoch, self.number)) % 2**63
+        seed = hash((self.seed, self.rank, self.epoch, self.number)) % 2**63
         self.number += 1
-        generator = torch.default_generator
-        before = generator.get_state()
-        generator.manual_seed(seed)
-        try:
-            return self._collate(samples)
-        finally:
-            generator.set_state(before)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            return self.collate(samples)
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
     """Read the generators of Python, NumPy, torch and the device as plain values."""
     version, words, gauss = random.getstate()
     numpy = np.random.get_state(legacy=False)
+    inner = numpy.pop("state")
     state = {
         "python": [version, list(words), gauss],
-        "numpy": {
-            **{key: numpy[key] for key in ("bit_generator", "has_gauss", "gauss")},
-            "key": numpy["state"]["key"].tolist(),
-            "pos": numpy["state"]["pos"],
-        },
+        "numpy": {**numpy, "key": inner["key"].tolist(), "pos": inner["pos"]},
         "torch": _hex(torch.get_rng_state()),
     }
     if device.type == "cuda":

@@ -4,26 +4,19 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DynamoBackend
 from torch import nn
 from torch.distributed.tensor import DTensor
 
 _LOGGER = logging.getLogger(__name__)
-# accelerate launch tells its processes by these, and builds the wrappers from them.
-_SWITCHES = {
-    "ACCELERATE_USE_FSDP": "FSDP",
-    "ACCELERATE_USE_DEEPSPEED": "DEEPSPEED",
-    "ACCELERATE_USE_MEGATRON_LM": "MEGATRON_LM",
-    "ACCELERATE_USE_PARALLELISM_CONFIG": "PARALLELISM_CONFIG",
-}
-_SHARDING = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
+# Of accelerate's ways to run, those that shard the parameters.
+_SHARDING = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG")
 # What gloo and NCCL say when the other end of a connection is gone.
 _GONE = (
     "connection closed by peer",
@@ -35,14 +28,11 @@ _GONE = (
 _AMPERE = (8, 0)  # the first GPUs that have TF32
 
 
-def check_environment(environment: Mapping[str, str] | None = None) -> None:
-    """Refuse a launcher that was told to shard the parameters.
-
-    It is called before anything is loaded, as accelerate builds the wrappers early.
-    """
-    environment = os.environ if environment is None else environment
-    for name, kind in _SWITCHES.items():
-        if environment.get(name, "").lower() in ("true", "1", "yes"):
+def check_environment() -> None:
+    """Refuse a launcher that was told to shard, before accelerate builds wrappers."""
+    for kind in _SHARDING:
+        told = os.environ.get(f"ACCELERATE_USE_{kind}", "").lower()
+        if told in ("true", "1", "yes"):
             raise ValueError(refusal(kind))
 
 
@@ -61,19 +51,8 @@ def refusal(kind: str) -> str:
     return (
         f"distributed_type={kind} shards the parameters; expected whole ones, as masks "
         "and Fisher blocks are made of them; train with DDP: accelerate launch "
-        "--multi_gpu --num_processes N, or torchrun --nproc_per_node N (the Fisher "
-        "state is shared over the processes anyway)"
+        "--multi_gpu --num_processes N, or torchrun --nproc_per_node N"
     )
-
-
-def check_compiler(backend: str | None) -> None:
-    """Check the name of a backend of ``torch.compile``, or None."""
-    known = [one.value.lower() for one in DynamoBackend]
-    if backend is not None and backend.lower() not in known:
-        raise ValueError(
-            f"torch_compile={backend} is unknown; expected one of {', '.join(known)}; "
-            "use inductor"
-        )
 
 
 def check_tf32(device: torch.device) -> None:
@@ -91,24 +70,16 @@ def check_tf32(device: torch.device) -> None:
 
 @contextmanager
 def products_in_tf32(wanted: bool) -> Iterator[None]:
-    """Let float32 matrix products round their factors to TF32 inside the block.
-
-    It is torch's switch for the process, and is as it was afterwards.
-    """
-    before = torch.get_float32_matmul_precision()
-    if wanted:
-        torch.set_float32_matmul_precision("high")
+    """Let float32 matrix products round their factors to TF32 inside the block."""
+    if not wanted:
+        yield
+        return
+    before = torch.get_float32_matmul_precision()  # torch's switch for the process
+    torch.set_float32_matmul_precision("high")
     try:
         yield
     finally:
-        if wanted:
-            torch.set_float32_matmul_precision(before)
-
-
-def is_lost_rank(error: BaseException) -> bool:
-    """Tell whether an exchange failed because another process is gone."""
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(sign in text for sign in _GONE)
+        torch.set_float32_matmul_precision(before)
 
 
 @contextmanager
@@ -117,12 +88,12 @@ def translate_lost_rank_errors() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not is_lost_rank(error):
+        if not any(sign in str(error).lower() for sign in _GONE):
             raise
         text = (
             f"another process is gone ({str(error).splitlines()[0][:200]}); expected "
-            "all until the end; see its message, or whether it was killed for memory; "
-            "go on with --resume_from_checkpoint last"
+            "all until the end; see its message, resume with --resume_from_checkpoint "
+            "last"
         )
         # At once: the launcher ends this process too, with SIGTERM.
         _LOGGER.error(text)
@@ -130,25 +101,19 @@ def translate_lost_rank_errors() -> Iterator[None]:
 
 
 class TrainingStopped(Exception):
-    """Training was asked to stop by SIGTERM, and has saved where it is.
-
-    Attributes:
-        checkpoint: The folder to resume from.
-    """
+    """Training was asked to stop by SIGTERM, and is saved in ``checkpoint``."""
 
     def __init__(self, checkpoint: Path) -> None:
         super().__init__(f"stopped by SIGTERM; saved in {checkpoint}")
         self.checkpoint = checkpoint
 
 
+@dataclass
 class StopRequest:
     """Whether this process listens for a SIGTERM, and has received it."""
 
-    def __init__(self, active: bool) -> None:
-        self.active, self.received = active, False
-
-    def _receive(self, number: int, frame: Any) -> None:
-        self.received = True
+    active: bool
+    received: bool = False
 
 
 @contextmanager
@@ -158,7 +123,11 @@ def listening(active: bool) -> Iterator[StopRequest]:
     if not active or threading.current_thread() is not threading.main_thread():
         yield request
         return
-    before = signal.signal(signal.SIGTERM, request._receive)
+
+    def receive(number: int, frame: object) -> None:
+        request.received = True
+
+    before = signal.signal(signal.SIGTERM, receive)
     try:
         yield request
     finally:

@@ -1,10 +1,9 @@
-"""AdamW, its parameter groups, and a learning-rate schedule where no recipe has one."""
+"""Parameter groups, and a learning-rate schedule where no recipe has one."""
 
 import math
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import nn
 
 from obert_modifiers.training.config import TrainConfig
@@ -13,32 +12,13 @@ from obert_modifiers.training.config import TrainConfig
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Leave vectors (biases, normalisation weights) out of weight decay.
 
-    The matrices are what SparseML's ``SetWeightDecayModifier`` calls
-    ``param_groups: [0]``.
+    The matrices are ``param_groups: [0]`` of SparseML's ``SetWeightDecayModifier``.
     """
-    decayed, plain = [], []
-    for param in model.parameters():
-        (decayed if param.ndim > 1 else plain).append(param)
+    parameters = list(model.parameters())
     return [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": plain, "weight_decay": 0.0},
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
-
-
-def make_optimizer(
-    model: nn.Module, config: TrainConfig, fused: bool
-) -> torch.optim.AdamW:
-    """Make AdamW.
-
-    A scaler of fp16 leaves it to a fused step to pass itself over, which cannot be
-    told from one that was taken: no fused step with a scaler.
-    """
-    return torch.optim.AdamW(
-        parameter_groups(model, config.weight_decay),
-        lr=config.learning_rate,
-        weight_decay=0.0,
-        fused=fused or None,
-    )
 
 
 def rate_factor(config: TrainConfig, total_steps: int) -> Callable[[int], float]:

@@ -52,9 +52,8 @@ class _Packer:
         key = (*same, values.device)
         name = self._names.get(key) if values.numel() else None
         if name is None:
-            name = (
-                where if where not in self.tensors else f"{where} {len(self.tensors)}"
-            )
+            taken = where in self.tensors
+            name = f"{where} {len(self.tensors)}" if taken else where
             self._names[key] = name
             held = values.cpu().contiguous()
             if values.dtype == torch.bool:

@@ -19,13 +19,13 @@ from obert_modifiers.core.losses import (
 from obert_modifiers.core.outputs import MULTI_LABEL, REGRESSION, logits_of, problem_of
 from obert_modifiers.core.quantization import scales
 from obert_modifiers.recipe.manager import RecipeManager
-from obert_modifiers.training import RecipeStepper
 from obert_modifiers.training.batches import TaskData, gradient_source
 from obert_modifiers.training.checkpoint import name_of, read_state, write_state
 from obert_modifiers.training.environment import refusal
-from obert_modifiers.training.saving import check_sparsity
+from obert_modifiers.training.saving import RECIPE, check_sparsity
+from obert_modifiers.training.stepper import RecipeStepper
 
-STATE, RECIPE = "recipe_state", "recipe.yaml"  # beside the Trainer's own checkpoints
+STATE = "recipe_state"  # beside the Trainer's own checkpoints
 
 
 def sample_losses(
@@ -34,17 +34,15 @@ def sample_losses(
     """Return the loss of each sample for the usual heads of classification.
 
     Args:
-        outputs: The model's outputs, with logits (k, classes), (k, 1) for a number, or
-            (k, tokens, classes).
-        batch: The batch with ``labels`` (k,), (k, classes) with a 0 or 1 for each
-            class, or (k, tokens) with -100 where a token does not count.
+        outputs: With logits (k, classes), (k, 1) for a number, or (k, T, classes).
+        batch: With ``labels`` (k,), (k, classes) of 0 and 1, or (k, T) with -100 where
+            a token does not count.
         problem: ``problem_type`` of the model's configuration; None goes by logits and
             labels as transformers does.
 
     Returns:
         (k,) in float32: cross-entropy, squared error, the mean over the labels of the
-        binary cross-entropy, or the mean cross-entropy of the sample's labelled tokens;
-        0 for a sample without any.
+        binary cross-entropy, or that over the labelled tokens; 0 where there are none.
     """
     labels = batch["labels"]
     kind = problem_of(logits_of(outputs), labels, problem)
@@ -92,8 +90,8 @@ class RecipeCallback(TrainerCallback):
         self._optimizer: Any = None
         self._rates: list[float] | None = None
         self._hooks: list[Any] = []
-        self._batches_left = 0
-        self._window = 1  # micro-batches of this optimizer step
+        self._batches_left = 0  # micro-batches of the epoch that are still to come
+        self._window = 1  # those of this optimizer step
         self._training = False
         self._scaled = False  # whether the Trainer leaves it to the model to divide
         self._mixed = self._used = 0  # losses made in this step, and trained on
@@ -101,15 +99,11 @@ class RecipeCallback(TrainerCallback):
     def save(self, folder: str | Path) -> None:
         """Write what belongs beside a saved model: the recipe, and scales after QAT."""
         if self._model is None:
-            raise RuntimeError(
-                f"folder={folder} has no trained model to go with; expected "
-                "Trainer.train before; call it first"
-            )
+            raise RuntimeError(f"folder={folder} has no trained model; expected one")
         self.manager.save(Path(folder) / RECIPE)
         scales.save_quantization(self._model, Path(folder))
 
     def on_init_end(self, args, state, control, **kwargs) -> None:
-        """Drop the layers that the recipe drops, before there is an optimizer."""
         model = kwargs["model"]
         named = self.manager.teacher if self._teacher is None else self._teacher
         if self.manager.distillation and named == "self":
@@ -120,7 +114,6 @@ class RecipeCallback(TrainerCallback):
         self._model = model
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
-        """Check the recipe against data and arguments, and attach it to the model."""
         model, self._optimizer = kwargs["model"], kwargs["optimizer"]
         loader = kwargs["train_dataloader"]
         if self._model is not model:
@@ -136,7 +129,10 @@ class RecipeCallback(TrainerCallback):
         self.manager.check_teacher(self._teacher)
         # Mixed precision wraps the model's forward function; gradients want it plain.
         forward = getattr(model, "_original_forward", model.forward)
-        losses = self._losses_of(model)
+        losses = self._sample_loss
+        if losses is sample_losses:
+            config = getattr(model, "config", None)
+            losses = partial(losses, problem=getattr(config, "problem_type", None))
         data = TaskData(loader.dataset, [], loader.collate_fn, losses, lambda **_: {})
         source = gradient_source(
             data,
@@ -160,14 +156,7 @@ class RecipeCallback(TrainerCallback):
                 model.register_forward_hook(self._distil, with_kwargs=True),
             ]
 
-    def _losses_of(self, model: nn.Module) -> Callable[..., Tensor]:
-        if self._sample_loss is not sample_losses:
-            return self._sample_loss
-        config = getattr(model, "config", None)
-        return partial(sample_losses, problem=getattr(config, "problem_type", None))
-
     def _check(self, args: TrainingArguments, state: Any, steps: int) -> None:
-        """Refuse what would prune wrongly or lose what was pruned."""
         epochs = self.manager.max_epochs
         if epochs is not None and round(epochs * steps) != state.max_steps:
             raise ValueError(
@@ -189,23 +178,19 @@ class RecipeCallback(TrainerCallback):
             )
 
     def on_epoch_begin(self, args, state, control, **kwargs) -> None:
-        """Count the micro-batches of the epoch that are still to come."""
         made = state.global_step % self._stepper.steps_per_epoch
-        self._batches_left = len(kwargs["train_dataloader"])
-        self._batches_left -= made * args.gradient_accumulation_steps
+        before = made * args.gradient_accumulation_steps
+        self._batches_left = len(kwargs["train_dataloader"]) - before
 
     def on_step_begin(self, args, state, control, **kwargs) -> None:
-        """Learn how many micro-batches the next optimizer step has."""
         self._window = min(args.gradient_accumulation_steps, self._batches_left)
         self._batches_left -= self._window
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs) -> None:
-        """Let the modifiers act, with the recipe's learning rate if it sets one."""
         if self._mixed and not self._used:
             raise ValueError(
-                "compute_loss gives a loss without the model's own (outputs.loss), so "
-                "that nothing is distilled; expected a loss that is made of it; use "
-                "outputs.loss in compute_loss, or leave distillation out of the recipe"
+                "compute_loss gives a loss without the model's own, so that nothing is "
+                "distilled; expected one that is made of it; use outputs.loss there"
             )
         self._mixed = self._used = 0
         groups = self._optimizer.param_groups
@@ -217,11 +202,9 @@ class RecipeCallback(TrainerCallback):
             self._rates = [group["lr"] for group in groups]
 
     def on_optimizer_step(self, args, state, control, **kwargs) -> None:
-        """Apply masks, and advance unless the optimizer skipped the step."""
         self._stepper.after()
 
     def on_evaluate(self, args, state, control, **kwargs) -> None:
-        """Tell the recipe the figures; its early stopping may end the training."""
         if not self._training:
             return
         metrics = kwargs["metrics"].items()
@@ -230,13 +213,16 @@ class RecipeCallback(TrainerCallback):
             control.should_training_stop = True
 
     def on_save(self, args, state, control, **kwargs) -> None:
-        """Write the recipe and where it is into the Trainer's checkpoint."""
         if not state.is_world_process_zero or not self._training:
             return
         folder = _checkpoint(args, state)
-        where = {"step": self._stepper.steps, "rates": self._rates}
-        where |= {"sparsity": self.manager.sparsity()}
-        write_state(folder, STATE, {**where, "modifiers": self.manager.state_dict()})
+        saved = {
+            "step": self._stepper.steps,
+            "rates": self._rates,
+            "sparsity": self.manager.sparsity(),
+            "modifiers": self.manager.state_dict(),
+        }
+        write_state(folder, STATE, saved)
         self.save(folder)
 
     def _resume(self, model: nn.Module, folder: Path) -> None:
@@ -244,8 +230,7 @@ class RecipeCallback(TrainerCallback):
         if not (folder / f"{STATE}.json").is_file():
             raise ValueError(
                 f"resume_from_checkpoint={folder} has no {STATE}.json; expected a "
-                "checkpoint of this output_dir that was written with RecipeCallback; "
-                "resume with the output_dir that the run began with"
+                "checkpoint of RecipeCallback; resume with the run's own output_dir"
             )
         saved = read_state(folder, STATE)
         # The modifiers may write weights, so those of the checkpoint come after them.
@@ -262,11 +247,9 @@ class RecipeCallback(TrainerCallback):
         check_sparsity(self.manager, saved["sparsity"])
 
     def on_train_end(self, args, state, control, **kwargs) -> None:
-        """Let go of the model; it keeps its zeros and its quantization."""
         for hook in self._hooks:
             hook.remove()
-        self._hooks = []
-        self._training = False
+        self._hooks, self._training = [], False
         self.manager.finalize(kwargs["model"])
 
     def _take_scaling(self, model: nn.Module, args: tuple, kwargs: dict) -> Any:
@@ -286,9 +269,9 @@ class RecipeCallback(TrainerCallback):
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else None
         if loss is None:
             raise ValueError(
-                "loss=None came from the model, so that nothing would be distilled; "
-                "expected labels in the batch and a model that returns a dict; leave "
-                "compute_loss_func, label_smoothing_factor and return_dict=False out"
+                "loss=None came from the model, so that nothing is distilled; expected "
+                "labels and a model that returns a dict; leave compute_loss_func, "
+                "label_smoothing_factor and return_dict=False out"
             )
         mixed = self.manager.loss(
             loss,
@@ -313,8 +296,7 @@ def _need_length(loader: Any) -> None:
     except TypeError as error:
         raise ValueError(
             f"train_dataset={type(loader.dataset).__name__} has no length; expected "
-            "data with len(), of which a recipe counts epochs and draws gradients; "
-            "load it whole, without streaming"
+            "data with len(); load it without streaming"
         ) from error
 
 

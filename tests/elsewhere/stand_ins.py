@@ -8,7 +8,7 @@ import enum
 import importlib.util
 import sys
 import types
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -38,24 +38,8 @@ class Algorithm:
     """Composer's base class: ``match`` says when ``apply`` is called."""
 
 
-@dataclass
-class Timestamp:
-    """Composer's: batches that are done."""
-
-    batch: int = 0
-
-
-@dataclass
-class ComposerState:
+class ComposerState(types.SimpleNamespace):
     """Composer's: what an algorithm sees of the training."""
-
-    model: nn.Module
-    dataloader: Any
-    timestamp: Timestamp = field(default_factory=Timestamp)
-
-    @property
-    def dataloader_len(self) -> int:
-        return len(self.dataloader)
 
 
 class Logger:
@@ -70,7 +54,9 @@ class Logger:
 
 def fit(model: nn.Module, loader: Any, optimizer: Any, algorithm: Any, epochs: int):
     """Train as Composer's engine does, with one algorithm."""
-    state, logger = ComposerState(model, loader), Logger()
+    logger, batches = Logger(), types.SimpleNamespace(batch=0)
+    state = ComposerState(model=model, dataloader=loader, timestamp=batches)
+    state.dataloader_len = len(loader)
 
     def tell(event: Event) -> None:
         if algorithm.match(event, state):
@@ -84,7 +70,7 @@ def fit(model: nn.Module, loader: Any, optimizer: Any, algorithm: Any, epochs: i
             tell(Event.AFTER_BACKWARD)
             optimizer.step()
             optimizer.zero_grad()
-            state.timestamp.batch += 1
+            batches.batch += 1
             tell(Event.BATCH_END)
     return logger.logged
 

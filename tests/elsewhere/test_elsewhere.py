@@ -17,6 +17,7 @@ from torch import nn
 from tests.elsewhere import stand_ins
 
 FOLDER = Path(__file__).parents[2] / "integrations"
+RATES = {"lr": 1e-2, "weight_decay": 0.1}
 FILES = ("composer/obert.py", "llmcompressor/obert.py")
 REAL_COMPOSER = stand_ins.installed("composer")
 REAL_LLM_COMPRESSOR = stand_ins.installed("llmcompressor")
@@ -65,11 +66,9 @@ def zeros(weights) -> int:
 def test_it_needs_the_core_alone_and_few_lines(name) -> None:
     text = (FOLDER / name).read_text(encoding="utf-8")
     assert len(text.splitlines()) < 100
-    found = {
-        getattr(node, "module", None) or node.names[0].name
-        for node in ast.walk(ast.parse(text))
-        if isinstance(node, ast.Import | ast.ImportFrom)
-    }
+    nodes = ast.walk(ast.parse(text))
+    imports = [n for n in nodes if isinstance(n, ast.Import | ast.ImportFrom)]
+    found = {getattr(n, "module", None) or n.names[0].name for n in imports}
     ours = {one for one in found if one.startswith("obert_modifiers")}
     assert ours and all(one.startswith("obert_modifiers.core.") for one in ours)
     assert not {one.split(".")[0] for one in found} & {"sparseml", "accelerate"}
@@ -89,22 +88,17 @@ def composed(algorithm, epochs: int) -> nn.Module:
 
     if not REAL_COMPOSER:
         model = type("Model", (Methods, Body), {})()
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
+        optimizer = torch.optim.AdamW(model.parameters(), **RATES)
         logged = stand_ins.fit(model, loader, optimizer, algorithm, epochs)
-        assert [one["obert/sparsity"] for one in logged][-1] == 0.75
+        assert logged[-1]["obert/sparsity"] == 0.75
         return model
     from composer import ComposerModel, Trainer
 
     model = type("Model", (Methods, Body, ComposerModel), {})()
-    Trainer(
-        model=model,
-        train_dataloader=loader,
-        max_duration=f"{epochs}ep",
-        optimizers=torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1),
-        algorithms=[algorithm],
-        device="cpu",
-        progress_bar=False,
-    ).fit()
+    optimizer = torch.optim.AdamW(model.parameters(), **RATES)
+    how = {"max_duration": f"{epochs}ep", "device": "cpu", "progress_bar": False}
+    how |= {"train_dataloader": loader, "algorithms": [algorithm]}
+    Trainer(model=model, optimizers=optimizer, **how).fit()
     return model
 
 
@@ -118,9 +112,8 @@ def test_composer_prunes_gradually(monkeypatch) -> None:
     assert (algorithm.draws, algorithm.last) == (5, 2.0)
     again = found.OBERT(0.75, end_epoch=2.0, config=config)
     again.load_state_dict(algorithm.state_dict())
-    for target, weight in zip(
-        found.linear_weights(model), model.weights(), strict=True
-    ):
+    targets = found.linear_weights(model)
+    for target, weight in zip(targets, model.weights(), strict=True):
         assert torch.equal(again.masks[target.name], weight != 0)
 
 

@@ -6,13 +6,12 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.faults import world
 from tests.faults.kills import Kill
 
 ROOT = Path(__file__).parents[2]
@@ -20,15 +19,10 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass
 class Runs:
-    """Starts runs as children of the warm process.
+    """Starts runs as children of the warm process."""
 
-    Attributes:
-        server: The warm process.
-        folder: Where the uninterrupted runs are kept.
-    """
-
-    server: subprocess.Popen
-    folder: Path
+    server: subprocess.Popen  # the warm process
+    folder: Path  # where the uninterrupted runs are kept
 
     def start(
         self,
@@ -44,35 +38,41 @@ class Runs:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
+        job = {
+            "folder": str(folder),
+            "recipe": recipe,
+            "kill": None if kill is None else asdict(kill),
+            "plant": list(plant),
+            "options": options,
+        }
+        shared = {"WORLD_SIZE": str(ranks), "MASTER_PORT": port}
+        shared |= {"MASTER_ADDR": "127.0.0.1"}
         jobs = []
         for rank in range(ranks):
-            environment = {
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(ranks),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": port,
-            }
-            jobs.append({
-                "environment": environment if ranks > 1 else {},
-                "folder": str(folder),
-                "recipe": recipe,
-                "kill": None if kill is None else kill.plain(),
-                "plant": list(plant),
-                "options": options,
-                "log": str(folder / f"log-{rank}"),
-            })
+            own = {"RANK": str(rank), "LOCAL_RANK": str(rank), **shared}
+            told = {"environment": own if ranks > 1 else {}}
+            jobs.append({**job, **told, "log": str(folder / f"log-{rank}")})
         self.server.stdin.write(json.dumps(jobs) + "\n")
         self.server.stdin.flush()
         answer = self.server.stdout.readline()
         assert answer, "the warm process is gone"
         return json.loads(answer)
 
+    def end(
+        self, folder: Path, recipe: str, *kills: Kill, plant: Sequence[str] = (), **how
+    ) -> None:
+        """Run to each kill in turn, and then to the end, there with planted bugs."""
+        for kill in kills:
+            codes = self.start(folder, recipe, kill, **how)
+            assert -9 in codes, f"not killed: {codes}\n{log(folder)}"
+        codes = self.start(folder, recipe, plant=plant, **how)
+        assert not any(codes), log(folder)
+
     def whole(self, recipe: str, ranks: int = 1) -> Path:
         """Return the folder of the uninterrupted run, made once, without saving."""
         folder = self.folder / f"{recipe}-{ranks}"
         if not folder.exists():
-            assert self.start(folder, recipe, ranks=ranks) == [0] * ranks, log(folder)
+            self.end(folder, recipe, ranks=ranks)
         return folder
 
 
@@ -101,29 +101,10 @@ def runs(tmp_path_factory) -> Iterator[Runs]:
             stderr=errors,
             text=True,
         )
-        assert server.stdout.readline() == "ready\n", (
-            folder / "server.log"
-        ).read_text()[-3000:]
+        ready = server.stdout.readline() == "ready\n"
+        assert ready, (folder / "server.log").read_text()[-3000:]
         yield Runs(server, folder)
         server.stdin.close()
         server.wait(timeout=60)
         server.stdout.close()
     shutil.rmtree(folder)
-
-
-@pytest.fixture
-def compare() -> Callable[..., None]:
-    """Compare a run that was killed and resumed with one that was not."""
-
-    def same(folder: Path, whole: Path, ranks: int = 1) -> None:
-        for rank in range(ranks):
-            name = f"result-{rank}.json"
-            ours = json.loads((folder / name).read_text())
-            assert ours == json.loads((whole / name).read_text())
-            steps = world.digests_of(whole, rank)
-            found = world.digests_of(folder, rank)
-            assert found == steps
-            assert all(len(digests) == 1 for digests in steps.values())
-        assert world.records_of(folder) == world.records_of(whole)
-
-    return same

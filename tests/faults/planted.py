@@ -7,7 +7,7 @@ from obert_modifiers.host import state as host_state
 from obert_modifiers.modifiers._gradual import GradualPruningModifier
 from obert_modifiers.modifiers._masks import ParameterMasks
 from obert_modifiers.recipe import manager
-from obert_modifiers.training import loop, saving, snapshot
+from obert_modifiers.training import loop, saving
 from obert_modifiers.training.draws import SeededCollate
 
 
@@ -50,9 +50,9 @@ def random_state_forgotten() -> None:
 def losses_forgotten() -> None:
     original = saving.resume_
 
-    def resume(config, parts, journal, folder):
-        random = original(config, parts, journal, folder)
-        parts.progress.losses.clear()
+    def resume(run, folder):
+        random = original(run, folder)
+        run.progress.losses.clear()
         return random
 
     loop.resume_ = resume
@@ -63,12 +63,12 @@ def epoch_starts_over() -> None:
 
 
 def optimizer_forgotten() -> None:
-    original = snapshot.restore_
+    original = saving.restore_
 
-    def restore(parts, folder, run):
-        fresh = parts.optimizer.state_dict()
-        original(parts, folder, run)
-        parts.optimizer.load_state_dict(fresh)
+    def restore(run, folder, state):
+        fresh = run.optimizer.state_dict()
+        original(run, folder, state)
+        run.optimizer.load_state_dict(fresh)
 
     saving.restore_ = restore
 
@@ -112,8 +112,8 @@ def scaler_forgotten() -> None:
     loss_scaler()
     original = saving.restore_
 
-    def restore(parts, folder, run):
-        original(parts, folder, {**run, "scaler": None})
+    def restore(run, folder, state):
+        original(run, folder, {**state, "scaler": None})
 
     saving.restore_ = restore
 

@@ -69,11 +69,9 @@ def warm_up() -> None:
     from tests.faults import world
 
     torch.set_num_threads(1)
-    original = world.RecipeStepper.step
     with tempfile.TemporaryDirectory() as folder:
         for recipe in ("obert", "qat"):
             world.train_once(Path(folder) / recipe, recipe)
-            world.RecipeStepper.step = original
     AcceleratorState._reset_state(reset_partial_state=True)
     PartialState._reset_state()
 

@@ -11,18 +11,20 @@ fell, and fails unless weights, reports of events and records are the same every
 import argparse
 import collections
 import gc
-import importlib
-import json
 import mmap
 import os
 import random
 import shutil
 import signal
-import sys
 import tempfile
 import time
 import warnings
 from pathlib import Path
+
+import torch
+
+from tests.faults import server, world
+from tests.faults.kills import owner_of
 
 # The innermost one that a process is in counts.
 PHASES = {
@@ -36,11 +38,10 @@ PHASES = {
     "evaluation": "training.loop:_Run._evaluate",
 }
 OTHER = "between these"
+MARKS = mmap.mmap(-1, 1)  # the phase of the child
 RECIPE = """
 modifiers:
-  - !EpochRangeModifier
-      start_epoch: 0.0
-      end_epoch: {epochs}
+  - !EpochRangeModifier {{start_epoch: 0.0, end_epoch: {epochs}}}
   - !LearningRateFunctionModifier
       start_epoch: 0.0
       end_epoch: {epochs}
@@ -56,55 +57,42 @@ modifiers:
       num_grads: 32
       memory_budget: 2GB
       fisher_block_size: 12
-  - !QATModifier
-      start_epoch: {quantized}
-      disable_observer_epoch: {fixed}
-  - !LogitDistillationModifier
-      hardness: 0.5
-      teacher: self
+  - !QATModifier {{start_epoch: {quantized}, disable_observer_epoch: {fixed}}}
+  - !LogitDistillationModifier {{hardness: 0.5, teacher: self}}
 """
 
 
-def mark_phases(marks: mmap.mmap) -> None:
-    """Let the process write the number of the phase that it is in."""
+def mark_phases() -> None:
+    """Let a child write the number of the phase that it is in."""
 
     def watched(original, number):
         def call(*args, **kwargs):
-            before = marks[0]
-            marks[0] = number
+            before = MARKS[0]
+            MARKS[0] = number
             try:
                 return original(*args, **kwargs)
             finally:
-                marks[0] = before
+                MARKS[0] = before
 
         return call
 
     for number, target in enumerate(PHASES.values(), start=1):
-        module, _, name = target.partition(":")
-        owner = importlib.import_module(f"obert_modifiers.{module}")
-        *inside, last = name.split(".")
-        for part in inside:
-            owner = getattr(owner, part)
+        owner, last = owner_of(target)
         setattr(owner, last, watched(getattr(owner, last), number))
 
 
-def start(folder: Path, recipe: str, marks: mmap.mmap) -> int:
+def start(folder: Path, recipe: str) -> int:
     """Fork a run that saves every 5 steps and goes on from what is there."""
-    marks[0] = 0
+    folder.mkdir(exist_ok=True)
+    MARKS[0] = 0
     pid = os.fork()
-    if pid:
-        return pid
-    code = 1
-    try:
-        from tests.faults import world
-
-        mark_phases(marks)
+    if pid == 0:
         how = {"save_strategy": "steps", "save_steps": 5, "save_total_limit": 2}
-        world.train_once(folder, recipe, resume_from_checkpoint="last", **how)
-        code = 0
-    finally:
-        sys.stderr.flush()
-        os._exit(code)
+        how["resume_from_checkpoint"] = "last"
+        job = {"folder": str(folder), "recipe": recipe, "options": how}
+        job |= {"environment": {}, "kill": None, "plant": []}
+        server.child({**job, "log": str(folder / "log")})
+    return pid
 
 
 def through(pid: int) -> bool:
@@ -117,10 +105,9 @@ def through(pid: int) -> bool:
 
 def soak(folder: Path, recipe: str, every: float, draw: random.Random) -> dict:
     """Kill and resume until the run is through; counts kills by phase."""
-    marks = mmap.mmap(-1, 1)
     counts: collections.Counter = collections.Counter()
     while True:
-        pid = start(folder, recipe, marks)
+        pid = start(folder, recipe)
         until = time.monotonic() + draw.expovariate(1.0 / every)
         while time.monotonic() < until:
             ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -131,7 +118,7 @@ def soak(folder: Path, recipe: str, every: float, draw: random.Random) -> dict:
             os.kill(pid, signal.SIGKILL)
         if through(pid):
             return dict(counts)
-        counts[[OTHER, *PHASES][marks[0]]] += 1
+        counts[[OTHER, *PHASES][MARKS[0]]] += 1
 
 
 def main() -> None:
@@ -143,22 +130,16 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     flags = parser.parse_args()
     warnings.simplefilter("ignore")
-    import torch
-
     torch.set_num_threads(1)
-    importlib.import_module("tests.faults.world")  # once, before all children
-    epochs = flags.epochs
-    recipe = RECIPE.format(
-        epochs=float(epochs),
-        pruned=float(int(0.6 * epochs)),
-        quantized=float(int(0.7 * epochs)),
-        fixed=float(int(0.9 * epochs)),
-    )
+    mark_phases()
+    parts = {"epochs": 1.0, "pruned": 0.6, "quantized": 0.7, "fixed": 0.9}
+    ends = {name: float(int(part * flags.epochs)) for name, part in parts.items()}
+    recipe = RECIPE.format(**ends)
     gc.collect()
     gc.freeze()
     folder = Path(tempfile.mkdtemp(prefix="soak-"))
     begun = time.monotonic()
-    if not through(start(folder / "whole", recipe, mmap.mmap(-1, 1))):
+    if not through(start(folder / "whole", recipe)):
         raise SystemExit("the undisturbed run was killed")
     alone = time.monotonic() - begun
     counts: collections.Counter = collections.Counter()
@@ -166,7 +147,7 @@ def main() -> None:
     while rounds == 0 or time.monotonic() - begun < 60 * flags.minutes:
         killed = folder / f"killed-{rounds}"
         counts.update(soak(killed, recipe, flags.every, draw))
-        check_same(folder / "whole", killed)
+        world.compare(killed, folder / "whole")
         shutil.rmtree(killed)
         rounds += 1
     total = time.monotonic() - begun
@@ -176,16 +157,6 @@ def main() -> None:
         print(f"  {phase}: {counts.get(phase, 0)}")
     print("the same bits after every step")
     shutil.rmtree(folder)
-
-
-def check_same(whole: Path, killed: Path) -> None:
-    """Fail unless two runs ended alike, with the same bits after every step."""
-    from tests.faults import world
-
-    results = [(f / "result-0.json").read_text() for f in (whole, killed)]
-    assert json.loads(results[0]) == json.loads(results[1])
-    assert world.records_of(whole) == world.records_of(killed)
-    assert world.digests_of(whole) == world.digests_of(killed)
 
 
 if __name__ == "__main__":

@@ -1,34 +1,23 @@
 """Killed anywhere and resumed: the same bits as a run that was not killed."""
 
-import json
 from dataclasses import dataclass
 
 import pytest
 
 from tests.faults import world
-from tests.faults.conftest import log
 from tests.faults.kills import Kill, owner_of
 
 
 @dataclass(frozen=True)
 class Point:
-    """A run that is killed, several times in turn, and resumed after each.
+    """A run that is killed, several times in turn, and resumed after each."""
 
-    Attributes:
-        recipe: Name in `world.RECIPES`.
-        phase: What the kill falls into.
-        kills: One for each start but the last.
-        ranks: Number of processes.
-        quick: Whether it is among the quick tests.
-        strategy: When the run saves.
-    """
-
-    recipe: str
-    phase: str
-    kills: tuple[Kill, ...]
+    recipe: str  # name in `world.RECIPES`
+    phase: str  # what the kill falls into
+    kills: tuple[Kill, ...]  # one for each start but the last
     ranks: int = 1
-    quick: bool = False
-    strategy: str = "steps"
+    quick: bool = False  # among the quick tests
+    strategy: str = "steps"  # when the run saves
 
 
 EVENT = "modifiers._gradual:GradualPruningModifier._event"
@@ -85,11 +74,7 @@ POINTS = [
     one("gmp", "between micro-batches", Kill(MICRO, 18)),
     one("drop", "between micro-batches", Kill(MICRO, 9, "after")),
     one("none", "between micro-batches", Kill(MICRO, 13), quick=True),
-    one(
-        "obert",
-        "before the optimizer",
-        Kill(BEFORE, 9),
-    ),
+    one("obert", "before the optimizer", Kill(BEFORE, 9)),
     one("gmp", "after the optimizer, before masks", Kill(POST, 8)),
     one("hosts", "after a step", Kill(STEP, 11, "after")),
     one("none", "after a step", Kill(STEP, 7, "after"), strategy="epoch"),
@@ -151,31 +136,13 @@ POINTS = [
     one("drop", "epochs", Kill(EVALUATE, 2), ranks=2, strategy="epoch"),
 ]
 assert len(POINTS) >= 60
-QUICK = [point for point in POINTS if point.quick]
-assert len(QUICK) == 6
+assert sum(point.quick for point in POINTS) == 6
 
 
-def name_of(point: Point) -> str:
+def parameter(point: Point):
     ranks = f", {point.ranks} processes" if point.ranks > 1 else ""
-    return f"{point.recipe}: {point.phase}{ranks}"
-
-
-def check(point: Point, runs, compare, folder) -> None:
-    """Run, kill, resume; and compare with the run that was not interrupted."""
-    whole = runs.whole(point.recipe, point.ranks)
-    how = {
-        "ranks": point.ranks,
-        "save_strategy": point.strategy,
-        "save_steps": 2,
-        "save_total_limit": 2,
-        "resume_from_checkpoint": "last",
-    }
-    for kill in point.kills:
-        codes = runs.start(folder, point.recipe, kill, **how)
-        assert -9 in codes, f"not killed: {codes}\n{log(folder)}"
-    codes = runs.start(folder, point.recipe, **how)
-    assert codes == [0] * point.ranks, log(folder)
-    compare(folder, whole, point.ranks)
+    marks = [] if point.quick else [pytest.mark.slow]
+    return pytest.param(point, id=f"{point.recipe}: {point.phase}{ranks}", marks=marks)
 
 
 def test_the_functions_are_where_the_points_say() -> None:
@@ -185,15 +152,13 @@ def test_the_functions_are_where_the_points_say() -> None:
             assert hasattr(owner, name), kill.target
 
 
-@pytest.mark.parametrize("point", QUICK, ids=name_of)
-def test_a_killed_run_ends_with_the_same_bits(point, runs, compare, tmp_path) -> None:
-    check(point, runs, compare, tmp_path)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("point", [p for p in POINTS if not p.quick], ids=name_of)
-def test_killed_in_every_phase(point, runs, compare, tmp_path) -> None:
-    check(point, runs, compare, tmp_path)
+@pytest.mark.parametrize("point", [parameter(point) for point in POINTS])
+def test_a_killed_run_ends_with_the_same_bits(point, runs, tmp_path) -> None:
+    """Run, kill, resume; and compare with the run that was not interrupted."""
+    how = {"ranks": point.ranks, "save_strategy": point.strategy, "save_steps": 2}
+    how |= {"save_total_limit": 2, "resume_from_checkpoint": "last"}
+    runs.end(tmp_path, point.recipe, *point.kills, **how)
+    world.compare(tmp_path, runs.whole(point.recipe, point.ranks), point.ranks)
 
 
 @pytest.mark.slow
@@ -201,7 +166,4 @@ def test_killed_in_every_phase(point, runs, compare, tmp_path) -> None:
 @pytest.mark.parametrize("recipe", sorted(set(world.RECIPES) - {"hosts"}))
 def test_two_processes_end_with_the_same_bits_and_figures(recipe, runs) -> None:
     whole = runs.whole(recipe, 2)
-    first, second = (
-        json.loads((whole / f"result-{rank}.json").read_text()) for rank in (0, 1)
-    )
-    assert first == second
+    assert world.result_of(whole, 0) == world.result_of(whole, 1)

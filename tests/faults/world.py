@@ -10,20 +10,16 @@ from torch import nn
 
 from obert_modifiers.core.quantization.scheme import quantizers_of
 from obert_modifiers.recipe.manager import RecipeManager
-from obert_modifiers.training import RecipeStepper, TrainConfig, train
+from obert_modifiers.training import TrainConfig, train
 from obert_modifiers.training.batches import TaskData
+from tests.training import toy
+from tests.training.toy import each_step
 
 HEAD = """
 modifiers:
-  - !EpochRangeModifier
-      start_epoch: 0.0
-      end_epoch: 3.0
+  - !EpochRangeModifier {start_epoch: 0.0, end_epoch: 3.0}
   - !LearningRateFunctionModifier
-      start_epoch: 0.0
-      end_epoch: 3.0
-      lr_func: linear
-      init_lr: 2e-2
-      final_lr: 1e-3
+      {start_epoch: 0.0, end_epoch: 3.0, lr_func: linear, init_lr: 2e-2, final_lr: 1e-3}
 """
 SCHEDULE = """
       init_sparsity: 0.3
@@ -32,36 +28,20 @@ SCHEDULE = """
       end_epoch: 2.0
       update_frequency: 0.4
 """
-SELF = """
-  - !LogitDistillationModifier
-      hardness: 0.6
-      temperature: 2.0
-      teacher: self
-"""
-FIXED = """
-  - !ConstantPruningModifier
-      start_epoch: 0.0
-      params: ['re:layers.*weight']
-"""
-OBERT = (
-    HEAD
-    + "  - !OBERTPruningModifier"
-    + SCHEDULE
-    + """
+SELF = (
+    "  - !LogitDistillationModifier {hardness: 0.6, temperature: 2.0, teacher: self}\n"
+)
+OBERT = f"""{HEAD}
+  - !OBERTPruningModifier{SCHEDULE}
       num_grads: 16
       memory_budget: 2GB
       fisher_block_size: 12
       fisher_loss: train
       damp: auto
-      grad_sampler_kwargs:
-        batch_size: 8
-"""
-    + SELF
-)
-GMP = HEAD + "  - !GMPStarPruningModifier" + SCHEDULE + "      mask_type: block4\n"
-N_M = (
-    HEAD
-    + """
+      grad_sampler_kwargs: {{batch_size: 8}}
+{SELF}"""
+GMP = f"{HEAD}  - !GMPStarPruningModifier{SCHEDULE}      mask_type: block4\n"
+N_M = f"""{HEAD}
   - !NMPruningModifier
       mask_type: "1:4"
       start_epoch: 0.4
@@ -72,34 +52,19 @@ N_M = (
       memory_budget: 2GB
       fisher_block_size: 12
 """
-)
-QAT = (
-    HEAD
-    + FIXED
-    + """
-  - !QATModifier
-      start_epoch: 0.6
-      disable_observer_epoch: 2.0
-      per_channel: true
+QAT = f"""{HEAD}
+  - !ConstantPruningModifier {{start_epoch: 0.0, params: ['re:layers.*weight']}}
+  - !QATModifier {{start_epoch: 0.6, disable_observer_epoch: 2.0, per_channel: true}}
 """
-)
-DROP = (
-    HEAD
-    + "  - !LayerDropModifier\n      keep: [0, 2]\n"
-    + "  - !GMPStarPruningModifier"
-    + SCHEDULE
-    + "      global_sparsity: true\n"
-    + SELF
-)
+DROP = f"""{HEAD}
+  - !LayerDropModifier {{keep: [0, 2]}}
+  - !GMPStarPruningModifier{SCHEDULE}      global_sparsity: true
+{SELF}"""
 STAGED = """
 prune_stage:
   prune_modifiers:
-    - !EpochRangeModifier
-        start_epoch: 0.0
-        end_epoch: 2.0
-    - !SetLearningRateModifier
-        start_epoch: 0.0
-        learning_rate: 0.02
+    - !EpochRangeModifier {start_epoch: 0.0, end_epoch: 2.0}
+    - !SetLearningRateModifier {start_epoch: 0.0, learning_rate: 0.02}
     - !OBERTPruningModifier
         init_sparsity: 0.4
         final_sparsity: 0.7
@@ -112,34 +77,20 @@ prune_stage:
         mask_type: block:2x2
 quantize_stage:
   quantize_modifiers:
-    - !EpochRangeModifier
-        start_epoch: 2.0
-        end_epoch: 3.0
-    - !SetLearningRateModifier
-        start_epoch: 2.0
-        learning_rate: 0.005
-    - !QATModifier
-        start_epoch: 2.2
-        disable_observer_epoch: 2.8
+    - !EpochRangeModifier {start_epoch: 2.0, end_epoch: 3.0}
+    - !SetLearningRateModifier {start_epoch: 2.0, learning_rate: 0.005}
+    - !QATModifier {start_epoch: 2.2, disable_observer_epoch: 2.8}
 """
 HOSTS = """
 modifiers:
-  - !EpochRangeModifier
-      start_epoch: 0.0
-      end_epoch: 3.0
-  - !SetLearningRateModifier
-      start_epoch: 0.0
-      learning_rate: 0.02
-  - !SetLearningRateModifier
-      start_epoch: 1.4
-      learning_rate: 0.005
-  - !SetWeightDecayModifier
-      start_epoch: 0.6
-      weight_decay: 0.1
+  - !EpochRangeModifier {start_epoch: 0.0, end_epoch: 3.0}
+  - !SetLearningRateModifier {start_epoch: 0.0, learning_rate: 0.02}
+  - !SetLearningRateModifier {start_epoch: 1.4, learning_rate: 0.005}
+  - !SetWeightDecayModifier {start_epoch: 0.6, weight_decay: 0.1}
   - !TrainableParamsModifier
+      params: ['embedding.weight', 're:layers.1.*']
       start_epoch: 0.8
       end_epoch: 2.2
-      params: ['embedding.weight', 're:layers.1.*']
       trainable: false
   - !MagnitudePruningModifier
       params: ['re:layers.*weight']
@@ -150,17 +101,9 @@ modifiers:
       update_frequency: 0.4
       leave_enabled: true
 """
-EARLY = (
-    HEAD
-    + """
-  - !EarlyStoppingModifier
-      metric: loss
-      mode: max
-      patience: 1
-"""
-)
 RECIPES = {
-    "early": EARLY,
+    "early": HEAD
+    + "  - !EarlyStoppingModifier {metric: loss, mode: max, patience: 1}\n",
     "obert": OBERT,
     "gmp": GMP,
     "nm": N_M,
@@ -170,6 +113,7 @@ RECIPES = {
     "hosts": HOSTS,
     "none": "",
 }
+CHANGING = ("seconds", "peak_memory_bytes", "memory_plan")  # from run to run
 
 
 class Model(nn.Module):
@@ -219,22 +163,11 @@ def make_task(train_samples: int = 38, validation: int = 10) -> TaskData:
         tokens = torch.tensor(rows)
         # Draws from torch's generator, as one that masks words does.
         tokens[torch.rand(tokens.shape) < 0.1] = 1
-        return {
-            "tokens": tokens,
-            "labels": torch.tensor([item["labels"] for item in items]),
-        }
+        labels = torch.tensor([item["labels"] for item in items])
+        return {"tokens": tokens, "labels": labels}
 
-    def sample_loss(outputs, batch):
-        return nn.functional.cross_entropy(
-            outputs["logits"], batch["labels"], reduction="none"
-        )
-
-    def metrics(logits, labels):
-        return {"accuracy": float((logits.argmax(-1) == labels).mean())}
-
-    return TaskData(
-        samples[:train_samples], samples[train_samples:], collate, sample_loss, metrics
-    )
+    parts = samples[:train_samples], samples[train_samples:]
+    return TaskData(*parts, collate, toy.sample_loss, toy.accuracy)
 
 
 def config_of(folder: Path, **options) -> TrainConfig:
@@ -281,46 +214,32 @@ def digest_of_run(model: nn.Module, optimizer, manager) -> str:
     return digest.hexdigest()
 
 
-def log_digests(path: Path) -> None:
-    """From now on write the hash of the run after each of this process' steps."""
-    original = RecipeStepper.step
-
-    def step(self):
-        advanced = original(self)
-        inner = getattr(self._optimizer, "optimizer", self._optimizer)
-        line = digest_of_run(self._model, inner, self._manager)
-        with path.open("a") as file:
-            file.write(f"{self.steps} {line}\n")
-        return advanced
-
-    RecipeStepper.step = step
+def without_changing(record: dict) -> dict:
+    return {name: value for name, value in record.items() if name not in CHANGING}
 
 
 def train_once(folder: Path, recipe: str, **options) -> None:
-    """Train, and write what the run ended with; ``folder`` is the run's."""
+    """Train, and write what the run was after each step, and what it ended with."""
     folder.mkdir(parents=True, exist_ok=True)
     text = RECIPES.get(recipe, recipe)
     model = make_model(sparse=recipe in ("qat", "none"))
     rank = int(os.environ.get("RANK", "0"))
     torch.manual_seed(11 + rank)
-    log_digests(folder / f"steps-{rank}")
     manager = RecipeManager.from_recipe(text) if text.strip() else None
-    config = config_of(folder, **options)
-    result = train(model, make_task(), config, manager)
-    events = [event.as_dict() for event in result.events]
-    for event in events:
-        for changing in ("seconds", "peak_memory_bytes", "memory_plan"):
-            del event[changing]
+
+    def log(stepper, step):
+        advanced = step()
+        inner = getattr(stepper._optimizer, "optimizer", stepper._optimizer)
+        with (folder / f"steps-{rank}").open("a") as file:
+            file.write(f"{stepper.steps} {digest_of_run(model, inner, manager)}\n")
+        return advanced
+
+    with each_step(log):
+        result = train(model, make_task(), config_of(folder, **options), manager)
     found = {
-        "weights": {
-            name: hashlib.sha256(values.numpy().tobytes()).hexdigest()
-            for name, values in model.state_dict().items()
-        },
-        "ranges": {
-            name: quantizer.scale.tolist()
-            for name, quantizer in quantizers_of(model).items()
-        },
-        "events": events,
+        "weights": {n: toy.digest([v]) for n, v in model.state_dict().items()},
+        "ranges": {n: q.scale.tolist() for n, q in quantizers_of(model).items()},
+        "events": [without_changing(event.as_dict()) for event in result.events],
         "steps": result.steps,
         "metrics": result.metrics,
         "sparsity": result.sparsity,
@@ -328,15 +247,23 @@ def train_once(folder: Path, recipe: str, **options) -> None:
     (folder / f"result-{rank}.json").write_text(json.dumps(found, sort_keys=True))
 
 
+def result_of(folder: Path, rank: int = 0) -> dict:
+    return json.loads((folder / f"result-{rank}.json").read_text())
+
+
 def records_of(folder: Path) -> list[dict]:
     """Read a run's journal without the figures that change from run to run."""
-    records = []
-    for line in (folder / "metrics.jsonl").read_text().splitlines():
-        record = json.loads(line)
-        for changing in ("seconds", "peak_memory_bytes", "memory_plan"):
-            record.pop(changing, None)
-        records.append(record)
-    return records
+    return list(map(without_changing, toy.records(folder)))
+
+
+def compare(folder: Path, whole: Path, ranks: int = 1) -> None:
+    """Compare a run that was killed and resumed with one that was not."""
+    for rank in range(ranks):
+        assert result_of(folder, rank) == result_of(whole, rank)
+        steps = digests_of(whole, rank)
+        assert digests_of(folder, rank) == steps
+        assert all(len(digests) == 1 for digests in steps.values())
+    assert records_of(folder) == records_of(whole)
 
 
 def digests_of(folder: Path, rank: int = 0) -> dict[int, set[str]]:

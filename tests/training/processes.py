@@ -5,21 +5,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from tests.hosts import ROOT
 
 
 def torchrun(*words: object, timeout: float = 300) -> subprocess.CompletedProcess:
     """Run a script or ``-m`` a module with its words on two processes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "ACCELERATE_USE_CPU": "true",
-        "OMP_NUM_THREADS": "1",
-    }
+    more = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [*command, "--standalone", *map(str, words)],
-        env=environment,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **more},
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -32,3 +27,10 @@ def run_script(text: str, folder: Path, *words: str) -> subprocess.CompletedProc
     script = folder / "two.py"
     script.write_text(text)
     return torchrun(script, folder, *words)
+
+
+def lines_of_ranks(text: str, folder: Path) -> list[list[str]]:
+    """Run a script that ends well; returns the lines of its rank0 and rank1."""
+    done = run_script(text, folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [(folder / f"rank{rank}").read_text().splitlines() for rank in (0, 1)]

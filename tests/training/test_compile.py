@@ -1,47 +1,49 @@
 """``torch.compile`` with masks on: the same bits, the same names, no recompiling."""
 
-import hashlib
-
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch._dynamo.utils import counters
 
 from obert_modifiers.core.quantization.scheme import quantizers_of
-from obert_modifiers.training import RecipeStepper
 from tests import tiny
-from tests.modifiers.table import TinyModel, make_model
+from tests.modifiers.table import TinyModel
 from tests.tasks import inputs
 from tests.training.test_precision import COMPOUND, PRUNED
-from tests.training.test_training import GMP, OBERT, masks_of, run
+from tests.training.toy import GMP, OBERT, digest, each_step, masks_of, run
 
 
-def bits(model) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode() + tensor.numpy().tobytes())
-    return digest.hexdigest()
+def state_of(model) -> tuple[list[str], str]:
+    """Return the names of a model's tensors, and their bits as a hash."""
+    state = model.state_dict()
+    return list(state), digest(state.values())
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    """Begin and end without compiled graphs."""
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
 
 
 @pytest.fixture
-def graphs(monkeypatch):
+def graphs():
     """Return how many graphs were compiled by the end of each optimizer step."""
-    torch._dynamo.reset()
-    counters.clear()
     found: list[int] = []
-    original = RecipeStepper.step
 
-    def step(self):
-        seen = len(self._manager.events)
-        advanced = original(self)
+    def count(stepper, step):
+        manager = stepper._manager
+        seen = len(manager.events)
+        advanced = step()
         found.append(counters["stats"]["unique_graphs"])
-        self._model.events = len(self._manager.events)
-        assert len(found) not in {5, 9, 13, 17} or len(self._manager.events) > seen
+        stepper._model.events = len(manager.events)
+        assert len(found) not in {5, 9, 13, 17} or len(manager.events) > seen
         return advanced
 
-    monkeypatch.setattr(RecipeStepper, "step", step)
-    yield found
-    torch._dynamo.reset()
+    with each_step(count):
+        yield found
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
@@ -61,9 +63,8 @@ def test_no_pruning_event_compiles_anything(tmp_path, graphs, recipe, backend) -
     assert 0 < train < both
     assert graphs == [train] * 8 + [both] * 16
     if backend == "eager":
-        assert bits(model) == bits(plain)
-    names = list(plain.state_dict())
-    assert list(model.state_dict()) == names
+        assert state_of(model) == state_of(plain)
+    assert list(model.state_dict()) == list(plain.state_dict())
     [checkpoint] = (tmp_path / "out").glob("checkpoint-*")
     saved = load_file(checkpoint / "model.safetensors")
     assert not [name for name in saved if "_orig_mod" in name]
@@ -80,7 +81,6 @@ def test_a_model_that_an_event_changes_would_be_seen(
         return {"logits": out["logits"] + 0.0 * getattr(self, "events", 0)}
 
     monkeypatch.setattr(TinyModel, "forward", changing)
-    make_model()
     run(tmp_path, GMP, torch_compile="eager", group_by_length=False)
     assert len(set(graphs)) > 2 and len(set(graphs[:8])) > 1
 
@@ -90,22 +90,17 @@ def test_a_compiled_run_goes_on_from_a_checkpoint(tmp_path) -> None:
     options = {"group_by_length": False, "save_strategy": "epoch"}
     whole, _ = run(tmp_path / "a", GMP, torch_compile="eager", **options)
     [first] = (tmp_path / "a").glob("checkpoint-8")
+    options["resume_from_checkpoint"] = first
     for backend in ("eager", None):
-        again, result = run(
-            tmp_path / str(backend),
-            GMP,
-            torch_compile=backend,
-            resume_from_checkpoint=first,
-            **options,
-        )
-        assert result.steps == 24 and bits(again) == bits(whole)
+        folder = tmp_path / str(backend)
+        again, result = run(folder, GMP, torch_compile=backend, **options)
+        assert result.steps == 24 and state_of(again) == state_of(whole)
 
 
 # torch's compiler itself looks at it where it resumes after a break in the graph.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 def test_a_compound_recipe_runs_compiled(tmp_path) -> None:
     """Distillation begins with the run and quantization within it."""
-    torch._dynamo.reset()
     model, result = run(tmp_path, COMPOUND, dtype=torch.float32, torch_compile="eager")
     assert int((~masks_of(model)).sum()) == PRUNED
     assert quantizers_of(model) and result.steps == 24
@@ -118,20 +113,8 @@ def test_an_unknown_compiler_is_refused(tmp_path) -> None:
 
 def test_the_command_compiles(tmp_path) -> None:
     """The saved model has no trace of it, and loads as any other."""
-    torch._dynamo.reset()
-    counters.clear()
-    data = str(tiny.write_rows(tmp_path / "rows.json", tiny.sentences(32)))
-    (tmp_path / "recipe.yaml").write_text(tiny.RECIPE)
-    flags = {
-        "model_name_or_path": tiny.save_model(tmp_path / "model"),
-        "train_file": data,
-        "validation_file": data,
-        "recipe": tmp_path / "recipe.yaml",
-        "output_dir": tmp_path / "out",
-        "cache_dir": tmp_path / "cache",
-        "torch_compile_backend": "eager",
-    }
-    record = inputs.run("text_classification", **flags)
+    flags = tiny.flags(tmp_path, 32) | {"torch_compile_backend": "eager"}
+    record = inputs.run("text_classification", output_dir=tmp_path / "out", **flags)
     assert counters["stats"]["unique_graphs"] > 0
     assert record["sparsity"] == 13107 / 16384
     assert record["config"]["torch_compile"] == "eager"

@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from obert_modifiers.training import TrainConfig, evaluate, predict, train
+from obert_modifiers.training import TrainConfig, evaluate, predict
 from obert_modifiers.training.batches import TaskData
-from tests.training.processes import run_script
+from tests.training import toy
+from tests.training.processes import lines_of_ranks
 
 LENGTHS = (3, 7, 1, 5, 2, 2, 6)
 
@@ -17,12 +18,7 @@ LENGTHS = (3, 7, 1, 5, 2, 2, 6)
 class Echo(nn.Module):
     """Gives each token's number, and a tenth of it, as logits."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.tensor(0.5))
-
     def forward(self, input_ids):
-        assert self.training in (True, False)
         return {"logits": torch.stack([input_ids, 0.1 * input_ids], dim=-1)}
 
 
@@ -51,65 +47,58 @@ def keep(outputs, batch) -> dict[str, torch.Tensor]:
     }
 
 
-def make_task(**changes) -> TaskData:
-    def sample_loss(outputs, batch):
-        return batch["labels"].float()
+def sample_loss(outputs, batch) -> torch.Tensor:
+    return batch["labels"].float()
 
-    def metrics(pairs, ids, first):
-        # Sample i stands in row i, whatever the batches were.
-        assert first.tolist() == [10 * i + 1 for i in range(len(first))]
-        for i, length in enumerate(LENGTHS[: len(first)]):
-            expected = np.arange(10 * i + 1, 10 * i + 1 + length)
-            assert (ids[i, :length] == expected).all()
-            np.testing.assert_allclose(pairs[i, :length, 0], expected)
-            # Padding of its batch, and then what fills rows up.
-            assert set(ids[i, length:]) <= {0, -100}
-            assert set(pairs[i, length:, 0]) <= {0.0, -np.inf}
-        return {"widest": ids.shape[1], "filled": int((ids == -100).sum())}
 
-    data = TaskData([], samples(), collate, sample_loss, metrics, keep)
-    return replace(data, **changes)
+def metrics(pairs, ids, first) -> dict[str, int]:
+    # Sample i stands in row i, whatever the batches were.
+    assert first.tolist() == [10 * i + 1 for i in range(len(first))]
+    for i, length in enumerate(LENGTHS[: len(first)]):
+        expected = np.arange(10 * i + 1, 10 * i + 1 + length)
+        assert (ids[i, :length] == expected).all()
+        np.testing.assert_allclose(pairs[i, :length, 0], expected)
+        # Padding of its batch, and then what fills rows up.
+        assert set(ids[i, length:]) <= {0, -100}
+        assert set(pairs[i, length:, 0]) <= {0.0, -np.inf}
+    return {"widest": ids.shape[1], "filled": int((ids == -100).sum())}
+
+
+TASK = TaskData([], samples(), collate, sample_loss, metrics, keep)
+# Sorted by length, two at a time: widths 2, 3, 6 and 7, the last of one row.
+FILLED = 2 * (7 - 2) + 2 * (7 - 3) + 2 * (7 - 6)
+FIGURES = {"widest": 7, "filled": FILLED, "loss": 3.0, "samples": 7}
 
 
 def config(folder) -> TrainConfig:
     return TrainConfig(Path(folder), per_device_eval_batch_size=2, cpu=True)
 
 
-# Sorted by length, two at a time: widths 2, 3, 6 and 7, the last of one row.
-FILLED = 2 * (7 - 2) + 2 * (7 - 3) + 2 * (7 - 6)
-
-
 def test_rows_of_any_width_come_in_the_order_of_the_samples(tmp_path) -> None:
-    found = evaluate(Echo(), make_task(), config(tmp_path))
-    assert found == {"widest": 7, "filled": FILLED, "loss": 3.0, "samples": 7}
+    assert evaluate(Echo(), TASK, config(tmp_path)) == FIGURES
 
 
 def test_a_task_may_have_its_own_loss_and_count(tmp_path) -> None:
-    task = make_task(metrics=lambda **rows: {"loss": 0.25, "samples": 3})
+    task = replace(TASK, metrics=lambda **rows: {"loss": 0.25, "samples": 3})
     assert evaluate(Echo(), task, config(tmp_path)) == {"loss": 0.25, "samples": 3}
 
 
 def test_further_sets_have_figures_of_their_own(tmp_path) -> None:
-    found = evaluate(
-        Echo(), make_task(more_validation={"mm": samples(3)}), config(tmp_path)
-    )
+    task = replace(TASK, more_validation={"mm": samples(3)})
+    found = evaluate(Echo(), task, config(tmp_path))
     assert (found["samples"], found["samples_mm"], found["loss_mm"]) == (7, 3, 1.0)
 
 
 def test_predicting_needs_no_labels(tmp_path) -> None:
     plain = [{"input_ids": row["input_ids"]} for row in samples()]
     model = Echo().train()
-    rows = predict(model, make_task(), plain, config(tmp_path))
+    rows = predict(model, TASK, plain, config(tmp_path))
     assert set(rows) == {"pairs", "ids", "first"} and model.training
     assert rows["first"].tolist() == [1, 11, 21, 31, 41, 51, 61]
 
 
 def test_each_epoch_is_announced_before_its_batches(tmp_path) -> None:
-    from tests.training.test_training import make_model
-    from tests.training.test_training import make_task as classification
-
-    said = []
-    data = classification(train=16, validation=4)
+    said, data = [], toy.make_task(train=16, validation=4)
 
     def collated(rows):
         if len(rows) == 8:  # a training batch
@@ -117,30 +106,26 @@ def test_each_epoch_is_announced_before_its_batches(tmp_path) -> None:
         return data.collate(rows)
 
     told = replace(data, collate=collated, start_epoch=said.append)
-    settings = TrainConfig(
-        tmp_path, num_train_epochs=2, per_device_train_batch_size=8, cpu=True
-    )
-    train(make_model(), told, settings)
+    toy.run(tmp_path, None, told, num_train_epochs=2)
     assert said == [0, "batch", "batch", 1, "batch", "batch"]
 
 
 TWO = """
 import os, sys, torch
+from dataclasses import replace
 from pathlib import Path
 from tests.training import test_evaluation as t
 from obert_modifiers.training import evaluate
 
-found = evaluate(t.Echo(), t.make_task(), t.config(sys.argv[1]))
-one = evaluate(t.Echo(), t.make_task(validation=t.samples(2)), t.config(sys.argv[1]))
-same = found == {"widest": 7, "filled": t.FILLED, "loss": 3.0, "samples": 7}
-Path(sys.argv[1], "found" + os.environ["RANK"]).write_text(f"{same} {one}")
+found = evaluate(t.Echo(), t.TASK, t.config(sys.argv[1]))
+# One batch, of which the other process has none.
+small = replace(t.TASK, validation=t.samples(2))
+one = evaluate(t.Echo(), small, t.config(sys.argv[1]))
+Path(sys.argv[1], "rank" + os.environ["RANK"]).write_text(f"{found == t.FIGURES} {one}")
 torch.distributed.destroy_process_group()
 """
 
 
 def test_two_processes_gather_the_same(tmp_path) -> None:
-    done = run_script(TWO, tmp_path)
-    assert done.returncode == 0, done.stderr[-3000:]
-    # The second task is one batch, of which the other process has none.
     line = "True {'widest': 7, 'filled': 0, 'loss': 0.5, 'samples': 2}"
-    assert [(tmp_path / f"found{rank}").read_text() for rank in (0, 1)] == [line, line]
+    assert lines_of_ranks(TWO, tmp_path) == [[line], [line]]

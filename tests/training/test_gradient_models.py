@@ -3,7 +3,7 @@
 import pytest
 import torch
 import transformers
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification
 
 from obert_modifiers.core.losses import classification_loss
 from obert_modifiers.core.options import SecondOrderConfig
@@ -16,24 +16,11 @@ from tests import reference, tiny
 WIDTH, COUNT = 16, 6
 
 
-def _data(folder, pad_to: int | None = None) -> TaskData:
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    rows = tiny.sentences(COUNT)
-    found = tokenizer([row["sentence"] for row in rows])["input_ids"]
-    assert len({len(ids) for ids in found}) > 1  # so that there is padding
-    samples = [
-        {"input_ids": ids, "labels": row["label"]}
-        for ids, row in zip(found, rows, strict=True)
-    ]
-
-    def collate(items):
-        ids = {"input_ids": [item["input_ids"] for item in items]}
-        how = {"padding": "max_length", "max_length": pad_to} if pad_to else {}
-        batch = dict(tokenizer.pad(ids, return_tensors="pt", **how))
-        batch["labels"] = torch.tensor([item["labels"] for item in items])
-        return batch
-
-    return TaskData(samples, [], collate, classification_loss, lambda *_: {})
+def _data(folder, **padding) -> TaskData:
+    task = tiny.sentence_task(folder, tiny.sentences(COUNT), **padding)
+    lengths = {len(sample["input_ids"]) for sample in task.train}
+    assert len(lengths) > 1  # so that there is padding
+    return task
 
 
 def _model(folder):
@@ -120,16 +107,22 @@ def test_layers_that_samples_share(family: str, folder) -> None:
             assert (sums[at] - dense).norm() <= 1e-5 * dense.norm()
 
 
+@pytest.fixture
+def case(folder):
+    """Return a model, its data and the Fisher blocks; each test changes one thing."""
+    torch.manual_seed(0)
+    model, data = _model(folder), _data(folder)
+    return model, data, _blocks(model, data)
+
+
 def _same(ours, theirs) -> None:
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-14)
 
 
-def test_against_one_sentence_at_a_time(folder) -> None:
+def test_against_one_sentence_at_a_time(case) -> None:
     """No padding there, and gradients by plain autograd."""
-    torch.manual_seed(0)
-    model, data = _model(folder), _data(folder)
-    found = _blocks(model, data)
+    model, data, found = case
     parameters = [model.get_parameter(name) for name in encoder_weights(model)]
     rows: list[list[torch.Tensor]] = [[] for _ in parameters]
     for sample in data.train:
@@ -140,33 +133,26 @@ def test_against_one_sentence_at_a_time(folder) -> None:
             row.append(grad.reshape(-1))
     for sums, row in zip(found, rows, strict=True):
         grads = torch.stack(row).numpy()
-        dense = reference.dense_fisher(grads[:, :WIDTH], 0.0) * COUNT
-        torch.testing.assert_close(
-            sums[0], torch.from_numpy(dense), rtol=1e-6, atol=1e-10
-        )
+        dense = torch.from_numpy(reference.dense_fisher(grads[:, :WIDTH], 0.0) * COUNT)
+        torch.testing.assert_close(sums[0], dense, rtol=1e-6, atol=1e-10)
 
 
-def test_batches_and_padding_change_nothing(folder) -> None:
-    torch.manual_seed(0)
-    model = _model(folder)
-    expected = _blocks(model, _data(folder))
-    _same(_blocks(model, _data(folder), size=2), expected)
-    _same(_blocks(model, _data(folder, pad_to=24)), expected)
+def test_batches_and_padding_change_nothing(case, folder) -> None:
+    model, data, expected = case
+    _same(_blocks(model, data, size=2), expected)
+    padded = _data(folder, padding="max_length", max_length=24)
+    _same(_blocks(model, padded), expected)
 
 
-def test_models_that_return_tuples(folder) -> None:
-    torch.manual_seed(0)
-    model, data = _model(folder), _data(folder)
-    expected = _blocks(model, data)
+def test_models_that_return_tuples(case) -> None:
+    model, data, expected = case
     model.config.return_dict = False
     assert isinstance(model(**data.collate(data.train[:2])), tuple)
     _same(_blocks(model, data), expected)
 
 
-def test_gradient_checkpointing(folder) -> None:
-    torch.manual_seed(0)
-    model, data = _model(folder), _data(folder)
-    expected = _blocks(model, data)
+def test_gradient_checkpointing(case) -> None:
+    model, data, expected = case
     # Its name until transformers 5.20, and since.
     new = getattr(model, "activation_checkpointing_enable", None)
     enable = new or model.gradient_checkpointing_enable

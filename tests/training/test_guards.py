@@ -1,82 +1,52 @@
 """A loss that becomes NaN, and data and teachers that are not what they said."""
 
-import json
 from dataclasses import replace
 from hashlib import sha256
-from pathlib import Path
+from itertools import count
+from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate import Accelerator
 from torch import nn
 
-from obert_modifiers.recipe.manager import RecipeManager
-from obert_modifiers.training import RecipeStepper, TaskData, TrainConfig, checks, train
-from obert_modifiers.training.batches import lengths_of
+from obert_modifiers.training import RecipeStepper, TaskData, checks
 from obert_modifiers.training.checks import check_same_classes, check_same_data
 from obert_modifiers.training.guards import FiniteGuard
 from tests.modifiers.table import make_model
-from tests.training.test_training import OBERT, make_task
+from tests.training.toy import OBERT, all_equal, make_task, messages, run
 
 
-def poisoned(task: TaskData, calls: set[int]) -> TaskData:
+def poisoned(*calls: int) -> TaskData:
     """Make the losses of some calls in training NaN; those of a recipe are left."""
-    done = [0]
+    task, number = make_task(), count()
 
     def sample_loss(outputs, batch):
         losses = task.sample_loss(outputs, batch)
         if len(losses) != 8 or not torch.is_grad_enabled():
             return losses
-        done[0] += 1
-        return losses * torch.nan if done[0] - 1 in calls else losses
+        return losses * torch.nan if next(number) in calls else losses
 
     return replace(task, sample_loss=sample_loss)
 
 
-def run(folder: Path, task: TaskData, recipe: str | None = None, **options):
-    model = make_model().double()
-    torch.manual_seed(7)
-    config = TrainConfig(
-        folder,
-        **{
-            "per_device_train_batch_size": 8,
-            "logging_steps": 1,
-            "cpu": True,
-            "num_train_epochs": 3,
-            "learning_rate": 1e-2,
-            **options,
-        },
-    )
-    manager = RecipeManager.from_recipe(recipe) if recipe else None
-    return model, train(model, task, config, manager)
-
-
-def said(folder: Path) -> list[str]:
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    records = [json.loads(line) for line in lines]
-    return [r["text"] for r in records if r["kind"] == "message"]
-
-
 @pytest.mark.parametrize("options", [{}, {"max_grad_norm": 0.0}])
 def test_ten_nan_steps_in_a_row_end_the_run(tmp_path, options) -> None:
-    task = poisoned(make_task(), set(range(5, 20)))
-    options = {"lr_scheduler_type": "constant", **options}
-    with pytest.raises(
-        ValueError,
-        match="loss=nan .* 10 optimizer steps in a row, until step 15, "
-        "learning_rate=0.01; .*lower the learning rate",
-    ):
-        run(tmp_path, task, **options)
-    texts = said(tmp_path)
+    task, rate = poisoned(*range(5, 20)), {"learning_rate": 1e-2}
+    options |= {"lr_scheduler_type": "constant", **rate}
+    message = "loss=nan .* 10 optimizer steps .* step 15, learning_rate=0.01; .*lower"
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path, None, task, **options)
+    texts = messages(tmp_path)
     assert len(texts) == 10
     assert texts[0].startswith("step 6, learning_rate=0.01: the gradients are not fin")
 
 
 def test_nine_are_passed_over_and_nothing_is_lost(tmp_path) -> None:
     """Twice nine, with one good step between them."""
-    task = poisoned(make_task(), {*range(0, 9), *range(10, 19)})
-    model, result = run(tmp_path, task)
-    assert result.steps == 24 and len(said(tmp_path)) == 18
+    task = poisoned(*range(0, 9), *range(10, 19))
+    model, result = run(tmp_path, None, task, learning_rate=1e-2)
+    assert result.steps == 24 and len(messages(tmp_path)) == 18
     assert all(p.isfinite().all() for p in model.parameters())
 
 
@@ -85,44 +55,36 @@ def test_a_step_that_is_passed_over_moves_nothing(tmp_path, norm, monkeypatch) -
     seen = []
     original = RecipeStepper.pass_over
 
+    def state_of(stepper) -> list[torch.Tensor]:
+        moments = [s["exp_avg"] for s in stepper._optimizer.state.values()]
+        assert moments
+        return [t.clone() for t in (*stepper._model.parameters(), *moments)]
+
     def pass_over(self):
-        before = [p.clone() for p in self._model.parameters()]
-        moments = [s["exp_avg"].clone() for s in self._optimizer.state.values()]
+        before = state_of(self)
         original(self)
-        now = self._model.parameters()
-        same = [torch.equal(a, b) for a, b in zip(before, now, strict=True)]
-        after = [s["exp_avg"] for s in self._optimizer.state.values()]
-        same += [torch.equal(a, b) for a, b in zip(moments, after, strict=True)]
-        seen.append(all(same) and len(moments) > 0)
+        seen.append(all_equal(before, state_of(self)))
         return True
 
     monkeypatch.setattr(RecipeStepper, "pass_over", pass_over)
-    task = poisoned(make_task(), {3})
-    run(tmp_path, task, max_grad_norm=norm, weight_decay=0.1)
+    run(tmp_path, None, poisoned(3), max_grad_norm=norm, weight_decay=0.1)
     assert seen == [True]
 
 
 def test_an_event_on_a_bad_step_prunes_and_the_recipe_goes_on(tmp_path) -> None:
     """The gradients of the event are its own; the step's batch is lost alone."""
-    model, result = run(tmp_path, poisoned(make_task(), {4}), OBERT)
+    _, result = run(tmp_path, OBERT, poisoned(4))
     assert [event.step for event in result.events] == [4, 8, 12, 16]
     assert result.steps == 24
     assert result.sparsity == pytest.approx(0.8, abs=1 / 384)
-
-
-class Scaler:
-    def __init__(self, scale: float) -> None:
-        self.scale = scale
-
-    def get_scale(self) -> float:
-        return self.scale
 
 
 def test_a_scaler_may_look_for_its_scale_but_not_for_ever(monkeypatch) -> None:
     """Overflows with a finite loss are its business until the scale is below 1."""
     texts: list[str] = []
     accelerator = Accelerator(cpu=True)
-    scaler = Scaler(2.0**16)
+    scale = [2.0**16]
+    scaler = SimpleNamespace(get_scale=lambda: scale[0])
     monkeypatch.setattr(accelerator, "scaler", scaler)
     guard = FiniteGuard(accelerator, texts.append)
     model = make_model()
@@ -138,90 +100,85 @@ def test_a_scaler_may_look_for_its_scale_but_not_for_ever(monkeypatch) -> None:
     with pytest.raises(ValueError, match="loss=inf .*until step 2"):
         guard.count(True, False, lost, "step 2")
     guard.count(True, True, fine, "step 2")
-    scaler.scale = 0.5
+    scale[0] = 0.5
     with pytest.raises(ValueError, match="10 optimizer steps in a row"):
         for _ in range(10):
             guard.count(True, False, fine, "step 3")
     assert texts == []
 
 
-class Ending:
-    """Says 64 samples and gives 40."""
-
-    def __init__(self, error: type[Exception], counted: bool) -> None:
-        self.rows, self.error, self.counted = make_task().train, error, counted
+class Short(list):
+    """Says 64 samples and has fewer."""
 
     def __len__(self) -> int:
         return 64
 
-    def __getitem__(self, index: int):
-        if index >= 40:
-            raise self.error(index)
-        return self.rows[index]
+
+class Ending(Short):
+    """Counts the tokens of samples that it does not have."""
 
     def token_counts(self) -> list[int]:
         return [5] * 64
 
 
-@pytest.mark.parametrize("error", [IndexError, StopIteration])
-def test_data_that_ends_early_is_an_error(tmp_path, error) -> None:
-    task = replace(make_task(), train=Ending(error, True))
-    with pytest.raises(ValueError, match="train data has no sample .*64 samples, as"):
-        run(tmp_path, task)
+class Stopping(Ending):
+    """Ends as an iterator does."""
+
+    def __getitem__(self, index):
+        try:
+            return super().__getitem__(index)
+        except IndexError as error:
+            raise StopIteration from error
 
 
-def test_data_of_another_length_is_an_error_at_the_start(tmp_path) -> None:
-    class Short(list):
-        def __len__(self) -> int:
-            return 64
+FORTY = make_task(40).train
 
-    rows = Short(make_task().train[:40])
-    with pytest.raises(ValueError, match="data of 64 samples gives 40; expected"):
-        lengths_of(rows)
-    for train_rows, message in (
-        (rows, "gives 40"),
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (Ending(FORTY), "train data has no sample .*IndexError.*64 samples, as"),
+        (Stopping(FORTY), "train data has no sample .*StopIteration.*64 samples, as"),
+        (Short(FORTY), "data of 64 samples gives 40; expected"),
         ([], "train data has 0 samples"),
-        (iter(make_task().train), "list_iterator without a length"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            run(tmp_path, replace(make_task(), train=train_rows))
+        (iter(FORTY), "list_iterator without a length"),
+    ],
+)
+def test_data_of_another_length_is_an_error(tmp_path, rows, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path, None, replace(make_task(), train=rows))
 
 
 def test_processes_with_other_data_are_told(monkeypatch) -> None:
     """Oracle: the least of this process' pair and another's."""
 
-    def among(others: list[int]):
-        def reduce(values, least):
-            assert least
-            digest = sha256(repr(others).encode()).digest()
-            number = int.from_bytes(digest[:7], "big")
-            return torch.minimum(values, torch.tensor([number, -number]))
+    others, device = [3, 4, 5], torch.device("cpu")
 
-        return reduce
+    def reduce(values, least):
+        assert least
+        digest = sha256(repr(others).encode()).digest()
+        number = int.from_bytes(digest[:7], "big")
+        return torch.minimum(values, torch.tensor([number, -number]))
 
-    device = torch.device("cpu")
     check_same_data([3, 4, 5], device)
-    monkeypatch.setattr(checks, "all_reduce_", among([3, 4, 5]))
+    monkeypatch.setattr(checks, "all_reduce_", reduce)
     check_same_data([3, 4, 5], device)
-    monkeypatch.setattr(checks, "all_reduce_", among([3, 4]))
+    others.pop()
     with pytest.raises(ValueError, match="train data with 3 samples differs between"):
         check_same_data([3, 4, 5], device)
 
 
-class ForSequenceClassification(nn.Module):
-    def __init__(self, labels: int) -> None:
-        super().__init__()
-        self.config = type("Config", (), {"num_labels": labels})()
-
-
-class ForMaskedLM(ForSequenceClassification):
-    """Has a ``num_labels`` that means nothing."""
+def model_of(name: str, labels: int) -> nn.Module:
+    model = type(name, (nn.Module,), {})()
+    model.config = SimpleNamespace(num_labels=labels)
+    return model
 
 
 def test_a_teacher_with_other_classes_is_refused() -> None:
-    two, three = ForSequenceClassification(2), ForSequenceClassification(3)
+    two, three = (model_of("ForSequenceClassification", n) for n in (2, 3))
     with pytest.raises(ValueError, match="teacher has num_labels=3; .* model's 2;"):
         check_same_classes(two, three)
-    for teacher in (ForSequenceClassification(2), ForMaskedLM(3), "self", None):
+    masked = model_of("ForMaskedLM", 3)  # whose num_labels means nothing
+    for teacher in (model_of("ForSequenceClassification", 2), masked, "self", None):
         check_same_classes(two, teacher)
-    check_same_classes(ForMaskedLM(2), ForMaskedLM(3))
+    check_same_classes(model_of("ForMaskedLM", 2), masked)

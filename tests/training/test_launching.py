@@ -12,35 +12,29 @@ from torch.distributed.tensor import distribute_tensor
 from obert_modifiers import tasks
 from obert_modifiers.training.environment import check_environment, check_not_sharded
 from tests.modifiers.table import make_model
-from tests.training.test_training import GMP, run
+from tests.training.toy import GMP, run
 
 WAY_OUT = "accelerate launch --multi_gpu --num_processes N, or torchrun"
 
 
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [
-        ("ACCELERATE_USE_FSDP", "FSDP"),
-        ("ACCELERATE_USE_DEEPSPEED", "DEEPSPEED"),
-        ("ACCELERATE_USE_MEGATRON_LM", "MEGATRON_LM"),
-        ("ACCELERATE_USE_PARALLELISM_CONFIG", "PARALLELISM_CONFIG"),
-    ],
-)
-def test_what_accelerate_was_told_is_refused(tmp_path, monkeypatch, name, kind) -> None:
-    check_environment({name: "false"})
+PLUGINS = ["FSDP", "DEEPSPEED", "MEGATRON_LM"]
+
+
+@pytest.mark.parametrize("kind", [*PLUGINS, "PARALLELISM_CONFIG"])
+def test_what_accelerate_was_told_is_refused(tmp_path, monkeypatch, kind) -> None:
+    name = f"ACCELERATE_USE_{kind}"
+    monkeypatch.setenv(name, "false")
+    check_environment()
     monkeypatch.setenv(name, "true")
-    for call in (
-        lambda: run(tmp_path / "loop", GMP),
-        lambda: tasks.main(
-            "text_classification", ["--output_dir", str(tmp_path / "task")]
-        ),
-    ):
-        with pytest.raises(ValueError, match=f"distributed_type={kind} .*{WAY_OUT}"):
-            call()
+    message = f"distributed_type={kind} .*{WAY_OUT}"
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path / "loop", GMP)
+    with pytest.raises(ValueError, match=message):
+        tasks.main("text_classification", ["--output_dir", str(tmp_path / "task")])
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
+@pytest.mark.parametrize("kind", PLUGINS)
 def test_a_plugin_is_refused(tmp_path, monkeypatch, kind) -> None:
     """A script of one's own that gives accelerate a plugin sets no variable."""
     sharded = property(lambda self: DistributedType(kind))

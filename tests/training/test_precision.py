@@ -1,14 +1,13 @@
 """Every precision through a recipe with pruning, distillation and quantization."""
 
-import json
 import math
 
 import pytest
 import torch
 
 from obert_modifiers.core.quantization.scheme import quantizers_of
-from obert_modifiers.training import RecipeStepper, loop
-from tests.training.test_training import OBERT, masks_of, run
+from obert_modifiers.training import loop
+from tests.training.toy import OBERT, all_equal, each_step, masks_of, records, run
 
 COMPOUND = (
     OBERT
@@ -35,8 +34,7 @@ def test_a_compound_recipe_ends_at_the_exact_sparsity(tmp_path, precision) -> No
     assert result.sparsity == PRUNED / WEIGHTS
     assert all(p.dtype is torch.float32 for p in model.parameters())
     assert quantizers_of(model)
-    records = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
-    losses = [record["loss"] for record in records if record["kind"] == "step"]
+    losses = [record["loss"] for record in records(tmp_path, "step")]
     assert len(losses) == 24 and all(map(math.isfinite, losses))
 
 
@@ -49,18 +47,16 @@ def test_tf32_on_a_cpu_is_an_error_before_anything_is_done(tmp_path) -> None:
 def test_tf32_lasts_as_long_as_the_run(tmp_path, monkeypatch) -> None:
     """On a CPU the switch is set and does nothing; no GPU has run this."""
     seen = []
-    original = RecipeStepper.step
 
-    def step(self):
+    def look(stepper, step):
         seen.append(torch.get_float32_matmul_precision())
-        return original(self)
+        return step()
 
-    monkeypatch.setattr(RecipeStepper, "step", step)
     monkeypatch.setattr(loop, "check_tf32", lambda device: None)
-    run(tmp_path, OBERT, tf32=True)
+    with each_step(look):
+        run(tmp_path, OBERT, tf32=True)
     assert set(seen) == {"high"} and torch.get_float32_matmul_precision() == "highest"
-    monkeypatch.setattr(RecipeStepper, "step", lambda self: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
+    with each_step(lambda *_: 1 / 0), pytest.raises(ZeroDivisionError):
         run(tmp_path / "breaks", OBERT, tf32=True)
     assert torch.get_float32_matmul_precision() == "highest"
 
@@ -88,22 +84,20 @@ def test_fp16_with_a_scaler_prunes_at_and_after_overflows(
     """The scale grows until it overflows, over and over, also where events are."""
     scaled(monkeypatch, growth_interval)
     calls = []
-    original = RecipeStepper.step
 
-    def step(self):
-        before, events = self.steps, len(self._manager.events)
-        weights = [p.clone() for p in self._model.parameters()]
-        advanced = original(self)
-        event = len(self._manager.events) > events
-        assert self.steps == before + advanced
+    def watch(stepper, step):
+        before, events = stepper.steps, len(stepper._manager.events)
+        weights = [p.clone() for p in stepper._model.parameters()]
+        advanced = step()
+        event = len(stepper._manager.events) > events
+        assert stepper.steps == before + advanced
         if not advanced and not event:
-            now = self._model.parameters()
-            assert all(torch.equal(a, b) for a, b in zip(weights, now, strict=True))
+            assert all_equal(weights, stepper._model.parameters())
         calls.append((before, advanced, event))
         return advanced
 
-    monkeypatch.setattr(RecipeStepper, "step", step)
-    model, result = run(tmp_path, COMPOUND, dtype=torch.float32, num_train_epochs=3)
+    with each_step(watch):
+        model, result = run(tmp_path, COMPOUND, dtype=torch.float32, num_train_epochs=3)
     assert result.steps == 24 and [c[0] for c in calls if c[1]] == list(range(24))
     skipped = [step for step, advanced, _ in calls if not advanced]
     assert len(skipped) > 5

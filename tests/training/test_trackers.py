@@ -1,14 +1,13 @@
 """What TensorBoard and Weights & Biases get; ``metrics.jsonl`` has it always."""
 
-import json
 import logging
 
 import pytest
 
 from obert_modifiers.tasks.text_classification import TASK
-from obert_modifiers.training import trackers
-from obert_modifiers.training.trackers import trackers_of
-from tests.training.test_training import GMP, run
+from obert_modifiers.training import journal
+from obert_modifiers.training.journal import trackers_of
+from tests.training.toy import GMP, records, run
 
 
 class Recorder:
@@ -42,14 +41,10 @@ def made(monkeypatch):
 
         return build
 
-    monkeypatch.setattr(trackers, "_has", lambda package: True)
-    monkeypatch.setattr(trackers, "TensorBoardTracker", make("tensorboard"))
-    monkeypatch.setattr(trackers, "WandBTracker", make("wandb", fails_at=3))
+    monkeypatch.setattr(journal, "_has", lambda package: True)
+    monkeypatch.setattr(journal, "TensorBoardTracker", make("tensorboard"))
+    monkeypatch.setattr(journal, "WandBTracker", make("wandb", fails_at=3))
     return found
-
-
-def records(folder) -> list[dict]:
-    return list(map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()))
 
 
 @pytest.mark.parametrize(
@@ -67,19 +62,16 @@ def records(folder) -> list[dict]:
     ],
 )
 def test_who_is_reported_to(monkeypatch, installed, wanted, expected) -> None:
-    monkeypatch.setattr(trackers, "_has", installed.split().__contains__)
+    monkeypatch.setattr(journal, "_has", installed.split().__contains__)
     assert trackers_of(wanted) == expected
 
 
 def test_what_is_missing_or_unknown_is_an_error_at_the_start(
     tmp_path, monkeypatch
 ) -> None:
-    monkeypatch.setattr(trackers, "_has", lambda package: False)
-    for name, message in (
-        ("wandb", "report_to=wandb is not installed; .*pip install wandb"),
-        ("mlflow", "report_to=mlflow is unknown; expected one of tensorboard"),
-    ):
-        with pytest.raises(ValueError, match=message):
+    monkeypatch.setattr(journal, "_has", lambda package: False)
+    for name, rule in (("wandb", "not installed; .*pip install"), ("ml", "unknown")):
+        with pytest.raises(ValueError, match=f"report_to={name} is {rule}"):
             run(tmp_path, GMP, report_to=name)
     assert not list(tmp_path.iterdir())
 
@@ -92,25 +84,14 @@ def test_every_number_of_the_log_is_reported(tmp_path, made) -> None:
     *calls, last = board.calls
     assert last == "finished"
     kinds = {"step": "train", "eval": "eval", "prune": "prune"}
-    expected = [
-        (
-            record["step"],
-            {
-                f"{kinds[record['kind']]}/{name}": value
-                for name, value in record.items()
-                if name not in ("step", "kind") and isinstance(value, (int, float))
-            },
-        )
-        for record in records(tmp_path)
-        if record["kind"] in kinds
-    ]
-    assert calls == expected
-    assert [step for step, values in calls if "prune/sparsity_after" in values] == [
-        4,
-        8,
-        12,
-        16,
-    ]
+    numbers = [r for r in records(tmp_path) if r["kind"] in kinds]
+    for (step, values), record in zip(calls, numbers, strict=True):
+        kind = kinds[record.pop("kind")]
+        assert step == record.pop("step")
+        plain = {k: v for k, v in record.items() if isinstance(v, (int, float))}
+        assert values == {f"{kind}/{name}": value for name, value in plain.items()}
+    pruned = [step for step, values in calls if "prune/sparsity_after" in values]
+    assert pruned == [4, 8, 12, 16]
     assert len([1 for _, values in calls if "eval/accuracy" in values]) == 3
     assert calls[0][1].keys() >= {"train/loss", "train/learning_rate"}
 

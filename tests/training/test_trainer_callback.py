@@ -18,6 +18,7 @@ from transformers import (
 
 from obert_modifiers.training.trainer_callback import RecipeCallback, sample_losses
 from tests import tiny
+from tests.training.toy import all_equal
 
 DISTIL = """\
   - !LogitDistillationModifier
@@ -25,6 +26,9 @@ DISTIL = """\
       temperature: 2.0
 """
 DROP = "  - !LayerDropModifier\n      keep: [0]\n"
+QAT = "  - !QATModifier\n      start_epoch: 1.6\n"
+RANGE = "modifiers:\n  - !EpochRangeModifier\n      start_epoch: 0.0\n      end_epoch: "
+SAVING = {"save_strategy": "steps", "save_steps": 1000}
 
 
 @pytest.fixture(scope="module")
@@ -32,15 +36,24 @@ def folder(tmp_path_factory) -> Path:
     return tiny.save_model(tmp_path_factory.mktemp("model"))
 
 
-def make_trainer(folder: Path, out: Path, callback, **options) -> Trainer:
-    torch.manual_seed(0)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForSequenceClassification.from_pretrained(folder)
-    rows = datasets.Dataset.from_list(tiny.sentences(40))
-    rows = rows.map(lambda row: tokenizer(row["sentence"])).remove_columns("sentence")
-    arguments = TrainingArguments(
-        output_dir=str(out),
-        **{
+@pytest.fixture
+def make(folder, tmp_path):
+    """Return a function that makes a Trainer and the callback of its recipe."""
+
+    def trainer(recipe, out=tmp_path, cls=Trainer, late=False, labels=None, **options):
+        torch.manual_seed(0)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        rows = tiny.sentences(40)
+        kinds = {}
+        if labels is not None:
+            for number, row in enumerate(rows):
+                row["label"] = [float((number >> k) & 1) for k in range(labels)]
+            problem = "multi_label_classification"
+            kinds = {"num_labels": labels, "problem_type": problem}
+        rows = datasets.Dataset.from_list(rows)
+        rows = rows.map(lambda row: tokenizer(row["sentence"]))
+        rows = rows.remove_columns("sentence").rename_column("label", "labels")
+        settings = {
             "num_train_epochs": 2,
             "per_device_train_batch_size": 4,
             "learning_rate": 3e-3,
@@ -50,32 +63,37 @@ def make_trainer(folder: Path, out: Path, callback, **options) -> Trainer:
             "use_cpu": True,
             "disable_tqdm": True,
             "seed": 1,
-            **options,
-        },
-    )
-    return Trainer(
-        model,
-        arguments,
-        train_dataset=rows,
-        eval_dataset=rows.select(range(8)),
-        data_collator=DataCollatorWithPadding(tokenizer),
-        callbacks=[] if callback is None else [callback],
-    )
+        }
+        teacher = "self" if DISTIL.splitlines()[0] in recipe else None
+        callback = RecipeCallback(recipe, teacher=teacher)
+        made = cls(
+            AutoModelForSequenceClassification.from_pretrained(folder, **kinds),
+            TrainingArguments(output_dir=str(out), **settings | options),
+            train_dataset=rows,
+            eval_dataset=rows.select(range(8)),
+            data_collator=DataCollatorWithPadding(tokenizer),
+            callbacks=None if late else [callback],
+        )
+        if late:
+            made.add_callback(callback)
+        return made, callback
+
+    return trainer
+
+
+def refused(made, message: str, **how) -> None:
+    with pytest.raises(ValueError, match=message):
+        made[0].train(**how)
 
 
 @pytest.mark.parametrize("accumulation", [1, 3])
-def test_a_recipe_runs_in_the_trainer(folder, tmp_path, accumulation) -> None:
-    callback = RecipeCallback(tiny.RECIPE + DISTIL, teacher="self")
-    trainer = make_trainer(
-        folder, tmp_path, callback, gradient_accumulation_steps=accumulation
-    )
+def test_a_recipe_runs_in_the_trainer(make, tmp_path, accumulation) -> None:
+    options = {"gradient_accumulation_steps": accumulation}
+    trainer, callback = make(tiny.RECIPE + DISTIL, **options)
     trainer.train()
     steps = -(-10 // accumulation)
-    assert [round(event.epoch * steps) for event in callback.manager.events] == [
-        -(-steps // 2),
-        steps,
-        -(-3 * steps // 2),
-    ]
+    made = [round(event.epoch * steps) for event in callback.manager.events]
+    assert made == [-(-steps // 2), steps, -(-3 * steps // 2)]
     assert tiny.sparsity(trainer.model) == pytest.approx(0.8, abs=1e-4)
     # The recipe's last rate, near the end of its way from 5e-3 to 0.
     assert trainer.optimizer.param_groups[0]["lr"] < 5e-3
@@ -84,17 +102,16 @@ def test_a_recipe_runs_in_the_trainer(folder, tmp_path, accumulation) -> None:
     assert not trainer.model._forward_hooks and not trainer.model._forward_pre_hooks
 
 
-def test_layers_are_dropped_before_there_is_an_optimizer(folder, tmp_path) -> None:
-    trainer = make_trainer(folder, tmp_path, RecipeCallback(tiny.RECIPE + DROP))
+def test_layers_are_dropped_before_there_is_an_optimizer(make) -> None:
+    trainer, _ = make(tiny.RECIPE + DROP)
     trainer.train()
     assert trainer.model.config.num_hidden_layers == 1
     held = {id(p) for g in trainer.optimizer.param_groups for p in g["params"]}
     assert held == {id(p) for p in trainer.model.parameters()}
 
 
-def test_the_recipes_rate_is_the_one_that_steps(folder, tmp_path) -> None:
-    callback = RecipeCallback(tiny.RECIPE)
-    trainer = make_trainer(folder, tmp_path, callback)
+def test_the_recipes_rate_is_the_one_that_steps(make) -> None:
+    trainer, callback = make(tiny.RECIPE)
     seen = []
     inner = callback.on_pre_optimizer_step
 
@@ -110,32 +127,20 @@ def test_the_recipes_rate_is_the_one_that_steps(folder, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("hardness", [0.0, 1.0])
-def test_distillation_is_in_the_loss(folder, tmp_path, hardness) -> None:
+def test_distillation_is_in_the_loss(make, hardness) -> None:
     """With hardness 1 and the dense model as teacher nothing pulls before pruning."""
-    recipe = (
-        "modifiers:\n  - !EpochRangeModifier\n      start_epoch: 0.0\n"
-        "      end_epoch: 1.0\n" + DISTIL.replace("0.5", str(hardness))
-    )
-    callback = RecipeCallback(recipe, teacher="self")
+    recipe = f"{RANGE}1.0\n" + DISTIL.replace("0.5", str(hardness))
     # Adam would blow rounding errors up to whole steps.
-    options = {"num_train_epochs": 1, "optim": "sgd"}
-    trainer = make_trainer(folder, tmp_path, callback, **options)
+    trainer, _ = make(recipe, num_train_epochs=1, optim="sgd")
     for module in trainer.model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     trainer.train()
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
-    if hardness == 1.0:
-        assert max(losses) < 1e-6
-    else:
-        assert min(losses) > 1e-2
+    assert max(losses) < 1e-6 if hardness == 1.0 else min(losses) > 1e-2
 
 
-STOP = """\
-modifiers:
-  - !EpochRangeModifier
-      start_epoch: 0.0
-      end_epoch: 6.0
+STOP = f"""{RANGE}6.0
   - !EarlyStoppingModifier
       metric: loss
       mode: max
@@ -143,10 +148,9 @@ modifiers:
 """
 
 
-def test_early_stopping_ends_it_with_the_best_weights(folder, tmp_path) -> None:
+def test_early_stopping_ends_it_with_the_best_weights(make) -> None:
     """The loss falls, and as a larger one is asked for, the first was the best."""
-    options = {"num_train_epochs": 6, "eval_strategy": "epoch"}
-    trainer = make_trainer(folder, tmp_path, RecipeCallback(STOP), **options)
+    trainer, _ = make(STOP, num_train_epochs=6, eval_strategy="epoch")
     seen = []
     inner = trainer.evaluate
 
@@ -158,16 +162,9 @@ def test_early_stopping_ends_it_with_the_best_weights(folder, tmp_path) -> None:
     trainer.train()
     losses = [r["eval_loss"] for r in trainer.state.log_history if "eval_loss" in r]
     assert len(seen) == len(losses) == 3 and losses[0] > max(losses[1:])
-    for now, best in zip(trainer.model.parameters(), seen[0], strict=True):
-        assert torch.equal(now, best)
+    assert all_equal(trainer.model.parameters(), seen[0])
     assert trainer.evaluate()["eval_loss"] == pytest.approx(losses[0])
-    refused(folder, tmp_path, RecipeCallback(STOP), "nothing", num_train_epochs=6)
-
-
-QAT = """\
-  - !QATModifier
-      start_epoch: 1.6
-"""
+    refused(make(STOP, num_train_epochs=6), "eval_strategy=no .*nothing")
 
 
 class Stopping(TrainerCallback):
@@ -181,16 +178,17 @@ class Stopping(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
 
-def resumed(folder, out, recipe, at: int, **options):
-    trainer = make_trainer(
-        folder, out, RecipeCallback(recipe, teacher="self"), **options
-    )
+def stopped(make, recipe: str, at: int, **options) -> None:
+    trainer, _ = make(recipe, **options)
     trainer.add_callback(Stopping(at))
     trainer.train()
-    again = RecipeCallback(recipe, teacher="self")
-    trainer = make_trainer(folder, out, again, **options)
+
+
+def resumed(make, recipe: str, at: int, **options):
+    stopped(make, recipe, at, **options)
+    trainer, callback = make(recipe, **options)
     trainer.train(resume_from_checkpoint=True)
-    return trainer, again
+    return trainer, callback
 
 
 # Before, at and after the pruning events at steps 5, 10 and 15, and during QAT.
@@ -198,84 +196,62 @@ def resumed(folder, out, recipe, at: int, **options):
     "at",
     [5, 12, 18, *(pytest.param(at, marks=pytest.mark.slow) for at in (3, 6, 10, 15))],
 )
-def test_a_run_that_is_resumed_ends_with_the_same_bits(folder, tmp_path, at) -> None:
+def test_a_run_that_is_resumed_ends_with_the_same_bits(make, tmp_path, at) -> None:
     recipe = tiny.RECIPE + DISTIL + QAT
-    options = {"save_strategy": "steps", "save_steps": 1000}
-    whole = make_trainer(
-        folder, tmp_path / "a", RecipeCallback(recipe, teacher="self"), **options
-    )
+    whole, _ = make(recipe, out=tmp_path / "a", **SAVING)
     whole.train()
-    found, callback = resumed(folder, tmp_path / "b", recipe, at, **options)
-    for (name, one), two in zip(
-        whole.model.state_dict().items(), found.model.state_dict().values(), strict=True
-    ):
-        assert torch.equal(one, two), name
+    found, callback = resumed(make, recipe, at, out=tmp_path / "b", **SAVING)
+    state, again = whole.model.state_dict(), found.model.state_dict()
+    assert state.keys() == again.keys()
+    assert [name for name in state if not torch.equal(state[name], again[name])] == []
     assert len(callback.manager.events) == 3
     assert tiny.sparsity(found.model) == pytest.approx(0.8, abs=1e-4)
 
 
-def test_a_state_that_is_not_restored_is_found(folder, tmp_path, monkeypatch) -> None:
+def test_a_state_that_is_not_restored_is_found(make, monkeypatch) -> None:
     """The negative control of the test above."""
     monkeypatch.setattr(RecipeCallback, "_resume", lambda self, model, checkpoint: None)
-    _, callback = resumed(
-        folder, tmp_path, tiny.RECIPE, 12, save_strategy="steps", save_steps=1000
-    )
+    _, callback = resumed(make, tiny.RECIPE, 12, **SAVING)
     assert len(callback.manager.events) != 3
 
 
-def test_a_checkpoint_of_another_recipe_is_refused(folder, tmp_path) -> None:
-    options = {"save_strategy": "steps", "save_steps": 1000}
-    trainer = make_trainer(folder, tmp_path, RecipeCallback(tiny.RECIPE), **options)
-    trainer.add_callback(Stopping(3))
-    trainer.train()
-    other = tiny.RECIPE.replace("num_grads: 16", "num_grads: 12")
-    trainer = make_trainer(folder, tmp_path, RecipeCallback(other), **options)
-    with pytest.raises(ValueError, match="another one than the checkpoint's"):
-        trainer.train(resume_from_checkpoint=True)
+def test_a_checkpoint_of_another_recipe_is_refused(make, tmp_path) -> None:
+    stopped(make, tiny.RECIPE, 3, **SAVING)
+    other = make(tiny.RECIPE.replace("num_grads: 16", "num_grads: 12"), **SAVING)
+    resume = {"resume_from_checkpoint": True}
+    refused(other, "another one than the checkpoint's", **resume)
     (tmp_path / "checkpoint-3" / "recipe_state.json").unlink()
-    trainer = make_trainer(folder, tmp_path, RecipeCallback(tiny.RECIPE), **options)
-    with pytest.raises(ValueError, match="has no recipe_state.json"):
-        trainer.train(resume_from_checkpoint=True)
+    refused(make(tiny.RECIPE, **SAVING), "has no recipe_state.json", **resume)
 
 
-def refused(folder, out, callback, part, **options) -> None:
-    trainer = make_trainer(folder, out, callback, **options)
-    with pytest.raises(ValueError, match=part):
-        trainer.train()
-
-
-def test_what_does_not_go_with_a_recipe_is_refused(folder, tmp_path) -> None:
-    recipe = RecipeCallback(tiny.RECIPE)
-    refused(folder, tmp_path, recipe, "expected the recipe's 2", num_train_epochs=3)
-    late = make_trainer(folder, tmp_path, None)
-    late.add_callback(RecipeCallback(tiny.RECIPE))
-    with pytest.raises(ValueError, match="Trainer that exists"):
-        late.train()
-    silent = RecipeCallback(tiny.RECIPE + DISTIL, teacher="self")
-    refused(folder, tmp_path, silent, "loss=None", label_smoothing_factor=0.1)
+def test_what_does_not_go_with_a_recipe_is_refused(make) -> None:
+    refused(make(tiny.RECIPE, num_train_epochs=3), "expected the recipe's 2")
+    refused(make(tiny.RECIPE, late=True), "Trainer that exists")
+    silent = make(tiny.RECIPE + DISTIL, label_smoothing_factor=0.1)
+    refused(silent, "loss=None")
 
 
 def test_sample_losses_of_tokens_are_means_over_labelled_tokens() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(3, 4, 5, generator=generator)
     labels = torch.tensor([[1, -100, 2, 3], [-100] * 4, [0, 0, 0, 0]])
-    found = sample_losses({"logits": logits}, {"labels": labels})
-    for row, loss in enumerate(found):
-        kept = labels[row] != -100
-        if not kept.any():
-            assert loss == 0.0
-            continue
-        expected = cross_entropy(logits[row][kept], labels[row][kept])
-        torch.testing.assert_close(loss, expected)
+    first, without, last = sample_losses({"logits": logits}, {"labels": labels})
+    assert without == 0.0
+    kept = labels[0] != -100
+    torch.testing.assert_close(first, cross_entropy(logits[0][kept], labels[0][kept]))
+    torch.testing.assert_close(last, cross_entropy(logits[2], labels[2]))
 
 
-def test_sample_losses_of_numbers_and_classes() -> None:
-    logits = torch.tensor([[0.5], [2.0]])
-    found = sample_losses({"logits": logits}, {"labels": torch.tensor([1.0, 2.0])})
-    torch.testing.assert_close(found, torch.tensor([0.25, 0.0]))
-    classes = torch.tensor([[0.0, 0.0]])
-    found = sample_losses({"logits": classes}, {"labels": torch.tensor([1])})
-    torch.testing.assert_close(found, torch.tensor([2.0]).log())
+@pytest.mark.parametrize(
+    ("logits", "labels", "expected"),
+    [
+        ([[0.5], [2.0]], [1.0, 2.0], torch.tensor([0.25, 0.0])),
+        ([[0.0, 0.0]], [1], torch.tensor([2.0]).log()),
+    ],
+)
+def test_sample_losses_of_numbers_and_classes(logits, labels, expected) -> None:
+    outputs, batch = {"logits": torch.tensor(logits)}, {"labels": torch.tensor(labels)}
+    torch.testing.assert_close(sample_losses(outputs, batch), expected)
 
 
 @pytest.mark.parametrize("width", [3, 4])
@@ -295,28 +271,11 @@ def test_sample_losses_of_several_labels_are_means_over_them(width) -> None:
 
 
 @pytest.mark.parametrize("width", [3, 4])
-def test_several_labels_are_pruned_and_distilled(folder, tmp_path, width) -> None:
-    callback = RecipeCallback(tiny.RECIPE + DISTIL, teacher="self")
-    trainer = make_trainer(folder, tmp_path, None)
-    torch.manual_seed(0)
-    model = AutoModelForSequenceClassification.from_pretrained(
-        folder, num_labels=width, problem_type="multi_label_classification"
-    )
-    rows = trainer.train_dataset.map(
-        lambda row, i: {"labels": [float((i >> k) & 1) for k in range(width)]},
-        with_indices=True,
-        remove_columns=["label"],
-    )
-    trainer = Trainer(
-        model,
-        trainer.args,
-        train_dataset=rows,
-        data_collator=trainer.data_collator,
-        callbacks=[callback],
-    )
+def test_several_labels_are_pruned_and_distilled(make, width) -> None:
+    trainer, callback = make(tiny.RECIPE + DISTIL, labels=width)
     trainer.train()
     assert len(callback.manager.events) == 3
-    assert tiny.sparsity(model) == pytest.approx(0.8, abs=1e-4)
+    assert tiny.sparsity(trainer.model) == pytest.approx(0.8, abs=1e-4)
 
 
 class OwnLoss(Trainer):
@@ -332,33 +291,26 @@ class OwnLoss(Trainer):
         return (loss, outputs) if return_outputs else loss
 
 
-@pytest.mark.parametrize("part", [0.0, 0.5])
-def test_a_loss_of_ones_own_does_not_switch_distillation_off(
-    folder, tmp_path, part
-) -> None:
-    callback = RecipeCallback(tiny.RECIPE + DISTIL, teacher="self")
-    trainer = make_trainer(folder, tmp_path, callback)
-    trainer.__class__ = type("Own", (OwnLoss,), {"part": part})
-    if part:
-        trainer.train()
-        assert len(callback.manager.events) == 3
-    else:
-        with pytest.raises(ValueError, match="compute_loss gives a loss without the"):
-            trainer.train()
+class HalfOwnLoss(OwnLoss):
+    part = 0.5
+
+
+def test_a_loss_of_ones_own_does_not_switch_distillation_off(make) -> None:
+    made = make(tiny.RECIPE + DISTIL, cls=OwnLoss)
+    refused(made, "compute_loss gives a loss without the")
+    trainer, callback = make(tiny.RECIPE + DISTIL, cls=HalfOwnLoss)
+    trainer.train()
+    assert len(callback.manager.events) == 3
 
 
 class Stream(torch.utils.data.IterableDataset):
     """Samples without a length."""
 
-    def __init__(self, rows) -> None:
-        self.rows = rows
-
     def __iter__(self):
-        return iter(self.rows)
+        raise AssertionError("nothing is read")
 
 
-def test_data_without_a_length_is_refused(folder, tmp_path) -> None:
-    trainer = make_trainer(folder, tmp_path, RecipeCallback(tiny.RECIPE), max_steps=20)
-    trainer.train_dataset = Stream(trainer.train_dataset)
-    with pytest.raises(ValueError, match="train_dataset=Stream has no length"):
-        trainer.train()
+def test_data_without_a_length_is_refused(make) -> None:
+    trainer, callback = make(tiny.RECIPE, max_steps=20)
+    trainer.train_dataset = Stream()
+    refused((trainer, callback), "train_dataset=Stream has no length")

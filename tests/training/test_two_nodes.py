@@ -45,20 +45,9 @@ def nodes() -> Iterator[None]:
 
 @pytest.fixture
 def training(tmp_path: Path) -> list[str]:
-    rows = tiny.write_rows(tmp_path / "data.json", tiny.sentences(44))
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(tiny.RECIPE, encoding="utf-8")
-    flags = {
-        "--model_name_or_path": tiny.save_model(tmp_path / "model"),
-        "--train_file": rows,
-        "--validation_file": rows,
-        "--recipe": recipe,
-        "--cache_dir": tmp_path / "cache",
-        "--per_device_train_batch_size": 4,
-    }
+    flags = tiny.flags(tmp_path, 44) | {"per_device_train_batch_size": 4}
     words = ["-m", "obert_modifiers.cli", "train", "text_classification"]
-    words += [str(word) for pair in flags.items() for word in pair]
-    return [*words, "--use_cpu", "--do_train", "--do_eval"]
+    return [*words, *tiny.words_of(flags), "--use_cpu", "--do_train", "--do_eval"]
 
 
 def run(commands: list[list[str]], **more: str) -> None:
@@ -85,17 +74,8 @@ def run(commands: list[list[str]], **more: str) -> None:
 @pytest.mark.slow
 def test_two_nodes_end_as_two_processes_of_one(nodes, training, tmp_path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
-    run([
-        [
-            TORCHRUN,
-            "--standalone",
-            "--nproc_per_node",
-            "2",
-            *training,
-            "--output_dir",
-            str(one),
-        ]
-    ])
+    local = [TORCHRUN, "--standalone", "--nproc_per_node", "2"]
+    run([[*local, *training, "--output_dir", str(one)]])
     rendezvous = ["--nnodes", "2", "--nproc_per_node", "1"]
     rendezvous += ["--master_addr", ADDRESSES[0], "--master_port", "29555"]
     run([

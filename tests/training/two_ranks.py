@@ -1,9 +1,8 @@
 """Run every modifier of the table and write down the bits after each step."""
 
-import hashlib
 import json
 import sys
-from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -11,10 +10,10 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 from obert_modifiers.recipe.manager import RecipeManager
-from obert_modifiers.training import RecipeStepper, TrainConfig, train
+from obert_modifiers.training import TrainConfig, train
 from tests.modifiers.driving import name_of
 from tests.modifiers.table import PRUNERS, TABLE, Row, make_model
-from tests.training.test_training import make_task
+from tests.training.toy import digest, each_step, make_task
 
 # 30 samples in batches of 4 are 8, of which the last has 2: with two processes the
 # last pair is uneven.
@@ -34,14 +33,6 @@ class Enough(Exception):
     """The first step is over."""
 
 
-def digest(tensors: Iterable[Tensor]) -> str:
-    """Hash the bits of tensors."""
-    found = hashlib.sha256()
-    for tensor in tensors:
-        found.update(tensor.detach().contiguous().numpy().tobytes())
-    return found.hexdigest()
-
-
 def masks_of(manager: RecipeManager) -> list[Tensor]:
     """Return all masks of a recipe's modifiers."""
     return [m for one in manager.pruning for m in one.module_masks.param_masks]
@@ -56,14 +47,12 @@ def run(row: Row, folder: Path, watch, compiler=None, **keys) -> None:
     torch.manual_seed(0)
     model = make_model()
     teacher = "self" if manager.distillation and not manager.teacher else None
-    original = RecipeStepper.step
 
-    def step(self: RecipeStepper) -> bool:
-        advanced = original(self)
-        watch(self._model, manager)
+    def watched(stepper, step) -> bool:
+        advanced = step()
+        watch(model, manager)
         return advanced
 
-    RecipeStepper.step = step  # type: ignore[method-assign]
     config = TrainConfig(
         folder,
         learning_rate=1e-2,
@@ -72,12 +61,8 @@ def run(row: Row, folder: Path, watch, compiler=None, **keys) -> None:
         report_to="none",
         torch_compile=compiler,
     )
-    try:
+    with each_step(watched), suppress(Enough):
         train(model, make_task(SAMPLES), config, manager, teacher)
-    except Enough:
-        pass
-    finally:
-        RecipeStepper.step = original  # type: ignore[method-assign]
 
 
 def every_step(row: Row, folder: Path, compiler: str | None = None) -> list[str]:
