@@ -8,21 +8,13 @@ from obert_modifiers.faults import Fault
 
 @dataclass(frozen=True)
 class Problem:
-    """A fault and its place in a recipe.
+    """A fault and its place in a recipe."""
 
-    Attributes:
-        file: Path of the recipe as it was given, or ``<recipe text>``.
-        line: Line in that file, from 1.
-        modifier: Name of the modifier, or empty.
-        fault: What is wrong.
-        under: Key that it stands under, where that is not the fault's.
-    """
-
-    file: str
-    line: int
-    modifier: str
+    file: str  # path of the recipe as it was given, or "<recipe text>"
+    line: int  # from 1
+    modifier: str  # its name, or empty
     fault: Fault
-    under: str = ""
+    under: str = ""  # key that it stands under, where that is not the fault's
 
     @property
     def key(self) -> str:

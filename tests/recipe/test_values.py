@@ -48,7 +48,7 @@ NAMES = {"n": 10, "f": 0.5, "word": "text", "items": [1]}
 
 def lookup(name: str):
     if name not in NAMES:
-        raise UnknownNameError(name)
+        raise UnknownNameError(name=name)
     return NAMES[name]
 
 
