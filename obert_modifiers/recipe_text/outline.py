@@ -51,9 +51,9 @@ class Outline:
         line = place if isinstance(place, int) else self.source.line_of(place)
         self.problems.append(Problem(self.source.file, line, modifier, fault))
 
-    def misplaced(self, place: yaml.Node, key: str, text: str) -> None:
+    def misplaced(self, place: yaml.Node, key: str, wrong: str) -> None:
         """Add a problem with the arrangement, under a key of the recipe."""
-        self.report(place, "", Fault(Rule.ARRANGEMENT, key, broken=text))
+        self.report(place, "", Fault(Rule.ARRANGEMENT, key, broken=wrong))
 
 
 def outline(source: RecipeText, root: yaml.MappingNode) -> Outline:
@@ -82,12 +82,9 @@ def outline(source: RecipeText, root: yaml.MappingNode) -> Outline:
                 _sort(found, name, inner, below)
         else:
             known |= {id(node) for node, _ in walk(value)}
-            found.misplaced(
-                key,
-                name,
-                "a stage stands beside modifiers of the whole recipe; expected either "
-                "stages or groups of modifiers; move those modifiers into a stage",
-            )
+            wrong = "a stage stands beside modifiers of the whole recipe; expected "
+            wrong += "either stages or groups of modifiers; move those modifiers into "
+            found.misplaced(key, name, f"{wrong}a stage")
     _report_misplaced(found, root, known)
     if not found.problems:
         _report_missing(found, root, stages)
@@ -108,23 +105,19 @@ def _sort(found: Outline, stage: str, key: yaml.Node, value: yaml.Node) -> None:
             if is_modifier(item):
                 found.modifiers.append(ModifierNode(modifier_name(item), stage, item))
             else:
-                text = "an entry of the list is not a modifier; expected a tag such as "
-                text += "!EpochRangeModifier; put it after the dash"
-                found.misplaced(item, name, text)
+                wrong = "an entry of the list is not a modifier; expected a tag such "
+                wrong += "as !EpochRangeModifier; put it after the dash"
+                found.misplaced(item, name, wrong)
     elif newer := _named_by_keys(value):
         ours = ", ".join(dict.fromkeys(f"!{_NEAREST.get(n, _PRUNER)}" for n in newer))
-        found.misplaced(
-            key,
-            name,
-            f"{name} names modifiers by keys ({', '.join(newer)}), as recipes of "
-            "llm-compressor and of SparseML's one-shot framework do; expected a list "
-            "of modifiers with tags, the format that trains an encoder; run this file "
-            f"with llm-compressor, or begin from a recipe here with {ours} "
-            "(docs/recipes.md lists them)",
-        )
+        wrong = f"{name} names modifiers by keys ({', '.join(newer)}), as recipes of "
+        wrong += "llm-compressor and of SparseML's one-shot framework do; expected a "
+        wrong += "list of modifiers with tags, the format that trains an encoder; run "
+        wrong += "this file with llm-compressor, or begin from a recipe here with "
+        found.misplaced(key, name, f"{wrong}{ours} (docs/recipes.md lists them)")
     elif value.tag != _NULL:
-        text = f"{name} is a {value.id}; expected a list of modifiers; begin each with "
-        found.misplaced(key, name, f"{text}a dash")
+        wrong = f"{name} is a {value.id}; expected a list of modifiers; "
+        found.misplaced(key, name, f"{wrong}begin each with a dash")
 
 
 def _named_by_keys(value: yaml.Node) -> list[str]:
@@ -146,10 +139,12 @@ def _report_repeated_keys(found: Outline, root: yaml.Node) -> None:
                 continue
             before = first.setdefault((key.tag, key.value), key)
             if before is not key:
-                text = f"{key.value} is given again after line "
-                text += f"{found.source.line_of(before)}; expected each key once; "
-                fault = Fault(Rule.REPEATED, key.value, broken=f"{text}remove one")
-                found.report(key, modifier, fault)
+                line = found.source.line_of(before)
+                wrong = f"{key.value} is given again after line {line}; expected each "
+                wrong += "key once; remove one of the two"
+                found.report(
+                    key, modifier, Fault(Rule.REPEATED, key.value, None, wrong)
+                )
 
 
 def _report_misplaced(found: Outline, root: yaml.Node, known: set[int]) -> None:
@@ -160,9 +155,10 @@ def _report_misplaced(found: Outline, root: yaml.Node, known: set[int]) -> None:
         if any(problem.key == key for problem in found.problems):
             continue  # the group itself is already reported
         group = (nearest(key, _GROUPS) or [f"{key}_modifiers"])[0]
-        text = f"the modifier stands under '{key}', where SparseML does not look for "
-        text += "any; expected a list under a key with 'modifiers' in its name; rename "
-        fault = Fault(Rule.ARRANGEMENT, broken=f"{text}the key to {group}")
+        wrong = f"the modifier stands under '{key}', where SparseML does not look for "
+        wrong += "any; expected a list under a key with 'modifiers' in its name; "
+        wrong += f"rename the key to {group}"
+        fault = Fault(Rule.ARRANGEMENT, broken=wrong)
         found.report(node, modifier_name(node), fault)
 
 
@@ -171,13 +167,14 @@ def _report_missing(
 ) -> None:
     with_modifiers = {modifier.stage for modifier in found.modifiers}
     if found.staged and with_modifiers:
-        text = "the stage has no modifiers; expected at least one; add it or remove "
+        wrong = "the stage has no modifiers; expected at least one; add it or remove "
+        wrong += "the stage"
         for name in [name for name in stages if name not in with_modifiers]:
-            found.misplaced(stages[name], name, f"{text}the stage")
+            found.misplaced(stages[name], name, wrong)
     elif not found.modifiers:
-        text = "the recipe has no modifiers; expected at least one in a list under a "
-        text += "key such as 'modifiers'; add '- !EpochRangeModifier' there"
-        found.misplaced(root, "", text)
+        wrong = "the recipe has no modifiers; expected at least one in a list under a "
+        wrong += "key such as 'modifiers'; add '- !EpochRangeModifier' there"
+        found.misplaced(root, "", wrong)
 
 
 def is_modifier(node: yaml.Node) -> bool:

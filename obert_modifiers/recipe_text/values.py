@@ -95,8 +95,8 @@ class Resolver:
             if not nodes:
                 near = nearest(name, place)
                 node = place[near[0]] if near else self._outline.source.first_line
-                text = f"{name} is not a variable of this recipe; "
-                fault = Fault(Rule.VARIABLE, name, broken=text + _one_of(place, name))
+                wrong = f"{name} is not a variable of this recipe; "
+                fault = Fault(Rule.VARIABLE, name, broken=wrong + _one_of(place, name))
                 self._outline.report(node, "recipe_args", fault)
 
     def _variable(self, stage: str, name: str) -> Any:
@@ -106,8 +106,9 @@ class Resolver:
             raise UnknownNameError(name=name)
         node, at = tables[scope][name], _Place(scope, "", name)
         if at in self._active:
-            text = f"{name} depends on itself; expected no circle of variables; give "
-            self._fail(node, at, f"{text}one of them a value", Rule.VARIABLE)
+            wrong = f"{name} depends on itself; expected no circle of variables; "
+            wrong += "give one of them a value"
+            self._fail(node, at, wrong, Rule.VARIABLE)
         if at not in self._known:
             self._known[at] = _FAILED
             self._active.append(at)
@@ -143,8 +144,9 @@ class Resolver:
     def _pairs(self, node: yaml.Node, at: _Place) -> list[tuple]:
         """Return a mapping's keys and values, merged ones (``<<``) included."""
         if not isinstance(node, yaml.MappingNode):
-            text = f"the modifier holds a {node.id}; expected keys with values; write "
-            self._fail(node, at, f"{text}them indented below the modifier, one a line")
+            wrong = f"the modifier holds a {node.id}; expected keys with values; "
+            wrong += "write them indented below the modifier, one a line"
+            self._fail(node, at, wrong)
         try:
             self._constructor.flatten_mapping(node)
         except ConstructorError as error:
@@ -165,8 +167,8 @@ class Resolver:
 
     def _container(self, node: yaml.Node, at: _Place) -> Any:
         if id(node) in self._active:
-            text = f"{at.key} holds itself through a YAML alias; expected plain values;"
-            self._fail(node, at, f"{text} write them out")
+            wrong = f"{at.key} holds itself through a YAML alias; "
+            self._fail(node, at, f"{wrong}expected plain values; write them out")
         mapping = isinstance(node, yaml.MappingNode)
         pairs = (
             self._pairs(node, at) if mapping else [(None, one) for one in node.value]
@@ -189,11 +191,9 @@ class Resolver:
         name = self._plain(node, at)
         if isinstance(node, yaml.ScalarNode) and not str(name).startswith("eval("):
             return name
-        text = (
-            f"{at.key} has the key {str(node.value)[:40]}, which is not a plain one; "
-        )
-        text += "expected a number or a word; write its value"
-        self._fail(node, at, text, Rule.EXPRESSION)
+        wrong = f"{at.key} has the key {str(node.value)[:40]}, which is not a plain "
+        wrong += "one; expected a number or a word; write its value"
+        self._fail(node, at, wrong, Rule.EXPRESSION)
 
     def _plain(self, node: yaml.Node, at: _Place) -> Any:
         if is_modifier(node):
@@ -234,17 +234,18 @@ class Resolver:
             written = f" {written}"  # a key without a value ends at its colon
         if self._edits.setdefault((start, end), written) != written:
             wrong = f"{at.key} has two values, in two stages that share it by a YAML "
-            self._fail(node, at, f"{wrong}alias; expected one; write it out in each stage")
+            wrong += "alias; expected one; write it out in each stage"
+            self._fail(node, at, wrong)
 
     def _fail(
         self,
         node: yaml.Node,
         at: _Place,
-        text: str,
+        wrong: str,
         rule: Rule = Rule.YAML,
         value: str | None = None,
     ) -> NoReturn:
-        self._outline.report(node, at.modifier, Fault(rule, at.key, value, text))
+        self._outline.report(node, at.modifier, Fault(rule, at.key, value, wrong))
         raise _ReportedError
 
 
