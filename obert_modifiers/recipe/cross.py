@@ -12,24 +12,8 @@ from obert_modifiers.modifiers._gradual import GradualPruningModifier
 from obert_modifiers.modifiers._targets import ALL, ALL_ENCODER, TOKENS, unwrap
 from obert_modifiers.modifiers.layer_drop import LayerDropModifier
 from obert_modifiers.modifiers.qat import QATModifier
-from obert_modifiers.recipe.cross_epochs import (
-    after_the_end,
-    cut_cycle,
-    masks_released_early,
-    never_fixed,
-    nothing_to_distil,
-    other_teachers,
-    pruned_when_fixed,
-    pruned_when_quantized,
-    stopped_too_early,
-)
-from obert_modifiers.recipe.placed import (
-    KINDS,
-    Found,
-    Placed,
-    gradual_in,
-    of_kind,
-)
+from obert_modifiers.recipe.cross_epochs import epoch_faults, epoch_notes
+from obert_modifiers.recipe.placed import KINDS, Found, Placed, gradual_in, of_kind
 
 if TYPE_CHECKING:
     from torch import nn
@@ -41,41 +25,33 @@ def cross_faults(everyone: Sequence[Placed], complete: bool) -> Iterator[Found]:
     ``complete`` is False where some could not be built, so that what seems to be
     missing may be among them.
     """
-    yield from stopped_too_early(everyone)
     yield from _same_weights(everyone)
     yield from _quantized_twice(everyone)
     yield from _dropped_late(everyone)
-    yield from pruned_when_fixed(everyone)
-    yield from after_the_end(everyone)
-    yield from other_teachers(everyone)
-    if complete:
-        yield from masks_released_early(everyone)
-        yield from nothing_to_distil(everyone)
+    yield from _other_teachers(everyone)
+    yield from epoch_faults(everyone, complete)
 
 
 def cross_notes(everyone: Sequence[Placed]) -> Iterator[Found]:
     """Find what is legal and may not be meant."""
     distillers = of_kind(everyone, KINDS.distillation)
     if distillers and not any(p.teacher for p in distillers):
-        broken = "names no teacher; it has to come from outside"
-        fix = "pass it, as with --distill_teacher, or write teacher: self"
-        yield distillers[0].modifier, Fault(Rule.NOTE, broken=broken, fix=fix)
-    yield from pruned_when_quantized(everyone)
-    for one in everyone:
-        yield from cut_cycle(one)
-        yield from never_fixed(one, everyone)
+        note = "names no teacher; it has to come from outside; pass it, as with "
+        note += "--distill_teacher, or write teacher: self"
+        yield distillers[0], Fault(Rule.NOTE, broken=note)
+    yield from epoch_notes(everyone)
     for first, late in combinations(everyone, 2):
         if isinstance(late.modifier, LayerDropModifier) and late.stage != first.stage:
-            broken = "drops layers before all training, that of the stages above it too"
-            fix = "to train the whole model first, run that stage alone"
-            yield late.modifier, Fault(Rule.NOTE, "keep", broken=broken, fix=fix)
+            note = "drops layers before all training, that of the stages above it too; "
+            note += "to train the whole model first, run that stage alone"
+            yield late, Fault(Rule.NOTE, "keep", broken=note)
             return
 
 
 def shared_weights(everyone: Sequence[Placed], model: nn.Module) -> Iterator[Found]:
     """Find weights of a model that two modifiers prune at the same time."""
     names = [name for name, _ in unwrap(model).named_parameters()]
-    for one, two in _together(everyone):
+    for one, two in _at_the_same_time(everyone):
         if not all(isinstance(p.modifier, GradualPruningModifier) for p in (one, two)):
             continue
         mine, others = (p.modifier.resolve_targets(model) for p in (one, two))
@@ -84,13 +60,10 @@ def shared_weights(everyone: Sequence[Placed], model: nn.Module) -> Iterator[Fou
             yield _twice(one, two, f"{both[0]} ({len(both)} in all)")
 
 
-def _together(everyone: Sequence[Placed]) -> Iterator[tuple[Placed, Placed]]:
-    """Pair the gradual pruning modifiers that are at work at the same time.
+def _at_the_same_time(everyone: Sequence[Placed]) -> Iterator[tuple[Placed, Placed]]:
+    """Pair the gradual pruning modifiers that overlap, in the order of the recipe.
 
     One may begin where the other ends.
-
-    Yields:
-        Two modifiers, in the order of the recipe.
     """
     for pair in combinations(gradual_in(everyone), 2):
         first, second = sorted(pair, key=lambda p: p.start)
@@ -99,7 +72,7 @@ def _together(everyone: Sequence[Placed]) -> Iterator[tuple[Placed, Placed]]:
 
 
 def _same_weights(everyone: Sequence[Placed]) -> Iterator[Found]:
-    for one, two in _together(everyone):
+    for one, two in _at_the_same_time(everyone):
         if one.modifier.identifier() == two.modifier.identifier():
             continue  # reported as a repetition
         pattern = _shared_pattern(one, two)
@@ -109,22 +82,17 @@ def _same_weights(everyone: Sequence[Placed]) -> Iterator[Found]:
 
 def _twice(one: Placed, two: Placed, what: str) -> Found:
     in_mapping = isinstance(two.modifier.final_sparsity, dict)
-    fault = Fault(
-        Rule.CONFLICT,
-        "final_sparsity" if in_mapping else "params",
-        broken=f"params={what} is pruned by {one.name} at the same time, from epoch "
-        f"{one.start:g} to {one.end:g}",
-        expected="one pruning modifier for a weight at a time",
-        fix="name other parameters, or begin where the other ends",
-    )
-    return two.modifier, fault
+    wrong = f"params={what} is pruned by {one.name} at the same time, from epoch "
+    wrong += f"{one.start:g} to {one.end:g}; expected one pruning modifier for a weight"
+    wrong += " at a time; name other parameters, or begin where the other ends"
+    key = "final_sparsity" if in_mapping else "params"
+    return two, Fault(Rule.CONFLICT, key, broken=wrong)
 
 
 def _shared_pattern(one: Placed, two: Placed) -> str | None:
     for mine in _patterns(two.modifier):
-        for other in _patterns(one.modifier):
-            if _surely_meet(mine, other):
-                return mine
+        if any(_surely_meet(mine, other) for other in _patterns(one.modifier)):
+            return mine
     return None
 
 
@@ -148,37 +116,42 @@ def _surely_meet(one: str, two: str) -> bool:
 
 
 def _quantized_twice(everyone: Sequence[Placed]) -> Iterator[Found]:
-    found = of_kind(everyone, KINDS.quantization)
-    for placed in found[1:]:
-        if any(isinstance(p.modifier, QATModifier) for p in (found[0], placed)):
-            fault = Fault(
-                Rule.CONFLICT,
-                broken=f"the model is quantized by {found[0].name} already",
-                expected="one modifier that quantizes",
-                fix="remove one of the two",
-            )
-            yield placed.modifier, fault
+    quantizers = of_kind(everyone, KINDS.quantization)
+    for late in quantizers[1:]:
+        first = quantizers[0]
+        if any(isinstance(p.modifier, QATModifier) for p in (first, late)):
+            wrong = f"the model is quantized by {first.name} already; expected one "
+            wrong += "modifier that quantizes; remove one of the two"
+            yield late, Fault(Rule.CONFLICT, broken=wrong)
 
 
 def _dropped_late(everyone: Sequence[Placed]) -> Iterator[Found]:
     drops = [p for p in everyone if isinstance(p.modifier, LayerDropModifier)]
     for one, two in combinations(drops, 2):
         if one.stage == two.stage:
-            broken = f"drops layers after {one.name} did"
-            expected = "one LayerDropModifier in a stage"
-            yield _keep(two, broken, expected, "write what is to be left in one")
+            wrong = f"drops layers after {one.name} did; expected one LayerDropModifier"
+            wrong += " in a stage; write what is to be left in one"
+            yield two, Fault(Rule.CONFLICT, "keep", str(two.modifier.keep), wrong)
     for drop in drops:
         above = everyone[: everyone.index(drop)]
-        above = [p for p in above if p.stage != drop.stage]
-        before = of_kind(above, KINDS.pruning) + of_kind(above, KINDS.quantization)
+        changing = {KINDS.pruning, KINDS.quantization}
+        before = [
+            p
+            for p in above
+            if p.stage != drop.stage and changing & {*p.modifier.sparsification_types}
+        ]
         if before:
-            first = min(before, key=everyone.index)
-            broken = "drops layers before all training, but stands in a stage after "
-            expected = "layers to be dropped before weights are pruned or quantized"
-            fix = "move it to the first stage"
-            yield _keep(drop, broken + first.name, expected, fix)
+            wrong = "drops layers before all training, but stands in a stage after "
+            wrong += f"{before[0].name}; expected layers to be dropped before weights "
+            wrong += "are pruned or quantized; move it to the first stage"
+            yield drop, Fault(Rule.CONFLICT, "keep", str(drop.modifier.keep), wrong)
 
 
-def _keep(drop: Placed, broken: str, expected: str, fix: str) -> Found:
-    keep = drop.modifier.keep
-    return drop.modifier, Fault.of(Rule.CONFLICT, "keep", keep, broken, expected, fix)
+def _other_teachers(everyone: Sequence[Placed]) -> Iterator[Found]:
+    distillers = of_kind(everyone, KINDS.distillation)
+    named = next((p.teacher for p in distillers if p.teacher), None)
+    for placed in distillers:
+        if placed.teacher is not None and placed.teacher != named:
+            wrong = f"is not the {named} of another modifier; expected one teacher in a"
+            wrong += " recipe; write the same or distil in a run of its own"
+            yield placed, Fault(Rule.CONFLICT, "teacher", placed.teacher, wrong)

@@ -1,7 +1,7 @@
 """Load, check and drive a recipe: a thin wrapper around the host's manager."""
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -13,18 +13,12 @@ from torch.nn import Module
 from obert_modifiers.compat.replace import replaced
 from obert_modifiers.core.pruning.report import PruneReport
 from obert_modifiers.core.pruning.sampling import GradientSource
-from obert_modifiers.faults import Fault
 from obert_modifiers.host.bases import (
     Modifier,
     ScheduledModifierManager,
     silent_loggers,
 )
-from obert_modifiers.host.state import (
-    cannot_be_saved,
-    known,
-    load_state,
-    state_of,
-)
+from obert_modifiers.host.state import cannot_be_saved, known, load_state, state_of
 from obert_modifiers.modifiers._losses import with_distillation
 from obert_modifiers.modifiers._targets import unwrap
 from obert_modifiers.modifiers.distillation import LogitDistillationModifier
@@ -71,10 +65,7 @@ class RecipeManager:
     """
 
     def __init__(self, recipe: LoadedRecipe, host: ScheduledModifierManager):
-        """Take a recipe and SparseML's manager of its modifiers.
-
-        Use :meth:`from_recipe` or :meth:`from_sparseml`.
-        """
+        """Use :meth:`from_recipe` or :meth:`from_sparseml`."""
         self.host = host
         self.source = recipe.file
         self.text = recipe.text
@@ -98,18 +89,14 @@ class RecipeManager:
             recipe_args: Values for the recipe's variables: a dict, a JSON object as
                 text, or ``name=value`` pairs separated by commas.
 
-        Returns:
-            The manager.
-
         Raises:
             RecipeError: With everything that is wrong with the recipe.
-        """  # noqa: DOC502  raised by load_recipe
+        """
         with replaced(None):  # where SparseML is missing, ours stand in
             loaded = load_recipe(recipe, recipe_args)
         for change in loaded.changes:
             _LOGGER.warning("%s", change)
-        groups = loaded.groups
-        modifiers = groups if loaded.staged else groups[""]
+        modifiers = loaded.groups if loaded.staged else loaded.groups[""]
         return cls(loaded, ScheduledModifierManager(modifiers=modifiers))
 
     @classmethod
@@ -122,6 +109,9 @@ class RecipeManager:
         """All modifiers, SparseML's and ours, as they run, stage after stage."""
         return list(self.host.iter_modifiers())
 
+    def _of(self, cls: type) -> list[Any]:
+        return [one for one in self.modifiers if isinstance(one, cls)]
+
     @property
     def pruning(self) -> list[Modifier]:
         """The modifiers that prune."""
@@ -131,6 +121,11 @@ class RecipeManager:
     def distillation(self) -> list[Modifier]:
         """The modifiers that distil."""
         return self.host.distillation_modifiers
+
+    @property
+    def early_stopping(self) -> EarlyStoppingModifier | None:
+        """The modifier that ends the training early, if the recipe has one."""
+        return next(iter(self._of(EarlyStoppingModifier)), None)
 
     @property
     def teacher(self) -> str | None:
@@ -161,37 +156,22 @@ class RecipeManager:
 
     def check_model(self, model: Module) -> None:
         """Check what the recipe names against parameters and layers of the model."""
-        self._check(lambda modifier: model_faults(modifier, model))
-        found = self._recipe.problems_of(shared_weights(self._recipe.placed, model))
-        if found:
-            raise RecipeError(found)
+        self._recipe.check(lambda modifier: model_faults(modifier, model))
+        self._recipe.refuse(shared_weights(self._recipe.placed, model))
 
     def check_data(self, num_train_samples: int) -> None:
         """Check that there is a training sample for each gradient the recipe wants."""
-        self._check(lambda modifier: data_faults(modifier, num_train_samples))
+        self._recipe.check(lambda modifier: data_faults(modifier, num_train_samples))
 
     def check_steps(self, steps_per_epoch: int) -> None:
         """Check that what the recipe does several times in an epoch has the steps."""
-        epochs = self.max_epochs
-        self._check(lambda modifier: step_faults(modifier, steps_per_epoch, epochs))
+        place = steps_per_epoch, self.max_epochs
+        self._recipe.check(lambda modifier: step_faults(modifier, *place))
 
     def check_teacher(self, teacher: Module | str | None) -> None:
         """Check that there is a teacher if the recipe distils."""
         given = teacher if teacher is not None else self.teacher
-        self._check(lambda modifier: teacher_faults(modifier, given))
-
-    def _check(
-        self,
-        faults: Callable[[Modifier], Iterable[Fault]],
-        modifiers: Sequence[Modifier] | None = None,
-    ) -> None:
-        problems = [
-            self._recipe.problem(modifier, fault)
-            for modifier in (self.modifiers if modifiers is None else modifiers)
-            for fault in faults(modifier)
-        ]
-        if problems:
-            raise RecipeError(problems)
+        self._recipe.check(lambda modifier: teacher_faults(modifier, given))
 
     def apply_structure(
         self, model: Module, *, teacher: Module | str | None = None
@@ -200,8 +180,7 @@ class RecipeManager:
 
         To be called before anything holds the model's parameters or looks for their
         names: an optimizer, a wrapper for parallel training, :meth:`check_model`.
-        :meth:`initialize` does it before all else where it was not called. Does
-        nothing in a recipe that drops no layers.
+        :meth:`initialize` does it before all else where it was not called.
 
         Args:
             model: The model, not wrapped; changed in place.
@@ -211,14 +190,14 @@ class RecipeManager:
         Raises:
             RecipeError: If the model does not have the layers.
         """
-        drops = [m for m in self.modifiers if isinstance(m, LayerDropModifier)]
+        drops = self._of(LayerDropModifier)
         if self._restructured or not drops:
             return
         if (self.teacher if teacher is None else teacher) == "self":
             self._dense = deepcopy(unwrap(model))
-        for modifier in drops:
-            self._check(lambda one: model_faults(one, model), [modifier])
-            modifier.initialize(model, loggers=silent_loggers())
+        for drop in drops:
+            self._recipe.check(lambda one: model_faults(one, model), only=drop)
+            drop.initialize(model, loggers=silent_loggers())
         self._restructured = True
 
     def _dense_teacher(self, teacher: Module | str | None) -> Module | str | None:
@@ -256,19 +235,17 @@ class RecipeManager:
             loggers: SparseML's loggers; None logs to nobody.
         """
         self.apply_structure(model, teacher=teacher)
-        teacher = self._dense_teacher(teacher)
         self._epoch = epoch
         if gradient_source is not None:
-            distillers = [
-                m for m in self.modifiers if isinstance(m, LogitDistillationModifier)
-            ]
             gradient_source = with_distillation(
-                gradient_source, distillers, lambda: self._epoch
+                gradient_source,
+                self._of(LogitDistillationModifier),
+                lambda: self._epoch,
             )
         offered = {
             "gradient_source": gradient_source,
             "grad_sampler": grad_sampler,
-            "distillation_teacher": teacher,
+            "distillation_teacher": self._dense_teacher(teacher),
         }
         given = {key: value for key, value in offered.items() if value is not None}
         # An empty manager of loggers counts as none for SparseML.
@@ -288,19 +265,13 @@ class RecipeManager:
     def pre_step(
         self, model: Module, optimizer: Any, epoch: float, steps_per_epoch: int
     ) -> None:
-        """Tell the modifiers that the optimizer step comes next.
-
-        Takes what :meth:`update` takes.
-        """
+        """Tell the modifiers that the optimizer step comes next."""
         self.host.optimizer_pre_step(model, optimizer, epoch, steps_per_epoch)
 
     def post_step(
         self, model: Module, optimizer: Any, epoch: float, steps_per_epoch: int
     ) -> None:
-        """Tell the modifiers that the optimizer step is done; masks are applied.
-
-        Takes what :meth:`update` takes.
-        """
+        """Tell the modifiers that the optimizer step is done; masks are applied."""
         self.host.optimizer_post_step(model, optimizer, epoch, steps_per_epoch)
 
     def loss(
@@ -314,7 +285,7 @@ class RecipeManager:
         student_outputs: Any,
         student_inputs: Any,
     ) -> Tensor:
-        """Let the modifiers change the loss, for distillation.
+        """Return the loss to train with, which modifiers that distil change.
 
         Args:
             loss: The task's loss.
@@ -324,30 +295,15 @@ class RecipeManager:
             steps_per_epoch: Optimizer steps in an epoch.
             student_outputs: What the model returned for this batch.
             student_inputs: The batch, as the teacher shall get it.
-
-        Returns:
-            The loss to train with.
         """
-        return self.host.loss_update(
-            loss,
-            model,
-            optimizer,
-            epoch,
-            steps_per_epoch,
-            student_outputs=student_outputs,
-            student_inputs=student_inputs,
-        )
-
-    @property
-    def early_stopping(self) -> EarlyStoppingModifier | None:
-        """The modifier that ends the training early, if the recipe has one."""
-        found = (m for m in self.modifiers if isinstance(m, EarlyStoppingModifier))
-        return next(found, None)
+        outputs = {"student_outputs": student_outputs, "student_inputs": student_inputs}
+        place = (model, optimizer, epoch, steps_per_epoch)
+        return self.host.loss_update(loss, *place, **outputs)
 
     def evaluated(
         self, model: Module, metrics: Mapping[str, float], epoch: float
     ) -> bool:
-        """Tell the recipe what an evaluation found."""
+        """Tell the recipe what an evaluation found; return whether training ends."""
         stopper = self.early_stopping
         return stopper is not None and stopper.evaluated(model, metrics, epoch)
 
@@ -478,7 +434,7 @@ class RecipeManager:
         path.write_text(self.text, encoding="utf-8")
 
 
-def _masked_share(modifiers: Iterable[Any]) -> float:
+def _masked_share(modifiers: list[Any]) -> float:
     """Return the share of weights that some modifiers' masks prune."""
     kept: dict[str, Tensor] = {}
     for modifier in modifiers:
