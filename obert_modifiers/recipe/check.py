@@ -28,11 +28,7 @@ from obert_modifiers.modifiers.rules import (
 from obert_modifiers.modifiers.shared_keys import starts_before_it_ends
 from obert_modifiers.recipe.placed import Placed
 from obert_modifiers.recipe_text.problems import Problem
-from obert_modifiers.recipe_text.replacing import (
-    Translated,
-    texts_in,
-    translation_of,
-)
+from obert_modifiers.recipe_text.replacing import texts_in, translation_of
 from obert_modifiers.recipe_text.values import ModifierSettings
 
 _EPOCHS = ("start_epoch", "end_epoch")
@@ -67,7 +63,6 @@ class ModifierBuilder:
 
     def __init__(self, file: str):
         self.problems: list[Problem] = []
-        self.replaced: dict[int, Translated] = {}  # by id of the settings
         self._file, self._classes = file, modifier_classes()
 
     def build(self, settings: ModifierSettings) -> Placed | None:
@@ -79,7 +74,7 @@ class ModifierBuilder:
             self._report(settings, known)
             if found.faults or settings.faulty:
                 return None
-            self.replaced[id(settings)] = found
+            settings.translated = found
             origin = {key: found.origin.get(key, "") for key in found.values}
             lines = {key: settings.line_of(old) for key, old in origin.items()}
             settings = replace(

@@ -5,12 +5,9 @@ from typing import NamedTuple
 
 from obert_modifiers.compat.replace import replaced
 from obert_modifiers.compat.replace_translation import SAME
-from obert_modifiers.recipe.load import load_recipe, loads
-from obert_modifiers.recipe_text.outline import outline
+from obert_modifiers.recipe.load import load_recipe, rewrite
 from obert_modifiers.recipe_text.problems import Problem
-from obert_modifiers.recipe_text.replacing import rewritten, translation_of
-from obert_modifiers.recipe_text.text import compose, read_source
-from obert_modifiers.recipe_text.values import Resolver
+from obert_modifiers.recipe_text.text import read_source
 
 
 class Converted(NamedTuple):
@@ -30,15 +27,6 @@ def convert_recipe(source: str | Path, mode: str = SAME) -> Converted:
     """
     with replaced(mode):
         loaded = load_recipe(source)
-        text = read_source(source)
-        parts = outline(text, compose(text))
-        values = [one.values for one in Resolver(parts, {}).settings]
-        found = []
-        for node, keys in zip(parts.modifiers, values, strict=True):
-            translate = translation_of(node.name)
-            found.append((node, translate(keys) if translate else None))
-    new = rewritten(text.text, found, values)
-    if not loads(new, len(found)):
-        new = loaded.text
-    count = sum(one is not None for _, one in found)
-    return Converted(new, count, loaded.changes)
+    new = rewrite(read_source(source), loaded.written)
+    count = sum(one.translated is not None for one in loaded.written)
+    return Converted(loaded.text if new is None else new, count, loaded.changes)

@@ -14,11 +14,7 @@ from obert_modifiers.recipe.placed import KINDS, Found, Placed, of_kind
 from obert_modifiers.recipe_text.arguments import parse_recipe_args
 from obert_modifiers.recipe_text.outline import outline
 from obert_modifiers.recipe_text.problems import Problem, RecipeError
-from obert_modifiers.recipe_text.replacing import (
-    Translated,
-    old_layer_numbers,
-    rewritten,
-)
+from obert_modifiers.recipe_text.replacing import old_layer_numbers, rewritten
 from obert_modifiers.recipe_text.text import RecipeText, compose, read_source
 from obert_modifiers.recipe_text.values import ModifierSettings, Resolver
 from obert_modifiers.recipe_text.writing import modifiers_text
@@ -34,6 +30,7 @@ class LoadedRecipe:
     text: str  # with every variable and expression worked out
     staged: bool
     placed: Sequence[Placed]  # the modifiers, in the order of the recipe
+    written: Sequence[ModifierSettings]  # the same as the recipe has them
     # What means something else now, where ours stand in for SparseML's.
     changes: tuple[Problem, ...] = ()
 
@@ -86,50 +83,36 @@ def load_recipe(
     builder = ModifierBuilder(text.file)
     built = [builder.build(one) for one in resolver.settings]
     placed = [one for one in built if one is not None]
-    loaded = LoadedRecipe(text.file, resolver.text(), parts.staged, placed)
+    written = resolver.settings
+    loaded = LoadedRecipe(text.file, resolver.text(), parts.staged, placed, written)
     complete = len(placed) == len(parts.modifiers)
     problems = [*parts.problems, *builder.problems]
     loaded.refuse(_faults_between(placed, complete), problems)
-    if builder.replaced:
-        found = [builder.replaced.get(id(one)) for one in resolver.settings]
-        loaded = _with_replacements(loaded, resolver.settings, found)
-    return loaded
-
-
-def _with_replacements(
-    loaded: LoadedRecipe,
-    everyone: Sequence[ModifierSettings],
-    found: Sequence[Translated | None],
-) -> LoadedRecipe:
-    """Write the modifiers that stand in for others into the text, and their changes."""
-    values = [one.values for one in everyone]
-    faults = [
-        everyone[place].problem(loaded.file, fault)
-        for place, fault in old_layer_numbers(found, values)
-    ]
-    loaded.refuse((), faults)
+    if all(one.translated is None for one in written):
+        return loaded
+    loaded.refuse((), [p.problem(text.file, f) for p, f in old_layer_numbers(written)])
     changes = [
-        one.problem(loaded.file, change)
-        for one, translated in zip(everyone, found, strict=True)
-        for change in (translated.changes if translated else ())
+        one.problem(text.file, change)
+        for one in written
+        if one.translated is not None
+        for change in one.translated.changes
     ]
-    source = RecipeText(loaded.file, loaded.text)
-    nodes = outline(source, compose(source)).modifiers
-    text = rewritten(loaded.text, list(zip(nodes, found, strict=True)), values)
-    if not loads(text, len(nodes)):
-        text = _text_of(loaded.groups, loaded.staged)
-    return replace(loaded, text=text, changes=tuple(changes))
+    new = rewrite(RecipeText(loaded.file, loaded.text), written)
+    new = _text_of(loaded.groups, loaded.staged) if new is None else new
+    return replace(loaded, text=new, changes=tuple(changes))
 
 
-def loads(text: str, modifiers: int) -> bool:
-    """Tell whether a text that was put together is a recipe of so many modifiers.
+def rewrite(source: RecipeText, written: Sequence[ModifierSettings]) -> str | None:
+    """Write the modifiers that stand in for others into a recipe's text.
 
-    It is not where a modifier stood inside brackets, or shared values by an alias.
+    None where that gives another recipe: a modifier stood inside brackets, or shared
+    values by an alias.
     """
+    text = rewritten(source.text, outline(source, compose(source)).modifiers, written)
     try:
-        return len(load_recipe(text).placed) == modifiers
+        return text if len(load_recipe(text).placed) == len(written) else None
     except RecipeError:
-        return False
+        return None
 
 
 def from_modifiers(
@@ -141,9 +124,8 @@ def from_modifiers(
     source = RecipeText(file, _text_of(groups, staged))
     resolver = Resolver(outline(source, compose(source)), {})
     everyone = [modifier for group in groups.values() for modifier in group]
-    pairs = zip(everyone, resolver.settings, strict=True)
-    placed = [Placed(modifier, settings) for modifier, settings in pairs]
-    loaded = LoadedRecipe(file, source.text, staged, placed)
+    placed = [Placed(*pair) for pair in zip(everyone, resolver.settings, strict=True)]
+    loaded = LoadedRecipe(file, source.text, staged, placed, resolver.settings)
     loaded.refuse(_faults_between(placed, complete=True))
     return loaded
 

@@ -90,7 +90,7 @@ class RecipeManager:
                 text, or ``name=value`` pairs separated by commas.
 
         Raises:
-            RecipeError: With everything that is wrong with the recipe.
+            RecipeError: With all faults.
         """
         with replaced(None):  # where SparseML is missing, ours stand in
             loaded = load_recipe(recipe, recipe_args)
@@ -131,11 +131,13 @@ class RecipeManager:
     def teacher(self) -> str | None:
         """The teacher that the recipe names: a folder or hub id, self or disable.
 
-        Whoever runs the recipe loads it and passes the model; ``self`` and
-        ``disable`` hold where nothing else is passed.
+        Whoever runs the recipe loads a folder and passes the model.
         """
         named = (getattr(modifier, "teacher", None) for modifier in self.distillation)
         return next((name for name in named if isinstance(name, str)), None)
+
+    def _teacher_or(self, given: Module | str | None) -> Module | str | None:
+        return self.teacher if given is None else given
 
     @property
     def max_epochs(self) -> float | None:
@@ -170,39 +172,31 @@ class RecipeManager:
 
     def check_teacher(self, teacher: Module | str | None) -> None:
         """Check that there is a teacher if the recipe distils."""
-        given = teacher if teacher is not None else self.teacher
+        given = self._teacher_or(teacher)
         self._recipe.check(lambda modifier: teacher_faults(modifier, given))
 
     def apply_structure(
         self, model: Module, *, teacher: Module | str | None = None
     ) -> None:
-        """Drop the layers that the recipe drops, of all its stages.
+        """Drop the layers that the recipe drops, of all its stages, in place.
 
         To be called before anything holds the model's parameters or looks for their
         names: an optimizer, a wrapper for parallel training, :meth:`check_model`.
-        :meth:`initialize` does it before all else where it was not called.
-
-        Args:
-            model: The model, not wrapped; changed in place.
-            teacher: As for :meth:`initialize`; for ``"self"`` a copy of the model as
-                it is now is kept.
-
-        Raises:
-            RecipeError: If the model does not have the layers.
+        :meth:`initialize` does it first where it was not called. For the teacher
+        ``"self"`` a copy of the model as it is now is kept. Raises ``RecipeError`` if
+        the model does not have the layers.
         """
         drops = self._of(LayerDropModifier)
         if self._restructured or not drops:
             return
-        if (self.teacher if teacher is None else teacher) == "self":
+        if self._teacher_or(teacher) == "self":
             self._dense = deepcopy(unwrap(model))
         for drop in drops:
             self._recipe.check(lambda one: model_faults(one, model), only=drop)
             drop.initialize(model, loggers=silent_loggers())
         self._restructured = True
 
-    def _dense_teacher(self, teacher: Module | str | None) -> Module | str | None:
-        """Take the recipe's teacher where none is given; the dense model for self."""
-        named = self.teacher if teacher is None else teacher
+    def _dense_teacher(self, named: Module | str | None) -> Module | str | None:
         if named != "self" or not self._restructured:
             return named
         if self._dense is None:
@@ -245,7 +239,7 @@ class RecipeManager:
         offered = {
             "gradient_source": gradient_source,
             "grad_sampler": grad_sampler,
-            "distillation_teacher": self._dense_teacher(teacher),
+            "distillation_teacher": self._dense_teacher(self._teacher_or(teacher)),
         }
         given = {key: value for key, value in offered.items() if value is not None}
         # An empty manager of loggers counts as none for SparseML.
@@ -285,20 +279,14 @@ class RecipeManager:
         student_outputs: Any,
         student_inputs: Any,
     ) -> Tensor:
-        """Return the loss to train with, which modifiers that distil change.
+        """Return the loss to train with: the task's, changed by those that distil.
 
-        Args:
-            loss: The task's loss.
-            model: The model.
-            optimizer: The optimizer.
-            epoch: Progress in epochs of optimizer steps.
-            steps_per_epoch: Optimizer steps in an epoch.
-            student_outputs: What the model returned for this batch.
-            student_inputs: The batch, as the teacher shall get it.
+        ``student_outputs`` is what the model returned for this batch,
+        ``student_inputs`` the batch as the teacher shall get it.
         """
-        outputs = {"student_outputs": student_outputs, "student_inputs": student_inputs}
+        batch = {"student_outputs": student_outputs, "student_inputs": student_inputs}
         place = (model, optimizer, epoch, steps_per_epoch)
-        return self.host.loss_update(loss, *place, **outputs)
+        return self.host.loss_update(loss, *place, **batch)
 
     def evaluated(
         self, model: Module, metrics: Mapping[str, float], epoch: float
@@ -308,9 +296,9 @@ class RecipeManager:
         return stopper is not None and stopper.evaluated(model, metrics, epoch)
 
     def restore_best(self, model: Module) -> bool:
-        """Go back to the weights of the best evaluation, if the recipe says so.
+        """Go back to the best evaluation's weights, if the recipe says so.
 
-        :meth:`finalize` does it where it was not called.
+        :meth:`finalize` does it too.
         """
         stopper = self.early_stopping
         return stopper is not None and stopper.restore(model)
@@ -325,8 +313,7 @@ class RecipeManager:
     def sparsity(self) -> float:
         """Return the share of the pruning modifiers' weights that is pruned now.
 
-        Weights that several modifiers prune count once. Masks that are switched off
-        count as keeping everything.
+        Weights of several modifiers count once; masks switched off keep everything.
         """
         if self._sparsity is None:
             self._sparsity = _masked_share(self.pruning)
@@ -370,8 +357,8 @@ class RecipeManager:
             extra = ", ".join(sorted(set(state) - set(found))) or "none"
             raise ValueError(
                 f"state is of another recipe (missing: {missing}; extra: {extra}); "
-                f"expected the modifiers of {self.source}; resume with the recipe that "
-                "the state was saved with"
+                f"expected the modifiers of {self.source}; resume with the recipe of "
+                "the state"
             )
         for name, modifier in found.items():
             load_state(modifier, state[name])
@@ -388,17 +375,9 @@ class RecipeManager:
     ) -> None:
         """Continue from a state of a recipe that was edited since, where that is safe.
 
-        A recipe whose modifiers are the same, with other comments, is no other one.
-
-        Args:
-            state: As from :meth:`state_dict`, of the recipe before.
-            before: That recipe's :attr:`text`.
-            step: Optimizer steps that are made.
-            steps_per_epoch: Optimizer steps in an epoch.
-            allowed: False refuses every edit.
-
-        Raises:
-            ValueError: With what differs, where it is not allowed or not safe.
+        ``before`` is the :attr:`text` of that recipe, ``step`` counts the optimizer
+        steps that are made. Raises ``ValueError`` with what differs where that is not
+        safe, or not ``allowed``; other comments make no other recipe.
         """
         old, new = RecipeManager.from_recipe(before)._named(), self._named()
         if set(old) == set(new):

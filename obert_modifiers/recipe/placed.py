@@ -21,17 +21,14 @@ class Placed:
 
     @property
     def stage(self) -> str:
-        """Name of its stage; empty in a recipe without stages."""
         return self.settings.stage
 
     @property
     def line(self) -> int:
-        """Line of its tag."""
         return self.settings.line
 
     @property
     def tag(self) -> str:
-        """Name of its class."""
         return type(self.modifier).__name__
 
     @property

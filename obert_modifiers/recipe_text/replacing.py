@@ -13,6 +13,7 @@ import yaml
 
 from obert_modifiers.faults import Fault, Rule
 from obert_modifiers.recipe_text.outline import ModifierNode
+from obert_modifiers.recipe_text.values import ModifierSettings
 from obert_modifiers.recipe_text.writing import flow
 
 _TAG_PREFIX = "!pytorch."
@@ -42,23 +43,25 @@ def translation_of(name: str) -> Translate | None:
 
 
 def old_layer_numbers(
-    found: Sequence[Translated | None], values: Sequence[Mapping[str, Any]]
-) -> Iterator[tuple[int, Fault]]:
+    everyone: Sequence[ModifierSettings],
+) -> Iterator[tuple[ModifierSettings, Fault]]:
     """Find patterns that name layers by numbers which dropping layers changes."""
-    dropped = [one.values["drop"][0] for one in found if one and "drop" in one.values]
-    lists = {str(name).split(".")[-2] for name in dropped if "." in str(name)}
+    drops = [
+        one for one in everyone if one.translated and "drop" in one.translated.values
+    ]
+    dropped = [str(one.translated.values["drop"][0]) for one in drops]
+    lists = {name.split(".")[-2] for name in dropped if "." in name}
     wrong = "names layers by number, and those that LayerPruningModifier leaves are "
     wrong += "numbered from 0 here; expected a pattern for all layers; write .* in the "
     wrong += "place of the number, or drop the layers with LayerDropModifier and write "
     wrong += "the new numbers"
-    for place, (one, keys) in enumerate(zip(found, values, strict=True)):
-        if one and "drop" in one.values:
-            continue
-        for key, value in keys.items():
+    for one in everyone:
+        values = {} if one in drops else one.values
+        for key, value in values.items():
             for text in texts_in(value):
                 plain = text.replace("\\", "")
                 if any(re.search(rf"{name}[.][\d(\[]", plain) for name in lists):
-                    yield place, Fault(Rule.LAYERS, key, text, wrong)
+                    yield one, Fault(Rule.LAYERS, key, text, wrong)
 
 
 def texts_in(value: Any) -> Iterator[str]:
@@ -74,19 +77,17 @@ def texts_in(value: Any) -> Iterator[str]:
 
 
 def rewritten(
-    text: str,
-    modifiers: Sequence[tuple[ModifierNode, Translated | None]],
-    values: Sequence[Mapping[str, Any]],
+    text: str, nodes: Sequence[ModifierNode], everyone: Sequence[ModifierSettings]
 ) -> str:
     """Write the modifiers that stand in into a recipe, with a comment on each change.
 
     A value that stayed the same is written as it was, so that ``eval(...)`` stays.
     """
     edits = []
-    for (modifier, found), old in zip(modifiers, values, strict=True):
-        if found is not None:
-            span = _span(text, modifier.node)
-            edits.append((*span, _block(text, modifier, found, old)))
+    for modifier, one in zip(nodes, everyone, strict=True):
+        if one.translated is not None:
+            block = _block(text, modifier, one.translated, one.values)
+            edits.append((*_span(text, modifier.node), block))
     for start, end, block in sorted(edits, reverse=True):
         text = text[:start] + block + text[end:]
     return text

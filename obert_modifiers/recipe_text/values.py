@@ -47,6 +47,7 @@ class ModifierSettings:
     values: dict[str, Any] = field(default_factory=dict)
     lines: dict[str, int] = field(default_factory=dict)
     faulty: set[str] = field(default_factory=set)  # keys without a value, reported
+    translated: Any = None  # what stands in for it, where something does
 
     def line_of(self, key: str) -> int:
         """Return the line of a key, or of the modifier where it is left out."""
