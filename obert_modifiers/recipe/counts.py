@@ -107,12 +107,8 @@ def estimate_recipe(
 ) -> list[Timing]:
     """Time a few samples and blocks, and scale them to each modifier's events.
 
-    Args:
-        recipe: A checked recipe.
-        model: A model with weights, on the device to measure.
-        batch_of: Called with a number of samples; gives a batch.
-        losses: Called with model and batch; gives the loss of each sample.
-        tokens: Tokens of a sample.
+    ``model`` has weights and is on the device to measure; ``batch_of`` gives a batch of
+    so many samples of ``tokens`` tokens, ``losses`` the loss of each of its samples.
     """
     import torch
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from obert_modifiers.faults import Fault, Rule
 from obert_modifiers.modifiers._gradual import GradualPruningModifier
@@ -13,7 +13,14 @@ from obert_modifiers.modifiers._targets import ALL, ALL_ENCODER, TOKENS, unwrap
 from obert_modifiers.modifiers.layer_drop import LayerDropModifier
 from obert_modifiers.modifiers.qat import QATModifier
 from obert_modifiers.recipe.cross_epochs import epoch_faults, epoch_notes
-from obert_modifiers.recipe.placed import KINDS, Found, Placed, gradual_in, of_kind
+from obert_modifiers.recipe.placed import (
+    KINDS,
+    Found,
+    Placed,
+    gradual_in,
+    of_kind,
+    patterns_of,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -90,22 +97,16 @@ def _twice(one: Placed, two: Placed, what: str) -> Found:
 
 
 def _shared_pattern(one: Placed, two: Placed) -> str | None:
-    for mine in _patterns(two.modifier):
-        if any(_surely_meet(mine, other) for other in _patterns(one.modifier)):
-            return mine
-    return None
-
-
-def _patterns(modifier: Any) -> list[str]:
-    goals = modifier.final_sparsity
-    if isinstance(goals, dict):
-        return [str(one) for names in goals.values() for one in names]
-    params = getattr(modifier, "params", None) or ALL_ENCODER
-    return [params] if isinstance(params, str) else [str(one) for one in params]
+    """Return a pattern of the second that meets one of the first in every model."""
+    others, mine = (
+        [pattern for _, pattern in patterns_of(p.modifier)] or [ALL_ENCODER]
+        for p in (one, two)
+    )
+    meet = (p for p in mine if any(_surely_meet(p, other) for other in others))
+    return next(meet, None)
 
 
 def _surely_meet(one: str, two: str) -> bool:
-    # In every model that has parameters for both.
     tokens = [pattern for pattern in (one, two) if pattern.upper() in TOKENS]
     if one == two or len(tokens) == 2 or ALL in (one.upper(), two.upper()):
         return True

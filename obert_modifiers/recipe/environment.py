@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from obert_modifiers.faults import Fault, FaultError, Rule
@@ -14,7 +14,7 @@ from obert_modifiers.modifiers.layer_drop import LayerDropModifier
 from obert_modifiers.modifiers.qat import QATModifier
 from obert_modifiers.recipe.clock import epoch_at, steps_of
 from obert_modifiers.recipe.counts import second_order
-from obert_modifiers.recipe.placed import KINDS, goals_of, has_schedule
+from obert_modifiers.recipe.placed import KINDS, goals_of, has_schedule, patterns_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -64,7 +64,7 @@ def _their_faults(modifier: Any, model: nn.Module) -> Iterator[Fault]:
         ("params", "parameter", parameters),
         ("layers", "layer", layers),
     ):
-        for place, pattern in _patterns(modifier, key):
+        for place, pattern in patterns_of(modifier, key):
             if pattern.upper() in _TOKENS or _matches(pattern, names):
                 continue
             text = re.sub(r"^re:|[\\^$*+?()\[\]|]", "", pattern)
@@ -72,16 +72,6 @@ def _their_faults(modifier: Any, model: nn.Module) -> Iterator[Fault]:
             wrong = f"{key}={pattern} matches no {kind}; expected a name in the model, "
             wrong += f"a re: pattern or one of {', '.join(_TOKENS)}; nearest: "
             yield Fault(Rule.MODEL, place, broken=wrong + ", ".join(near))
-
-
-def _patterns(modifier: Any, key: str) -> list[tuple[str, str]]:
-    """Return a modifier's names and patterns, each after the key it stands under."""
-    goals = getattr(modifier, "final_sparsity", None)
-    if key == "params" and isinstance(goals, dict):
-        return [("final_sparsity", one) for names in goals.values() for one in names]
-    value = getattr(modifier, key, None)
-    listed: Iterable[Any] = [value] if isinstance(value, str) else value or ()
-    return [(key, one) for one in listed if isinstance(one, str)]
 
 
 def _matches(pattern: str, names: list[str]) -> bool:

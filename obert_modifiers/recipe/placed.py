@@ -33,12 +33,10 @@ class Placed:
 
     @property
     def name(self) -> str:
-        """Name of its class, with its line."""
         return f"{self.tag} on line {self.line}"
 
     @property
     def start(self) -> float:
-        """Epoch at which it begins."""
         return max(0.0, self.modifier.start_epoch)
 
     @property
@@ -49,7 +47,6 @@ class Placed:
 
     @property
     def teacher(self) -> str | None:
-        """The teacher that it names, or None."""
         named = getattr(self.modifier, "teacher", None)
         return named if isinstance(named, str) else None
 
@@ -66,6 +63,19 @@ def of_kind(everyone: Sequence[Placed], kind: Any) -> list[Placed]:
 def gradual_in(everyone: Sequence[Placed]) -> list[Placed]:
     """Find the pruning modifiers that have a schedule."""
     return [p for p in of_kind(everyone, KINDS.pruning) if has_schedule(p.modifier)]
+
+
+def patterns_of(modifier: Any, key: str = "params") -> list[tuple[str, str]]:
+    """Return a modifier's names and patterns, each after the key it stands under."""
+    goals = getattr(modifier, "final_sparsity", None)
+    values = [(key, getattr(modifier, key, None))]
+    if key == "params" and isinstance(goals, dict):
+        values = [("final_sparsity", names) for names in goals.values()]
+    found = []
+    for place, value in values:
+        names = [value] if isinstance(value, str) else value or ()
+        found += [(place, name) for name in names if isinstance(name, str)]
+    return found
 
 
 def has_schedule(modifier: Any) -> bool:

@@ -35,8 +35,6 @@ Sparsities = tuple[float | None, ...]
 
 @dataclass(frozen=True)
 class Event:
-    """One pruning event."""
-
     epoch: float
     sparsities: Sparsities
 
@@ -112,7 +110,6 @@ class RecipePlan:
 
     @property
     def end(self) -> float:
-        """Where the last phase ends."""
         return self.cuts[-1]
 
     @cached_property
@@ -245,16 +242,13 @@ def _notes(pruning: Sequence[PruningPlan], num_epochs: float | None) -> Iterator
     for plan in pruning:
         where = f"{plan.modifier} (line {plan.line})"
         if plan.events is None:
-            yield (
-                f"{where} prunes at every step; their number needs the training samples"
-            )
+            note = "prunes at every step; their number needs the training samples"
+            yield f"{where} {note}"
         elif not plan.reaches_goal:
             goals = ", ".join(f"{goal:g}" for goal in plan.goals)
-            yield (
-                f"{where} does not reach final_sparsity={goals}: the recipe ends at "
-                f"epoch {num_epochs:g}, before its last event; expected end_epoch "
-                "before the end; lower it or raise the number of epochs"
-            )
+            note = f"does not reach final_sparsity={goals}: the recipe ends at epoch "
+            note += f"{num_epochs:g}, before its last event; expected end_epoch before "
+            yield f"{where} {note}the end; lower it or raise the number of epochs"
 
 
 def _straddling(everyone: Sequence[Placed], model: nn.Module | None) -> Iterator[str]:
@@ -268,10 +262,8 @@ def _straddling(everyone: Sequence[Placed], model: nn.Module | None) -> Iterator
         rows = {t.name: t.layout(pattern).shape[1] * pattern.rows for t in targets}
         found = [(name, row) for name, row in rows.items() if row % width]
         if found:
-            (name, row), others = found[0], len(found) - 1
-            yield (
-                f"{placed.tag} (line {placed.line}): Fisher blocks "
-                f"of fisher_block_size={width} straddle the rows of {name} "
-                f"({row} weights) and {others} more parameters; legal, since a block is"
-                " any run of weights; a divisor of the row keeps to one output"
-            )
+            (name, row), *others = found
+            note = f"Fisher blocks of fisher_block_size={width} straddle the rows of "
+            note += f"{name} ({row} weights) and {len(others)} more parameters; legal, "
+            note += "since a block is any run of weights; a divisor of the row keeps to"
+            yield f"{placed.tag} (line {placed.line}): {note} one output"

@@ -27,7 +27,6 @@ class Problem:
         return str(self.fault)
 
     def __str__(self) -> str:
-        """Write the problem in one line, ``file:line: Modifier.key: message``."""
         where = ".".join(part for part in (self.modifier, self.key) if part)
         parts = (f"{self.file}:{self.line}", where, self.message)
         return ": ".join(part for part in parts if part)
@@ -45,5 +44,4 @@ class RecipeError(ValueError):
         super().__init__(self.problems)
 
     def __str__(self) -> str:
-        """Write all problems, one a line."""
         return "\n".join(str(problem) for problem in self.problems)
