@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import math
 import re
 from collections.abc import Iterator, Sequence
 from itertools import combinations
@@ -10,9 +12,10 @@ from typing import TYPE_CHECKING
 from obert_modifiers.faults import Fault, Rule
 from obert_modifiers.modifiers._gradual import GradualPruningModifier
 from obert_modifiers.modifiers._targets import ALL, ALL_ENCODER, TOKENS, unwrap
+from obert_modifiers.modifiers.distillation import LogitDistillationModifier
+from obert_modifiers.modifiers.early_stopping import EarlyStoppingModifier
 from obert_modifiers.modifiers.layer_drop import LayerDropModifier
 from obert_modifiers.modifiers.qat import QATModifier
-from obert_modifiers.recipe.cross_epochs import epoch_faults, epoch_notes
 from obert_modifiers.recipe.placed import (
     KINDS,
     Found,
@@ -25,6 +28,9 @@ from obert_modifiers.recipe.placed import (
 if TYPE_CHECKING:
     from torch import nn
 
+_EPOCH_RANGE = "EpochRangeModifier"
+_FIXED = "disable_observer_epoch"
+
 
 def cross_faults(everyone: Sequence[Placed], complete: bool) -> Iterator[Found]:
     """Find modifiers that conflict.
@@ -36,7 +42,12 @@ def cross_faults(everyone: Sequence[Placed], complete: bool) -> Iterator[Found]:
     yield from _quantized_twice(everyone)
     yield from _dropped_late(everyone)
     yield from _other_teachers(everyone)
-    yield from epoch_faults(everyone, complete)
+    yield from _stopped_too_early(everyone)
+    yield from _pruned_when_fixed(everyone)
+    yield from _after_the_end(everyone)
+    if complete:
+        yield from _masks_released_early(everyone)
+        yield from _nothing_to_distil(everyone)
 
 
 def cross_notes(everyone: Sequence[Placed]) -> Iterator[Found]:
@@ -46,7 +57,22 @@ def cross_notes(everyone: Sequence[Placed]) -> Iterator[Found]:
         note = "names no teacher; it has to come from outside; pass it, as with "
         note += "--distill_teacher, or write teacher: self"
         yield distillers[0], Fault(Rule.NOTE, broken=note)
-    yield from epoch_notes(everyone)
+    for pruner, qat, _ in _pruned_while_quantized(everyone):
+        note = f"prunes while {qat.name} quantizes, from epoch {qat.start:g} on; "
+        note += "the papers quantize last, with fixed masks"
+        yield pruner, Fault(Rule.NOTE, "end_epoch", f"{pruner.end:g}", note)
+    last = max((p.end for p in everyone if p.tag == _EPOCH_RANGE), default=math.inf)
+    for placed in everyone:
+        if _cuts_a_cycle(placed):
+            key, at = "cycle_epochs", placed.modifier.cycle_epochs
+            note = f"does not divide the {placed.end - placed.start:g} epochs of the "
+            note += "modifier: the last cycle is cut off before final_lr"
+            yield placed, Fault(Rule.NOTE, key, f"{at:g}", note)
+        at = getattr(placed.modifier, _FIXED, None)
+        if at is not None and last < math.inf and at >= math.ceil(last):
+            note = f"is not reached: the recipe ends at epoch {last:g}; ranges are "
+            note += "fixed there, without training after it"
+            yield placed, Fault(Rule.NOTE, _FIXED, f"{at:g}", note)
     for first, late in combinations(everyone, 2):
         if isinstance(late.modifier, LayerDropModifier) and late.stage != first.stage:
             note = "drops layers before all training, that of the stages above it too; "
@@ -156,3 +182,136 @@ def _other_teachers(everyone: Sequence[Placed]) -> Iterator[Found]:
             wrong = f"is not the {named} of another modifier; expected one teacher in a"
             wrong += " recipe; write the same or distil in a run of its own"
             yield placed, Fault(Rule.CONFLICT, "teacher", placed.teacher, wrong)
+
+
+def _cuts_a_cycle(placed: Placed) -> bool:
+    """Tell whether a learning rate ends in the middle of a cycle."""
+    cycle = getattr(placed.modifier, "cycle_epochs", None)
+    if getattr(placed.modifier, "lr_func", "") != "cyclic_linear" or not cycle:
+        return False
+    if placed.end == math.inf:
+        return False
+    return abs(math.remainder(placed.end - placed.start, cycle)) > 1e-6 * cycle
+
+
+def _pruned_while_quantized(
+    everyone: Sequence[Placed],
+) -> Iterator[tuple[Placed, Placed, float]]:
+    for pruner in gradual_in(everyone):
+        for qat in of_kind(everyone, KINDS.quantization):
+            if qat.start < pruner.end < math.inf:
+                fixed = getattr(qat.modifier, _FIXED, None)
+                yield pruner, qat, qat.end if fixed is None else fixed
+
+
+def _pruned_when_fixed(everyone: Sequence[Placed]) -> Iterator[Found]:
+    """Find pruning events after the ranges of activations were fixed."""
+    for pruner, qat, fixed in _pruned_while_quantized(everyone):
+        if pruner.end > fixed:
+            wrong = f"prunes after {qat.name} has fixed its ranges, at epoch {fixed:g};"
+            wrong += " expected masks that are fixed by then; lower end_epoch to "
+            wrong += f"{qat.start:g} or quantize later"
+            yield pruner, Fault(Rule.CONFLICT, "end_epoch", f"{pruner.end:g}", wrong)
+
+
+def _after_the_end(everyone: Sequence[Placed]) -> Iterator[Found]:
+    """Find what would come after the end that EpochRangeModifier sets."""
+    ranges = [p for p in everyone if p.tag == _EPOCH_RANGE]
+    gradual = gradual_in(everyone)
+    whole = max((math.ceil(p.end) for p in everyone if p.end < math.inf), default=0)
+    for placed in everyone:
+        own = [r for r in ranges if r.stage == placed.stage]
+        last = max(own, key=lambda p: p.end, default=None)
+        if last is None or placed in ranges or math.isinf(last.end):
+            continue
+        # SparseML trains whole epochs, and what begins in a stage may go on in others.
+        others = [p.end for p in everyone if p.stage != placed.stage]
+        end = math.ceil(max([last.end, *(e for e in others if e < math.inf)]))
+        key, at = "end_epoch", placed.end
+        if placed.start >= end > 0:
+            key, at = "start_epoch", placed.start
+            wrong = f"is not reached: {last.name} ends at epoch {last.end:g}; "
+            wrong += "expected an earlier epoch"
+        elif end < at < math.inf:
+            wrong = f"lies after the end of {last.name}, epoch {last.end:g}; "
+            wrong += "expected nothing to last longer"
+        elif placed in gradual and at == end == whole > 0:
+            wrong = f"has its last pruning event where {last.name} ends, and no step is"
+            wrong += " made there; expected an earlier epoch, so that final_sparsity is"
+            wrong += " reached"
+        else:
+            continue
+        wrong += "; lower it or raise end_epoch there"
+        yield placed, Fault(Rule.RECIPE_END, key, f"{at:g}", wrong)
+
+
+def _masks_released_early(everyone: Sequence[Placed]) -> Iterator[Found]:
+    """Find masks that are dropped while training goes on."""
+    pruners = of_kind(everyone, KINDS.pruning)
+    for placed in pruners:
+        if getattr(placed.modifier, "leave_enabled", True):
+            continue
+        end = placed.end
+        after = [p for p in everyone if p is not placed and end < p.end]
+        goes_on = [p for p in after if p.end < math.inf or end <= p.start]
+        held = any(
+            p.start <= end
+            and (end < p.end or getattr(p.modifier, "leave_enabled", False))
+            for p in pruners
+            if p is not placed
+        )
+        if goes_on and not held:
+            key, value, fix = "leave_enabled", "false", "true"
+            if key not in inspect.signature(type(placed.modifier)).parameters:
+                key, value, fix = "end_epoch", f"{end:g}", "-1"  # it never leaves them
+            wrong = f"lets go of the masks at epoch {end:g}, while training goes on "
+            wrong += f"with {goes_on[0].name}; expected masks until the end, or pruned "
+            wrong += f"weights grow back; write {key}: {fix}"
+            yield placed, Fault(Rule.CONFLICT, key, value, wrong)
+
+
+def _nothing_to_distil(everyone: Sequence[Placed]) -> Iterator[Found]:
+    """Find Fishers of a distillation loss that nobody computes."""
+    distillers = [
+        p for p in everyone if isinstance(p.modifier, LogitDistillationModifier)
+    ]
+    for placed in gradual_in(everyone):
+        loss = getattr(placed.modifier, "fisher_loss", "task")
+        if loss == "task":
+            continue
+        if not distillers:
+            wrong = "finds no LogitDistillationModifier in the recipe; expected one "
+            wrong += "that gives the loss; add it or write fisher_loss: task"
+        elif loss == "distillation" and not any(
+            d.start <= placed.start and placed.end < d.end for d in distillers
+        ):
+            first = distillers[0]
+            wrong = "prunes at epochs at which no modifier distils "
+            wrong += f"({first.name}: from {first.start:g} to {first.end:g}); expected "
+            wrong += "a teacher at every pruning event; write fisher_loss: train"
+        else:
+            continue
+        yield placed, Fault(Rule.NEEDS, "fisher_loss", loss, wrong)
+
+
+def _stopped_too_early(everyone: Sequence[Placed]) -> Iterator[Found]:
+    """Find a second early stopping, or one before the model is compressed."""
+    stoppers = [p for p in everyone if isinstance(p.modifier, EarlyStoppingModifier)]
+    for again in stoppers[1:]:
+        wrong = "is that of a second EarlyStoppingModifier; expected one in a recipe; "
+        metric = again.modifier.metric
+        yield again, Fault(Rule.CONFLICT, "metric", metric, f"{wrong}remove one")
+    # The last pruning event, or where quantization begins.
+    changes = [
+        (max(p.start, p.modifier.end_epoch), p.tag) for p in gradual_in(everyone)
+    ]
+    quantizing = of_kind(everyone, KINDS.quantization)
+    changes += [(p.modifier.start_epoch, p.tag) for p in quantizing]
+    last, name = max(changes, default=(0.0, ""))
+    for stopper in stoppers:
+        start = stopper.modifier.start_epoch
+        if last > 0.0 and start <= last:
+            wrong = f"does not lie after epoch {last:g}, at which {name} changes the "
+            wrong += "model for the last time; expected a later epoch, as the best "
+            wrong += f"weights from before would undo it; write {last + 1:g}"
+            yield stopper, Fault(Rule.CONFLICT, "start_epoch", f"{start:g}", wrong)
