@@ -50,6 +50,8 @@ class Shipped:
     quantized: bool  # True where weights and activations end in 8 bits
     layers: tuple[int, int] | None  # of the encoder before and after, if some go
     ends: float | None  # where early stopping ends the small run
+    family: str | None  # of recipes whose text below the variables is the same
+    variants: list[float]  # final sparsities that the papers report or name
 
 
 SCHEDULES = {
@@ -65,8 +67,8 @@ SCHEDULES = {
     "mobile": {2.0: 0.3, 14.0: 0.475, 26.0: 0.5},
     "half": {0.0: 0.5},
     "upstream": {0.0: 0.7, 2.75: 0.9},
-    "long-star": {2.0: 0.7, 15.0: 0.875, 28.0: 0.9},
-    "short-star": {0.0: 0.7, 1.0: 0.875, 2.0: 0.9},
+    "star-30": {2.0: 0.7, 15.0: 0.875, 28.0: 0.9},
+    "star-3": {0.0: 0.7, 1.0: 0.875, 2.0: 0.9},
     "at-once": {0.0: 0.7, 4.0: 0.875, 8.0: 0.9},
     "in-four": {0.0: 0.7, 2.0: 0.875, 4.0: 0.9},
     "late": {5.0: 0.7, 7.0: 0.875, 9.0: 0.9},
@@ -98,47 +100,48 @@ RATES = {
     "star": {0.0: 1e-4, 2.0: 1e-4, 7.0: 5e-5, 8.0: 1e-4},
     "roberta": {0.0: 8e-5, 8.0: 8e-5},
 }
-# Recipe; epochs, events and sparsity; schedule and rates; what else there is.
+# Recipe; epochs, events and sparsity; schedule and rates; what else there is, `=` the
+# family and `to:` the variants in percent.
 _TABLE = """
 quickstart 3 4 0.8 quick quick
 quickstart_gmp 3 4 0.8 quick quick
 quickstart_int8 1 0 0.0 none quick-int8 int8
 minilm-l6_movies_compound-3layer-int8_4block80 13 5 0.8 movies movies slow int8 6>3
 # oBERT, downstream
-bert-base_squad_obert-10ep_unstructured90 10 13 0.9 ten squad-10
-bert-base_glue_obert-10ep_unstructured90 10 13 0.9 ten glue-10 slow
-bert-base_squad_obert-30ep_unstructured90 30 7 0.9 thirty squad-30 slow
-bert-base_glue_obert-30ep_unstructured90 30 7 0.9 thirty glue-30 slow
-bert-base_squad_obert-30ep_4block80 30 7 0.8 blocks squad-30
-bert-6layer_squad_obert-30ep_unstructured90 30 7 0.9 fewer squad-30 slow
-bert-3layer_squad_obert-30ep_unstructured90 30 7 0.9 fewer squad-30 slow
-bert-6layer_squad_obert-30ep_4block80 30 7 0.8 fewer-blocks squad-30 slow
-bert-3layer_squad_obert-30ep_4block80 30 7 0.8 fewer-blocks squad-30 slow
-bert-large_squad_obert-30ep_unstructured90 30 7 0.9 thirty large-30 slow
+bert-base_squad_obert-10ep_unstructured90 10 13 0.9 ten squad-10 =10 to:80,90,97
+bert-base_glue_obert-10ep_unstructured90 10 13 0.9 ten glue-10 slow =10 to:80,90,97
+bert-base_squad_obert-30ep_unstructured90 30 7 0.9 thirty squad-30 slow =30 to:80,90,97
+bert-base_glue_obert-30ep_unstructured90 30 7 0.9 thirty glue-30 slow =30 to:80,90,97
+bert-base_squad_obert-30ep_4block80 30 7 0.8 blocks squad-30 =30 to:80,90
+bert-6layer_squad_obert-30ep_unstructured90 30 7 0.9 fewer squad-30 slow =30 to:80,90
+bert-3layer_squad_obert-30ep_unstructured90 30 7 0.9 fewer squad-30 slow =30 to:80,90
+bert-6layer_squad_obert-30ep_4block80 30 7 0.8 fewer-blocks squad-30 slow =30 to:80,90
+bert-3layer_squad_obert-30ep_4block80 30 7 0.8 fewer-blocks squad-30 slow =30 to:80,90
+bert-large_squad_obert-30ep_unstructured90 30 7 0.9 thirty large-30 slow =30 to:90,95
 bert-base_squad_qat-10ep_4block80 10 0 0.8 none qat int8
-bert-large_squad_compound-40ep_4block95 40 7 0.95 large-blocks compound slow int8
+bert-large_squad_compound-40ep_4block95 40 7 0.95 large-blocks compound slow int8 to:95
 mobilebert-14layer_squad_compound-40ep_4block50 40 7 0.5 mobile compound slow int8 24>14
 bert-base_squad_obert-oneshot_2of4-50 - 1 0.5 half none
 bert-base_squad_obert-1ep_2of4-50 1 1 0.5 half one
 # oBERT, upstream and transfer
 bert-base_mlm_teacher-10ep_dense0 10 0 0.0 none teacher
-bert-6layer_mlm_drop-10ep_dense0 10 0 0.0 none teacher 12>6
-bert-3layer_mlm_drop-10ep_dense0 10 0 0.0 none teacher 12>3
-bert-base_mlm_obert-3ep_unstructured90 3 12 0.9 upstream upstream-3
+bert-6layer_mlm_drop-10ep_dense0 10 0 0.0 none teacher 12>6 =drop
+bert-3layer_mlm_drop-10ep_dense0 10 0 0.0 none teacher 12>3 =drop
+bert-base_mlm_obert-3ep_unstructured90 3 12 0.9 upstream upstream-3 to:90,97
 bert-base_downstream_transfer-8ep_unstructured90 8 0 0.9 none transfer-8
 bert-base_downstream_transfer-nokd-8ep_unstructured90 8 0 0.9 none transfer-8 ends:5
 # GMP★
-bert-base_downstream_gmp-star-10ep_unstructured90 10 61 0.9 ten star
-bert-large_squad_gmp-star-30ep_unstructured90 30 261 0.9 long-star star slow
-bert-base_mlm_gmp-star-3ep_unstructured90 3 201 0.9 short-star upstream
-bert-base_squad_obert-star-30ep_unstructured90 30 261 0.9 long-star star slow
+bert-base_downstream_gmp-star-10ep_unstructured90 10 61 0.9 ten star =st to:90,97
+bert-large_squad_gmp-star-30ep_unstructured90 30 261 0.9 star-30 star slow =st to:90,97
+bert-base_mlm_gmp-star-3ep_unstructured90 3 201 0.9 star-3 upstream =up to:90,97
+bert-base_squad_obert-star-30ep_unstructured90 30 261 0.9 star-30 star slow to:90,97
 # oBERTa
 roberta-base_squad_obert-10ep_unstructured90 10 17 0.9 at-once roberta
 roberta-base_squad_gmp-10ep_unstructured90 10 17 0.9 at-once roberta
-roberta-base_mlm_gmp-5ep_unstructured90 5 401 0.9 in-four upstream-5
-roberta-base_mlm_gmp-10ep_unstructured90 10 401 0.9 late upstream-10 slow
-roberta-6layer_mlm_gmp-10ep_unstructured90 10 401 0.9 late-6 upstream-10 slow 12>6
-roberta-3layer_mlm_gmp-10ep_unstructured90 10 401 0.9 late-3 upstream-10 12>3
+roberta-base_mlm_gmp-5ep_unstructured90 5 401 0.9 in-four upstream-5 =up to:90,95
+roberta-base_mlm_gmp-10ep_unstructured90 10 401 0.9 late upstream-10 slow to:90,95
+roberta-6layer_mlm_gmp-10ep_unstructured90 10 401 0.9 late-6 upstream-10 slow 12>6 =few
+roberta-3layer_mlm_gmp-10ep_unstructured90 10 401 0.9 late-3 upstream-10 12>3 =few
 roberta-base_downstream_transfer-10ep_unstructured90 10 0 0.9 none transfer-10 slow
 roberta-base_downstream_transfer-qat-20ep_unstructured90 20 0 0.9 none transfer-20 int8
 """
@@ -146,8 +149,8 @@ roberta-base_downstream_transfer-qat-20ep_unstructured90 20 0 0.9 none transfer-
 
 def _shipped(line: str) -> tuple[str, Shipped]:
     name, epochs, events, sparsity, schedule, rates, *more = line.split()
-    layers = next((tuple(map(int, m.split(">"))) for m in more if ">" in m), None)
-    ends = next((float(m.removeprefix("ends:")) for m in more if ":" in m), None)
+    given = dict(re.fullmatch(r"(to:|ends:|=|)(.*)", word).groups() for word in more)
+    layers = next((tuple(map(int, w.split(">"))) for w in more if ">" in w), None)
     promise = Shipped(
         epochs=None if epochs == "-" else float(epochs),
         events=int(events),
@@ -157,7 +160,9 @@ def _shipped(line: str) -> tuple[str, Shipped]:
         slow="slow" in more,
         quantized="int8" in more,
         layers=layers,
-        ends=ends,
+        ends=float(given["ends:"]) if "ends:" in given else None,
+        family=given.get("="),
+        variants=[int(n) / 100 for n in given.get("to:", "").split(",") if n],
     )
     return name, promise
 
