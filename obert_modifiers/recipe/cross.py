@@ -21,6 +21,7 @@ from obert_modifiers.recipe.placed import (
     Found,
     Placed,
     gradual_in,
+    of_class,
     of_kind,
     patterns_of,
 )
@@ -114,10 +115,10 @@ def _same_weights(everyone: Sequence[Placed]) -> Iterator[Found]:
 
 
 def _twice(one: Placed, two: Placed, what: str) -> Found:
-    in_mapping = isinstance(two.modifier.final_sparsity, dict)
     wrong = f"params={what} is pruned by {one.name} at the same time, from epoch "
-    wrong += f"{one.start:g} to {one.end:g}; expected one pruning modifier for a weight"
-    wrong += " at a time; name other parameters, or begin where the other ends"
+    wrong += f"{one.start:g} to {one.end:g}; expected one at a time; name other "
+    wrong += "parameters, or begin where the other ends"
+    in_mapping = isinstance(two.modifier.final_sparsity, dict)
     key = "final_sparsity" if in_mapping else "params"
     return two, Fault(Rule.CONFLICT, key, broken=wrong)
 
@@ -153,24 +154,24 @@ def _quantized_twice(everyone: Sequence[Placed]) -> Iterator[Found]:
 
 
 def _dropped_late(everyone: Sequence[Placed]) -> Iterator[Found]:
-    drops = [p for p in everyone if isinstance(p.modifier, LayerDropModifier)]
+    drops = of_class(everyone, LayerDropModifier)
     for one, two in combinations(drops, 2):
         if one.stage == two.stage:
             wrong = f"drops layers after {one.name} did; expected one LayerDropModifier"
             wrong += " in a stage; write what is to be left in one"
             yield two, Fault(Rule.CONFLICT, "keep", str(two.modifier.keep), wrong)
     for drop in drops:
-        above = everyone[: everyone.index(drop)]
         changing = {KINDS.pruning, KINDS.quantization}
-        before = [
-            p
-            for p in above
-            if p.stage != drop.stage and changing & {*p.modifier.sparsification_types}
-        ]
+        above = [p for p in everyone[: everyone.index(drop)] if p.stage != drop.stage]
+        before = [p for p in above if changing & {*p.modifier.sparsification_types}]
         if before:
-            wrong = "drops layers before all training, but stands in a stage after "
-            wrong += f"{before[0].name}; expected layers to be dropped before weights "
-            wrong += "are pruned or quantized; move it to the first stage"
+            wrong = (
+                f"drops layers before all training, but stands after {before[0].name}"
+            )
+            wrong += (
+                "; expected no pruning or quantization before; move it to the first"
+            )
+            wrong += " stage"
             yield drop, Fault(Rule.CONFLICT, "keep", str(drop.modifier.keep), wrong)
 
 
@@ -208,9 +209,12 @@ def _pruned_when_fixed(everyone: Sequence[Placed]) -> Iterator[Found]:
     """Find pruning events after the ranges of activations were fixed."""
     for pruner, qat, fixed in _pruned_while_quantized(everyone):
         if pruner.end > fixed:
-            wrong = f"prunes after {qat.name} has fixed its ranges, at epoch {fixed:g};"
-            wrong += " expected masks that are fixed by then; lower end_epoch to "
-            wrong += f"{qat.start:g} or quantize later"
+            wrong = (
+                f"prunes after {qat.name} has fixed its ranges, at epoch {fixed:g}; "
+            )
+            wrong += (
+                f"expected fixed masks; lower it to {qat.start:g} or quantize later"
+            )
             yield pruner, Fault(Rule.CONFLICT, "end_epoch", f"{pruner.end:g}", wrong)
 
 
@@ -230,18 +234,16 @@ def _after_the_end(everyone: Sequence[Placed]) -> Iterator[Found]:
         key, at = "end_epoch", placed.end
         if placed.start >= end > 0:
             key, at = "start_epoch", placed.start
-            wrong = f"is not reached: {last.name} ends at epoch {last.end:g}; "
-            wrong += "expected an earlier epoch"
+            wrong = f"is not reached: {last.name} ends at epoch {last.end:g}"
         elif end < at < math.inf:
-            wrong = f"lies after the end of {last.name}, epoch {last.end:g}; "
-            wrong += "expected nothing to last longer"
+            wrong = f"lies after the end of {last.name}, epoch {last.end:g}"
         elif placed in gradual and at == end == whole > 0:
-            wrong = f"has its last pruning event where {last.name} ends, and no step is"
-            wrong += " made there; expected an earlier epoch, so that final_sparsity is"
-            wrong += " reached"
+            wrong = (
+                f"has its last pruning event where {last.name} ends, after all steps"
+            )
         else:
             continue
-        wrong += "; lower it or raise end_epoch there"
+        wrong += "; expected an earlier epoch; lower it or raise end_epoch there"
         yield placed, Fault(Rule.RECIPE_END, key, f"{at:g}", wrong)
 
 
@@ -264,31 +266,30 @@ def _masks_released_early(everyone: Sequence[Placed]) -> Iterator[Found]:
             key, value, fix = "leave_enabled", "false", "true"
             if key not in inspect.signature(type(placed.modifier)).parameters:
                 key, value, fix = "end_epoch", f"{end:g}", "-1"  # it never leaves them
-            wrong = f"lets go of the masks at epoch {end:g}, while training goes on "
-            wrong += f"with {goes_on[0].name}; expected masks until the end, or pruned "
-            wrong += f"weights grow back; write {key}: {fix}"
+            wrong = f"lets go of the masks at epoch {end:g}, before {goes_on[0].name} "
+            wrong += "ends; expected masks until the end, or pruned weights grow back; "
+            wrong += f"write {key}: {fix}"
             yield placed, Fault(Rule.CONFLICT, key, value, wrong)
 
 
 def _nothing_to_distil(everyone: Sequence[Placed]) -> Iterator[Found]:
     """Find Fishers of a distillation loss that nobody computes."""
-    distillers = [
-        p for p in everyone if isinstance(p.modifier, LogitDistillationModifier)
-    ]
+    distillers = of_class(everyone, LogitDistillationModifier)
     for placed in gradual_in(everyone):
         loss = getattr(placed.modifier, "fisher_loss", "task")
         if loss == "task":
             continue
         if not distillers:
-            wrong = "finds no LogitDistillationModifier in the recipe; expected one "
-            wrong += "that gives the loss; add it or write fisher_loss: task"
+            wrong = "finds no LogitDistillationModifier; expected one that gives the "
+            wrong += "loss; add it or write fisher_loss: task"
         elif loss == "distillation" and not any(
             d.start <= placed.start and placed.end < d.end for d in distillers
         ):
             first = distillers[0]
-            wrong = "prunes at epochs at which no modifier distils "
-            wrong += f"({first.name}: from {first.start:g} to {first.end:g}); expected "
-            wrong += "a teacher at every pruning event; write fisher_loss: train"
+            wrong = f"is computed from epoch {first.start:g} to {first.end:g} only, by "
+            wrong += (
+                f"{first.name}; expected it at every event; write fisher_loss: train"
+            )
         else:
             continue
         yield placed, Fault(Rule.NEEDS, "fisher_loss", loss, wrong)
@@ -296,22 +297,20 @@ def _nothing_to_distil(everyone: Sequence[Placed]) -> Iterator[Found]:
 
 def _stopped_too_early(everyone: Sequence[Placed]) -> Iterator[Found]:
     """Find a second early stopping, or one before the model is compressed."""
-    stoppers = [p for p in everyone if isinstance(p.modifier, EarlyStoppingModifier)]
+    stoppers = of_class(everyone, EarlyStoppingModifier)
     for again in stoppers[1:]:
         wrong = "is that of a second EarlyStoppingModifier; expected one in a recipe; "
         metric = again.modifier.metric
         yield again, Fault(Rule.CONFLICT, "metric", metric, f"{wrong}remove one")
     # The last pruning event, or where quantization begins.
-    changes = [
-        (max(p.start, p.modifier.end_epoch), p.tag) for p in gradual_in(everyone)
-    ]
-    quantizing = of_kind(everyone, KINDS.quantization)
+    gradual, quantizing = gradual_in(everyone), of_kind(everyone, KINDS.quantization)
+    changes = [(max(p.start, p.modifier.end_epoch), p.tag) for p in gradual]
     changes += [(p.modifier.start_epoch, p.tag) for p in quantizing]
     last, name = max(changes, default=(0.0, ""))
     for stopper in stoppers:
         start = stopper.modifier.start_epoch
         if last > 0.0 and start <= last:
-            wrong = f"does not lie after epoch {last:g}, at which {name} changes the "
-            wrong += "model for the last time; expected a later epoch, as the best "
-            wrong += f"weights from before would undo it; write {last + 1:g}"
+            wrong = f"does not lie after epoch {last:g}, where {name} last changes the "
+            wrong += "model; expected a later epoch, as the best weights from before "
+            wrong += f"would undo it; write {last + 1:g}"
             yield stopper, Fault(Rule.CONFLICT, "start_epoch", f"{start:g}", wrong)

@@ -60,6 +60,10 @@ def of_kind(everyone: Sequence[Placed], kind: Any) -> list[Placed]:
     return [p for p in everyone if kind in p.modifier.sparsification_types]
 
 
+def of_class(everyone: Sequence[Placed], cls: type) -> list[Placed]:
+    return [p for p in everyone if isinstance(p.modifier, cls)]
+
+
 def gradual_in(everyone: Sequence[Placed]) -> list[Placed]:
     """Find the pruning modifiers that have a schedule."""
     return [p for p in of_kind(everyone, KINDS.pruning) if has_schedule(p.modifier)]

@@ -82,9 +82,9 @@ def outline(source: RecipeText, root: yaml.MappingNode) -> Outline:
                 _sort(found, name, inner, below)
         else:
             known |= {id(node) for node, _ in walk(value)}
-            wrong = "a stage stands beside modifiers of the whole recipe; expected "
-            wrong += "either stages or groups of modifiers; move those modifiers into "
-            found.misplaced(key, name, f"{wrong}a stage")
+            wrong = "a stage stands beside modifiers of the whole recipe; expected one "
+            wrong += "or the other; move those modifiers into a stage"
+            found.misplaced(key, name, wrong)
     _report_misplaced(found, root, known)
     if not found.problems:
         _report_missing(found, root, stages)
@@ -112,9 +112,9 @@ def _sort(found: Outline, stage: str, key: yaml.Node, value: yaml.Node) -> None:
         ours = ", ".join(dict.fromkeys(f"!{_NEAREST.get(n, _PRUNER)}" for n in newer))
         wrong = f"{name} names modifiers by keys ({', '.join(newer)}), as recipes of "
         wrong += "llm-compressor and of SparseML's one-shot framework do; expected a "
-        wrong += "list of modifiers with tags, the format that trains an encoder; run "
-        wrong += "this file with llm-compressor, or begin from a recipe here with "
-        found.misplaced(key, name, f"{wrong}{ours} (docs/recipes.md lists them)")
+        wrong += "list of modifiers with tags; run this file with llm-compressor, or "
+        wrong += f"begin from a recipe here with {ours} (docs/recipes.md lists them)"
+        found.misplaced(key, name, wrong)
     elif value.tag != _NULL:
         wrong = f"{name} is a {value.id}; expected a list of modifiers; "
         found.misplaced(key, name, f"{wrong}begin each with a dash")
@@ -155,9 +155,8 @@ def _report_misplaced(found: Outline, root: yaml.Node, known: set[int]) -> None:
         if any(problem.key == key for problem in found.problems):
             continue  # the group itself is already reported
         group = (nearest(key, _GROUPS) or [f"{key}_modifiers"])[0]
-        wrong = f"the modifier stands under '{key}', where SparseML does not look for "
-        wrong += "any; expected a list under a key with 'modifiers' in its name; "
-        wrong += f"rename the key to {group}"
+        wrong = f"the modifier stands under '{key}', which is not read; expected a key "
+        wrong += f"with 'modifiers' in its name; rename it to {group}"
         fault = Fault(Rule.ARRANGEMENT, broken=wrong)
         found.report(node, modifier_name(node), fault)
 

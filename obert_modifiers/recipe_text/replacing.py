@@ -52,9 +52,10 @@ def old_layer_numbers(
     dropped = [str(one.translated.values["drop"][0]) for one in drops]
     lists = {name.split(".")[-2] for name in dropped if "." in name}
     wrong = "names layers by number, and those that LayerPruningModifier leaves are "
-    wrong += "numbered from 0 here; expected a pattern for all layers; write .* in the "
-    wrong += "place of the number, or drop the layers with LayerDropModifier and write "
-    wrong += "the new numbers"
+    wrong += (
+        "numbered from 0 here; expected a pattern for all layers; write .* for the "
+    )
+    wrong += "number, or use LayerDropModifier and write the new numbers"
     for one in everyone:
         values = {} if one in drops else one.values
         for key, value in values.items():
