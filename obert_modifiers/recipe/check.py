@@ -13,18 +13,8 @@ from obert_modifiers.core.pruning.schedule import INTERPOLATIONS
 from obert_modifiers.faults import Fault, FaultError, Rule, nearest, nearest_word
 from obert_modifiers.host import ONLY_SPARSEML, TAG_PREFIX, only_sparseml
 from obert_modifiers.host.bases import modifier_classes
+from obert_modifiers.modifiers import rules
 from obert_modifiers.modifiers.keys import KeyedModifier
-from obert_modifiers.modifiers.rules import (
-    CYCLE,
-    EPOCH,
-    FRACTION,
-    INIT_SPARSITY,
-    Reader,
-    check_pattern,
-    choice,
-    number,
-    refuse,
-)
 from obert_modifiers.modifiers.shared_keys import starts_before_it_ends
 from obert_modifiers.recipe.placed import Placed
 from obert_modifiers.recipe_text.problems import Problem
@@ -47,14 +37,14 @@ def _mask_type(key: str, value: Any) -> Any:
     if type(value) is int and value > 60 and value % 60:  # YAML reads 2:4 in base 60
         fix = f"write '{value // 60}:{value % 60}' in quotes"
     expected = f"one of {', '.join(_MASK_WORDS)}, N:M or a list of two numbers"
-    refuse(Rule.MASK_TYPE, key, value, "is unknown", expected, fix)
+    rules.refuse(Rule.MASK_TYPE, key, value, "is unknown", expected, fix)
 
 
 # What the constructors of SparseML's modifiers miss, or report without a remedy.
-_THEIR_RULES: dict[str, Reader] = {
-    "cycle_epochs": CYCLE,
-    "inter_func": choice(*INTERPOLATIONS),
-    "mask_type": Reader("SparseML's words", _mask_type),
+_THEIR_RULES: dict[str, rules.Reader] = {
+    "cycle_epochs": rules.CYCLE,
+    "inter_func": rules.choice(*INTERPOLATIONS),
+    "mask_type": rules.Reader("SparseML's words", _mask_type),
 }
 
 
@@ -161,22 +151,23 @@ def _their_faults(
             _check_theirs(key, value)
         except FaultError as error:
             yield from error.faults
-    start, end = (number(values.get(k, defaults.get(k))) for k in _EPOCHS)
+    start, end = (rules.number(values.get(k, defaults.get(k))) for k in _EPOCHS)
     if start is not None and end is not None:
         yield from starts_before_it_ends(start, end)
 
 
 def _check_theirs(key: str, value: Any) -> None:
     if _is_sparsity(key):
+        rule = rules.INIT_SPARSITY if key == "init_sparsity" else rules.FRACTION
         for one in value if isinstance(value, dict) else [value]:
             if one is not None:
-                (INIT_SPARSITY if key == "init_sparsity" else FRACTION)(key, one)
+                rule(key, one)
     elif key in _EPOCHS and value not in (math.inf, -math.inf):
-        EPOCH(key, value)
+        rules.EPOCH(key, value)
     elif key in _THEIR_RULES:
         _THEIR_RULES[key](key, value)
     for text in texts_in(value):
-        check_pattern(key, text)
+        rules.check_pattern(key, text)
 
 
 def _is_sparsity(key: str) -> bool:

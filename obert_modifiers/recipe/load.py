@@ -110,9 +110,10 @@ def rewrite(source: RecipeText, written: Sequence[ModifierSettings]) -> str | No
     """
     text = rewritten(source.text, outline(source, compose(source)).modifiers, written)
     try:
-        return text if len(load_recipe(text).placed) == len(written) else None
+        found = load_recipe(f"{text}\n")  # a text, and not a path
     except RecipeError:
         return None
+    return text if len(found.placed) == len(written) else None
 
 
 def from_modifiers(

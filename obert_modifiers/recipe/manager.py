@@ -24,22 +24,9 @@ from obert_modifiers.modifiers._targets import unwrap
 from obert_modifiers.modifiers.distillation import LogitDistillationModifier
 from obert_modifiers.modifiers.early_stopping import EarlyStoppingModifier
 from obert_modifiers.modifiers.layer_drop import LayerDropModifier
-from obert_modifiers.recipe import LoadedRecipe, from_modifiers, load_recipe
-from obert_modifiers.recipe.changes import (
-    Now,
-    differences,
-    keeps_state,
-    pair_up,
-    resume_schedule_,
-    unsafe_edits,
-)
+from obert_modifiers.recipe import changes, environment
 from obert_modifiers.recipe.cross import shared_weights
-from obert_modifiers.recipe.environment import (
-    data_faults,
-    model_faults,
-    step_faults,
-    teacher_faults,
-)
+from obert_modifiers.recipe.load import LoadedRecipe, from_modifiers, load_recipe
 from obert_modifiers.recipe_text.problems import Problem, RecipeError
 
 __all__ = ["Problem", "RecipeError", "RecipeManager"]
@@ -158,22 +145,22 @@ class RecipeManager:
 
     def check_model(self, model: Module) -> None:
         """Check what the recipe names against parameters and layers of the model."""
-        self._recipe.check(lambda modifier: model_faults(modifier, model))
+        self._recipe.check(lambda one: environment.model_faults(one, model))
         self._recipe.refuse(shared_weights(self._recipe.placed, model))
 
     def check_data(self, num_train_samples: int) -> None:
         """Check that there is a training sample for each gradient the recipe wants."""
-        self._recipe.check(lambda modifier: data_faults(modifier, num_train_samples))
+        self._recipe.check(lambda one: environment.data_faults(one, num_train_samples))
 
     def check_steps(self, steps_per_epoch: int) -> None:
         """Check that what the recipe does several times in an epoch has the steps."""
         place = steps_per_epoch, self.max_epochs
-        self._recipe.check(lambda modifier: step_faults(modifier, *place))
+        self._recipe.check(lambda one: environment.step_faults(one, *place))
 
     def check_teacher(self, teacher: Module | str | None) -> None:
         """Check that there is a teacher if the recipe distils."""
         given = self._teacher_or(teacher)
-        self._recipe.check(lambda modifier: teacher_faults(modifier, given))
+        self._recipe.check(lambda one: environment.teacher_faults(one, given))
 
     def apply_structure(
         self, model: Module, *, teacher: Module | str | None = None
@@ -192,7 +179,9 @@ class RecipeManager:
         if self._teacher_or(teacher) == "self":
             self._dense = deepcopy(unwrap(model))
         for drop in drops:
-            self._recipe.check(lambda one: model_faults(one, model), only=drop)
+            self._recipe.check(
+                lambda one: environment.model_faults(one, model), only=drop
+            )
             drop.initialize(model, loggers=silent_loggers())
         self._restructured = True
 
@@ -383,20 +372,20 @@ class RecipeManager:
         if set(old) == set(new):
             self.load_state_dict(state)
             return
-        shown = differences(before, self.text)
+        shown = changes.differences(before, self.text)
         if not allowed:
             raise ValueError(
                 f"recipe={self.source} is another one than the checkpoint's; expected "
                 "the same; resume with that one, or add --recipe_changed allow\n"
                 f"{shown}"
             )
-        pairs = pair_up(old, new)
-        now = Now(step, steps_per_epoch, self.max_epochs)
-        problems = unsafe_edits(pairs, state, now)
+        pairs = changes.pair_up(old, new)
+        now = changes.Now(step, steps_per_epoch, self.max_epochs)
+        problems = changes.unsafe_edits(pairs, state, now)
         if not problems:
-            for pair in filter(keeps_state, pairs):
+            for pair in filter(changes.keeps_state, pairs):
                 load_state(pair.new, state[pair.name])
-                problems += filter(None, [resume_schedule_(pair, now)])
+                problems += filter(None, [changes.resume_schedule_(pair, now)])
         if problems:
             raise ValueError(
                 f"recipe={self.source} was edited in a way that a run cannot take up: "

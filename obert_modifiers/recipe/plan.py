@@ -12,14 +12,7 @@ from typing import TYPE_CHECKING, Any
 from obert_modifiers.core.pruning.schedule import interpolate_sparsity
 from obert_modifiers.host.bases import ScheduledModifierManager
 from obert_modifiers.modifiers.rules import FROM_PARAM
-from obert_modifiers.recipe.clock import event_epochs, learning_rates, rewinds
-from obert_modifiers.recipe.counts import (
-    PoolCount,
-    fisher_memory,
-    pool_counts,
-    second_order,
-    targets_of,
-)
+from obert_modifiers.recipe import clock, counts
 from obert_modifiers.recipe.environment import step_faults
 from obert_modifiers.recipe.load import LoadedRecipe
 from obert_modifiers.recipe.placed import KINDS, Placed, goals_of, gradual_in, of_kind
@@ -49,7 +42,7 @@ class PruningPlan:
     events: tuple[Event, ...] | None  # None where they depend on unknown steps
     num_grads: int = 0  # of an event
     grad_granularity: str = ""  # "sample", "batch" or empty
-    pools: tuple[PoolCount, ...] = ()  # with a model, what will be pruned
+    pools: tuple[counts.PoolCount, ...] = ()  # with a model, what will be pruned
     memory: MemoryPlan | None = None  # with a model, the Fisher state on one process
 
     @property
@@ -71,6 +64,9 @@ class Span:
     temperature: float | None = None  # of distillation
     fixed: float | None = None  # from when on ranges are fixed; None for the end
     quantizes: bool = False
+
+    def covers(self, start: float, end: float) -> bool:
+        return self.start <= start and (self.end > start or self.end == end)
 
 
 @dataclass(frozen=True)
@@ -105,8 +101,8 @@ class RecipePlan:
     @property
     def num_events(self) -> int | None:
         """Pruning events of all modifiers; None where they depend on the steps."""
-        counts = [None if p.events is None else len(p.events) for p in self.pruning]
-        return None if None in counts else sum(counts)
+        events = [p.events for p in self.pruning]
+        return None if None in events else sum(map(len, events))
 
     @property
     def end(self) -> float:
@@ -125,16 +121,10 @@ class RecipePlan:
             past = [e for e in events if e.epoch < end or end == self.end]
             count += sum(event.epoch >= start for event in past)
             latest.append(past[-1].sparsities if past else None)
-        distillation, others = (
-            tuple(
-                s for s in spans if s.start <= start and (s.end > start or s.end == end)
-            )
-            for spans in (self.distillation, self.others)
-        )
-        first, last = (rates[0], rates[-1]) if rates else (None, None)
-        return Phase(
-            start, end, first, last, count, tuple(latest), distillation, others
-        )
+        distillation = tuple(s for s in self.distillation if s.covers(start, end))
+        others = tuple(s for s in self.others if s.covers(start, end))
+        rates = [rates[0], rates[-1]] if rates else [None, None]
+        return Phase(start, end, *rates, count, tuple(latest), distillation, others)
 
 
 def plan_recipe(
@@ -152,11 +142,13 @@ def plan_recipe(
         recipe.check(lambda m: step_faults(m, steps_per_epoch, num_epochs))
     end = num_epochs or max(0.0, *(m.end_epoch for m in modifiers), 0.0)
     rated = of_kind(everyone, KINDS.learning_rate)
-    rates = learning_rates([p.modifier for p in rated], end, steps_per_epoch)
+    rates = clock.learning_rates([p.modifier for p in rated], end, steps_per_epoch)
     gradual = gradual_in(everyone)
     pruning = tuple(
         _pruning(
-            placed, event_epochs(placed.modifier, num_epochs, steps_per_epoch), model
+            placed,
+            clock.event_epochs(placed.modifier, num_epochs, steps_per_epoch),
+            model,
         )
         for placed in gradual
     )
@@ -166,7 +158,7 @@ def plan_recipe(
         file=recipe.file,
         num_epochs=num_epochs,
         steps_per_epoch=steps_per_epoch,
-        cuts=_cuts(modifiers, rewinds(rates), end),
+        cuts=_cuts(modifiers, clock.rewinds(rates), end),
         pruning=pruning,
         distillation=tuple(_span(p, end) for p in distilling),
         others=tuple(_span(p, end) for p in everyone if p not in shown),
@@ -193,7 +185,7 @@ def _pruning(
 ) -> PruningPlan:
     modifier = placed.modifier
     goals = goals_of(modifier)
-    config = second_order(modifier)
+    config = counts.second_order(modifier)
     num_grads = getattr(modifier, "num_grads", None)
     if isinstance(num_grads, dict):  # SparseML's M-FAC: by sparsity
         num_grads = None
@@ -209,8 +201,8 @@ def _pruning(
         events=events,
         num_grads=num_grads or 0,
         grad_granularity="" if config is None else config.grad_granularity,
-        pools=() if model is None else pool_counts(modifier, model),
-        memory=None if model is None else fisher_memory(modifier, model),
+        pools=() if model is None else counts.pool_counts(modifier, model),
+        memory=None if model is None else counts.fisher_memory(modifier, model),
     )
 
 
@@ -254,11 +246,11 @@ def _notes(pruning: Sequence[PruningPlan], num_epochs: float | None) -> Iterator
 def _straddling(everyone: Sequence[Placed], model: nn.Module | None) -> Iterator[str]:
     """Find Fisher blocks that hold weights of two rows, which is legal."""
     for placed in everyone:
-        config = second_order(placed.modifier)
+        config = counts.second_order(placed.modifier)
         if model is None or config is None:
             continue
         width, pattern = config.fisher_block_size, config.pattern
-        targets = targets_of(placed.modifier, model)
+        targets = counts.targets_of(placed.modifier, model)
         rows = {t.name: t.layout(pattern).shape[1] * pattern.rows for t in targets}
         found = [(name, row) for name, row in rows.items() if row % width]
         if found:
