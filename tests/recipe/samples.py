@@ -25,6 +25,30 @@ OBERT = """\
       update_frequency: 1.0
 """
 
+STAGED = """\
+num_epochs: 6
+rate: 0.5
+dense:
+  num_epochs: 4
+  dense_modifiers:
+    - !EpochRangeModifier
+        start_epoch: 0.0
+        end_epoch: eval(num_epochs)
+sparse:
+  later: eval(num_epochs)
+  sparse_modifiers:
+    - !EpochRangeModifier
+        start_epoch: 0.0
+        end_epoch: eval(later)
+    - !GMPruningModifier
+        init_sparsity: eval(rate / 2)
+        final_sparsity: eval(rate)
+        start_epoch: 4.0
+        end_epoch: 5.0
+        update_frequency: 0.5
+        params: ['re:layers.*weight']
+"""
+
 # One valid set of values for every modifier that a recipe can name.
 SAMPLES = yaml.safe_load(r"""
 .span: &span {start_epoch: 0.0, end_epoch: 3.0}

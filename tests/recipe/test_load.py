@@ -14,6 +14,7 @@ from tests.recipe.samples import (
     GMP,
     HERE,
     SAMPLES,
+    STAGED,
     group,
     one_modifier,
     same_modifiers,
@@ -122,29 +123,6 @@ def test_values_shared_by_reference_are_not_shared_objects():
     assert two.params == ["a"]
 
 
-STAGED = """\
-num_epochs: 6
-rate: 0.5
-dense:
-  num_epochs: 4
-  dense_modifiers:
-    - !EpochRangeModifier
-        start_epoch: 0.0
-        end_epoch: eval(num_epochs)
-sparse:
-  later: eval(num_epochs)
-  sparse_modifiers:
-    - !EpochRangeModifier
-        start_epoch: 0.0
-        end_epoch: eval(later)
-    - !GMPruningModifier
-        init_sparsity: eval(rate / 2)
-        final_sparsity: eval(rate)
-        start_epoch: 4.0
-        end_epoch: 5.0
-        update_frequency: 0.5
-        params: ['re:.*']
-"""
 # SparseML leaves 1e-3 a text, and fails on a minus sign before a value.
 PLAIN_VARIABLES = VARIABLES.replace("1e-3", "0.001").replace("-(-half)", "half")
 # SparseML's own loader reads these, and gives what has to be given here.

@@ -13,7 +13,7 @@ from obert_modifiers.recipe import load_recipe
 from tests.hosts import on_sparseml
 from tests.modifiers.table import ENCODER, make_batch, make_model, make_source
 from tests.recipe.broken import brief
-from tests.recipe.samples import HERE, SAMPLES, one_modifier, same_modifiers
+from tests.recipe.samples import HERE, SAMPLES, STAGED, one_modifier, same_modifiers
 
 STEPS = 10  # optimizer steps in an epoch
 
@@ -238,34 +238,15 @@ def test_state_of_another_recipe_is_refused():
     assert f"(missing: {mine}; extra: {theirs})" in str(caught.value)
 
 
-STAGED = """\
-num_epochs: 2
-one:
-  one_modifiers:
-    - !EpochRangeModifier
-        start_epoch: 0.0
-        end_epoch: eval(num_epochs)
-two:
-  two_modifiers:
-    - !GMPruningModifier
-        init_sparsity: 0.25
-        final_sparsity: 0.5
-        start_epoch: 2.0
-        end_epoch: 3.0
-        update_frequency: 0.5
-        params: ['re:layers.*weight']
-"""
-
-
 @on_sparseml
 def test_stages_run_one_after_the_other():
     manager = RecipeManager.from_recipe(STAGED)
-    assert list(manager.host.modifiers) == ["one", "two"]
-    assert manager.max_epochs == 3.0 and not manager.sets_learning_rate
+    assert list(manager.host.modifiers) == ["dense", "sparse"]
+    assert manager.max_epochs == 6.0 and not manager.sets_learning_rate
     model = make_model()
     manager.initialize(model)
-    seen, _ = train(manager, model, 3.1)
-    assert [seen[19], seen[20], seen[30]] == [0.0, 0.25, 0.5]
+    seen, _ = train(manager, model, 5.1)
+    assert [seen[39], seen[40], seen[50]] == [0.0, 0.25, 0.5]
     manager.load_state_dict(manager.state_dict())
     manager.finalize(model)
 
