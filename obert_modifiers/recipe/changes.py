@@ -7,50 +7,40 @@ would have to be done otherwise.
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from obert_modifiers.host.bases import SCHEDULE_KEY, Modifier
 from obert_modifiers.modifiers._gradual import GradualPruningModifier
 from obert_modifiers.modifiers._states import from_tensors
 from obert_modifiers.modifiers.keys import KeyedModifier
-from obert_modifiers.recipe.clock import epoch_at, event_epochs
+from obert_modifiers.recipe.clock import CLOSE, epoch_at, event_epochs
 
 # They compute what they do from the epoch only.
 _BY_EPOCH = ("EpochRangeModifier", "LearningRateFunctionModifier")
 # Leaving them out takes nothing back but what they would do later.
 _REMOVABLE = ("SetLearningRateModifier", "SetWeightDecayModifier")
-_CLOSE = 1e-9
 
 
-@dataclass(frozen=True)
-class Pair:
-    """A modifier before and after the edit; one of them may be missing.
+class Pair(NamedTuple):
+    """A modifier before and after the edit; one of them may be missing."""
 
-    Attributes:
-        name: Its name in the checkpoint's state; None for a new one.
-        old: As it was saved.
-        new: As it is now.
-    """
-
-    name: str | None
+    name: str | None  # in the checkpoint's state; None for a new modifier
     old: Modifier | None
     new: Modifier | None
 
+    @property
+    def same(self) -> bool:
+        """Whether there are both, with the same settings."""
+        both = self.old is not None and self.new is not None
+        return both and self.old.identifier() == self.new.identifier()
 
-@dataclass(frozen=True)
-class Now:
-    """Where the checkpoint stands.
 
-    Attributes:
-        step: Optimizer steps that are made.
-        steps_per_epoch: Those of an epoch.
-        num_epochs: Epochs of the edited recipe, None where it does not say.
-    """
+class Now(NamedTuple):
+    """Where the checkpoint stands, and how long the edited recipe is."""
 
-    step: int
+    step: int  # optimizer steps that are made
     steps_per_epoch: int
-    num_epochs: float | None
+    num_epochs: float | None  # None where the recipe does not say
 
     @property
     def epoch(self) -> float:
@@ -74,7 +64,7 @@ def pair_up(old: Mapping[str, Modifier], new: Mapping[str, Modifier]) -> list[Pa
         if name in old:
             continue
         partner = next((n for n, o in left.items() if type(o) is type(one)), None)
-        pairs.append(Pair(partner, left.pop(partner, None) if partner else None, one))
+        pairs.append(Pair(partner, left.pop(partner, None), one))
     return [*pairs, *(Pair(name, one, None) for name, one in left.items())]
 
 
@@ -88,18 +78,27 @@ def unsafe_edits(
             f"the recipe ends at epoch {now.num_epochs:g}, before the checkpoint's "
             f"{now.epoch:g}"
         )
-    for pair in pairs:
-        if pair.old is None:
-            fault = _added(pair.new, now)
-        elif not _started(state[pair.name]):
-            fault = None if pair.new is None else _not_begun(pair, now)
-        elif pair.new is None:
-            fault = _removed(pair.old)
-        else:
-            fault = _changed(pair, now)
-        if fault is not None:
-            found.append(fault)
-    return found
+    faults = (_unsafe(pair, state, now) for pair in pairs if not pair.same)
+    return [*found, *filter(None, faults)]
+
+
+def _unsafe(pair: Pair, state: Mapping[str, Mapping[str, Any]], now: Now) -> str | None:
+    old, new = pair.old, pair.new
+    begun = old is not None and _started(state[pair.name])
+    if new is None:
+        if not begun or _replaceable(old) or _kind(old) in _REMOVABLE:
+            return None
+        return f"{_kind(old)} has begun and is gone from the recipe"
+    if begun:
+        return _changed(old, new, now)
+    if _replaceable(new):
+        return _over(new, now)
+    if new.start_epoch >= now.epoch:
+        return None
+    return (
+        f"{_kind(new)} is new and starts at epoch {new.start_epoch:g}, before the "
+        f"checkpoint's {now.epoch:g}"
+    )
 
 
 def _started(state: Mapping[str, Any]) -> bool:
@@ -119,17 +118,6 @@ def _replaceable(modifier: Modifier) -> bool:
     return getattr(modifier, "replaceable", _kind(modifier) in _BY_EPOCH)
 
 
-def _added(modifier: Modifier, now: Now) -> str | None:
-    if _replaceable(modifier):
-        return _over(modifier, now)
-    if modifier.start_epoch >= now.epoch:
-        return None
-    return (
-        f"{_kind(modifier)} is new and starts at epoch {modifier.start_epoch:g}, "
-        f"before the checkpoint's {now.epoch:g}"
-    )
-
-
 def _over(modifier: Modifier, now: Now) -> str | None:
     if 0.0 <= modifier.end_epoch <= now.epoch:
         return (
@@ -139,64 +127,49 @@ def _over(modifier: Modifier, now: Now) -> str | None:
     return None
 
 
-def _not_begun(pair: Pair, now: Now) -> str | None:
-    if pair.old.identifier() == pair.new.identifier():
-        return None
-    return _added(pair.new, now)
-
-
-def _removed(modifier: Modifier) -> str | None:
-    if _replaceable(modifier) or _kind(modifier) in _REMOVABLE:
-        return None
-    return f"{_kind(modifier)} has begun and is gone from the recipe"
-
-
-def _changed(pair: Pair, now: Now) -> str | None:
-    old, new = (one.props(only_serializable=True) for one in (pair.old, pair.new))
-    keys = {k for k in {*old, *new} if old.get(k) != new.get(k)}
+def _changed(old: Modifier, new: Modifier, now: Now) -> str | None:
+    before, after = (one.props(only_serializable=True) for one in (old, new))
+    keys = {k for k in {*before, *after} if before.get(k) != after.get(k)}
     if not keys:
         return None
-    kind = _kind(pair.new)
-    if _replaceable(pair.new):
-        return _over(pair.new, now)
-    known = pair.new.KEYS if isinstance(pair.new, KeyedModifier) else {}
+    if _replaceable(new):
+        return _over(new, now)
+    known = new.KEYS if isinstance(new, KeyedModifier) else {}
     refused = sorted(
         key
         for key in keys
-        if key not in known or not known[key].may_become(new.get(key))
+        if key not in known or not known[key].may_become(after.get(key))
     )
     if refused:
-        return f"{kind} has begun, and {', '.join(refused)} cannot change any more"
-    if isinstance(pair.new, GradualPruningModifier) and new["end_epoch"] < now.epoch:
-        return _over(pair.new, now)
-    late = new.get("disable_observer_epoch")
+        return (
+            f"{_kind(new)} has begun, and {', '.join(refused)} cannot change any more"
+        )
+    if isinstance(new, GradualPruningModifier) and new.end_epoch < now.epoch:
+        return _over(new, now)
+    late = after.get("disable_observer_epoch")
     if "disable_observer_epoch" in keys and (late is None or late < now.epoch):
-        return f"{kind}'s disable_observer_epoch lies before {now.epoch:g}"
+        return f"{_kind(new)}'s disable_observer_epoch lies before {now.epoch:g}"
     return None
 
 
 def keeps_state(pair: Pair) -> bool:
     """Tell whether a modifier takes up the state of its partner."""
-    if pair.old is None or pair.new is None:
-        return False
-    same = pair.old.identifier() == pair.new.identifier()
-    return same or _kind(pair.new) not in _BY_EPOCH
+    both = pair.old is not None and pair.new is not None
+    return both and (pair.same or _kind(pair.new) not in _BY_EPOCH)
 
 
 def resume_schedule_(pair: Pair, now: Now) -> str | None:
     """Let a pruning modifier that has begun go on at the events of its new schedule."""
     one = pair.new
-    if not isinstance(one, GradualPruningModifier) or not one.started:
-        return None
-    if pair.old.identifier() == one.identifier():
+    if not isinstance(one, GradualPruningModifier) or not one.started or pair.same:
         return None
     events = event_epochs(one, now.num_epochs, now.steps_per_epoch) or []
-    past = [epoch for epoch in events if epoch < now.epoch - _CLOSE]
+    past = [epoch for epoch in events if epoch < now.epoch - CLOSE]
     future = events[len(past) :]
     for epoch in future:
         targets = one.sparsities_at(epoch)
         for target, applied in zip(targets, one.applied_sparsity or (), strict=True):
-            if target < applied - _CLOSE:
+            if target < applied - CLOSE:
                 return (
                     f"{_kind(one)} would go to sparsity {target:.4g} at epoch "
                     f"{epoch:g}, below the {applied:.4g} that is applied"

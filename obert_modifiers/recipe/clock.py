@@ -18,12 +18,14 @@ from obert_modifiers.host.bases import (
 GRID = 1024  # points of an epoch at which the learning rate is read, at most
 EVERY_STEP = -1.0
 MANY = 100_000  # events, beyond which their epochs are not listed
-_CLOSE = 1e-9  # of an epoch; far below a step, far above a sum's rounding
+CLOSE = 1e-9  # of an epoch; far below a step, far above a sum's rounding
+
+Rates = list[tuple[float, float | None]]  # epochs and learning rates
 
 
 def learning_rates(
     modifiers: Sequence[Modifier], num_epochs: float, steps_per_epoch: int | None
-) -> list[tuple[float, float | None]]:
+) -> Rates:
     """Read the learning rate over the epochs, by running its modifiers."""
     import torch
     from torch import nn
@@ -35,8 +37,8 @@ def learning_rates(
     optimizer = torch.optim.SGD(model.parameters(), lr=math.nan)
     host = ScheduledModifierManager(modifiers=copy.deepcopy(list(modifiers)))
     host.initialize(model, epoch=0.0, loggers=silent_loggers())
-    found: list[tuple[float, float | None]] = []
-    for step in range(max(1, round(num_epochs * per_epoch))):
+    found: Rates = []
+    for step in range(steps_of(num_epochs, per_epoch)):
         epoch = epoch_at(step, per_epoch)
         with warnings.catch_warnings():
             # torch says that no step of the optimizer was made; none is.
@@ -47,15 +49,25 @@ def learning_rates(
     return found
 
 
-def rewinds(rates: Sequence[tuple[float, float | None]]) -> list[float]:
+def rewinds(rates: Rates) -> list[float]:
     """Find where a falling learning rate goes up again."""
-    found = []
-    for (_, before), (_, last), (epoch, rate) in zip(
-        rates, rates[1:], rates[2:], strict=False
-    ):
-        if None not in (before, last, rate) and before > last < rate:
-            found.append(epoch)
-    return found
+    triples = zip(rates, rates[1:], rates[2:], strict=False)
+    return [
+        epoch
+        for (_, before), (_, last), (epoch, rate) in triples
+        if None not in (before, last, rate) and before > last < rate
+    ]
+
+
+def steps_of(num_epochs: float, steps_per_epoch: int) -> int:
+    """Count the optimizer steps of a training, at least one."""
+    return max(1, round(num_epochs * steps_per_epoch))
+
+
+def epoch_at(step: int, steps_per_epoch: int) -> float:
+    """Turn a step into an epoch, as the training loop does."""
+    whole, rest = divmod(step, steps_per_epoch)
+    return whole + rest / steps_per_epoch
 
 
 def event_epochs(
@@ -65,40 +77,28 @@ def event_epochs(
 
     With the steps of an epoch these are the steps that SparseML's clock gives, on
     which an event that falls between two steps waits for the second, and so do all
-    after it. Without them they are the epochs that the recipe names.
+    after it. Without them they are the epochs that the recipe names, or None where
+    these depend on the steps.
     """
     start = max(0.0, modifier.start_epoch)
     end = modifier.end_epoch if modifier.end_epoch >= 0.0 else math.inf
-    last = min(end, num_epochs if num_epochs is not None else end)
-    if steps_per_epoch is not None:
-        return _on_steps(
-            modifier, start, end, _steps(num_epochs, last, steps_per_epoch)
-        )
-    if modifier.update_frequency == EVERY_STEP and end > start:
-        return None
     frequency = modifier.update_frequency
+    if steps_per_epoch is not None:
+        if num_epochs is None:
+            total = math.ceil(end * steps_per_epoch) + 1
+        else:
+            total = steps_of(num_epochs, steps_per_epoch)
+        return _on_steps(modifier, start, end, (total, steps_per_epoch))
+    if frequency == EVERY_STEP and end > start:
+        return None
+    last = end if num_epochs is None else min(end, num_epochs)
     if last - start > MANY * frequency > 0.0:  # far more than there are steps
         return None
-    count = 1 if end <= start else math.floor((last - start) / frequency + _CLOSE) + 1
+    count = 1 if end <= start else math.floor((last - start) / frequency + CLOSE) + 1
     found = [start + number * frequency for number in range(count)]
-    if end < math.inf and found[-1] < end - _CLOSE:
+    if end < math.inf and found[-1] < end - CLOSE:
         found.append(end)  # the last event comes at the end, whatever the frequency
-    return [e for e in found if num_epochs is None or e < num_epochs - _CLOSE]
-
-
-def epoch_at(step: int, steps_per_epoch: int) -> float:
-    """Turn a step into an epoch, as the training loop does."""
-    whole, rest = divmod(step, steps_per_epoch)
-    return whole + rest / steps_per_epoch
-
-
-def _steps(
-    num_epochs: float | None, last: float, steps_per_epoch: int
-) -> tuple[int, int]:
-    """Return the number of steps that are made, and those of an epoch."""
-    if num_epochs is None:
-        return math.ceil(last * steps_per_epoch) + 1, steps_per_epoch
-    return max(1, round(num_epochs * steps_per_epoch)), steps_per_epoch
+    return [e for e in found if num_epochs is None or e < num_epochs - CLOSE]
 
 
 def _on_steps(

@@ -1,28 +1,21 @@
 """Write an old recipe in the keys of our modifiers, with a comment on each change."""
 
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from obert_modifiers.compat.replace import replaced
 from obert_modifiers.compat.replace_translation import SAME
-from obert_modifiers.recipe import load_recipe
-from obert_modifiers.recipe_text.outline import outline
-from obert_modifiers.recipe_text.problems import Problem, RecipeError
-from obert_modifiers.recipe_text.replacing import rewritten, translation_of
-from obert_modifiers.recipe_text.text import compose, read_source
-from obert_modifiers.recipe_text.values import Resolver
+from obert_modifiers.recipe.load import load_recipe, rewrite
+from obert_modifiers.recipe_text.problems import Problem
+from obert_modifiers.recipe_text.text import read_source
 
 
-@dataclass(frozen=True)
-class Converted:
-    """A recipe in its new form; it loads without anything replaced.
-
-    `changes` are what means something else now, with lines of the old recipe.
-    """
+class Converted(NamedTuple):
+    """A recipe in its new form; it loads without anything replaced."""
 
     text: str
-    modifiers: int
-    changes: tuple[Problem, ...]
+    modifiers: int  # how many were rewritten
+    changes: tuple[Problem, ...]  # of meaning, with lines of the old recipe
 
 
 def convert_recipe(source: str | Path, mode: str = SAME) -> Converted:
@@ -34,18 +27,6 @@ def convert_recipe(source: str | Path, mode: str = SAME) -> Converted:
     """
     with replaced(mode):
         loaded = load_recipe(source)
-        text = read_source(source)
-        parts = outline(text, compose(text))
-        settings = Resolver(parts, {}).settings
-        found = []
-        for node, one in zip(parts.modifiers, settings, strict=True):
-            translate = translation_of(one.name)
-            values = {k: v for k, v in one.values.items() if k != "log_types"}
-            found.append((node, translate(values) if translate else None))
-    new = rewritten(text.text, found, [one.values for one in settings])
-    try:
-        load_recipe(new)
-    except RecipeError:  # a modifier in brackets, or one that shares values by an alias
-        new = loaded.text
-    count = sum(one is not None for _, one in found)
-    return Converted(new, count, loaded.changes)
+    new = rewrite(read_source(source), loaded.written)
+    count = sum(one.translated is not None for one in loaded.written)
+    return Converted(loaded.text if new is None else new, count, loaded.changes)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from obert_modifiers import core
 from obert_modifiers.core.options import SecondOrderConfig
@@ -23,19 +22,12 @@ if TYPE_CHECKING:
 DEFAULT_BATCH = 32  # as gradients are sampled where the recipe gives no batch_size
 
 
-@dataclass(frozen=True)
-class PoolCount:
-    """Parameters that share a count.
-
-    Attributes:
-        names: Their names; one where the distribution is uniform.
-        numel: Their weights.
-        pruned: How many of them are pruned in the end.
-    """
+class PoolCount(NamedTuple):
+    """Parameters that share a count, one where the distribution is uniform."""
 
     names: tuple[str, ...]
     numel: int
-    pruned: int
+    pruned: int  # in the end
 
 
 def pool_counts(modifier: Any, model: nn.Module) -> tuple[PoolCount, ...]:
@@ -52,9 +44,9 @@ def pool_counts(modifier: Any, model: nn.Module) -> tuple[PoolCount, ...]:
     targets = find_targets(unwrap(model), names)
     numels = [target.layout(pattern).numel for target in targets]
     # N:M leaves nothing to compete for: it takes the same share of every group.
-    together = modifier.global_sparsity and pattern.n_m is None
+    compete = modifier.global_sparsity and pattern.n_m is None
     pools = core.pruning.selection.make_pools(
-        numels, list(goals.values()), together, pattern.unit
+        numels, list(goals.values()), compete, pattern.unit
     )
     return tuple(
         PoolCount(
@@ -97,21 +89,13 @@ def _goals(modifier: GradualPruningModifier, model: nn.Module) -> dict[str, floa
     return found
 
 
-@dataclass(frozen=True)
-class Timing:
-    """An estimate for a modifier, and what was measured for it.
-
-    Attributes:
-        line: Line of the modifier in the recipe.
-        seconds: Of one event.
-        samples: Samples that were timed.
-        tokens: Their length.
-    """
+class Timing(NamedTuple):
+    """An estimate for a modifier, and what was measured for it."""
 
     line: int
     seconds: EventSeconds
     samples: int
-    tokens: int
+    tokens: int  # of a sample
 
 
 def estimate_recipe(
@@ -123,37 +107,30 @@ def estimate_recipe(
 ) -> list[Timing]:
     """Time a few samples and blocks, and scale them to each modifier's events.
 
-    Args:
-        recipe: A checked recipe.
-        model: A model with weights, on the device to measure.
-        batch_of: Called with a number of samples; gives a batch.
-        losses: Called with model and batch; gives the loss of each sample.
-        tokens: Tokens of a sample.
+    ``model`` has weights and is on the device to measure; ``batch_of`` gives a batch of
+    so many samples of ``tokens`` tokens, ``losses`` the loss of each of its samples.
     """
     import torch
 
+    measure = core.pruning.calibration
     found = []
     for placed in recipe.placed:
-        config = second_order(placed.modifier)
-        if config is None:
+        config, plan = (
+            second_order(placed.modifier),
+            fisher_memory(placed.modifier, model),
+        )
+        if config is None or plan is None:
             continue
         targets = targets_of(placed.modifier, model)
-        plan = fisher_memory(placed.modifier, model)
-        assert plan is not None
         parameters = [target.parameter for target in targets]
-        widths = [t.layout(config.pattern).shape[1] for t in targets]
-        largest = max(range(len(targets)), key=lambda i: parameters[i].numel())
-        device = parameters[0].device
+        largest = max(targets, key=lambda target: target.parameter.numel())
+        width = largest.layout(config.pattern).shape[1]
         batch = int(dict(config.options).get("batch_size", DEFAULT_BATCH))
         with torch.random.fork_rng(devices=[]):
-            each, samples = core.pruning.calibration.measure_passes(
+            each, samples = measure.measure_passes(
                 model, parameters, batch_of, losses, batch, config.grad_granularity
             )
-            cost = core.pruning.calibration.measure_step(
-                config, widths[largest], tokens, device
-            )
-        seconds = core.pruning.calibration.estimate_event(
-            cost, config, plan, each, batch
-        )
+            cost = measure.measure_step(config, width, tokens, parameters[0].device)
+        seconds = measure.estimate_event(cost, config, plan, each, batch)
         found.append(Timing(placed.line, seconds, samples, tokens))
     return found

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from obert_modifiers.faults import Fault, FaultError, Rule
 from obert_modifiers.host.bases import Modifier
-from obert_modifiers.modifiers._targets import unwrap
+from obert_modifiers.modifiers._targets import ALL, ALL_PRUNABLE, unwrap
 from obert_modifiers.modifiers.layer_drop import LayerDropModifier
 from obert_modifiers.modifiers.qat import QATModifier
-from obert_modifiers.recipe.clock import epoch_at
+from obert_modifiers.recipe.clock import epoch_at, steps_of
 from obert_modifiers.recipe.counts import second_order
-from obert_modifiers.recipe.placed import KINDS, has_schedule
+from obert_modifiers.recipe.placed import KINDS, goals_of, has_schedule, patterns_of
 
 if TYPE_CHECKING:
     from torch import nn
 
-_TOKENS = ("__ALL__", "__ALL_PRUNABLE__")
+_TOKENS = (ALL, ALL_PRUNABLE)  # those of SparseML
 _TEACHER_WORDS = ("self", "disable")
 
 
@@ -45,31 +45,39 @@ def _own_faults(modifier: Any, model: nn.Module) -> Iterator[Fault]:
     except ValueError as error:
         key = "params" if hasattr(modifier, "params") else ""
         fault = Fault(Rule.MODEL, key, broken=str(error))
-    if fault.key == "params":  # or under final_sparsity, which names them too
-        place = next((place for place, _ in _patterns(modifier, "params")), "params")
-        fault = (
-            fault if place == "params" else Fault(fault.rule, place, broken=str(fault))
-        )
+    goals = getattr(modifier, "final_sparsity", None)
+    if fault.key == "params" and isinstance(goals, dict):  # it names them
+        fault = Fault(fault.rule, "final_sparsity", broken=str(fault))
     yield fault
 
 
 def _their_faults(modifier: Any, model: nn.Module) -> Iterator[Fault]:
+    modules = list(model.named_modules())
+    # As SparseML forms them: each module's own, shared ones too.
+    parameters = [
+        f"{module_name}.{name}"
+        for module_name, module in modules
+        for name, _ in module.named_parameters(recurse=False)
+    ]
+    layers = [name for name, _ in modules if name]
     for key, kind, names in (
-        ("params", "parameter", _parameter_names(model)),
-        ("layers", "layer", [name for name, _ in model.named_modules() if name]),
+        ("params", "parameter", parameters),
+        ("layers", "layer", layers),
     ):
-        for place, pattern in _patterns(modifier, key):
+        for place, pattern in patterns_of(modifier, key):
             if pattern.upper() in _TOKENS or _matches(pattern, names):
                 continue
-            near = ", ".join(_nearest_names(pattern, names))
-            yield Fault(
-                Rule.MODEL,
-                place,
-                broken=f"{key}={pattern} matches no {kind}",
-                expected="a name in the model, a re: pattern or one of "
-                f"{', '.join(_TOKENS)}",
-                fix=f"nearest: {near}",
-            )
+            text = re.sub(r"^re:|[\\^$*+?()\[\]|]", "", pattern)
+            near = difflib.get_close_matches(text, names, n=3, cutoff=0.0)
+            wrong = f"{key}={pattern} matches no {kind}; expected a name in the model, "
+            wrong += f"a re: pattern or one of {', '.join(_TOKENS)}; nearest: "
+            yield Fault(Rule.MODEL, place, broken=wrong + ", ".join(near))
+
+
+def _matches(pattern: str, names: list[str]) -> bool:
+    if pattern.startswith("re:"):
+        return any(re.match(pattern[len("re:") :], name) for name in names)
+    return pattern in names
 
 
 def data_faults(modifier: Any, num_train_samples: int) -> Iterator[Fault]:
@@ -79,14 +87,10 @@ def data_faults(modifier: Any, num_train_samples: int) -> Iterator[Fault]:
     if config is None or config.grad_granularity == "batch":
         return
     if config.num_grads > num_train_samples:
-        yield Fault.of(
-            Rule.DATA,
-            "num_grads",
-            config.num_grads,
-            f"is more than the {num_train_samples} training samples",
-            "a sample for each gradient",
-            f"lower num_grads to {num_train_samples} or train on more samples",
-        )
+        wrong = f"is more than the {num_train_samples} training samples; expected a "
+        wrong += "sample for each gradient; lower num_grads to "
+        wrong += f"{num_train_samples} or train on more samples"
+        yield Fault(Rule.DATA, "num_grads", str(config.num_grads), wrong)
 
 
 def step_faults(
@@ -94,96 +98,46 @@ def step_faults(
 ) -> Iterator[Fault]:
     """Find what an epoch has too few steps for.
 
-    That is a recurring learning rate whose cycle is less than two steps, as SparseML
-    divides by one less, and what is due after the last step.
+    That is what is due after the last step, and a recurring learning rate whose cycle
+    is less than two steps, as SparseML divides by one less.
     """
     if num_epochs is not None:
-        total = max(1, round(num_epochs * steps_per_epoch))
-        last = epoch_at(total - 1, steps_per_epoch)
+        last = epoch_at(steps_of(num_epochs, steps_per_epoch) - 1, steps_per_epoch)
         yield from _after_the_last_step(modifier, steps_per_epoch, last)
     if getattr(modifier, "lr_func", "") != "cyclic_linear":
         return
     steps = modifier.cycle_epochs * steps_per_epoch
     if steps < 2.0:
-        yield Fault.of(
-            Rule.STEPS,
-            "cycle_epochs",
-            f"{modifier.cycle_epochs:g}",
-            f"is {steps:g} of the {steps_per_epoch} steps of an epoch",
-            "two steps at least, from init_lr to final_lr",
-            "raise it, or train on more or smaller batches",
-        )
+        wrong = f"is {steps:g} of the {steps_per_epoch} steps of an epoch; expected two"
+        wrong += " steps at least, from init_lr to final_lr; raise it, or train on more"
+        wrong += " or smaller batches"
+        key = "cycle_epochs"
+        yield Fault(Rule.STEPS, key, f"{modifier.cycle_epochs:g}", wrong)
 
 
 def _after_the_last_step(
     modifier: Any, steps_per_epoch: int, last: float
 ) -> Iterator[Fault]:
     if has_schedule(modifier) and modifier.end_epoch > last:
-        final = modifier.final_sparsity
-        goals = [float(one) for one in (final if isinstance(final, dict) else [final])]
-        shown = ", ".join(f"{one:g}" for one in goals)
-        key, so = "end_epoch", f"final_sparsity={shown} is not reached"
+        goals = ", ".join(f"{one:g}" for one in goals_of(modifier))
+        key, so = "end_epoch", f"final_sparsity={goals} is not reached"
     elif isinstance(modifier, QATModifier) and modifier.start_epoch > last:
         key, so = "start_epoch", "nothing is quantized"
     else:
         return
-    yield Fault.of(
-        Rule.STEPS,
-        key,
-        f"{getattr(modifier, key):g}",
-        f"comes after the last optimizer step, at epoch {last:g} with "
-        f"{steps_per_epoch} steps an epoch: {so}",
-        "a step there or later",
-        f"lower {key}, or train more epochs or smaller batches",
-    )
+    wrong = f"comes after the last optimizer step, at epoch {last:g} with "
+    wrong += f"{steps_per_epoch} steps an epoch: {so}; expected a step there or later; "
+    wrong += f"lower {key}, or train more epochs or smaller batches"
+    yield Fault(Rule.STEPS, key, f"{getattr(modifier, key):g}", wrong)
 
 
 def teacher_faults(modifier: Modifier, teacher: Any) -> Iterator[Fault]:
-    """Find a distillation modifier that has nothing to distil from.
-
-    Args:
-        modifier: The host's or ours.
-        teacher: A model, ``"self"``, ``"disable"`` or None.
-    """
+    """Find a distillation modifier without a model, ``"self"`` or ``"disable"``."""
     from torch import nn
 
     if KINDS.distillation not in modifier.sparsification_types:
         return
     if not (isinstance(teacher, nn.Module) or teacher in _TEACHER_WORDS):
-        yield Fault(
-            Rule.TEACHER,
-            broken=f"teacher={teacher} cannot be distilled from",
-            expected="a model",
-            fix="pass one, as with --distill_teacher, or 'disable', or remove this "
-            "modifier",
-        )
-
-
-def _parameter_names(model: nn.Module) -> list[str]:
-    """Return names as SparseML forms them: each module's own, shared ones too."""
-    return [
-        f"{module_name}.{name}"
-        for module_name, module in model.named_modules()
-        for name, _ in module.named_parameters(recurse=False)
-    ]
-
-
-def _patterns(modifier: Any, key: str) -> list[tuple[str, str]]:
-    """Return a modifier's names and patterns, each after the key it stands under."""
-    goals = getattr(modifier, "final_sparsity", None)
-    if key == "params" and isinstance(goals, dict):
-        return [("final_sparsity", one) for names in goals.values() for one in names]
-    value = getattr(modifier, key, None)
-    listed: Iterable[Any] = [value] if isinstance(value, str) else value or ()
-    return [(key, one) for one in listed if isinstance(one, str)]
-
-
-def _matches(pattern: str, names: list[str]) -> bool:
-    if pattern.startswith("re:"):
-        return any(re.match(pattern[len("re:") :], name) for name in names)
-    return pattern in names
-
-
-def _nearest_names(pattern: str, names: list[str]) -> list[str]:
-    text = re.sub(r"^re:|[\\^$*+?()\[\]|]", "", pattern)
-    return difflib.get_close_matches(text, names, n=3, cutoff=0.0)
+        wrong = f"teacher={teacher} cannot be distilled from; expected a model; pass "
+        wrong += "one, as with --distill_teacher, or 'disable', or remove this modifier"
+        yield Fault(Rule.TEACHER, broken=wrong)

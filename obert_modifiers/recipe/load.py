@@ -1,7 +1,7 @@
 """From a recipe's path or text, or from modifiers, to a checked recipe."""
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,7 @@ from obert_modifiers.recipe.placed import KINDS, Found, Placed, of_kind
 from obert_modifiers.recipe_text.arguments import parse_recipe_args
 from obert_modifiers.recipe_text.outline import outline
 from obert_modifiers.recipe_text.problems import Problem, RecipeError
-from obert_modifiers.recipe_text.replacing import (
-    old_layer_numbers,
-    rewritten,
-)
+from obert_modifiers.recipe_text.replacing import old_layer_numbers, rewritten
 from obert_modifiers.recipe_text.text import RecipeText, compose, read_source
 from obert_modifiers.recipe_text.values import ModifierSettings, Resolver
 from obert_modifiers.recipe_text.writing import modifiers_text
@@ -27,32 +24,23 @@ Groups = dict[str, list[Modifier]]
 
 @dataclass(frozen=True)
 class LoadedRecipe:
-    """A recipe without faults.
+    """A recipe without faults."""
 
-    Attributes:
-        file: Path of the recipe as it was given, or what stands for it.
-        text: The recipe with every variable and expression worked out.
-        staged: True for a recipe of stages.
-        groups: The modifiers by stage; those of a flat recipe under ``""``.
-        settings: What the recipe says about a modifier, by ``id`` of the modifier.
-        changes: What means something else now, where ours stand in for SparseML's.
-    """
-
-    file: str
-    text: str
+    file: str  # path of the recipe as it was given, or what stands for it
+    text: str  # with every variable and expression worked out
     staged: bool
-    groups: Groups
-    settings: dict[int, ModifierSettings]
+    placed: Sequence[Placed]  # the modifiers, in the order of the recipe
+    written: Sequence[ModifierSettings]  # the same as the recipe has them
+    # What means something else now, where ours stand in for SparseML's.
     changes: tuple[Problem, ...] = ()
 
     @property
-    def placed(self) -> list[Placed]:
-        """The modifiers in the order of the recipe, each with its line."""
-        return [
-            Placed(modifier, stage, self.settings[id(modifier)].line)
-            for stage, group in self.groups.items()
-            for modifier in group
-        ]
+    def groups(self) -> Groups:
+        """The modifiers by stage; those of a flat recipe under ``""``."""
+        found: Groups = {}
+        for placed in self.placed:
+            found.setdefault(placed.stage, []).append(placed.modifier)
+        return found
 
     @property
     def notes(self) -> list[Problem]:
@@ -61,11 +49,22 @@ class LoadedRecipe:
 
     def problems_of(self, faults: Iterable[Found]) -> list[Problem]:
         """Describe problems with their lines."""
-        return [self.problem(*fault) for fault in faults]
+        return [placed.settings.problem(self.file, fault) for placed, fault in faults]
 
-    def problem(self, modifier: Modifier, fault: Fault) -> Problem:
-        """Describe a fault of one of the modifiers, with its line."""
-        return self.settings[id(modifier)].problem(self.file, fault)
+    def refuse(self, faults: Iterable[Found], more: Iterable[Problem] = ()) -> None:
+        """Raise what is wrong, if anything is."""
+        problems = [*more, *self.problems_of(faults)]
+        if problems:
+            raise RecipeError(problems)
+
+    def check(
+        self,
+        faults: Callable[[Modifier], Iterable[Fault]],
+        only: Modifier | None = None,
+    ) -> None:
+        """Raise what a function finds wrong with all modifiers, or with one."""
+        places = [p for p in self.placed if only is None or p.modifier is only]
+        self.refuse((p, fault) for p in places for fault in faults(p.modifier))
 
 
 def load_recipe(
@@ -82,61 +81,39 @@ def load_recipe(
         variables = {}
     resolver = Resolver(parts, variables)
     builder = ModifierBuilder(text.file)
-    groups: Groups = {}
-    settings: dict[int, ModifierSettings] = {}
-    for one in resolver.settings:
-        modifier = builder.build(one)
-        if modifier is not None:
-            groups.setdefault(one.stage, []).append(modifier)
-            settings[id(modifier)] = builder.replaced.get(id(one), (None, one))[1]
-    loaded = LoadedRecipe(text.file, resolver.text(), parts.staged, groups, settings)
+    built = [builder.build(one) for one in resolver.settings]
+    placed = [one for one in built if one is not None]
+    written = resolver.settings
+    loaded = LoadedRecipe(text.file, resolver.text(), parts.staged, placed, written)
+    complete = len(placed) == len(parts.modifiers)
     problems = [*parts.problems, *builder.problems]
-    complete = len(settings) == len(parts.modifiers)
-    problems += _faults_between(loaded, complete)
-    if problems:
-        raise RecipeError(problems)
-    if builder.replaced:
-        loaded = _with_replacements(loaded, resolver.settings, builder)
-    return loaded
-
-
-def _with_replacements(
-    loaded: LoadedRecipe, everyone: list[ModifierSettings], builder: ModifierBuilder
-) -> LoadedRecipe:
-    """Write the modifiers that stand in for others into the text, and their changes."""
-    values = [one.values for one in everyone]
-    found = [builder.replaced.get(id(one), (None, one))[0] for one in everyone]
+    loaded.refuse(_faults_between(placed, complete), problems)
+    if all(one.translated is None for one in written):
+        return loaded
+    loaded.refuse((), [p.problem(text.file, f) for p, f in old_layer_numbers(written)])
     changes = [
-        one.problem(loaded.file, change)
-        for one, translated in zip(everyone, found, strict=True)
-        for change in (translated.changes if translated else ())
+        one.problem(text.file, change)
+        for one in written
+        if one.translated is not None
+        for change in one.translated.changes
     ]
-    faults = [
-        everyone[place].problem(loaded.file, fault)
-        for place, fault in old_layer_numbers(found, values)
-    ]
-    if faults:
-        raise RecipeError(faults)
-    source = RecipeText(loaded.file, loaded.text)
-    parts = outline(source, compose(source))
-    nodes = list(zip(parts.modifiers, found, strict=True))
-    text = rewritten(loaded.text, nodes, values)
-    if not _holds(text, len(nodes)):
-        text = _text_of(loaded.groups, loaded.staged)
-    return replace(loaded, text=text, changes=tuple(changes))
+    new = rewrite(RecipeText(loaded.file, loaded.text), written)
+    new = _text_of(loaded.groups, loaded.staged) if new is None else new
+    return replace(loaded, text=new, changes=tuple(changes))
 
 
-def _holds(text: str, modifiers: int) -> bool:
-    """Tell whether a text that was put together has so many modifiers.
+def rewrite(source: RecipeText, written: Sequence[ModifierSettings]) -> str | None:
+    """Write the modifiers that stand in for others into a recipe's text.
 
-    It has not where a modifier stood inside brackets, or shared values by an alias.
+    None where that gives another recipe: a modifier stood inside brackets, or shared
+    values by an alias.
     """
-    source = RecipeText("", text)
+    text = rewritten(source.text, outline(source, compose(source)).modifiers, written)
     try:
-        parts = outline(source, compose(source))
+        found = load_recipe(f"{text}\n")  # a text, and not a path
     except RecipeError:
-        return False
-    return len(parts.modifiers) == modifiers and not parts.problems
+        return None
+    return text if len(found.placed) == len(written) else None
 
 
 def from_modifiers(
@@ -144,18 +121,13 @@ def from_modifiers(
 ) -> LoadedRecipe:
     """Write a recipe for modifiers that exist already."""
     staged = isinstance(modifiers, Mapping)
-    groups = {k: list(v) for k, v in modifiers.items()} if staged else {"": modifiers}
+    groups = dict(modifiers) if staged else {"": modifiers}
     source = RecipeText(file, _text_of(groups, staged))
     resolver = Resolver(outline(source, compose(source)), {})
     everyone = [modifier for group in groups.values() for modifier in group]
-    settings = {
-        id(modifier): one
-        for modifier, one in zip(everyone, resolver.settings, strict=True)
-    }
-    loaded = LoadedRecipe(file, source.text, staged, groups, settings)
-    problems = _faults_between(loaded, True)
-    if problems:
-        raise RecipeError(problems)
+    placed = [Placed(*pair) for pair in zip(everyone, resolver.settings, strict=True)]
+    loaded = LoadedRecipe(file, source.text, staged, placed, resolver.settings)
+    loaded.refuse(_faults_between(placed, complete=True))
     return loaded
 
 
@@ -172,22 +144,13 @@ def _described(modifier: Modifier) -> tuple[str, dict[str, Any]]:
     return cls.__name__, {key: values[key] for key in keys if key in values}
 
 
-def _faults_between(loaded: LoadedRecipe, complete: bool) -> list[Problem]:
-    found = [*_repeated(loaded), *cross_faults(loaded.placed, complete)]
-    return loaded.problems_of(found)
-
-
-def _repeated(loaded: LoadedRecipe) -> Iterable[Found]:
+def _faults_between(everyone: Sequence[Placed], complete: bool) -> Iterator[Found]:
     # SparseML keeps the state of modifiers by a hash of their settings.
     first: dict[str, int] = {}
-    for placed in of_kind(loaded.placed, KINDS.pruning):
+    for placed in of_kind(everyone, KINDS.pruning):
         before = first.setdefault(placed.modifier.identifier(), placed.line)
         if before != placed.line:
-            fault = Fault(
-                Rule.REPEATED,
-                broken=f"the modifier repeats the one on line {before}",
-                expected="pruning modifiers that differ, since their state is kept by "
-                "their settings",
-                fix="remove one",
-            )
-            yield placed.modifier, fault
+            wrong = f"the modifier repeats the one on line {before}; expected pruning "
+            wrong += "modifiers that differ, since their state is kept by their "
+            yield placed, Fault(Rule.REPEATED, broken=f"{wrong}settings; remove one")
+    yield from cross_faults(everyone, complete)

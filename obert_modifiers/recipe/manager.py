@@ -1,7 +1,7 @@
 """Load, check and drive a recipe: a thin wrapper around the host's manager."""
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -13,39 +13,20 @@ from torch.nn import Module
 from obert_modifiers.compat.replace import replaced
 from obert_modifiers.core.pruning.report import PruneReport
 from obert_modifiers.core.pruning.sampling import GradientSource
-from obert_modifiers.faults import Fault
 from obert_modifiers.host.bases import (
     Modifier,
     ScheduledModifierManager,
     silent_loggers,
 )
-from obert_modifiers.host.state import (
-    cannot_be_saved,
-    known,
-    load_state,
-    state_of,
-)
+from obert_modifiers.host.state import cannot_be_saved, known, load_state, state_of
 from obert_modifiers.modifiers._losses import with_distillation
 from obert_modifiers.modifiers._targets import unwrap
 from obert_modifiers.modifiers.distillation import LogitDistillationModifier
 from obert_modifiers.modifiers.early_stopping import EarlyStoppingModifier
 from obert_modifiers.modifiers.layer_drop import LayerDropModifier
-from obert_modifiers.recipe import LoadedRecipe, from_modifiers, load_recipe
-from obert_modifiers.recipe.changes import (
-    Now,
-    differences,
-    keeps_state,
-    pair_up,
-    resume_schedule_,
-    unsafe_edits,
-)
+from obert_modifiers.recipe import changes, environment
 from obert_modifiers.recipe.cross import shared_weights
-from obert_modifiers.recipe.environment import (
-    data_faults,
-    model_faults,
-    step_faults,
-    teacher_faults,
-)
+from obert_modifiers.recipe.load import LoadedRecipe, from_modifiers, load_recipe
 from obert_modifiers.recipe_text.problems import Problem, RecipeError
 
 __all__ = ["Problem", "RecipeError", "RecipeManager"]
@@ -71,10 +52,7 @@ class RecipeManager:
     """
 
     def __init__(self, recipe: LoadedRecipe, host: ScheduledModifierManager):
-        """Take a recipe and SparseML's manager of its modifiers.
-
-        Use :meth:`from_recipe` or :meth:`from_sparseml`.
-        """
+        """Use :meth:`from_recipe` or :meth:`from_sparseml`."""
         self.host = host
         self.source = recipe.file
         self.text = recipe.text
@@ -98,18 +76,14 @@ class RecipeManager:
             recipe_args: Values for the recipe's variables: a dict, a JSON object as
                 text, or ``name=value`` pairs separated by commas.
 
-        Returns:
-            The manager.
-
         Raises:
-            RecipeError: With everything that is wrong with the recipe.
-        """  # noqa: DOC502  raised by load_recipe
+            RecipeError: With all faults.
+        """
         with replaced(None):  # where SparseML is missing, ours stand in
             loaded = load_recipe(recipe, recipe_args)
         for change in loaded.changes:
             _LOGGER.warning("%s", change)
-        groups = loaded.groups
-        modifiers = groups if loaded.staged else groups[""]
+        modifiers = loaded.groups if loaded.staged else loaded.groups[""]
         return cls(loaded, ScheduledModifierManager(modifiers=modifiers))
 
     @classmethod
@@ -122,6 +96,9 @@ class RecipeManager:
         """All modifiers, SparseML's and ours, as they run, stage after stage."""
         return list(self.host.iter_modifiers())
 
+    def _of(self, cls: type) -> list[Any]:
+        return [one for one in self.modifiers if isinstance(one, cls)]
+
     @property
     def pruning(self) -> list[Modifier]:
         """The modifiers that prune."""
@@ -133,14 +110,21 @@ class RecipeManager:
         return self.host.distillation_modifiers
 
     @property
+    def early_stopping(self) -> EarlyStoppingModifier | None:
+        """The modifier that ends the training early, if the recipe has one."""
+        return next(iter(self._of(EarlyStoppingModifier)), None)
+
+    @property
     def teacher(self) -> str | None:
         """The teacher that the recipe names: a folder or hub id, self or disable.
 
-        Whoever runs the recipe loads it and passes the model; ``self`` and
-        ``disable`` hold where nothing else is passed.
+        Whoever runs the recipe loads a folder and passes the model.
         """
         named = (getattr(modifier, "teacher", None) for modifier in self.distillation)
         return next((name for name in named if isinstance(name, str)), None)
+
+    def _teacher_or(self, given: Module | str | None) -> Module | str | None:
+        return self.teacher if given is None else given
 
     @property
     def max_epochs(self) -> float | None:
@@ -161,69 +145,47 @@ class RecipeManager:
 
     def check_model(self, model: Module) -> None:
         """Check what the recipe names against parameters and layers of the model."""
-        self._check(lambda modifier: model_faults(modifier, model))
-        found = self._recipe.problems_of(shared_weights(self._recipe.placed, model))
-        if found:
-            raise RecipeError(found)
+        self._recipe.check(lambda one: environment.model_faults(one, model))
+        self._recipe.refuse(shared_weights(self._recipe.placed, model))
 
     def check_data(self, num_train_samples: int) -> None:
         """Check that there is a training sample for each gradient the recipe wants."""
-        self._check(lambda modifier: data_faults(modifier, num_train_samples))
+        self._recipe.check(lambda one: environment.data_faults(one, num_train_samples))
 
     def check_steps(self, steps_per_epoch: int) -> None:
         """Check that what the recipe does several times in an epoch has the steps."""
-        epochs = self.max_epochs
-        self._check(lambda modifier: step_faults(modifier, steps_per_epoch, epochs))
+        place = steps_per_epoch, self.max_epochs
+        self._recipe.check(lambda one: environment.step_faults(one, *place))
 
     def check_teacher(self, teacher: Module | str | None) -> None:
         """Check that there is a teacher if the recipe distils."""
-        given = teacher if teacher is not None else self.teacher
-        self._check(lambda modifier: teacher_faults(modifier, given))
-
-    def _check(
-        self,
-        faults: Callable[[Modifier], Iterable[Fault]],
-        modifiers: Sequence[Modifier] | None = None,
-    ) -> None:
-        problems = [
-            self._recipe.problem(modifier, fault)
-            for modifier in (self.modifiers if modifiers is None else modifiers)
-            for fault in faults(modifier)
-        ]
-        if problems:
-            raise RecipeError(problems)
+        given = self._teacher_or(teacher)
+        self._recipe.check(lambda one: environment.teacher_faults(one, given))
 
     def apply_structure(
         self, model: Module, *, teacher: Module | str | None = None
     ) -> None:
-        """Drop the layers that the recipe drops, of all its stages.
+        """Drop the layers that the recipe drops, of all its stages, in place.
 
         To be called before anything holds the model's parameters or looks for their
         names: an optimizer, a wrapper for parallel training, :meth:`check_model`.
-        :meth:`initialize` does it before all else where it was not called. Does
-        nothing in a recipe that drops no layers.
-
-        Args:
-            model: The model, not wrapped; changed in place.
-            teacher: As for :meth:`initialize`; for ``"self"`` a copy of the model as
-                it is now is kept.
-
-        Raises:
-            RecipeError: If the model does not have the layers.
+        :meth:`initialize` does it first where it was not called. For the teacher
+        ``"self"`` a copy of the model as it is now is kept. Raises ``RecipeError`` if
+        the model does not have the layers.
         """
-        drops = [m for m in self.modifiers if isinstance(m, LayerDropModifier)]
+        drops = self._of(LayerDropModifier)
         if self._restructured or not drops:
             return
-        if (self.teacher if teacher is None else teacher) == "self":
+        if self._teacher_or(teacher) == "self":
             self._dense = deepcopy(unwrap(model))
-        for modifier in drops:
-            self._check(lambda one: model_faults(one, model), [modifier])
-            modifier.initialize(model, loggers=silent_loggers())
+        for drop in drops:
+            self._recipe.check(
+                lambda one: environment.model_faults(one, model), only=drop
+            )
+            drop.initialize(model, loggers=silent_loggers())
         self._restructured = True
 
-    def _dense_teacher(self, teacher: Module | str | None) -> Module | str | None:
-        """Take the recipe's teacher where none is given; the dense model for self."""
-        named = self.teacher if teacher is None else teacher
+    def _dense_teacher(self, named: Module | str | None) -> Module | str | None:
         if named != "self" or not self._restructured:
             return named
         if self._dense is None:
@@ -256,19 +218,17 @@ class RecipeManager:
             loggers: SparseML's loggers; None logs to nobody.
         """
         self.apply_structure(model, teacher=teacher)
-        teacher = self._dense_teacher(teacher)
         self._epoch = epoch
         if gradient_source is not None:
-            distillers = [
-                m for m in self.modifiers if isinstance(m, LogitDistillationModifier)
-            ]
             gradient_source = with_distillation(
-                gradient_source, distillers, lambda: self._epoch
+                gradient_source,
+                self._of(LogitDistillationModifier),
+                lambda: self._epoch,
             )
         offered = {
             "gradient_source": gradient_source,
             "grad_sampler": grad_sampler,
-            "distillation_teacher": teacher,
+            "distillation_teacher": self._dense_teacher(self._teacher_or(teacher)),
         }
         given = {key: value for key, value in offered.items() if value is not None}
         # An empty manager of loggers counts as none for SparseML.
@@ -288,19 +248,13 @@ class RecipeManager:
     def pre_step(
         self, model: Module, optimizer: Any, epoch: float, steps_per_epoch: int
     ) -> None:
-        """Tell the modifiers that the optimizer step comes next.
-
-        Takes what :meth:`update` takes.
-        """
+        """Tell the modifiers that the optimizer step comes next."""
         self.host.optimizer_pre_step(model, optimizer, epoch, steps_per_epoch)
 
     def post_step(
         self, model: Module, optimizer: Any, epoch: float, steps_per_epoch: int
     ) -> None:
-        """Tell the modifiers that the optimizer step is done; masks are applied.
-
-        Takes what :meth:`update` takes.
-        """
+        """Tell the modifiers that the optimizer step is done; masks are applied."""
         self.host.optimizer_post_step(model, optimizer, epoch, steps_per_epoch)
 
     def loss(
@@ -314,47 +268,26 @@ class RecipeManager:
         student_outputs: Any,
         student_inputs: Any,
     ) -> Tensor:
-        """Let the modifiers change the loss, for distillation.
+        """Return the loss to train with: the task's, changed by those that distil.
 
-        Args:
-            loss: The task's loss.
-            model: The model.
-            optimizer: The optimizer.
-            epoch: Progress in epochs of optimizer steps.
-            steps_per_epoch: Optimizer steps in an epoch.
-            student_outputs: What the model returned for this batch.
-            student_inputs: The batch, as the teacher shall get it.
-
-        Returns:
-            The loss to train with.
+        ``student_outputs`` is what the model returned for this batch,
+        ``student_inputs`` the batch as the teacher shall get it.
         """
-        return self.host.loss_update(
-            loss,
-            model,
-            optimizer,
-            epoch,
-            steps_per_epoch,
-            student_outputs=student_outputs,
-            student_inputs=student_inputs,
-        )
-
-    @property
-    def early_stopping(self) -> EarlyStoppingModifier | None:
-        """The modifier that ends the training early, if the recipe has one."""
-        found = (m for m in self.modifiers if isinstance(m, EarlyStoppingModifier))
-        return next(found, None)
+        batch = {"student_outputs": student_outputs, "student_inputs": student_inputs}
+        place = (model, optimizer, epoch, steps_per_epoch)
+        return self.host.loss_update(loss, *place, **batch)
 
     def evaluated(
         self, model: Module, metrics: Mapping[str, float], epoch: float
     ) -> bool:
-        """Tell the recipe what an evaluation found."""
+        """Tell the recipe what an evaluation found; return whether training ends."""
         stopper = self.early_stopping
         return stopper is not None and stopper.evaluated(model, metrics, epoch)
 
     def restore_best(self, model: Module) -> bool:
-        """Go back to the weights of the best evaluation, if the recipe says so.
+        """Go back to the best evaluation's weights, if the recipe says so.
 
-        :meth:`finalize` does it where it was not called.
+        :meth:`finalize` does it too.
         """
         stopper = self.early_stopping
         return stopper is not None and stopper.restore(model)
@@ -369,8 +302,7 @@ class RecipeManager:
     def sparsity(self) -> float:
         """Return the share of the pruning modifiers' weights that is pruned now.
 
-        Weights that several modifiers prune count once. Masks that are switched off
-        count as keeping everything.
+        Weights of several modifiers count once; masks switched off keep everything.
         """
         if self._sparsity is None:
             self._sparsity = _masked_share(self.pruning)
@@ -414,8 +346,8 @@ class RecipeManager:
             extra = ", ".join(sorted(set(state) - set(found))) or "none"
             raise ValueError(
                 f"state is of another recipe (missing: {missing}; extra: {extra}); "
-                f"expected the modifiers of {self.source}; resume with the recipe that "
-                "the state was saved with"
+                f"expected the modifiers of {self.source}; resume with the recipe of "
+                "the state"
             )
         for name, modifier in found.items():
             load_state(modifier, state[name])
@@ -432,36 +364,28 @@ class RecipeManager:
     ) -> None:
         """Continue from a state of a recipe that was edited since, where that is safe.
 
-        A recipe whose modifiers are the same, with other comments, is no other one.
-
-        Args:
-            state: As from :meth:`state_dict`, of the recipe before.
-            before: That recipe's :attr:`text`.
-            step: Optimizer steps that are made.
-            steps_per_epoch: Optimizer steps in an epoch.
-            allowed: False refuses every edit.
-
-        Raises:
-            ValueError: With what differs, where it is not allowed or not safe.
+        ``before`` is the :attr:`text` of that recipe, ``step`` counts the optimizer
+        steps that are made. Raises ``ValueError`` with what differs where that is not
+        safe, or not ``allowed``; other comments make no other recipe.
         """
         old, new = RecipeManager.from_recipe(before)._named(), self._named()
         if set(old) == set(new):
             self.load_state_dict(state)
             return
-        shown = differences(before, self.text)
+        shown = changes.differences(before, self.text)
         if not allowed:
             raise ValueError(
                 f"recipe={self.source} is another one than the checkpoint's; expected "
                 "the same; resume with that one, or add --recipe_changed allow\n"
                 f"{shown}"
             )
-        pairs = pair_up(old, new)
-        now = Now(step, steps_per_epoch, self.max_epochs)
-        problems = unsafe_edits(pairs, state, now)
+        pairs = changes.pair_up(old, new)
+        now = changes.Now(step, steps_per_epoch, self.max_epochs)
+        problems = changes.unsafe_edits(pairs, state, now)
         if not problems:
-            for pair in filter(keeps_state, pairs):
+            for pair in filter(changes.keeps_state, pairs):
                 load_state(pair.new, state[pair.name])
-                problems += filter(None, [resume_schedule_(pair, now)])
+                problems += filter(None, [changes.resume_schedule_(pair, now)])
         if problems:
             raise ValueError(
                 f"recipe={self.source} was edited in a way that a run cannot take up: "
@@ -478,7 +402,7 @@ class RecipeManager:
         path.write_text(self.text, encoding="utf-8")
 
 
-def _masked_share(modifiers: Iterable[Any]) -> float:
+def _masked_share(modifiers: list[Any]) -> float:
     """Return the share of weights that some modifiers' masks prune."""
     kept: dict[str, Tensor] = {}
     for modifier in modifiers:

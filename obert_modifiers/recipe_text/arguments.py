@@ -41,13 +41,10 @@ def parse_recipe_args(recipe_args: Mapping[str, Any] | str | None) -> dict[str, 
 
 
 def _scalar(text: str) -> Any:
-    if text.lower() in ("true", "false", "null"):
-        text = text.lower()
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        pass
-    try:
-        return float(text)
-    except ValueError:
-        return text
+    word = text.lower() if text.lower() in ("true", "false", "null") else text
+    for read in (json.loads, float):
+        try:
+            return read(word)
+        except ValueError:
+            continue
+    return text

@@ -6,6 +6,18 @@ from collections.abc import Callable
 from typing import Any
 
 _MAX_EXPONENT = 1000
+
+
+class UnknownNameError(NameError):
+    """An expression's name that stands for nothing; it is the attribute ``name``."""
+
+
+def _power(base: float, exponent: float) -> Any:
+    if abs(exponent) > _MAX_EXPONENT:
+        raise ValueError(f"holds an exponent above {_MAX_EXPONENT}")
+    return base**exponent
+
+
 _OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -13,37 +25,17 @@ _OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
     ast.Div: operator.truediv,
     ast.FloorDiv: operator.floordiv,
     ast.Mod: operator.mod,
+    ast.Pow: _power,
     ast.UAdd: operator.pos,
     ast.USub: operator.neg,
 }
-_FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "abs": abs,
-    "float": float,
-    "int": int,
-    "max": max,
-    "min": min,
-    "round": round,
-}
-
-
-class UnknownNameError(LookupError):
-    """A name in an expression that stands for nothing.
-
-    Attributes:
-        name: That name.
-    """
-
-    def __init__(self, name: str):
-        """Keep the name."""
-        super().__init__(name)
-        self.name = name
+_FUNCTIONS = {one.__name__: one for one in (abs, float, int, max, min, round)}
 
 
 def evaluate(expression: str, lookup: Callable[[str], Any]) -> Any:
     """Evaluate an arithmetic expression."""
-    text = expression.strip()
     try:
-        tree = ast.parse(text, mode="eval").body
+        tree = ast.parse(expression.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise ValueError("is not an expression") from error
     if isinstance(tree, ast.Name):
@@ -58,29 +50,19 @@ def evaluate(expression: str, lookup: Callable[[str], Any]) -> Any:
 
 
 def _evaluate(node: ast.AST, lookup: Callable[[str], Any]) -> Any:
-    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
-        return node.value
-    if isinstance(node, ast.Name):
-        value = lookup(node.id)
-        if not isinstance(value, (int, float)):
-            raise ValueError(f"computes with {node.id}={value!r}, which is no number")
-        return value
-    if isinstance(node, ast.UnaryOp) and type(node.op) in _OPERATORS:
-        return _OPERATORS[type(node.op)](_evaluate(node.operand, lookup))
-    if isinstance(node, ast.BinOp):
-        left, right = _evaluate(node.left, lookup), _evaluate(node.right, lookup)
-        if isinstance(node.op, ast.Pow):
-            return _power(left, right)
-        if type(node.op) in _OPERATORS:
-            return _OPERATORS[type(node.op)](left, right)
-    if isinstance(node, ast.Call) and not node.keywords:
-        name = node.func.id if isinstance(node.func, ast.Name) else ""
-        if name in _FUNCTIONS:
+    match node:
+        case ast.Constant(value=value) if type(value) in (int, float):
+            return value
+        case ast.Name(id=name):
+            value = lookup(name)
+            if not isinstance(value, (int, float)):
+                raise ValueError(f"computes with {name}={value!r}, which is no number")
+            return value
+        case ast.UnaryOp(op=op, operand=operand) if type(op) in _OPERATORS:
+            return _OPERATORS[type(op)](_evaluate(operand, lookup))
+        case ast.BinOp(op=op, left=left, right=right) if type(op) in _OPERATORS:
+            values = _evaluate(left, lookup), _evaluate(right, lookup)
+            return _OPERATORS[type(op)](*values)
+        case ast.Call(func=ast.Name(id=name), keywords=[]) if name in _FUNCTIONS:
             return _FUNCTIONS[name](*(_evaluate(arg, lookup) for arg in node.args))
     raise ValueError(f"holds '{ast.unparse(node)}', which recipes cannot compute")
-
-
-def _power(base: float, exponent: float) -> Any:
-    if abs(exponent) > _MAX_EXPONENT:
-        raise ValueError(f"holds an exponent above {_MAX_EXPONENT}")
-    return base**exponent

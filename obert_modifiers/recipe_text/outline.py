@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import yaml
 
@@ -11,7 +12,6 @@ from obert_modifiers.recipe_text.text import RecipeText
 
 _GROUP_WORD = "modifiers"
 _GROUPS = ("modifiers", "pruning_modifiers", "training_modifiers")
-
 # What comes nearest to the modifiers of the formats that name them by keys.
 _MODIFIER = "Modifier"
 _PRUNER = "OBERTPruningModifier"
@@ -24,40 +24,24 @@ _NEAREST = {
     "QuantizationModifier": "QATModifier",
     "SmoothQuantModifier": "QATModifier",
 }
-
 _NULL = "tag:yaml.org,2002:null"
 
 
-@dataclass(frozen=True)
-class ModifierNode:
-    """A modifier as it stands in the recipe.
-
-    Attributes:
-        name: Its tag, without exclamation mark.
-        stage: Name of its stage; empty in a recipe without stages.
-        node: Its YAML node.
-    """
+class ModifierNode(NamedTuple):
+    """A modifier as it stands in the recipe: its tag without exclamation mark."""
 
     name: str
-    stage: str
+    stage: str  # empty in a recipe without stages
     node: yaml.Node
 
 
 @dataclass
 class Outline:
-    """The parts of a recipe.
-
-    Attributes:
-        source: The text and its file.
-        staged: True for a recipe of stages.
-        variables: Value node by variable name, by stage; the stage ``""`` holds those
-            of the whole recipe.
-        modifiers: The modifiers, in the order of the recipe.
-        problems: What is wrong with the arrangement.
-    """
+    """The parts of a recipe, and what is wrong with their arrangement."""
 
     source: RecipeText
     staged: bool = False
+    # Value by name, by stage; the stage "" holds those of the whole recipe.
     variables: dict[str, dict[str, yaml.Node]] = field(default_factory=dict)
     modifiers: list[ModifierNode] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
@@ -67,12 +51,9 @@ class Outline:
         line = place if isinstance(place, int) else self.source.line_of(place)
         self.problems.append(Problem(self.source.file, line, modifier, fault))
 
-    def misplaced(
-        self, place: yaml.Node, key: str, broken: str, expected: str, fix: str
-    ) -> None:
+    def misplaced(self, place: yaml.Node, key: str, wrong: str) -> None:
         """Add a problem with the arrangement, under a key of the recipe."""
-        fault = Fault(Rule.ARRANGEMENT, key, None, broken, expected, fix)
-        self.report(place, "", fault)
+        self.report(place, "", Fault(Rule.ARRANGEMENT, key, broken=wrong))
 
 
 def outline(source: RecipeText, root: yaml.MappingNode) -> Outline:
@@ -101,15 +82,12 @@ def outline(source: RecipeText, root: yaml.MappingNode) -> Outline:
                 _sort(found, name, inner, below)
         else:
             known |= {id(node) for node, _ in walk(value)}
-            found.misplaced(
-                key,
-                name,
-                "a stage stands beside modifiers of the whole recipe",
-                "either stages or groups of modifiers",
-                "move those modifiers into a stage",
-            )
+            wrong = "a stage stands beside modifiers of the whole recipe; expected one "
+            wrong += "or the other; move those modifiers into a stage"
+            found.misplaced(key, name, wrong)
     _report_misplaced(found, root, known)
-    _report_missing(found, root, stages)
+    if not found.problems:
+        _report_missing(found, root, stages)
     return found
 
 
@@ -127,40 +105,23 @@ def _sort(found: Outline, stage: str, key: yaml.Node, value: yaml.Node) -> None:
             if is_modifier(item):
                 found.modifiers.append(ModifierNode(modifier_name(item), stage, item))
             else:
-                found.misplaced(
-                    item,
-                    name,
-                    "an entry of the list is not a modifier",
-                    "a tag such as !EpochRangeModifier",
-                    "put it after the dash",
-                )
+                wrong = "an entry of the list is not a modifier; expected a tag such "
+                wrong += "as !EpochRangeModifier; put it after the dash"
+                found.misplaced(item, name, wrong)
     elif newer := _named_by_keys(value):
         ours = ", ".join(dict.fromkeys(f"!{_NEAREST.get(n, _PRUNER)}" for n in newer))
-        found.misplaced(
-            key,
-            name,
-            f"{name} names modifiers by keys ({', '.join(newer)}), as recipes of "
-            "llm-compressor and of SparseML's one-shot framework do",
-            "a list of modifiers with tags, the format that trains an encoder",
-            "run this file with llm-compressor, or begin from a recipe here with "
-            f"{ours} (docs/recipes.md lists them)",
-        )
+        wrong = f"{name} names modifiers by keys ({', '.join(newer)}), as recipes of "
+        wrong += "llm-compressor and of SparseML's one-shot framework do; expected a "
+        wrong += "list of modifiers with tags; run this file with llm-compressor, or "
+        wrong += f"begin from a recipe here with {ours} (docs/recipes.md lists them)"
+        found.misplaced(key, name, wrong)
     elif value.tag != _NULL:
-        found.misplaced(
-            key,
-            name,
-            f"{name} is a {value.id}",
-            "a list of modifiers",
-            "begin each with a dash",
-        )
+        wrong = f"{name} is a {value.id}; expected a list of modifiers; "
+        found.misplaced(key, name, f"{wrong}begin each with a dash")
 
 
 def _named_by_keys(value: yaml.Node) -> list[str]:
-    """Find modifiers that are written as keys, as newer formats have them.
-
-    Returns:
-        Their names; none for anything else.
-    """
+    """Name the modifiers that are written as keys, as newer formats have them."""
     if not isinstance(value, yaml.MappingNode) or is_modifier(value):
         return []
     names = [str(key.value) for key, _ in value.value]
@@ -179,14 +140,11 @@ def _report_repeated_keys(found: Outline, root: yaml.Node) -> None:
             before = first.setdefault((key.tag, key.value), key)
             if before is not key:
                 line = found.source.line_of(before)
-                fault = Fault(
-                    Rule.REPEATED,
-                    key.value,
-                    broken=f"{key.value} is given again after line {line}",
-                    expected="each key once",
-                    fix="remove one of the two",
+                wrong = f"{key.value} is given again after line {line}; expected each "
+                wrong += "key once; remove one of the two"
+                found.report(
+                    key, modifier, Fault(Rule.REPEATED, key.value, None, wrong)
                 )
-                found.report(key, modifier, fault)
 
 
 def _report_misplaced(found: Outline, root: yaml.Node, known: set[int]) -> None:
@@ -197,40 +155,25 @@ def _report_misplaced(found: Outline, root: yaml.Node, known: set[int]) -> None:
         if any(problem.key == key for problem in found.problems):
             continue  # the group itself is already reported
         group = (nearest(key, _GROUPS) or [f"{key}_modifiers"])[0]
-        fault = Fault(
-            Rule.ARRANGEMENT,
-            broken=f"the modifier stands under '{key}', where SparseML does not look "
-            "for any",
-            expected="a list under a key with 'modifiers' in its name",
-            fix=f"rename the key to {group}",
-        )
+        wrong = f"the modifier stands under '{key}', which is not read; expected a key "
+        wrong += f"with 'modifiers' in its name; rename it to {group}"
+        fault = Fault(Rule.ARRANGEMENT, broken=wrong)
         found.report(node, modifier_name(node), fault)
 
 
 def _report_missing(
     found: Outline, root: yaml.Node, stages: dict[str, yaml.MappingNode]
 ) -> None:
-    if found.problems:
-        return
     with_modifiers = {modifier.stage for modifier in found.modifiers}
-    empty = [name for name in stages if name not in with_modifiers]
     if found.staged and with_modifiers:
-        for name in empty:
-            found.misplaced(
-                stages[name],
-                name,
-                "the stage has no modifiers",
-                "at least one",
-                "add it or remove the stage",
-            )
+        wrong = "the stage has no modifiers; expected at least one; add it or remove "
+        wrong += "the stage"
+        for name in [name for name in stages if name not in with_modifiers]:
+            found.misplaced(stages[name], name, wrong)
     elif not found.modifiers:
-        found.misplaced(
-            root,
-            "",
-            "the recipe has no modifiers",
-            "at least one in a list under a key such as 'modifiers'",
-            "add '- !EpochRangeModifier' there",
-        )
+        wrong = "the recipe has no modifiers; expected at least one in a list under a "
+        wrong += "key such as 'modifiers'; add '- !EpochRangeModifier' there"
+        found.misplaced(root, "", wrong)
 
 
 def is_modifier(node: yaml.Node) -> bool:
@@ -244,7 +187,7 @@ def modifier_name(node: yaml.Node) -> str:
 
 
 def walk(node: yaml.Node) -> Iterator[tuple[yaml.Node, str]]:
-    """Visit a node and everything below it, each node once."""
+    """Visit a node and everything below it, each node once, with the key above it."""
     seen: set[int] = set()
     stack = [(node, "")]
     while stack:

@@ -8,21 +8,13 @@ from obert_modifiers.faults import Fault
 
 @dataclass(frozen=True)
 class Problem:
-    """A fault and its place in a recipe.
+    """A fault and its place in a recipe."""
 
-    Attributes:
-        file: Path of the recipe as it was given, or ``<recipe text>``.
-        line: Line in that file, from 1.
-        modifier: Name of the modifier, or empty.
-        fault: What is wrong.
-        under: Key that it stands under, where that is not the fault's.
-    """
-
-    file: str
-    line: int
-    modifier: str
+    file: str  # path of the recipe as it was given, or "<recipe text>"
+    line: int  # from 1
+    modifier: str  # its name, or empty
     fault: Fault
-    under: str = ""
+    under: str = ""  # key that it stands under, where that is not the fault's
 
     @property
     def key(self) -> str:
@@ -35,7 +27,6 @@ class Problem:
         return str(self.fault)
 
     def __str__(self) -> str:
-        """Write the problem in one line, ``file:line: Modifier.key: message``."""
         where = ".".join(part for part in (self.modifier, self.key) if part)
         parts = (f"{self.file}:{self.line}", where, self.message)
         return ": ".join(part for part in parts if part)
@@ -53,5 +44,4 @@ class RecipeError(ValueError):
         super().__init__(self.problems)
 
     def __str__(self) -> str:
-        """Write all problems, one a line."""
         return "\n".join(str(problem) for problem in self.problems)

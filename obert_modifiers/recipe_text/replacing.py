@@ -13,6 +13,7 @@ import yaml
 
 from obert_modifiers.faults import Fault, Rule
 from obert_modifiers.recipe_text.outline import ModifierNode
+from obert_modifiers.recipe_text.values import ModifierSettings
 from obert_modifiers.recipe_text.writing import flow
 
 _TAG_PREFIX = "!pytorch."
@@ -21,25 +22,15 @@ _ALIAS = re.compile(r"\s*:[ ]+([*][^\s,\[\]{}]+)[ ]*(?=$|#)", re.MULTILINE)
 
 @dataclass
 class Translated:
-    """A modifier of an old recipe in the keys of one of ours.
+    """A modifier of an old recipe in the keys of one of ours."""
 
-    Attributes:
-        name: The modifier that stands in.
-        values: Value by key of that modifier.
-        origin: Key of the old recipe by key of that modifier, where there is one.
-        comments: What is to be said about a key of that modifier, in the recipe.
-        left_out: Keys of the old recipe that have no counterpart, and why.
-        changes: What means something else now, by keys of the old recipe.
-        faults: What is wrong with the old recipe, by its keys.
-    """
-
-    name: str
-    values: dict[str, Any] = field(default_factory=dict)
-    origin: dict[str, str] = field(default_factory=dict)
-    comments: dict[str, str] = field(default_factory=dict)
-    left_out: dict[str, str] = field(default_factory=dict)
-    changes: list[Fault] = field(default_factory=list)
-    faults: list[Fault] = field(default_factory=list)
+    name: str  # of the modifier that stands in
+    values: dict[str, Any] = field(default_factory=dict)  # by its keys
+    origin: dict[str, str] = field(default_factory=dict)  # old key by its key
+    comments: dict[str, str] = field(default_factory=dict)  # on its keys
+    left_out: dict[str, str] = field(default_factory=dict)  # old keys, and why
+    changes: list[Fault] = field(default_factory=list)  # of meaning, by old keys
+    faults: list[Fault] = field(default_factory=list)  # of the old recipe
 
 
 Translate = Callable[[Mapping[str, Any]], Translated]
@@ -52,59 +43,52 @@ def translation_of(name: str) -> Translate | None:
 
 
 def old_layer_numbers(
-    found: Sequence[Translated | None], values: Sequence[Mapping[str, Any]]
-) -> Iterator[tuple[int, Fault]]:
+    everyone: Sequence[ModifierSettings],
+) -> Iterator[tuple[ModifierSettings, Fault]]:
     """Find patterns that name layers by numbers which dropping layers changes."""
-    dropped = [one.values["drop"][0] for one in found if one and "drop" in one.values]
-    lists = {str(name).split(".")[-2] for name in dropped if "." in str(name)}
-    for place, (one, keys) in enumerate(zip(found, values, strict=True)):
-        if not lists or (one and "drop" in one.values):
-            continue
-        for key, value in keys.items():
-            for text in _texts(value):
+    drops = [
+        one for one in everyone if one.translated and "drop" in one.translated.values
+    ]
+    dropped = [str(one.translated.values["drop"][0]) for one in drops]
+    lists = {name.split(".")[-2] for name in dropped if "." in name}
+    wrong = "names layers by number, and those that LayerPruningModifier leaves are "
+    wrong += (
+        "numbered from 0 here; expected a pattern for all layers; write .* for the "
+    )
+    wrong += "number, or use LayerDropModifier and write the new numbers"
+    for one in everyone:
+        values = {} if one in drops else one.values
+        for key, value in values.items():
+            for text in texts_in(value):
                 plain = text.replace("\\", "")
                 if any(re.search(rf"{name}[.][\d(\[]", plain) for name in lists):
-                    yield (
-                        place,
-                        Fault.of(
-                            Rule.LAYERS,
-                            key,
-                            text,
-                            "names layers by number, and those that "
-                            "LayerPruningModifier leaves are numbered from 0 here",
-                            "a pattern for all layers",
-                            "write .* in the place of the number, or drop the layers "
-                            "with LayerDropModifier and write the new numbers",
-                        ),
-                    )
+                    yield one, Fault(Rule.LAYERS, key, text, wrong)
 
 
-def _texts(value: Any) -> Iterator[str]:
+def texts_in(value: Any) -> Iterator[str]:
+    """Find all texts in a value, keys of mappings too."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
-        for name, below in value.items():
-            yield from _texts(name)
-            yield from _texts(below)
+        for item in value.items():
+            yield from texts_in(item)
     elif isinstance(value, (list, tuple)):
         for item in value:
-            yield from _texts(item)
+            yield from texts_in(item)
 
 
 def rewritten(
-    text: str,
-    modifiers: Sequence[tuple[ModifierNode, Translated | None]],
-    values: Sequence[Mapping[str, Any]],
+    text: str, nodes: Sequence[ModifierNode], everyone: Sequence[ModifierSettings]
 ) -> str:
     """Write the modifiers that stand in into a recipe, with a comment on each change.
 
     A value that stayed the same is written as it was, so that ``eval(...)`` stays.
     """
     edits = []
-    for (modifier, found), old in zip(modifiers, values, strict=True):
-        if found is not None:
-            start, end = _span(text, modifier.node)
-            edits.append((start, end, _block(text, modifier, found, old)))
+    for modifier, one in zip(nodes, everyone, strict=True):
+        if one.translated is not None:
+            block = _block(text, modifier, one.translated, one.values)
+            edits.append((*_span(text, modifier.node), block))
     for start, end, block in sorted(edits, reverse=True):
         text = text[:start] + block + text[end:]
     return text
@@ -143,9 +127,8 @@ def _block(
     for key, value in found.values.items():
         theirs = found.origin.get(key, "")
         same = theirs in old and old[theirs] == value and sources.get(theirs)
-        comment = found.comments.get(key, "")
-        if not comment and theirs != key:
-            comment = f"was {theirs}" if theirs else ""
+        renamed = f"was {theirs}" if theirs not in ("", key) else ""
+        comment = found.comments.get(key) or renamed
         written = sources[theirs] if same else flow(value)
         lines.append(f"{indent}{key}: {written}{comment and f'  # {comment}'}")
     return "\n".join(lines)

@@ -19,17 +19,11 @@ _FENCES = ("---", "+++")
 
 @dataclass(frozen=True)
 class RecipeText:
-    """The YAML of a recipe and where it came from.
+    """The YAML of a recipe, without the fences of front matter."""
 
-    Attributes:
-        file: Path of the recipe as it was given, or ``<recipe text>``.
-        text: The YAML, without the fences of front matter.
-        first_line: Line of the file in which ``text`` begins, from 1.
-    """
-
-    file: str
+    file: str  # path of the recipe as it was given, or "<recipe text>"
     text: str
-    first_line: int = 1
+    first_line: int = 1  # line of the file in which the text begins
 
     def line_of(self, node: yaml.Node) -> int:
         """Return the line of the file on which a node begins."""
@@ -45,52 +39,55 @@ def read_source(source: str | Path) -> RecipeText:
         )
     if isinstance(source, str) and ("\n" in source or "\r" in source):
         return _front_matter(TEXT_NAME, source, required=False)
-    path = Path(source).expanduser()
+    file, path = str(source), Path(source).expanduser()
     try:
-        wrong = _path_fault(str(source), path)
+        wrong = _path_fault(file, path)
     except OSError as error:  # such as a name that is too long
-        wrong = f"cannot be opened ({error.strerror})", "a path", "check it"
+        wrong = f"cannot be opened ({error.strerror}); expected a path; check it"
     if wrong:
-        raise _error(str(source), 1, *wrong)
+        raise _error(file, 1, wrong)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        wrong = f"cannot be read ({error})", "UTF-8 text", "make it readable"
-        raise _error(str(source), 1, *wrong) from error
+        wrong = f"cannot be read ({error}); expected UTF-8 text; make it readable"
+        raise _error(file, 1, wrong) from error
     if path.suffix.lower() == ".md":
-        return _front_matter(str(source), text, required=True)
-    return RecipeText(str(source), text)
+        return _front_matter(file, text, required=True)
+    return RecipeText(file, text)
 
 
-def _error(
-    file: str, line: int, broken: str, expected: str, fix: str, rule: Rule = Rule.FILE
-) -> RecipeError:
-    fault = Fault(rule, broken=broken, expected=expected, fix=fix)
-    return RecipeError([Problem(file, line, "", fault)])
+def _error(file: str, line: int, text: str, rule: Rule = Rule.FILE) -> RecipeError:
+    return RecipeError([Problem(file, line, "", Fault(rule, broken=text))])
 
 
-def _path_fault(name: str, path: Path) -> tuple[str, str, str] | None:
-    """Return what is wrong with a path, what is expected, and what to do."""
+def _path_fault(name: str, path: Path) -> str:
+    """Say what is wrong with a path; empty for nothing."""
     if name.startswith("zoo:"):
-        wrong = "zoo: stubs cannot be loaded, since SparseZoo is gone"
-        return wrong, "a local file", "save the recipe and pass its path"
+        return (
+            "zoo: stubs cannot be loaded, since SparseZoo is gone; expected a local "
+            "file; save the recipe and pass its path"
+        )
     if path.is_dir():
-        inside = sorted(p.name for p in path.iterdir() if p.suffix in SUFFIXES)
-        return "is a directory", "a recipe file", f"use {_choice(inside)}"
+        return f"is a directory; expected a recipe file; use {_recipes_in(path)}"
     if not path.exists():
-        beside = path.parent.iterdir() if path.parent.is_dir() else ()
-        names = sorted(p.name for p in beside if p.suffix in SUFFIXES)
-        stems = nearest(path.stem, {Path(name).stem for name in names}, count=3)
-        near = [name for name in names if Path(name).stem in stems]
-        near = near or [name for name in names if not name.endswith(".md")]
-        return "there is no such file", "a recipe", f"use {_choice(near)}"
+        near = _recipes_in(path.parent, like=path.stem)
+        return f"there is no such file; expected a recipe; use {near}"
     if path.suffix.lower() not in SUFFIXES:
-        wrong = f"suffix={path.suffix or 'none'} is not a recipe's"
-        return wrong, f"one of {', '.join(SUFFIXES)}", "rename the file"
-    return None
+        return (
+            f"suffix={path.suffix or 'none'} is not a recipe's; expected one of "
+            f"{', '.join(SUFFIXES)}; rename the file"
+        )
+    return ""
 
 
-def _choice(names: list[str]) -> str:
+def _recipes_in(folder: Path, like: str = "") -> str:
+    """List some recipes of a folder, where it can be those with a name like a stem."""
+    inside = folder.iterdir() if folder.is_dir() else ()
+    names = sorted(path.name for path in inside if path.suffix in SUFFIXES)
+    if like:
+        stems = nearest(like, {Path(name).stem for name in names}, count=3)
+        near = [name for name in names if Path(name).stem in stems]
+        names = near or [name for name in names if not name.endswith(".md")]
     return " or ".join(names[:5]) or "the path of a .yaml file"
 
 
@@ -99,28 +96,24 @@ def _front_matter(file: str, text: str, required: bool) -> RecipeText:
     first = _first_line(lines)
     fence = lines[first].rstrip() if lines else ""
     if fence in _FENCES:
-        for number in range(first + 1, len(lines)):
-            if lines[number].rstrip() == fence:
-                inside = "".join(lines[first + 1 : number])
-                return RecipeText(file, inside, first + 2)
-        wrong = "the front matter that begins here is not closed"
-        wrong = wrong, f"a second line of {fence}", "add it after the recipe"
+        for end in range(first + 1, len(lines)):
+            if lines[end].rstrip() == fence:
+                return RecipeText(file, "".join(lines[first + 1 : end]), first + 2)
+        wrong = "the front matter that begins here is not closed; expected a second "
+        wrong += f"line of {fence}; add it after the recipe"
     else:
-        wrong = "the file does not begin with front matter"
-        wrong = wrong, "the recipe between two lines of ---", "put it there"
+        wrong = "the file does not begin with front matter; expected the recipe "
+        wrong += "between two lines of ---; put it there"
     # Text may well begin with YAML's own document start and have no second fence.
     if required or fence == "+++":
-        raise _error(file, first + 1, *wrong)
+        raise _error(file, first + 1, wrong)
     return RecipeText(file, text)
 
 
 def _first_line(lines: list[str]) -> int:
     """Find the first line that is neither empty nor in a comment of HTML.
 
-    SparseML's recipe cards begin with their licence in one.
-
-    Returns:
-        Its index; 0 where there is none.
+    SparseML's recipe cards begin with their licence in one. 0 where there is none.
     """
     inside = False
     for number, line in enumerate(lines):
@@ -134,29 +127,24 @@ def _first_line(lines: list[str]) -> int:
 
 def compose(source: RecipeText) -> yaml.MappingNode:
     """Parse the YAML of a recipe into nodes."""
+    line = 0
     try:
         root = yaml.compose(source.text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
-        raise _syntax_error(source, error) from error
-    except RecursionError as error:
-        wrong = "the recipe holds lists inside of lists that never seem to end"
-        wrong = wrong, "plain values", "write fewer brackets"
-        raise _error(source.file, source.first_line, *wrong, Rule.YAML) from error
-    if isinstance(root, yaml.MappingNode):
-        return root
-    what = "is empty" if root is None else f"is a {root.id}, not a mapping"
-    expected = "modifiers in a list under a key such as 'modifiers'"
-    wrong = f"the recipe {what}", expected, "write 'modifiers:' above them"
-    raise _error(source.file, source.first_line, *wrong, Rule.YAML)
-
-
-def _syntax_error(source: RecipeText, error: yaml.YAMLError) -> RecipeError:
-    if isinstance(error, yaml.MarkedYAMLError):
+        if isinstance(root, yaml.MappingNode):
+            return root
+        what = "is empty" if root is None else f"is a {root.id}, not a mapping"
+        wrong = f"the recipe {what}; expected modifiers in a list under a key such as "
+        wrong += "'modifiers'; write 'modifiers:' above them"
+    except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        what = " ".join(part for part in (error.problem, error.context) if part)
         line = mark.line if mark else 0
-    else:  # a character that YAML does not allow
-        what = f"{error.reason} (character #x{error.character:02x})"
+        wrong = " ".join(part for part in (error.problem, error.context) if part)
+        wrong += "; expected valid YAML; correct this line or the one above it"
+    except yaml.reader.ReaderError as error:
         line = source.text.count("\n", 0, error.position)
-    wrong = what, "valid YAML", "correct this line or the one above it"
-    return _error(source.file, line + source.first_line, *wrong, Rule.YAML)
+        wrong = f"{error.reason} (character #x{error.character:02x}); expected valid "
+        wrong += "YAML; correct this line or the one above it"
+    except RecursionError:
+        wrong = "the recipe holds lists inside of lists that never seem to end; "
+        wrong += "expected plain values; write fewer brackets"
+    raise _error(source.file, line + source.first_line, wrong, Rule.YAML)

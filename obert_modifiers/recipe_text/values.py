@@ -2,9 +2,10 @@
 
 import copy
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple, NoReturn
 
 import yaml
 from yaml.constructor import ConstructorError, SafeConstructor
@@ -15,6 +16,7 @@ from obert_modifiers.recipe_text.outline import ModifierNode, Outline, is_modifi
 from obert_modifiers.recipe_text.problems import Problem
 from obert_modifiers.recipe_text.writing import flow
 
+IGNORED_KEY = "log_types"  # from old recipes; SparseML drops it too
 _CONTAINERS = ("tag:yaml.org,2002:seq", "tag:yaml.org,2002:map")
 _STRING = "tag:yaml.org,2002:str"
 # YAML 1.1 wants a dot before an exponent: PyYAML reads 1e-7 as a string.
@@ -27,25 +29,25 @@ class _ReportedError(Exception):
     """A value that cannot be had, for a reason that is among the problems."""
 
 
+class _Place(NamedTuple):
+    """Where a value stands; the modifier is empty for a variable."""
+
+    stage: str
+    modifier: str
+    key: str
+
+
 @dataclass
 class ModifierSettings:
-    """A modifier with its values worked out.
-
-    Attributes:
-        name: Its name.
-        stage: Name of its stage; empty in a recipe without stages.
-        line: Line of its tag.
-        values: Value by key.
-        lines: Line by key.
-        faulty: Keys whose values could not be worked out.
-    """
+    """A modifier with its values worked out."""
 
     name: str
-    stage: str
-    line: int
+    stage: str  # empty in a recipe without stages
+    line: int  # of its tag
     values: dict[str, Any] = field(default_factory=dict)
     lines: dict[str, int] = field(default_factory=dict)
-    faulty: set[str] = field(default_factory=set)
+    faulty: set[str] = field(default_factory=set)  # keys without a value, reported
+    translated: Any = None  # what stands in for it, where something does
 
     def line_of(self, key: str) -> int:
         """Return the line of a key, or of the modifier where it is left out."""
@@ -60,25 +62,21 @@ class ModifierSettings:
 class Resolver:
     """Works out the values of a recipe and writes them into its text.
 
-    Attributes:
-        settings: The modifiers with their values, in the order of the recipe.
+    ``settings`` are the modifiers with their values, in the order of the recipe.
     """
 
     def __init__(self, outline: Outline, recipe_args: Mapping[str, Any]):
-        """Work out every variable and every modifier's values."""
         self._outline = outline
-        self._replaced: dict[int, Any] = {}
+        self._replaced: dict[int, Any] = {}  # value from recipe_args by id of the node
         self._edits: dict[tuple[int, int], str] = {}
-        self._known: dict[tuple[str, str], Any] = {}
-        self._active: list[tuple[str, str] | int] = []
+        self._known: dict[_Place, Any] = {}
+        self._active: list[_Place | int] = []
         self._constructor = SafeConstructor()
         self._replace_variables(recipe_args)
         for stage, nodes in outline.variables.items():
             for name in nodes:
-                try:
+                with suppress(_ReportedError):
                     self._variable(stage, name)
-                except _ReportedError:
-                    continue
         found = (self._modifier(modifier) for modifier in outline.modifiers)
         self.settings = [settings for settings in found if settings]
 
@@ -98,111 +96,107 @@ class Resolver:
             if not nodes:
                 near = nearest(name, place)
                 node = place[near[0]] if near else self._outline.source.first_line
-                broken = f"{name} is not a variable of this recipe"
-                fault = Fault(Rule.VARIABLE, name, None, broken, *_names(place, near))
+                wrong = f"{name} is not a variable of this recipe; "
+                fault = Fault(Rule.VARIABLE, name, broken=wrong + _one_of(place, name))
                 self._outline.report(node, "recipe_args", fault)
 
     def _variable(self, stage: str, name: str) -> Any:
-        # A stage's own variables come before those of the whole recipe.
         tables = self._outline.variables
-        scope = stage if name in tables[stage] else ""
+        scope = stage if name in tables[stage] else ""  # a stage's own come first
         if name not in tables[scope]:
-            raise UnknownNameError(name)
-        node, place = tables[scope][name], (scope, name)
-        if place in self._active:
-            broken, fix = f"{name} depends on itself", "give one of them a value"
-            wrong = broken, "no circle of variables", fix
-            self._fail(node, "", name, *wrong, Rule.VARIABLE)
-        if place not in self._known:
-            self._known[place] = _FAILED
-            self._active.append(place)
+            raise UnknownNameError(name=name)
+        node, at = tables[scope][name], _Place(scope, "", name)
+        if at in self._active:
+            wrong = f"{name} depends on itself; expected no circle of variables; "
+            wrong += "give one of them a value"
+            self._fail(node, at, wrong, Rule.VARIABLE)
+        if at not in self._known:
+            self._known[at] = _FAILED
+            self._active.append(at)
             try:
-                self._known[place] = self._value(node, scope, "", name)
+                self._known[at] = self._value(node, at)
             finally:
-                self._active.remove(place)
-        if self._known[place] is _FAILED:
+                self._active.remove(at)
+        if self._known[at] is _FAILED:
             raise _ReportedError
-        return copy.deepcopy(self._known[place])
+        return copy.deepcopy(self._known[at])
 
     def _modifier(self, modifier: ModifierNode) -> ModifierSettings | None:
-        node, name = modifier.node, modifier.name
-        line = self._outline.source.line_of(node)
-        settings = ModifierSettings(name, modifier.stage, line)
+        node, line_of = modifier.node, self._outline.source.line_of
+        settings = ModifierSettings(modifier.name, modifier.stage, line_of(node))
         if isinstance(node, yaml.ScalarNode) and node.value in ("", "~", "null"):
             return settings
+        at = _Place(modifier.stage, modifier.name, "")
         try:
-            pairs = self._pairs(node, name, "")
+            pairs = self._pairs(node, at)
         except _ReportedError:
             return None
         for key_node, value_node in pairs:
             key = str(key_node.value)
-            settings.lines[key] = self._outline.source.line_of(key_node)
+            settings.lines[key] = line_of(key_node)
             try:
-                value = self._value(value_node, modifier.stage, name, key)
-                settings.values[key] = value
+                settings.values[key] = self._value(value_node, at._replace(key=key))
             except _ReportedError:
                 settings.faulty.add(key)
+        settings.values.pop(IGNORED_KEY, None)
+        settings.faulty.discard(IGNORED_KEY)
         return settings
 
-    def _pairs(self, node: yaml.Node, modifier: str, key: str) -> list[tuple]:
+    def _pairs(self, node: yaml.Node, at: _Place) -> list[tuple]:
         """Return a mapping's keys and values, merged ones (``<<``) included."""
         if not isinstance(node, yaml.MappingNode):
-            fix = "write them indented below the modifier, one a line"
-            wrong = f"the modifier holds a {node.id}", "keys with values", fix
-            self._fail(node, modifier, key, *wrong)
+            wrong = f"the modifier holds a {node.id}; expected keys with values; "
+            wrong += "write them indented below the modifier, one a line"
+            self._fail(node, at, wrong)
         try:
             self._constructor.flatten_mapping(node)
         except ConstructorError as error:
-            self._fail(node, modifier, key, *_unreadable(error))
+            self._fail(node, at, _unreadable(error))
         return node.value
 
-    def _value(self, node: yaml.Node, stage: str, modifier: str, key: str) -> Any:
-        if id(node) in self._replaced:
-            value = self._replaced[id(node)]
-        elif node.tag in _CONTAINERS:
-            return self._container(node, stage, modifier, key)
-        else:
-            value = self._plain(node, modifier, key)
+    def _value(self, node: yaml.Node, at: _Place) -> Any:
+        given = id(node) in self._replaced
+        if not given and node.tag in _CONTAINERS:
+            return self._container(node, at)
+        value = self._replaced[id(node)] if given else self._plain(node, at)
         expression = isinstance(value, str) and value.startswith("eval(")
         if expression:
-            value = self._evaluated(node, value, stage, modifier, key)
-        if expression or id(node) in self._replaced:
-            self._edit(node, value, modifier, key)
+            value = self._evaluated(node, value, at)
+        if expression or given:
+            self._edit(node, value, at)
         return value
 
-    def _container(self, node: yaml.Node, stage: str, modifier: str, key: str) -> Any:
+    def _container(self, node: yaml.Node, at: _Place) -> Any:
         if id(node) in self._active:
-            broken = f"{key} holds itself through a YAML alias"
-            self._fail(node, modifier, key, broken, "plain values", "write them out")
-        self._active.append(id(node))
-        failed = False
-        names: list[Any] = []
-        values: list[Any] = []
+            wrong = f"{at.key} holds itself through a YAML alias; "
+            self._fail(node, at, f"{wrong}expected plain values; write them out")
         mapping = isinstance(node, yaml.MappingNode)
-        pairs = self._pairs(node, modifier, key) if mapping else node.value
-        for item in pairs:
+        pairs = (
+            self._pairs(node, at) if mapping else [(None, one) for one in node.value]
+        )
+        found, failed = [], False
+        self._active.append(id(node))
+        for key, below in pairs:
             try:
-                if mapping:
-                    names.append(self._name(item[0], modifier, key))
-                below = item[1] if mapping else item
-                values.append(self._value(below, stage, modifier, key))
+                name = None if key is None else self._name(key, at)
+                found.append((name, self._value(below, at)))
             except _ReportedError:
                 failed = True
         self._active.remove(id(node))
         if failed:
             raise _ReportedError
-        return _sorted(dict(zip(names, values, strict=True))) if mapping else values
+        return _sorted(dict(found)) if mapping else [value for _, value in found]
 
-    def _name(self, node: yaml.Node, modifier: str, key: str) -> Any:
+    def _name(self, node: yaml.Node, at: _Place) -> Any:
         """Return a mapping's key, which cannot be an expression."""
-        name = self._plain(node, modifier, key)
+        name = self._plain(node, at)
         if isinstance(node, yaml.ScalarNode) and not str(name).startswith("eval("):
             return name
-        broken = f"{key} has the key {str(node.value)[:40]}, which is not a plain one"
-        wrong = broken, "a number or a word", "write its value"
-        self._fail(node, modifier, key, *wrong, Rule.EXPRESSION)
+        wrong = f"{at.key} has the key {str(node.value)[:40]}, which is not a plain "
+        wrong += "one; expected a number or a word; write its value"
+        self._fail(node, at, wrong, Rule.EXPRESSION)
 
-    def _plain(self, node: yaml.Node, modifier: str, key: str) -> Any:
+    def _plain(self, node: yaml.Node, at: _Place) -> Any:
         if is_modifier(node):
             raise _ReportedError  # misplaced, and reported as such
         if node.tag == _STRING and isinstance(node, yaml.ScalarNode):
@@ -211,31 +205,26 @@ class Resolver:
         try:
             return self._constructor.construct_object(node, deep=True)
         except (ConstructorError, ValueError, TypeError) as error:
-            self._fail(node, modifier, key, *_unreadable(error))
+            self._fail(node, at, _unreadable(error))
 
-    def _evaluated(
-        self, node: yaml.Node, text: str, stage: str, modifier: str, key: str
-    ) -> Any:
+    def _evaluated(self, node: yaml.Node, text: str, at: _Place) -> Any:
         inner = text[len("eval(") : -1].strip()
-        names = [*self._outline.variables[stage], *self._outline.variables[""]]
+        names = {*self._outline.variables[at.stage], *self._outline.variables[""]}
         try:
             if inner in names:
-                return self._variable(stage, inner)
+                return self._variable(at.stage, inner)
             if not text.endswith(")"):
                 raise ValueError("is not closed")
-            return evaluate(inner, lambda name: self._variable(stage, name))
+            return evaluate(inner, lambda name: self._variable(at.stage, name))
         except UnknownNameError as error:
-            near = nearest(error.name, names)
-            broken = f"holds {error.name}, which is no variable"
-            wrong = broken, *_names(names, near)
+            wrong = f"holds {error.name}, which is no variable; "
+            wrong += _one_of(names, error.name)
         except ValueError as error:
-            expected = "numbers, variables and + - * / // % ** between eval( and )"
-            wrong = str(error), expected, "correct it"
-        fault = Fault(Rule.EXPRESSION, key, text, *wrong)
-        self._outline.report(node, modifier, fault)
-        raise _ReportedError
+            wrong = f"{error}; expected numbers, variables and + - * / // % ** between "
+            wrong += "eval( and ); correct it"
+        self._fail(node, at, wrong, Rule.EXPRESSION, text)
 
-    def _edit(self, node: yaml.Node, value: Any, modifier: str, key: str) -> None:
+    def _edit(self, node: yaml.Node, value: Any, at: _Place) -> None:
         """Note that a value takes the place of a node in the text."""
         text = self._outline.source.text
         start, end = node.start_mark.index, node.end_mark.index
@@ -245,30 +234,28 @@ class Resolver:
         if start == end:
             written = f" {written}"  # a key without a value ends at its colon
         if self._edits.setdefault((start, end), written) != written:
-            broken = "has two values, in two stages that share it by a YAML alias"
-            wrong = f"{key} {broken}", "one", "write it out in each stage"
-            self._fail(node, modifier, key, *wrong)
+            wrong = f"{at.key} has two values, in two stages that share it by a YAML "
+            wrong += "alias; expected one; write it out in each stage"
+            self._fail(node, at, wrong)
 
     def _fail(
         self,
         node: yaml.Node,
-        modifier: str,
-        key: str,
-        broken: str,
-        expected: str,
-        fix: str,
+        at: _Place,
+        wrong: str,
         rule: Rule = Rule.YAML,
-    ) -> None:
-        fault = Fault(rule, key, None, broken, expected, fix)
-        self._outline.report(node, modifier, fault)
+        value: str | None = None,
+    ) -> NoReturn:
+        self._outline.report(node, at.modifier, Fault(rule, at.key, value, wrong))
         raise _ReportedError
 
 
-def _names(candidates: Mapping[str, Any] | list[str], near: list[str]) -> list[str]:
-    """Return what is expected in the place of a name, and what to write."""
-    known = ", ".join(sorted(set(candidates)))
+def _one_of(names: Iterable[str], word: str) -> str:
+    """Say which names are expected in the place of a word, and what to write."""
+    known, near = ", ".join(sorted(names)), nearest(word, names)
     expected = f"one of {known}" if known else "no variables"
-    return [expected, f"write {near[0]}" if near else "define it or remove it"]
+    fix = f"write {near[0]}" if near else "define it or remove it"
+    return f"expected {expected}; {fix}"
 
 
 def _sorted(mapping: dict[Any, Any]) -> dict[Any, Any]:
@@ -282,6 +269,6 @@ def _sorted(mapping: dict[Any, Any]) -> dict[Any, Any]:
         return mapping
 
 
-def _unreadable(error: Exception) -> tuple[str, str, str]:
+def _unreadable(error: Exception) -> str:
     what = getattr(error, "problem", None) or str(error)
-    return f"the value cannot be read ({what})", "plain YAML", "correct it"
+    return f"the value cannot be read ({what}); expected plain YAML; correct it"

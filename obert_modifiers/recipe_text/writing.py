@@ -11,17 +11,14 @@ class _Dumper(yaml.SafeDumper):
     """Writes plain values without aliases, others as what their text says in YAML."""
 
     def ignore_aliases(self, data: Any) -> bool:
-        """Write every value out."""
         return True
 
     def represent_text(self, data: str) -> yaml.ScalarNode:
-        """Write a text of several lines in double quotes, on one line."""
-        style = '"' if "\n" in data else None
+        style = '"' if "\n" in data else None  # several lines become one
         return self.represent_scalar("tag:yaml.org,2002:str", data, style)
 
     def represent_other(self, data: Any) -> yaml.Node:
-        """Write an object of SparseML's, whose text is YAML."""
-        return self.represent_data(yaml.safe_load(str(data)))
+        return self.represent_data(yaml.safe_load(str(data)))  # SparseML's objects
 
 
 _Dumper.add_representer(str, _Dumper.represent_text)
@@ -41,11 +38,11 @@ def flow(value: Any) -> str:
 def modifiers_text(
     groups: Mapping[str, Iterable[tuple[str, Mapping[str, Any]]]], staged: bool
 ) -> str:
-    """Write a recipe from its modifiers."""
+    """Write a recipe from the names and values of its modifiers, by stage."""
     lines: list[str] = []
     for stage, modifiers in groups.items():
-        lines += [f"{flow(stage)}:", f"  {stage}_modifiers:"] if staged else []
-        lines += [] if staged else ["modifiers:"]
+        head = [f"{flow(stage)}:", f"  {stage}_modifiers:"]
+        lines += head if staged else ["modifiers:"]
         for name, values in modifiers:
             lines.append(f"    - !{name}")
             lines += [f"      {key}: {flow(value)}" for key, value in values.items()]

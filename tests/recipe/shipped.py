@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import yaml
@@ -39,181 +39,136 @@ NARROW = {"embedding_size": 8, "intra_bottleneck_size": 8}
 
 @dataclass(frozen=True)
 class Shipped:
-    """What a recipe promises.
+    """What a recipe promises; schedule and rates by epoch, by hand from the paper."""
 
-    Attributes:
-        epochs: Its epochs; None where it sets none.
-        events: Its pruning events.
-        sparsity: Of the encoder's linear weights in the end.
-        schedule: Epoch and target sparsity of some events, by hand from the paper.
-        rates: Epoch and learning rate at some epochs, by hand from the paper.
-        slow: True where another test runs the same setup with other numbers.
-        layers: Layers of the encoder before and after, where it drops some.
-        quantized: True where weights and activations end in 8 bits.
-        ends: Epoch at which early stopping ends the small run.
-    """
-
-    epochs: float | None
+    epochs: float | None  # None where it sets none
     events: int
-    sparsity: float
-    schedule: dict[float, float] = field(default_factory=dict)
-    rates: dict[float, float] = field(default_factory=dict)
-    slow: bool = False
-    layers: tuple[int, int] | None = None
-    quantized: bool = False
-    ends: float | None = None
+    sparsity: float  # of the encoder's linear weights in the end
+    schedule: dict[float, float]  # target sparsity of some events
+    rates: dict[float, float]  # learning rate at some epochs
+    slow: bool  # True where another test runs the same setup with other numbers
+    quantized: bool  # True where weights and activations end in 8 bits
+    layers: tuple[int, int] | None  # of the encoder before and after, if some go
+    ends: float | None  # where early stopping ends the small run
+    family: str | None  # of recipes whose text below the variables is the same
+    variants: list[float]  # final sparsities that the papers report or name
 
 
-TEN = {2.0: 0.7, 5.0: 0.875, 8.0: 0.9}  # half way is 7/8 of the rest
-THIRTY = {2.0: 0.7, 14.0: 0.875, 26.0: 0.9}
-FEWER = {2.0: 0.3, 14.0: 0.825, 26.0: 0.9}
-FEWER_BLOCKS = {2.0: 0.3, 14.0: 0.7375, 26.0: 0.8}
-SQUAD_30 = {0.0: 8e-5, 1.0: 4.4e-5, 2.0: 8e-5, 8.0: 4.4e-5, 26.0: 8e-5}
-STAR = {0.0: 1e-4, 2.0: 1e-4, 7.0: 5e-5, 8.0: 1e-4}
-LONG_STAR = {2.0: 0.7, 15.0: 0.875, 28.0: 0.9}
-UPSTREAM = {0.0: 5e-4, 0.5: 5e-4, 2.5: 5e-4}
-TEACHER = {0.0: 1e-4, 5.0: 5e-5}
-COMPOUND = {0.0: 8e-5, 8.0: 4.4e-5, 28.0: 4.4e-5, 30.0: 8e-5, 35.0: 4e-5}
-EVENTUALLY = {5.0: 0.7, 7.0: 0.875, 9.0: 0.9}
-AT_ONCE = {0.0: 0.7, 4.0: 0.875, 8.0: 0.9}
-STAGED = UPSTREAM | {5.0: 5e-4, 9.5: 5e-4}
-SHIPPED = {
-    "quickstart": Shipped(3.0, 4, 0.8, {0.5: 0.6, 2.0: 0.8}, {0.0: 1e-4}),
-    "quickstart_gmp": Shipped(3.0, 4, 0.8, {0.5: 0.6, 2.0: 0.8}, {0.0: 1e-4}),
-    "quickstart_int8": Shipped(1.0, 0, 0.0, {}, {0.0: 5e-5}, quantized=True),
-    "minilm-l6_movies_compound-3layer-int8_4block80": Shipped(
-        13.0,
-        5,
-        0.8,
-        {3.0: 0.5, 5.0: 0.7625, 7.0: 0.8},
-        {0.0: 1e-4, 3.0: 1e-4, 7.0: 1e-4, 10.0: 5e-5},
-        layers=(6, 3),
-        quantized=True,
-        slow=True,
-    ),
-    # oBERT, downstream
-    "bert-base_squad_obert-10ep_unstructured90": Shipped(
-        10.0, 13, 0.9, TEN, {0.0: 8e-5, 8.0: 8e-5, 4.0: 5.5e-5, 9.0: 5.5e-5}
-    ),
-    "bert-base_glue_obert-10ep_unstructured90": Shipped(
-        10.0, 13, 0.9, TEN, {0.0: 8e-5, 8.0: 8e-5, 4.0: 5e-5, 9.0: 5e-5}, slow=True
-    ),
-    "bert-base_squad_obert-30ep_unstructured90": Shipped(
-        30.0, 7, 0.9, THIRTY, SQUAD_30, slow=True
-    ),
-    "bert-base_glue_obert-30ep_unstructured90": Shipped(
-        30.0, 7, 0.9, THIRTY, {0.0: 5e-5, 2.0: 5e-5, 28.0: 2.75e-5}, slow=True
-    ),
-    "bert-base_squad_obert-30ep_4block80": Shipped(
-        30.0, 7, 0.8, {2.0: 0.7, 14.0: 0.7875, 26.0: 0.8}, SQUAD_30
-    ),
-    "bert-6layer_squad_obert-30ep_unstructured90": Shipped(
-        30.0, 7, 0.9, FEWER, SQUAD_30, slow=True
-    ),
-    "bert-3layer_squad_obert-30ep_unstructured90": Shipped(
-        30.0, 7, 0.9, FEWER, SQUAD_30, slow=True
-    ),
-    "bert-6layer_squad_obert-30ep_4block80": Shipped(
-        30.0, 7, 0.8, FEWER_BLOCKS, SQUAD_30, slow=True
-    ),
-    "bert-3layer_squad_obert-30ep_4block80": Shipped(
-        30.0, 7, 0.8, FEWER_BLOCKS, SQUAD_30, slow=True
-    ),
-    "bert-large_squad_obert-30ep_unstructured90": Shipped(
-        30.0, 7, 0.9, THIRTY, {0.0: 8e-5, 28.0: 4.4e-5}, slow=True
-    ),
-    "bert-base_squad_qat-10ep_4block80": Shipped(
-        10.0, 0, 0.8, rates={0.0: 8e-5, 5.0: 4e-5}, quantized=True
-    ),
-    "bert-large_squad_compound-40ep_4block95": Shipped(
-        40.0,
-        7,
-        0.95,
-        {2.0: 0.7, 14.0: 0.91875, 26.0: 0.95},
-        COMPOUND,
-        slow=True,
-        quantized=True,
-    ),
-    "mobilebert-14layer_squad_compound-40ep_4block50": Shipped(
-        40.0,
-        7,
-        0.5,
-        {2.0: 0.3, 14.0: 0.475, 26.0: 0.5},
-        COMPOUND,
-        slow=True,
-        layers=(24, 14),
-        quantized=True,
-    ),
-    "bert-base_squad_obert-oneshot_2of4-50": Shipped(None, 1, 0.5, {0.0: 0.5}),
-    "bert-base_squad_obert-1ep_2of4-50": Shipped(
-        1.0, 1, 0.5, {0.0: 0.5}, {0.0: 8e-5, 0.5: 5.5e-5}
-    ),
-    # oBERT, upstream and transfer
-    "bert-base_mlm_teacher-10ep_dense0": Shipped(10.0, 0, 0.0, rates=TEACHER),
-    "bert-6layer_mlm_drop-10ep_dense0": Shipped(
-        10.0, 0, 0.0, rates=TEACHER, layers=(12, 6)
-    ),
-    "bert-3layer_mlm_drop-10ep_dense0": Shipped(
-        10.0, 0, 0.0, rates=TEACHER, layers=(12, 3)
-    ),
-    "bert-base_mlm_obert-3ep_unstructured90": Shipped(
-        3.0, 12, 0.9, {0.0: 0.7, 2.75: 0.9}, UPSTREAM | {0.25: 5e-4, 2.75: 5e-4}
-    ),
-    "bert-base_downstream_transfer-8ep_unstructured90": Shipped(
-        8.0, 0, 0.9, rates={0.0: 1.5e-4, 4.0: 7.575e-5}
-    ),
-    "bert-base_downstream_transfer-nokd-8ep_unstructured90": Shipped(
-        8.0, 0, 0.9, rates={0.0: 1.5e-4, 4.0: 7.575e-5}, ends=5.0
-    ),
-    # GMP★
-    "bert-base_downstream_gmp-star-10ep_unstructured90": Shipped(
-        10.0, 61, 0.9, TEN, STAR
-    ),
-    "bert-large_squad_gmp-star-30ep_unstructured90": Shipped(
-        30.0, 261, 0.9, LONG_STAR, STAR, slow=True
-    ),
-    "bert-base_mlm_gmp-star-3ep_unstructured90": Shipped(
-        3.0, 201, 0.9, {0.0: 0.7, 1.0: 0.875, 2.0: 0.9}, UPSTREAM
-    ),
-    "bert-base_squad_obert-star-30ep_unstructured90": Shipped(
-        30.0, 261, 0.9, LONG_STAR, STAR, slow=True
-    ),
-    # oBERTa
-    "roberta-base_squad_obert-10ep_unstructured90": Shipped(
-        10.0, 17, 0.9, AT_ONCE, {0.0: 8e-5, 8.0: 8e-5}
-    ),
-    "roberta-base_squad_gmp-10ep_unstructured90": Shipped(
-        10.0, 17, 0.9, AT_ONCE, {0.0: 8e-5, 8.0: 8e-5}
-    ),
-    "roberta-base_mlm_gmp-5ep_unstructured90": Shipped(
-        5.0, 401, 0.9, {0.0: 0.7, 2.0: 0.875, 4.0: 0.9}, UPSTREAM | {4.5: 5e-4}
-    ),
-    "roberta-base_mlm_gmp-10ep_unstructured90": Shipped(
-        10.0, 401, 0.9, EVENTUALLY, STAGED, slow=True
-    ),
-    "roberta-6layer_mlm_gmp-10ep_unstructured90": Shipped(
-        10.0,
-        401,
-        0.9,
-        EVENTUALLY | {5.0: 0.5, 7.0: 0.85},
-        STAGED,
-        slow=True,
-        layers=(12, 6),
-    ),
-    "roberta-3layer_mlm_gmp-10ep_unstructured90": Shipped(
-        10.0, 401, 0.9, EVENTUALLY | {5.0: 0.3, 7.0: 0.825}, STAGED, layers=(12, 3)
-    ),
-    "roberta-base_downstream_transfer-10ep_unstructured90": Shipped(
-        10.0, 0, 0.9, rates={0.0: 1.5e-4, 5.0: 7.5e-5}, slow=True
-    ),
-    "roberta-base_downstream_transfer-qat-20ep_unstructured90": Shipped(
-        20.0,
-        0,
-        0.9,
-        rates={0.0: 1.5e-4, 5.0: 7.5e-5, 10.0: 5e-5, 15.0: 2.5e-5},
-        quantized=True,
-    ),
+SCHEDULES = {
+    "none": {},
+    "quick": {0.5: 0.6, 2.0: 0.8},
+    "movies": {3.0: 0.5, 5.0: 0.7625, 7.0: 0.8},
+    "ten": {2.0: 0.7, 5.0: 0.875, 8.0: 0.9},  # half way is 7/8 of the rest
+    "thirty": {2.0: 0.7, 14.0: 0.875, 26.0: 0.9},
+    "blocks": {2.0: 0.7, 14.0: 0.7875, 26.0: 0.8},
+    "fewer": {2.0: 0.3, 14.0: 0.825, 26.0: 0.9},
+    "fewer-blocks": {2.0: 0.3, 14.0: 0.7375, 26.0: 0.8},
+    "large-blocks": {2.0: 0.7, 14.0: 0.91875, 26.0: 0.95},
+    "mobile": {2.0: 0.3, 14.0: 0.475, 26.0: 0.5},
+    "half": {0.0: 0.5},
+    "upstream": {0.0: 0.7, 2.75: 0.9},
+    "star-30": {2.0: 0.7, 15.0: 0.875, 28.0: 0.9},
+    "star-3": {0.0: 0.7, 1.0: 0.875, 2.0: 0.9},
+    "at-once": {0.0: 0.7, 4.0: 0.875, 8.0: 0.9},
+    "in-four": {0.0: 0.7, 2.0: 0.875, 4.0: 0.9},
+    "late": {5.0: 0.7, 7.0: 0.875, 9.0: 0.9},
+    "late-6": {5.0: 0.5, 7.0: 0.85, 9.0: 0.9},
+    "late-3": {5.0: 0.3, 7.0: 0.825, 9.0: 0.9},
 }
+UPSTREAM = {0.0: 5e-4, 0.5: 5e-4, 2.5: 5e-4}
+RATES = {
+    "none": {},
+    "quick": {0.0: 1e-4},
+    "quick-int8": {0.0: 5e-5},
+    "movies": {0.0: 1e-4, 3.0: 1e-4, 7.0: 1e-4, 10.0: 5e-5},
+    "squad-10": {0.0: 8e-5, 8.0: 8e-5, 4.0: 5.5e-5, 9.0: 5.5e-5},
+    "glue-10": {0.0: 8e-5, 8.0: 8e-5, 4.0: 5e-5, 9.0: 5e-5},
+    "squad-30": {0.0: 8e-5, 1.0: 4.4e-5, 2.0: 8e-5, 8.0: 4.4e-5, 26.0: 8e-5},
+    "glue-30": {0.0: 5e-5, 2.0: 5e-5, 28.0: 2.75e-5},
+    "large-30": {0.0: 8e-5, 28.0: 4.4e-5},
+    "qat": {0.0: 8e-5, 5.0: 4e-5},
+    "compound": {0.0: 8e-5, 8.0: 4.4e-5, 28.0: 4.4e-5, 30.0: 8e-5, 35.0: 4e-5},
+    "one": {0.0: 8e-5, 0.5: 5.5e-5},
+    "teacher": {0.0: 1e-4, 5.0: 5e-5},
+    "upstream": UPSTREAM,
+    "upstream-3": UPSTREAM | {0.25: 5e-4, 2.75: 5e-4},
+    "upstream-5": UPSTREAM | {4.5: 5e-4},
+    "upstream-10": UPSTREAM | {5.0: 5e-4, 9.5: 5e-4},
+    "transfer-8": {0.0: 1.5e-4, 4.0: 7.575e-5},
+    "transfer-10": {0.0: 1.5e-4, 5.0: 7.5e-5},
+    "transfer-20": {0.0: 1.5e-4, 5.0: 7.5e-5, 10.0: 5e-5, 15.0: 2.5e-5},
+    "star": {0.0: 1e-4, 2.0: 1e-4, 7.0: 5e-5, 8.0: 1e-4},
+    "roberta": {0.0: 8e-5, 8.0: 8e-5},
+}
+# Recipe; epochs, events and sparsity; schedule and rates; what else there is, `=` the
+# family and `to:` the variants in percent.
+_TABLE = """
+quickstart 3 4 0.8 quick quick
+quickstart_gmp 3 4 0.8 quick quick
+quickstart_int8 1 0 0.0 none quick-int8 int8
+minilm-l6_movies_compound-3layer-int8_4block80 13 5 0.8 movies movies slow int8 6>3
+# oBERT, downstream
+bert-base_squad_obert-10ep_unstructured90 10 13 0.9 ten squad-10 =10 to:80,90,97
+bert-base_glue_obert-10ep_unstructured90 10 13 0.9 ten glue-10 slow =10 to:80,90,97
+bert-base_squad_obert-30ep_unstructured90 30 7 0.9 thirty squad-30 slow =30 to:80,90,97
+bert-base_glue_obert-30ep_unstructured90 30 7 0.9 thirty glue-30 slow =30 to:80,90,97
+bert-base_squad_obert-30ep_4block80 30 7 0.8 blocks squad-30 =30 to:80,90
+bert-6layer_squad_obert-30ep_unstructured90 30 7 0.9 fewer squad-30 slow =30 to:80,90
+bert-3layer_squad_obert-30ep_unstructured90 30 7 0.9 fewer squad-30 slow =30 to:80,90
+bert-6layer_squad_obert-30ep_4block80 30 7 0.8 fewer-blocks squad-30 slow =30 to:80,90
+bert-3layer_squad_obert-30ep_4block80 30 7 0.8 fewer-blocks squad-30 slow =30 to:80,90
+bert-large_squad_obert-30ep_unstructured90 30 7 0.9 thirty large-30 slow =30 to:90,95
+bert-base_squad_qat-10ep_4block80 10 0 0.8 none qat int8
+bert-large_squad_compound-40ep_4block95 40 7 0.95 large-blocks compound slow int8 to:95
+mobilebert-14layer_squad_compound-40ep_4block50 40 7 0.5 mobile compound slow int8 24>14
+bert-base_squad_obert-oneshot_2of4-50 - 1 0.5 half none
+bert-base_squad_obert-1ep_2of4-50 1 1 0.5 half one
+# oBERT, upstream and transfer
+bert-base_mlm_teacher-10ep_dense0 10 0 0.0 none teacher
+bert-6layer_mlm_drop-10ep_dense0 10 0 0.0 none teacher 12>6 =drop
+bert-3layer_mlm_drop-10ep_dense0 10 0 0.0 none teacher 12>3 =drop
+bert-base_mlm_obert-3ep_unstructured90 3 12 0.9 upstream upstream-3 to:90,97
+bert-base_downstream_transfer-8ep_unstructured90 8 0 0.9 none transfer-8
+bert-base_downstream_transfer-nokd-8ep_unstructured90 8 0 0.9 none transfer-8 ends:5
+# GMP★
+bert-base_downstream_gmp-star-10ep_unstructured90 10 61 0.9 ten star =st to:90,97
+bert-large_squad_gmp-star-30ep_unstructured90 30 261 0.9 star-30 star slow =st to:90,97
+bert-base_mlm_gmp-star-3ep_unstructured90 3 201 0.9 star-3 upstream =up to:90,97
+bert-base_squad_obert-star-30ep_unstructured90 30 261 0.9 star-30 star slow to:90,97
+# oBERTa
+roberta-base_squad_obert-10ep_unstructured90 10 17 0.9 at-once roberta
+roberta-base_squad_gmp-10ep_unstructured90 10 17 0.9 at-once roberta
+roberta-base_mlm_gmp-5ep_unstructured90 5 401 0.9 in-four upstream-5 =up to:90,95
+roberta-base_mlm_gmp-10ep_unstructured90 10 401 0.9 late upstream-10 slow to:90,95
+roberta-6layer_mlm_gmp-10ep_unstructured90 10 401 0.9 late-6 upstream-10 slow 12>6 =few
+roberta-3layer_mlm_gmp-10ep_unstructured90 10 401 0.9 late-3 upstream-10 12>3 =few
+roberta-base_downstream_transfer-10ep_unstructured90 10 0 0.9 none transfer-10 slow
+roberta-base_downstream_transfer-qat-20ep_unstructured90 20 0 0.9 none transfer-20 int8
+"""
+
+
+def _shipped(line: str) -> tuple[str, Shipped]:
+    name, epochs, events, sparsity, schedule, rates, *more = line.split()
+    given = dict(re.fullmatch(r"(to:|ends:|=|)(.*)", word).groups() for word in more)
+    layers = next((tuple(map(int, w.split(">"))) for w in more if ">" in w), None)
+    promise = Shipped(
+        epochs=None if epochs == "-" else float(epochs),
+        events=int(events),
+        sparsity=float(sparsity),
+        schedule=SCHEDULES[schedule],
+        rates=RATES[rates],
+        slow="slow" in more,
+        quantized="int8" in more,
+        layers=layers,
+        ends=float(given["ends:"]) if "ends:" in given else None,
+        family=given.get("="),
+        variants=[int(n) / 100 for n in given.get("to:", "").split(",") if n],
+    )
+    return name, promise
+
+
+_LINES = [line for line in _TABLE.strip().splitlines() if not line.startswith("#")]
+SHIPPED = dict(map(_shipped, _LINES))
 
 
 def tiny_model(name: str) -> nn.Module:
@@ -286,16 +241,9 @@ def small_run(
         inputs = batch(step)
         outputs = model(input_ids=inputs["input_ids"])
         loss = nn.functional.cross_entropy(outputs.logits, inputs["labels"])
-        loss = manager.loss(
-            loss,
-            model,
-            optimizer,
-            stepper.epoch,
-            steps,
-            student_outputs=outputs,
-            student_inputs=inputs,
-        )
-        loss.backward()
+        place = (model, optimizer, stepper.epoch, steps)
+        given = {"student_outputs": outputs, "student_inputs": inputs}
+        manager.loss(loss, *place, **given).backward()
         stepper.step()
         optimizer.zero_grad()
         if watch is not None:

@@ -14,12 +14,14 @@ from obert_modifiers.host.bases import ScheduledModifierManager, silent_loggers
 from obert_modifiers.recipe import load_recipe
 from obert_modifiers.recipe.clock import epoch_at
 from obert_modifiers.recipe.manager import RecipeManager
-from obert_modifiers.recipe.plan import plan_recipe
+from obert_modifiers.recipe.plan import PruningPlan, plan_recipe
 from obert_modifiers.recipe_text.problems import RecipeError
 from obert_modifiers.training.stepper import RecipeStepper
 from tests import tiny
 from tests.modifiers.table import ENCODER, make_model
 from tests.recipe.samples import EPOCHS, HERE, SAMPLES, one_modifier
+
+OBERT = "OBERTPruningModifier"
 
 
 def recipe(*modifiers: str, epochs: float = 10.0, init_lr: float = 1e-4):
@@ -33,6 +35,11 @@ modifiers:
     return load_recipe(head + "".join(f"  - !{one}\n" for one in modifiers))
 
 
+def alone(modifier: str):
+    """Load a recipe of nothing else, which does not say how long training lasts."""
+    return load_recipe(f"modifiers:\n  - !{modifier}\n")
+
+
 def pruning(name: str = "GMPStarPruningModifier", **keys: object) -> str:
     values = {
         "init_sparsity": 0.7,
@@ -42,6 +49,12 @@ def pruning(name: str = "GMPStarPruningModifier", **keys: object) -> str:
         "update_frequency": 0.5,
     } | keys
     return f"{name} {{{', '.join(f'{k}: {v}' for k, v in values.items())}}}"
+
+
+def planned(modifier: str, model: nn.Module | None = None) -> PruningPlan:
+    """Plan the only pruning modifier of a recipe."""
+    (found,) = plan_recipe(recipe(modifier), model=model or make_model()).pruning
+    return found
 
 
 @pytest.mark.parametrize("steps", [None, 10, 8])
@@ -68,20 +81,11 @@ def test_phases_sum_up_the_epochs():
     bounds = [phase.start for phase in plan.phases] + [plan.end]
     assert bounds == sorted([*map(float, range(11)), 7.5])
     by_start = {phase.start: phase for phase in plan.phases}
-    assert [by_start[e].events for e in (0, 1, 2, 6, 7, 7.5, 8)] == [
-        0,
-        0,
-        2,
-        2,
-        1,
-        1,
-        0,
-    ]
-    assert by_start[1.0].sparsities == (None,)
-    assert by_start[2.0].sparsities == (
-        (interpolate_sparsity(2.5, 2.0, 7.5, 0.7, 0.9),),
-    )
-    assert by_start[9.0].sparsities == ((0.9,),)
+    events = {0: 0, 1: 0, 2: 2, 6: 2, 7: 1, 7.5: 1, 8: 0}
+    assert {start: by_start[start].events for start in events} == events
+    target = interpolate_sparsity(2.5, 2.0, 7.5, 0.7, 0.9)
+    for start, sparsities in {1.0: None, 2.0: (target,), 9.0: (0.9,)}.items():
+        assert by_start[start].sparsities == (sparsities,)
     distilled = {start for start, phase in by_start.items() if phase.distillation}
     assert distilled == {start for start in by_start if 1.0 <= start < 8.0}
     (span,) = by_start[9.0].others
@@ -94,13 +98,10 @@ def test_the_rate_is_that_of_the_modifiers_and_rewinds_begin_phases():
     first = [phase.first_rate for phase in plan.phases]
     assert first[0] == first[2] == first[4] == 1e-3
     assert plan.phases[1].last_rate == pytest.approx(0.0, abs=1e-9)
-    assert first[1] == pytest.approx(
-        5e-4, rel=2e-3
-    )  # SparseML's cycle ends a step early
-    half = load_recipe(
-        "modifiers:\n  - !LearningRateFunctionModifier {lr_func: linear, init_lr: 0.5,"
-        " final_lr: 0.25, start_epoch: 1.0, end_epoch: 2.0}"
-    )
+    # SparseML's cycle ends a step early.
+    assert first[1] == pytest.approx(5e-4, rel=2e-3)
+    rate = "LearningRateFunctionModifier {lr_func: linear, init_lr: 0.5, final_lr: 0.25"
+    half = alone(f"{rate}, start_epoch: 1.0, end_epoch: 2.0}}")
     before, after = plan_recipe(half).phases
     assert before.first_rate is None and after.first_rate == 0.5
     assert after.last_rate == pytest.approx(0.25, rel=1e-3)
@@ -124,11 +125,11 @@ def run_events(loaded, steps_per_epoch: int) -> list[float]:
 @pytest.mark.parametrize("frequency", [0.1, 0.3, 1.7, -1])
 @pytest.mark.parametrize("steps", [3, 7, 33])
 def test_with_steps_the_events_are_those_of_a_run(frequency, steps):
-    keys = {"update_frequency": frequency, "end_epoch": 3.5}
-    plan = plan_recipe(recipe(pruning(**keys), epochs=4), steps_per_epoch=steps)
+    text = pruning(update_frequency=frequency, end_epoch=3.5)
+    plan = plan_recipe(recipe(text, epochs=4), steps_per_epoch=steps)
     (modifier,) = plan.pruning
     found = [event.epoch for event in modifier.events]
-    assert found == run_events(recipe(pruning(**keys), epochs=4), steps)
+    assert found == run_events(recipe(text, epochs=4), steps)
     assert found[0] == pytest.approx(2.0) and modifier.reaches_goal
 
 
@@ -143,7 +144,7 @@ def test_what_will_not_happen_is_said():
     with pytest.raises(RecipeError, match="end_epoch=10 has its last pruning event"):
         recipe(pruning(end_epoch=10.0))
     # Where nothing says how long training lasts, it may go on.
-    late = plan_recipe(load_recipe(f"modifiers:\n  - !{pruning(end_epoch=10.0)}\n"))
+    late = plan_recipe(alone(pruning(end_epoch=10.0)))
     assert late.num_events == 16 and not late.pruning[0].reaches_goal
     (note,) = late.notes
     assert "does not reach final_sparsity=0.9" in note and "epoch 10" in note
@@ -152,15 +153,13 @@ def test_what_will_not_happen_is_said():
 
 
 def test_nothing_is_known_of_a_first_sparsity_that_is_loaded():
-    plan = plan_recipe(recipe(pruning(init_sparsity="__FROM_PARAM__")))
-    assert {event.sparsities for event in plan.pruning[0].events[:-1]} == {(None,)}
-    assert plan.pruning[0].events[-1].sparsities == (0.9,)
+    *before, last = planned(pruning(init_sparsity="__FROM_PARAM__")).events
+    assert {event.sparsities for event in before} == {(None,)}
+    assert last.sparsities == (0.9,)
 
 
 def test_one_shot_has_no_epochs():
-    loaded = load_recipe(
-        "modifiers:\n  - !" + pruning(start_epoch=0.0, end_epoch=0.0, init_sparsity=0.9)
-    )
+    loaded = alone(pruning(start_epoch=0.0, end_epoch=0.0, init_sparsity=0.9))
     for steps in (None, 10):
         plan = plan_recipe(loaded, steps_per_epoch=steps)
         assert plan.num_epochs is None and plan.end == 0.0
@@ -171,24 +170,19 @@ def test_one_shot_has_no_epochs():
 
 
 def test_counts_are_exact():
-    model = make_model()
-    sizes = {n: p.numel() for n, p in model.named_parameters() if n in ENCODER}
-    uniform = plan_recipe(recipe(pruning()), model=model).pruning[0].pools
-    assert {p.names: (p.numel, p.pruned) for p in uniform} == {
+    parameters = dict(make_model().named_parameters())
+    sizes = {name: parameters[name].numel() for name in ENCODER}
+    assert {p.names: (p.numel, p.pruned) for p in planned(pruning()).pools} == {
         (name,): (numel, sparsity_to_count(0.9, numel)) for name, numel in sizes.items()
     }
-    keys = {"global_sparsity": True, "mask_type": "block4"}
-    (pool,) = plan_recipe(recipe(pruning(**keys)), model=model).pruning[0].pools
+    (pool,) = planned(pruning(global_sparsity=True, mask_type="block4")).pools
     assert pool.names == tuple(ENCODER)
     assert pool.pruned == sparsity_to_count(0.9, sum(sizes.values()), 4)
-    keys = {"global_sparsity": True, "mask_type": "'2:4'", "final_sparsity": 0.5}
-    keys["init_sparsity"] = 0.5
-    halves = plan_recipe(recipe(pruning(**keys)), model=model).pruning[0].pools
+    keys = {"mask_type": "'2:4'", "final_sparsity": 0.5, "init_sparsity": 0.5}
+    halves = planned(pruning(global_sparsity=True, **keys)).pools
     assert [pool.pruned * 2 for pool in halves] == list(sizes.values())
-    goals = {"params": "[]", "final_sparsity": "{0.8: ['re:layers.0'], 0.9: ['re:l']}"}
-    text = pruning(**goals).replace("re:layers.0", r"re:layers\.0.*weight")
-    text = text.replace("re:l'", r"re:layers.*weight'")
-    plan = plan_recipe(recipe(text), model=model).pruning[0]
+    goals = r"{0.8: ['re:layers\.0.*weight'], 0.9: ['re:layers.*weight']}"
+    plan = planned(pruning(params="[]", final_sparsity=goals))
     assert plan.goals == (0.8, 0.9)
     counts = {pool.names[0]: pool.pruned for pool in plan.pools}
     assert counts["layers.0.0.weight"] == sparsity_to_count(0.8, 96)
@@ -197,20 +191,18 @@ def test_counts_are_exact():
 
 def test_the_fisher_is_planned_on_shapes_alone():
     keys = {"num_grads": 100, "num_recomputations": 3, "fisher_block_size": 20}
-    loaded = recipe(pruning("OBERTPruningModifier", **keys))
     with torch.device("meta"):
         model = make_model()
-    (found,) = plan_recipe(loaded, model=model).pruning
+    found = planned(pruning(OBERT, **keys), model)
     assert (found.num_grads, found.grad_granularity) == (300, "sample")
     blocks = sum(math.ceil(96 / 20) for _ in ENCODER)
     assert found.memory.state_bytes == blocks * 20 * 20 * 8
-    (first_order,) = plan_recipe(recipe(pruning()), model=model).pruning
+    first_order = planned(pruning(), model)
     assert first_order.memory is None and first_order.num_grads == 0
-    small = recipe(pruning("OBERTPruningModifier", memory_budget=1000))
     with pytest.raises(ValueError, match="memory_budget=1000 is below"):
-        plan_recipe(small, model=model)
+        planned(pruning(OBERT, memory_budget=1000), model)
     with pytest.raises(ValueError, match="matches no parameter"):
-        plan_recipe(loaded, model=nn.Linear(2, 2))
+        planned(pruning(OBERT, **keys), nn.Linear(2, 2))
 
 
 def test_planning_leaves_the_recipe_as_it_is():
@@ -227,28 +219,22 @@ def test_the_samples_recipe():
 
 
 def test_blocks_that_straddle_rows_are_a_note():
-    model = make_model()  # rows of 8 and 12 weights
-    notes = {}
-    for width in (4, 8, 50):
-        keys = {"fisher_block_size": width}
-        plan = plan_recipe(recipe(pruning("OBERTPruningModifier", **keys)), model=model)
-        notes[width] = plan.notes
-    assert notes[4] == ()
-    assert notes[8] == (
-        "OBERTPruningModifier (line 6): Fisher blocks of fisher_block_size=8 straddle "
-        "the rows of layers.0.2.weight (12 weights) and 1 more parameters; legal, since"
-        " a block is any run of weights; a divisor of the row keeps to one output",
-    )
-    assert "layers.0.0.weight (8 weights) and 3 more" in notes[50][0]
-    keys = {"mask_type": "'block:2x2'", "fisher_block_size": 8, "num_grads": 2}
-    text = recipe(pruning("OBERTPruningModifier", **keys))
-    assert plan_recipe(text, model=model).notes == ()  # two rows of 12 have 3 blocks
+    def notes(**keys):
+        loaded = recipe(pruning(OBERT, **keys))
+        return plan_recipe(loaded, model=make_model()).notes
+
+    assert notes(fisher_block_size=4) == ()  # rows of 8 and 12 weights
+    (note,) = notes(fisher_block_size=8)
+    assert note.startswith(f"{OBERT} (line 6): Fisher blocks of fisher_block_size=8 ")
+    assert "rows of layers.0.2.weight (12 weights) and 1 more parameters" in note
+    assert "layers.0.0.weight (8 weights) and 3 more" in notes(fisher_block_size=50)[0]
+    # Two rows of 12 have 3 blocks.
+    assert not notes(mask_type="'block:2x2'", fisher_block_size=8, num_grads=2)
 
 
 def test_n_m_by_second_order_is_planned():
     keys = "{start_epoch: 1.0, score: obs, fisher_block_size: 8, num_grads: 24}"
-    loaded = recipe(f"NMPruningModifier {keys}")
-    (found,) = plan_recipe(loaded, model=make_model()).pruning
+    found = planned(f"NMPruningModifier {keys}")
     assert (found.num_grads, found.grad_granularity) == (24, "sample")
     assert found.memory.state_bytes == 384 * 8 * 8
     assert [pool.pruned for pool in found.pools] == [48] * 4
@@ -265,7 +251,7 @@ def test_every_modifier_that_there_is_can_be_planned(name):
     plan = plan_recipe(loaded, steps_per_epoch=4)
     assert plan.file == "<recipe text>" and plan.end >= 0.0
     ours = [p for p in plan.pruning if p.num_grads]
-    known = ("OBERTPruningModifier", "OBSPruningModifier", "RigLPruningModifier")
+    known = (OBERT, "OBSPruningModifier", "RigLPruningModifier")
     assert len(ours) == (name in known)
 
 

@@ -12,29 +12,32 @@ from obert_modifiers.recipe.manager import RecipeManager
 from obert_modifiers.recipe.plan import plan_recipe
 from obert_modifiers.recipe_text.problems import RecipeError
 from tests.hosts import needs_sparseml, on_sparseml
-from tests.recipe.broken import brief, error_of, problems_of
-from tests.recipe.broken_arrangement import ARRANGEMENT
-from tests.recipe.broken_cross import CROSS, LOGITS, NOTED, SOUND, obert, one
-from tests.recipe.broken_modifiers import MODIFIERS
-from tests.recipe.broken_values import VALUES
-from tests.recipe.broken_variables import VARIABLES
+from tests.recipe.broken import (
+    ARGS,
+    ARRANGEMENT,
+    VALUES,
+    VARIABLES,
+    also,
+    brief,
+    briefs_of,
+    error_of,
+    marks_of,
+)
+from tests.recipe.broken_cross import CROSS, LOGITS, NOTED, SOUND, gmp, obert, one, qat
 from tests.recipe.samples import EPOCHS, GMP, OBERT, group
 
-BROKEN = [*VALUES, *VARIABLES, *ARRANGEMENT, *MODIFIERS, *CROSS]
-SAID_HERE = [broken for broken in BROKEN if not needs_sparseml(broken.text)]
+BROKEN = {**VALUES, **VARIABLES, **ARRANGEMENT, **CROSS}
+assert len(BROKEN) == 91
 
 
-@pytest.mark.parametrize("broken", SAID_HERE, ids=lambda broken: broken.name)
-def test_everything_wrong_with_a_recipe_is_said(broken):
-    error = error_of(broken.text, broken.args)
-    assert tuple(map(brief, error.problems)) == broken.problems
-    for problem in error.problems:  # what is wrong; what is expected; what to do
+@pytest.mark.parametrize(
+    "name", [name for name, text in BROKEN.items() if not needs_sparseml(text)]
+)
+def test_everything_wrong_with_a_recipe_is_said(name):
+    problems = error_of(BROKEN[name], ARGS.get(name)).problems
+    assert [brief(problem) for problem in problems] == marks_of(BROKEN[name])
+    for problem in problems:  # what is wrong; what is expected; what to do
         assert len(problem.message.split("; ")) >= 2
-
-
-def test_table_of_broken_recipes_is_whole():
-    assert len(BROKEN) == 92
-    assert len({broken.name for broken in BROKEN}) == len(BROKEN)
 
 
 @pytest.mark.parametrize("name", SOUND)
@@ -44,46 +47,35 @@ def test_what_comes_near_to_a_fault_loads(name):
 
 @pytest.mark.parametrize("name", NOTED)
 def test_what_may_not_be_meant_is_a_note(name):
-    text, notes = NOTED[name]
-    found = [str(note) for note in load_recipe(text).notes]
-    assert found == [f"<recipe text>:{note}" for note in notes]
+    notes = load_recipe(NOTED[name]).notes
+    assert [brief(note) for note in notes] == marks_of(NOTED[name])
 
 
 def test_nothing_is_missed_where_it_may_be_among_the_broken():
     text = group(obert(0, 4, fisher_loss="train"), one(LOGITS, hardness=70))
-    (problem,) = problems_of(text)
-    assert "LogitDistillationModifier.hardness" in problem
+    assert briefs_of(text) == ["10 LogitDistillationModifier.hardness FRACTION"]
 
 
 @on_sparseml
 def test_problems_of_several_modifiers_come_together_by_line():
     text = "s: 80\n" + group(
-        OBERT.replace("0.8", "eval(s)").replace("start_epoch: 0.0", "start_epoch: 9"),
-        "      inter_func: cube\n      num_grads: none\n      blocks: 3\n",
-        "  - !LogitDistillationModifier\n      hardness: 70\n",
-        GMP.replace("      params: __ALL_PRUNABLE__\n", ""),
+        OBERT.replace("0.8", "eval(s)  #! FRACTION").replace(
+            "start_epoch: 0.0", "start_epoch: 9  #! EPOCHS"
+        ),
+        also("inter_func: cube  #! CHOICE", "num_grads: none  #! NUMBER"),
+        also("blocks: 3  #! UNKNOWN"),
+        one(LOGITS, hardness="70  #! FRACTION"),
+        GMP.replace("      params: __ALL_PRUNABLE__\n", "").replace(
+            "Modifier", "Modifier  #! params MISSING"
+        ),
     )
-    found = problems_of(text)
-    keys = [line.split(": ")[1] for line in found]
-    lines = [int(line.split(":")[1]) for line in found]
-    assert keys == [
-        "OBERTPruningModifier.final_sparsity",
-        "OBERTPruningModifier.start_epoch",
-        "OBERTPruningModifier.inter_func",
-        "OBERTPruningModifier.num_grads",
-        "OBERTPruningModifier.blocks",
-        "LogitDistillationModifier.hardness",
-        "GMPruningModifier.params",
-    ]
-    assert lines == [5, 6, 9, 10, 11, 13, 14]
+    assert briefs_of(text) == marks_of(text)
 
 
 def test_error_survives_pickling():
-    with pytest.raises(RecipeError) as caught:
-        load_recipe("a: 1\n")
-    copy = pickle.loads(pickle.dumps(caught.value))
-    assert copy.problems == caught.value.problems
-    assert str(copy) == str(caught.value)
+    error = error_of("a: 1\n")
+    copy = pickle.loads(pickle.dumps(error))
+    assert (copy.problems, str(copy)) == (error.problems, str(error))
 
 
 def test_files_that_hold_no_recipe(tmp_path: Path):
@@ -95,52 +87,36 @@ def test_files_that_hold_no_recipe(tmp_path: Path):
     (tmp_path / "empty.yaml").write_text("")
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     (tmp_path / "deep.md").write_text("---\nmodifiers:\n  - !Epoch\n---\n")
-    expected = {
-        "quik.yaml": "1: there is no such file; expected a recipe; use quick.yaml",
-        "zzz.yaml": "1: there is no such file; expected a recipe; use binary.yaml or "
-        "empty.yaml or other.yml or quick.yaml",
-        "none/zzz.yaml": "1: there is no such file; expected a recipe; use the path of "
-        "a .yaml file",
-        "": "1: is a directory; expected a recipe file; use README.md or binary.yaml "
-        "or deep.md or empty.yaml or open.md",
-        "README.md": "1: the file does not begin with front matter; expected the "
-        "recipe between two lines of ---; put it there",
-        "open.md": "2: the front matter that begins here is not closed; expected a "
-        "second line of ---; add it after the recipe",
-        "list.json": "1: suffix=.json is not a recipe's; expected one of .yaml, .yml, "
-        ".md; rename the file",
-        "empty.yaml": "1: the recipe is empty; expected modifiers in a list under a "
-        "key such as 'modifiers'; write 'modifiers:' above them",
-        "binary.yaml": "1: cannot be read ('utf-8' codec can't decode byte 0xff in "
-        "position 0: invalid start byte); expected UTF-8 text; make it readable",
-        "deep.md": "3: Epoch: there is no modifier Epoch; expected one of SparseML's "
-        "or obert_modifiers' modifiers; remove it",
+    every = "binary.yaml or empty.yaml or other.yml or quick.yaml"
+    expected = {  # the line, the rule, and what is to be used instead
+        "quik.yaml": ("1 - FILE", "use quick.yaml"),
+        "zzz.yaml": ("1 - FILE", f"use {every}"),
+        "none/zzz.yaml": ("1 - FILE", "use the path of a .yaml file"),
+        "": ("1 - FILE", "binary.yaml or deep.md or empty.yaml or open.md"),
+        "README.md": ("1 - FILE", "put it there"),
+        "open.md": ("2 - FILE", "add it after the recipe"),
+        "list.json": ("1 - FILE", "rename the file"),
+        "empty.yaml": ("1 - YAML", "write 'modifiers:' above them"),
+        "binary.yaml": ("1 - FILE", "make it readable"),
+        "deep.md": ("3 Epoch UNKNOWN", "remove it"),
+        "x" * 5000: ("1 - FILE", "check it"),
     }
-    assert len(expected) == 10
-    for name, problem in expected.items():
+    assert len(expected) == 11
+    for name, (where, fix) in expected.items():
         path = tmp_path / name
-        assert problems_of(path) == [f"{path}:{problem}"]
-    assert problems_of("zoo:nlp/text_classification/bert") == [
-        "zoo:nlp/text_classification/bert:1: zoo: stubs cannot be loaded, since "
-        "SparseZoo is gone; expected a local file; save the recipe and pass its path"
-    ]
-    name = "x" * 5000
-    assert problems_of(name) == [
-        f"{name}:1: cannot be opened (File name too long); expected a path; check it"
-    ]
+        (problem,) = error_of(path).problems
+        assert (problem.file, brief(problem)) == (str(path), where)
+        assert problem.message.endswith(fix)
+    (problem,) = error_of("zoo:nlp/text_classification/bert").problems
+    assert str(problem).startswith(f"{problem.file}:1: zoo: stubs cannot be loaded")
+    assert briefs_of("+++\n" + group(EPOCHS)) == ["1 - FILE"]  # of text, not closed
     with pytest.raises(TypeError, match="recipe=3 is a int; expected a path"):
         load_recipe(3)
 
 
-LATE = group(
-    EPOCHS.replace("end_epoch: 3", "end_epoch: 2"),
-    "  - !GMPStarPruningModifier\n"
-    "      final_sparsity: {0.8: [a.weight], 0.9: [b.weight]}\n"
-    "      start_epoch: 0.0\n"
-    "      end_epoch: 1.9\n"
-    "  - !QATModifier\n"
-    "      start_epoch: 1.95\n",
-)
+TWO_EPOCHS = EPOCHS.replace("end_epoch: 3", "end_epoch: 2")
+TWO_GOALS = "{0.8: [a.weight], 0.9: [b.weight]}"
+LATE = group(TWO_EPOCHS, gmp(0.0, 1.9).replace(": 0.9", f": {TWO_GOALS}"), qat(1.95))
 
 
 def refused(steps: int) -> list[str]:
@@ -154,38 +130,24 @@ def refused(steps: int) -> list[str]:
             check()
             found.append([])
         except RecipeError as error:
-            found.append([str(problem) for problem in error.problems])
+            found.append(error.problems)
     assert found[0] == found[1]
-    return found[0]
+    return [brief(problem) for problem in found[0]]
 
 
 def test_what_comes_after_the_last_step_is_said_when_the_steps_are_known() -> None:
-    assert refused(4) == [
-        "<recipe text>:8: GMPStarPruningModifier.end_epoch: end_epoch=1.9 comes after "
-        "the last optimizer step, at epoch 1.75 with 4 steps an epoch: "
-        "final_sparsity=0.8, 0.9 is not reached; expected a step there or later; lower "
-        "end_epoch, or train more epochs or smaller batches",
-        "<recipe text>:10: QATModifier.start_epoch: start_epoch=1.95 comes after the "
-        "last optimizer step, at epoch 1.75 with 4 steps an epoch: nothing is "
-        "quantized; expected a step there or later; lower start_epoch, or train "
-        "more epochs or smaller batches",
-    ]
+    pruning = "8 GMPStarPruningModifier.end_epoch STEPS"
+    quantizing = "10 QATModifier.start_epoch STEPS"
+    assert refused(4) == [pruning, quantizing]
     # With ten steps the last one is at 1.9: it prunes, and does not quantize.
-    assert [one.split(": ")[1] for one in refused(10)] == ["QATModifier.start_epoch"]
+    assert refused(10) == [quantizing]
     assert refused(20) == refused(1000) == []
 
 
 @pytest.mark.parametrize("steps", [2, 3, 7, 10, 20])
 @pytest.mark.parametrize("end", [0.5, 1.0, 1.3, 1.5, 1.65, 1.9, 1.95])
 def test_the_steps_are_enough_where_the_plan_reaches_the_goal(steps, end) -> None:
-    text = group(
-        EPOCHS.replace("end_epoch: 3", "end_epoch: 2"),
-        "  - !GMPStarPruningModifier\n"
-        "      final_sparsity: 0.8\n"
-        "      start_epoch: 0.25\n"
-        f"      end_epoch: {end}\n"
-        "      update_frequency: 0.2\n",
-    )
+    text = group(TWO_EPOCHS, gmp(0.25, end, update_frequency=0.2))
     (modifier,) = RecipeManager.from_recipe(text).pruning
     epochs = event_epochs(modifier, 2.0, steps)
     reaches = bool(epochs) and epochs[-1] >= end

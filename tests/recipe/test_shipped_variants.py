@@ -16,28 +16,8 @@ from tests.recipe.samples import same_modifiers
 from tests.recipe.shipped import SHIPPED
 
 SQUAD_10 = "bert-base_squad_obert-10ep_unstructured90"
-# Recipe, its first step, and the final sparsities that the papers report or name.
-SPARSITIES = [
-    (SQUAD_10, 0.7, (0.8, 0.9, 0.97)),
-    ("bert-base_glue_obert-10ep_unstructured90", 0.7, (0.8, 0.9, 0.97)),
-    ("bert-base_squad_obert-30ep_unstructured90", 0.7, (0.8, 0.9, 0.97)),
-    ("bert-base_glue_obert-30ep_unstructured90", 0.7, (0.8, 0.9, 0.97)),
-    ("bert-base_squad_obert-30ep_4block80", 0.7, (0.8, 0.9)),
-    ("bert-6layer_squad_obert-30ep_unstructured90", 0.3, (0.8, 0.9)),
-    ("bert-3layer_squad_obert-30ep_unstructured90", 0.3, (0.8, 0.9)),
-    ("bert-6layer_squad_obert-30ep_4block80", 0.3, (0.8, 0.9)),
-    ("bert-3layer_squad_obert-30ep_4block80", 0.3, (0.8, 0.9)),
-    ("bert-large_squad_obert-30ep_unstructured90", 0.7, (0.9, 0.95)),
-    ("bert-large_squad_compound-40ep_4block95", 0.7, (0.95,)),
-    ("bert-base_mlm_obert-3ep_unstructured90", 0.7, (0.9, 0.97)),
-    ("bert-base_downstream_gmp-star-10ep_unstructured90", 0.7, (0.9, 0.97)),
-    ("bert-large_squad_gmp-star-30ep_unstructured90", 0.7, (0.9, 0.97)),
-    ("bert-base_mlm_gmp-star-3ep_unstructured90", 0.7, (0.9, 0.97)),
-    ("bert-base_squad_obert-star-30ep_unstructured90", 0.7, (0.9, 0.97)),
-    ("roberta-base_mlm_gmp-5ep_unstructured90", 0.7, (0.9, 0.95)),
-    ("roberta-base_mlm_gmp-10ep_unstructured90", 0.7, (0.9, 0.95)),
-]
-CASES = [(name, first, last) for name, first, all_ in SPARSITIES for last in all_]
+CASES = [(name, last) for name, one in SHIPPED.items() for last in one.variants]
+assert len(CASES) == 39
 # Table 25 of oBERTa: SQuAD v1.1, v2.0, MNLI, QQP, IMDB, SST-2, CoNLL-2003.
 TABLE_25 = {
     "base": (1.0e-5, 1.0e-5, 1.0e-5, 2.0e-5, 1.0e-5, 2.0e-5, 3.0e-5),
@@ -47,39 +27,6 @@ TABLE_25 = {
     "medium 90 %": (1.5e-4, 1.3e-4, 1.5e-4, 1.5e-4, 5.0e-5, 1.5e-4, 1.5e-4),
     "small": (1.5e-4, 1.5e-4, 3.0e-5, 5.0e-5, 3.0e-5, 5.0e-5, 3.0e-5),
     "small 90 %": (1.5e-4, 1.5e-4, 2.1e-4, 2.1e-4, 1.5e-4, 2.1e-4, 1.9e-4),
-}
-# Recipes whose text below the variables is the same: one template, other numbers.
-FAMILIES = {
-    "oBERT, a rewind where pruning ends": (
-        SQUAD_10,
-        "bert-base_glue_obert-10ep_unstructured90",
-    ),
-    "oBERT, a rewind with each event": (
-        "bert-base_squad_obert-30ep_unstructured90",
-        "bert-base_glue_obert-30ep_unstructured90",
-        "bert-base_squad_obert-30ep_4block80",
-        "bert-6layer_squad_obert-30ep_unstructured90",
-        "bert-3layer_squad_obert-30ep_unstructured90",
-        "bert-6layer_squad_obert-30ep_4block80",
-        "bert-3layer_squad_obert-30ep_4block80",
-        "bert-large_squad_obert-30ep_unstructured90",
-    ),
-    "dropped layers": (
-        "bert-6layer_mlm_drop-10ep_dense0",
-        "bert-3layer_mlm_drop-10ep_dense0",
-    ),
-    "GMP★": (
-        "bert-base_downstream_gmp-star-10ep_unstructured90",
-        "bert-large_squad_gmp-star-30ep_unstructured90",
-    ),
-    "GMP, upstream": (
-        "bert-base_mlm_gmp-star-3ep_unstructured90",
-        "roberta-base_mlm_gmp-5ep_unstructured90",
-    ),
-    "GMP with dropped layers": (
-        "roberta-6layer_mlm_gmp-10ep_unstructured90",
-        "roberta-3layer_mlm_gmp-10ep_unstructured90",
-    ),
 }
 
 
@@ -95,17 +42,21 @@ def body(name: str) -> str:
 
 
 def test_a_family_shares_its_template() -> None:
-    of_family = [name for names in FAMILIES.values() for name in names]
-    assert len(of_family) == len(set(of_family)) == 18
-    bodies = {family: {body(n) for n in names} for family, names in FAMILIES.items()}
-    assert all(len(found) == 1 for found in bodies.values())
-    others = [n for n in SHIPPED if not n.startswith("quick") and n not in of_family]
-    found = [body(n) for n in others] + [next(iter(b)) for b in bodies.values()]
-    assert len(set(found)) == len(found)  # no two others are of one family
+    bodies: dict[str, list[str]] = {}
+    for name, promise in SHIPPED.items():
+        if not name.startswith("quick"):
+            bodies.setdefault(promise.family or name, []).append(body(name))
+    families = [found for found in bodies.values() if len(found) > 1]
+    assert (len(families), sum(map(len, families))) == (6, 18)
+    assert all(len(set(found)) == 1 for found in families)
+    # No two others are of one family.
+    assert len({found[0] for found in bodies.values()}) == len(bodies)
 
 
-@pytest.mark.parametrize(("name", "first", "last"), CASES)
-def test_every_sparsity_of_the_papers(name: str, first: float, last: float) -> None:
+@pytest.mark.parametrize(("name", "last"), CASES)
+def test_every_sparsity_of_the_papers(name: str, last: float) -> None:
+    schedule = SHIPPED[name].schedule
+    first = schedule[min(schedule)]
     manager = RecipeManager.from_recipe(recipe_path(name), {"final_sparsity": last})
     (modifier,) = [m for m in manager.pruning if hasattr(m, "final_sparsity")]
     epochs = event_epochs(modifier, manager.max_epochs, None)
@@ -175,19 +126,17 @@ def test_the_learning_rates_of_obertas_table_25(kind: str) -> None:
         assert rates[0.0] == rate and rates[5.0] == pytest.approx(rate / 2)
 
 
-@pytest.mark.parametrize("decay", [0.0, 0.01, 0.05, 0.1])
-def test_the_weight_decays_of_obertas_table_23(decay: float) -> None:
-    path = recipe_path("roberta-base_downstream_transfer-10ep_unstructured90")
-    manager = RecipeManager.from_recipe(path, {"weight_decay": decay})
+UPSTREAM_GMP = [name for name in SHIPPED if "_mlm_" in name and "gmp" in name]
+TRANSFER = "roberta-base_downstream_transfer-10ep_unstructured90"
+DECAYS = [(TRANSFER, {"weight_decay": one}, one) for one in (0.0, 0.01, 0.05, 0.1)]
+DECAYS += [(name, None, 0.01) for name in UPSTREAM_GMP]  # upstream it is in the recipe
+
+
+@pytest.mark.parametrize(("name", "args", "decay"), DECAYS)
+def test_the_weight_decays_of_obertas_table_23(name, args, decay) -> None:
+    manager = RecipeManager.from_recipe(recipe_path(name), args)
     (found,) = [m for m in manager.modifiers if hasattr(m, "weight_decay")]
     assert (found.weight_decay, found.param_groups) == (decay, [0])
-
-
-@pytest.mark.parametrize("name", [n for n in SHIPPED if "_mlm_" in n and "gmp" in n])
-def test_upstream_weight_decay_is_in_the_recipe(name: str) -> None:
-    manager = RecipeManager.from_recipe(recipe_path(name))
-    (found,) = [m for m in manager.modifiers if hasattr(m, "weight_decay")]
-    assert (found.weight_decay, found.param_groups) == (0.01, [0])
 
 
 @pytest.mark.parametrize(("layers", "first"), [(12, 0.7), (6, 0.5), (3, 0.3)])

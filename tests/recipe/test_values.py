@@ -27,20 +27,14 @@ from obert_modifiers.recipe_text.writing import flow
 def test_recipe_args_keep_their_types(given, expected):
     found = parse_recipe_args(given)
     assert found == expected
-    assert [type(value) for value in found.values()] == [
-        type(value) for value in expected.values()
-    ]
+    assert [*map(type, found.values())] == [*map(type, expected.values())]
 
 
-@pytest.mark.parametrize("given", ["a=1,a=2", "=3", "a=1,", "x"])
+@pytest.mark.parametrize("given", ["a=1,a=2", "=3", "a=1,", "x", 3.5])
 def test_recipe_args_of_no_known_form_are_refused(given):
-    with pytest.raises(ValueError, match="recipe_args item"):
+    said = "recipe_args item" if isinstance(given, str) else "=3.5 is a float"
+    with pytest.raises((TypeError, ValueError), match=said):
         parse_recipe_args(given)
-
-
-def test_recipe_args_of_another_type_are_refused():
-    with pytest.raises(TypeError, match="recipe_args=3.5 is a float"):
-        parse_recipe_args(3.5)
 
 
 NAMES = {"n": 10, "f": 0.5, "word": "text", "items": [1]}
@@ -48,56 +42,37 @@ NAMES = {"n": 10, "f": 0.5, "word": "text", "items": [1]}
 
 def lookup(name: str):
     if name not in NAMES:
-        raise UnknownNameError(name)
+        raise UnknownNameError(name=name)
     return NAMES[name]
 
 
-@pytest.mark.parametrize(
-    ("expression", "value"),
-    [
-        ("1", 1),
-        ("n", 10),
-        ("items", [1]),
-        ("n // 3 % 2", 1),
-        ("-n ** 2", -100),
-        ("+n - -f", 10.5),
-        ("(n + 2) * f", 6.0),
-        ("max(n, 3) / min(4, n)", 2.5),
-        ("round(2.7) + int(3.9) + abs(-1) + float(1)", 8.0),
-        ("1e-3 * n", 0.01),
-    ],
-)
-def test_expressions_are_computed(expression, value):
+COMPUTED = {
+    "1": 1,
+    "n": 10,
+    "items": [1],
+    "n // 3 % 2": 1,
+    "-n ** 2": -100,
+    "+n - -f": 10.5,
+    "(n + 2) * f": 6.0,
+    "max(n, 3) / min(4, n)": 2.5,
+    "round(2.7) + int(3.9) + abs(-1) + float(1)": 8.0,
+    "1e-3 * n": 0.01,
+}
+
+
+@pytest.mark.parametrize("expression", COMPUTED)
+def test_expressions_are_computed(expression):
     found = evaluate(expression, lookup)
-    assert found == value
-    assert type(found) is type(value)
+    assert found == COMPUTED[expression]
+    assert type(found) is type(COMPUTED[expression])
 
 
-@pytest.mark.parametrize(
-    "expression",
-    [
-        "",
-        "n +",
-        "n; n",
-        "word * 2",
-        "items[0]",
-        "n.real",
-        "lambda: 1",
-        "[n]",
-        "'a'",
-        "True",
-        "n if f else 1",
-        "n < 3",
-        "open('x')",
-        "max(n, key=abs)",
-        "(-8) ** 0.5",
-        "2 ** 10000",
-        "1 % 0",
-        "int(1e999)",
-        "9.9 ** 999",
-        "n" + " + n" * 100_000,
-    ],
-)
+REFUSED = "n +|n; n|word * 2|items[0]|n.real|lambda: 1|[n]|'a'|True|n if f else 1|"
+REFUSED += "n < 3|open('x')|max(n, key=abs)|(-8) ** 0.5|2 ** 10000|1 % 0|int(1e999)|"
+REFUSED += "9.9 ** 999|"  # and nothing
+
+
+@pytest.mark.parametrize("expression", [*REFUSED.split("|"), "n" + " + n" * 100_000])
 def test_anything_but_arithmetic_is_refused(expression):
     with pytest.raises(ValueError, match=r"^(is|holds|computes|cannot|has) "):
         evaluate(expression, lookup)
