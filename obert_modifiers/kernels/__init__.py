@@ -15,10 +15,10 @@ from obert_modifiers.kernels.fisher import (
     inverse_blocks,
     inverse_group_blocks,
     multiply_inverse,
+    solve_joint_update,
 )
 from obert_modifiers.kernels.greedy import GreedyOrder, eliminate_greedily
 from obert_modifiers.kernels.groups import lowest_subsets, solve_groups
-from obert_modifiers.kernels.joint import solve_joint_update
 from obert_modifiers.kernels.masks import apply_mask_
 
 __all__ = [

@@ -1,9 +1,10 @@
-"""Choice of the backend of a kernel."""
+"""Choice of a kernel's backend, and what the backends share."""
 
 import functools
 import importlib.metadata
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,18 +23,11 @@ def choose_backend(
     among: tuple[str, ...] = BACKENDS,
     tile: int = 1,
 ) -> str:
-    """Resolve ``"auto"`` and check that a backend can run.
+    """Resolve ``"auto"`` and check that a backend can run on a tensor.
 
-    ``"auto"`` takes numba for tensors on a CPU and triton for those on a GPU, where
-    they are installed and have the kernel, and torch otherwise. A Triton program holds
-    one block on chip: where its tile is wider than 128, ``"auto"`` and ``"triton"``
-    both take torch.
-
-    Args:
-        backend: ``"auto"``, ``"torch"``, ``"numba"`` or ``"triton"``.
-        tensor: A tensor that the kernel works on.
-        among: The backends that have the kernel.
-        tile: Width of the tile, padded to a power of two.
+    ``"auto"`` takes numba on a CPU and triton on a GPU, where they are installed and
+    ``among`` those that have the kernel, and torch otherwise. A Triton program holds
+    one block on chip: for a padded ``tile`` wider than 128 both take torch.
 
     Returns:
         ``"torch"``, ``"numba"`` or ``"triton"``.
@@ -63,8 +57,7 @@ def _refusal(backend: str, tensor: Tensor) -> str:
     if backend == "triton" and device != "cuda" and not interpreted:
         return (
             f"cannot run on {tensor.device}; expected a CUDA tensor, or Triton's "
-            "interpreter for a CPU tensor; use auto, or set TRITON_INTERPRET=1 before "
-            "the start"
+            "interpreter; use auto, or set TRITON_INTERPRET=1 before the start"
         )
     oldest = _OLDEST.get(backend, ())
     if _version(backend) < oldest:
@@ -81,6 +74,44 @@ def _version(package: str) -> tuple[int, ...]:
     except importlib.metadata.PackageNotFoundError:
         return ()
     return tuple(int(part) for part in version.split(".")[:2])
+
+
+def run_blocks(chosen: str, name: str, *arguments: Any) -> None:
+    """Run a loop over blocks by its name, on numba or Triton, with the same arguments.
+
+    Raises:
+        FloatingPointError: If a block is not numerically positive definite.
+    """
+    if chosen == "numba":
+        check_definite(run_compiled(name, *arguments))
+        return
+    from obert_modifiers.kernels import _triton_fisher, _triton_greedy
+
+    loop = getattr(_triton_fisher, name, None) or getattr(_triton_greedy, name)
+    check_definite(loop(*arguments))
+
+
+def run_compiled(name: str, *arguments: Any) -> int:
+    """Return what a function of ``_compiled`` does on torch's number of threads.
+
+    CPU tensors are passed on as arrays; those that it writes have to be contiguous.
+    Torch and numba may share one OpenMP runtime, in which numba sets the number of
+    threads for both: it is torch's again afterwards, so that what follows rounds as
+    before.
+    """
+    from obert_modifiers.kernels import _compiled
+
+    arrays = [
+        value.contiguous().numpy() if isinstance(value, Tensor) else value
+        for value in arguments
+    ]
+    threads = torch.get_num_threads()
+    _compiled.use_threads(threads)
+    try:
+        return int(getattr(_compiled, name)(*arrays))
+    finally:
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
 
 
 def padded_width(count: int) -> int:
@@ -103,22 +134,14 @@ def dampened(sums: Tensor, scale: float, damp: float) -> Tensor:
 
 
 def cholesky(fisher: Tensor) -> Tensor:
-    """Return the lower factors of ``(n, B, B)`` float64 blocks.
-
-    Raises:
-        FloatingPointError: If a block is not numerically positive definite.
-    """
+    """Return the lower factors of ``(n, B, B)`` float64 blocks, or raise."""
     factor, info = torch.linalg.cholesky_ex(fisher)
     check_definite(int((info != 0).sum()))
     return factor
 
 
 def check_definite(failed: int) -> None:
-    """Raise if some blocks had no Cholesky factor.
-
-    Raises:
-        FloatingPointError: If there is one.
-    """
+    """Raise if some blocks had no Cholesky factor."""
     if failed:
         raise FloatingPointError(
             f"{failed} Fisher blocks are not positive definite; expected a dampening "

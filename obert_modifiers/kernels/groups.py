@@ -10,8 +10,8 @@ from obert_modifiers.kernels._backend import (
     cholesky,
     choose_backend,
     padded_width,
+    run_blocks,
 )
-from obert_modifiers.kernels._run import run_blocks
 
 
 def solve_groups(
@@ -38,7 +38,7 @@ def solve_groups(
     Raises:
         FloatingPointError: If a system is not numerically positive definite.
     """
-    solved = torch.zeros(weights.shape, dtype=torch.float64, device=weights.device)
+    solved = weights.new_zeros(weights.shape, dtype=torch.float64)
     chosen = choose_backend(backend, groups, tile=padded_width(weights.shape[2]))
     if chosen != "torch":
         blocks = (groups, weights.double(), members, solved)
@@ -86,8 +86,7 @@ def lowest_subsets(
     """
     width = weights.shape[2]
     subsets = torch.tensor(list(itertools.combinations(range(width), size)))
-    saliency = torch.full(weights.shape[:2], torch.inf, dtype=torch.float64)
-    saliency = saliency.to(weights.device)
+    saliency = weights.new_full(weights.shape[:2], torch.inf, dtype=torch.float64)
     found = torch.full_like(saliency, -1, dtype=torch.int64)
     chosen = choose_backend(backend, groups, tile=padded_width(size))
     if chosen != "torch":
@@ -95,7 +94,7 @@ def lowest_subsets(
         run_blocks(chosen, "find_lowest_subsets", *blocks)
     else:
         for part in block_chunks(len(groups), weights.shape[1] * weights.shape[2]):
-            saliency[part], found[part] = _lowest_torch(
+            saliency[part], found[part] = _lowest(
                 groups[part], weights[part].double(), pruned[part], subsets
             )
     # The last row, at index -1, is the empty set.
@@ -104,11 +103,10 @@ def lowest_subsets(
     return saliency, table.to(found.device)[found]
 
 
-def _lowest_torch(
+def _lowest(
     groups: Tensor, weights: Tensor, pruned: Tensor, subsets: Tensor
 ) -> tuple[Tensor, Tensor]:
-    best = torch.full(weights.shape[:2], torch.inf, dtype=torch.float64)
-    best = best.to(weights.device)
+    best = weights.new_full(weights.shape[:2], torch.inf)
     found = torch.full_like(best, -1, dtype=torch.int64)
     held = pruned.sum(dim=2)
     for nth, subset in enumerate(subsets.to(weights.device)):
