@@ -36,10 +36,12 @@ def distillation_loss(
     Raises:
         ValueError: If the shapes differ or the temperature is not positive.
     """
-    _check_logits(student, teacher)
-    _check_temperature(temperature)
-    # Half-precision logits lose the small differences that distillation is about.
-    student, teacher = _at_least_float32(student), _at_least_float32(teacher)
+    if temperature <= 0.0:
+        raise ValueError(
+            f"temperature={temperature} is not positive; expected a number above 0; "
+            "use 2.0"
+        )
+    student, teacher = _comparable(student, teacher)
     if kept is not None:
         student = student.masked_fill(~kept, -torch.inf)
         teacher = teacher.masked_fill(~kept, -torch.inf)
@@ -60,9 +62,8 @@ def regression_distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
     number, so that the divergence of :func:`distillation_loss` would be 0; and a number
     has no temperature, which is not used.
     """
-    _check_logits(student, teacher)
-    error = _at_least_float32(student) - _at_least_float32(teacher)
-    return error.square().mean(dim=-1)
+    student, teacher = _comparable(student, teacher)
+    return (student - teacher).square().mean(dim=-1)
 
 
 def binary_distillation_loss(
@@ -74,27 +75,25 @@ def binary_distillation_loss(
     Bernoulli(\sigma(z_{s,j} / T)))`: :func:`distillation_loss` of a label against its
     absence, the mean over the labels as in the task's loss.
     """
-    _check_logits(student, teacher)
     # A sigmoid is the softmax of the logit and 0.
     student = torch.stack([student, torch.zeros_like(student)], dim=-1)
     teacher = torch.stack([teacher, torch.zeros_like(teacher)], dim=-1)
     return distillation_loss(student, teacher, temperature).mean(dim=-1)
 
 
-def _check_logits(student: Tensor, teacher: Tensor) -> None:
+def _comparable(
+    student: Tensor,
+    teacher: Tensor,
+    what: str = "logits",
+    fix: str = "use a teacher with the same labels",
+) -> tuple[Tensor, Tensor]:
     if student.shape != teacher.shape:
         raise ValueError(
-            f"teacher logits have shape {tuple(teacher.shape)}; expected the "
-            f"student's {tuple(student.shape)}; use a teacher with the same labels"
+            f"teacher {what} have shape {tuple(teacher.shape)}; expected the student's "
+            f"{tuple(student.shape)}; {fix}"
         )
-
-
-def _check_temperature(temperature: float) -> None:
-    if temperature <= 0.0:
-        raise ValueError(
-            f"temperature={temperature} is not positive; expected a number above 0; "
-            "use 2.0"
-        )
+    # Half-precision logits lose the small differences that distillation is about.
+    return _at_least_float32(student), _at_least_float32(teacher)
 
 
 def mix_losses(task_loss: Tensor, distilled: Tensor, hardness: float) -> Tensor:
@@ -139,12 +138,9 @@ def read_outputs(outputs: Any) -> Outputs:
 
 @dataclass(frozen=True)
 class RowLosses:
-    """The distillation loss of each row of logits that counts.
+    """The loss ``(n,)`` of each row of logits that counts, of ``size`` samples k.
 
-    Attributes:
-        values: ``(n,)``.
-        samples: ``(n,)``, the sample that each row belongs to.
-        size: Number of samples k.
+    ``samples`` ``(n,)`` has the sample that each row belongs to.
     """
 
     values: Tensor
@@ -187,8 +183,7 @@ def output_losses(
         teacher: Outputs of the teacher on the same inputs.
         temperature: Softening T, larger than 0.
         attention_mask: ``(k, T)``, 0 for padding; None counts every position.
-        labels: Labels of the task; of interest where there is one for each token or
-            output.
+        labels: Labels of the task, used where each token or output has one.
         problem: ``problem_type`` of the student's configuration; None goes by
             outputs and labels as transformers does.
 
@@ -265,13 +260,8 @@ def square_head_losses(
     Raises:
         ValueError: If the shapes differ.
     """
-    if student.shape != teacher.shape:
-        raise ValueError(
-            f"teacher's hidden states have shape {tuple(teacher.shape)}; expected the "
-            f"student's {tuple(student.shape)}; use a teacher of the same width or "
-            "hidden_weight: 0"
-        )
-    student, teacher = _at_least_float32(student), _at_least_float32(teacher)
+    fix = "use a teacher of the same width or hidden_weight: 0"
+    student, teacher = _comparable(student, teacher, "hidden states", fix)
     error = (student - teacher).square().sum(dim=-1)  # (k, T)
     norm = teacher.square().sum(dim=-1)
     if rows is not None:
@@ -285,13 +275,9 @@ def map_layers(
 ) -> list[tuple[int, int]]:
     """Pair the layers of a student with layers of its teacher.
 
-    Args:
-        layer_map: ``uniform``: layer l of the student's L, counted from 1, with layer
-            floor(l M / L) of the teacher's M; ``last``: only the last with the last;
-            or, for each layer of the student, the index of the teacher's, counted
-            from 0.
-        student: Layers of the student.
-        teacher: Layers of the teacher.
+    ``uniform``: layer l of the student's L, counted from 1, with layer floor(l M / L)
+    of the teacher's M; ``last``: only the last with the last; or, for each layer of the
+    student, the index of the teacher's, counted from 0.
 
     Returns:
         Indices, counted from 0: the student's and the teacher's.
@@ -324,12 +310,10 @@ def hidden_losses(
     layer_map: str | Sequence[int],
     attention_mask: Tensor | None = None,
 ) -> Tensor:
-    """Compare hidden states layer by layer, the mean over the pairs of layers.
-
-    Takes the ``layer_map`` of :func:`map_layers`, and leaves padding out.
+    """Compare hidden states by :func:`square_head_losses`, without padding.
 
     Returns:
-        ``(k,)``, a loss for each sample, whose mean is that of the batch.
+        ``(k,)``, the mean over the pairs of layers of :func:`map_layers`.
 
     Raises:
         ValueError: If one of the models gives no hidden states.

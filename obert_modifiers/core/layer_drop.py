@@ -57,32 +57,24 @@ def choose_layers(
     Raises:
         ValueError: If the model has no such layers, or all would stay.
     """
-    if not isinstance(keep, int):
-        return _listed(total, keep)
-    if keep >= total:
+    listed = None if isinstance(keep, int) else list(keep)
+    beyond = [i for i in listed or () if i >= total]
+    if beyond:
         raise ValueError(
-            f"keep={keep} drops none of the model's {total} layers; expected fewer "
-            "than it has; lower it or leave the modifier out"
+            f"keep={listed} names layer {beyond[0]} of a model with {total} layers; "
+            f"expected indices from 0 to {total - 1}; correct it"
         )
+    if (keep if isinstance(keep, int) else len(keep)) >= total:
+        raise ValueError(
+            f"keep={listed or keep} drops none of the model's {total} layers; expected "
+            "fewer than it has; lower it or leave the modifier out"
+        )
+    if not isinstance(keep, int):
+        return tuple(keep)
     choice = choice or (CHOICES[0] if keep == 3 else CHOICES[1])
     if choice == CHOICES[0]:
         return (0, total // 2, total - 1)
     return (*(i * total // keep for i in range(keep - 1)), total - 1)
-
-
-def _listed(total: int, keep: Sequence[int]) -> tuple[int, ...]:
-    beyond = [i for i in keep if i >= total]
-    if beyond:
-        raise ValueError(
-            f"keep={list(keep)} names layer {beyond[0]} of a model with {total} "
-            f"layers; expected indices from 0 to {total - 1}; correct it"
-        )
-    if len(keep) == total:
-        raise ValueError(
-            f"keep={list(keep)} drops none of the model's {total} layers; expected "
-            "fewer than it has; leave one out or remove the modifier"
-        )
-    return tuple(keep)
 
 
 def find_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:

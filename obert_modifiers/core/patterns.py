@@ -12,14 +12,10 @@ _N_M = re.compile(r"([1-9][0-9]*):([1-9][0-9]*)")
 
 @dataclass(frozen=True)
 class MaskPattern:
-    """Structure of the sparsity: which weights live or die together.
+    """Structure of the sparsity, by the recipe's word for it, such as ``block4``.
 
-    Attributes:
-        name: The recipe's word for it, such as ``block4``.
-        rows: Output rows R of a group.
-        columns: Input columns C of a group; M for N:M.
-        n_m: (N, M), N kept of every M along the input dimension; None for groups
-            that live or die as a whole, single weights among them.
+    Groups have R output rows and C input columns, M for N:M. With ``n_m`` N of every M
+    weights stay along the input dimension; else groups live or die as a whole.
     """
 
     name: str

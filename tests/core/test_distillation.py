@@ -229,7 +229,7 @@ def test_hidden_losses_are_the_mean_over_pairs_of_layers() -> None:
     with pytest.raises(ValueError, match="teacher gives no hidden_states; expected"):
         hidden_losses(student, Outputs(()), "last")
     narrow = Outputs((), hidden=(theirs[0, ..., :3],))
-    with pytest.raises(ValueError, match="teacher's hidden states have shape"):
+    with pytest.raises(ValueError, match="teacher hidden states have shape"):
         hidden_losses(student, narrow, "last")
 
 

@@ -57,28 +57,20 @@ class GradientSource:
     other_losses: Mapping[str, Callable[[nn.Module, Any], Tensor]] | None = None
 
     def of_loss(self, name: str) -> "GradientSource":
-        """Return a source of the same samples, for ``"task"`` or another loss by name.
-
-        Raises:
-            ValueError: If there is no such loss.
-        """
+        """Return a source of the same samples, for the loss of that name."""
         if name == "task":
             return self
-        if name not in (self.other_losses or {}):
+        losses = self.other_losses or {}
+        if name not in losses:
             raise ValueError(
                 f"fisher_loss={name} is not available from this source of gradients; "
                 "expected a source that gives the model's outputs, and a "
                 "LogitDistillationModifier in the recipe; use fisher_loss: task"
             )
-        assert self.other_losses is not None
-        return replace(self, loss=self.other_losses[name])
+        return replace(self, loss=losses[name])
 
     def sample_losses(self, model: nn.Module, batch: Any) -> Tensor:
-        """Return the loss of each sample, ``(k,)``, whose sum has its gradients.
-
-        Raises:
-            ValueError: If the loss is a scalar and the batch's size is unknown.
-        """
+        """Return the loss of each sample, ``(k,)``, whose sum has its gradients."""
         losses = self.loss(model, batch)
         if losses.ndim:
             return losses.reshape(-1)
