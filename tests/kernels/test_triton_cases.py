@@ -182,7 +182,7 @@ def test_no_blocks_at_all() -> None:
     some = torch.zeros(0, 4, dtype=torch.bool)
     found = kernels.eliminate_greedily(sums, 1.0, 1.0, weights, some, backend="triton")
     assert found.order.shape == (0, 4)
-    updated, costs = kernels.solve_joint_update(
+    updated, increases = kernels.solve_joint_update(
         sums, 1.0, 1.0, weights, some, backend="triton"
     )
-    assert (updated.shape, costs.shape) == ((0, 4), (0,))
+    assert (updated.shape, increases.shape) == ((0, 4), (0,))

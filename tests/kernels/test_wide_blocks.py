@@ -38,12 +38,12 @@ def test_wide_blocks(width: int, backend: str) -> None:
     pruned = torch.zeros_like(eligible)
     half = width // 2
     pruned.scatter_(1, greedy.order[:, :half], True)
-    updated, costs = kernels.solve_joint_update(
+    updated, increases = kernels.solve_joint_update(
         sums, 1 / COUNT, DAMP, weights, pruned, backend=backend
     )
-    # The raw costs up to a cut sum up to the price of the whole set.
+    # The saliencies up to a cut sum up to the increase of the whole set.
     np.testing.assert_allclose(
-        costs.numpy(), greedy.saliency[:, :half].sum(dim=1).numpy(), rtol=1e-7
+        increases.numpy(), greedy.saliency[:, :half].sum(dim=1).numpy(), rtol=1e-7
     )
     for b in range(2):
         gone, kept = pruned[b].numpy(), ~pruned[b].numpy()
@@ -56,10 +56,10 @@ def test_wide_blocks(width: int, backend: str) -> None:
             ours[kept], weights[b].numpy()[kept] + step, rtol=1e-7, atol=1e-9
         )
         assert (ours[gone] == 0).all()
-        # Control: another set of that size costs more.
+        # Control: another set of that size increases the loss more.
         other = np.zeros(width, dtype=bool)
         other[:half] = True
         inner = np.linalg.inv(inverse[b][np.ix_(other, other)])
         assert 0.5 * weights[b].numpy()[other] @ inner @ weights[b].numpy()[other] > (
-            costs[b].item()
+            increases[b].item()
         )
