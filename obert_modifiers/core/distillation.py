@@ -23,18 +23,15 @@ def distillation_loss(
     section 2; GMP★ section 2.1, "Knowledge Distillation"). The factor :math:`T^2`
     keeps the size of the gradient independent of the temperature.
 
-    Args:
-        student: Logits :math:`z_s` of the student, ``(k, classes)``, floating point.
-        teacher: Logits :math:`z_t` of the teacher, same shape.
-        temperature: Softening T, larger than 0.
-        kept: ``(k, classes)``, bool; False leaves an entry out of both softmaxes.
-            Each row has one that is True. None keeps all.
+    Logits :math:`z_s` of the student and :math:`z_t` of the teacher are
+    ``(k, classes)``. Where the bool ``kept`` of that shape is False, an entry is left
+    out of both softmaxes; each row has one that is True.
 
     Returns:
         Divergence of each row, ``(k,)``, float32 or wider.
 
     Raises:
-        ValueError: If the shapes differ or the temperature is not positive.
+        ValueError: If the shapes differ or the temperature T is not positive.
     """
     if temperature <= 0.0:
         raise ValueError(
@@ -107,11 +104,9 @@ def mix_losses(task_loss: Tensor, distilled: Tensor, hardness: float) -> Tensor:
 class Outputs:
     """What of a model's outputs can be distilled.
 
-    Attributes:
-        logits: ``(k, classes)`` or ``(k, T, classes)``; start and end logits of
-            question answering ``(k, T)``.
-        over_positions: True where the classes are the positions of the sequence.
-        hidden: ``(k, T, H)`` after each layer; empty where the model gives none.
+    Logits are ``(k, classes)`` or ``(k, T, classes)``, or start and end logits
+    ``(k, T)``, whose classes are the positions of the sequence. ``hidden`` states are
+    ``(k, T, H)`` after each layer; empty where the model gives none.
     """
 
     logits: tuple[Tensor, ...]
@@ -171,21 +166,13 @@ def output_losses(
 
     Classes by :func:`distillation_loss`, numbers (one output) by
     :func:`regression_distillation_loss`, several labels at once by
-    :func:`binary_distillation_loss`.
+    :func:`binary_distillation_loss`: as ``problem_type`` of the student's configuration
+    says, or else outputs and labels, as in transformers.
 
-    A row is a sample, or for tokens a position; there rows of padding and rows whose
-    label is -100 are left out. For question answering, start and end logits are a row
-    each, and positions of padding are left out of the softmax. Memory: for tokens, the
-    logits of the rows that count, twice.
-
-    Args:
-        student: Outputs of the student.
-        teacher: Outputs of the teacher on the same inputs.
-        temperature: Softening T, larger than 0.
-        attention_mask: ``(k, T)``, 0 for padding; None counts every position.
-        labels: Labels of the task, used where each token or output has one.
-        problem: ``problem_type`` of the student's configuration; None goes by
-            outputs and labels as transformers does.
+    A row is a sample, or for tokens a position; there rows of padding, 0 in the
+    ``(k, T)`` attention mask, and rows whose label is -100 are left out. For question
+    answering, start and end logits are a row each, and positions of padding are left
+    out of the softmax. Memory: for tokens, the logits of the rows that count, twice.
 
     Returns:
         The loss of each row that counts.
@@ -228,7 +215,7 @@ def counted_tokens(
 ) -> Tensor:
     """Return ``(k, T)`` rows without padding and tokens without a label (-100).
 
-    Masks and labels of other shapes than ``(k, T)``, and None, tell nothing.
+    Masks and labels of other shapes, and None, tell nothing.
     """
     if _fits(attention_mask, rows.shape):
         rows = rows & attention_mask.ne(0)
@@ -247,18 +234,11 @@ def square_head_losses(
     :math:`MSE(f_s, f_t) / MSE(f_t, 0)` over the batch. With
     :math:`N_i = \sum (f_s - f_t)^2` and :math:`D_i = \sum f_t^2` over the tokens of
     sample i, this returns :math:`N_i / (\sum_j D_j / k)`, whose mean is that number:
-    the normaliser takes no gradient and is the same for all samples.
-
-    Args:
-        student: Hidden states :math:`f_s` of the student, ``(k, T, H)``.
-        teacher: Hidden states :math:`f_t` of the teacher, same shape.
-        rows: ``(k, T)``, bool, tokens that count; None for all.
+    the normaliser takes no gradient and is the same for all samples. Hidden states f
+    are ``(k, T, H)``; the bool ``(k, T)`` rows are the tokens that count.
 
     Returns:
-        ``(k,)``, float32 or wider.
-
-    Raises:
-        ValueError: If the shapes differ.
+        ``(k,)``, float32 or wider; raises if the shapes differ.
     """
     fix = "use a teacher of the same width or hidden_weight: 0"
     student, teacher = _comparable(student, teacher, "hidden states", fix)

@@ -78,12 +78,8 @@ def choose_layers(
 
 
 def find_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """Return the encoder's list of layers with its full name.
-
-    Raises:
-        ValueError: If there is none, or more than one.
-    """
-    count = _config_count(model)
+    """Return the encoder's only list of layers with its full name, or raise."""
+    count = getattr(_config(model), _COUNT, None)
     found: dict[str, nn.ModuleList] = {}
     for name, module in model.named_modules():
         inside = any(name.startswith(f"{outer}.") for outer in found)
@@ -104,11 +100,7 @@ def find_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
 
 
 def layers_left(model: nn.Module, names: Sequence[str]) -> tuple[int, ...]:
-    """Return the indices of the layers that stay where others are dropped by name.
-
-    Raises:
-        ValueError: If a name is not that of a layer of the encoder, or none is left.
-    """
+    """Return the indices of the layers that stay where others are dropped by name."""
     place, layers = find_layers(model)
     known = [f"{place}.{index}" for index in range(len(layers))]
     for name in names:
@@ -129,9 +121,7 @@ def layers_left(model: nn.Module, names: Sequence[str]) -> tuple[int, ...]:
 def plan_layers(
     model: nn.Module, keep: int | Sequence[int], choice: str | None = None
 ) -> tuple[int, ...]:
-    """Choose the layers of a model that stay, and check that it can do without others.
-
-    Takes the ``keep`` and ``choice`` of :func:`choose_layers`; nothing is changed.
+    """Choose the layers that stay by :func:`choose_layers`, and check that they can.
 
     Returns:
         Indices of the layers that stay.
@@ -142,7 +132,7 @@ def plan_layers(
     """
     name, layers = find_layers(model)
     kept = choose_layers(len(layers), keep, choice)
-    for option, value in _options(model).items():
+    for option, value in getattr(_config(model), "__dict__", {}).items():
         if value is True and any(index in option for index in _INDEX_NAMES):
             raise ValueError(
                 f"model={type(model).__name__} has {option}, by which a layer computes "
@@ -162,15 +152,12 @@ def plan_layers(
 
 
 def drop_layers_(model: nn.Module, kept: Sequence[int]) -> DroppedLayers:
-    """Drop all other layers of a model; changes the model in place.
+    """Return what was dropped: all other layers of a model, in place.
 
     The list of layers stays the same object. The layers that stay are numbered anew:
     by their place in the list, in their own ``layer_idx``, and in the numbers and
     lists of the configuration, of which the model gets a copy, so that another model
     with the same one keeps its layers. Buffers, hooks and weights stay as they are.
-
-    Returns:
-        What was dropped.
     """
     name, layers = find_layers(model)
     total = len(layers)
@@ -190,16 +177,12 @@ def drop_layers_(model: nn.Module, kept: Sequence[int]) -> DroppedLayers:
     return DroppedLayers(name, total, tuple(kept), gone)
 
 
+def _config(model: nn.Module) -> Any:
+    return getattr(model, "config", None)
+
+
 def _shapes(layer: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(values.shape) for name, values in layer.named_parameters()}
-
-
-def _options(model: nn.Module) -> dict[str, Any]:
-    return getattr(getattr(model, "config", None), "__dict__", {})
-
-
-def _config_count(model: nn.Module) -> int | None:
-    return getattr(getattr(model, "config", None), _COUNT, None)
 
 
 def _renumber(layer: nn.Module, old: int, new: int) -> None:

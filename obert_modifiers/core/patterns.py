@@ -50,13 +50,10 @@ UNSTRUCTURED = MaskPattern("unstructured")
 
 
 def parse_mask_type(text: str) -> MaskPattern:
-    """Read a recipe's ``mask_type``.
+    """Return the pattern of a recipe's ``mask_type``.
 
     ``block4`` and ``block:RxC`` are groups of 1 x 4 and R x C weights (output rows x
     input columns); ``N:M`` keeps N of every M weights along the input dimension.
-
-    Returns:
-        The pattern.
 
     Raises:
         ValueError: If the word is unknown, with the nearest one, or keeps everything.
@@ -84,11 +81,7 @@ def parse_mask_type(text: str) -> MaskPattern:
 
 
 def check_block_size(fisher_block_size: int, pattern: MaskPattern) -> None:
-    """Check that no group would straddle two Fisher blocks.
-
-    Raises:
-        ValueError: If the group size does not divide the block size.
-    """
+    """Raise if a group would straddle two Fisher blocks."""
     size = pattern.group_size
     if fisher_block_size % size:
         raise ValueError(

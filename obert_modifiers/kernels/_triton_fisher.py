@@ -24,13 +24,9 @@ _STRIP = 1024  # entries of a mask per program
 
 
 def launch(
-    kernel: Any,
-    programs: tuple[int, ...],
-    *arguments: Any,
-    cells: int,
-    **constants: Any,
+    kernel: Any, programs: tuple[int, ...], cells: int, *arguments: Any, **sizes: int
 ) -> None:
-    """Run a kernel on the device of its first argument.
+    """Run a kernel, compiled for some sizes, on the device of its first argument.
 
     ``cells`` are the entries of the largest tile of a program; they set the number of
     threads so that a float64 tile takes at most half of their registers.
@@ -39,35 +35,21 @@ def launch(
         return
     warps = min(16, max(1, cells // 1024))
     with torch.cuda.device_of(arguments[0]):
-        kernel[programs](*arguments, **constants, num_warps=warps)
+        kernel[programs](*arguments, **sizes, num_warps=warps)
 
 
 def run(
-    kernel: Any,
-    systems: tuple[int, int],
-    *arguments: Any,
-    cells: int,
-    tile: int = 1,
-    **constants: Any,
+    kernel: Any, systems: tuple[int, int], cells: int, *arguments: Any, **sizes: int
 ) -> int:
-    """Run a kernel on systems, ``tile`` of them in a program.
+    """Return how many blocks have a system that is not positive definite.
 
-    Args:
-        kernel: Function compiled by Triton, whose last argument gets what failed.
-        systems: Number of blocks, and of systems in each.
-        *arguments: Integers, and tensors, of which those that are read may have any
-            strides and bools become bytes.
-        cells: As for :func:`launch`.
-        tile: Systems of a program.
-        **constants: What the kernel is compiled for.
-
-    Returns:
-        How many blocks have a system that is not positive definite.
+    Runs a kernel, whose last argument gets what failed, on so many blocks and systems
+    in each, ``TILE`` of them in a program. Tensors that are read may have any strides.
     """
     failed = torch.zeros(systems, dtype=torch.int32, device=arguments[0].device)
-    programs = (triton.cdiv(failed.numel(), tile),)
+    programs = (triton.cdiv(failed.numel(), sizes.get("TILE", 1)),)
     plain = [as_plain(value) for value in arguments]
-    launch(kernel, programs, *plain, failed, cells=cells, **constants)
+    launch(kernel, programs, cells, *plain, failed, **sizes)
     return int((failed > 0).any(dim=1).sum())
 
 
@@ -179,19 +161,9 @@ def accumulate(sums: Tensor, grads: Tensor) -> None:
     num_blocks, width = sums.shape[:2]
     tile = min(_TILE, max(_DEPTH, padded_width(width)))
     tiles = triton.cdiv(width, tile)
-    launch(
-        _accumulate,
-        (num_blocks, tiles, tiles),
-        sums,
-        grads,
-        len(grads),
-        *sums.stride(),
-        *grads.stride(),
-        cells=tile * tile,
-        WIDTH=width,
-        TILE=tile,
-        DEPTH=_DEPTH,
-    )
+    programs, sizes = (num_blocks, tiles, tiles), {"WIDTH": width, "TILE": tile}
+    arguments = (sums, grads, len(grads), *sums.stride(), *grads.stride())
+    launch(_accumulate, programs, tile * tile, *arguments, **sizes, DEPTH=_DEPTH)
 
 
 @triton.jit
@@ -226,17 +198,9 @@ def invert_group_blocks(sums, scale, damp, group_size, found) -> int:
     """Write the group blocks; return how many blocks are not positive definite."""
     num_blocks, width = sums.shape[:2]
     padded = padded_width(width)
-    return run(
-        _invert_groups,
-        (num_blocks, 1),
-        sums,
-        on_device(scale, damp, sums),
-        found,
-        cells=padded * padded,
-        WIDTH=width,
-        PADDED=padded,
-        SIZE=group_size,
-    )
+    sizes = {"WIDTH": width, "PADDED": padded, "SIZE": group_size}
+    arguments = (sums, on_device(scale, damp, sums), found)
+    return run(_invert_groups, (num_blocks, 1), padded**2, *arguments, **sizes)
 
 
 @triton.jit
@@ -283,19 +247,10 @@ def solve_joint_blocks(sums, scale, damp, weights, pruned, updated, increases) -
     """Compute the best weights of every block; return how many blocks failed."""
     num_blocks, width = weights.shape
     padded = padded_width(width)
-    return run(
-        _solve_joint,
-        (num_blocks, 1),
-        sums,
-        on_device(scale, damp, sums),
-        weights,
-        pruned,
-        updated,
-        increases,
-        cells=padded * padded,
-        WIDTH=width,
-        PADDED=padded,
-    )
+    sizes = {"WIDTH": width, "PADDED": padded}
+    numbers = on_device(scale, damp, sums)
+    arguments = (sums, numbers, weights, pruned, updated, increases)
+    return run(_solve_joint, (num_blocks, 1), padded**2, *arguments, **sizes)
 
 
 @triton.jit
@@ -309,12 +264,5 @@ def _zero_unkept(values, mask, count, STRIP: tl.constexpr):
 def zero_unkept(values: Tensor, mask: Tensor) -> None:
     """Write zeros where a mask is False; nothing else is read or written."""
     count = values.numel()
-    launch(
-        _zero_unkept,
-        (triton.cdiv(count, _STRIP),),
-        values,
-        as_plain(mask),
-        count,
-        cells=4 * _STRIP,
-        STRIP=_STRIP,
-    )
+    programs, arguments = (triton.cdiv(count, _STRIP),), (values, as_plain(mask), count)
+    launch(_zero_unkept, programs, 4 * _STRIP, *arguments, STRIP=_STRIP)

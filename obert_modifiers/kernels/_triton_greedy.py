@@ -145,23 +145,11 @@ def eliminate_blocks(
     """
     num_blocks, width = weights.shape
     groups, slots = padded_width(width // size), padded_width(size)
-    return run(
-        _eliminate,
-        (num_blocks, 1),
-        sums,
-        on_device(scale, damp, sums),
-        weights,
-        eligible,
-        order,
-        saliency,
-        cells=(groups * slots) ** 2,
-        WIDTH=width,
-        SIZE=size,
-        GROUPS=groups,
-        SLOTS=slots,
-        KEPT=kept,
-        OF=of,
-    )
+    sizes = {"WIDTH": width, "SIZE": size, "GROUPS": groups, "SLOTS": slots}
+    numbers, cells = on_device(scale, damp, sums), (groups * slots) ** 2
+    arguments = (sums, numbers, weights, eligible, order, saliency)
+    systems = (num_blocks, 1)
+    return run(_eliminate, systems, cells, *arguments, **sizes, KEPT=kept, OF=of)
 
 
 @triton.jit
@@ -216,27 +204,15 @@ def _lowest(
 
 def find_lowest_subsets(groups, weights, pruned, subsets, saliency, found) -> int:
     """Find the lowest subset of every group; return how many blocks failed."""
-    num_subsets, size = subsets.shape
+    tensors = (groups, weights, pruned, subsets.to(found.device), saliency, found)
+    arguments = (*tensors, found.numel(), len(subsets))
+    sizes = {"WIDTH": weights.shape[2], **_tiled(subsets.shape[1])}
+    return run(_lowest, found.shape, _CELLS, *arguments, **sizes)
+
+
+def _tiled(size: int) -> dict[str, int]:
     slots = padded_width(size)
-    tile = max(1, _CELLS // slots**2 // 4)
-    return run(
-        _lowest,
-        found.shape,
-        groups,
-        weights,
-        pruned,
-        subsets.to(found.device),
-        saliency,
-        found,
-        found.numel(),
-        num_subsets,
-        cells=_CELLS,
-        tile=tile,
-        WIDTH=weights.shape[2],
-        SIZE=size,
-        SLOTS=slots,
-        TILE=tile,
-    )
+    return {"SIZE": size, "SLOTS": slots, "TILE": max(1, _CELLS // slots**2 // 4)}
 
 
 @triton.jit
@@ -282,20 +258,6 @@ def _solve(
 
 def solve_group_blocks(groups, weights, members, solved) -> int:
     """Solve every group's system for its members; return how many blocks failed."""
-    num_blocks, count, size = weights.shape
-    slots = padded_width(size)
-    tile = max(1, _CELLS // slots**2 // 4)
-    return run(
-        _solve,
-        (num_blocks, count),
-        groups,
-        weights,
-        members,
-        solved,
-        num_blocks * count,
-        cells=_CELLS,
-        tile=tile,
-        SIZE=size,
-        SLOTS=slots,
-        TILE=tile,
-    )
+    systems = weights.shape[:2]
+    arguments = (groups, weights, members, solved, systems.numel())
+    return run(_solve, systems, _CELLS, *arguments, **_tiled(weights.shape[2]))

@@ -21,13 +21,8 @@ def accumulate_blocks_(sums: Tensor, grads: Tensor, *, backend: str = "auto") ->
     near the machine's matrix-product rate, which copies the gradients only if they are
     not in the dtype of the sums. Triton converts them on chip, without TF32.
 
-    Args:
-        sums: ``(num_blocks, B, B)``, float32 or float64, changed in place.
-        grads: ``(k, num_blocks, B)``, float32 or the sums' dtype; same device.
-        backend: ``"auto"``, ``"torch"`` or ``"triton"``.
-
     Returns:
-        ``sums``.
+        ``sums``, after ``grads`` ``(k, num_blocks, B)``, float32 or of their dtype.
     """
     if choose_backend(backend, sums, among=("torch", "triton")) == "triton":
         from obert_modifiers.kernels import _triton_fisher
@@ -42,7 +37,7 @@ def accumulate_blocks_(sums: Tensor, grads: Tensor, *, backend: str = "auto") ->
 def inverse_blocks(
     sums: Tensor, scale: float, damp: float, *, backend: str = "auto"
 ) -> Tensor:
-    """Return ``(damp I + scale S)^-1``, ``(num_blocks, B, B)`` in float64, or raise."""
+    """Return ``(damp I + scale S)^-1``, ``(num_blocks, B, B)``."""
     width = sums.shape[1]
     whole = inverse_group_blocks(sums, scale, damp, width, backend=backend)
     return whole.squeeze(1)
@@ -62,11 +57,10 @@ def inverse_group_blocks(
     are the diagonal of the inverse. Time: ``O(B^3)`` per block.
 
     Returns:
-        ``(num_blocks, B / Q, Q, Q)``, float64.
+        ``(num_blocks, B / Q, Q, Q)``.
 
     Raises:
         ValueError: If the group size does not divide the block size.
-        FloatingPointError: If a block is not numerically positive definite.
     """
     num_blocks, width = sums.shape[:2]
     if width % group_size:
@@ -96,14 +90,7 @@ def diagonal_groups(blocks: Tensor, size: int) -> Tensor:
 
 
 def multiply_inverse(sums: Tensor, scale: float, damp: float, vector: Tensor) -> Tensor:
-    """Solve with the dampened Fisher, ``(damp I + scale S)^-1 v``.
-
-    Returns:
-        ``(num_blocks, B)`` for a vector of that shape, float64.
-
-    Raises:
-        FloatingPointError: If a block is not numerically positive definite.
-    """
+    """Return ``(damp I + scale S)^-1 v`` for ``(num_blocks, B)`` vectors v."""
     solution = torch.empty(vector.shape, dtype=torch.float64, device=sums.device)
     for part in block_chunks(*sums.shape[:2]):
         factor = cholesky(dampened(sums[part], scale, damp))
@@ -129,20 +116,9 @@ def solve_joint_update(
 
     Time: ``O(|K|^3)`` per block; memory: the result.
 
-    Args:
-        sums: ``(num_blocks, B, B)``.
-        scale: ``1 / m``.
-        damp: Dampening, larger than 0.
-        weights: ``(num_blocks, B)``, before pruning.
-        pruned: ``(num_blocks, B)``, bool, True = zero from now on.
-        backend: ``"auto"``, ``"torch"``, ``"numba"`` or ``"triton"``.
-
     Returns:
-        The updated weights ``(num_blocks, B)``, float64, exactly zero where pruned,
-        and the loss increase of each block ``(num_blocks,)``, float64, >= 0.
-
-    Raises:
-        FloatingPointError: If a block is not numerically positive definite.
+        The updated weights ``(num_blocks, B)``, exactly zero where pruned, and the loss
+        increase of each block ``(num_blocks,)``, >= 0.
     """
     updated = weights.new_empty(weights.shape, dtype=torch.float64)
     increases = weights.new_empty(len(weights), dtype=torch.float64)

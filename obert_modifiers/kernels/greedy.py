@@ -51,31 +51,21 @@ def eliminate_greedily(
     :math:`w_q^2 / (2 A_{qq})`, then
     :math:`w \leftarrow w - A_{:Q} A_{QQ}^{-1} w_Q` and
     :math:`A \leftarrow A - A_{:Q} A_{QQ}^{-1} A_{Q:}`, which is oBERT's update for one
-    group (section 3.1) applied again and again. Ties go to the lower index. With
-    ``n_m`` single weights go, and a group that has lost its M - N is passed over.
+    group (section 3.1) applied again and again. Ties go to the lower index. A group is
+    of Q consecutive weights; with ``n_m`` single weights go, and M of them that have
+    lost their M - N are passed over.
 
-    Weights that are not eligible (pruned earlier, or padding) have zero gradient, so
-    that leaving them out of F changes nothing for the others. A group with some of
-    them goes at the saliency of its others.
+    Weights that are not eligible (pruned earlier, or padding) count as zero and have
+    zero gradient, so that leaving them out of F changes nothing for the others. A group
+    with some of them goes at the saliency of its others.
 
     Time: ``O(B^3)`` per block; memory: the result.
-
-    Args:
-        sums: ``(num_blocks, B, B)``, zero in the rows of ineligible weights.
-        scale: ``1 / m``.
-        damp: Dampening, larger than 0.
-        weights: ``(num_blocks, B)``; ineligible ones count as zero.
-        eligible: ``(num_blocks, B)``, bool, True = may be removed.
-        group_size: Weights Q that go together, consecutive ones; divides B.
-        n_m: (N, M) to keep N of every M consecutive weights; M divides B.
-        backend: ``"auto"``, ``"torch"``, ``"numba"`` or ``"triton"``.
 
     Returns:
         The order and the saliency; the inputs are left as they were.
 
     Raises:
         ValueError: If groups and N:M are both given, or do not divide the block.
-        FloatingPointError: If a block is not numerically positive definite.
     """
     num_blocks, width = weights.shape
     if n_m and group_size > 1:

@@ -30,13 +30,10 @@ def solve_groups(
             ``(num_blocks, B / Q, Q, Q)``, float64.
         weights: ``(num_blocks, B / Q, Q)``.
         members: ``(num_blocks, B / Q, Q)``, bool, True = in P.
-        backend: ``"auto"``, ``"torch"``, ``"numba"`` or ``"triton"``.
+        backend: See :mod:`obert_modifiers.kernels`.
 
     Returns:
-        ``(num_blocks, B / Q, Q)``, float64, exactly zero outside of P.
-
-    Raises:
-        FloatingPointError: If a system is not numerically positive definite.
+        ``(num_blocks, B / Q, Q)``, exactly zero outside of P.
     """
     solved = weights.new_zeros(weights.shape, dtype=torch.float64)
     chosen = choose_backend(backend, groups, tile=padded_width(weights.shape[2]))
@@ -69,20 +66,12 @@ def lowest_subsets(
 
     Time: ``O(d / Q)`` times the number of sets; memory: the result.
 
-    Args:
-        groups: As for :func:`solve_groups`.
-        weights: ``(num_blocks, B / Q, Q)``, zero where pruned.
-        pruned: ``(num_blocks, B / Q, Q)``, bool, True = pruned earlier.
-        size: Weights of a set, between 1 and Q.
-        backend: ``"auto"``, ``"torch"``, ``"numba"`` or ``"triton"``.
+    Shapes are those of :func:`solve_groups`; weights are zero where ``pruned``.
 
     Returns:
-        The saliency ``(num_blocks, B / Q)``, float64, and the sets
-        ``(num_blocks, B / Q, Q)``, bool. A group that has lost more than ``size``
-        weights has infinite saliency and the empty set.
-
-    Raises:
-        FloatingPointError: If a system is not numerically positive definite.
+        The saliency ``(num_blocks, B / Q)``, and the sets ``(num_blocks, B / Q, Q)``,
+        bool. A group that has lost more than ``size`` weights has infinite saliency and
+        the empty set.
     """
     width = weights.shape[2]
     subsets = torch.tensor(list(itertools.combinations(range(width), size)))

@@ -30,11 +30,9 @@ _SEED = 0
 
 @dataclass(frozen=True)
 class StepCost:
-    """Seconds of the parts of an event that grow with the pruned weights.
+    """Seconds to ``collect`` a gradient of a weight in its Fisher block, and the rest.
 
-    Attributes:
-        collect: Of one gradient of one weight, formed and added to its Fisher block.
-        solve: Of one weight: inverse, saliency, selection, update.
+    To ``solve`` for a weight takes inverse, saliency, selection and update.
     """
 
     collect: float
@@ -43,13 +41,7 @@ class StepCost:
 
 @dataclass(frozen=True)
 class EventSeconds:
-    """An estimate for one event on one process, in seconds.
-
-    Attributes:
-        passes: Forward and backward passes.
-        collect: Forming gradients and adding them up.
-        solve: The rest.
-    """
+    """Seconds of an event on one process: forward and backward passes, and the rest."""
 
     passes: float
     collect: float
@@ -67,19 +59,11 @@ def measure_step(
     positions: int,
     device: torch.device | str = "cpu",
 ) -> StepCost:
-    """Time an event on one random weight matrix of :data:`TIMED_WEIGHTS` weights.
+    """Return the seconds of an event on a matrix of :data:`TIMED_WEIGHTS` weights.
 
-    Changes no global random state. Time: about a second, and what compiling the
-    kernels takes where they have not run on this machine. Memory: about 0.5 GB.
-
-    Args:
-        config: How the event works.
-        width: Inputs of the weight, a multiple of its groups' columns.
-        positions: Tokens of a sample.
-        device: Where it is timed.
-
-    Returns:
-        The seconds of each part.
+    It has ``width`` inputs, a multiple of its groups' columns, and samples have so many
+    ``positions``. Changes no global random state. Time: about a second, and what
+    compiling the kernels takes where they have not run here. Memory: about 0.5 GB.
     """
     generator = torch.Generator().manual_seed(_SEED)
 
@@ -138,13 +122,10 @@ def measure_passes(
     batch_size: int,
     granularity: str = "sample",
 ) -> tuple[float, int]:
-    """Time forward and backward passes as an event makes them.
+    """Return the seconds of an event's passes for a sample, and the samples timed.
 
     Begins with one sample and takes as many more as fit into a few seconds, up to
     ``batch_size``; ``batch_of`` is called with a number of samples.
-
-    Returns:
-        Seconds of a sample, and the samples that were timed.
     """
 
     def run(size: int) -> float:
@@ -172,15 +153,12 @@ def estimate_event(
     sample_seconds: float,
     batch_size: int = 1,
 ) -> EventSeconds:
-    """Scale measured seconds to an event, all its sub-steps.
+    """Return measured seconds scaled to an event, all its sub-steps.
 
     Every turn makes all passes and adds up its part of the weights. What does not stay
     in memory is collected again for each sweep: for the dampening where it is a
     fraction, for the selection and for the update. With batch gradients each is the
     mean over ``batch_size`` samples.
-
-    Returns:
-        The estimate.
     """
     turns = plan.turns
     sweeps = 3 if config.damp is None else 2

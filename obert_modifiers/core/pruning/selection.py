@@ -31,12 +31,9 @@ class Pool:
 
 @dataclass(frozen=True)
 class Quota:
-    """What is still to be chosen in a pool.
+    """Candidates that are ``wanted`` of a pool's members together.
 
-    Attributes:
-        members: Positions of the parameters.
-        wanted: Candidates to choose, over all members.
-        most: Candidates that each member may lose at most, or None for no limit.
+    Each member may lose ``most`` of them; None is no limit.
     """
 
     members: tuple[int, ...]
@@ -64,11 +61,7 @@ class Candidates:
     group_size: int = 1
 
     def pruned(self, chosen: Tensor, numel: int) -> Tensor:
-        """Mark the weights that go with the chosen candidates ``(n,)``.
-
-        Returns:
-            ``(numel,)``, bool, in the order of the groups.
-        """
+        """Return the weights that go with chosen candidates ``(n,)``, ``(numel,)``."""
         if self.order is not None:
             by_rank = chosen.reshape(self.order.shape)
             chosen = torch.zeros_like(by_rank).scatter_(1, self.order.long(), by_rank)
@@ -111,20 +104,11 @@ def make_quotas(
     by_weight: bool = False,
     min_density: float = 0.0,
 ) -> list[Quota]:
-    """Count what is still to be chosen, given what was pruned earlier.
+    """Return a quota for each pool of :func:`make_pools`, made with the pattern's unit.
 
-    Weights that are pruned stay pruned and count; a pool whose count is already
-    reached wants nothing.
-
-    Args:
-        pools: As from :func:`make_pools` with the pattern's unit.
-        kept: Mask of each parameter, ``(d / Q, Q)``, True = kept.
-        pattern: Structure of the sparsity.
-        by_weight: True where the candidates of N:M are single weights.
-        min_density: Share of its weights that each parameter keeps at least.
-
-    Returns:
-        A quota for each pool.
+    What is pruned in the masks ``kept``, ``(d / Q, Q)``, stays pruned and counts; a pool
+    whose count is already reached wants nothing. ``by_weight`` says that the candidates
+    of N:M are single weights; each parameter keeps at least ``min_density``.
     """
     single = by_weight and pattern.n_m is not None
     unit = 1 if single else pattern.unit

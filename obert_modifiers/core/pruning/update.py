@@ -14,17 +14,12 @@ from obert_modifiers.kernels import (
 
 
 def joint_update(
-    weight: Tensor,
-    fisher: BlockFisher,
-    damp: float,
-    mask: Tensor,
-    group_size: int = 1,
+    weight: Tensor, fisher: BlockFisher, damp: float, mask: Tensor, group_size: int = 1
 ) -> tuple[Tensor, float]:
     """Compute the best weights inside each block for the whole pruned set.
 
     See :func:`obert_modifiers.kernels.solve_joint_update` for the equation. Weights
-    (before pruning) and new mask may have any shape with d elements; ``group_size`` is
-    unused.
+    (before pruning) and new mask have d elements; ``group_size`` is unused.
 
     Returns:
         New weights ``(d,)``, float64, exactly zero where pruned, and the predicted
@@ -40,11 +35,7 @@ def joint_update(
 
 
 def independent_update(
-    weight: Tensor,
-    fisher: BlockFisher,
-    damp: float,
-    mask: Tensor,
-    group_size: int = 1,
+    weight: Tensor, fisher: BlockFisher, damp: float, mask: Tensor, group_size: int = 1
 ) -> tuple[Tensor, float]:
     """Add up the updates for each group's pruned weights as if no other went.
 

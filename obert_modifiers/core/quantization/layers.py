@@ -72,11 +72,7 @@ class _QuantizedAttention(Quantized):
     """An attention module whose two products take 8-bit inputs."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Compute the module; takes and returns what its own class does.
-
-        Raises:
-            RuntimeError: If it does not compute one attention, which has two products.
-        """  # noqa: DOC201, DOC101  of its own class
+        """Compute the module, as its own class does; raise if it is no attention."""
         with _Products(self.quantizers, self.training) as products:  # type: ignore[attr-defined]
             found = super().forward(*args, **kwargs)  # type: ignore[misc]
         if products.count != 2:
