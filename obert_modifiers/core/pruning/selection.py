@@ -106,9 +106,9 @@ def make_quotas(
 ) -> list[Quota]:
     """Return a quota for each pool of :func:`make_pools`, made with the pattern's unit.
 
-    What is pruned in the masks ``kept``, ``(d / Q, Q)``, stays pruned and counts; a pool
-    whose count is already reached wants nothing. ``by_weight`` says that the candidates
-    of N:M are single weights; each parameter keeps at least ``min_density``.
+    What is pruned in the masks ``kept``, ``(d / Q, Q)``, stays pruned and counts; a
+    pool whose count is already reached wants nothing. ``by_weight`` says that the
+    candidates of N:M are single weights; each parameter keeps ``min_density`` at least.
     """
     single = by_weight and pattern.n_m is not None
     unit = 1 if single else pattern.unit
