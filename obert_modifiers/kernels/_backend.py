@@ -17,11 +17,7 @@ _CHUNK_BYTES = 128 * 2**20  # of float64 working copies in the torch backend
 
 
 def choose_backend(
-    backend: str,
-    tensor: Tensor,
-    *,
-    among: tuple[str, ...] = BACKENDS,
-    tile: int = 1,
+    backend: str, tensor: Tensor, *, among: tuple[str, ...] = BACKENDS, tile: int = 1
 ) -> str:
     """Resolve ``"auto"`` and check that a backend can run on a tensor.
 

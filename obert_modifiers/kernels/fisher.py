@@ -44,12 +44,7 @@ def inverse_blocks(
 
 
 def inverse_group_blocks(
-    sums: Tensor,
-    scale: float,
-    damp: float,
-    group_size: int,
-    *,
-    backend: str = "auto",
+    sums: Tensor, scale: float, damp: float, group_size: int, *, backend: str = "auto"
 ) -> Tensor:
     """Invert the dampened Fisher and keep the diagonal ``Q x Q`` group blocks.
 

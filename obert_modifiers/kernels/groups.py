@@ -51,12 +51,7 @@ def solve_groups(
 
 
 def lowest_subsets(
-    groups: Tensor,
-    weights: Tensor,
-    pruned: Tensor,
-    size: int,
-    *,
-    backend: str = "auto",
+    groups: Tensor, weights: Tensor, pruned: Tensor, size: int, *, backend: str = "auto"
 ) -> tuple[Tensor, Tensor]:
     r"""Find the set of weights of lowest saliency in each group.
 

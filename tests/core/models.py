@@ -83,11 +83,7 @@ WIDTH = 12
 
 
 def make_config(**options) -> SecondOrderConfig:
-    return SecondOrderConfig(**{
-        "num_grads": 12,
-        "fisher_block_size": WIDTH,
-        **options,
-    })
+    return SecondOrderConfig(**{"num_grads": 12, "fisher_block_size": WIDTH, **options})
 
 
 def prune(

@@ -12,16 +12,8 @@ from obert_modifiers.core.quantization.scales import (
     load_quantization_,
     save_quantization,
 )
-from obert_modifiers.core.quantization.scheme import (
-    Scheme,
-    freeze_,
-    quantizers_of,
-)
-from tests.core.models import (
-    TOKENS,
-    Attending,
-    trained,
-)
+from obert_modifiers.core.quantization.scheme import Scheme, freeze_, quantizers_of
+from tests.core.models import TOKENS, Attending, trained
 
 
 @pytest.mark.parametrize("per_channel", [False, True])

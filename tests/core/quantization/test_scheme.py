@@ -4,9 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from obert_modifiers.core.quantization.fake_quant import (
-    ACTIVATION,
-)
+from obert_modifiers.core.quantization.fake_quant import ACTIVATION
 from obert_modifiers.core.quantization.scheme import (
     Scheme,
     find_layers,
@@ -15,10 +13,7 @@ from obert_modifiers.core.quantization.scheme import (
     quantizers_of,
     ranges_held,
 )
-from tests.core.models import (
-    Attending,
-    trained,
-)
+from tests.core.models import Attending, trained
 
 LAYERS = ["embedding", "block.query", "block.key", "block.value", "head"]
 
