@@ -407,37 +407,28 @@ def solve_joint_blocks(sums, scale, damp, weights, pruned, updated, increases):
     for b in prange(num_blocks):
         kept = np.empty(width, np.int64)
         right = np.empty(width, np.float64)
-        saved = np.empty(width, np.float64)
         block = np.empty((width, width), np.float64)
-        count = 0
+        removed = np.where(pruned[b], weights[b], 0.0)
+        pull = damp * removed
+        for j in range(width):
+            if pruned[b, j]:
+                for i in range(width):
+                    pull[i] += sums[b, j, i] * scale * removed[j]
+        count, increase = 0, 0.0
         for i in range(width):
-            if not pruned[b, i]:
-                kept[count] = i
+            if pruned[b, i]:
+                updated[b, i] = 0.0
+                increase += removed[i] * pull[i]
+            else:
+                kept[count], right[count] = i, pull[i]
                 count += 1
-        increase = 0.0
-        for i in range(width):
-            if pruned[b, i] and weights[b, i] != 0.0:
-                wi = np.float64(weights[b, i])
-                increase += damp * wi * wi
-                for j in range(width):
-                    if pruned[b, j]:
-                        increase += wi * sums[b, i, j] * scale * weights[b, j]
-        for i in range(count):
-            value = 0.0
-            for j in range(width):
-                if pruned[b, j]:
-                    value += sums[b, kept[i], j] * scale * weights[b, j]
-            right[i] = value
-            saved[i] = value
         _gather(sums[b], scale, damp, kept, count, block)
         if not _factor(block, count):
             failed[b] = 1
             continue
         _solve(block, count, right)
-        for i in range(width):
-            updated[b, i] = 0.0
         for i in range(count):
-            increase -= saved[i] * right[i]
+            increase -= pull[kept[i]] * right[i]
             updated[b, kept[i]] = weights[b, kept[i]] + right[i]
         increases[b] = 0.5 * max(increase, 0.0)
     return failed.sum()

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from obert_modifiers.core.pruning.layer_signals import (
     Call,
@@ -216,10 +217,7 @@ def _joined(batches: list[BatchGradients]) -> BatchGradients:
         # with zeros, which add nothing to a gradient: (1, T, n) each, (k, T, n) all.
         key = tuple((tensor.data_ptr(), tensor.shape) for tensor in values)
         if key not in known:
-            longest = max(one.shape[1] for one in values)
-            pads = [(0, 0, 0, longest - one.shape[1]) for one in values]
-            padded = map(torch.nn.functional.pad, values, pads)
-            known[key] = torch.cat(list(padded))
+            known[key] = pad_sequence([one[0] for one in values], batch_first=True)
         return known[key]
 
     parts: list[Signals | Tensor] = []
