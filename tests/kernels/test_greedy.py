@@ -157,6 +157,27 @@ def test_backends_agree_and_repeat_bit_for_bit(structure) -> None:
         assert torch.equal(run.saliency, runs[1].saliency)
 
 
+@pytest.mark.parametrize("backend", ["torch", "numba"])  # Triton hands over to torch
+@pytest.mark.parametrize("width", [50, 128, 384])
+def test_wide_blocks(width: int, backend: str) -> None:
+    """The saliencies up to a cut sum up to the loss increase of the whole set."""
+    sums, weights, _ = problem(2, width)
+    order = _eliminate(sums, weights, backend=backend)
+    half = width // 2
+    for lower in (True, False):
+        pruned = torch.zeros(2, width, dtype=torch.bool)
+        gone = order.order[:, :half] if lower else torch.arange(half).expand(2, half)
+        pruned.scatter_(1, gone, True)
+        _, increases = kernels.solve_joint_update(
+            sums, *NUMBERS, weights, pruned, backend=backend
+        )
+        total = order.saliency[:, :half].sum(dim=1).numpy()
+        if lower:
+            np.testing.assert_allclose(increases.numpy(), total, rtol=1e-7)
+        else:  # control: another set of that size increases the loss more
+            assert (increases.numpy() > total).all()
+
+
 def test_greedy_set_is_close_to_the_best_set() -> None:
     """Greedy cannot beat the best set and stays near it on small problems."""
     sums, weights, dense = problem(6, 8)

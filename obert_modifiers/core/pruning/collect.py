@@ -6,7 +6,7 @@ the owner's arithmetic is the same.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,20 +21,6 @@ from obert_modifiers.core.pruning.per_sample import BatchGradients
 GRADIENTS = -1  # in place of a number of positions: the gradients themselves
 # Up to so many positions it costs less to form a gradient in float64 than to copy it.
 _WIDE_POSITIONS = 64
-
-
-@dataclass(frozen=True)
-class Share:
-    """The whole output rows of a parameter that a process owns in one turn."""
-
-    target: int
-    start: int
-    stop: int
-
-    @property
-    def numel(self) -> int:
-        """Number of weights."""
-        return self.stop - self.start
 
 
 @dataclass
@@ -90,7 +76,7 @@ class Collector:
         """Give up after an error; there is nobody to tell."""
 
     def _cut(
-        self, batch: BatchGradients, shares: Sequence[Share]
+        self, batch: BatchGradients, shares: Sequence[Piece]
     ) -> Iterator[Signals | Tensor]:
         for share in shares:
             part, layout = batch.parts[share.target], self._layouts[share.target]
@@ -168,12 +154,13 @@ class Collector:
         return room[: size * numel].view(size, numel)
 
 
-def _shares_of(plan: MemoryPlan, rank: int, turn: int) -> list[Share]:
-    shares: dict[int, Share] = {}
+def _shares_of(plan: MemoryPlan, rank: int, turn: int) -> list[Piece]:
+    # The pieces of each parameter as one: the rows that a process owns in one turn.
+    shares: dict[int, Piece] = {}
     for i in plan.owned(rank, turn):
         piece = plan.pieces[i]
-        start = shares[piece.target].start if piece.target in shares else piece.start
-        shares[piece.target] = Share(piece.target, start, piece.stop)
+        first = shares.get(piece.target, piece)
+        shares[piece.target] = replace(first, stop=piece.stop)
     return list(shares.values())
 
 

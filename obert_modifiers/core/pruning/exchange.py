@@ -16,12 +16,8 @@ from obert_modifiers.core.distributed.parallel import (
     exchange,
     ran_out_of_memory,
 )
-from obert_modifiers.core.pruning.collect import (
-    GRADIENTS,
-    Collector,
-    Share,
-    positions_of,
-)
+from obert_modifiers.core.distributed.sharding import Piece
+from obert_modifiers.core.pruning.collect import GRADIENTS, Collector, positions_of
 from obert_modifiers.core.pruning.layer_signals import Signals
 from obert_modifiers.core.pruning.per_sample import BatchGradients
 
@@ -71,7 +67,7 @@ class ExchangingCollector(Collector):
             if size:
                 self._hold(size, positions, self._unpacked(flat, size, positions))
 
-    def _packed(self, batch: BatchGradients | None, shares: Sequence[Share]) -> Tensor:
+    def _packed(self, batch: BatchGradients | None, shares: Sequence[Piece]) -> Tensor:
         flat = [torch.empty(0, dtype=self._dtype, device=self._device)]
         for part in self._cut(batch, shares) if batch else ():
             if isinstance(part, Signals):
@@ -81,7 +77,7 @@ class ExchangingCollector(Collector):
         return torch.cat(flat)
 
     def _sizes(
-        self, share: Share, size: int, positions: Sequence[int]
+        self, share: Piece, size: int, positions: Sequence[int]
     ) -> tuple[int, ...]:
         # Elements of a share: of the gradients, or of inputs and output gradients.
         count, width = positions[share.target], self._layouts[share.target].shape[1]
