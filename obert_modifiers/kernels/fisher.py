@@ -9,8 +9,8 @@ from obert_modifiers.kernels._backend import (
     choose_backend,
     dampened,
     padded_width,
-    run_blocks,
 )
+from obert_modifiers.kernels._run import run_blocks
 
 
 def accumulate_blocks_(sums: Tensor, grads: Tensor, *, backend: str = "auto") -> Tensor:

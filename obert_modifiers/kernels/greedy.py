@@ -11,8 +11,8 @@ from obert_modifiers.kernels._backend import (
     choose_backend,
     dampened,
     padded_width,
-    run_blocks,
 )
+from obert_modifiers.kernels._run import run_blocks
 from obert_modifiers.kernels.fisher import diagonal_groups
 
 

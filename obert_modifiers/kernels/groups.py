@@ -10,8 +10,8 @@ from obert_modifiers.kernels._backend import (
     cholesky,
     choose_backend,
     padded_width,
-    run_blocks,
 )
+from obert_modifiers.kernels._run import run_blocks
 
 
 def solve_groups(

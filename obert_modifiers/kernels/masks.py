@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from obert_modifiers.kernels._backend import choose_backend, run_compiled
+from obert_modifiers.kernels._backend import choose_backend
+from obert_modifiers.kernels._run import run_compiled
 
 # numpy has no bfloat16; zero is the same bits in all of them.
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

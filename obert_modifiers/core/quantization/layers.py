@@ -154,7 +154,7 @@ def attach_(module: nn.Module, per_channel: bool, limit: int = FULL_RANGE) -> No
     plain = type(module)
     where = next(module.parameters()).device
     inputs = {nn.Linear: ("input",), nn.Embedding: ()}.get(plain, _OPERANDS)
-    quantizers = {role: Quantizer(ACTIVATION, where) for role in inputs}
+    quantizers = {role: Quantizer(ACTIVATION, where, limit=limit) for role in inputs}
     if plain in LAYERS:
         rows = per_channel and plain is nn.Linear
         quantizers = {"weight": Quantizer(WEIGHT, where, rows, limit), **quantizers}
