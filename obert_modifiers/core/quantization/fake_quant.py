@@ -56,7 +56,7 @@ class Quantizer:
         """Start without a range, on a device."""
         self.kind, self.per_channel, self.limit = kind, per_channel, limit
         self.observing, self.ready = True, False
-        self.scale = torch.ones(1, device=device)
+        self.scale = torch.ones(1, dtype=torch.float32, device=device)
         self.zero_point = torch.zeros(1, dtype=torch.int32, device=device)
         self._calibrated: int | None = None  # batches, while calibrating
         observer: Any = MovingAverageMinMaxObserver
