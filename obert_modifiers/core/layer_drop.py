@@ -44,12 +44,10 @@ def choose_layers(
     choices here are those of SparseML's own recipes for BERT with 3 and 6 layers:
     0, 6, 11 and 0, 2, 4, 6, 8, 11.
 
-    Args:
-        total: Layers L of the model.
-        keep: How many layers K stay, or their indices, counted from 0.
-        choice: ``first_middle_last``: 0, L // 2 and L - 1, only for K = 3.
-            ``interleaved``: i L // K for i < K, with the last of them moved to L - 1.
-            None takes the first for three layers and the second for any other number.
+    ``keep`` has the number K of layers that stay of L, or their indices, from 0. Of the
+    choices ``first_middle_last`` takes 0, L // 2 and L - 1, only for K = 3;
+    ``interleaved`` i L // K for i < K, with the last of them moved to L - 1. None takes
+    the first for three layers and the second for any other number.
 
     Returns:
         Indices of the layers that stay, increasing.

@@ -20,13 +20,9 @@ from obert_modifiers.kernels.fisher import diagonal_groups
 class GreedyOrder:
     """Order of elimination inside every block.
 
-    With groups of Q > 1 weights the ranks are those of groups: B is then B / Q.
-
-    Attributes:
-        order: ``(num_blocks, B)``, int64. The index inside the block of the weight
-            (or group) that goes first, second, ...; those that stay follow by index.
-        saliency: ``(num_blocks, B)``, float64. Loss increase of each removal by rank,
-            given the removals before it; infinite for those that stay.
+    Both are ``(num_blocks, B / Q)``: the index inside the block of the group of Q that
+    goes first, second, ..., int64, and the loss increase by its removal, given those
+    before it. Those that stay follow by index, and their saliency is infinite.
     """
 
     order: Tensor

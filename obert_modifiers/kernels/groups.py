@@ -25,15 +25,11 @@ def solve_groups(
 
     Time: ``O(d Q^2)``; memory: the result.
 
-    Args:
-        groups: Diagonal ``Q x Q`` blocks of the inverse Fisher,
-            ``(num_blocks, B / Q, Q, Q)``, float64.
-        weights: ``(num_blocks, B / Q, Q)``.
-        members: ``(num_blocks, B / Q, Q)``, bool, True = in P.
-        backend: See :mod:`obert_modifiers.kernels`.
+    The ``groups`` are the diagonal ``Q x Q`` blocks of the inverse Fisher,
+    ``(num_blocks, B / Q, Q, Q)``; weights and members are ``(num_blocks, B / Q, Q)``.
 
     Returns:
-        ``(num_blocks, B / Q, Q)``, exactly zero outside of P.
+        x, ``(num_blocks, B / Q, Q)``, exactly zero outside of P.
     """
     solved = weights.new_zeros(weights.shape, dtype=torch.float64)
     chosen = choose_backend(backend, groups, tile=padded_width(weights.shape[2]))

@@ -110,13 +110,8 @@ def plan_event(
 ) -> MemoryPlan:
     """Plan the state of a pruning event from the shapes of its parameters.
 
-    Args:
-        layouts: Of each parameter.
-        fisher_block_size: Width B of a Fisher block.
-        fisher_dtype: Precision of the sums.
-        ranks: Number of processes.
-        memory_budget: Bytes on the device of one process, beside the model, or None.
-        host_budget: Bytes of host memory for sums; 0 where the device is the host.
+    Budgets are in bytes for one process: on its device, beside the model, and of host
+    memory for sums, 0 where the device is the host.
 
     Returns:
         The plan with the fewest turns that fits.

@@ -123,14 +123,10 @@ def resolve_damp(
 ) -> float:
     r"""Choose the dampening of one pruning event, the same for all parameters.
 
-    Args:
-        traces: Sums of the undampened diagonal over the living weights, by piece.
-        living: Number of those weights.
-        damp: Absolute :math:`\lambda` as in oBERT equation (2); None to derive it.
-        damp_fraction: Fraction of the mean of that diagonal.
-
     Returns:
-        :math:`\lambda > 0`.
+        :math:`\lambda > 0` as in oBERT equation (2): ``damp``, or a fraction of the
+        undampened diagonal's mean; ``traces`` are its sums over the ``living`` weights
+        of each piece.
 
     Raises:
         ValueError: If every gradient is zero, so that a fraction of the mean diagonal

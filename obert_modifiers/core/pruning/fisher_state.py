@@ -32,16 +32,9 @@ class FisherState:
     """State of the pieces that this process owns, turn by turn.
 
     With one turn everything is collected once. With more, a turn is collected when it
-    is asked for, and again if it has gone; the samples are the same each time.
-
-    Attributes:
-        model: Model that holds the targets, not wrapped for distributed training.
-        targets: Parameters to prune.
-        masks: Current mask of each, True = kept.
-        plan: As from :func:`~.event.plan_targets`.
-        config: How to prune.
-        source: Where the gradients come from.
-        draw: Number of the draw of samples.
+    is asked for, and again if it has gone; the samples are the same each time. It is
+    made of what :func:`~.pruning_step.second_order_step_` takes, and of the plan of
+    :func:`~.event.plan_targets`.
     """
 
     model: nn.Module

@@ -91,16 +91,7 @@ class Call:
 def captured(
     layers: Collection[nn.Module], copied: Collection[nn.Module]
 ) -> Iterator[list[Call]]:
-    """List the calls of Linear layers in the body; their hooks are gone afterwards.
-
-    Inputs and outputs of ``copied`` layers are copied, as they are changed later.
-
-    Yields:
-        The calls, in their order.
-
-    Raises:
-        ValueError: If a layer runs without gradients.
-    """
+    """List the calls of Linear layers in the body; their hooks are gone afterwards."""
     calls: list[Call] = []
 
     def begin(layer: nn.Module, args: tuple) -> tuple:
@@ -116,7 +107,7 @@ def captured(
                 "outputs; expected a plain forward pass; use use_reentrant=False"
             )
         inputs = args[0].detach()
-        copy = layer in copied
+        copy = layer in copied  # as inputs or outputs are changed later
         calls.append(Call(layer, inputs.clone() if copy else inputs, output))
         return output.clone() if copy else output
 

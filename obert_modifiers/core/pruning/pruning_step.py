@@ -29,14 +29,10 @@ _LOGGER = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StepResult:
-    """Masks and figures of one event.
+    """New mask of each target, True = kept, and figures of the event.
 
-    Attributes:
-        masks: New mask of each target, True = kept.
-        predicted_loss_increase: In units of the loss; None for magnitude pruning.
-        gradients: Gradients used and skipped.
-        damp: Dampening used; None for magnitude pruning.
-        plan: Where the Fisher state lived; None for magnitude pruning.
+    The loss increase is in units of the loss. Magnitude pruning has none, and neither
+    dampening nor a plan of where the Fisher state lived.
     """
 
     masks: list[Tensor]

@@ -11,13 +11,9 @@ from torch import Tensor, nn
 class SampleRequest:
     """What a pruning event asks of the training data.
 
-    Attributes:
-        num_samples: Gradients wanted over all processes: samples, or batches where
-            the granularity is ``"batch"``.
-        share: How many of them this process is to give.
-        draw: Number of the draw, counted from 0; equal draws give equal samples.
-        options: ``grad_sampler_kwargs`` of the recipe, such as ``batch_size``.
-        granularity: ``"sample"`` or ``"batch"``.
+    So many samples over all processes, or batches where the granularity is ``"batch"``,
+    of which this one is to give its share. Equal draws, counted from 0, give equal
+    samples. Options are ``grad_sampler_kwargs`` of the recipe, such as ``batch_size``.
     """
 
     num_samples: int

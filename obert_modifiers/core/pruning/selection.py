@@ -143,13 +143,9 @@ def choose(
     """Choose the candidates of lowest saliency for each quota, over all processes.
 
     oBERT section 3.2.1 for a global threshold. Ties go to the lower piece, then to the
-    lower index.
-
-    Args:
-        candidates: Of each piece of this process, by its place among all pieces.
-        owners: Parameter of each piece of all processes.
-        quotas: How many to choose.
-        device: Where the process group can work; None chooses on this process only.
+    lower index. Candidates are those of this process, by the place of their piece among
+    all pieces, whose parameters are ``owners``. With a device, where the process group
+    can work, the choice is among the candidates of all processes.
 
     Returns:
         For each piece of this process ``(n,)``, bool; raises as :func:`smallest` does.
