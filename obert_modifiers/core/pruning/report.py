@@ -20,8 +20,8 @@ class PruneReport:
 
     Steps count from 0. Sparsities are over all targets, ``layers`` counts of each. The
     memory is the highest of the process (CPU) or device so far; gradients are of all
-    processes, and skipped where they were not finite. Magnitude pruning has no predicted
-    loss increase (in units of the loss), no dampening and no plan of the Fisher state.
+    processes, and skipped where they were not finite. Magnitude pruning has neither
+    predicted loss increase (in units of the loss) nor dampening nor plan of a Fisher.
     """
 
     modifier: str
