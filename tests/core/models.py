@@ -260,18 +260,14 @@ class ToyAttention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         q, k, v = self.query(x), self.key(x), self.value(x)
-        if self.fused == "sdpa":
-            mask = torch.zeros(x.shape[1], x.shape[1])
-            mask[:, -1] = -1e9
-            return nnf.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        if self.fused == "bool":
-            mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool)
-            mask[:, -1] = False
+        mask = torch.zeros(x.shape[1], x.shape[1])
+        mask[:, -1] = -1e9
+        if self.fused in ("sdpa", "bool"):
+            mask = mask == 0 if self.fused == "bool" else mask
             return nnf.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         if self.fused == "other":
             return torch.einsum("bik,bjk,bjd->bid", q, k, v)
-        scores = q @ k.transpose(1, 2) / 8**0.5
-        scores[:, :, -1] = -1e9
+        scores = q @ k.transpose(1, 2) / 8**0.5 + mask
         return torch.matmul(scores.softmax(-1), v)
 
 
