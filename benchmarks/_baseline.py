@@ -186,7 +186,7 @@ def rank_one_step_(
         for w, state in zip(weights, states, strict=True)
     ]
     count = round(sparsity * sum(w.numel() for w in weights))
-    pruned = smallest(saliency, count)
+    pruned = smallest(dict(enumerate(saliency)), count, len(saliency))
     with torch.no_grad():
         for i, parameter in enumerate(parameters):
             pull = torch.where(pruned[i], weights[i] / states[i].diagonal(), 0.0)

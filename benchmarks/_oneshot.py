@@ -16,6 +16,7 @@ from obert_modifiers.core.options import SecondOrderConfig
 from obert_modifiers.core.patterns import MaskPattern, parse_mask_type
 from obert_modifiers.core.pruning.event import CANDIDATES, PruningEvent, plan_targets
 from obert_modifiers.core.pruning.fisher import BlockFisher
+from obert_modifiers.core.pruning.fisher_state import FisherState
 from obert_modifiers.core.pruning.pruning_step import (
     magnitude_step_,
     second_order_step_,
@@ -244,7 +245,7 @@ class OneShot:
             torch.ones_like(t.parameter, dtype=torch.bool) for t in self.targets
         ]
         self._rankings = rankings
-        self._owner: PruningEvent | None = None
+        self._owner: FisherState | None = None
         self._seconds = 0.0
 
     def _source(self, fisher: FisherOptions, seed: int) -> GradientSource:
@@ -270,17 +271,16 @@ class OneShot:
         self.release()  # before the next one is allocated
         with_mean = [job for job in jobs if job.first_order]
         config = (with_mean or jobs)[0].config()
-        self._owner = PruningEvent(
+        self._owner = FisherState(
             self.model,
             self.targets,
             self._masks,
             plan_targets(self.targets, config),
             config,
             self._source(jobs[0].fisher, seed),
-            0,
         )
         started = time.perf_counter()
-        for _ in self._owner.state.sweep():
+        for _ in self._owner.sweep():
             pass
         self._seconds = time.perf_counter() - started
         return f"{self._owner.plan.describe()}, {self._seconds:.0f} s"
@@ -315,16 +315,7 @@ class OneShot:
 
     def _shared_step_(self, job: Job, seed: int) -> float:
         owner, config = self._owner, job.config()
-        event = PruningEvent(
-            self.model,
-            self.targets,
-            self._masks,
-            owner.plan,
-            config,
-            owner.source,
-            owner.draw,
-            state=owner.state,
-        )
+        event = PruningEvent(owner, config)
         numels = [mask.numel() for mask in self._masks]
         goals = [job.sparsity] * len(numels)
         pools = make_pools(numels, goals, True, config.pattern.unit)

@@ -25,6 +25,7 @@ from torch import distributed as dist
 from obert_modifiers.core.distributed.memory import peak_memory
 from obert_modifiers.core.options import SecondOrderConfig
 from obert_modifiers.core.pruning.event import PruningEvent, plan_targets
+from obert_modifiers.core.pruning.fisher_state import FisherState
 from obert_modifiers.core.pruning.selection import Pool, make_pools
 
 NUM_GRADS, QUICK_GRADS, SPARSITY = 256, 64, 0.8
@@ -50,7 +51,7 @@ class TimedEvent(PruningEvent):
         for _ in self.state.sweep():
             pass
         self.seconds["gradients_and_fisher"] = self._now() - started
-        numels = [mask.numel() for mask in self.masks]
+        numels = [mask.numel() for mask in self.state.masks]
         pools = make_pools(numels, [SPARSITY] * len(numels), True)
         found, _ = self.best_outcome(pools)
         self.seconds["total"] = self._now() - started
@@ -91,7 +92,7 @@ def make_event(device: torch.device, num_grads: int, most: int | None) -> TimedE
     config = SecondOrderConfig(num_grads=num_grads)
     plan = plan_targets(targets, config)
     source = encoder.source_of(model, data)
-    return TimedEvent(model, targets, masks, plan, config, source, 0)
+    return TimedEvent(FisherState(model, targets, masks, plan, config, source))
 
 
 def work(rank: int, processes: int, on_gpu: bool, num_grads: int, folder: str) -> None:

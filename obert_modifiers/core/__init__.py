@@ -12,14 +12,7 @@ from types import ModuleType
 
 
 def importing(package: str) -> Callable[[str], ModuleType]:
-    """Make a package's ``__getattr__``, which imports its modules on first use.
-
-    Args:
-        package: Its full name.
-
-    Returns:
-        The function; it raises AttributeError where there is no module of that name.
-    """
+    """Return a package's ``__getattr__``, which imports its modules on first use."""
 
     def module_of(name: str) -> ModuleType:
         full = f"{package}.{name}"

@@ -23,23 +23,22 @@ def distillation_loss(
     section 2; GMP★ section 2.1, "Knowledge Distillation"). The factor :math:`T^2`
     keeps the size of the gradient independent of the temperature.
 
-    Args:
-        student: Logits :math:`z_s` of the student, ``(k, classes)``, floating point.
-        teacher: Logits :math:`z_t` of the teacher, same shape.
-        temperature: Softening T, larger than 0.
-        kept: ``(k, classes)``, bool; False leaves an entry out of both softmaxes.
-            Each row has one that is True. None keeps all.
+    Logits :math:`z_s` of the student and :math:`z_t` of the teacher are
+    ``(k, classes)``. Where the bool ``kept`` of that shape is False, an entry is left
+    out of both softmaxes; each row has one that is True.
 
     Returns:
         Divergence of each row, ``(k,)``, float32 or wider.
 
     Raises:
-        ValueError: If the shapes differ or the temperature is not positive.
+        ValueError: If the shapes differ or the temperature T is not positive.
     """
-    _check_logits(student, teacher)
-    _check_temperature(temperature)
-    # Half-precision logits lose the small differences that distillation is about.
-    student, teacher = _at_least_float32(student), _at_least_float32(teacher)
+    if temperature <= 0.0:
+        raise ValueError(
+            f"temperature={temperature} is not positive; expected a number above 0; "
+            "use 2.0"
+        )
+    student, teacher = _comparable(student, teacher)
     if kept is not None:
         student = student.masked_fill(~kept, -torch.inf)
         teacher = teacher.masked_fill(~kept, -torch.inf)
@@ -60,9 +59,8 @@ def regression_distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
     number, so that the divergence of :func:`distillation_loss` would be 0; and a number
     has no temperature, which is not used.
     """
-    _check_logits(student, teacher)
-    error = _at_least_float32(student) - _at_least_float32(teacher)
-    return error.square().mean(dim=-1)
+    student, teacher = _comparable(student, teacher)
+    return (student - teacher).square().mean(dim=-1)
 
 
 def binary_distillation_loss(
@@ -74,27 +72,25 @@ def binary_distillation_loss(
     Bernoulli(\sigma(z_{s,j} / T)))`: :func:`distillation_loss` of a label against its
     absence, the mean over the labels as in the task's loss.
     """
-    _check_logits(student, teacher)
     # A sigmoid is the softmax of the logit and 0.
     student = torch.stack([student, torch.zeros_like(student)], dim=-1)
     teacher = torch.stack([teacher, torch.zeros_like(teacher)], dim=-1)
     return distillation_loss(student, teacher, temperature).mean(dim=-1)
 
 
-def _check_logits(student: Tensor, teacher: Tensor) -> None:
+def _comparable(
+    student: Tensor,
+    teacher: Tensor,
+    what: str = "logits",
+    fix: str = "use a teacher with the same labels",
+) -> tuple[Tensor, Tensor]:
     if student.shape != teacher.shape:
         raise ValueError(
-            f"teacher logits have shape {tuple(teacher.shape)}; expected the "
-            f"student's {tuple(student.shape)}; use a teacher with the same labels"
+            f"teacher {what} have shape {tuple(teacher.shape)}; expected the student's "
+            f"{tuple(student.shape)}; {fix}"
         )
-
-
-def _check_temperature(temperature: float) -> None:
-    if temperature <= 0.0:
-        raise ValueError(
-            f"temperature={temperature} is not positive; expected a number above 0; "
-            "use 2.0"
-        )
+    # Half-precision logits lose the small differences that distillation is about.
+    return _at_least_float32(student), _at_least_float32(teacher)
 
 
 def mix_losses(task_loss: Tensor, distilled: Tensor, hardness: float) -> Tensor:
@@ -108,11 +104,9 @@ def mix_losses(task_loss: Tensor, distilled: Tensor, hardness: float) -> Tensor:
 class Outputs:
     """What of a model's outputs can be distilled.
 
-    Attributes:
-        logits: ``(k, classes)`` or ``(k, T, classes)``; start and end logits of
-            question answering ``(k, T)``.
-        over_positions: True where the classes are the positions of the sequence.
-        hidden: ``(k, T, H)`` after each layer; empty where the model gives none.
+    Logits are ``(k, classes)`` or ``(k, T, classes)``, or start and end logits
+    ``(k, T)``, whose classes are the positions of the sequence. ``hidden`` states are
+    ``(k, T, H)`` after each layer; empty where the model gives none.
     """
 
     logits: tuple[Tensor, ...]
@@ -139,12 +133,9 @@ def read_outputs(outputs: Any) -> Outputs:
 
 @dataclass(frozen=True)
 class RowLosses:
-    """The distillation loss of each row of logits that counts.
+    """The loss ``(n,)`` of each row of logits that counts, of ``size`` samples k.
 
-    Attributes:
-        values: ``(n,)``.
-        samples: ``(n,)``, the sample that each row belongs to.
-        size: Number of samples k.
+    ``samples`` ``(n,)`` has the sample that each row belongs to.
     """
 
     values: Tensor
@@ -175,22 +166,13 @@ def output_losses(
 
     Classes by :func:`distillation_loss`, numbers (one output) by
     :func:`regression_distillation_loss`, several labels at once by
-    :func:`binary_distillation_loss`.
+    :func:`binary_distillation_loss`: as ``problem_type`` of the student's configuration
+    says, or else outputs and labels, as in transformers.
 
-    A row is a sample, or for tokens a position; there rows of padding and rows whose
-    label is -100 are left out. For question answering, start and end logits are a row
-    each, and positions of padding are left out of the softmax. Memory: for tokens, the
-    logits of the rows that count, twice.
-
-    Args:
-        student: Outputs of the student.
-        teacher: Outputs of the teacher on the same inputs.
-        temperature: Softening T, larger than 0.
-        attention_mask: ``(k, T)``, 0 for padding; None counts every position.
-        labels: Labels of the task; of interest where there is one for each token or
-            output.
-        problem: ``problem_type`` of the student's configuration; None goes by
-            outputs and labels as transformers does.
+    A row is a sample, or for tokens a position; there rows of padding, 0 in the
+    ``(k, T)`` attention mask, and rows whose label is -100 are left out. For question
+    answering, start and end logits are a row each, and positions of padding are left
+    out of the softmax. Memory: for tokens, the logits of the rows that count, twice.
 
     Returns:
         The loss of each row that counts.
@@ -233,7 +215,7 @@ def counted_tokens(
 ) -> Tensor:
     """Return ``(k, T)`` rows without padding and tokens without a label (-100).
 
-    Masks and labels of other shapes than ``(k, T)``, and None, tell nothing.
+    Masks and labels of other shapes, and None, tell nothing.
     """
     if _fits(attention_mask, rows.shape):
         rows = rows & attention_mask.ne(0)
@@ -252,26 +234,14 @@ def square_head_losses(
     :math:`MSE(f_s, f_t) / MSE(f_t, 0)` over the batch. With
     :math:`N_i = \sum (f_s - f_t)^2` and :math:`D_i = \sum f_t^2` over the tokens of
     sample i, this returns :math:`N_i / (\sum_j D_j / k)`, whose mean is that number:
-    the normaliser takes no gradient and is the same for all samples.
-
-    Args:
-        student: Hidden states :math:`f_s` of the student, ``(k, T, H)``.
-        teacher: Hidden states :math:`f_t` of the teacher, same shape.
-        rows: ``(k, T)``, bool, tokens that count; None for all.
+    the normaliser takes no gradient and is the same for all samples. Hidden states f
+    are ``(k, T, H)``; the bool ``(k, T)`` rows are the tokens that count.
 
     Returns:
-        ``(k,)``, float32 or wider.
-
-    Raises:
-        ValueError: If the shapes differ.
+        ``(k,)``, float32 or wider; raises if the shapes differ.
     """
-    if student.shape != teacher.shape:
-        raise ValueError(
-            f"teacher's hidden states have shape {tuple(teacher.shape)}; expected the "
-            f"student's {tuple(student.shape)}; use a teacher of the same width or "
-            "hidden_weight: 0"
-        )
-    student, teacher = _at_least_float32(student), _at_least_float32(teacher)
+    fix = "use a teacher of the same width or hidden_weight: 0"
+    student, teacher = _comparable(student, teacher, "hidden states", fix)
     error = (student - teacher).square().sum(dim=-1)  # (k, T)
     norm = teacher.square().sum(dim=-1)
     if rows is not None:
@@ -285,13 +255,9 @@ def map_layers(
 ) -> list[tuple[int, int]]:
     """Pair the layers of a student with layers of its teacher.
 
-    Args:
-        layer_map: ``uniform``: layer l of the student's L, counted from 1, with layer
-            floor(l M / L) of the teacher's M; ``last``: only the last with the last;
-            or, for each layer of the student, the index of the teacher's, counted
-            from 0.
-        student: Layers of the student.
-        teacher: Layers of the teacher.
+    ``uniform``: layer l of the student's L, counted from 1, with layer floor(l M / L)
+    of the teacher's M; ``last``: only the last with the last; or, for each layer of the
+    student, the index of the teacher's, counted from 0.
 
     Returns:
         Indices, counted from 0: the student's and the teacher's.
@@ -324,12 +290,10 @@ def hidden_losses(
     layer_map: str | Sequence[int],
     attention_mask: Tensor | None = None,
 ) -> Tensor:
-    """Compare hidden states layer by layer, the mean over the pairs of layers.
-
-    Takes the ``layer_map`` of :func:`map_layers`, and leaves padding out.
+    """Compare hidden states by :func:`square_head_losses`, without padding.
 
     Returns:
-        ``(k,)``, a loss for each sample, whose mean is that of the batch.
+        ``(k,)``, the mean over the pairs of layers of :func:`map_layers`.
 
     Raises:
         ValueError: If one of the models gives no hidden states.

@@ -44,12 +44,10 @@ def choose_layers(
     choices here are those of SparseML's own recipes for BERT with 3 and 6 layers:
     0, 6, 11 and 0, 2, 4, 6, 8, 11.
 
-    Args:
-        total: Layers L of the model.
-        keep: How many layers K stay, or their indices, counted from 0.
-        choice: ``first_middle_last``: 0, L // 2 and L - 1, only for K = 3.
-            ``interleaved``: i L // K for i < K, with the last of them moved to L - 1.
-            None takes the first for three layers and the second for any other number.
+    ``keep`` has the number K of layers that stay of L, or their indices, from 0. Of the
+    choices ``first_middle_last`` takes 0, L // 2 and L - 1, only for K = 3;
+    ``interleaved`` i L // K for i < K, with the last of them moved to L - 1. None takes
+    the first for three layers and the second for any other number.
 
     Returns:
         Indices of the layers that stay, increasing.
@@ -57,41 +55,29 @@ def choose_layers(
     Raises:
         ValueError: If the model has no such layers, or all would stay.
     """
-    if not isinstance(keep, int):
-        return _listed(total, keep)
-    if keep >= total:
+    listed = None if isinstance(keep, int) else list(keep)
+    beyond = [i for i in listed or () if i >= total]
+    if beyond:
         raise ValueError(
-            f"keep={keep} drops none of the model's {total} layers; expected fewer "
-            "than it has; lower it or leave the modifier out"
+            f"keep={listed} names layer {beyond[0]} of a model with {total} layers; "
+            f"expected indices from 0 to {total - 1}; correct it"
         )
+    if (keep if isinstance(keep, int) else len(keep)) >= total:
+        raise ValueError(
+            f"keep={listed or keep} drops none of the model's {total} layers; expected "
+            "fewer than it has; lower it or leave the modifier out"
+        )
+    if not isinstance(keep, int):
+        return tuple(keep)
     choice = choice or (CHOICES[0] if keep == 3 else CHOICES[1])
     if choice == CHOICES[0]:
         return (0, total // 2, total - 1)
     return (*(i * total // keep for i in range(keep - 1)), total - 1)
 
 
-def _listed(total: int, keep: Sequence[int]) -> tuple[int, ...]:
-    beyond = [i for i in keep if i >= total]
-    if beyond:
-        raise ValueError(
-            f"keep={list(keep)} names layer {beyond[0]} of a model with {total} "
-            f"layers; expected indices from 0 to {total - 1}; correct it"
-        )
-    if len(keep) == total:
-        raise ValueError(
-            f"keep={list(keep)} drops none of the model's {total} layers; expected "
-            "fewer than it has; leave one out or remove the modifier"
-        )
-    return tuple(keep)
-
-
 def find_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """Return the encoder's list of layers with its full name.
-
-    Raises:
-        ValueError: If there is none, or more than one.
-    """
-    count = _config_count(model)
+    """Return the encoder's only list of layers with its full name, or raise."""
+    count = getattr(_config(model), _COUNT, None)
     found: dict[str, nn.ModuleList] = {}
     for name, module in model.named_modules():
         inside = any(name.startswith(f"{outer}.") for outer in found)
@@ -112,11 +98,7 @@ def find_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
 
 
 def layers_left(model: nn.Module, names: Sequence[str]) -> tuple[int, ...]:
-    """Return the indices of the layers that stay where others are dropped by name.
-
-    Raises:
-        ValueError: If a name is not that of a layer of the encoder, or none is left.
-    """
+    """Return the indices of the layers that stay where others are dropped by name."""
     place, layers = find_layers(model)
     known = [f"{place}.{index}" for index in range(len(layers))]
     for name in names:
@@ -137,9 +119,7 @@ def layers_left(model: nn.Module, names: Sequence[str]) -> tuple[int, ...]:
 def plan_layers(
     model: nn.Module, keep: int | Sequence[int], choice: str | None = None
 ) -> tuple[int, ...]:
-    """Choose the layers of a model that stay, and check that it can do without others.
-
-    Takes the ``keep`` and ``choice`` of :func:`choose_layers`; nothing is changed.
+    """Choose the layers that stay by :func:`choose_layers`, and check that they can.
 
     Returns:
         Indices of the layers that stay.
@@ -150,7 +130,7 @@ def plan_layers(
     """
     name, layers = find_layers(model)
     kept = choose_layers(len(layers), keep, choice)
-    for option, value in _options(model).items():
+    for option, value in getattr(_config(model), "__dict__", {}).items():
         if value is True and any(index in option for index in _INDEX_NAMES):
             raise ValueError(
                 f"model={type(model).__name__} has {option}, by which a layer computes "
@@ -170,15 +150,12 @@ def plan_layers(
 
 
 def drop_layers_(model: nn.Module, kept: Sequence[int]) -> DroppedLayers:
-    """Drop all other layers of a model; changes the model in place.
+    """Return what was dropped: all other layers of a model, in place.
 
     The list of layers stays the same object. The layers that stay are numbered anew:
     by their place in the list, in their own ``layer_idx``, and in the numbers and
     lists of the configuration, of which the model gets a copy, so that another model
     with the same one keeps its layers. Buffers, hooks and weights stay as they are.
-
-    Returns:
-        What was dropped.
     """
     name, layers = find_layers(model)
     total = len(layers)
@@ -198,16 +175,12 @@ def drop_layers_(model: nn.Module, kept: Sequence[int]) -> DroppedLayers:
     return DroppedLayers(name, total, tuple(kept), gone)
 
 
+def _config(model: nn.Module) -> Any:
+    return getattr(model, "config", None)
+
+
 def _shapes(layer: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(values.shape) for name, values in layer.named_parameters()}
-
-
-def _options(model: nn.Module) -> dict[str, Any]:
-    return getattr(getattr(model, "config", None), "__dict__", {})
-
-
-def _config_count(model: nn.Module) -> int | None:
-    return getattr(getattr(model, "config", None), _COUNT, None)
 
 
 def _renumber(layer: nn.Module, old: int, new: int) -> None:

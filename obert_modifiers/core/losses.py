@@ -53,13 +53,9 @@ def token_loss(outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
 def token_sums(
     outputs: Any, batch: Mapping[str, Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sum loss and hits over the labelled tokens of each sample.
+    """Return each sample's summed loss, labelled tokens and hits among them, (k,) each.
 
     Logits (k, T, classes); labels (k, T), -100 for none.
-
-    Returns:
-        Sum of the cross-entropies, number of labelled tokens and of those that are
-        predicted right, each (k,).
     """
     labels = batch["labels"]
     labelled = labels.ne(IGNORED_LABEL)

@@ -24,11 +24,8 @@ def problem_of(
 ) -> str | None:
     """Tell what logits stand for, by the rule of transformers.
 
-    Args:
-        logits: (k, outputs), or (k, T, outputs).
-        labels: Their labels, if there are any.
-        named: The ``problem_type`` of the model's configuration, which decides where
-            logits are those of samples.
+    ``named`` is the ``problem_type`` of the model's configuration, which decides where
+    logits (k, outputs) are those of samples and not of tokens, (k, T, outputs).
 
     Returns:
         `REGRESSION` for one output, `MULTI_LABEL` for a label at each of several

@@ -12,14 +12,10 @@ _N_M = re.compile(r"([1-9][0-9]*):([1-9][0-9]*)")
 
 @dataclass(frozen=True)
 class MaskPattern:
-    """Structure of the sparsity: which weights live or die together.
+    """Structure of the sparsity, by the recipe's word for it, such as ``block4``.
 
-    Attributes:
-        name: The recipe's word for it, such as ``block4``.
-        rows: Output rows R of a group.
-        columns: Input columns C of a group; M for N:M.
-        n_m: (N, M), N kept of every M along the input dimension; None for groups
-            that live or die as a whole, single weights among them.
+    Groups have R output rows and C input columns, M for N:M. With ``n_m`` N of every M
+    weights stay along the input dimension; else groups live or die as a whole.
     """
 
     name: str
@@ -54,13 +50,10 @@ UNSTRUCTURED = MaskPattern("unstructured")
 
 
 def parse_mask_type(text: str) -> MaskPattern:
-    """Read a recipe's ``mask_type``.
+    """Return the pattern of a recipe's ``mask_type``.
 
     ``block4`` and ``block:RxC`` are groups of 1 x 4 and R x C weights (output rows x
     input columns); ``N:M`` keeps N of every M weights along the input dimension.
-
-    Returns:
-        The pattern.
 
     Raises:
         ValueError: If the word is unknown, with the nearest one, or keeps everything.
@@ -88,11 +81,7 @@ def parse_mask_type(text: str) -> MaskPattern:
 
 
 def check_block_size(fisher_block_size: int, pattern: MaskPattern) -> None:
-    """Check that no group would straddle two Fisher blocks.
-
-    Raises:
-        ValueError: If the group size does not divide the block size.
-    """
+    """Raise if a group would straddle two Fisher blocks."""
     size = pattern.group_size
     if fisher_block_size % size:
         raise ValueError(

@@ -11,12 +11,7 @@ from obert_modifiers.core.quantization.scheme import quantizers_of
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a model held at some time.
-
-    Attributes:
-        values: Copies of parameters and buffers by name, on the CPU; shared ones once.
-        ranges: State of each quantizer by name; empty before quantization.
-    """
+    """Copies of parameters and buffers on the CPU, states of quantizers, by name."""
 
     values: dict[str, Tensor]
     ranges: dict[str, dict[str, Any]]
@@ -31,7 +26,7 @@ def take_snapshot(model: nn.Module) -> Snapshot:
 
 @torch.no_grad()
 def restore_snapshot_(model: nn.Module, snapshot: Snapshot) -> bool:
-    """Put the copies back into the model; writes parameters, buffers and ranges.
+    """Write the copies back into parameters, buffers and ranges.
 
     Returns:
         True if a parameter or buffer held something else.

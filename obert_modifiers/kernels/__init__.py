@@ -5,9 +5,10 @@ they are installed, and plain torch otherwise. Triton holds a block on chip: for
 wider than 128, padded to a power of two, torch takes its place.
 
 Names and shapes are those of :mod:`obert_modifiers.core.pruning`: ``sums`` S
-``(num_blocks, B, B)``, ``scale`` ``1 / m`` and ``damp`` make up the dampened Fisher
-``F = damp I + scale S``; ``weights`` ``(num_blocks, B)``; Q is ``group_size``. A
-factorisation that fails raises ``FloatingPointError``.
+``(num_blocks, B, B)``, float32 or float64, ``scale`` ``1 / m`` and ``damp`` > 0 make up
+the dampened Fisher ``F = damp I + scale S``; ``weights`` ``(num_blocks, B)``; masks of
+that shape are bool; Q is ``group_size``. What is computed is float64. A block that is
+not numerically positive definite raises ``FloatingPointError``.
 """
 
 from obert_modifiers.kernels.fisher import (
@@ -15,10 +16,10 @@ from obert_modifiers.kernels.fisher import (
     inverse_blocks,
     inverse_group_blocks,
     multiply_inverse,
+    solve_joint_update,
 )
 from obert_modifiers.kernels.greedy import GreedyOrder, eliminate_greedily
 from obert_modifiers.kernels.groups import lowest_subsets, solve_groups
-from obert_modifiers.kernels.joint import solve_joint_update
 from obert_modifiers.kernels.masks import apply_mask_
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Choice of the backend of a kernel."""
+"""Choice of a kernel's backend, and what the backends share."""
 
 import functools
 import importlib.metadata
@@ -16,24 +16,13 @@ _CHUNK_BYTES = 128 * 2**20  # of float64 working copies in the torch backend
 
 
 def choose_backend(
-    backend: str,
-    tensor: Tensor,
-    *,
-    among: tuple[str, ...] = BACKENDS,
-    tile: int = 1,
+    backend: str, tensor: Tensor, *, among: tuple[str, ...] = BACKENDS, tile: int = 1
 ) -> str:
-    """Resolve ``"auto"`` and check that a backend can run.
+    """Resolve ``"auto"`` and check that a backend can run on a tensor.
 
-    ``"auto"`` takes numba for tensors on a CPU and triton for those on a GPU, where
-    they are installed and have the kernel, and torch otherwise. A Triton program holds
-    one block on chip: where its tile is wider than 128, ``"auto"`` and ``"triton"``
-    both take torch.
-
-    Args:
-        backend: ``"auto"``, ``"torch"``, ``"numba"`` or ``"triton"``.
-        tensor: A tensor that the kernel works on.
-        among: The backends that have the kernel.
-        tile: Width of the tile, padded to a power of two.
+    ``"auto"`` takes numba on a CPU and triton on a GPU, where they are installed and
+    ``among`` those that have the kernel, and torch otherwise. A Triton program holds
+    one block on chip: for a padded ``tile`` wider than 128 both take torch.
 
     Returns:
         ``"torch"``, ``"numba"`` or ``"triton"``.
@@ -63,8 +52,7 @@ def _refusal(backend: str, tensor: Tensor) -> str:
     if backend == "triton" and device != "cuda" and not interpreted:
         return (
             f"cannot run on {tensor.device}; expected a CUDA tensor, or Triton's "
-            "interpreter for a CPU tensor; use auto, or set TRITON_INTERPRET=1 before "
-            "the start"
+            "interpreter; use auto, or set TRITON_INTERPRET=1 before the start"
         )
     oldest = _OLDEST.get(backend, ())
     if _version(backend) < oldest:
@@ -103,22 +91,14 @@ def dampened(sums: Tensor, scale: float, damp: float) -> Tensor:
 
 
 def cholesky(fisher: Tensor) -> Tensor:
-    """Return the lower factors of ``(n, B, B)`` float64 blocks.
-
-    Raises:
-        FloatingPointError: If a block is not numerically positive definite.
-    """
+    """Return the lower factors of ``(n, B, B)`` float64 blocks, or raise."""
     factor, info = torch.linalg.cholesky_ex(fisher)
     check_definite(int((info != 0).sum()))
     return factor
 
 
 def check_definite(failed: int) -> None:
-    """Raise if some blocks had no Cholesky factor.
-
-    Raises:
-        FloatingPointError: If there is one.
-    """
+    """Raise if some blocks had no Cholesky factor."""
     if failed:
         raise FloatingPointError(
             f"{failed} Fisher blocks are not positive definite; expected a dampening "

@@ -151,38 +151,22 @@ def _remove(inverse, weights, chosen, place, living, column):
 
 
 @njit(cache=True, error_model="numpy", fastmath=_FAST)
-def _eliminate(inverse, weights, chosen, count, order, saliency, column, doubled):
-    """Remove the weight of lowest saliency again and again, downdating the inverse.
-
-    Row and column of a removed weight are overwritten by the last living ones, so
-    that the living part stays dense and shrinks.
-    """
-    for rank in range(count):
-        living = count - rank
-        best = _lowest(inverse, weights, chosen, living, doubled)
-        order[rank] = chosen[best]
-        saliency[rank] = 0.5 * doubled[best]
-        _remove(inverse, weights, chosen, best, living, column)
-
-
-@njit(cache=True, error_model="numpy", fastmath=_FAST)
-def _eliminate_n_m(
-    inverse, weights, chosen, count, left, size, order, saliency, column, doubled
-):
+def _eliminate(inverse, weights, chosen, count, left, of, order, saliency, scratch):
     """Return how many weights went, each the lowest whose group may lose one.
 
-    ``left`` holds how many weights each group of ``size`` may still lose. What a
-    group keeps for good is dropped without a downdate: it stays in the Fisher, and
-    nobody asks for its row again.
+    ``left`` holds how many weights each group of ``of`` may still lose. What a group
+    keeps for good is dropped without a downdate: it stays in the Fisher, and nobody
+    asks for its row again.
     """
+    column, doubled = scratch
     living, rank = count, 0
     for i in range(living - 1, -1, -1):
-        if left[chosen[i] // size] <= 0:
+        if left[chosen[i] // of] <= 0:
             living -= 1
             _drop(inverse, weights, chosen, i, living)
     while living > 0:
         best = _lowest(inverse, weights, chosen, living, doubled)
-        group = chosen[best] // size
+        group = chosen[best] // of
         order[rank] = chosen[best]
         saliency[rank] = 0.5 * doubled[best]
         rank += 1
@@ -191,7 +175,7 @@ def _eliminate_n_m(
         left[group] -= 1
         if left[group] == 0:
             for i in range(living - 1, -1, -1):
-                if chosen[i] // size == group:
+                if chosen[i] // of == group:
                     living -= 1
                     _drop(inverse, weights, chosen, i, living)
     return rank
@@ -235,7 +219,7 @@ def _downdate_group(inverse, weights, end, size, rows, right):
 
 @njit(cache=True, error_model="numpy", fastmath=_FAST)
 def _eliminate_groups(inverse, weights, chosen, groups, size, order, saliency):
-    """Return whether all groups are positive definite; the lowest goes each time.
+    """Return how many groups went, the lowest each time; -1 if one is indefinite.
 
     As for single weights, the last living group takes the place of the removed one.
     """
@@ -249,7 +233,7 @@ def _eliminate_groups(inverse, weights, chosen, groups, size, order, saliency):
         for g in range(last + 1):
             doubled[g] = _factor_group(inverse, weights, g * size, size, block, right)
             if np.isnan(doubled[g]):
-                return False
+                return -1
             if doubled[g] < doubled[best] or (
                 doubled[g] == doubled[best] and chosen[g] < chosen[best]
             ):
@@ -279,7 +263,7 @@ def _eliminate_groups(inverse, weights, chosen, groups, size, order, saliency):
                 for q in range(size):
                     rows[k, start + q] = rows[k, end + q]
         _downdate_group(inverse, weights, end, size, rows, right)
-    return True
+    return groups
 
 
 @njit(parallel=True, cache=True)
@@ -302,61 +286,15 @@ def invert_group_blocks(sums, scale, damp, group_size, found):
     return failed.sum()
 
 
-@njit(cache=True)
-def _gather_living(weights, eligible, chosen, living):
-    """Copy the eligible weights of a block and their indices to the front."""
-    count = 0
-    for i in range(weights.shape[0]):
-        if eligible[i]:
-            chosen[count] = i
-            living[count] = weights[i]
-            count += 1
-    return count
-
-
-@njit(cache=True)
-def _append_rest(order, taken, rank):
-    """Put what was not taken at the end of the order, by index."""
-    for i in range(taken.shape[0]):
-        if not taken[i]:
-            order[rank] = i
-            rank += 1
-
-
 @njit(parallel=True, cache=True)
-def eliminate_blocks(sums, scale, damp, weights, eligible, order, saliency):
-    """Order the eligible weights of every block."""
-    num_blocks, width = weights.shape
-    failed = np.zeros(num_blocks, np.int64)
-    for b in prange(num_blocks):
-        chosen = np.empty(width, np.int64)
-        living = np.empty(width, np.float64)
-        block = np.empty((width, width), np.float64)
-        count = _gather_living(weights[b], eligible[b], chosen, living)
-        _append_rest(order[b], eligible[b], count)
-        _gather(sums[b], scale, damp, chosen, count, block)
-        scratch = np.empty((2, width), np.float64)
-        if _invert(block, count, scratch[0]):
-            _eliminate(
-                block,
-                living,
-                chosen,
-                count,
-                order[b],
-                saliency[b],
-                scratch[0],
-                scratch[1],
-            )
-        else:
-            failed[b] = 1
-    return failed.sum()
-
-
-@njit(parallel=True, cache=True)
-def eliminate_n_m_blocks(
-    sums, scale, damp, weights, eligible, size, loss, order, saliency
+def eliminate_blocks(
+    sums, scale, damp, weights, eligible, size, kept, of, order, saliency
 ):
-    """Order the eligible weights, ``loss`` of every group of ``size`` at most."""
+    """Return how many blocks failed; write the order of elimination of the others.
+
+    Groups of ``size`` with an eligible weight go, all but ``kept`` of every ``of``
+    consecutive ones; what stays follows by index.
+    """
     num_blocks, width = weights.shape
     failed = np.zeros(num_blocks, np.int64)
     for b in prange(num_blocks):
@@ -364,64 +302,37 @@ def eliminate_n_m_blocks(
         living = np.empty(width, np.float64)
         block = np.empty((width, width), np.float64)
         scratch = np.empty((2, width), np.float64)
-        left = np.full(width // size, loss, np.int64)
-        count = _gather_living(weights[b], eligible[b], chosen, living)
-        for i in range(width):
-            left[i // size] -= not eligible[b, i]
-        _gather(sums[b], scale, damp, chosen, count, block)
-        if not _invert(block, count, scratch[0]):
-            failed[b] = 1
-            continue
-        gone = _eliminate_n_m(
-            block,
-            living,
-            chosen,
-            count,
-            left,
-            size,
-            order[b],
-            saliency[b],
-            scratch[0],
-            scratch[1],
-        )
-        taken = np.zeros(width, np.bool_)
-        for i in range(gone):
-            taken[order[b, i]] = True
-        _append_rest(order[b], taken, gone)
-    return failed.sum()
-
-
-@njit(parallel=True, cache=True)
-def eliminate_group_blocks(sums, scale, damp, weights, eligible, size, order, saliency):
-    """Order the groups of every block that have an eligible weight."""
-    num_blocks, width = weights.shape
-    failed = np.zeros(num_blocks, np.int64)
-    for b in prange(num_blocks):
-        chosen = np.empty(width, np.int64)
-        living = np.empty(width, np.float64)
-        block = np.empty((width, width), np.float64)
-        taken = np.zeros(width // size, np.bool_)
         names = np.empty(width // size, np.int64)
+        left = np.full(width // size // of, -kept, np.int64)
         groups = 0
         for g in range(width // size):
-            for i in range(g * size, (g + 1) * size):
-                taken[g] |= eligible[b, i]
-            if taken[g]:
+            if eligible[b, g * size : (g + 1) * size].any():
                 names[groups] = g
+                left[g // of] += 1
                 for q in range(size):
                     chosen[groups * size + q] = g * size + q
                     living[groups * size + q] = weights[b, g * size + q]
                 groups += 1
-        _append_rest(order[b], taken, groups)
-        count = groups * size
-        _gather(sums[b], scale, damp, chosen, count, block)
-        if not (
-            _invert(block, count, np.empty(width, np.float64))
-            and _eliminate_groups(
-                block, living, names, groups, size, order[b], saliency[b]
-            )
-        ):
+        _gather(sums[b], scale, damp, chosen, groups * size, block)
+        gone = -1
+        if _invert(block, groups * size, scratch[0]):
+            found = order[b], saliency[b]
+            if size == 1:
+                gone = _eliminate(
+                    block, living, names, groups, left, of, *found, scratch
+                )
+            else:
+                gone = _eliminate_groups(block, living, names, groups, size, *found)
+        if gone < 0:
             failed[b] = 1
+            continue
+        rest = np.ones(width // size, np.bool_)
+        for rank in range(gone):
+            rest[order[b, rank]] = False
+        for g in range(width // size):
+            if rest[g]:
+                order[b, gone] = g
+                gone += 1
     return failed.sum()
 
 
@@ -496,37 +407,28 @@ def solve_joint_blocks(sums, scale, damp, weights, pruned, updated, increases):
     for b in prange(num_blocks):
         kept = np.empty(width, np.int64)
         right = np.empty(width, np.float64)
-        saved = np.empty(width, np.float64)
         block = np.empty((width, width), np.float64)
-        count = 0
+        removed = np.where(pruned[b], weights[b], 0.0)
+        pull = damp * removed
+        for j in range(width):
+            if pruned[b, j]:
+                for i in range(width):
+                    pull[i] += sums[b, j, i] * scale * removed[j]
+        count, increase = 0, 0.0
         for i in range(width):
-            if not pruned[b, i]:
-                kept[count] = i
+            if pruned[b, i]:
+                updated[b, i] = 0.0
+                increase += removed[i] * pull[i]
+            else:
+                kept[count], right[count] = i, pull[i]
                 count += 1
-        increase = 0.0
-        for i in range(width):
-            if pruned[b, i] and weights[b, i] != 0.0:
-                wi = np.float64(weights[b, i])
-                increase += damp * wi * wi
-                for j in range(width):
-                    if pruned[b, j]:
-                        increase += wi * sums[b, i, j] * scale * weights[b, j]
-        for i in range(count):
-            value = 0.0
-            for j in range(width):
-                if pruned[b, j]:
-                    value += sums[b, kept[i], j] * scale * weights[b, j]
-            right[i] = value
-            saved[i] = value
         _gather(sums[b], scale, damp, kept, count, block)
         if not _factor(block, count):
             failed[b] = 1
             continue
         _solve(block, count, right)
-        for i in range(width):
-            updated[b, i] = 0.0
         for i in range(count):
-            increase -= saved[i] * right[i]
+            increase -= pull[kept[i]] * right[i]
             updated[b, kept[i]] = weights[b, kept[i]] + right[i]
         increases[b] = 0.5 * max(increase, 0.0)
     return failed.sum()

@@ -9,12 +9,10 @@ from obert_modifiers.kernels._backend import check_definite
 
 
 def run_blocks(chosen: str, name: str, *arguments: Any) -> None:
-    """Run a loop over blocks on numba or Triton.
+    """Run a loop over blocks by its name, on numba or Triton, with the same arguments.
 
-    Args:
-        chosen: ``"numba"`` or ``"triton"``.
-        name: Its name in ``_compiled`` and in Triton's files, which take the same.
-        *arguments: What it reads, and the tensors that it writes.
+    Raises:
+        FloatingPointError: If a block is not numerically positive definite.
     """
     if chosen == "numba":
         check_definite(run_compiled(name, *arguments))
@@ -26,19 +24,12 @@ def run_blocks(chosen: str, name: str, *arguments: Any) -> None:
 
 
 def run_compiled(name: str, *arguments: Any) -> int:
-    """Run a compiled loop over blocks on torch's number of threads.
+    """Return what a function of ``_compiled`` does on torch's number of threads.
 
+    CPU tensors are passed on as arrays; those that it writes have to be contiguous.
     Torch and numba may share one OpenMP runtime, in which numba sets the number of
     threads for both: it is torch's again afterwards, so that what follows rounds as
     before.
-
-    Args:
-        name: A function of ``_compiled``.
-        *arguments: Its arguments; CPU tensors are passed on as arrays, those that it
-            writes have to be contiguous.
-
-    Returns:
-        What it returns: the number of blocks that failed.
     """
     from obert_modifiers.kernels import _compiled
 

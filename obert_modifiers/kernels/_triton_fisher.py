@@ -2,8 +2,8 @@
 
 One program works on one block, in float64, with the whole ``P x P`` tile on chip; P
 is B rounded up to a power of two, and what is padded never becomes a pivot. Triton is
-only imported in ``_triton_fisher.py`` and ``_triton_greedy.py``, and they are
-imported only where the backend has been chosen.
+imported in ``_triton_fisher.py`` and ``_triton_greedy.py`` only, and they where the
+backend has been chosen.
 
 A number of Python's would reach a compiled kernel in float32: ``scale`` and ``damp``
 travel in a float64 tensor.
@@ -24,28 +24,41 @@ _STRIP = 1024  # entries of a mask per program
 
 
 def launch(
-    kernel: Any, grid: tuple[int, ...], *arguments: Any, cells: int, **constants: Any
+    kernel: Any, programs: tuple[int, ...], cells: int, *arguments: Any, **sizes: int
 ) -> None:
-    """Run a kernel on the device of its first argument.
+    """Run a kernel, compiled for some sizes, on the device of its first argument.
 
-    Args:
-        kernel: Function compiled by Triton.
-        grid: Number of programs in each direction.
-        *arguments: Tensors, the first of which says where to run, and integers.
-        cells: Entries of the largest tile of a program; sets the number of threads so
-            that a float64 tile takes at most half of their registers.
-        **constants: Arguments that the kernel is compiled for.
+    ``cells`` are the entries of the largest tile of a program; they set the number of
+    threads so that a float64 tile takes at most half of their registers.
     """
-    if grid[0] == 0:
+    if programs[0] == 0:
         return
     warps = min(16, max(1, cells // 1024))
     with torch.cuda.device_of(arguments[0]):
-        kernel[grid](*arguments, **constants, num_warps=warps)
+        kernel[programs](*arguments, **sizes, num_warps=warps)
 
 
-def as_bytes(flags: Tensor) -> Tensor:
-    """Return a bool tensor as bytes, contiguous, uint8."""
-    return flags.contiguous().view(torch.uint8)
+def run(
+    kernel: Any, systems: tuple[int, int], cells: int, *arguments: Any, **sizes: int
+) -> int:
+    """Return how many blocks have a system that is not positive definite.
+
+    Runs a kernel, whose last argument gets what failed, on so many blocks and systems
+    in each, ``TILE`` of them in a program. Tensors that are read may have any strides.
+    """
+    failed = torch.zeros(systems, dtype=torch.int32, device=arguments[0].device)
+    programs = (triton.cdiv(failed.numel(), sizes.get("TILE", 1)),)
+    plain = [as_plain(value) for value in arguments]
+    launch(kernel, programs, cells, *plain, failed, **sizes)
+    return int((failed > 0).any(dim=1).sum())
+
+
+def as_plain(value: Any) -> Any:
+    """Return a tensor contiguous and without bools; anything else as it is."""
+    if not isinstance(value, Tensor):
+        return value
+    value = value.contiguous()
+    return value.view(torch.uint8) if value.dtype == torch.bool else value
 
 
 def on_device(scale: float, damp: float, sums: Tensor) -> Tensor:
@@ -148,19 +161,9 @@ def accumulate(sums: Tensor, grads: Tensor) -> None:
     num_blocks, width = sums.shape[:2]
     tile = min(_TILE, max(_DEPTH, padded_width(width)))
     tiles = triton.cdiv(width, tile)
-    launch(
-        _accumulate,
-        (num_blocks, tiles, tiles),
-        sums,
-        grads,
-        len(grads),
-        *sums.stride(),
-        *grads.stride(),
-        cells=tile * tile,
-        WIDTH=width,
-        TILE=tile,
-        DEPTH=_DEPTH,
-    )
+    programs, sizes = (num_blocks, tiles, tiles), {"WIDTH": width, "TILE": tile}
+    arguments = (sums, grads, len(grads), *sums.stride(), *grads.stride())
+    launch(_accumulate, programs, tile * tile, *arguments, **sizes, DEPTH=_DEPTH)
 
 
 @triton.jit
@@ -191,26 +194,13 @@ def _invert_groups(
     tl.store(failed + block, tl.where(unsound > 0, 1, 0))
 
 
-def invert_group_blocks(
-    sums: Tensor, scale: float, damp: float, group_size: int, found: Tensor
-) -> int:
+def invert_group_blocks(sums, scale, damp, group_size, found) -> int:
     """Write the group blocks; return how many blocks are not positive definite."""
     num_blocks, width = sums.shape[:2]
     padded = padded_width(width)
-    failed = torch.zeros(num_blocks, dtype=torch.int32, device=sums.device)
-    launch(
-        _invert_groups,
-        (num_blocks,),
-        sums.contiguous(),
-        on_device(scale, damp, sums),
-        found,
-        failed,
-        cells=padded * padded,
-        WIDTH=width,
-        PADDED=padded,
-        SIZE=group_size,
-    )
-    return int(failed.sum())
+    sizes = {"WIDTH": width, "PADDED": padded, "SIZE": group_size}
+    arguments = (sums, on_device(scale, damp, sums), found)
+    return run(_invert_groups, (num_blocks, 1), padded**2, *arguments, **sizes)
 
 
 @triton.jit
@@ -253,34 +243,14 @@ def _solve_joint(
     tl.store(failed + block, tl.where(unsound > 0, 1, 0))
 
 
-def solve_joint_blocks(
-    sums: Tensor,
-    scale: float,
-    damp: float,
-    weights: Tensor,
-    pruned: Tensor,
-    updated: Tensor,
-    increases: Tensor,
-) -> int:
+def solve_joint_blocks(sums, scale, damp, weights, pruned, updated, increases) -> int:
     """Compute the best weights of every block; return how many blocks failed."""
     num_blocks, width = weights.shape
     padded = padded_width(width)
-    failed = torch.zeros(num_blocks, dtype=torch.int32, device=sums.device)
-    launch(
-        _solve_joint,
-        (num_blocks,),
-        sums.contiguous(),
-        on_device(scale, damp, sums),
-        weights.contiguous(),
-        as_bytes(pruned),
-        updated,
-        increases,
-        failed,
-        cells=padded * padded,
-        WIDTH=width,
-        PADDED=padded,
-    )
-    return int(failed.sum())
+    sizes = {"WIDTH": width, "PADDED": padded}
+    numbers = on_device(scale, damp, sums)
+    arguments = (sums, numbers, weights, pruned, updated, increases)
+    return run(_solve_joint, (num_blocks, 1), padded**2, *arguments, **sizes)
 
 
 @triton.jit
@@ -294,12 +264,5 @@ def _zero_unkept(values, mask, count, STRIP: tl.constexpr):
 def zero_unkept(values: Tensor, mask: Tensor) -> None:
     """Write zeros where a mask is False; nothing else is read or written."""
     count = values.numel()
-    launch(
-        _zero_unkept,
-        (triton.cdiv(count, _STRIP),),
-        values,
-        as_bytes(mask),
-        count,
-        cells=4 * _STRIP,
-        STRIP=_STRIP,
-    )
+    programs, arguments = (triton.cdiv(count, _STRIP),), (values, as_plain(mask), count)
+    launch(_zero_unkept, programs, 4 * _STRIP, *arguments, STRIP=_STRIP)

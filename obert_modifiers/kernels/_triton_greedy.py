@@ -5,16 +5,14 @@ a loop over the ranks, in each of which a row is picked out and its outer produc
 away. Groups of Q weights lie in the tile in slots of the next power of two above Q.
 """
 
-import torch
 import triton
 import triton.language as tl
 
 from obert_modifiers.kernels._backend import padded_width
 from obert_modifiers.kernels._triton_fisher import (
-    as_bytes,
-    launch,
     load_fisher,
     on_device,
+    run,
     sweep,
     take_row,
 )
@@ -138,50 +136,20 @@ def _eliminate(
     tl.store(failed + block, tl.where(unsound > 0, 1, 0))
 
 
-def eliminate_blocks(sums, scale, damp, weights, eligible, order, saliency) -> int:
-    """Order the eligible weights of every block; return how many blocks failed."""
-    groups = {"SIZE": 1, "KEPT": 0, "OF": 1}
-    return _run(sums, scale, damp, weights, eligible, order, saliency, groups)
-
-
-def eliminate_n_m_blocks(
-    sums, scale, damp, weights, eligible, size, loss, order, saliency
+def eliminate_blocks(
+    sums, scale, damp, weights, eligible, size, kept, of, order, saliency
 ) -> int:
-    """Order the eligible weights, ``loss`` of every group of ``size`` at most."""
-    groups = {"SIZE": 1, "KEPT": size - loss, "OF": size}
-    return _run(sums, scale, damp, weights, eligible, order, saliency, groups)
+    """Return how many blocks failed; write the order of elimination of the others.
 
-
-def eliminate_group_blocks(
-    sums, scale, damp, weights, eligible, size, order, saliency
-) -> int:
-    """Order the groups of every block that have an eligible weight."""
-    groups = {"SIZE": size, "KEPT": 0, "OF": 1}
-    return _run(sums, scale, damp, weights, eligible, order, saliency, groups)
-
-
-def _run(sums, scale, damp, weights, eligible, order, saliency, structure) -> int:
+    Groups of ``size`` with an eligible weight go, all but ``kept`` of every ``of``.
+    """
     num_blocks, width = weights.shape
-    size = structure["SIZE"]
     groups, slots = padded_width(width // size), padded_width(size)
-    failed = torch.zeros(num_blocks, dtype=torch.int32, device=sums.device)
-    launch(
-        _eliminate,
-        (num_blocks,),
-        sums.contiguous(),
-        on_device(scale, damp, sums),
-        weights.contiguous(),
-        as_bytes(eligible),
-        order,
-        saliency,
-        failed,
-        cells=(groups * slots) ** 2,
-        WIDTH=width,
-        GROUPS=groups,
-        SLOTS=slots,
-        **structure,
-    )
-    return int(failed.sum())
+    sizes = {"WIDTH": width, "SIZE": size, "GROUPS": groups, "SLOTS": slots}
+    numbers, cells = on_device(scale, damp, sums), (groups * slots) ** 2
+    arguments = (sums, numbers, weights, eligible, order, saliency)
+    systems = (num_blocks, 1)
+    return run(_eliminate, systems, cells, *arguments, **sizes, KEPT=kept, OF=of)
 
 
 @triton.jit
@@ -192,9 +160,9 @@ def _lowest(
     subsets,
     saliency,
     found,
-    failed,
     count,
     num_subsets,
+    failed,
     WIDTH: tl.constexpr,
     SIZE: tl.constexpr,
     SLOTS: tl.constexpr,
@@ -236,29 +204,15 @@ def _lowest(
 
 def find_lowest_subsets(groups, weights, pruned, subsets, saliency, found) -> int:
     """Find the lowest subset of every group; return how many blocks failed."""
-    num_subsets, size = subsets.shape
+    tensors = (groups, weights, pruned, subsets.to(found.device), saliency, found)
+    arguments = (*tensors, found.numel(), len(subsets))
+    sizes = {"WIDTH": weights.shape[2], **_tiled(subsets.shape[1])}
+    return run(_lowest, found.shape, _CELLS, *arguments, **sizes)
+
+
+def _tiled(size: int) -> dict[str, int]:
     slots = padded_width(size)
-    tile = max(1, _CELLS // slots**2 // 4)
-    failed = torch.zeros(found.shape, dtype=torch.int32, device=found.device)
-    launch(
-        _lowest,
-        (triton.cdiv(found.numel(), tile),),
-        groups.contiguous(),
-        weights.contiguous(),
-        as_bytes(pruned),
-        subsets.to(found.device),
-        saliency,
-        found,
-        failed,
-        found.numel(),
-        num_subsets,
-        cells=_CELLS,
-        WIDTH=weights.shape[2],
-        SIZE=size,
-        SLOTS=slots,
-        TILE=tile,
-    )
-    return int((failed > 0).any(dim=1).sum())
+    return {"SIZE": size, "SLOTS": slots, "TILE": max(1, _CELLS // slots**2 // 4)}
 
 
 @triton.jit
@@ -267,8 +221,8 @@ def _solve(
     weights,
     members,
     solved,
-    failed,
     count,
+    failed,
     SIZE: tl.constexpr,
     SLOTS: tl.constexpr,
     TILE: tl.constexpr,
@@ -304,22 +258,6 @@ def _solve(
 
 def solve_group_blocks(groups, weights, members, solved) -> int:
     """Solve every group's system for its members; return how many blocks failed."""
-    size = weights.shape[2]
-    slots = padded_width(size)
-    tile = max(1, _CELLS // slots**2 // 4)
-    failed = torch.zeros(weights.shape[:2], dtype=torch.int32, device=weights.device)
-    launch(
-        _solve,
-        (triton.cdiv(failed.numel(), tile),),
-        groups.contiguous(),
-        weights.contiguous(),
-        as_bytes(members),
-        solved,
-        failed,
-        failed.numel(),
-        cells=_CELLS,
-        SIZE=size,
-        SLOTS=slots,
-        TILE=tile,
-    )
-    return int((failed > 0).any(dim=1).sum())
+    systems = weights.shape[:2]
+    arguments = (groups, weights, members, solved, systems.numel())
+    return run(_solve, systems, _CELLS, *arguments, **_tiled(weights.shape[2]))

@@ -1,4 +1,4 @@
-"""Kernels on the blocks of the empirical Fisher: accumulate, invert, multiply."""
+"""Kernels on the blocks of the empirical Fisher: accumulate, invert, solve, update."""
 
 import torch
 from torch import Tensor
@@ -17,18 +17,12 @@ def accumulate_blocks_(sums: Tensor, grads: Tensor, *, backend: str = "auto") ->
     """Add the outer products of gradients to each block, in place.
 
     ``S_b += sum_k g_kb g_kb^T``, the sum in oBERT equation (2) before it is divided
-    by the number of gradients. In torch one batched matrix product on permuted views:
-    it runs near the machine's matrix-product rate, and copies the gradients only if
-    they are not in the dtype of the sums. Triton converts them on chip, and never
-    rounds to TF32.
-
-    Args:
-        sums: ``(num_blocks, B, B)``, float32 or float64, changed in place.
-        grads: ``(k, num_blocks, B)``, float32 or the sums' dtype; same device.
-        backend: ``"auto"``, ``"torch"`` or ``"triton"``.
+    by the number of gradients. In torch one batched matrix product on permuted views,
+    near the machine's matrix-product rate, which copies the gradients only if they are
+    not in the dtype of the sums. Triton converts them on chip, without TF32.
 
     Returns:
-        ``sums``.
+        ``sums``, after ``grads`` ``(k, num_blocks, B)``, float32 or of their dtype.
     """
     if choose_backend(backend, sums, among=("torch", "triton")) == "triton":
         from obert_modifiers.kernels import _triton_fisher
@@ -43,24 +37,14 @@ def accumulate_blocks_(sums: Tensor, grads: Tensor, *, backend: str = "auto") ->
 def inverse_blocks(
     sums: Tensor, scale: float, damp: float, *, backend: str = "auto"
 ) -> Tensor:
-    """Invert the dampened Fisher blocks, ``(damp I + scale S)^-1``.
-
-    Returns:
-        ``(num_blocks, B, B)``, float64; raises if a block is not numerically positive
-        definite. Memory: ``8 d B`` bytes.
-    """
+    """Return ``(damp I + scale S)^-1``, ``(num_blocks, B, B)``."""
     width = sums.shape[1]
     whole = inverse_group_blocks(sums, scale, damp, width, backend=backend)
     return whole.squeeze(1)
 
 
 def inverse_group_blocks(
-    sums: Tensor,
-    scale: float,
-    damp: float,
-    group_size: int,
-    *,
-    backend: str = "auto",
+    sums: Tensor, scale: float, damp: float, group_size: int, *, backend: str = "auto"
 ) -> Tensor:
     """Invert the dampened Fisher and keep the diagonal ``Q x Q`` group blocks.
 
@@ -68,11 +52,10 @@ def inverse_group_blocks(
     are the diagonal of the inverse. Time: ``O(B^3)`` per block.
 
     Returns:
-        ``(num_blocks, B / Q, Q, Q)``, float64.
+        ``(num_blocks, B / Q, Q, Q)``.
 
     Raises:
         ValueError: If the group size does not divide the block size.
-        FloatingPointError: If a block is not numerically positive definite.
     """
     num_blocks, width = sums.shape[:2]
     if width % group_size:
@@ -81,34 +64,81 @@ def inverse_group_blocks(
             "expected whole groups in a block; use a multiple"
         )
     groups = width // group_size
-    found = torch.empty(
-        num_blocks, groups, group_size, group_size, dtype=torch.float64
-    ).to(sums.device)
+    shape = (num_blocks, groups, group_size, group_size)
+    found = torch.empty(shape, dtype=torch.float64, device=sums.device)
     chosen = choose_backend(backend, sums, tile=padded_width(width))
     if chosen != "torch":
-        arguments = (sums, scale, damp, group_size, found)
-        run_blocks(chosen, "invert_group_blocks", *arguments)
+        run_blocks(chosen, "invert_group_blocks", sums, scale, damp, group_size, found)
         return found
     for part in block_chunks(num_blocks, width):
         inverse = torch.cholesky_inverse(cholesky(dampened(sums[part], scale, damp)))
-        tiles = inverse.reshape(-1, groups, group_size, groups, group_size)
-        # (n, Q, Q, groups) -> (n, groups, Q, Q)
-        found[part] = tiles.diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2)
+        found[part] = diagonal_groups(inverse, group_size)
     return found
 
 
+def diagonal_groups(blocks: Tensor, size: int) -> Tensor:
+    """Return the ``(n, B / Q, Q, Q)`` groups on the diagonals of blocks, a view."""
+    groups = blocks.shape[1] // size
+    tiles = blocks.reshape(-1, groups, size, groups, size)
+    # (n, Q, Q, groups) -> (n, groups, Q, Q)
+    return tiles.diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2)
+
+
 def multiply_inverse(sums: Tensor, scale: float, damp: float, vector: Tensor) -> Tensor:
-    """Solve with the dampened Fisher, ``(damp I + scale S)^-1 v``.
-
-    Returns:
-        ``(num_blocks, B)`` for a vector of that shape, float64.
-
-    Raises:
-        FloatingPointError: If a block is not numerically positive definite.
-    """
+    """Return ``(damp I + scale S)^-1 v`` for ``(num_blocks, B)`` vectors v."""
     solution = torch.empty(vector.shape, dtype=torch.float64, device=sums.device)
     for part in block_chunks(*sums.shape[:2]):
         factor = cholesky(dampened(sums[part], scale, damp))
         right = vector[part].to(torch.float64).unsqueeze(2)
         solution[part] = torch.cholesky_solve(right, factor).squeeze(2)
     return solution
+
+
+def solve_joint_update(
+    sums: Tensor,
+    scale: float,
+    damp: float,
+    weights: Tensor,
+    pruned: Tensor,
+    *,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    r"""Minimise the quadratic loss increase with all pruned weights at zero.
+
+    The minimiser of :math:`\frac12 d^T F d` subject to :math:`d_P = -w_P` (oBERT
+    equation (3) with Q the whole pruned set P of a block) is
+    :math:`d_K = F_{KK}^{-1} F_{KP} w_P`, with K the kept weights.
+
+    Time: ``O(|K|^3)`` per block; memory: the result.
+
+    Returns:
+        The updated weights ``(num_blocks, B)``, exactly zero where pruned, and the loss
+        increase of each block ``(num_blocks,)``, >= 0.
+    """
+    updated = weights.new_empty(weights.shape, dtype=torch.float64)
+    increases = weights.new_empty(len(weights), dtype=torch.float64)
+    chosen = choose_backend(backend, sums, tile=padded_width(weights.shape[1]))
+    if chosen != "torch":
+        blocks = (weights.double(), pruned, updated, increases)
+        run_blocks(chosen, "solve_joint_blocks", sums, scale, damp, *blocks)
+        return updated, increases
+    for part in block_chunks(*sums.shape[:2]):
+        updated[part], increases[part] = _solve_joint(
+            dampened(sums[part], scale, damp), weights[part].double(), pruned[part]
+        )
+    return updated, increases
+
+
+def _solve_joint(
+    fisher: Tensor, weights: Tensor, pruned: Tensor
+) -> tuple[Tensor, Tensor]:
+    kept = ~pruned
+    removed = torch.where(pruned, weights, 0.0).unsqueeze(2)  # (n, B, 1)
+    pull = fisher @ removed
+    dense = (removed * pull).sum(dim=(1, 2))
+    right = pull * kept.unsqueeze(2)
+    inner = fisher * (kept.unsqueeze(2) & kept.unsqueeze(1))
+    inner.diagonal(dim1=1, dim2=2).add_(pruned.double())
+    step = torch.cholesky_solve(right, cholesky(inner))
+    increases = 0.5 * (dense - (right * step).sum(dim=(1, 2))).clamp(min=0.0)
+    return torch.where(pruned, 0.0, weights + step.squeeze(2)), increases

@@ -13,19 +13,16 @@ from obert_modifiers.kernels._backend import (
     padded_width,
 )
 from obert_modifiers.kernels._run import run_blocks
+from obert_modifiers.kernels.fisher import diagonal_groups
 
 
 @dataclass(frozen=True)
 class GreedyOrder:
     """Order of elimination inside every block.
 
-    With groups of Q > 1 weights the ranks are those of groups: B is then B / Q.
-
-    Attributes:
-        order: ``(num_blocks, B)``, int64. The index inside the block of the weight
-            (or group) that goes first, second, ...; those that stay follow by index.
-        saliency: ``(num_blocks, B)``, float64. Loss increase of each removal by rank,
-            given the removals before it; infinite for those that stay.
+    Both are ``(num_blocks, B / Q)``: the index inside the block of the group of Q that
+    goes first, second, ..., int64, and the loss increase by its removal, given those
+    before it. Those that stay follow by index, and their saliency is infinite.
     """
 
     order: Tensor
@@ -50,160 +47,103 @@ def eliminate_greedily(
     :math:`w_q^2 / (2 A_{qq})`, then
     :math:`w \leftarrow w - A_{:Q} A_{QQ}^{-1} w_Q` and
     :math:`A \leftarrow A - A_{:Q} A_{QQ}^{-1} A_{Q:}`, which is oBERT's update for one
-    group (section 3.1) applied again and again. Ties go to the lower index. With
-    ``n_m`` single weights go, and a group that has lost its M - N is passed over.
+    group (section 3.1) applied again and again. Ties go to the lower index. A group is
+    of Q consecutive weights; with ``n_m`` single weights go, and M of them that have
+    lost their M - N are passed over.
 
-    Weights that are not eligible (pruned earlier, or padding) have zero gradient, so
-    that leaving them out of F changes nothing for the others. A group with some of
-    them goes at the saliency of its others.
+    Weights that are not eligible (pruned earlier, or padding) count as zero and have
+    zero gradient, so that leaving them out of F changes nothing for the others. A group
+    with some of them goes at the saliency of its others.
 
     Time: ``O(B^3)`` per block; memory: the result.
-
-    Args:
-        sums: ``(num_blocks, B, B)``, zero in the rows of ineligible weights.
-        scale: ``1 / m``.
-        damp: Dampening, larger than 0.
-        weights: ``(num_blocks, B)``; ineligible ones count as zero.
-        eligible: ``(num_blocks, B)``, bool, True = may be removed.
-        group_size: Weights Q that go together, consecutive ones; divides B.
-        n_m: (N, M) to keep N of every M consecutive weights; M divides B.
-        backend: ``"auto"``, ``"torch"``, ``"numba"`` or ``"triton"``.
 
     Returns:
         The order and the saliency; the inputs are left as they were.
 
     Raises:
-        FloatingPointError: If a block is not numerically positive definite.
+        ValueError: If groups and N:M are both given, or do not divide the block.
     """
     num_blocks, width = weights.shape
-    _check_groups(width, group_size, n_m)
-    shape = (num_blocks, width // group_size)
-    order = torch.empty(shape, dtype=torch.int64, device=weights.device)
-    saliency = torch.full_like(order, torch.inf, dtype=torch.float64)
-    tile = padded_width(width // group_size) * padded_width(group_size)
-    chosen = choose_backend(backend, sums, tile=tile)
-    if chosen != "torch":
-        name = "eliminate_blocks"
-        structure: tuple[int, ...] = ()
-        if n_m:
-            name, structure = "eliminate_n_m_blocks", (n_m[1], n_m[1] - n_m[0])
-        elif group_size > 1:
-            name, structure = "eliminate_group_blocks", (group_size,)
-        values = weights.double() * eligible
-        blocks = (values, eligible, *structure, order, saliency)
-        run_blocks(chosen, name, sums, scale, damp, *blocks)
-        return GreedyOrder(order, saliency)
-    for part in block_chunks(num_blocks, width):
-        fisher = dampened(sums[part], scale, damp)
-        values, living = weights[part].double(), eligible[part].clone()
-        if group_size > 1:
-            order[part], saliency[part] = _eliminate_groups_torch(
-                fisher, values * living, living, group_size
-            )
-        else:
-            order[part], saliency[part] = _eliminate_torch(fisher, values, living, n_m)
-    return GreedyOrder(order, saliency)
-
-
-def _check_groups(width: int, group_size: int, n_m: tuple[int, int] | None) -> None:
     if n_m and group_size > 1:
         raise ValueError(
             f"group_size={group_size} and n_m={n_m} are both given; expected one "
             "structure; leave group_size out"
         )
-    size = n_m[1] if n_m else group_size
-    if width % size:
+    if width % (size := n_m[1] if n_m else group_size):
         raise ValueError(
             f"fisher_block_size={width} is not a multiple of group_size={size}; "
             "expected whole groups in a block; use a multiple"
         )
+    groups = width // group_size
+    kept, of = n_m or (0, groups)  # whatever has no pattern may go as a whole
+    values = weights.double() * eligible
+    order = weights.new_empty((num_blocks, groups), dtype=torch.int64)
+    saliency = weights.new_full(order.shape, torch.inf, dtype=torch.float64)
+    tile = padded_width(groups) * padded_width(group_size)
+    chosen = choose_backend(backend, sums, tile=tile)
+    if chosen != "torch":
+        structure = (group_size, kept, of)
+        blocks = (values, eligible, *structure, order, saliency)
+        run_blocks(chosen, "eliminate_blocks", sums, scale, damp, *blocks)
+        return GreedyOrder(order, saliency)
+    for part in block_chunks(num_blocks, width):
+        living = eligible[part].reshape(-1, groups, group_size).any(dim=2)
+        fisher = dampened(sums[part], scale, damp)
+        order[part], saliency[part] = _eliminate(fisher, values[part], living, kept, of)
+    return GreedyOrder(order, saliency)
 
 
-def _eliminate_torch(
-    fisher: Tensor, weights: Tensor, living: Tensor, n_m: tuple[int, int] | None
+def _eliminate(
+    fisher: Tensor, weights: Tensor, living: Tensor, kept: int, of: int
 ) -> tuple[Tensor, Tensor]:
-    num_blocks, width = weights.shape
-    rows = torch.arange(num_blocks, device=weights.device)
-    inverse = torch.cholesky_inverse(cholesky(fisher))
-    order = torch.empty(num_blocks, width, dtype=torch.int64, device=weights.device)
-    saliency = torch.full_like(weights, torch.inf)
-    for rank in range(width):
-        diagonal = inverse.diagonal(dim1=1, dim2=2)
-        removable = living & _open_groups(living, n_m) if n_m else living
-        left = torch.where(removable, weights.square() / (2.0 * diagonal), torch.inf)
-        best = left.argmin(dim=1)
-        alive = removable[rows, best]
-        order[:, rank] = torch.where(alive, best, -1)
-        saliency[:, rank] = left[rows, best]
-        column = inverse[rows, :, best]  # (num_blocks, B)
-        pivot = column[rows, best]
-        gone = torch.where(alive, 1.0 / pivot, 0.0)
-        weights = weights - column * (weights[rows, best] * gone)[:, None]
-        inverse.baddbmm_(
-            (column * gone[:, None]).unsqueeze(2), column.unsqueeze(1), alpha=-1
-        )
-        living = living.clone()
-        living[rows, best] &= ~alive
-        # A removed weight must not be divided by again.
-        inverse[rows, best, best] = torch.where(alive, 1.0, inverse[rows, best, best])
-    return _append_missing(order), saliency
-
-
-def _open_groups(living: Tensor, n_m: tuple[int, int]) -> Tensor:
-    kept, size = n_m  # a group is open until it has lost its M - N
-    alive = living.reshape(len(living), -1, size).sum(dim=2) > kept
-    return alive.repeat_interleave(size, dim=1)
-
-
-def _eliminate_groups_torch(
-    fisher: Tensor, weights: Tensor, eligible: Tensor, size: int
-) -> tuple[Tensor, Tensor]:
-    num_blocks, width = weights.shape
-    groups = width // size
-    rows = torch.arange(num_blocks, device=weights.device)
-    inverse = torch.cholesky_inverse(cholesky(fisher))
-    living = eligible.reshape(num_blocks, groups, size).any(dim=2)
-    order = torch.empty(num_blocks, groups, dtype=torch.int64, device=weights.device)
-    saliency = torch.full_like(order, torch.inf, dtype=torch.float64)
+    """Remove ``(n, groups)`` living groups, down to ``kept`` of every ``of``."""
+    num_blocks, groups = living.shape
+    size = weights.shape[1] // groups
+    rows = torch.arange(num_blocks, device=weights.device)[:, None]
     inside = torch.arange(size, device=weights.device)
+    unit = torch.eye(size, dtype=torch.float64, device=weights.device)
+    inverse = torch.cholesky_inverse(cholesky(fisher))
+    order = torch.full_like(living, -1, dtype=torch.int64)
+    saliency = torch.full_like(order, torch.inf, dtype=torch.float64)
     for rank in range(groups):
-        tiles = inverse.reshape(num_blocks, groups, size, groups, size)
-        # (n, Q, Q, groups) -> (n, groups, Q, Q)
-        factor = cholesky(tiles.diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2))
-        right = weights.reshape(num_blocks, groups, size, 1)
-        half = torch.linalg.solve_triangular(factor, right, upper=False).squeeze(3)
-        now = torch.where(living, 0.5 * half.square().sum(dim=2), torch.inf)
-        best = now.argmin(dim=1)
-        alive = living[rows, best]
-        order[:, rank] = torch.where(alive, best, -1)
-        saliency[:, rank] = now[rows, best]
-        members = best[:, None] * size + inside  # (n, Q)
-        columns = inverse[rows[:, None], members]  # (n, Q, B)
-        share = torch.linalg.solve_triangular(factor[rows, best], columns, upper=False)
-        share *= alive[:, None, None]
-        step = share.transpose(1, 2) @ half[rows, best].unsqueeze(2)
-        weights = weights - step.squeeze(2)
+        removable = living
+        if kept:
+            left = living.reshape(num_blocks, -1, of).sum(dim=2) > kept
+            removable = living & left.repeat_interleave(of, dim=1)
+        # What was removed is left with rounding errors, which need not factor.
+        systems = torch.where(
+            living[:, :, None, None], diagonal_groups(inverse, size), unit
+        )
+        factor = _factor(systems)
+        half = _half_solve(factor, weights.reshape(num_blocks, groups, size, 1))
+        now = torch.where(removable, 0.5 * half.square().sum(dim=(2, 3)), torch.inf)
+        best = now.argmin(dim=1, keepdim=True)  # (n, 1)
+        alive = removable.gather(1, best)
+        order[:, rank] = torch.where(alive, best, -1).squeeze(1)
+        saliency[:, rank] = now.gather(1, best).squeeze(1)
+        living = living.scatter(1, best, living.gather(1, best) & ~alive)
+        columns = inverse[rows, best * size + inside]  # (n, Q, B)
+        share = _half_solve(factor[rows, best].squeeze(1), columns)
+        share *= alive.unsqueeze(2)
+        weights = weights - (share * half[rows, best].squeeze(1)).sum(dim=1)
         inverse.baddbmm_(share.transpose(1, 2), share, alpha=-1)
-        _reset_(inverse, weights, members, alive)
-        living = living.clone()
-        living[rows, best] = False
     return _append_missing(order), saliency
 
 
-def _reset_(inverse: Tensor, weights: Tensor, members: Tensor, alive: Tensor) -> None:
-    """Make removed groups independent of all others, so that they still factor."""
-    rows = torch.arange(len(inverse), device=inverse.device)
-    gone = torch.zeros_like(weights, dtype=torch.bool)
-    gone[rows[:, None], members] = alive[:, None]
-    inverse.masked_fill_(gone.unsqueeze(1) | gone.unsqueeze(2), 0.0)
-    inverse.diagonal(dim1=1, dim2=2).masked_fill_(gone, 1.0)
-    weights.masked_fill_(gone, 0.0)
+def _factor(systems: Tensor) -> Tensor:
+    return systems.sqrt() if systems.shape[-1] == 1 else cholesky(systems)
+
+
+def _half_solve(factor: Tensor, right: Tensor) -> Tensor:
+    if factor.shape[-1] == 1:
+        return right / factor
+    return torch.linalg.solve_triangular(factor, right, upper=False)
 
 
 def _append_missing(order: Tensor) -> Tensor:
+    """Replace -1, which ends each row, by the indices that are missing in it."""
     width = order.shape[1]
-    taken = torch.zeros(order.shape[0], width + 1, dtype=torch.bool)
-    taken = taken.to(order.device)
+    taken = order.new_zeros((len(order), width + 1), dtype=torch.bool)
     taken.scatter_(1, torch.where(order < 0, width, order), True)
     # Stable sort: untaken indices first, each in order of the index.
     missing = taken[:, :width].to(torch.int8).argsort(dim=1, stable=True)

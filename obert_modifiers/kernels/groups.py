@@ -25,20 +25,13 @@ def solve_groups(
 
     Time: ``O(d Q^2)``; memory: the result.
 
-    Args:
-        groups: Diagonal ``Q x Q`` blocks of the inverse Fisher,
-            ``(num_blocks, B / Q, Q, Q)``, float64.
-        weights: ``(num_blocks, B / Q, Q)``.
-        members: ``(num_blocks, B / Q, Q)``, bool, True = in P.
-        backend: ``"auto"``, ``"torch"``, ``"numba"`` or ``"triton"``.
+    The ``groups`` are the diagonal ``Q x Q`` blocks of the inverse Fisher,
+    ``(num_blocks, B / Q, Q, Q)``; weights and members are ``(num_blocks, B / Q, Q)``.
 
     Returns:
-        ``(num_blocks, B / Q, Q)``, float64, exactly zero outside of P.
-
-    Raises:
-        FloatingPointError: If a system is not numerically positive definite.
+        x, ``(num_blocks, B / Q, Q)``, exactly zero outside of P.
     """
-    solved = torch.zeros(weights.shape, dtype=torch.float64, device=weights.device)
+    solved = weights.new_zeros(weights.shape, dtype=torch.float64)
     chosen = choose_backend(backend, groups, tile=padded_width(weights.shape[2]))
     if chosen != "torch":
         blocks = (groups, weights.double(), members, solved)
@@ -54,12 +47,7 @@ def solve_groups(
 
 
 def lowest_subsets(
-    groups: Tensor,
-    weights: Tensor,
-    pruned: Tensor,
-    size: int,
-    *,
-    backend: str = "auto",
+    groups: Tensor, weights: Tensor, pruned: Tensor, size: int, *, backend: str = "auto"
 ) -> tuple[Tensor, Tensor]:
     r"""Find the set of weights of lowest saliency in each group.
 
@@ -69,25 +57,16 @@ def lowest_subsets(
 
     Time: ``O(d / Q)`` times the number of sets; memory: the result.
 
-    Args:
-        groups: As for :func:`solve_groups`.
-        weights: ``(num_blocks, B / Q, Q)``, zero where pruned.
-        pruned: ``(num_blocks, B / Q, Q)``, bool, True = pruned earlier.
-        size: Weights of a set, between 1 and Q.
-        backend: ``"auto"``, ``"torch"``, ``"numba"`` or ``"triton"``.
+    Shapes are those of :func:`solve_groups`; weights are zero where ``pruned``.
 
     Returns:
-        The saliency ``(num_blocks, B / Q)``, float64, and the sets
-        ``(num_blocks, B / Q, Q)``, bool. A group that has lost more than ``size``
-        weights has infinite saliency and the empty set.
-
-    Raises:
-        FloatingPointError: If a system is not numerically positive definite.
+        The saliency ``(num_blocks, B / Q)``, and the sets ``(num_blocks, B / Q, Q)``,
+        bool. A group that has lost more than ``size`` weights has infinite saliency and
+        the empty set.
     """
     width = weights.shape[2]
     subsets = torch.tensor(list(itertools.combinations(range(width), size)))
-    saliency = torch.full(weights.shape[:2], torch.inf, dtype=torch.float64)
-    saliency = saliency.to(weights.device)
+    saliency = weights.new_full(weights.shape[:2], torch.inf, dtype=torch.float64)
     found = torch.full_like(saliency, -1, dtype=torch.int64)
     chosen = choose_backend(backend, groups, tile=padded_width(size))
     if chosen != "torch":
@@ -95,7 +74,7 @@ def lowest_subsets(
         run_blocks(chosen, "find_lowest_subsets", *blocks)
     else:
         for part in block_chunks(len(groups), weights.shape[1] * weights.shape[2]):
-            saliency[part], found[part] = _lowest_torch(
+            saliency[part], found[part] = _lowest(
                 groups[part], weights[part].double(), pruned[part], subsets
             )
     # The last row, at index -1, is the empty set.
@@ -104,11 +83,10 @@ def lowest_subsets(
     return saliency, table.to(found.device)[found]
 
 
-def _lowest_torch(
+def _lowest(
     groups: Tensor, weights: Tensor, pruned: Tensor, subsets: Tensor
 ) -> tuple[Tensor, Tensor]:
-    best = torch.full(weights.shape[:2], torch.inf, dtype=torch.float64)
-    best = best.to(weights.device)
+    best = weights.new_full(weights.shape[:2], torch.inf)
     found = torch.full_like(best, -1, dtype=torch.int64)
     held = pruned.sum(dim=2)
     for nth, subset in enumerate(subsets.to(weights.device)):

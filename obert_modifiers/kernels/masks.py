@@ -17,13 +17,8 @@ def apply_mask_(values: Tensor, mask: Tensor, backend: str = "auto") -> Tensor:
     not a number too. Autograd does not record it. Memory: one byte per value in torch,
     nothing elsewhere. Values that are not contiguous take torch.
 
-    Args:
-        values: Any shape, floating point; changed in place.
-        mask: The same shape and device, bool, True = kept.
-        backend: ``"auto"``, ``"torch"``, ``"numba"`` or ``"triton"``.
-
     Returns:
-        ``values``.
+        ``values``, floating point of any shape.
 
     Raises:
         ValueError: If the mask is not bool or its shape differs.

@@ -12,7 +12,7 @@ from obert_modifiers.core.options import SecondOrderConfig
 from obert_modifiers.core.patterns import MaskPattern
 from obert_modifiers.core.pruning.fisher import BlockFisher
 from obert_modifiers.core.pruning.pruning_step import second_order_step_
-from obert_modifiers.core.pruning.sampling import GradientSource, SampleRequest
+from obert_modifiers.core.pruning.sampling import GradientSource
 from obert_modifiers.core.pruning.targets import Target
 from obert_modifiers.core.quantization.layers import Quantized
 from obert_modifiers.core.quantization.scheme import Scheme, quantize_
@@ -59,11 +59,8 @@ def losses(model: nn.Module, batch) -> torch.Tensor:
     return nn.functional.cross_entropy(logits, y, reduction="none")
 
 
-def make_source(batches) -> GradientSource:
-    def draw(request: SampleRequest):
-        return batches
-
-    return GradientSource(draw, losses)
+def make_source(batches, loss=losses) -> GradientSource:
+    return GradientSource(lambda request: batches, loss)
 
 
 def targets_of(model: nn.Module, *names: str) -> list[Target]:
@@ -76,27 +73,56 @@ def all_kept(targets: list[Target]) -> list[torch.Tensor]:
 
 @contextmanager
 def unchanged(targets: list[Target]) -> Iterator[None]:
-    before = [t.parameter.detach().clone() for t in targets]
+    before = weights_of(targets)
     yield
-    for target, old in zip(targets, before, strict=True):
-        assert torch.equal(target.parameter, old)
+    assert equal(weights_of(targets), before)
 
 
-def float32_event(names, batches, *, divides=True, draw=0, model=None, **options):
-    """Prune half of the tiny encoder; return the result and the weights."""
+NAMES = ("first.weight", "shared.weight")
+WIDTH = 12
+
+
+def make_config(**options) -> SecondOrderConfig:
+    return SecondOrderConfig(**{"num_grads": 12, "fisher_block_size": WIDTH, **options})
+
+
+def prune(
+    config,
+    source=None,
+    *,
+    model=None,
+    targets=None,
+    sparsity=0.5,
+    masks=None,
+    global_sparsity=True,
+    draw=0,
+):
+    """Prune the tiny encoder, or another model; return the result and the weights."""
     model = model or make_model(dtype=torch.float32)
-    targets = targets_of(model, *names)
+    targets = targets or targets_of(model, *NAMES)
+    masks = all_kept(targets) if masks is None else masks
+    for target, mask in zip(targets, masks, strict=True):
+        target.parameter.data.mul_(mask)
     result = second_order_step_(
         model,
         targets,
-        all_kept(targets),
-        [0.5] * len(targets),
-        global_sparsity=True,
-        config=SecondOrderConfig(**{"fisher_block_size": 12, **options}),
-        source=GradientSource(batches, losses, divides=divides),
+        masks,
+        [sparsity] * len(targets),
+        global_sparsity=global_sparsity,
+        config=config,
+        source=source or make_source(make_batches()),
         draw=draw,
     )
-    return result, [t.parameter.detach().clone() for t in targets]
+    return result, weights_of(targets)
+
+
+def weights_of(targets: list[Target]) -> list[torch.Tensor]:
+    return [t.parameter.detach().clone() for t in targets]
+
+
+def equal(ones, others) -> bool:
+    """Whether two lists of tensors are the same bits."""
+    return all(torch.equal(a, b) for a, b in zip(ones, others, strict=True))
 
 
 @contextmanager
@@ -151,15 +177,7 @@ def sample_gradients(model, batches, parameter: nn.Parameter, loss_of=losses):
     return torch.stack(rows)
 
 
-GROUP_PATTERNS = (
-    "block4",
-    "block:2x2",
-    "block:4x1",
-    "block:2x6",
-    "2:4",
-    "1:4",
-    "1:2",
-)
+GROUP_PATTERNS = ("block4", "block:2x2", "block:4x1", "block:2x6", "2:4", "1:4", "1:2")
 assert len(GROUP_PATTERNS) == 7
 
 
@@ -242,18 +260,14 @@ class ToyAttention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         q, k, v = self.query(x), self.key(x), self.value(x)
-        if self.fused == "sdpa":
-            mask = torch.zeros(x.shape[1], x.shape[1])
-            mask[:, -1] = -1e9
-            return nnf.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        if self.fused == "bool":
-            mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool)
-            mask[:, -1] = False
+        mask = torch.zeros(x.shape[1], x.shape[1])
+        mask[:, -1] = -1e9
+        if self.fused in ("sdpa", "bool"):
+            mask = mask == 0 if self.fused == "bool" else mask
             return nnf.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         if self.fused == "other":
             return torch.einsum("bik,bjk,bjd->bid", q, k, v)
-        scores = q @ k.transpose(1, 2) / 8**0.5
-        scores[:, :, -1] = -1e9
+        scores = q @ k.transpose(1, 2) / 8**0.5 + mask
         return torch.matmul(scores.softmax(-1), v)
 
 

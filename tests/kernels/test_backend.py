@@ -12,6 +12,7 @@ from obert_modifiers.kernels import _backend
 
 CPU = torch.zeros(1)
 CUDA = SimpleNamespace(device=torch.device("cuda:0"))  # all that the choice looks at
+ALL = ("torch", "numba", "triton")
 INSTALLED = {"numba": (0, 68), "triton": (3, 7)}
 
 
@@ -26,11 +27,11 @@ def everything_installed(monkeypatch):
 @pytest.mark.parametrize(
     ("tensor", "among", "expected"),
     [
-        (CPU, ("torch", "numba", "triton"), "numba"),
-        (CUDA, ("torch", "numba", "triton"), "triton"),
+        (CPU, ALL, "numba"),
+        (CUDA, ALL, "triton"),
         (CPU, ("torch", "triton"), "torch"),
         (CUDA, ("torch", "numba"), "torch"),
-        (torch.zeros(1, device="meta"), ("torch", "numba", "triton"), "torch"),
+        (torch.zeros(1, device="meta"), ALL, "torch"),
     ],
 )
 def test_auto_goes_by_device_and_by_what_there_is(tensor, among, expected) -> None:
@@ -47,30 +48,41 @@ def test_auto_is_torch_where_nothing_fit_is_installed(
 
 
 @pytest.mark.parametrize(
-    ("backend", "tensor", "message"),
+    ("backend", "tensor", "among", "installed", "message"),
     [
-        ("cuda", CPU, "backend=cuda is unknown; expected auto, torch, numba or triton"),
-        ("numba", CUDA, "backend=numba cannot run on cuda:0; expected a CPU tensor"),
-        ("triton", CPU, "backend=triton cannot run on cpu; expected a CUDA tensor"),
+        (
+            "cuda",
+            CPU,
+            ALL,
+            True,
+            "=cuda is unknown; expected auto, torch, numba or tri",
+        ),
+        (
+            "numba",
+            CUDA,
+            ALL,
+            True,
+            "=numba cannot run on cuda:0; expected a CPU tensor",
+        ),
+        ("triton", CPU, ALL, True, "=triton cannot run on cpu; expected a CUDA tensor"),
+        (
+            "numba",
+            CPU,
+            ("torch", "triton"),
+            True,
+            "no such kernel; expected auto, torch",
+        ),
+        ("numba", CPU, ALL, False, "not installed; expected the .* numba>="),
+        ("triton", CUDA, ALL, False, "not installed; expected the .* triton>="),
     ],
 )
-def test_a_backend_that_cannot_run_is_an_error(backend, tensor, message) -> None:
-    with pytest.raises(ValueError, match=message):
-        _backend.choose_backend(backend, tensor)
-
-
-def test_a_backend_without_the_kernel_is_an_error() -> None:
-    with pytest.raises(ValueError, match="no such kernel; expected auto, torch or tri"):
-        _backend.choose_backend("numba", CPU, among=("torch", "triton"))
-
-
-@pytest.mark.parametrize(("backend", "tensor"), [("numba", CPU), ("triton", CUDA)])
-def test_a_backend_that_is_not_installed_is_an_error(
-    backend, tensor, monkeypatch
+def test_a_backend_that_cannot_run_is_an_error(
+    backend, tensor, among, installed, message, monkeypatch
 ) -> None:
-    monkeypatch.setattr(_backend, "_version", lambda package: ())
-    with pytest.raises(ValueError, match=f"not installed; expected the .* {backend}>="):
-        _backend.choose_backend(backend, tensor)
+    if not installed:
+        monkeypatch.setattr(_backend, "_version", lambda package: ())
+    with pytest.raises(ValueError, match=message):
+        _backend.choose_backend(backend, tensor, among=among)
 
 
 def test_the_interpreter_is_triton_on_a_cpu_and_never_chosen_by_itself(

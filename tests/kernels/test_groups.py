@@ -5,14 +5,7 @@ import pytest
 import torch
 
 from tests import reference
-from tests.kernels.backends import (
-    NUMBERS,
-    cut,
-    each_backend,
-    kernels,
-    problem,
-    some,
-)
+from tests.kernels.backends import NUMBERS, cut, each_backend, kernels, problem, some
 
 GROUPS = [(1, 4, 4), (2, 8, 2), (3, 12, 4), (2, 12, 6), (2, 9, 3)]  # blocks, B, Q
 PATTERNS = [(1, 4, (2, 4)), (2, 8, (1, 4)), (2, 8, (3, 4)), (2, 10, (2, 5))]
@@ -37,9 +30,9 @@ def test_solve_groups(backend, num_blocks, width, size, share) -> None:
         values = weights[b].double().numpy()
         for group in cut(width, size):
             inside = [i for i in group if members[b, i]]
-            price = 0.5 * float(values[inside] @ pull[b, inside].numpy())
+            saliency = 0.5 * float(values[inside] @ pull[b, inside].numpy())
             expected = reference.group_saliency(dense[b], values, inside)
-            assert price == pytest.approx(expected, rel=1e-7, abs=1e-15)
+            assert saliency == pytest.approx(expected, rel=1e-7, abs=1e-15)
             # The update that the pull calls for takes the members to zero.
             step = np.linalg.inv(dense[b])[:, inside] @ pull[b, inside].numpy()
             best, _ = reference.best_update(dense[b], values, inside)
@@ -67,11 +60,11 @@ def test_lowest_subsets(backend, num_blocks, width, n_m, share) -> None:
             if len(gone) > size - kept:
                 assert torch.isinf(saliency[b, g]) and not sets[b, g].any()
                 continue
-            found, price = reference.cheapest_subset(
+            found, lowest = reference.cheapest_subset(
                 dense[b], weights[b].double().numpy(), group, gone, size - kept
             )
             assert [group[i] for i in sets[b, g].nonzero().flatten()] == list(found)
-            assert saliency[b, g].item() == pytest.approx(price, rel=1e-7, abs=1e-12)
+            assert saliency[b, g].item() == pytest.approx(lowest, rel=1e-7, abs=1e-12)
 
 
 @each_backend

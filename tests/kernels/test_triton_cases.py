@@ -178,11 +178,8 @@ def test_a_block_too_wide_for_the_chip_is_solved_by_torch() -> None:
 
 
 def test_no_blocks_at_all() -> None:
-    sums, weights = torch.zeros(0, 4, 4), torch.zeros(0, 4)
-    some = torch.zeros(0, 4, dtype=torch.bool)
-    found = kernels.eliminate_greedily(sums, 1.0, 1.0, weights, some, backend="triton")
-    assert found.order.shape == (0, 4)
-    updated, costs = kernels.solve_joint_update(
-        sums, 1.0, 1.0, weights, some, backend="triton"
-    )
-    assert (updated.shape, costs.shape) == ((0, 4), (0,))
+    weights, some = torch.zeros(0, 4), torch.zeros(0, 4, dtype=torch.bool)
+    blocks, on = (torch.zeros(0, 4, 4), 1.0, 1.0, weights, some), {"backend": "triton"}
+    assert kernels.eliminate_greedily(*blocks, **on).order.shape == (0, 4)
+    updated, increases = kernels.solve_joint_update(*blocks, **on)
+    assert (updated.shape, increases.shape) == ((0, 4), (0,))

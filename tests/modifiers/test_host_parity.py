@@ -79,7 +79,7 @@ def test_independent_step_is_its_obs_step(mask_type: str) -> None:
     # It adds 1e-7 to the diagonal of single weights.
     np.testing.assert_allclose(found.saliency, each, rtol=1e-5)
     pools = make_pools([weight.numel()], [0.5], True, pattern.unit)
-    chosen = choose([found], [(0, 0)], 1, make_quotas(pools, [kept], pattern))[0]
+    chosen = choose({0: found}, [0], make_quotas(pools, [kept], pattern))[0]
     mask = ~found.pruned(chosen, weight.numel()).reshape(kept.shape)
     assert torch.equal(mask.reshape(SHAPE), theirs.bool())
 

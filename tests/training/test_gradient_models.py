@@ -8,7 +8,8 @@ from transformers import AutoModelForSequenceClassification
 from obert_modifiers.core.losses import classification_loss
 from obert_modifiers.core.options import SecondOrderConfig
 from obert_modifiers.core.patterns import parse_mask_type
-from obert_modifiers.core.pruning.event import PruningEvent, plan_targets
+from obert_modifiers.core.pruning.event import plan_targets
+from obert_modifiers.core.pruning.fisher_state import FisherState
 from obert_modifiers.modifiers._targets import encoder_weights, find_targets
 from obert_modifiers.training.batches import TaskData, gradient_source
 from tests import reference, tiny
@@ -39,8 +40,8 @@ def _blocks(model, data, size: int = COUNT) -> list[torch.Tensor]:
     masks = [torch.ones_like(t.parameter, dtype=torch.bool) for t in targets]
     source = gradient_source(data, model.forward, "cpu", seed=0)
     plan = plan_targets(targets, config)
-    event = PruningEvent(model, targets, masks, plan, config, source, 0)
-    (fishers,) = list(event.state.sweep())
+    state = FisherState(model, targets, masks, plan, config, source)
+    (fishers,) = list(state.sweep())
     return [fisher.sums for fisher in fishers.values()]
 
 

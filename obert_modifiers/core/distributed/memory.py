@@ -10,10 +10,9 @@ _MEMINFO = Path("/proc/meminfo")
 
 
 def peak_memory(device: torch.device | str = "cpu") -> int:
-    """Return the highest memory use so far, in bytes.
+    """Return the highest use so far in bytes, of a CUDA device or of the process.
 
-    Of torch's allocator on a CUDA device, else of the process (peak resident size); 0
-    on systems that do not tell (Windows).
+    0 on systems that do not tell (Windows).
     """
     device = torch.device(device)
     if device.type == "cuda":

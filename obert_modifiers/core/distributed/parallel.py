@@ -14,11 +14,7 @@ OTHER_FAILED = (
 
 
 class OtherProcessFailed(RuntimeError):
-    """Another process failed, and all of them know it.
-
-    Attributes:
-        out_of_memory: Whether one of those that failed ran out of memory.
-    """
+    """Another process failed, maybe out of memory, and all of them know it."""
 
     def __init__(self, out_of_memory: bool = False) -> None:
         """Say that another process has the message."""
@@ -39,15 +35,10 @@ def share_of(total: int, rank: int, ranks: int) -> int:
 
 
 def all_reduce_(values: Tensor, least: bool = False) -> Tensor:
-    """Sum a tensor over all processes, in place.
+    """Return a tensor summed over all processes in place, or the ``least`` of theirs.
 
-    Args:
-        values: Same shape and dtype everywhere, on a device where the process group
-            can work, such as a parameter's.
-        least: True for the minimum in place of the sum.
-
-    Returns:
-        The tensor, equal bits on all processes.
+    It has the same shape and dtype everywhere, is on a device where the process group
+    can work, such as a parameter's, and gets equal bits on all processes.
     """
     if world()[1] > 1:
         dist.all_reduce(values, dist.ReduceOp.MIN if least else dist.ReduceOp.SUM)
@@ -69,14 +60,9 @@ def all_gather_row(row: Tensor) -> Tensor:
 
 
 def exchange(parts: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
-    """Send a flat tensor to every process and get one from each.
+    """Return a flat tensor from every process, of these sizes, for one sent to each.
 
-    Args:
-        parts: ``(n_r,)`` for each process r; one dtype and device everywhere.
-        sizes: Elements that come from each process.
-
-    Returns:
-        A tensor from each process, in memory of its own.
+    One dtype and device everywhere; what comes is in memory of its own.
     """
     sent = torch.cat([part.reshape(-1) for part in parts])
     found = sent.new_empty(sum(sizes))
@@ -86,43 +72,25 @@ def exchange(parts: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
 
 @contextmanager
 def raise_on_all_ranks(device: torch.device) -> Iterator[None]:
-    """Raise on all processes if the body, which must not communicate, raises on one.
-
-    Args:
-        device: Where the process group can work, such as a parameter's device.
-
-    Yields:
-        Once, for the body.
-
-    Raises:
-        OtherProcessFailed: If another process failed, so that none waits for it.
-    """
+    """Raise on all processes if the body, which must not communicate, raises on one."""
     try:
         yield
     except Exception as error:
-        _failures(True, ran_out_of_memory(error), device)
+        _count_failures(device, True, ran_out_of_memory(error))
         raise
-    failed, out_of_memory = _failures(False, False, device)
+    failed, out_of_memory = _count_failures(device, False, False)
     if failed:
-        raise OtherProcessFailed(out_of_memory)
+        raise OtherProcessFailed(out_of_memory > 0)
 
 
-def _failures(
-    failed: bool, out_of_memory: bool, device: torch.device
-) -> tuple[bool, bool]:
+def _count_failures(device: torch.device, *failed: bool) -> list[int]:
     if world()[1] == 1:
-        return failed, out_of_memory
-    counts = torch.tensor([failed, out_of_memory], dtype=torch.int64, device=device)
-    found = all_reduce_(counts).tolist()
-    return found[0] > 0, found[1] > 0
+        return [int(one) for one in failed]
+    return all_reduce_(torch.tensor(failed, dtype=torch.int64, device=device)).tolist()
 
 
 def ran_out_of_memory(error: BaseException) -> bool:
-    """Tell whether memory was what lacked, here or in another process.
-
-    Returns:
-        True for torch's errors of host and device memory and for Python's.
-    """
+    """Return whether memory of host or device lacked, here or in another process."""
     if isinstance(error, OtherProcessFailed):
         return error.out_of_memory
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):

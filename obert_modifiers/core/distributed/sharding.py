@@ -28,12 +28,8 @@ _WEIGHT_BYTES = 10  # copy to roll back 4, new value 4, old and new mask 2
 class Piece:
     """Whole Fisher blocks of one parameter that are worked on at a time.
 
-    Attributes:
-        target: Position of the parameter.
-        start: First weight, in the order of the groups.
-        stop: One past the last weight.
-        rank: Process that owns it.
-        turn: Turn in which its Fisher is collected.
+    The weights from ``start`` to ``stop``, in the order of the groups, of the parameter
+    at position ``target``; their Fisher is collected in one turn, on one process.
     """
 
     target: int
@@ -65,8 +61,7 @@ class MemoryPlan:
         fisher_dtype: Precision of the sums.
         state_bytes: Most bytes of sums on the device of one process at a time.
         host_bytes: Most bytes of sums in host memory beside the device, per process.
-        working_bytes: Everything else that the event holds, per process: gradients,
-            selection, new weights.
+        working_bytes: Everything else, per process: gradients, selection, new weights.
         held_bytes: Part of it for layer inputs and output gradients.
     """
 
@@ -115,14 +110,8 @@ def plan_event(
 ) -> MemoryPlan:
     """Plan the state of a pruning event from the shapes of its parameters.
 
-    Args:
-        layouts: Of each parameter.
-        fisher_block_size: Width B of a Fisher block.
-        fisher_dtype: Precision of the sums.
-        ranks: Number of processes.
-        memory_budget: Bytes that the event may take on the device of one process,
-            beside the model; None for no limit.
-        host_budget: Bytes of host memory for sums; 0 where the device is the host.
+    Budgets are in bytes for one process: on its device, beside the model, and of host
+    memory for sums, 0 where the device is the host.
 
     Returns:
         The plan with the fewest turns that fits.

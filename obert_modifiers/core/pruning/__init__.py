@@ -33,10 +33,18 @@ of one row is that of the parameter.
 6. Update (:mod:`~.update`): the new values of the weights that stay.
 7. Write (:func:`~.targets.write_parameters_`).
 
-:class:`~.event.PruningEvent` calls 2 to 6, and :class:`~.fisher_state.FisherState`
-repeats 2 and 3 for each turn. On several processes each owns some of the pieces: then
-:mod:`~.exchange` sends inputs and output gradients to the owners, selection adds up
-counts, and the owners' results are joined. The bits are the same.
+:class:`~.event.PruningEvent` calls 4 to 6 for each piece of a
+:class:`~.fisher_state.FisherState`, which does 2 and 3 when it is first asked. To read
+that way, nothing else is needed. Beside it lie:
+
+- turns, where not all ``sums`` fit into memory: the state repeats 2 and 3 for each;
+- processes, of which each owns some of the pieces: :mod:`~.exchange` sends inputs and
+  output gradients to the owners, selection adds up counts, the owners' results are
+  joined, and ``raise_on_all_ranks`` lets none wait for another that failed;
+- rollback: ``restored`` takes back what was written before an error, and an event that
+  runs out of memory starts again with a smaller plan.
+
+The bits are the same under every plan and on any number of processes.
 """
 
 from obert_modifiers.core import importing

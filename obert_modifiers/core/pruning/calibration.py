@@ -1,9 +1,7 @@
 """How long the parts of a second-order pruning event take on this machine."""
 
-import functools
-import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,12 +14,12 @@ from obert_modifiers.core.distributed.sharding import (
     MemoryPlan,
 )
 from obert_modifiers.core.options import SecondOrderConfig
-from obert_modifiers.core.pruning.collect import Collector
 from obert_modifiers.core.pruning.event import PruningEvent, plan_targets
+from obert_modifiers.core.pruning.fisher_state import FisherState
 from obert_modifiers.core.pruning.gradients import collect_gradients
 from obert_modifiers.core.pruning.layer_signals import Signals
 from obert_modifiers.core.pruning.per_sample import BatchGradients
-from obert_modifiers.core.pruning.sampling import GradientSource, SampleRequest
+from obert_modifiers.core.pruning.sampling import GradientSource
 from obert_modifiers.core.pruning.selection import make_pools
 from obert_modifiers.core.pruning.targets import Target
 
@@ -32,11 +30,9 @@ _SEED = 0
 
 @dataclass(frozen=True)
 class StepCost:
-    """Seconds of the parts of an event that grow with the pruned weights.
+    """Seconds to ``collect`` a gradient of a weight in its Fisher block, and the rest.
 
-    Attributes:
-        collect: Of one gradient of one weight, formed and added to its Fisher block.
-        solve: Of one weight: inverse, saliency, selection, update.
+    To ``solve`` for a weight takes inverse, saliency, selection and update.
     """
 
     collect: float
@@ -45,13 +41,7 @@ class StepCost:
 
 @dataclass(frozen=True)
 class EventSeconds:
-    """An estimate for one event on one process, in seconds.
-
-    Attributes:
-        passes: Forward and backward passes.
-        collect: Forming gradients and adding them up.
-        solve: The rest.
-    """
+    """Seconds of an event on one process: forward and backward passes, and the rest."""
 
     passes: float
     collect: float
@@ -69,84 +59,59 @@ def measure_step(
     positions: int,
     device: torch.device | str = "cpu",
 ) -> StepCost:
-    """Time an event on one random weight matrix of :data:`TIMED_WEIGHTS` weights.
+    """Return the seconds of an event on a matrix of :data:`TIMED_WEIGHTS` weights.
 
-    Changes no global random state. Time: about a second, and what compiling the
-    kernels takes where they have not run on this machine. Memory: about 0.5 GB.
-
-    Args:
-        config: How the event works.
-        width: Inputs of the weight, a multiple of its groups' columns.
-        positions: Tokens of a sample.
-        device: Where it is timed.
-
-    Returns:
-        The seconds of each part.
+    It has ``width`` inputs, a multiple of its groups' columns, and samples have so many
+    ``positions``. Changes no global random state. Time: about a second, and what
+    compiling the kernels takes where they have not run here. Memory: about 0.5 GB.
     """
     generator = torch.Generator().manual_seed(_SEED)
-    rows = config.pattern.rows
-    out = max(1, TIMED_WEIGHTS // (width * rows)) * rows
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).to(device)
+
+    pattern, count = config.pattern, FOLD_SAMPLES
+    out = max(1, TIMED_WEIGHTS // (width * pattern.rows)) * pattern.rows
     layer = nn.Linear(width, out, bias=False, device=device)
     with torch.no_grad():
-        layer.weight.copy_(torch.randn(out, width, generator=generator) * 0.02)
-    config = replace(
-        config, damp=None, damp_fraction=0.01, damp_grid=(), memory_budget=None
-    )
-    count = FOLD_SAMPLES
-    by_sample = config.grad_granularity == "sample"
-    if by_sample:
-        part: Signals | Tensor = Signals(
-            torch.randn(count, positions, width, generator=generator).to(device),
-            torch.randn(count, positions, out, generator=generator).to(device),
-        )
+        layer.weight.copy_(random(out, width) * 0.02)
+    part: Signals | Tensor
+    if config.grad_granularity == "sample":
+        part = Signals(random(count, positions, width), random(count, positions, out))
     else:
-        part = torch.randn(count, out * width, generator=generator).to(device)
-    event = _event(layer, config, count)
-    seconds, size = [], out * width
-    for _ in range(2):  # the first pays for memory and compiled kernels
-        collector = Collector(
-            event.plan,
-            0,
-            event.layouts,
-            [None],
-            next(event.state.sweep()),
-            torch.float32,
-            layer.weight.device,
-        )
-        batch = BatchGradients(count, (part,))
-        seconds.append(_timed(functools.partial(_collect, collector, batch)))
-    return StepCost(seconds[-1] / (count * size), _solve(event, size))
-
-
-def _collect(collector: Collector, batch: BatchGradients) -> None:
-    collector.add(batch)
-    collector.finish()
-
-
-def _solve(event: PruningEvent, size: int) -> float:
-    pattern = event.config.pattern
+        part = random(count, out * width)
+    batch, inputs = BatchGradients(count, (part,)), random(count, width)
+    # Its own gradients are few and cheap, as what follows takes the same time on any.
+    config = replace(
+        config,
+        num_grads=count,
+        grad_granularity="sample",
+        options=(),
+        damp=None,
+        damp_fraction=0.01,
+        damp_grid=(),
+        memory_budget=None,
+    )
+    source = GradientSource(
+        lambda request: [inputs], lambda model, batch: model(batch).square().sum(1)
+    )
+    targets = [Target("weight", layer.get_parameter("weight"))]
+    masks = [torch.ones_like(layer.weight, dtype=torch.bool)]
+    plan = plan_targets(targets, config, ranks=1)
+    state = FisherState(layer, targets, masks, plan, config, source)
+    event, size = PruningEvent(state), out * width
     goal = 0.5 if pattern.n_m is None else pattern.limit
     pools = make_pools([size], [goal], True, pattern.unit)
-    for _ in range(2):
-        seconds = _timed(lambda: event.best_outcome(pools))
-    return seconds / size
 
+    def collect() -> None:
+        collector.add(batch)
+        collector.finish()
 
-def _event(layer: nn.Linear, config: SecondOrderConfig, count: int) -> PruningEvent:
-    # Its Fisher has few, cheap gradients, as what follows takes the same time on any.
-    weight = layer.get_parameter("weight")
-    target = Target("weight", weight)
-    config = replace(config, num_grads=count, grad_granularity="sample", options=())
-    plan = plan_targets([target], config, ranks=1)
-
-    def batches(request: SampleRequest) -> Iterable[Tensor]:
-        generator = torch.Generator().manual_seed(_SEED + 1)
-        batch = torch.randn(count, layer.in_features, generator=generator)
-        return [batch.to(weight.device)]
-
-    source = GradientSource(batches, lambda model, batch: model(batch).square().sum(1))
-    mask = torch.ones_like(weight, dtype=torch.bool)
-    return PruningEvent(layer, [target], [mask], plan, config, source, 0)
+    for _ in range(2):  # the first pays for memory and compiled kernels
+        collector = state.collector(0, state.allocate(0))
+        collected = _timed(collect)
+        solved = _timed(lambda: event.best_outcome(pools))
+    return StepCost(collected / (count * size), solved / size)
 
 
 def measure_passes(
@@ -157,22 +122,19 @@ def measure_passes(
     batch_size: int,
     granularity: str = "sample",
 ) -> tuple[float, int]:
-    """Time forward and backward passes as an event makes them.
+    """Return the seconds of an event's passes for a sample, and the samples timed.
 
     Begins with one sample and takes as many more as fit into a few seconds, up to
     ``batch_size``; ``batch_of`` is called with a number of samples.
-
-    Returns:
-        Seconds of a sample, and the samples that were timed.
     """
 
     def run(size: int) -> float:
-        batch = batch_of(size)
+        batches = [batch_of(size)]
         return _timed(
             lambda: collect_gradients(
                 model,
                 parameters,
-                [batch],
+                batches,
                 losses,
                 lambda found: None,
                 granularity=granularity,
@@ -191,15 +153,12 @@ def estimate_event(
     sample_seconds: float,
     batch_size: int = 1,
 ) -> EventSeconds:
-    """Scale measured seconds to an event, all its sub-steps.
+    """Return measured seconds scaled to an event, all its sub-steps.
 
     Every turn makes all passes and adds up its part of the weights. What does not stay
     in memory is collected again for each sweep: for the dampening where it is a
     fraction, for the selection and for the update. With batch gradients each is the
     mean over ``batch_size`` samples.
-
-    Returns:
-        The estimate.
     """
     turns = plan.turns
     sweeps = 3 if config.damp is None else 2
@@ -221,6 +180,4 @@ def _timed(call: Callable[[], Any]) -> float:
     call()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    seconds = time.perf_counter() - before
-    assert math.isfinite(seconds)
-    return seconds
+    return time.perf_counter() - before

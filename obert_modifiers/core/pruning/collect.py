@@ -5,23 +5,16 @@ number of processes, so that every block is summed in the same way: equal bits w
 the owner's arithmetic is the same.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from obert_modifiers.core.distributed.parallel import (
-    OtherProcessFailed,
-    all_reduce_count,
-    raise_on_all_ranks,
-    world,
-)
+from obert_modifiers.core.distributed.parallel import raise_on_all_ranks, world
 from obert_modifiers.core.distributed.sharding import FOLD_SAMPLES, MemoryPlan, Piece
 from obert_modifiers.core.pruning.blocks import GroupLayout
 from obert_modifiers.core.pruning.fisher import BlockFisher
-from obert_modifiers.core.pruning.gradients import GradientCount, collect_gradients
 from obert_modifiers.core.pruning.layer_signals import Signals
 from obert_modifiers.core.pruning.per_sample import BatchGradients
 
@@ -30,69 +23,12 @@ GRADIENTS = -1  # in place of a number of positions: the gradients themselves
 _WIDE_POSITIONS = 64
 
 
-@dataclass(frozen=True)
-class Share:
-    """The whole output rows of a parameter that a process owns in one turn."""
-
-    target: int
-    start: int
-    stop: int
-
-    @property
-    def numel(self) -> int:
-        """Number of weights."""
-        return self.stop - self.start
-
-
 @dataclass
 class _Held:
     """A batch of ``size`` samples that waits: its parts of the shares, by target."""
 
     size: int
     parts: dict[int, Signals | Tensor]
-
-
-def collect_blocks(
-    model: nn.Module,
-    parameters: Sequence[nn.Parameter],
-    batches: Iterable[Any],
-    losses: Callable[[nn.Module, Any], Tensor],
-    collector: "Collector",
-    *,
-    granularity: str = "sample",
-    limit: int | None = None,
-) -> GradientCount:
-    """Collect gradients into the blocks of a collector.
-
-    Takes what :func:`~.gradients.collect_gradients` takes. Every process has to call
-    it, with batches of its own; if one fails, all raise.
-
-    Returns:
-        Gradients of all processes.
-
-    Raises:
-        OtherProcessFailed: If another process failed.
-    """
-    try:
-        count = collect_gradients(
-            model,
-            parameters,
-            batches,
-            losses,
-            collector.add,
-            granularity=granularity,
-            limit=limit,
-        )
-    except OtherProcessFailed:
-        raise
-    except Exception as error:
-        collector.abort(error)
-        raise
-    collector.finish()
-    device = parameters[0].device
-    return GradientCount(
-        all_reduce_count(count.used, device), all_reduce_count(count.skipped, device)
-    )
 
 
 class Collector:
@@ -109,23 +45,22 @@ class Collector:
         layouts: Sequence[GroupLayout],
         kept: Sequence[Tensor | None],
         fishers: dict[int, BlockFisher],
-        dtype: torch.dtype,
-        device: torch.device,
+        like: Tensor,
     ) -> None:
         """Start with nothing held.
 
         ``kept`` has a mask ``(d,)`` in the order of the groups for each parameter, None
         where all are kept; ``fishers`` the state of each piece of this process and
-        turn, by its position in the plan. Gradients wait and travel in ``dtype``.
+        turn, by its position in the plan. Gradients wait and travel as ``like``.
         """
         self._plan, self._layouts = plan, layouts
         self._kept, self._fishers = kept, fishers
-        self._dtype, self._device = dtype, device
+        self._dtype, self._device = like.dtype, like.device
         rank, ranks = world()
         self._shares = [_shares_of(plan, r, turn) for r in range(ranks)]
         self._own = self._shares[rank]
         self._held: list[_Held] = []
-        self._held_size, self._held_bytes = 0, 0
+        self._held_bytes = 0
         self._room: dict[torch.dtype, Tensor] = {}
 
     def add(self, batch: BatchGradients) -> None:
@@ -141,35 +76,31 @@ class Collector:
         """Give up after an error; there is nobody to tell."""
 
     def _cut(
-        self, batch: BatchGradients, shares: Sequence[Share]
-    ) -> list[Signals | Tensor]:
-        parts: list[Signals | Tensor] = []
+        self, batch: BatchGradients, shares: Sequence[Piece]
+    ) -> Iterator[Signals | Tensor]:
         for share in shares:
             part, layout = batch.parts[share.target], self._layouts[share.target]
             if isinstance(part, Signals):
                 width = layout.shape[1]
                 dy = part.output_grads[..., share.start // width : share.stop // width]
-                x = part.inputs.to(self._dtype)
-                parts.append(Signals(x, dy.to(self._dtype)))
+                yield Signals(part.inputs.to(self._dtype), dy.to(self._dtype))
             else:
                 mine = layout.arrange(part)[:, share.start : share.stop]
-                parts.append(mine.to(self._dtype))
-        return parts
+                yield mine.to(self._dtype)
 
     def _hold(
-        self, size: int, positions: Sequence[int], parts: Sequence[Signals | Tensor]
+        self, size: int, positions: Sequence[int], parts: Iterator[Signals | Tensor]
     ) -> None:
         values = 0  # of a sample, in all layers
         for layout, count in zip(self._layouts, positions, strict=True):
             out, width = layout.shape
             values += out * width if count == GRADIENTS else count * (out + width)
         size_bytes = 4 * size * values
-        full = self._held_size + size > FOLD_SAMPLES
+        full = sum(held.size for held in self._held) + size > FOLD_SAMPLES
         if full or self._held_bytes + size_bytes > self._plan.held_bytes:
             self._add_held()
         by_target = {s.target: part for s, part in zip(self._own, parts, strict=True)}
         self._held.append(_Held(size, by_target))
-        self._held_size += size
         self._held_bytes += size_bytes
 
     def _add_held(self) -> None:
@@ -180,7 +111,7 @@ class Collector:
             for held in _portions(self._held):
                 grads = self._form(piece, held, starts[piece.target], fisher.sums.dtype)
                 fisher.add_(grads, None if kept is None else piece.of(kept))
-        self._held, self._held_size, self._held_bytes = [], 0, 0
+        self._held, self._held_bytes = [], 0
 
     def _form(
         self, piece: Piece, held: list[_Held], start: int, dtype: torch.dtype
@@ -188,16 +119,14 @@ class Collector:
         # The gradients of a piece, (k, numel), in memory that is used again.
         layout = self._layouts[piece.target]
         grads = self._take(dtype, sum(batch.size for batch in held), piece.numel)
-        at = 0
-        for batch in held:
-            rows = grads[at : at + batch.size]
+        rows = grads.split([batch.size for batch in held])
+        for into, batch in zip(rows, held, strict=True):
             part = batch.parts[piece.target]
             if isinstance(part, Signals):
-                self._multiply(rows, part, piece, start, layout.shape[1])
+                self._multiply(into, part, piece, start, layout.shape[1])
             else:
-                rows.copy_(part[:, piece.start - start : piece.stop - start])
-            at += batch.size
-        if layout.pattern.rows > 1 and isinstance(held[0].parts[piece.target], Signals):
+                into.copy_(part[:, piece.start - start : piece.stop - start])
+        if layout.pattern.rows > 1 and isinstance(part, Signals):
             return layout.band(piece.numel).arrange(grads)
         return grads
 
@@ -225,12 +154,13 @@ class Collector:
         return room[: size * numel].view(size, numel)
 
 
-def _shares_of(plan: MemoryPlan, rank: int, turn: int) -> list[Share]:
-    shares: dict[int, Share] = {}
+def _shares_of(plan: MemoryPlan, rank: int, turn: int) -> list[Piece]:
+    # The pieces of each parameter as one: the rows that a process owns in one turn.
+    shares: dict[int, Piece] = {}
     for i in plan.owned(rank, turn):
         piece = plan.pieces[i]
-        start = shares[piece.target].start if piece.target in shares else piece.start
-        shares[piece.target] = Share(piece.target, start, piece.stop)
+        first = shares.get(piece.target, piece)
+        shares[piece.target] = replace(first, stop=piece.stop)
     return list(shares.values())
 
 
@@ -249,11 +179,6 @@ def _portions(held: list[_Held]) -> list[list[_Held]]:
     portions = []
     for at in range(0, held[0].size, FOLD_SAMPLES):
         rows = slice(at, at + FOLD_SAMPLES)
-        parts = {
-            target: Signals(part.inputs[rows], part.output_grads[rows])
-            if isinstance(part, Signals)
-            else part[rows]
-            for target, part in held[0].parts.items()
-        }
-        portions.append([_Held(len(range(held[0].size)[rows]), parts)])
+        parts = {target: part[rows] for target, part in held[0].parts.items()}
+        portions.append([_Held(min(FOLD_SAMPLES, held[0].size - at), parts)])
     return portions

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from obert_modifiers.core.distributed.memory import available_memory
 from obert_modifiers.core.distributed.parallel import (
@@ -22,10 +22,10 @@ from obert_modifiers.core.pruning.fisher import BlockFisher, resolve_damp
 from obert_modifiers.core.pruning.fisher_state import FisherState, request_of
 from obert_modifiers.core.pruning.gradients import sum_losses
 from obert_modifiers.core.pruning.saliency import greedy_candidates, obs_candidates
-from obert_modifiers.core.pruning.sampling import GradientSource
 from obert_modifiers.core.pruning.selection import Candidates, Pool, choose, make_quotas
 from obert_modifiers.core.pruning.targets import (
     Target,
+    group_masks,
     restore_shapes,
     restored,
     widest_dtype,
@@ -37,6 +37,7 @@ CANDIDATES = {"independent": obs_candidates, "greedy": greedy_candidates}
 _HELD_OUT_SAMPLES = 256
 _HELD_OUT_DRAWS = 2**20  # numbers of the draws that choose the dampening
 _MEMORY_SHARE = 0.9  # of the free memory, where no budget is given
+_NO_LIMIT = 2**62  # bytes
 
 _LOGGER = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -62,10 +63,10 @@ def plan_targets(
             budget = int(_MEMORY_SHARE * free)
         if device.type != "cpu":
             host = int(_MEMORY_SHARE * (available_memory("cpu") or 0))
-        # The smallest of all, so that all plan alike; 2**62 stands for no limit.
-        limits = torch.tensor([2**62 if budget is None else budget, host])
-        least = all_reduce_(limits.to(device), least=True).tolist()
-        budget, host = (None if least[0] == 2**62 else least[0]), least[1]
+        # The smallest of all, so that all plan alike.
+        limits = torch.tensor([_NO_LIMIT if budget is None else budget, host])
+        budget, host = all_reduce_(limits.to(device), least=True).tolist()
+        budget = None if budget == _NO_LIMIT else budget
         ranks = world()[1]
     return plan_event(
         [t.layout(config.pattern) for t in targets],
@@ -96,50 +97,27 @@ class Outcome:
 
 
 class PruningEvent:
-    """One Fisher of the selected parameters, and what could be pruned with it.
+    """What could be pruned with the Fisher of the selected parameters.
 
     Nothing is written. Every process of a distributed run has to make the same calls.
 
     Attributes:
         state: The Fisher, collected when it is first needed.
+        config: How to prune.
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        targets: Sequence[Target],
-        masks: Sequence[Tensor],
-        plan: MemoryPlan,
-        config: SecondOrderConfig,
-        source: GradientSource,
-        draw: int,
-        *,
-        state: FisherState | None = None,
+        self, state: FisherState, config: SecondOrderConfig | None = None
     ) -> None:
         """Collect nothing yet.
 
-        Args:
-            model: Model that holds the targets, not wrapped for distributed training.
-            targets: Parameters to prune.
-            masks: Current mask of each, True = kept.
-            plan: As from :func:`plan_targets`.
-            config: How to prune.
-            source: Where the gradients come from.
-            draw: Number of the draw of samples.
-            state: That of another event with the same model, masks, plan and draw,
-                in which the weights have the same order; None for one of its own.
+        Another ``config`` than that of the state has the same gradients and blocks, and
+        a pattern in which the weights have the same order.
         """
-        self.model, self.targets, self.masks = model, targets, masks
-        self.plan, self.config, self.source, self.draw = plan, config, source, draw
-        self.device = targets[0].parameter.device
-        self.layouts = [t.layout(config.pattern) for t in targets]
-        self.kept = [
-            layout.groups(mask)
-            for layout, mask in zip(self.layouts, masks, strict=True)
-        ]
-        self.state = state or FisherState(
-            model, targets, self.kept, plan, config, source, draw
-        )
+        self.state, self.config = state, config or state.config
+        self.targets, self.plan, self.device = state.targets, state.plan, state.device
+        self.layouts = [t.layout(self.config.pattern) for t in state.targets]
+        self.kept = group_masks(self.layouts, state.masks)
 
     def best_outcome(self, pools: Sequence[Pool]) -> tuple[Outcome, float]:
         """Return what is pruned to the pools' counts, and the dampening.
@@ -157,6 +135,56 @@ class PruningEvent:
         """Return what is pruned to the pools' counts with one dampening."""
         masks = self._select(pools, damp)  # steps 2 to 5
         return self._update(masks, damp)  # step 6
+
+    def _select(self, pools: Sequence[Pool], damp: float) -> list[Tensor]:
+        """Return the new masks, ``(d,)`` in the order of the groups."""
+        config, pieces = self.config, self.plan.pieces
+        size = config.pattern.group_size
+
+        def candidates_of(i: int, fisher: BlockFisher) -> Candidates:
+            weights, _ = self._weights(i, fisher, damp)
+            kept = pieces[i].of(self.kept[pieces[i].target]).reshape(-1, size)
+            rule = CANDIDATES[config.selection]
+            return rule(weights.reshape(-1, size), kept, fisher, damp, config.pattern)
+
+        candidates = self._for_pieces(candidates_of)
+        quotas = make_quotas(
+            pools,
+            self.kept,
+            config.pattern,
+            by_weight=config.selection == "greedy",
+            min_density=config.min_density,
+        )
+        owners = [piece.target for piece in pieces]
+        chosen = choose(candidates, owners, quotas, self.device)
+        pruned = {
+            i: candidates[i].pruned(part, pieces[i].numel).to(torch.uint8)
+            for i, part in chosen.items()
+        }
+        gone = self._join(pruned, torch.uint8)
+        return [m.reshape(-1) & (g == 0) for m, g in zip(self.kept, gone, strict=True)]
+
+    def _update(self, masks: list[Tensor], damp: float) -> Outcome:
+        """Return the masks with the new weights, in the parameters' shapes."""
+        update, size = UPDATES[self.config.update], self.config.pattern.group_size
+        wide = widest_dtype(t.parameter for t in self.targets)
+        increases = torch.zeros(len(self.plan.pieces), dtype=torch.float64)
+
+        def values_of(i: int, fisher: BlockFisher) -> Tensor:
+            piece = self.plan.pieces[i]
+            weights, change = self._weights(i, fisher, damp)
+            mask = piece.of(masks[piece.target])
+            values, increase = update(weights, fisher, damp, mask, size)
+            increases[i] = increase + change
+            return values.to(self.targets[piece.target].parameter.dtype).to(wide)
+
+        values = self._join(self._for_pieces(values_of), wide)
+        total = math.fsum(all_reduce_(increases.to(self.device)).tolist())
+        return Outcome(
+            restore_shapes(self.layouts, masks, self.state.masks),
+            restore_shapes(self.layouts, values, self.state.masks),
+            total,
+        )
 
     def _best_of_grid(self, pools: Sequence[Pool]) -> tuple[Outcome, float]:
         if self.plan.keeps == "nothing":
@@ -184,84 +212,22 @@ class PruningEvent:
         return best, damp
 
     def _held_out_loss(self) -> float:
-        draw, options = _HELD_OUT_DRAWS + self.draw, dict(self.config.options)
+        state, source = self.state, self.state.source
+        draw, options = _HELD_OUT_DRAWS + state.draw, dict(self.config.options)
         request = request_of(_HELD_OUT_SAMPLES, draw, options, "sample")
-        limit = None if self.source.divides else request.share
+        limit = None if source.divides else request.share
         with raise_on_all_ranks(self.device):
-            total, count = sum_losses(
-                self.model, self.source.batches(request), self.source, limit
-            )
-        sums = torch.tensor([total, count], dtype=torch.float64)
-        total, count = all_reduce_(sums.to(self.device)).tolist()
+            sums = sum_losses(state.model, source.batches(request), source, limit)
+        both = torch.tensor(sums, dtype=torch.float64, device=self.device)
+        total, count = all_reduce_(both).tolist()
         return total / count
-
-    def _select(self, pools: Sequence[Pool], damp: float) -> list[Tensor]:
-        """Return the new masks, ``(d,)`` in the order of the groups."""
-        config, pieces = self.config, self.plan.pieces
-        size = config.pattern.group_size
-
-        def candidates_of(i: int, fisher: BlockFisher) -> Candidates:
-            weights, _ = self._weights(i, fisher, damp)
-            kept = self._piece(self.kept, i).reshape(-1, size)
-            rule = CANDIDATES[config.selection]
-            return rule(weights.reshape(-1, size), kept, fisher, damp, config.pattern)
-
-        quotas = make_quotas(
-            pools,
-            self.kept,
-            config.pattern,
-            by_weight=config.selection == "greedy",
-            min_density=config.min_density,
-        )
-        found = self._for_pieces(candidates_of)
-        mine = sorted(found)
-        chosen = choose(
-            [found[i] for i in mine],
-            [(pieces[i].target, i) for i in mine],
-            len(pieces),
-            quotas,
-            self.device,
-        )
-        pruned = {
-            i: found[i].pruned(part, pieces[i].numel).to(torch.uint8)
-            for i, part in zip(mine, chosen, strict=True)
-        }
-        return [
-            mask.reshape(-1) & ~(lost == 1)
-            for mask, lost in zip(
-                self.kept, self._join(pruned, torch.uint8), strict=True
-            )
-        ]
-
-    def _update(self, masks: list[Tensor], damp: float) -> Outcome:
-        """Return the masks with the new weights, in the parameters' shapes."""
-        update, size = UPDATES[self.config.update], self.config.pattern.group_size
-        wide = widest_dtype(t.parameter for t in self.targets)
-        increases = torch.zeros(len(self.plan.pieces), dtype=torch.float64)
-
-        def values_of(i: int, fisher: BlockFisher) -> Tensor:
-            weights, change = self._weights(i, fisher, damp)
-            mask = self._piece(masks, i)
-            values, increase = update(weights, fisher, damp, mask, size)
-            increases[i] = increase + change
-            own = self.targets[self.plan.pieces[i].target].parameter.dtype
-            return values.to(own).to(wide)
-
-        values = self._join(self._for_pieces(values_of), wide)
-        total = math.fsum(all_reduce_(increases.to(self.device)).tolist())
-        return Outcome(
-            restore_shapes(self.layouts, masks, self.masks),
-            restore_shapes(self.layouts, values, self.masks),
-            total,
-        )
 
     def _for_pieces(self, work: Callable[[int, BlockFisher], _T]) -> dict[int, _T]:
         """Return what ``work`` makes of each piece of this process and its Fisher."""
         done: dict[int, _T] = {}
         for fishers in self.state.sweep():
             with raise_on_all_ranks(self.device):
-                for i, fisher in fishers.items():
-                    done[i] = work(i, fisher)
+                done |= {i: work(i, fisher) for i, fisher in fishers.items()}
         return done
 
     def _weights(
@@ -277,10 +243,6 @@ class PruningEvent:
         step, change = fisher.newton_step(damp)
         return flat.double() + step, change
 
-    def _piece(self, values: Sequence[Tensor], i: int) -> Tensor:
-        piece = self.plan.pieces[i]
-        return piece.of(values[piece.target])
-
     def _join(self, parts: Mapping[int, Tensor], dtype: torch.dtype) -> list[Tensor]:
         # The pieces of all processes, on every process: (d,) of each parameter.
         joined = [
@@ -288,6 +250,7 @@ class PruningEvent:
             for layout in self.layouts
         ]
         for i, part in parts.items():
-            self._piece(joined, i).copy_(part)
+            piece = self.plan.pieces[i]
+            piece.of(joined[piece.target]).copy_(part)
         # Each weight comes from one process; the others add zero.
         return [all_reduce_(whole) for whole in joined]

@@ -6,7 +6,6 @@ that has one; every process takes what came in the order of the ranks.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,12 +16,8 @@ from obert_modifiers.core.distributed.parallel import (
     exchange,
     ran_out_of_memory,
 )
-from obert_modifiers.core.pruning.collect import (
-    GRADIENTS,
-    Collector,
-    Share,
-    positions_of,
-)
+from obert_modifiers.core.distributed.sharding import Piece
+from obert_modifiers.core.pruning.collect import GRADIENTS, Collector, positions_of
 from obert_modifiers.core.pruning.layer_signals import Signals
 from obert_modifiers.core.pruning.per_sample import BatchGradients
 
@@ -32,10 +27,7 @@ _MORE, _OVER, _FAILED, _OUT_OF_MEMORY = 0, 1, 2, 3
 class ExchangingCollector(Collector):
     """A collector that takes its share of every process's batches."""
 
-    def __init__(self, *args: Any) -> None:
-        """Start with nothing held; takes what :class:`Collector` takes."""
-        super().__init__(*args)
-        self._over = False
+    _over = False
 
     def add(self, batch: BatchGradients) -> None:
         """Take a batch of this process, and one of each other that has one."""
@@ -70,13 +62,12 @@ class ExchangingCollector(Collector):
             sum(sum(self._sizes(share, size, positions)) for share in self._own)
             for _, size, *positions in heads
         ]
-        for (_, size, *positions), flat in zip(
-            heads, exchange(sent, sizes), strict=True
-        ):
+        came = exchange(sent, sizes)
+        for (_, size, *positions), flat in zip(heads, came, strict=True):
             if size:
-                self._hold(size, positions, list(self._unpacked(flat, size, positions)))
+                self._hold(size, positions, self._unpacked(flat, size, positions))
 
-    def _packed(self, batch: BatchGradients | None, shares: Sequence[Share]) -> Tensor:
+    def _packed(self, batch: BatchGradients | None, shares: Sequence[Piece]) -> Tensor:
         flat = [torch.empty(0, dtype=self._dtype, device=self._device)]
         for part in self._cut(batch, shares) if batch else ():
             if isinstance(part, Signals):
@@ -86,7 +77,7 @@ class ExchangingCollector(Collector):
         return torch.cat(flat)
 
     def _sizes(
-        self, share: Share, size: int, positions: Sequence[int]
+        self, share: Piece, size: int, positions: Sequence[int]
     ) -> tuple[int, ...]:
         # Elements of a share: of the gradients, or of inputs and output gradients.
         count, width = positions[share.target], self._layouts[share.target].shape[1]
@@ -97,17 +88,18 @@ class ExchangingCollector(Collector):
     def _unpacked(
         self, flat: Tensor, size: int, positions: Sequence[int]
     ) -> Iterator[Signals | Tensor]:
-        at = 0
+        parts = iter(
+            flat.split([n for s in self._own for n in self._sizes(s, size, positions)])
+        )
         for share in self._own:
-            parts = []
-            for count in self._sizes(share, size, positions):
-                # In memory of their own, aligned as they are in a single process.
-                parts.append(flat[at : at + count].clone())
-                at += count
-            if len(parts) == 1:
-                yield parts[0].reshape(size, share.numel)
+            # In memory of their own, aligned as they are in a single process.
+            first, count = next(parts).clone(), positions[share.target]
+            if count == GRADIENTS:
+                yield first.view(size, share.numel)
             else:
-                shape = (size, positions[share.target], -1)
                 width = self._layouts[share.target].shape[1]
-                x = parts[0].reshape(*shape[:2], width)
-                yield Signals(x, parts[1].reshape(*shape[:2], share.numel // width))
+                dy = next(parts).clone()
+                yield Signals(
+                    first.view(size, count, width),
+                    dy.view(size, count, share.numel // width),
+                )

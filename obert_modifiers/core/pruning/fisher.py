@@ -39,19 +39,13 @@ class BlockFisher:
         self.sums = torch.zeros(
             blocks, fisher_block_size, fisher_block_size, device=device, dtype=dtype
         )
-        self.grad_sum = (
-            torch.zeros(numel, device=device, dtype=torch.float64)
-            if with_mean
-            else None
-        )
+        self.grad_sum = None
+        if with_mean:
+            self.grad_sum = torch.zeros(numel, device=device, dtype=torch.float64)
 
     @property
     def scale(self) -> float:
-        """Factor from the sum to the mean, ``1 / m``.
-
-        Raises:
-            ValueError: If no gradient was added.
-        """
+        """Factor from the sum to the mean, ``1 / m``; raises if m is 0."""
         if self.num_grads == 0:
             raise ValueError(
                 "num_grads=0: no gradient was added to the Fisher; expected at least "
@@ -60,12 +54,10 @@ class BlockFisher:
         return 1.0 / self.num_grads
 
     def add_(self, grads: Tensor, kept: Tensor | None = None) -> None:
-        """Add gradients to the sum, in place.
+        """Add finite gradients ``(k, d)`` to the sum, in place.
 
-        Args:
-            grads: ``(k, d)``, finite; changed in place where there is a mask.
-            kept: Mask ``(d,)``, 1 or True = kept. Gradients of pruned weights count as
-                zero, so that only the dampening stays on their diagonal.
+        With a mask ``(d,)``, True = kept, they change in place too: those of pruned
+        weights count as zero, so that only the dampening stays on their diagonal.
         """
         grads = grads.to(self.sums.dtype)
         if kept is not None:
@@ -129,33 +121,26 @@ def resolve_damp(
     damp: float | None,
     damp_fraction: float | None,
 ) -> float:
-    r"""Choose the dampening of one pruning event.
-
-    Args:
-        traces: Sums of the undampened diagonal over the living weights, by piece.
-        living: Number of those weights.
-        damp: Absolute :math:`\lambda` as in oBERT equation (2); None to derive it.
-        damp_fraction: Fraction of the mean of that diagonal.
+    r"""Choose the dampening of one pruning event, the same for all parameters.
 
     Returns:
-        :math:`\lambda > 0`, the same for all parameters.
+        :math:`\lambda > 0` as in oBERT equation (2): ``damp``, or a fraction of the
+        undampened diagonal's mean; ``traces`` are its sums over the ``living`` weights
+        of each piece.
 
     Raises:
         ValueError: If every gradient is zero, so that a fraction of the mean diagonal
             dampens nothing, or if not exactly one of the two is given.
     """
-    if damp is not None and damp_fraction is not None:
+    if (damp is None) == (damp_fraction is None):
+        what = "missing" if damp is None else "given"
         raise ValueError(
-            f"damp={damp} and damp_fraction={damp_fraction} are both given; expected "
-            "one of them; leave damp out"
+            f"damp={damp} and damp_fraction={damp_fraction} are both {what}; expected "
+            "one of them; use damp_fraction: 0.01"
         )
     if damp is not None:
         return damp
-    if damp_fraction is None:
-        raise ValueError(
-            "damp and damp_fraction are both missing; expected one of them; use "
-            "damp_fraction: 0.01"
-        )
+    assert damp_fraction is not None
     total = math.fsum(traces)
     if total <= 0.0:
         raise ValueError(

@@ -19,11 +19,10 @@ from obert_modifiers.core.pruning.per_sample import (
     Collected,
     Losses,
     SampleGradients,
+    gradients_of,
     requiring_grad,
 )
 from obert_modifiers.core.pruning.sampling import GradientSource
-
-MAX_SKIPPED_SHARE = 0.1
 
 
 @dataclass
@@ -77,17 +76,14 @@ def collect_gradients(
             "use sample"
         )
     count = GradientCount()
+    kind = SampleGradients if granularity == "sample" else _BatchGradients
     with undisturbed(model):
-        gradients_of: Callable[[Any, int | None], Collected]
-        if granularity == "sample":
-            gradients_of = SampleGradients(model, parameters, losses)
-        else:
-            gradients_of = _batch_gradients(model, parameters, losses)
+        gradients = kind(model, parameters, losses)
         for batch in batches:
             left = None if limit is None else limit - count.used - count.skipped
             if left is not None and left <= 0:
                 break
-            wanted, found = gradients_of(batch, left)
+            wanted, found = gradients(batch, left)
             used = found.size if found is not None else 0
             count.used += used
             count.skipped += wanted - used
@@ -96,22 +92,21 @@ def collect_gradients(
     return count
 
 
-def _batch_gradients(
-    model: nn.Module, parameters: Sequence[nn.Parameter], losses: Losses
-) -> Callable[[Any, int | None], Collected]:
-    def gradient_of(batch: Any, left: int | None) -> Collected:
-        with requiring_grad(model, parameters):
-            loss = losses(model, batch).mean()
-            grads = torch.autograd.grad(loss, list(parameters), allow_unused=True)
-        found = [
-            torch.zeros_like(param) if grad is None else grad
-            for param, grad in zip(parameters, grads, strict=True)
-        ]
-        if not all(torch.isfinite(t).all() for t in (loss.detach(), *found)):
-            return 1, None
-        return 1, BatchGradients(1, tuple(grad.reshape(1, -1) for grad in found))
+@dataclass
+class _BatchGradients:
+    """The gradient of a batch's mean loss, as of a single sample."""
 
-    return gradient_of
+    model: nn.Module
+    parameters: Sequence[nn.Parameter]
+    losses: Losses
+
+    def __call__(self, batch: Any, left: int | None) -> Collected:
+        with requiring_grad(self.model, self.parameters):
+            loss = self.losses(self.model, batch).mean()
+            grads = gradients_of(loss, self.parameters)
+        if not all(torch.isfinite(t).all() for t in (loss.detach(), *grads)):
+            return 1, None
+        return 1, BatchGradients(1, tuple(grads))
 
 
 def sum_losses(

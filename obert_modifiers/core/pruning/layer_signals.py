@@ -1,6 +1,6 @@
 """Inputs and output gradients of Linear layers, captured while a model runs."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -22,6 +22,10 @@ class Signals:
     inputs: Tensor
     output_grads: Tensor
 
+    def __getitem__(self, rows: slice) -> "Signals":
+        """Return those of some samples."""
+        return Signals(self.inputs[rows], self.output_grads[rows])
+
 
 class SharedRows(Exception):
     """Samples of a batch share the rows of a layer."""
@@ -29,9 +33,9 @@ class SharedRows(Exception):
     def __init__(self, losses: Tensor, rows: int) -> None:
         """Keep the samples' losses, NaN where they are not known, and the rows."""
         super().__init__(rows)
-        self.losses, self.rows = losses.detach(), rows
-        if is_mean(losses):
-            self.losses = torch.full_like(self.losses, torch.nan)
+        known = not is_mean(losses)
+        self.losses = losses.detach() if known else torch.full_like(losses, torch.nan)
+        self.rows = rows
 
 
 class ChangedInPlace(Exception):
@@ -66,23 +70,28 @@ class Call:
         """Whether input or output were changed after the layer has run."""
         return (self.inputs._version, self.output._version) != self._versions
 
+    def finite_samples(self, size: int) -> Tensor:
+        """Return which samples have finite inputs and output gradients, ``(k,)``.
+
+        With one sample all of a call is that sample's, wherever the layer has the
+        sample: the call's tensors get it as their first dimension.
+        """
+        dy = self.output_grad
+        if size == 1:
+            self.inputs = self.inputs.reshape(1, -1, self.inputs.shape[-1])
+            dy = None if dy is None else dy.reshape(1, -1, dy.shape[-1])
+            self.output_grad = dy
+        finite = torch.isfinite(self.inputs).reshape(size, -1).all(dim=1)
+        if dy is not None:
+            finite &= torch.isfinite(dy).reshape(size, -1).all(dim=1)
+        return finite
+
 
 @contextmanager
 def captured(
     layers: Collection[nn.Module], copied: Collection[nn.Module]
 ) -> Iterator[list[Call]]:
-    """List the calls of Linear layers in the body; their hooks are gone afterwards.
-
-    Args:
-        layers: The layers.
-        copied: Those whose inputs and outputs are copied, as they are changed later.
-
-    Yields:
-        The calls, in their order.
-
-    Raises:
-        ValueError: If a layer runs without gradients.
-    """
+    """List the calls of Linear layers in the body; their hooks are gone afterwards."""
     calls: list[Call] = []
 
     def begin(layer: nn.Module, args: tuple) -> tuple:
@@ -98,7 +107,7 @@ def captured(
                 "outputs; expected a plain forward pass; use use_reentrant=False"
             )
         inputs = args[0].detach()
-        copy = layer in copied
+        copy = layer in copied  # as inputs or outputs are changed later
         calls.append(Call(layer, inputs.clone() if copy else inputs, output))
         return output.clone() if copy else output
 
@@ -112,12 +121,7 @@ def captured(
 
 
 def check_calls(calls: list[Call], sample_losses: Tensor) -> None:
-    """Check that inputs and outputs are as they were, a row for each sample.
-
-    Raises:
-        ChangedInPlace: If they are not as they were.
-        SharedRows: If a layer has other rows than samples.
-    """
+    """Raise if inputs or outputs were changed, or a layer's rows are no samples."""
     changed = {call.layer for call in calls if call.changed}
     if changed:
         raise ChangedInPlace(changed)
@@ -128,21 +132,11 @@ def check_calls(calls: list[Call], sample_losses: Tensor) -> None:
 
 
 def check_rows(calls: list[Call], sample_losses: Tensor, row: int) -> None:
-    """Check that the loss of a sample depends only on its own row of each layer.
-
-    A layer may have as many rows as there are samples by chance. A loss that is a mean
-    over the batch cannot be asked.
-
-    Raises:
-        SharedRows: If a layer's rows are not those of the samples.
-    """
-    if not calls or is_mean(sample_losses):
+    """Raise if the loss of a sample depends on more than its own row of each layer."""
+    # A layer may have as many rows as there are samples by chance.
+    if is_mean(sample_losses):  # which cannot be asked
         return
-    outputs = [call.output for call in calls]
-    grads = torch.autograd.grad(
-        sample_losses[row], outputs, retain_graph=True, allow_unused=True
-    )
-    for grad in grads:
+    for grad in output_grads(calls, sample_losses[row], keep_graph=True):
         if grad is not None:
             rest = torch.cat([grad[:row], grad[row + 1 :]])
             # Samples that are not finite make zeros NaN.
@@ -150,33 +144,16 @@ def check_rows(calls: list[Call], sample_losses: Tensor, row: int) -> None:
                 raise SharedRows(sample_losses, grad.shape[0])
 
 
-def take_output_grads_(calls: list[Call], total: Tensor, keep_graph: bool) -> None:
-    """Differentiate the summed loss by all outputs; sets ``output_grad``."""
+def output_grads(
+    calls: list[Call], loss: Tensor, keep_graph: bool
+) -> Sequence[Tensor | None]:
+    """Differentiate a loss by the output of each call; None where it has no part."""
     if not calls:
-        return
+        return ()
     outputs = [call.output for call in calls]
-    grads = torch.autograd.grad(
-        total, outputs, retain_graph=keep_graph, allow_unused=True
+    return torch.autograd.grad(
+        loss, outputs, retain_graph=keep_graph, allow_unused=True
     )
-    for call, grad in zip(calls, grads, strict=True):
-        call.output_grad = grad
-
-
-def finite_samples(call: Call, size: int) -> Tensor:
-    """Return which samples have finite inputs and output gradients, ``(k,)``.
-
-    With one sample all of a call is that sample's, wherever the layer has the sample:
-    the call's tensors get it as their first dimension.
-    """
-    if size == 1:
-        call.inputs = call.inputs.reshape(1, -1, call.inputs.shape[-1])
-        if call.output_grad is not None:
-            out = call.output_grad.shape[-1]
-            call.output_grad = call.output_grad.reshape(1, -1, out)
-    finite = torch.isfinite(call.inputs).reshape(size, -1).all(dim=1)
-    if call.output_grad is not None:
-        finite &= torch.isfinite(call.output_grad).reshape(size, -1).all(dim=1)
-    return finite
 
 
 def signals_of(weight: nn.Parameter, calls: list[Call], rows: Tensor) -> Signals:
@@ -186,17 +163,16 @@ def signals_of(weight: nn.Parameter, calls: list[Call], rows: Tensor) -> Signals
     """
     dtype = torch.promote_types(weight.dtype, torch.float32)
     out, width = weight.shape
-    inputs = [weight.new_empty(len(rows), 0, width, dtype=dtype)]
-    output_grads = [weight.new_empty(len(rows), 0, out, dtype=dtype)]
+    xs = [weight.new_empty(len(rows), 0, width, dtype=dtype)]
+    dys = [weight.new_empty(len(rows), 0, out, dtype=dtype)]
     for call in calls:
-        if call.output_grad is None:
-            continue
-        x, dy = _take(call.inputs, rows), _take(call.output_grad, rows)
-        inputs.append(x.to(dtype).reshape(len(rows), -1, width))
-        output_grads.append(dy.to(dtype).reshape(len(rows), -1, out))
-    if len(inputs) <= 2:
-        return Signals(inputs[-1], output_grads[-1])
-    return Signals(torch.cat(inputs, dim=1), torch.cat(output_grads, dim=1))
+        if call.output_grad is not None:
+            x, dy = _take(call.inputs, rows), _take(call.output_grad, rows)
+            xs.append(x.to(dtype).reshape(len(rows), -1, width))
+            dys.append(dy.to(dtype).reshape(len(rows), -1, out))
+    if len(xs) <= 2:
+        return Signals(xs[-1], dys[-1])
+    return Signals(torch.cat(xs, dim=1), torch.cat(dys, dim=1))
 
 
 def _take(values: Tensor, rows: Tensor) -> Tensor:

@@ -1,12 +1,18 @@
-"""Gradients of single samples, all of a batch in one backward pass where it can be."""
+"""Gradients of single samples, all of a batch in one backward pass where it can be.
 
-from collections.abc import Callable, Iterator, Sequence
+A layer that all samples of a batch share (positions of DeBERTa), or that has the sample
+in another place than first (Longformer), does not tell whose gradient is whose. In a
+batch of one sample all of it is that sample's.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from obert_modifiers.core.pruning.layer_signals import (
     Call,
@@ -16,24 +22,20 @@ from obert_modifiers.core.pruning.layer_signals import (
     captured,
     check_calls,
     check_rows,
-    finite_samples,
     is_mean,
+    output_grads,
     signals_of,
-    take_output_grads_,
 )
-from obert_modifiers.core.pruning.single import count_rows, join_positions, take_sample
 
 Losses = Callable[[nn.Module, Any], Tensor]
 
 
 @dataclass(frozen=True)
 class BatchGradients:
-    """Gradients of the samples of one batch.
+    """Gradients of the ``size`` samples of one batch, all finite.
 
-    Attributes:
-        size: Samples k, all finite.
-        parts: Of each parameter, what they are made of, or the gradients themselves,
-            ``(k, d)``.
+    ``parts`` are, of each parameter, what they are made of, or the gradients
+    themselves, ``(k, d)``.
     """
 
     size: int
@@ -97,9 +99,10 @@ class SampleGradients:
                 check_rows(calls, sample_losses, int(finite.nonzero()[0]))
                 self._apart = True
             total = torch.where(finite, sample_losses, 0.0).sum()
-            take_output_grads_(calls, total, bool(others))
-            for call in calls:
-                finite &= finite_samples(call, size)
+            grads = output_grads(calls, total, keep_graph=bool(others))
+            for call, grad in zip(calls, grads, strict=True):
+                call.output_grad = grad
+                finite &= call.finite_samples(size)
             finite[wanted:] = False
             slow, good = _sample_by_sample(sample_losses, others, finite)
         rows = finite.nonzero().flatten()[good]
@@ -119,11 +122,10 @@ class SampleGradients:
     def _one_at_a_time(
         self, batch: Any, left: int | None, shared: SharedRows | None
     ) -> Collected:
-        size = count_rows(batch)
+        size = _count_rows(batch)
         if size is None or (shared is not None and size != len(shared.losses)):
-            rows, samples = "no", "some"
-            if shared is not None:
-                rows, samples = str(shared.rows), str(len(shared.losses))
+            rows = "no" if shared is None else shared.rows
+            samples = "some" if shared is None else len(shared.losses)
             raise ValueError(
                 f"layer input has {rows} rows for {samples} samples; expected the "
                 "sample as first dimension; use grad_granularity: batch"
@@ -132,30 +134,26 @@ class SampleGradients:
         batches = []
         for row in range(wanted):
             known = None if shared is None else shared.losses[row]
-            sample = take_sample(batch, row, size)
             losses = _checked(self._losses, known)
-            gradients = self._whole_batch(sample, losses, None)[1]
-            if gradients is not None:
-                batches.append(gradients)
-        return wanted, _joined(batches)
+            _, found = self._whole_batch(_take_sample(batch, row, size), losses, None)
+            if found is not None:
+                batches.append(found)
+        return wanted, _joined(batches) if batches else None
 
 
 def _linear_layers(
     model: nn.Module, parameters: Sequence[nn.Parameter]
 ) -> dict[nn.Module, int]:
-    positions = {id(p): i for i, p in enumerate(parameters)}
-    owners: dict[int, list[nn.Module]] = {}
+    owners: dict[int, list[nn.Module]] = {id(p): [] for p in parameters}
     for module in model.modules():
         for param in module.parameters(recurse=False):
-            if id(param) in positions:
-                owners.setdefault(positions[id(param)], []).append(module)
+            if id(param) in owners:
+                owners[id(param)].append(module)
     # A weight tied between modules gets gradients from all of them: the slow way.
     return {
-        owners[i][0]: i
-        for i in sorted(owners)
-        if len(owners[i]) == 1
-        and type(owners[i][0]) is nn.Linear
-        and owners[i][0].weight is parameters[i]
+        of[0]: i
+        for i, of in enumerate(owners[id(p)] for p in parameters)
+        if len(of) == 1 and type(of[0]) is nn.Linear and of[0].weight is parameters[i]
     }
 
 
@@ -170,18 +168,27 @@ def _sample_by_sample(
         )
     rows = finite.nonzero().flatten().tolist()
     good = torch.ones(len(rows), dtype=torch.bool, device=sample_losses.device)
-    if not parameters:
-        return [], good
-    found: list[list[Tensor]] = [[] for _ in parameters]
-    for nth, row in enumerate(rows):
-        grads = torch.autograd.grad(
-            sample_losses[row], parameters, retain_graph=True, allow_unused=True
-        )
-        for kept, grad, param in zip(found, grads, parameters, strict=True):
-            grad = torch.zeros_like(param) if grad is None else grad
-            good[nth] &= torch.isfinite(grad).all()
-            kept.append(grad.detach().reshape(-1))
-    return [torch.stack(kept) if kept else torch.empty(0) for kept in found], good
+    if not parameters or not rows:
+        return [good for _ in parameters], good
+    found = [
+        gradients_of(sample_losses[row], parameters, keep_graph=True) for row in rows
+    ]
+    for grads in zip(*found, strict=True):
+        good &= torch.stack([torch.isfinite(grad).all() for grad in grads])
+    return [torch.cat(grads) for grads in zip(*found, strict=True)], good
+
+
+def gradients_of(
+    loss: Tensor, parameters: Sequence[nn.Parameter], keep_graph: bool = False
+) -> list[Tensor]:
+    """Return the gradient ``(1, d)`` of each parameter, zero where it has no part."""
+    grads = torch.autograd.grad(
+        loss, list(parameters), retain_graph=keep_graph, allow_unused=True
+    )
+    return [
+        (torch.zeros_like(param) if grad is None else grad).detach().reshape(1, -1)
+        for param, grad in zip(parameters, grads, strict=True)
+    ]
 
 
 def _checked(losses: Losses, known: Tensor | None) -> Losses:
@@ -202,28 +209,49 @@ def _checked(losses: Losses, known: Tensor | None) -> Losses:
     return loss
 
 
-def _joined(batches: list[BatchGradients]) -> BatchGradients | None:
-    if not batches:
-        return None
+def _joined(batches: list[BatchGradients]) -> BatchGradients:
     known: dict[tuple[Any, ...], Tensor] = {}
 
     def join(values: list[Tensor]) -> Tensor:
-        # Layers with the same inputs share their memory.
+        # Layers with the same inputs share their memory. Fewer positions are filled up
+        # with zeros, which add nothing to a gradient: (1, T, n) each, (k, T, n) all.
         key = tuple((tensor.data_ptr(), tensor.shape) for tensor in values)
         if key not in known:
-            known[key] = join_positions(values)
+            known[key] = pad_sequence([one[0] for one in values], batch_first=True)
         return known[key]
 
     parts: list[Signals | Tensor] = []
     for of_samples in zip(*(batch.parts for batch in batches), strict=True):
         signals = [part for part in of_samples if isinstance(part, Signals)]
         if signals:
-            inputs = join([part.inputs for part in signals])
-            output_grads = join([part.output_grads for part in signals])
-            parts.append(Signals(inputs, output_grads))
+            x = join([part.inputs for part in signals])
+            parts.append(Signals(x, join([part.output_grads for part in signals])))
         else:
             parts.append(torch.cat(of_samples))
     return BatchGradients(len(batches), tuple(parts))
+
+
+def _count_rows(batch: Any) -> int | None:
+    # Samples of tensors in mappings and sequences: rows of the first that has any.
+    if isinstance(batch, Tensor):
+        return batch.shape[0] if batch.ndim else None
+    items = batch.values() if isinstance(batch, Mapping) else batch
+    known = isinstance(batch, (Mapping, list, tuple))
+    rows = (_count_rows(item) for item in items) if known else ()
+    return next((count for count in rows if count is not None), None)
+
+
+def _take_sample(batch: Any, row: int, size: int) -> Any:
+    # Its row of each tensor that has as many rows as there are samples.
+    if isinstance(batch, Tensor):
+        per_sample = batch.ndim > 0 and batch.shape[0] == size
+        return batch[row : row + 1] if per_sample else batch
+    if isinstance(batch, Mapping):
+        return {name: _take_sample(item, row, size) for name, item in batch.items()}
+    if isinstance(batch, (list, tuple)):
+        found = [_take_sample(item, row, size) for item in batch]
+        return tuple(found) if isinstance(batch, tuple) else found
+    return batch
 
 
 @contextmanager

@@ -11,12 +11,14 @@ from obert_modifiers.core.distributed.sharding import MemoryPlan
 from obert_modifiers.core.options import SecondOrderConfig
 from obert_modifiers.core.patterns import UNSTRUCTURED, MaskPattern
 from obert_modifiers.core.pruning.event import PruningEvent, plan_targets
+from obert_modifiers.core.pruning.fisher_state import FisherState
 from obert_modifiers.core.pruning.gradients import GradientCount
 from obert_modifiers.core.pruning.saliency import magnitude_candidates
 from obert_modifiers.core.pruning.sampling import GradientSource
 from obert_modifiers.core.pruning.selection import choose, make_pools, make_quotas
 from obert_modifiers.core.pruning.targets import (
     Target,
+    group_masks,
     restore_shapes,
     restored,
     write_parameters_,
@@ -27,14 +29,10 @@ _LOGGER = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StepResult:
-    """Masks and figures of one event.
+    """New mask of each target, True = kept, and figures of the event.
 
-    Attributes:
-        masks: New mask of each target, True = kept.
-        predicted_loss_increase: In units of the loss; None for magnitude pruning.
-        gradients: Gradients used and skipped.
-        damp: Dampening used; None for magnitude pruning.
-        plan: Where the Fisher state lived; None for magnitude pruning.
+    The loss increase is in units of the loss. Magnitude pruning has none, and neither
+    dampening nor a plan of where the Fisher state lived.
     """
 
     masks: list[Tensor]
@@ -62,19 +60,17 @@ def magnitude_step_(
         The new masks.
     """
     layouts = [t.layout(pattern) for t in targets]
-    kept = [layout.groups(m) for layout, m in zip(layouts, masks, strict=True)]
-    candidates = [
-        magnitude_candidates(layout.groups(t.parameter.detach()), mask, pattern)
-        for layout, t, mask in zip(layouts, targets, kept, strict=True)
-    ]
-    numels = [m.numel() for m in masks]
-    pools = make_pools(numels, sparsities, global_sparsity, pattern.unit)
+    kept = group_masks(layouts, masks)
+    candidates = {
+        i: magnitude_candidates(layout.groups(t.parameter.detach()), mask, pattern)
+        for i, (layout, t, mask) in enumerate(zip(layouts, targets, kept, strict=True))
+    }
+    pools = make_pools(_numels(masks), sparsities, global_sparsity, pattern.unit)
     quotas = make_quotas(pools, kept, pattern, min_density=min_density)
-    places = [(i, i) for i in range(len(candidates))]
-    chosen = choose(candidates, places, len(places), quotas)
+    chosen = choose(candidates, range(len(targets)), quotas)
     left = [
-        mask.reshape(-1) & ~group.pruned(part, mask.numel())
-        for mask, group, part in zip(kept, candidates, chosen, strict=True)
+        mask.reshape(-1) & ~candidates[i].pruned(chosen[i], mask.numel())
+        for i, mask in enumerate(kept)
     ]
     fresh = restore_shapes(layouts, left, masks)
     write_parameters_(targets, [t.parameter.detach() for t in targets], fresh)
@@ -132,56 +128,43 @@ def second_order_step_(
         [s + (t - s) * (nth / count) for s, t in zip(start, sparsities, strict=True)]
         for nth in range(1, count + 1)
     ]
+    state = FisherState(model, targets, masks, plan, config, source, draw * count)
     while True:
-        event = PruningEvent(model, targets, masks, plan, config, source, draw * count)
         try:
             with restored(targets, after_success=False):
-                return _prune_(event, goals, global_sparsity)
+                return _prune_(state, goals, global_sparsity)
         except Exception as error:
             if not ran_out_of_memory(error):
                 raise
-            config, plan = _with_half_of_the_state(event, error)
-        del event
+            state = _with_half_of_the_memory(state, error)
         cuda.empty_cache()  # does nothing where CUDA was not used
 
 
 def _prune_(
-    event: PruningEvent, goals: Sequence[Sequence[float]], global_sparsity: bool
+    first: FisherState, goals: Sequence[Sequence[float]], global_sparsity: bool
 ) -> StepResult:
     """Prune in sub-steps, each with a Fisher and a draw of its own."""
-    config, targets, unit = event.config, event.targets, event.config.pattern.unit
-    masks, total, gradients, damp = list(event.masks), 0.0, GradientCount(), 0.0
-    numels = [mask.numel() for mask in masks]
+    masks, total, gradients, damp = list(first.masks), 0.0, GradientCount(), 0.0
+    unit = first.config.pattern.unit
     for nth, sparsities in enumerate(goals):
-        step = event
-        if nth > 0:
-            step = PruningEvent(
-                event.model,
-                targets,
-                masks,
-                event.plan,
-                config,
-                event.source,
-                event.draw + nth,
-            )
-        pools = make_pools(numels, sparsities, global_sparsity, unit)
-        found, damp = step.best_outcome(pools)
-        write_parameters_(targets, found.values, found.masks)  # step 7
+        # A copy: the first one's Fisher would stay in memory, as it starts again.
+        event = PruningEvent(replace(first, masks=masks, draw=first.draw + nth))
+        pools = make_pools(_numels(masks), sparsities, global_sparsity, unit)
+        found, damp = event.best_outcome(pools)
+        write_parameters_(first.targets, found.values, found.masks)  # step 7
         masks = found.masks
         total += found.predicted_loss_increase
-        gradients.used += step.state.count.used
-        gradients.skipped += step.state.count.skipped
-    return StepResult(masks, total, gradients, damp, event.plan)
+        gradients.used += event.state.count.used
+        gradients.skipped += event.state.count.skipped
+    return StepResult(masks, total, gradients, damp, first.plan)
 
 
-def _with_half_of_the_state(
-    event: PruningEvent, error: Exception
-) -> tuple[SecondOrderConfig, MemoryPlan]:
+def _with_half_of_the_memory(state: FisherState, error: Exception) -> FisherState:
     # The masks are the same under every plan.
-    less = event.plan.working_bytes + event.plan.state_bytes // 2
-    config = replace(event.config, memory_budget=less)
+    less = state.plan.working_bytes + state.plan.state_bytes // 2
+    config = replace(state.config, memory_budget=less)
     try:
-        plan = plan_targets(event.targets, config)
+        plan = plan_targets(state.targets, config)
     except ValueError as too_small:
         raise too_small from error
     if world()[0] == 0:
@@ -191,14 +174,18 @@ def _with_half_of_the_state(
             reason,
             plan.describe(),
         )
-    return config, plan
+    return replace(state, plan=plan, config=config)
+
+
+def _numels(masks: Sequence[Tensor]) -> list[int]:
+    return [mask.numel() for mask in masks]
 
 
 def _present_sparsities(
     masks: Sequence[Tensor], sparsities: Sequence[float], global_sparsity: bool
 ) -> list[float]:
     present = [0.0] * len(masks)
-    for pool in make_pools([m.numel() for m in masks], sparsities, global_sparsity):
+    for pool in make_pools(_numels(masks), sparsities, global_sparsity):
         total = sum(masks[i].numel() for i in pool.members)
         kept = sum(int(masks[i].sum()) for i in pool.members)
         for i in pool.members:

@@ -16,22 +16,12 @@ class LayerCount:
 
 @dataclass(frozen=True)
 class PruneReport:
-    """What one pruning event did.
+    """What the event of a modifier, by its class name, did before an optimizer step.
 
-    Attributes:
-        modifier: Class name of the modifier.
-        epoch: Progress in epochs.
-        step: Optimizer step before which it happened, counted from 0.
-        sparsity_before: Fraction of pruned weights before, over all targets.
-        sparsity_after: The same afterwards.
-        predicted_loss_increase: In units of the loss; None for magnitude pruning.
-        seconds: Wall-clock time of the event.
-        peak_memory_bytes: Highest memory of the process (CPU) or device so far.
-        num_gradients: Gradients used, over all processes.
-        skipped_gradients: Gradients left out because they were not finite.
-        damp: Dampening used; None for magnitude pruning.
-        memory_plan: Where the Fisher state lived; empty for magnitude pruning.
-        layers: Count of each target.
+    Steps count from 0. Sparsities are over all targets, ``layers`` counts of each. The
+    memory is the highest of the process (CPU) or device so far; gradients are of all
+    processes, and skipped where they were not finite. Magnitude pruning has neither
+    predicted loss increase (in units of the loss) nor dampening nor plan of a Fisher.
     """
 
     modifier: str

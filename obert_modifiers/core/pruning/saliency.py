@@ -44,11 +44,10 @@ def magnitude_candidates(
     """Rank each group by the sum of the magnitudes that it would lose.
 
     For whole groups this is the order of SparseML's block masks, which take the mean
-    magnitude. An N:M group loses its M - N smallest weights, ties by index. Weights and
-    mask are ``(d / Q, Q)``.
+    magnitude. An N:M group loses its M - N smallest weights, ties by index.
 
     Returns:
-        A candidate for each group.
+        A candidate for each group of weights and mask, ``(d / Q, Q)``.
     """
     sizes = magnitude_saliency(weights).reshape(weights.shape)
     if pattern.n_m is None:

@@ -11,13 +11,9 @@ from torch import Tensor, nn
 class SampleRequest:
     """What a pruning event asks of the training data.
 
-    Attributes:
-        num_samples: Gradients wanted over all processes: samples, or batches where
-            the granularity is ``"batch"``.
-        share: How many of them this process is to give.
-        draw: Number of the draw, counted from 0; equal draws give equal samples.
-        options: ``grad_sampler_kwargs`` of the recipe, such as ``batch_size``.
-        granularity: ``"sample"`` or ``"batch"``.
+    So many samples over all processes, or batches where the granularity is ``"batch"``,
+    of which this one is to give its share. Equal draws, counted from 0, give equal
+    samples. Options are ``grad_sampler_kwargs`` of the recipe, such as ``batch_size``.
     """
 
     num_samples: int
@@ -57,28 +53,20 @@ class GradientSource:
     other_losses: Mapping[str, Callable[[nn.Module, Any], Tensor]] | None = None
 
     def of_loss(self, name: str) -> "GradientSource":
-        """Return a source of the same samples, for ``"task"`` or another loss by name.
-
-        Raises:
-            ValueError: If there is no such loss.
-        """
+        """Return a source of the same samples, for the loss of that name."""
         if name == "task":
             return self
-        if name not in (self.other_losses or {}):
+        losses = self.other_losses or {}
+        if name not in losses:
             raise ValueError(
                 f"fisher_loss={name} is not available from this source of gradients; "
                 "expected a source that gives the model's outputs, and a "
                 "LogitDistillationModifier in the recipe; use fisher_loss: task"
             )
-        assert self.other_losses is not None
-        return replace(self, loss=self.other_losses[name])
+        return replace(self, loss=losses[name])
 
     def sample_losses(self, model: nn.Module, batch: Any) -> Tensor:
-        """Return the loss of each sample, ``(k,)``, whose sum has its gradients.
-
-        Raises:
-            ValueError: If the loss is a scalar and the batch's size is unknown.
-        """
+        """Return the loss of each sample, ``(k,)``, whose sum has its gradients."""
         losses = self.loss(model, batch)
         if losses.ndim:
             return losses.reshape(-1)

@@ -4,16 +4,7 @@ INTERPOLATIONS = ("linear", "cubic", "inverse_cubic")
 
 
 def sparsity_to_count(sparsity: float, numel: int, unit: int = 1) -> int:
-    """Return the weights to prune: the multiple of ``unit`` nearest to the sparsity.
-
-    Args:
-        sparsity: Fraction of zeros in [0, 1].
-        numel: Number of prunable weights.
-        unit: Weights that are pruned together.
-
-    Raises:
-        ValueError: If the sparsity is outside [0, 1].
-    """
+    """Return how many of ``numel`` weights to prune, to the nearest ``unit``."""
     if not 0.0 <= sparsity <= 1.0:
         raise ValueError(
             f"sparsity={sparsity} is outside [0, 1]; expected a fraction of the "
@@ -37,19 +28,13 @@ def interpolate_sparsity(
     :math:`1 - (1 - x)^3` (cubic, Zhu and Gupta 2018, used in oBERT Table 9 and GMP★
     Appendix B) or :math:`1 - (1 - x)^{1/3}` (inverse_cubic).
 
-    Args:
-        epoch: Progress t in epochs of optimizer steps; ``inf`` gives the end.
-        start_epoch: :math:`t_0`, where the schedule starts with ``init_sparsity``.
-        end_epoch: :math:`t_1`, from which on it stays at ``final_sparsity``.
-        init_sparsity: Sparsity of the first pruning event, in [0, 1].
-        final_sparsity: Sparsity of the last pruning event, in [0, 1].
-        inter_func: One of :data:`INTERPOLATIONS`.
+    Epochs are of optimizer steps, and may be infinite; sparsities in [0, 1].
 
     Returns:
-        The sparsity at ``epoch``.
+        The sparsity at ``epoch`` t, from ``start_epoch`` :math:`t_0` to ``end_epoch``.
 
     Raises:
-        ValueError: If ``inter_func`` is unknown.
+        ValueError: If ``inter_func`` is none of :data:`INTERPOLATIONS`.
     """
     if inter_func not in INTERPOLATIONS:
         raise ValueError(

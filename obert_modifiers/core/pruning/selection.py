@@ -3,7 +3,7 @@
 What is chosen from lies in pieces, on one process or on several. Only counts travel.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,11 +20,9 @@ _INFINITY = 0x7FF0000000000000  # its bits in float64
 
 @dataclass(frozen=True)
 class Pool:
-    """Parameters that compete for one count of pruned weights.
+    """Parameters, by position, that compete for one count of pruned weights.
 
-    Attributes:
-        members: Positions of the parameters.
-        count: Weights to be pruned among all members, those pruned earlier included.
+    The ``count`` is over all members and includes those pruned earlier.
     """
 
     members: tuple[int, ...]
@@ -33,12 +31,9 @@ class Pool:
 
 @dataclass(frozen=True)
 class Quota:
-    """What is still to be chosen in a pool.
+    """Candidates that are ``wanted`` of a pool's members together.
 
-    Attributes:
-        members: Positions of the parameters.
-        wanted: Candidates to choose, over all members.
-        most: Candidates that each member may lose at most, or None for no limit.
+    Each member may lose ``most`` of them; None is no limit.
     """
 
     members: tuple[int, ...]
@@ -66,11 +61,7 @@ class Candidates:
     group_size: int = 1
 
     def pruned(self, chosen: Tensor, numel: int) -> Tensor:
-        """Mark the weights that go with the chosen candidates ``(n,)``.
-
-        Returns:
-            ``(numel,)``, bool, in the order of the groups.
-        """
+        """Return the weights that go with chosen candidates ``(n,)``, ``(numel,)``."""
         if self.order is not None:
             by_rank = chosen.reshape(self.order.shape)
             chosen = torch.zeros_like(by_rank).scatter_(1, self.order.long(), by_rank)
@@ -113,20 +104,11 @@ def make_quotas(
     by_weight: bool = False,
     min_density: float = 0.0,
 ) -> list[Quota]:
-    """Count what is still to be chosen, given what was pruned earlier.
+    """Return a quota for each pool of :func:`make_pools`, made with the pattern's unit.
 
-    Weights that are pruned stay pruned and count; a pool whose count is already
-    reached wants nothing.
-
-    Args:
-        pools: As from :func:`make_pools` with the pattern's unit.
-        kept: Mask of each parameter, ``(d / Q, Q)``, True = kept.
-        pattern: Structure of the sparsity.
-        by_weight: True where the candidates of N:M are single weights.
-        min_density: Share of its weights that each parameter keeps at least.
-
-    Returns:
-        A quota for each pool.
+    What is pruned in the masks ``kept``, ``(d / Q, Q)``, stays pruned and counts; a
+    pool whose count is already reached wants nothing. ``by_weight`` says that the
+    candidates of N:M are single weights; each parameter keeps ``min_density`` at least.
     """
     single = by_weight and pattern.n_m is not None
     unit = 1 if single else pattern.unit
@@ -145,8 +127,6 @@ def make_quotas(
 
 
 def _gone(kept: Tensor, pattern: MaskPattern, single: bool) -> int:
-    if pattern.n_m is None:
-        return int((~kept.any(dim=1)).sum())
     lost = (~kept).sum(dim=1)
     if single:
         # What a group lost beyond its pattern does not spare another group.
@@ -155,75 +135,51 @@ def _gone(kept: Tensor, pattern: MaskPattern, single: bool) -> int:
 
 
 def choose(
-    candidates: Sequence[Candidates],
-    places: Sequence[tuple[int, int]],
-    num_places: int,
+    candidates: Mapping[int, Candidates],
+    owners: Sequence[int],
     quotas: Sequence[Quota],
     device: torch.device | None = None,
-) -> list[Tensor]:
+) -> dict[int, Tensor]:
     """Choose the candidates of lowest saliency for each quota, over all processes.
 
-    oBERT section 3.2.1 for a global threshold. Ties go to the lower place, then to the
-    lower index.
-
-    Args:
-        candidates: Of each piece of this process.
-        places: Of each of them, its parameter and its place among all pieces of all
-            processes, increasing.
-        num_places: Number of those.
-        quotas: How many to choose.
-        device: Where the process group can work; None chooses on this process only.
+    oBERT section 3.2.1 for a global threshold. Ties go to the lower piece, then to the
+    lower index. Candidates are those of this process, by the place of their piece among
+    all pieces, whose parameters are ``owners``. With a device, where the process group
+    can work, the choice is among the candidates of all processes.
 
     Returns:
         For each piece of this process ``(n,)``, bool; raises as :func:`smallest` does.
     """
-    chosen = [torch.zeros_like(c.saliency, dtype=torch.bool) for c in candidates]
+    chosen = {
+        place: torch.zeros_like(one.saliency, dtype=torch.bool)
+        for place, one in candidates.items()
+    }
     for quota in quotas:
-        mine = [i for i, (target, _) in enumerate(places) if target in quota.members]
-        keys = [candidates[i].saliency for i in mine]
-        where = [places[i][1] for i in mine]
-        if quota.most is not None:
-            own = [places[i] for i in mine]
-            keys = _limited(keys, own, num_places, quota, device)
-        found = smallest(keys, quota.wanted, where, num_places, device)
-        for i, part in zip(mine, found, strict=True):
-            chosen[i] = part
+        keys: dict[int, Tensor] = {}
+        for nth, member in enumerate(quota.members):
+            own = {p: c.saliency for p, c in candidates.items() if owners[p] == member}
+            if quota.most is not None:
+                able = sum(int(torch.isfinite(key).sum()) for key in own.values())
+                able = able if device is None else all_reduce_count(able, device)
+                most = min(quota.most[nth], able)
+                found = smallest(own, most, len(owners), device)
+                own = {p: torch.where(found[p], own[p], torch.inf) for p in own}
+            keys |= own
+        chosen |= smallest(keys, quota.wanted, len(owners), device)
     return chosen
 
 
-def _limited(
-    keys: list[Tensor],
-    places: Sequence[tuple[int, int]],
-    num_places: int,
-    quota: Quota,
-    device: torch.device | None,
-) -> list[Tensor]:
-    """Leave each member only as many candidates as it may lose; infinite for others."""
-    limited = list(keys)
-    for member, most in zip(quota.members, quota.most or (), strict=True):
-        mine = [i for i, (target, _) in enumerate(places) if target == member]
-        own = [keys[i] for i in mine]
-        able = sum(int(torch.isfinite(key).sum()) for key in own)
-        most = min(most, able if device is None else all_reduce_count(able, device))
-        where = [places[i][1] for i in mine]
-        found = smallest(own, most, where, num_places, device)
-        for i, part in zip(mine, found, strict=True):
-            limited[i] = torch.where(part, keys[i], torch.inf)
-    return limited
-
-
 def smallest(
-    saliencies: Sequence[Tensor],
+    saliencies: Mapping[int, Tensor],
     count: int,
-    places: Sequence[int] | None = None,
-    num_places: int | None = None,
+    places: int,
     device: torch.device | None = None,
-) -> list[Tensor]:
+) -> dict[int, Tensor]:
     """Mark the smallest values over all processes, ties by place, then by index.
 
     The value that divides is found digit by digit from counts, so that nothing is
     sorted and nothing but counts travels. Time: ``O(n)``; memory: 16 bytes for each
-    value of this process. Places are those of :func:`choose`, None for one process.
+    value of this process. Takes the pieces of :func:`choose`, out of ``places``.
 
     Returns:
         For each piece ``(n_p,)``, bool; infinite values are never marked.
@@ -232,10 +188,10 @@ def smallest(
         FloatingPointError: If a saliency is NaN.
         ValueError: If there are fewer finite values than ``count``.
     """
-    places = range(len(saliencies)) if places is None else places
-    bits = [_ordered_bits(saliency) for saliency in saliencies]
-    flat = torch.cat(bits) if bits else torch.empty(0, dtype=torch.int64, device=device)
-    bad = sum(int(torch.isnan(saliency).sum()) for saliency in saliencies)
+    bits = {place: _ordered_bits(values) for place, values in saliencies.items()}
+    none = torch.empty(0, dtype=torch.int64, device=device)
+    flat = torch.cat([*bits.values()]) if bits else none
+    bad = sum(int(torch.isnan(values).sum()) for values in saliencies.values())
     able = int((flat < _INFINITY).sum())
     totals = _total(torch.tensor([bad, able], device=device), device).tolist()
     if totals[0]:
@@ -249,19 +205,18 @@ def smallest(
             "candidates; lower the sparsity"
         )
     if count == 0:
-        return [torch.zeros_like(saliency, dtype=torch.bool) for saliency in saliencies]
+        return {p: torch.zeros_like(v, dtype=torch.bool) for p, v in bits.items()}
     border, ties = _border(flat, count, device)
-    equal = [values == border for values in bits]
-    size = len(saliencies) if num_places is None else num_places
-    per_place = torch.zeros(size, dtype=torch.int64, device=flat.device)
-    for place, same in zip(places, equal, strict=True):
+    equal = {place: values == border for place, values in bits.items()}
+    per_place = torch.zeros(places, dtype=torch.int64, device=flat.device)
+    for place, same in equal.items():
         per_place[place] = same.sum()
-    before = _total(per_place, device).cumsum(0) - per_place
-    chosen = []
-    for place, values, same in zip(places, bits, equal, strict=True):
-        left = ties - int(before[place])
-        chosen.append((values < border) | (same & (same.cumsum(0) <= left)))
-    return chosen
+    per_place = _total(per_place, device)
+    left = ties - (per_place.cumsum(0) - per_place)  # that may go, for each place
+    return {
+        place: (bits[place] < border) | (same & (same.cumsum(0) <= left[place]))
+        for place, same in equal.items()
+    }
 
 
 def _total(counts: Tensor, device: torch.device | None) -> Tensor:

@@ -16,12 +16,9 @@ _SHOWN = 3  # layers that an error names
 
 @dataclass(frozen=True)
 class Target:
-    """One parameter that is pruned.
+    """A parameter that is pruned, with its full name in the unwrapped model.
 
-    Attributes:
-        name: Full name of the parameter in the unwrapped model.
-        parameter: The parameter.
-        transposed: True for ``(in, out)`` weights, as of GPT-2's Conv1D layers.
+    ``transposed`` weights are ``(in, out)``, as of GPT-2's Conv1D layers.
     """
 
     name: str
@@ -61,22 +58,15 @@ def has_adapter(module: nn.Module) -> bool:
 
 
 def check_no_adapters(model: nn.Module, names: Iterable[str]) -> None:
-    """Refuse layers with adapters, whose merged weights would be others than asked for.
-
-    Zeros of a plain weight, or of both factors of what is added to it, are no zeros of
-    the sum; no more is a grid. ``names`` are parameters or layers that are to change.
-
-    Raises:
-        ValueError: If one belongs to a layer with adapters.
-    """
+    """Raise if one of these parameters or layers belongs to a layer with adapters."""
+    # Its merged weights would be others than asked for: zeros of a plain weight, or of
+    # both factors of what is added to it, are no zeros of the sum; no more is a grid.
     adapted = [name for name, module in model.named_modules() if has_adapter(module)]
-    if not adapted:
-        return
-    wanted = list(names)
+    wanted = [f"{name}." for name in names] if adapted else []
     found = [
         name
         for name in adapted
-        if any(f"{one}.".startswith(f"{name}." if name else "") for one in wanted)
+        if any(one.startswith(f"{name}." if name else "") for one in wanted)
     ]
     if not found:
         return
@@ -118,6 +108,13 @@ def restored(targets: Sequence[Target], *, after_success: bool) -> Iterator[None
             with torch.no_grad():
                 for target, old in zip(targets, before, strict=True):
                     target.parameter.copy_(old)
+
+
+def group_masks(
+    layouts: Sequence[GroupLayout], masks: Sequence[Tensor]
+) -> list[Tensor]:
+    """Return masks as ``(d / Q, Q)``, in the order of the groups."""
+    return [layout.groups(mask) for layout, mask in zip(layouts, masks, strict=True)]
 
 
 def restore_shapes(

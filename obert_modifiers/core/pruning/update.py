@@ -14,17 +14,12 @@ from obert_modifiers.kernels import (
 
 
 def joint_update(
-    weight: Tensor,
-    fisher: BlockFisher,
-    damp: float,
-    mask: Tensor,
-    group_size: int = 1,
+    weight: Tensor, fisher: BlockFisher, damp: float, mask: Tensor, group_size: int = 1
 ) -> tuple[Tensor, float]:
     """Compute the best weights inside each block for the whole pruned set.
 
     See :func:`obert_modifiers.kernels.solve_joint_update` for the equation. Weights
-    (before pruning) and new mask may have any shape with d elements; ``group_size`` is
-    unused.
+    (before pruning) and new mask have d elements; ``group_size`` is unused.
 
     Returns:
         New weights ``(d,)``, float64, exactly zero where pruned, and the predicted
@@ -40,11 +35,7 @@ def joint_update(
 
 
 def independent_update(
-    weight: Tensor,
-    fisher: BlockFisher,
-    damp: float,
-    mask: Tensor,
-    group_size: int = 1,
+    weight: Tensor, fisher: BlockFisher, damp: float, mask: Tensor, group_size: int = 1
 ) -> tuple[Tensor, float]:
     """Add up the updates for each group's pruned weights as if no other went.
 
@@ -59,25 +50,18 @@ def independent_update(
     """
     kept = mask.reshape(-1)
     values = weight.detach().reshape(-1).double()
+    width = fisher.fisher_block_size
     groups = inverse_group_blocks(fisher.sums, fisher.scale, damp, group_size)
     if group_size == 1:
         pull = torch.where(kept, 0.0, values / from_blocks(groups, fisher.numel))
     else:
-        pull = _pull_of_groups(groups, values, kept, fisher)
-    step = multiply_inverse(
-        fisher.sums, fisher.scale, damp, to_blocks(pull, fisher.fisher_block_size)
-    )
+        shape = groups.shape[:3]  # (num_blocks, B / Q, Q)
+        gone = to_blocks(~kept, width).bool().reshape(shape)
+        pull = solve_groups(groups, to_blocks(values, width).reshape(shape), gone)
+        pull = from_blocks(pull, fisher.numel)
+    step = multiply_inverse(fisher.sums, fisher.scale, damp, to_blocks(pull, width))
     updated = torch.where(kept, values - from_blocks(step, fisher.numel), 0.0)
     return updated, float(0.5 * (values * pull).sum())
-
-
-def _pull_of_groups(
-    groups: Tensor, values: Tensor, kept: Tensor, fisher: BlockFisher
-) -> Tensor:
-    shape = groups.shape[:3]  # (num_blocks, B / Q, Q)
-    cut = to_blocks(values, fisher.fisher_block_size).reshape(shape)
-    gone = to_blocks(~kept, fisher.fisher_block_size).bool().reshape(shape)
-    return from_blocks(solve_groups(groups, cut, gone), fisher.numel)
 
 
 UPDATES = {"joint": joint_update, "independent": independent_update}

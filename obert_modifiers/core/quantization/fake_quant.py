@@ -1,4 +1,4 @@
-"""Fake quantization to 8 bits, on torch.ao's observers and FakeQuantize.
+"""Fake quantization to 8 bits, on torch.ao's observers.
 
 The one file that knows torch.ao; another library would take its place here.
 """
@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.ao.quantization import (
-    FakeQuantize,
     MovingAverageMinMaxObserver,
     MovingAveragePerChannelMinMaxObserver,
 )
@@ -43,6 +42,8 @@ class Quantizer:
         limit: The largest integer of a weight, 127 or 63.
         observing: Whether the range still follows what is seen.
         ready: Whether there is a range; until then values pass unchanged.
+        scale: Steps of the grid, float32, ``(1,)`` or ``(rows,)``.
+        zero_point: Integer that stands for 0.0, int32, shape of the scale.
     """
 
     def __init__(
@@ -53,60 +54,47 @@ class Quantizer:
         limit: int = FULL_RANGE,
     ) -> None:
         """Start without a range, on a device."""
-        self.kind = kind
-        self.per_channel = per_channel
-        self.limit = limit
-        self.observing = True
-        self.ready = False
-        signed = kind == WEIGHT
-        options: dict[str, Any] = {
-            "dtype": torch.qint8 if signed else torch.quint8,
-            "averaging_constant": 1.0 if signed else AVERAGING,
-            "qscheme": torch.per_tensor_symmetric
-            if signed
-            else torch.per_tensor_affine,
-        }
+        self.kind, self.per_channel, self.limit = kind, per_channel, limit
+        self.observing, self.ready = True, False
+        self.scale = torch.ones(1, dtype=torch.float32, device=device)
+        self.zero_point = torch.zeros(1, dtype=torch.int32, device=device)
+        self._calibrated: int | None = None  # batches, while calibrating
         observer: Any = MovingAverageMinMaxObserver
+        options: dict[str, Any] = {
+            "qscheme": torch.per_tensor_affine,
+            "averaging_constant": AVERAGING,
+        }
+        if kind == WEIGHT:
+            options = {
+                "qscheme": torch.per_tensor_symmetric,
+                "dtype": torch.qint8,
+                "averaging_constant": 1.0,
+                "quant_min": -limit,
+                "quant_max": limit,
+            }
         if per_channel:
             observer = MovingAveragePerChannelMinMaxObserver
             options |= {"qscheme": torch.per_channel_symmetric, "ch_axis": 0}
-        # The observer makes scales for -limit to limit; FakeQuantize is told -128 to
-        # 127, which such scales never reach, since ONNX has no other int8.
-        low, high = (-limit, limit) if signed else (0, 255)
-        self._observer = observer(quant_min=low, quant_max=high, **options).to(device)
-        low, high = (-128, 127) if signed else (0, 255)
-        self._fake_quant = FakeQuantize(
-            observer, quant_min=low, quant_max=high, **options
-        ).to(device)
-        self._fake_quant.disable_observer()  # ours does it
-        self._calibrated = 0  # batches, while calibrating
-        self._calibrating = False
-
-    @property
-    def scale(self) -> Tensor:
-        """Steps of the grid, float32, ``(1,)`` or ``(rows,)``."""
-        return self._fake_quant.scale
-
-    @property
-    def zero_point(self) -> Tensor:
-        """Integer that stands for 0.0, int32, shape of the scale."""
-        return self._fake_quant.zero_point
+        self._observer = observer(**options).to(device)
 
     def __call__(self, values: Tensor, training: bool) -> Tensor:
-        """Round values to the grid and back.
+        """Return floating point values rounded to the grid, same shape and dtype.
 
-        Args:
-            values: Any floating point tensor.
-            training: Whether the layer trains: an activation's range follows only
-                training batches, a weight's follows the weight.
-
-        Returns:
-            Values on the grid, same shape and dtype.
+        An activation's range follows only batches that the layer trains or calibrates
+        on, a weight's follows the weight.
         """
-        follows = training or self._calibrating or self.kind == WEIGHT
-        if self.observing and follows:
+        calibrating = self._calibrated is not None
+        if self.observing and (training or calibrating or self.kind == WEIGHT):
             self.observe_(values)
-        return self._fake_quant(values) if self.ready else values
+        if not self.ready:
+            return values
+        # A weight's scale is that of -limit to limit, so that it never gets to -128,
+        # but ONNX has no other int8.
+        low, high = (-128, 127) if self.kind == WEIGHT else (0, 255)
+        grid = self.scale, self.zero_point
+        if self.per_channel:
+            return torch.fake_quantize_per_channel_affine(values, *grid, 0, low, high)
+        return torch.fake_quantize_per_tensor_affine(values, *grid, low, high)
 
     @torch.no_grad()
     def observe_(self, values: Tensor) -> None:
@@ -121,11 +109,11 @@ class Quantizer:
             values = torch.stack(torch.aminmax(values))
             if not bool(values.isfinite().all()):
                 return
-            if self._calibrating:  # a mean over the batches
+            if self._calibrated is not None:  # a mean over the batches
                 self._calibrated += 1
                 self._observer.averaging_constant = 1.0 / self._calibrated
         self._observer(values)
-        self._update_scale()
+        self._set(*self._observer.calculate_qparams())
 
     @property
     def averaging(self) -> float:
@@ -134,17 +122,13 @@ class Quantizer:
 
     def begin_calibration(self) -> None:
         """Let an activation's range be the mean of the batches' that come now."""
-        self._calibrating, self._calibrated = True, 0
+        self._calibrated = 0
 
     def end_calibration(self) -> None:
         """Let an activation's range follow only training batches again."""
-        self._calibrating = False
+        self._calibrated = None
         if self.kind == ACTIVATION:
             self._observer.averaging_constant = AVERAGING
-
-    def _update_scale(self) -> None:
-        scale, zero_point = self._observer.calculate_qparams()
-        self._set(scale, zero_point)
 
     def _set(self, scale: Tensor, zero_point: Tensor) -> None:
         where = self.scale.device
@@ -155,7 +139,7 @@ class Quantizer:
     def to(self, device: torch.device) -> None:
         """Move to a device; dtypes stay."""
         self._observer.to(device)
-        self._fake_quant.to(device)
+        self.scale, self.zero_point = self.scale.to(device), self.zero_point.to(device)
 
     def state(self) -> dict[str, Any]:
         """Return copies of everything that is needed to go on."""
@@ -203,11 +187,9 @@ class Quantizer:
 def average_ranges_(quantizers: list[Quantizer]) -> None:
     """Give the activations the same ranges on all processes: the mean of theirs.
 
-    One all-reduce of three numbers for each activation that still observes; a process
-    that has no range yet takes the mean of those that have one.
-
-    Args:
-        quantizers: The same in the same order on all processes; changed in place.
+    Takes the same quantizers in the same order on all, and changes them in place. One
+    all-reduce of three numbers for each activation that still observes; a process that
+    has no range yet takes the mean of those that have one.
     """
     moving = [q for q in quantizers if q.kind == ACTIVATION and q.observing]
     if world()[1] == 1 or not moving:
@@ -222,6 +204,7 @@ def average_ranges_(quantizers: list[Quantizer]) -> None:
     all_reduce_(rows)
     for row, quantizer in zip(rows, moving, strict=True):
         if bool(row[2] > 0):
-            quantizer._observer.min_val.copy_(row[0] / row[2])
-            quantizer._observer.max_val.copy_(row[1] / row[2])
-            quantizer._update_scale()
+            observer = quantizer._observer
+            observer.min_val.copy_(row[0] / row[2])
+            observer.max_val.copy_(row[1] / row[2])
+            quantizer._set(*observer.calculate_qparams())

@@ -19,6 +19,7 @@ from obert_modifiers.core.quantization.fake_quant import (
 )
 
 _PROJECTIONS = ({"query", "key", "value"}, {"q_lin", "k_lin", "v_lin"})
+_OPERANDS = ("query", "key", "probabilities", "value")
 _PRODUCTS = (torch.matmul, torch.bmm, torch.Tensor.matmul, torch.Tensor.__matmul__)
 
 
@@ -71,11 +72,7 @@ class _QuantizedAttention(Quantized):
     """An attention module whose two products take 8-bit inputs."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Compute the module; takes and returns what its own class does.
-
-        Raises:
-            RuntimeError: If it does not compute one attention, which has two products.
-        """  # noqa: DOC201, DOC101  of its own class
+        """Compute the module, as its own class does; raise if it is no attention."""
         with _Products(self.quantizers, self.training) as products:  # type: ignore[attr-defined]
             found = super().forward(*args, **kwargs)  # type: ignore[misc]
         if products.count != 2:
@@ -107,13 +104,10 @@ class _Products(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _product(self, left: Tensor, right: Tensor) -> Tensor:
-        names = (("query", "key"), ("probabilities", "value"))[self.count % 2]
+        one, two = _OPERANDS[:2] if self.count % 2 == 0 else _OPERANDS[2:]
         self.count += 1
-        left, right = (
-            self._quantizers[name](values, self._training)
-            for name, values in zip(names, (left, right), strict=True)
-        )
-        return torch.matmul(left, right)
+        left = self._quantizers[one](left, self._training)
+        return torch.matmul(left, self._quantizers[two](right, self._training))
 
     def _attend(
         self,
@@ -152,29 +146,22 @@ def is_attention(module: nn.Module) -> bool:
 
 
 def attach_(module: nn.Module, per_channel: bool, limit: int = FULL_RANGE) -> None:
-    """Make a module a quantized one; a weight has its range at once.
+    """Make a plain linear layer, embedding or attention module a quantized one.
 
-    Args:
-        module: A plain linear layer, embedding or attention module.
-        per_channel: True for a scale for each output of a linear layer.
-        limit: The largest integer of its weight.
+    A weight has its range at once, up to the integer ``limit``; ``per_channel`` gives a
+    scale to each output of a linear layer.
     """
     plain = type(module)
-    cls = LAYERS.get(plain)
-    roles: tuple[str, ...] = ("query", "key", "probabilities", "value")
-    if cls is not None:
-        roles = ("weight", "input") if plain is nn.Linear else ("weight",)
     where = next(module.parameters()).device
-    quantizers = {}
-    for role in roles:
-        rows = per_channel and role == "weight" and plain is nn.Linear
-        kind = WEIGHT if role == "weight" else ACTIVATION
-        quantizers[role] = Quantizer(kind, where, rows, limit)
-    if "weight" in quantizers:
+    inputs = {nn.Linear: ("input",), nn.Embedding: ()}.get(plain, _OPERANDS)
+    quantizers = {role: Quantizer(ACTIVATION, where, limit=limit) for role in inputs}
+    if plain in LAYERS:
+        rows = per_channel and plain is nn.Linear
+        quantizers = {"weight": Quantizer(WEIGHT, where, rows, limit), **quantizers}
         quantizers["weight"].observe_(module.get_parameter("weight"))
-    module.__class__ = cls or type(
-        f"Quantized{plain.__name__}",
-        (_QuantizedAttention, plain),
-        {"plain_class": plain},
-    )
+        module.__class__ = LAYERS[plain]
+    else:
+        bases = (_QuantizedAttention, plain)
+        contents = {"plain_class": plain}
+        module.__class__ = type(f"Quantized{plain.__name__}", bases, contents)
     module.quantizers = quantizers  # type: ignore[assignment]

@@ -18,11 +18,7 @@ _VERSION = 1
 
 
 def save_quantization(model: nn.Module, folder: str | Path) -> Path | None:
-    """Write the scales beside a saved model, which loads without them as well.
-
-    Returns:
-        The file ``quantization.json``, or None for a plain model.
-    """
+    """Return the file of scales, written beside a saved model; None for a plain one."""
     tensors = {
         name: {
             "dtype": "int8" if quantizer.kind == WEIGHT else "uint8",

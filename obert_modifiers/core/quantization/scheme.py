@@ -65,25 +65,27 @@ def find_layers(model: nn.Module, scheme: Scheme) -> list[str]:
             be or has adapters, or a name in ``ignore`` matches nothing.
     """
     modules = dict(model.named_modules())
-    layers = [name for name, module in modules.items() if _is_layer(module)]
+    layers = [
+        name
+        for name, module in modules.items()
+        if isinstance(module, (nn.Linear, nn.Embedding)) or is_conv1d(module)
+    ]
     attentions = []
     if scheme.attention_matmuls:
         attentions = [n for n, module in modules.items() if is_attention(module)]
         if not attentions:
             raise FaultError(
-                Fault(
-                    Rule.MODEL,
+                _fault(
                     "quantize_attention_matmuls",
                     "true",
-                    "finds no module with query, key and value layers in "
-                    f"{type(model).__name__}",
+                    f"finds no query, key and value layers in {type(model).__name__}",
                     "an encoder like BERT's",
                     "write false",
                 )
             )
-    ignored = _matching([*layers, *attentions], scheme.ignore, "ignore")
+    everyone = [*layers, *attentions]
+    ignored = _matching(everyone, scheme.ignore, "ignore")
     if scheme.submodules is not None:
-        everyone = [*layers, *attentions]
         ignored |= {*everyone} - _matching(everyone, scheme.submodules, "submodules")
     found = [
         name
@@ -98,8 +100,7 @@ def find_layers(model: nn.Module, scheme: Scheme) -> list[str]:
         inside = scheme.submodules
         within = "" if inside is None else f" and submodules={list(inside)}"
         raise FaultError(
-            Fault(
-                Rule.MODEL,
+            _fault(
                 "ignore",
                 f"{list(scheme.ignore)}{within}",
                 f"leaves no layer of {type(model).__name__} to quantize",
@@ -143,9 +144,7 @@ def quantizers_of(model: nn.Module) -> dict[str, Quantizer]:
 def freeze_(model: nn.Module, weights: bool = True) -> list[str]:
     """Fix the ranges as they are; those of weights are taken a last time.
 
-    Args:
-        model: Unwrapped, quantized model.
-        weights: False leaves the ranges of weights to follow the weights.
+    With ``weights=False`` the ranges of weights go on following the weights.
 
     Returns:
         Names of the activations that have seen nothing, and so are not quantized.
@@ -157,8 +156,7 @@ def freeze_(model: nn.Module, weights: bool = True) -> list[str]:
             if not quantizer.ready:
                 unseen.append(name)
         elif weights and quantizer.observing:
-            layer = model.get_submodule(name.rpartition(":")[0])
-            quantizer.observe_(layer.get_parameter("weight"))
+            quantizer.observe_(_weight_of(model, name))
             quantizer.observing = False
     return unseen
 
@@ -167,8 +165,11 @@ def hold_weights_(model: nn.Module) -> None:
     """Clamp weights to their ranges, where those are reduced and fixed."""
     for name, quantizer in quantizers_of(model).items():
         if quantizer.kind == WEIGHT:
-            layer = model.get_submodule(name.rpartition(":")[0])
-            quantizer.hold_(layer.get_parameter("weight"))
+            quantizer.hold_(_weight_of(model, name))
+
+
+def _weight_of(model: nn.Module, quantizer: str) -> nn.Parameter:
+    return model.get_parameter(f"{quantizer.rpartition(':')[0]}.weight".lstrip("."))
 
 
 @contextmanager
@@ -200,9 +201,8 @@ def calibrating(model: nn.Module) -> Iterator[None]:
             quantizer.end_calibration()
 
 
-def _is_layer(module: nn.Module) -> bool:
-    kinds = (nn.Linear, nn.Embedding)
-    return isinstance(module, kinds) or is_conv1d(module)
+def _fault(*parts: str) -> Fault:
+    return Fault(Rule.MODEL, *parts)
 
 
 def _check_kind(name: str, module: nn.Module) -> None:
@@ -229,8 +229,7 @@ def _matching(names: list[str], patterns: Sequence[str], key: str) -> set[str]:
             text = re.sub(r"^re:|[\\^$*+?()\[\]|]", "", pattern)
             near = difflib.get_close_matches(text, names, n=3, cutoff=0.0)
             raise FaultError(
-                Fault(
-                    Rule.MODEL,
+                _fault(
                     key,
                     pattern,
                     "matches no layer",

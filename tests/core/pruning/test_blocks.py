@@ -49,13 +49,8 @@ def test_blocks_refuse_nonsense() -> None:
 )
 def test_mask_types(text, kind, size, unit, limit) -> None:
     found = parse_mask_type(text)
-    assert found.name == text
-    assert (found.kind, found.group_size, found.unit, found.limit) == (
-        kind,
-        size,
-        unit,
-        limit,
-    )
+    figures = (found.kind, found.group_size, found.unit, found.limit)
+    assert (found.name, *figures) == (text, kind, size, unit, limit)
 
 
 KNOWN = "expected one of unstructured, block4, block:RxC, N:M; use"

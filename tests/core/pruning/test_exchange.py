@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from obert_modifiers.core.distributed import sharding
-from obert_modifiers.core.distributed.parallel import OTHER_FAILED, world
+from obert_modifiers.core.distributed.parallel import OTHER_FAILED, share_of, world
 from obert_modifiers.core.pruning import collect
-from tests.core.models import float32_event, in_group, make_batches
+from obert_modifiers.core.pruning.sampling import GradientSource
+from tests.core import models
 
 NAMES = ("first.weight", "shared.weight", "head.weight", "first.bias")
 BATCHES, SIZE = 5, 4  # an odd number: one process has more than the other
@@ -31,7 +32,7 @@ def _event(case: str, divides: bool = True, bad: bool = False):
 
     def batches(request):
         rank, ranks = world()
-        found = make_batches(BATCHES, SIZE, seed=request.draw + 1)
+        found = models.make_batches(BATCHES, SIZE, seed=request.draw + 1)
         if bad and rank == 1:
             found[3] = (found[3][0][:, :, :3], found[3][1])
         if divides:
@@ -39,14 +40,17 @@ def _event(case: str, divides: bool = True, bad: bool = False):
         assert request.share == (10 if ranks == 2 else 20)
         return found  # every process draws alike and is cut off at its share
 
-    options = {"num_grads": BATCHES * SIZE, **CASES[case]}
-    result, weights = float32_event(NAMES, batches, divides=divides, **options)
+    model = models.make_model(dtype=torch.float32)
+    config = models.make_config(**{"num_grads": BATCHES * SIZE, **CASES[case]})
+    source = GradientSource(batches, models.losses, divides=divides)
+    targets = models.targets_of(model, *NAMES)
+    result, weights = models.prune(config, source, model=model, targets=targets)
     figures = (result.gradients.used, result.damp, result.predicted_loss_increase)
-    return result.masks, weights, figures
+    return result.masks + weights, figures
 
 
 def _worker(rank: int, folder: str) -> None:
-    with in_group(rank, folder):
+    with models.in_group(rank, folder):
         found = {case: _event(case) for case in CASES}
         found["own draws"] = _event("default", divides=False)
         torch.save(found, f"{folder}/rank{rank}.pt")
@@ -60,24 +64,16 @@ def test_two_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)
     )
     assert len(first) == len(CASES) + 1
-    for case, (masks, weights, figures) in first.items():
-        for a, b in zip(
-            masks + weights, second[case][0] + second[case][1], strict=True
-        ):
-            assert torch.equal(a, b), case  # the same bits on both
-        assert figures == second[case][2], case
-    for case in CASES:
-        masks, weights, figures = _event(case)
-        assert first[case][2] == figures, case
-        for ours, theirs in zip(
-            masks + weights, first[case][0] + first[case][1], strict=True
-        ):
-            assert torch.equal(ours, theirs), case
-    assert first["own draws"][2][0] == 20
+    single = {case: _event(case) for case in CASES}
+    for case, (tensors, figures) in first.items():
+        for others in (second, single) if case in CASES else (second,):
+            assert models.equal(tensors, others[case][0]), case  # the same bits
+            assert figures == others[case][1], case
+    assert first["own draws"][1][0] == 20
 
 
 def _failing_worker(rank: int, folder: str) -> None:
-    with in_group(rank, folder):
+    with models.in_group(rank, folder):
         try:
             _event("default", bad=True)
         except RuntimeError as error:
@@ -91,3 +87,8 @@ def test_a_failing_process_does_not_leave_the_other_waiting(tmp_path: Path) -> N
     )
     assert one == OTHER_FAILED
     assert "shapes cannot be multiplied" in two
+
+
+def test_shares_sum_up() -> None:
+    for ranks in (1, 2, 3, 7):
+        assert sum(share_of(10, rank, ranks) for rank in range(ranks)) == 10

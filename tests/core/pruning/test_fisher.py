@@ -8,11 +8,9 @@ from obert_modifiers.core.pruning import blocks
 from obert_modifiers.core.pruning.fisher import BlockFisher, resolve_damp
 from obert_modifiers.kernels import inverse_blocks
 from tests import reference
-from tests.core.models import (
-    random_fisher,
-)
+from tests.core.models import random_fisher
 
-WIDTH, COUNT = 24, 256
+WIDTH, COUNT, DAMP = 24, 256, 1e-3
 CONDITIONS = [1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9]
 assert len(CONDITIONS) == 9
 
@@ -40,23 +38,29 @@ def test_damping() -> None:
     assert everything == 23
     assert total == pytest.approx(grads.square().mean(dim=0).sum().item())
     assert resolve_damp([], 0, 1e-7, None) == 1e-7
-    with pytest.raises(ValueError, match="are both given"):
-        resolve_damp([1.0], 1, 1e-7, 0.01)
-    with pytest.raises(ValueError, match="are both missing"):
-        resolve_damp([1.0], 1, None, None)
-    silent = BlockFisher(23, 5)
-    with pytest.raises(ValueError, match="no gradient was added"):
-        silent.living_trace(mask)
-    silent.add_(torch.zeros(4, 23))
-    with pytest.raises(ValueError, match="every sampled gradient is zero"):
-        resolve_damp([silent.living_trace(mask)[0]], living, None, 0.01)
 
 
-def test_mean_gradient_needs_to_be_kept() -> None:
+def _trace(fisher: BlockFisher) -> float:
+    return fisher.living_trace(None)[0]
+
+
+REFUSED = {
+    "are both given": lambda fisher: resolve_damp([1.0], 1, 1e-7, 0.01),
+    "are both missing": lambda fisher: resolve_damp([1.0], 1, None, None),
+    "no gradient was added": lambda fisher: _trace(BlockFisher(5, 5)),
+    "every sampled gradient is zero": lambda fisher: resolve_damp(
+        [_trace(fisher)], 5, None, 0.01
+    ),
+    "with_mean=False keeps no mean gradient": lambda fisher: fisher.newton_step(0.1),
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_what_has_no_dampening_or_mean_is_refused(message: str) -> None:
     fisher = BlockFisher(5, 5)
-    fisher.add_(torch.ones(2, 5))
-    with pytest.raises(ValueError, match="with_mean=False keeps no mean gradient"):
-        fisher.newton_step(0.1)
+    fisher.add_(torch.zeros(4, 5))
+    with pytest.raises(ValueError, match=message):
+        REFUSED[message](fisher)
 
 
 class StreamingInverse:
@@ -70,21 +74,22 @@ class StreamingInverse:
         eye = torch.eye(width, dtype=torch.float64) / damp
         self.f_inv = eye.repeat(blocks.count_blocks(numel, width), 1, 1)
 
-    def add_(self, grads: torch.Tensor) -> None:
-        parts = blocks.to_blocks(grads.double(), self.width).permute(1, 0, 2)
-        pulled = parts @ self.f_inv  # (num_blocks, k, B)
-        inner = pulled @ parts.transpose(1, 2)
-        inner.diagonal(dim1=1, dim2=2).add_(float(self.num_grads))
-        factor = torch.linalg.cholesky(inner)
-        half = torch.linalg.solve_triangular(factor, pulled, upper=False)
-        self.f_inv.baddbmm_(half.transpose(1, 2), half, alpha=-1)
+    def add_(self, grads: torch.Tensor, rank: int) -> None:
+        for some in grads.double().split(rank):
+            parts = blocks.to_blocks(some, self.width).permute(1, 0, 2)
+            pulled = parts @ self.f_inv  # (num_blocks, k, B)
+            inner = pulled @ parts.transpose(1, 2)
+            inner.diagonal(dim1=1, dim2=2).add_(float(self.num_grads))
+            factor = torch.linalg.cholesky(inner)
+            half = torch.linalg.solve_triangular(factor, pulled, upper=False)
+            self.f_inv.baddbmm_(half.transpose(1, 2), half, alpha=-1)
 
 
-def _gradients(condition: float, damp: float, seed: int = 0) -> np.ndarray:
+def _gradients(condition: float) -> np.ndarray:
     """Draw float32 gradients whose dampened Fisher has about that condition number."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     basis = np.linalg.qr(rng.standard_normal((WIDTH, WIDTH)))[0]
-    spread = np.geomspace(damp * condition, damp / 10, WIDTH)
+    spread = np.geomspace(DAMP * condition, DAMP / 10, WIDTH)
     grads = rng.standard_normal((COUNT, WIDTH)) * np.sqrt(spread) @ basis.T
     return grads.astype(np.float32)
 
@@ -94,58 +99,56 @@ def _error(inverse: np.ndarray, exact: np.ndarray) -> float:
     return float(found) if np.isfinite(found) else np.inf
 
 
-@pytest.mark.parametrize("condition", CONDITIONS)
-def test_as_accurate_as_the_recursion(condition: float) -> None:
-    damp = 1e-3
-    grads = _gradients(condition, damp)
-    dense = reference.dense_fisher(grads, damp)
-    assert np.linalg.cond(dense) == pytest.approx(condition, rel=0.5)
-    exact = np.linalg.inv(dense)
-    fisher = BlockFisher(WIDTH, WIDTH)  # its default precision
+def _errors(grads: np.ndarray, exact: np.ndarray, **dtype) -> tuple[float, float]:
+    """Errors of our inverse, and of the recursion in float32."""
+    fisher = BlockFisher(WIDTH, WIDTH, **dtype)
     for part in torch.from_numpy(grads).split(32):
         fisher.add_(part)
-    ours = inverse_blocks(fisher.sums, fisher.scale, damp)[0].numpy()
-    theirs = _error(reference.rank_one_recursion(grads, damp, np.float32), exact)
-    assert _error(ours, exact) <= theirs
+    ours = inverse_blocks(fisher.sums, fisher.scale, DAMP)[0].numpy()
+    theirs = reference.rank_one_recursion(grads, DAMP, np.float32)
+    return _error(ours, exact), _error(theirs, exact)
+
+
+@pytest.mark.parametrize("condition", CONDITIONS)
+def test_as_accurate_as_the_recursion(condition: float) -> None:
+    grads = _gradients(condition)
+    dense = reference.dense_fisher(grads, DAMP)
+    assert np.linalg.cond(dense) == pytest.approx(condition, rel=0.5)
+    exact = np.linalg.inv(dense)
+    ours, theirs = _errors(grads, exact)  # in its default precision
+    assert ours <= theirs
     # Twice float64's rounding times the condition number bounds it.
-    assert _error(ours, exact) <= 2 * COUNT * 2.2e-16 * condition
-    streaming = StreamingInverse(WIDTH, WIDTH, damp, COUNT)
-    for part in torch.from_numpy(grads).split(24):
-        streaming.add_(part)
+    assert ours <= 2 * COUNT * 2.2e-16 * condition
+    streaming = StreamingInverse(WIDTH, WIDTH, DAMP, COUNT)
+    streaming.add_(torch.from_numpy(grads), 24)
     assert _error(streaming.f_inv[0].numpy(), exact) <= theirs
 
 
 @pytest.mark.parametrize("condition", [1e5, 1e7])
 def test_control_float32_sums_do_not_keep_up(condition: float) -> None:
-    damp = 1e-3
-    grads = _gradients(condition, damp)
-    exact = np.linalg.inv(reference.dense_fisher(grads, damp))
-    fisher = BlockFisher(WIDTH, WIDTH, dtype=torch.float32)
-    fisher.add_(torch.from_numpy(grads))
-    ours = inverse_blocks(fisher.sums, fisher.scale, damp)[0].numpy()
-    theirs = _error(reference.rank_one_recursion(grads, damp, np.float32), exact)
-    assert _error(ours, exact) > theirs
+    grads = _gradients(condition)
+    exact = np.linalg.inv(reference.dense_fisher(grads, DAMP))
+    ours, theirs = _errors(grads, exact, dtype=torch.float32)
+    assert ours > theirs
 
 
 def test_the_recursion_is_sparsemls() -> None:
     obs = pytest.importorskip(
         "sparseml.pytorch.sparsification.pruning.modifier_pruning_obs"
     )
-    grads = _gradients(1e4, 1e-3)
-    state = obs.EmpiricalBlockFisherInverse(COUNT, WIDTH, WIDTH, 1e-3, "cpu")
+    grads = _gradients(1e4)
+    state = obs.EmpiricalBlockFisherInverse(COUNT, WIDTH, WIDTH, DAMP, "cpu")
     for grad in torch.from_numpy(grads):
         state.add_grad(grad)
-    ours = reference.rank_one_recursion(grads, 1e-3, np.float32)
+    ours = reference.rank_one_recursion(grads, DAMP, np.float32)
     assert _error(state.f_inv[0].numpy(), ours.astype(np.float64)) < 1e-4
 
 
 @pytest.mark.parametrize("rank", [1, 3, 32])
 def test_streaming_inverse(rank: int) -> None:
-    torch.manual_seed(0)
     grads = torch.randn(32, 23, dtype=torch.float64)
     found = StreamingInverse(23, 5, 0.1, 32)
-    for part in grads.split(rank):
-        found.add_(part)
+    found.add_(grads, rank)
     dense = reference.block_diagonal(reference.dense_fisher(grads.numpy(), 0.1), 5)
     exact = np.linalg.inv(dense)
     for b, start in enumerate(range(0, 23, 5)):
@@ -155,5 +158,5 @@ def test_streaming_inverse(rank: int) -> None:
         np.testing.assert_allclose(ours, exact[part, part], rtol=1e-9, atol=1e-11)
     # Control: without the count of gradients it is another matrix.
     wrong = StreamingInverse(5, 5, 0.1, 1)
-    wrong.add_(grads[:, :5])
+    wrong.add_(grads[:, :5], 32)
     assert not np.allclose(wrong.f_inv[0].numpy(), exact[:5, :5], rtol=1e-3)

@@ -22,30 +22,33 @@ def _formed(part):
 
 
 def _collect(model, names, batches, granularity="sample", limit=None, loss=losses):
-    parameters = [model.get_parameter(name) for name in names]
     rows = [[] for _ in names]
-    count = collect_gradients(
-        model,
-        parameters,
-        batches,
-        loss,
-        lambda batch: [
+
+    def consume(batch) -> None:
+        for found, part in zip(rows, batch.parts, strict=True):
             found.append(_formed(part))
-            for found, part in zip(rows, batch.parts, strict=True)
-        ],
-        granularity=granularity,
-        limit=limit,
-    )
+
+    parameters = [model.get_parameter(name) for name in names]
+    options = {"granularity": granularity, "limit": limit}
+    count = collect_gradients(model, parameters, batches, loss, consume, **options)
     return [torch.cat(found) if found else None for found in rows], count
 
 
+def _close(ours, expected) -> None:
+    torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-14)
+
+
+def _check(model, names, batches, loss=losses, plain=None, limit=None, count=12):
+    """Compare with the gradients of each sample by plain autograd."""
+    found, counted = _collect(model, names, batches, loss=loss, limit=limit)
+    assert (counted.used, counted.skipped) == (count, 0)
+    for name, ours in zip(names, found, strict=True):
+        parameter = model.get_parameter(name).requires_grad_(True)
+        _close(ours, sample_gradients(model, batches, parameter, plain or loss)[:count])
+
+
 def test_sample_gradients_equal_autograd() -> None:
-    model, batches = make_model(), make_batches()
-    found, count = _collect(model, NAMES, batches)
-    assert (count.used, count.skipped) == (12, 0)
-    for name, ours in zip(NAMES, found, strict=True):
-        expected = sample_gradients(model, batches, model.get_parameter(name))
-        torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-14)
+    _check(make_model(), NAMES, make_batches())
 
 
 def test_control_one_call_of_a_shared_layer_is_not_enough() -> None:
@@ -53,14 +56,13 @@ def test_control_one_call_of_a_shared_layer_is_not_enough() -> None:
     model, batches = make_model(), make_batches()
     ours = _collect(model, ["shared.weight"], batches)[0][0]
     model.eval()
-    x, y = batches[0]
     kept = {}
 
     def keep(module, args, output):
         kept["x"], kept["out"] = args[0], output  # the last call only
 
     handle = model.shared.register_forward_hook(keep)
-    total = losses(model, (x, y)).sum()
+    total = losses(model, batches[0]).sum()
     handle.remove()
     (dy,) = torch.autograd.grad(total, [kept["out"]])
     wrong = torch.einsum("kto,kti->koi", dy, kept["x"]).reshape(4, -1)
@@ -73,8 +75,7 @@ def test_batch_gradients_are_those_of_the_mean_loss() -> None:
     assert (count.used, count.skipped) == (3, 0)
     for name, ours in zip(NAMES, found, strict=True):
         expected = sample_gradients(model, batches, model.get_parameter(name))
-        expected = expected.reshape(3, 4, -1).mean(dim=1)
-        torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-14)
+        _close(ours, expected.reshape(3, 4, -1).mean(dim=1))
 
 
 @pytest.mark.parametrize("granularity", ["sample", "batch"])
@@ -84,9 +85,8 @@ def test_training_is_not_disturbed(granularity: str) -> None:
     model.drop.eval()  # a mode of its own, which has to come back
     model.first.bias.requires_grad_(False)
     losses(model, batches[0]).mean().backward()
-    grads = {
-        n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None
-    }
+    named = dict(model.named_parameters())
+    grads = {n: p.grad.clone() for n, p in named.items() if p.grad is not None}
     modes = [m.training for m in model.modules()]
     flags = [p.requires_grad for p in model.parameters()]
     state, python_state = torch.get_rng_state(), random.getstate()
@@ -95,7 +95,7 @@ def test_training_is_not_disturbed(granularity: str) -> None:
     assert [p.requires_grad for p in model.parameters()] == flags
     assert torch.equal(torch.get_rng_state(), state)
     assert random.getstate() == python_state
-    now = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    now = {n: p.grad for n, p in named.items() if p.grad is not None}
     assert now.keys() == grads.keys()
     assert all(torch.equal(now[n], grads[n]) for n in grads)
     assert not any(m._forward_hooks for m in model.modules())
@@ -116,17 +116,6 @@ def test_state_comes_back_after_an_error() -> None:
     assert not any(m._forward_hooks for m in model.modules())
 
 
-def test_non_finite_samples_are_left_out_and_counted() -> None:
-    model, batches = make_model(), make_batches()
-    clean = _collect(model, NAMES[:4], batches)[0]
-    batches[1][0][2] = float("nan")
-    found, count = _collect(model, NAMES[:4], batches)
-    assert (count.used, count.skipped) == (11, 1)
-    kept = [i for i in range(12) if i != 6]
-    for ours, all_of_them in zip(found, clean, strict=True):
-        torch.testing.assert_close(ours, all_of_them[kept], rtol=1e-12, atol=1e-14)
-
-
 def test_batch_mates_of_a_bad_sample_on_the_slow_way() -> None:
     model, batches = make_model(), make_batches()
     batches[1][0][2] = float("nan")
@@ -137,27 +126,24 @@ def test_batch_mates_of_a_bad_sample_on_the_slow_way() -> None:
 
 def test_limit_counts_gradients() -> None:
     model, batches = make_model(), make_batches()
-    found, count = _collect(model, NAMES[:1], batches, limit=6)
-    assert count.used == 6
-    assert found[0].shape[0] == 6
+    _check(model, NAMES[:1], batches, limit=6, count=6)
     assert _collect(model, NAMES[:1], batches, "batch", limit=2)[1].used == 2
+
+
+def _mean(batches, loss, size=lambda batch: len(batch[1])) -> GradientSource:
+    def mean(model, batch):
+        return loss(model, batch).mean()
+
+    return GradientSource(lambda request: batches, mean, batch_size=size)
 
 
 def test_scalar_mean_loss_gives_the_same_linear_gradients() -> None:
     model, batches = make_model(), make_batches()
-    source = GradientSource(
-        lambda request: batches,
-        lambda m, batch: losses(m, batch).mean(),
-        batch_size=lambda batch: len(batch[1]),
-    )
-    names = NAMES[:3]
-    ours = _collect(model, names, batches, loss=source.sample_losses, limit=6)[0]
-    expected = _collect(model, names, batches, limit=6)[0]
-    for a, b in zip(ours, expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+    source, names = _mean(batches, losses), NAMES[:3]
+    _check(model, names, batches, source.sample_losses, losses, limit=6, count=6)
     with pytest.raises(ValueError, match="gives single gradients of Linear weights"):
         _collect(model, ["first.bias"], batches, loss=source.sample_losses)
-    nameless = GradientSource(lambda request: batches, source.loss)
+    nameless = _mean(batches, losses, size=None)
     with pytest.raises(ValueError, match="does not tell the samples apart"):
         _collect(model, names, batches, loss=nameless.sample_losses)
 
@@ -167,12 +153,7 @@ def test_tied_and_frozen_weights() -> None:
     model.unused = nn.Linear(10, 10, dtype=torch.float64)
     model.unused.weight = model.shared.weight  # tied
     model.first.weight.requires_grad_(False)  # frozen, and still prunable
-    names = ("first.weight", "shared.weight")
-    found, _ = _collect(model, names, batches)
-    model.first.weight.requires_grad_(True)
-    for name, ours in zip(names, found, strict=True):
-        expected = sample_gradients(model, batches, model.get_parameter(name))
-        torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-14)
+    _check(model, ("first.weight", "shared.weight"), batches)
 
 
 def test_unknown_granularity() -> None:
@@ -180,33 +161,33 @@ def test_unknown_granularity() -> None:
         _collect(make_model(), NAMES[:1], make_batches(), "token")
 
 
+def _classified(model, hidden, labels):
+    logits = model.head(hidden.mean(dim=1))
+    return nn.functional.cross_entropy(logits, labels, reduction="none")
+
+
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_gradient_checkpointing_is_right_or_refused(reentrant: bool) -> None:
     from torch.utils.checkpoint import checkpoint
 
     model, batches = make_model(), make_batches()
-    expected = sample_gradients(model, batches, model.shared.weight)
 
     def checkpointed(m, batch):
-        x, y = batch
-        hidden = torch.tanh(m.first(x)).requires_grad_(True)
+        hidden = torch.tanh(m.first(batch[0])).requires_grad_(True)
         for _ in range(2):
             hidden = torch.tanh(checkpoint(m.shared, hidden, use_reentrant=reentrant))
-        logits = m.head(hidden.mean(dim=1))
-        return nn.functional.cross_entropy(logits, y, reduction="none")
+        return _classified(m, hidden, batch[1])
 
     if reentrant:
         with pytest.raises(ValueError, match="use_reentrant=True hides"):
             _collect(model, ["shared.weight"], batches, loss=checkpointed)
-        return
-    ours = _collect(model, ["shared.weight"], batches, loss=checkpointed)[0][0]
-    torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-14)
+    else:
+        _check(model, ["shared.weight"], batches, checkpointed, losses)
 
 
 @pytest.mark.parametrize("what", ["input", "output", "output of a frozen input"])
 def test_changes_in_place_change_no_gradient(what: str) -> None:
     """The gradients would be those of other inputs, or of what follows."""
-    model, batches = make_model(), make_batches()
     frozen = what == "output of a frozen input"
 
     def losses_of(m, batch, in_place: bool = True):
@@ -218,16 +199,10 @@ def test_changes_in_place_change_no_gradient(what: str) -> None:
         elif what != "input":
             turned = found.transpose(1, 2)  # a view, as DeBERTa changes it
             found = (turned.mul_(2.0) if in_place else 2.0 * turned).transpose(1, 2)
-        return nn.functional.cross_entropy(
-            m.head(found.mean(dim=1)), y, reduction="none"
-        )
+        return _classified(m, found, y)
 
-    names = NAMES[:2]
-    ours = _collect(model, names, batches, loss=losses_of)[0]
     plain = functools.partial(losses_of, in_place=False)
-    for name, found in zip(names, ours, strict=True):
-        expected = sample_gradients(model, batches, model.get_parameter(name), plain)
-        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+    _check(make_model(), NAMES[:2], make_batches(), losses_of, plain)
 
 
 def _with_positions(rows: int, dims: int):
@@ -237,22 +212,17 @@ def _with_positions(rows: int, dims: int):
     places = places if dims == 2 else places[None]
 
     def found(m, batch):
-        x, y = batch
         shared = torch.tanh(m.first(places)).reshape(rows, -1)
-        hidden = torch.tanh(m.first(x)) @ shared.T @ shared
-        hidden = torch.tanh(m.shared(hidden))
-        return nn.functional.cross_entropy(
-            m.head(hidden.mean(dim=1)), y, reduction="none"
-        )
+        hidden = torch.tanh(m.first(batch[0])) @ shared.T @ shared
+        return _classified(m, torch.tanh(m.shared(hidden)), batch[1])
 
     return found
 
 
 def _tokens_first(m, batch):
-    x, y = batch
-    hidden = torch.tanh(m.first(x.transpose(0, 1)))  # (T, k, 10)
+    hidden = torch.tanh(m.first(batch[0].transpose(0, 1)))  # (T, k, 10)
     hidden = torch.tanh(m.shared(hidden)) + m.shared(hidden.mean(0, keepdim=True))
-    return nn.functional.cross_entropy(m.head(hidden.mean(dim=0)), y, reduction="none")
+    return _classified(m, hidden.transpose(0, 1), batch[1])
 
 
 SHARED = {
@@ -267,54 +237,49 @@ SHARED = {
 @pytest.mark.parametrize("case", SHARED)
 def test_layers_in_which_samples_share_rows(case: str) -> None:
     loss, size = SHARED[case]
-    model, batches = make_model(), make_batches(size=size)
-    found, count = _collect(model, NAMES, batches, loss=loss, limit=3 * size - 1)
-    assert (count.used, count.skipped) == (3 * size - 1, 0)
-    for name, ours in zip(NAMES, found, strict=True):
-        parameter = model.get_parameter(name)
-        expected = sample_gradients(model, batches, parameter, loss)[:-1]
-        torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-14)
+    batches, count = make_batches(size=size), 3 * size - 1
+    _check(make_model(), NAMES, batches, loss, limit=count, count=count)
 
 
 def test_a_mean_loss_of_samples_that_share_rows() -> None:
-    model, batches = make_model(), make_batches()
-    loss = SHARED["positions"][0]
-    source = GradientSource(
-        lambda request: batches,
-        lambda m, batch: loss(m, batch).mean(),
-        batch_size=lambda batch: len(batch[1]),
-    )
-    ours = _collect(model, NAMES[:2], batches, loss=source.sample_losses)[0]
-    for name, found in zip(NAMES[:2], ours, strict=True):
-        expected = sample_gradients(model, batches, model.get_parameter(name), loss)
-        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+    batches, (loss, _) = make_batches(), SHARED["positions"]
+    source = _mean(batches, loss)
+    _check(make_model(), NAMES[:2], batches, source.sample_losses, loss)
 
 
-def test_bad_samples_among_those_that_share_rows() -> None:
+@pytest.mark.parametrize(
+    ("loss", "names"), [(losses, NAMES[:4]), (SHARED["positions"][0], NAMES[:1])]
+)
+def test_non_finite_samples_are_left_out_and_counted(loss, names) -> None:
     model, batches = make_model(), make_batches()
-    loss = SHARED["positions"][0]
-    expected = sample_gradients(model, batches, model.first.weight, loss)
+    clean = _collect(model, names, batches, loss=loss)[0]
     batches[1][0][2] = float("nan")
-    found, count = _collect(model, NAMES[:1], batches, loss=loss)
+    found, count = _collect(model, names, batches, loss=loss)
     assert (count.used, count.skipped) == (11, 1)
     kept = [i for i in range(12) if i != 6]
-    torch.testing.assert_close(found[0], expected[kept], rtol=1e-12, atol=1e-14)
+    for ours, all_of_them in zip(found, clean, strict=True):
+        _close(ours, all_of_them[kept])
 
 
-def test_samples_that_cannot_be_told_apart_are_refused() -> None:
+def _in_pairs(model, batch):  # more losses than rows of the batch
+    return losses(model, batch).repeat(2)
+
+
+def _together(model, batch):
+    found = losses(model, batch)
+    return found * found.sum()
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (_in_pairs, "layer input has 4 rows for 8 samples"),
+        (_together, "without the rest of its batch"),
+    ],
+)
+def test_samples_that_cannot_be_told_apart_are_refused(loss, message) -> None:
     """Batch gradients are what is left."""
     model, batches = make_model(), make_batches()
-
-    def in_pairs(m, batch):  # more losses than rows of the batch
-        return losses(m, batch).repeat(2)
-
-    def together(m, batch):
-        found = losses(m, batch)
-        return found * found.sum()
-
-    with pytest.raises(ValueError, match="layer input has 4 rows for 8 samples"):
-        _collect(model, NAMES[:1], batches, loss=in_pairs)
-    with pytest.raises(ValueError, match="without the rest of its batch"):
-        _collect(model, NAMES[:1], batches, loss=together)
-    for loss in (in_pairs, together):
-        assert _collect(model, NAMES[:1], batches, "batch", loss=loss)[1].used == 3
+    with pytest.raises(ValueError, match=message):
+        _collect(model, NAMES[:1], batches, loss=loss)
+    assert _collect(model, NAMES[:1], batches, "batch", loss=loss)[1].used == 3

@@ -7,17 +7,15 @@ import pytest
 import torch
 
 from obert_modifiers.core.distributed import sharding
-from obert_modifiers.core.distributed.parallel import world
+from obert_modifiers.core.distributed.parallel import (
+    OtherProcessFailed,
+    ran_out_of_memory,
+    world,
+)
 from obert_modifiers.core.pruning import collect
 from obert_modifiers.core.pruning.fisher import BlockFisher
-from tests.core.models import (
-    float32_event,
-    in_group,
-    make_batches,
-    make_model,
-    targets_of,
-    unchanged,
-)
+from obert_modifiers.core.pruning.sampling import GradientSource
+from tests.core import models
 
 NAMES = ("first.weight", "shared.weight", "head.weight")
 BATCHES, SIZE = 4, 4
@@ -33,36 +31,28 @@ def _small_pieces(patch) -> None:
 def _event(model=None):
     def batches(request):
         rank, ranks = world()
-        return make_batches(BATCHES, SIZE, seed=request.draw + 1)[rank::ranks]
+        return models.make_batches(BATCHES, SIZE, request.draw + 1)[rank::ranks]
 
-    options = {"num_grads": BATCHES * SIZE, "num_recomputations": 2}
-    return float32_event(NAMES, batches, draw=3, model=model, **options)
-
-
-class Failing:
-    """`BlockFisher.add_` that has memory from its n-th call on."""
-
-    def __init__(self, error: Exception, times: int, first: int = 2) -> None:
-        self.error, self.left, self.first = error, times, first
-        self.inner = BlockFisher.add_
-
-    def __call__(self, fisher, *args, **kwargs):
-        self.first -= 1
-        if self.first < 0 and self.left:
-            self.left -= 1
-            self.first = 2
-            raise self.error
-        return self.inner(fisher, *args, **kwargs)
-
-    def method(self):
-        return lambda fisher, *args, **kwargs: self(fisher, *args, **kwargs)
+    model = model or models.make_model(dtype=torch.float32)
+    config = models.make_config(num_grads=BATCHES * SIZE, num_recomputations=2)
+    source = GradientSource(batches, models.losses, divides=True)
+    targets = models.targets_of(model, *NAMES)
+    return models.prune(config, source, model=model, targets=targets, draw=3)
 
 
-def _same(one, two) -> bool:
-    tensors = zip(one[0].masks + one[1], two[0].masks + two[1], strict=True)
-    same = all(torch.equal(a, b) for a, b in tensors)
-    figures = [(r.gradients, r.damp, r.predicted_loss_increase) for r, _ in (one, two)]
-    return same and figures[0] == figures[1]
+def _fail(patch, error: Exception, times: int = 1) -> None:
+    """Let `BlockFisher.add_` fail at its third call, and so on."""
+    add_, calls, failed = BlockFisher.add_, 0, 0
+
+    def failing(*args, **kwargs):
+        nonlocal calls, failed
+        calls += 1
+        if calls == 3 and failed < times:
+            calls, failed = 0, failed + 1
+            raise error
+        return add_(*args, **kwargs)
+
+    patch(BlockFisher, "add_", failing)
 
 
 @pytest.mark.parametrize(
@@ -72,56 +62,57 @@ def _same(one, two) -> bool:
 )
 def test_less_memory_gives_the_same_bits(error, monkeypatch, caplog) -> None:
     _small_pieces(monkeypatch.setattr)
-    undisturbed = _event()
-    assert undisturbed[0].plan.turns == 1
-    monkeypatch.setattr(BlockFisher, "add_", Failing(error, times=1).method())
+    one, undisturbed = _event()
+    assert one.plan.turns == 1
+    _fail(monkeypatch.setattr, error)
     with caplog.at_level(logging.WARNING):
-        found = _event()
-    assert found[0].plan.turns > 1
-    assert found[0].plan.state_bytes <= undisturbed[0].plan.state_bytes // 2
-    assert _same(undisturbed, found)
+        two, found = _event()
+    assert two.plan.turns > 1
+    assert two.plan.state_bytes <= one.plan.state_bytes // 2
+    assert models.equal(one.masks + undisturbed, two.masks + found)
+    assert (one.gradients, one.damp) == (two.gradients, two.damp)
+    assert one.predicted_loss_increase == two.predicted_loss_increase
     (record,) = caplog.records
     assert "out of memory in the pruning event" in record.getMessage()
-    assert found[0].plan.describe() in record.getMessage()
+    assert two.plan.describe() in record.getMessage()
 
 
 def test_where_less_is_not_possible_it_says_so(monkeypatch) -> None:
     _small_pieces(monkeypatch.setattr)
-    failing = Failing(MemoryError(), times=100)
-    monkeypatch.setattr(BlockFisher, "add_", failing.method())
-    model = make_model(dtype=torch.float32)
+    _fail(monkeypatch.setattr, MemoryError(), times=100)
+    model = models.make_model(dtype=torch.float32)
     message = "below the .* bytes that one piece"
-    with unchanged(targets_of(model, *NAMES)):
+    with models.unchanged(models.targets_of(model, *NAMES)):
         with pytest.raises(ValueError, match=message) as found:
             _event(model)
     assert isinstance(found.value.__cause__, MemoryError)
 
 
 def test_other_errors_are_not_taken_for_it(monkeypatch) -> None:
-    failing = Failing(RuntimeError("shapes"), times=1)
-    monkeypatch.setattr(BlockFisher, "add_", failing.method())
+    _fail(monkeypatch.setattr, RuntimeError("shapes"))
     with pytest.raises(RuntimeError, match="shapes"):
         _event()
+    assert not ran_out_of_memory(OtherProcessFailed())
+    assert ran_out_of_memory(OtherProcessFailed(out_of_memory=True))
 
 
 def _worker(rank: int, folder: str, disturbed: bool) -> None:
-    with in_group(rank, folder, f"meet{disturbed}"):
+    with models.in_group(rank, folder, f"meet{disturbed}"):
         _small_pieces(setattr)
         if disturbed and rank == 1:
-            BlockFisher.add_ = Failing(torch.OutOfMemoryError("CUDA"), 1).method()
+            _fail(setattr, torch.OutOfMemoryError("CUDA"))
         result, weights = _event()
-        found = {"tensors": result.masks + weights, "turns": result.plan.turns}
+        found = result.masks + weights, result.plan.turns
         torch.save(found, f"{folder}/rank{rank}-{disturbed}.pt")
 
 
 def test_one_process_that_lacks_memory_makes_all_start_again(tmp_path: Path) -> None:
     for disturbed in (False, True):
         torch.multiprocessing.spawn(_worker, (str(tmp_path), disturbed), nprocs=2)
-    files = sorted(tmp_path.glob("rank*.pt"))
-    found = {path.stem: torch.load(path, weights_only=True) for path in files}
-    assert len(found) == 4
     for rank in (0, 1):
-        one, two = found[f"rank{rank}-False"], found[f"rank{rank}-True"]
-        assert one["turns"] == 1 and two["turns"] > 1
-        for a, b in zip(one["tensors"], two["tensors"], strict=True):
-            assert torch.equal(a, b)
+        (one, before), (two, turns) = (
+            torch.load(tmp_path / f"rank{rank}-{disturbed}.pt", weights_only=True)
+            for disturbed in (False, True)
+        )
+        assert before == 1 and turns > 1
+        assert models.equal(one, two)

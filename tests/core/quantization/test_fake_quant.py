@@ -34,31 +34,29 @@ def _agrees(found: torch.Tensor, expected: np.ndarray) -> bool:
 
 
 def _rows(weight: np.ndarray) -> np.ndarray:
+    grids = [reference.symmetric_grid(row) for row in weight]
     return np.stack([
-        reference.fake_quantize(row, *reference.symmetric_grid(row), INT8)
-        for row in weight
+        reference.fake_quantize(row, *grid, INT8)
+        for row, grid in zip(weight, grids, strict=True)
     ])
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_weights_of_one_scale(shape) -> None:
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_weights(shape, per_channel) -> None:
     weight = _values(shape)
-    quantizer = Quantizer(WEIGHT, CPU)
-    found = quantizer(weight, training=True)
-    scale, zero = reference.symmetric_grid(weight.numpy())
-    assert _agrees(found, reference.fake_quantize(weight.numpy(), scale, zero, INT8))
-    assert quantizer.zero_point.tolist() == [0]
-    assert quantizer.scale.item() == pytest.approx(scale, rel=1e-6)
-
-
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_weights_of_a_scale_for_each_row(shape) -> None:
-    weight = _values(shape) * torch.logspace(-2, 2, shape[0])[:, None]
-    quantizer = Quantizer(WEIGHT, CPU, per_channel=True)
-    found = quantizer(weight, training=True)
-    for row, expected in zip(found, _rows(weight.numpy()), strict=True):
-        assert _agrees(row, expected)
-    assert quantizer.zero_point.tolist() == [0] * shape[0]
+    quantizer = Quantizer(WEIGHT, CPU, per_channel)
+    if per_channel:
+        weight *= torch.logspace(-2, 2, shape[0])[:, None]
+        found, wanted = quantizer(weight, training=True), _rows(weight.numpy())
+    else:
+        scale, zero = reference.symmetric_grid(weight.numpy())
+        wanted = [reference.fake_quantize(weight.numpy(), scale, zero, INT8)]
+        found = [quantizer(weight, training=True)]
+        assert quantizer.scale.item() == pytest.approx(scale, rel=1e-6)
+    for ours, expected in zip(found, wanted, strict=True):
+        assert _agrees(ours, expected)
+    assert quantizer.zero_point.tolist() == [0] * len(found)
 
 
 @pytest.mark.parametrize("shift", [0.0, 4.0, -40.0])

@@ -7,11 +7,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import nn
 
-from obert_modifiers.core.quantization.scheme import (
-    Scheme,
-    quantize_,
-    quantizers_of,
-)
+from obert_modifiers.core.quantization.scheme import Scheme, quantize_, quantizers_of
 from tests.core.models import (
     TOKENS,
     Attending,
