@@ -12,12 +12,14 @@ def flag(default: Any, text: str, *aliases: str) -> Any:
     return field(default=default, metadata={"help": text, **more})
 
 
-def check_positive(name: str, value: int | None) -> None:
-    """Check a flag (its name without dashes) that counts something, if it is given."""
-    if value is not None and value < 1:
-        raise ValueError(
-            f"--{name}={value} is not positive; expected 1 or more; raise it"
-        )
+def check_positive(flags: Any, *names: str) -> None:
+    """Check flags (their names without dashes) that count something, if given."""
+    for name in names:
+        value = getattr(flags, name)
+        if value is not None and value < 1:
+            raise ValueError(
+                f"--{name}={value} is not positive; expected 1 or more; raise it"
+            )
 
 
 @dataclass
@@ -73,9 +75,8 @@ class DataSetArguments:
 
     def check(self) -> None:
         """Raise ValueError if a value breaks its rule or two exclude each other."""
-        for name in ("max_seq_length", "max_train_samples", "max_eval_samples"):
-            check_positive(name, getattr(self, name))
-        check_positive("preprocessing_num_workers", self.preprocessing_num_workers)
+        check_positive(self, "max_seq_length", "max_train_samples", "max_eval_samples")
+        check_positive(self, "preprocessing_num_workers")
         ratio = self.validation_ratio
         if ratio is not None and not 0 < ratio < 1:
             raise ValueError(
@@ -84,8 +85,7 @@ class DataSetArguments:
             )
         if self.eval_on_test and ratio is not None:
             raise ValueError(
-                "--eval_on_test and --validation_ratio exclude each other; expected one"
-                "; drop one"
+                "--eval_on_test and --validation_ratio exclude each other; drop one"
             )
         named = [
             f"--{name}={getattr(self, name)}"
@@ -143,9 +143,7 @@ class TrainArguments:
         "no", "When checkpoints are written, from which a killed run is resumed."
     )
     save_steps: int = flag(500, "Optimizer steps between two checkpoints.")
-    save_total_limit: int | None = flag(
-        None, "Checkpoints that are kept; all if unset."
-    )
+    save_total_limit: int | None = flag(None, "Checkpoints kept; all if unset.")
     resume_from_checkpoint: str | None = flag(
         None, "Continue from a checkpoint's folder, or from the last: 'last'."
     )
@@ -158,6 +156,16 @@ class TrainArguments:
         "where it is installed.",
     )
     disable_tqdm: bool = flag(False, "Print lines instead of a progress bar.")
+
+    def check(self) -> None:
+        """Raise ValueError if a value breaks its rule or two exclude each other."""
+        check_positive(self, "per_device_train_batch_size", "save_total_limit")
+        check_positive(
+            self, "per_device_eval_batch_size", "gradient_accumulation_steps"
+        )
+        check_positive(self, "logging_steps", "save_steps")
+        if self.fp16 and self.bf16:
+            raise ValueError("--fp16 and --bf16 exclude each other; drop one")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from obert_modifiers.tasks.data.columns import need_column, usual_column
+from obert_modifiers import core
+from obert_modifiers.tasks.data.columns import (
+    as_text,
+    map_rows,
+    need_column,
+    usual_column,
+)
 from obert_modifiers.tasks.flags import DataSetArguments, flag
 from obert_modifiers.tasks.task import IGNORED, Inputs, Prepared, Task
 
@@ -19,7 +25,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 REPLACED, KEPT = 0.8, 0.1  # by the mask token; as they are. The rest: any other token.
-_VALIDATION_SEED = 0  # fixed, so that runs with different seeds can be compared
 _LARGEST = 700.0  # of which the exponential is still a number
 
 
@@ -79,23 +84,20 @@ class Masking:
             chosen[one] = True
         masked = np.where(how < REPLACED, self.mask_id, others)
         masked = np.where(how >= 1.0 - KEPT, tokens, masked)
-        return (
-            np.where(chosen, masked, tokens).tolist(),
-            np.where(chosen, tokens, IGNORED).tolist(),
-        )
+        labels = np.where(chosen, tokens, IGNORED)
+        return np.where(chosen, masked, tokens).tolist(), labels.tolist()
 
 
 def masking_of(tokenizer: PreTrainedTokenizerBase, probability: float) -> Masking:
     """Take mask token, vocabulary and special tokens from a tokenizer."""
-    if tokenizer.mask_token_id is None:
+    mask = tokenizer.mask_token_id
+    if mask is None:
         raise ValueError(
             f"tokenizer={tokenizer.name_or_path} has no mask token; expected that of a "
             "model for masked language modelling; choose another with --tokenizer_name"
         )
     special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
-    return Masking(
-        probability, tokenizer.mask_token_id, len(tokenizer), tuple(sorted(special))
-    )
+    return Masking(probability, mask, len(tokenizer), tuple(sorted(special)))
 
 
 class MaskedSamples(Sequence[dict[str, Any]]):
@@ -103,7 +105,7 @@ class MaskedSamples(Sequence[dict[str, Any]]):
 
     The masks depend only on seed, epoch and the block's place in the data: not on the
     batch, the process, or what was drawn before. Without a seed they are the same in
-    every epoch and every run.
+    every epoch and every run, so that runs with different seeds can be compared.
     """
 
     def __init__(self, blocks: Dataset, masking: Masking, seed: int | None) -> None:
@@ -122,12 +124,9 @@ class MaskedSamples(Sequence[dict[str, Any]]):
         return len(self._blocks)
 
     def __getitem__(self, index: Any) -> dict[str, Any]:
+        drawn = (0, 0) if self._seed is None else (self._seed, 1 + self._epoch)
         tokens = self._blocks[int(index)]["input_ids"]
-        if self._seed is None:
-            seed = (_VALIDATION_SEED, 0, int(index))
-        else:
-            seed = (self._seed, 1 + self._epoch, int(index))
-        ids, labels = self._masking.mask(tokens, seed)
+        ids, labels = self._masking.mask(tokens, (*drawn, int(index)))
         return {"input_ids": ids, "labels": labels}
 
 
@@ -140,27 +139,23 @@ def _columns(
 
 
 def _prepare(inputs: Inputs) -> Prepared:
-    from datasets import Dataset
-
-    from obert_modifiers.core.losses import token_loss
-    from obert_modifiers.training.batches import TaskData
-
     masking = masking_of(inputs.pretrained.tokenizer, inputs.flags.mlm_probability)
-    blocks = {name: tokenize(inputs, masking, name) for name in inputs.data.splits}
-    none = Dataset.from_dict({"input_ids": []})
-    train = MaskedSamples(blocks.get("train", none), masking, inputs.seed)
-    validation = MaskedSamples(blocks.get("validation", none), masking, None)
-    return Prepared(
-        TaskData(
-            train=train,
-            validation=validation,
-            collate=inputs.token_collator(),
-            sample_loss=token_loss,
-            metrics=masked_metrics,
-            keep=_keep,
-            headline=("perplexity", "accuracy"),
-            start_epoch=train.start_epoch,
+    samples = {
+        name: MaskedSamples(
+            tokenize(inputs, masking, name),
+            masking,
+            inputs.seed if name == "train" else None,
         )
+        for name in inputs.data.splits
+    }
+    return Prepared.of(
+        samples,
+        collate=inputs.token_collator(),
+        sample_loss=core.losses.token_loss,
+        metrics=masked_metrics,
+        keep=_keep,
+        headline=("perplexity", "accuracy"),
+        start_epoch=samples["train"].start_epoch if "train" in samples else None,
     )
 
 
@@ -171,8 +166,6 @@ def tokenize(inputs: Inputs, masking: Masking, name: str) -> Dataset:
     Joined rows keep their special tokens, a thousand rows at a time; what remains of
     them is a shorter block.
     """
-    from obert_modifiers.tasks.data.texts import as_text, map_rows
-
     flags, length = inputs.flags, inputs.max_length
     tokenizer = inputs.pretrained.tokenizer
     options = {"truncation": True, "max_length": length} if flags.line_by_line else {}
@@ -200,25 +193,18 @@ def tokenize(inputs: Inputs, masking: Masking, name: str) -> Dataset:
 
 
 def _keep(outputs: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    from obert_modifiers.core.losses import token_sums
-
-    sums, counts, hits = token_sums(outputs, batch)
+    sums, counts, hits = core.losses.token_sums(outputs, batch)
     return {"sums": sums.double(), "counts": counts, "hits": hits}
 
 
 def masked_metrics(
     sums: np.ndarray, counts: np.ndarray, hits: np.ndarray
 ) -> dict[str, float]:
-    """Measure predictions of masked tokens, of which each sample has `counts` (n,).
+    """Measure predictions of masked tokens.
 
-    Args:
-        sums: Sum of the cross-entropies of each sample (n,).
-        counts: Its number of tokens to be predicted (n,).
-        hits: Its number of right predictions (n,).
-
-    Returns:
-        ``loss``, the mean over all these tokens, ``perplexity``, its exponential, and
-        ``accuracy``.
+    A sample (n,) has `sums`, the sum of its tokens' cross-entropies, `counts`, how many
+    they are, and `hits`, how many are right. ``loss`` is the mean over all tokens,
+    ``perplexity`` its exponential.
     """
     total = float(counts.sum())
     loss = float(sums.sum()) / total

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from obert_modifiers.tasks import squad
 from obert_modifiers.tasks.flags import DataSetArguments, check_positive, flag
 from obert_modifiers.tasks.squad.answers import Answer, Search, answer_question
 from obert_modifiers.tasks.squad.metrics import squad_metrics, squad_v2_metrics
@@ -55,18 +56,17 @@ class QuestionAnsweringArguments(DataSetArguments):
     def check(self) -> None:
         """Raise ValueError if a value breaks its rule or two exclude each other."""
         super().check()
-        check_positive("max_answer_length", self.max_answer_length)
-        check_positive("n_best_size", self.n_best_size)
+        check_positive(self, "max_answer_length", "n_best_size")
         if self.doc_stride < 0:
             raise ValueError(
                 f"--doc_stride={self.doc_stride} is negative; expected 0 or more; use "
                 "128"
             )
-        if self.null_score_diff_threshold and not self.version_2_with_negative:
+        threshold = self.null_score_diff_threshold
+        if threshold and not self.version_2_with_negative:
             raise ValueError(
-                f"--null_score_diff_threshold={self.null_score_diff_threshold} is for "
-                "questions without an answer; expected --version_2_with_negative beside"
-                " it; add it"
+                f"--null_score_diff_threshold={threshold} is for questions without an "
+                "answer; expected --version_2_with_negative beside it; add it"
             )
         if self.dataset_name is None and not self.files:
             raise ValueError(
@@ -84,7 +84,7 @@ def answer_losses(outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
     no loss.
     """
     import torch
-    from torch.nn import functional
+    from torch.nn.functional import cross_entropy
 
     padding = batch["attention_mask"].eq(0)
     losses = []
@@ -92,11 +92,8 @@ def answer_losses(outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
         logits = logits.masked_fill(padding, -torch.inf)
         labels = batch[f"{side}_positions"]
         labels = labels.masked_fill(labels >= logits.shape[1], IGNORED)
-        losses.append(
-            functional.cross_entropy(
-                logits, labels, reduction="none", ignore_index=IGNORED
-            )
-        )
+        options = {"reduction": "none", "ignore_index": IGNORED}
+        losses.append(cross_entropy(logits, labels, **options))
     return torch.stack(losses).mean(dim=0)
 
 
@@ -105,14 +102,12 @@ def _both(outputs: Any) -> dict[str, Tensor]:
 
     A tuple of outputs starts with them.
     """
-    named = isinstance(outputs, Mapping)
-    logits = {
-        side: outputs[f"{side}_logits"] if named else outputs[number]
-        for number, side in enumerate(_SIDES)
-    }
+    both = outputs
+    if isinstance(outputs, Mapping):
+        both = [outputs[f"{side}_logits"] for side in _SIDES]
     return {
         side: values if values.element_size() >= 4 else values.float()
-        for side, values in logits.items()
+        for side, values in zip(_SIDES, both, strict=False)
     }
 
 
@@ -151,46 +146,33 @@ def answer_all(
     """
     windows: list[list[dict[str, Any]]] = [[] for _ in range(len(rows))]
     for number, place in enumerate(places):
-        scores = {f"{side}_logits": logits[f"{side}_logits"][number] for side in _SIDES}
+        scores = {name: values[number] for name, values in logits.items()}
         windows[place["question"]].append({**place, **scores})
-    contexts = rows["context"]
-    return [
-        answer_question(context, group, search)
-        for context, group in zip(contexts, windows, strict=True)
-    ]
-
-
-def _read(flags: Any, cache_dir: str | None) -> tuple[dict[str, Dataset], str]:
-    from obert_modifiers.tasks.squad.data import read
-
-    return read(flags, cache_dir)
+    pairs = zip(rows["context"], windows, strict=True)
+    return [answer_question(context, group, search) for context, group in pairs]
 
 
 def _columns(
     rows: Dataset, flags: Any, description: str
 ) -> tuple[tuple[str, ...], str | None]:
-    for name in ("question", "context"):
-        if name not in rows.column_names:
-            raise ValueError(
-                f"data={description} has the columns {', '.join(rows.column_names)}; "
-                "expected question, context and answers; rename them"
-            )
+    if not {"question", "context"} <= set(rows.column_names):
+        raise ValueError(
+            f"data={description} has the columns {', '.join(rows.column_names)}; "
+            "expected question, context and answers; rename them"
+        )
     answers = "answers" if "answers" in rows.column_names else None
     return ("question", "context"), answers
 
 
 def _prepare(inputs: Inputs) -> Prepared:
-    from obert_modifiers.tasks.squad.data import answers_of, ids_of, windows_of
-    from obert_modifiers.training.batches import TaskData
-
     flags, splits = inputs.flags, inputs.data.splits
     tokenizer = inputs.pretrained.tokenizer
     shape = WindowShape(inputs.max_length, flags.doc_stride)
     check_windows(tokenizer, shape)
-    ids = ids_of(splits["test"]) if "test" in splits else []
+    ids = squad.data.ids_of(splits["test"]) if "test" in splits else []
     windows, places = {}, {}
     for split, rows in splits.items():
-        windows[split], places[split] = windows_of(
+        windows[split], places[split] = squad.data.windows_of(
             rows,
             tokenizer,
             shape,
@@ -204,30 +186,26 @@ def _prepare(inputs: Inputs) -> Prepared:
 
     def metrics(**logits: np.ndarray) -> dict[str, float]:
         texts = [chosen.text for chosen in answer("validation", logits)]
-        rows = splits["validation"]
-        truths = [[text for _, text in answers_of(a)] for a in rows["answers"]]
+        answers = map(squad.data.answers_of, splits["validation"]["answers"])
+        truths = [[text for _, text in given] for given in answers]
         measure = squad_v2_metrics if flags.version_2_with_negative else squad_metrics
-        counts = {"samples": len(rows), "windows": len(places["validation"])}
+        counts = {"samples": len(texts), "windows": len(places["validation"])}
         return {**measure(texts, truths), **counts}
 
     def write(logits: dict[str, np.ndarray], folder: Path) -> None:
         named = dict(zip(ids, answer("test", logits), strict=True))
         _write(named, flags.version_2_with_negative, folder)
 
-    data = TaskData(
-        train=windows.get("train", []),
-        validation=windows.get("validation", []),
-        collate=Collate(
-            tokenizer,
-            inputs.max_length if flags.pad_to_max_length else None,
-            inputs.pad_multiple,
-        ),
+    length = inputs.max_length if flags.pad_to_max_length else None
+    return Prepared.of(
+        windows,
+        write,
+        collate=Collate(tokenizer, length, inputs.pad_multiple),
         sample_loss=answer_losses,
         metrics=metrics,
         keep=_keep,
         headline=("f1", "exact_match"),
     )
-    return Prepared(data, windows.get("test"), write)
 
 
 def _write(named: Mapping[str, Answer], with_null: bool, folder: Path) -> None:
@@ -250,5 +228,5 @@ TASK = Task(
     columns=_columns,
     prepare=_prepare,
     prediction_files=(PREDICTIONS, NBEST, NULL_ODDS),
-    reader=_read,
+    reader=lambda flags, cache: squad.data.read(flags, cache),
 )

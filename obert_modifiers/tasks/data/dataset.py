@@ -7,7 +7,7 @@ from datasets import Dataset
 
 from obert_modifiers.tasks.data import sources
 from obert_modifiers.tasks.data.columns import need_column
-from obert_modifiers.tasks.flags import SPLITS, DataSetArguments
+from obert_modifiers.tasks.flags import DataSetArguments
 
 
 @dataclass(frozen=True)
@@ -18,11 +18,13 @@ class TextData:
     text_columns: tuple[str, ...]  # one, or two for pairs
     label_column: str | None  # None where the task has no such column
     description: str  # where the data came from, for the log
-    files: Mapping[str, str] = field(default_factory=dict)  # of splits, for errors
+    files: Mapping[str, str | None] = field(
+        default_factory=dict
+    )  # of splits, for errors
 
     def place(self, split: str) -> str:
         """Say where the rows of a split are, for errors."""
-        return self.files.get(split, f"{self.description} ({split})")
+        return self.files.get(split) or f"{self.description} ({split})"
 
 
 def load(
@@ -38,9 +40,11 @@ def load(
     and reader are those of a `Task`.
     """
     splits, description = (reader or sources.read)(args, cache_dir)
+    files = args.files
     if args.validation_ratio is not None and "train" in splits:
         parts = splits["train"].train_test_split(args.validation_ratio, seed=seed)
         splits |= {"train": parts["train"], "validation": parts["test"]}
+        files["validation"] = files.get("train")
     if args.eval_on_test:
         if "test" not in splits:
             raise ValueError(
@@ -48,6 +52,7 @@ def load(
                 f"{', '.join(splits)}; expected one; give --test_file or drop the flag"
             )
         splits["validation"] = splits["test"]
+        files["validation"] = files.get("test", f"{description} (test)")
     for split, rows in splits.items():
         if len(rows) == 0:
             raise ValueError(
@@ -61,21 +66,7 @@ def load(
     texts, label = columns(splits[first], args, description)
     if label is not None and first != "test":  # to predict none are needed
         need_column(splits[first], label, "--label_column_name", description)
-    return TextData(splits, texts, label, description, _files_of(args, description))
-
-
-def _files_of(args: DataSetArguments, description: str) -> dict[str, str]:
-    """Find the file of each split for errors."""
-    names = {split: split for split in SPLITS}
-    if args.validation_ratio is not None:
-        names["validation"] = "train"
-    if args.eval_on_test:
-        names["validation"] = "test"
-    given = args.files
-    files = {split: given[name] for split, name in names.items() if name in given}
-    if args.eval_on_test:
-        files.setdefault("validation", f"{description} (test)")
-    return files
+    return TextData(splits, texts, label, description, files)
 
 
 def need_columns(data: TextData) -> None:

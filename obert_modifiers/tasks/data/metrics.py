@@ -52,7 +52,7 @@ def multi_label_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, flo
         f"f1_{kind}": float(f1_score(truth, predicted, average=kind, zero_division=0.0))
         for kind in ("micro", "macro")
     }
-    return figures | {"accuracy": float(accuracy_score(truth, predicted))}
+    return figures | measure(("accuracy",), predicted, truth)
 
 
 def regression_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:

@@ -84,7 +84,7 @@ def find(args: ModelArguments, *, words: bool = False) -> Pretrained:
     For texts that are lists of words, a tokenizer that tells a word's start by the
     space before it puts one before each.
     """
-    source, description = args.model_name_or_path, args.model_name_or_path
+    source = description = args.model_name_or_path
     if source is None:
         source = str(embedded.encoder_path())
         description = f"the embedded {embedded.ENCODER_NAME}"
@@ -109,8 +109,8 @@ def check_fixed_length(pretrained: Pretrained, length: int, padded: bool) -> Non
     if not free and not (padded and length == only):
         raise ValueError(
             f"model={pretrained.description} reads segment_means_seq_len={only} tokens "
-            f"at once, no more and no fewer; expected samples of that length; give "
-            f"--max_seq_length {only} --pad_to_max_length"
+            "at once; expected samples of that length; give --max_seq_length "
+            f"{only} --pad_to_max_length"
         )
 
 
@@ -200,10 +200,7 @@ def _targets_of(modifier: Any, model: nn.Module) -> Sequence[str]:
 
 
 def fetch(kind: Any, flag: str, name: str, args: ModelArguments, **options: Any) -> Any:
-    """Load a configuration, tokenizer or model from a folder or the hub.
-
-    The flag is the one that names it, for errors.
-    """
+    """Load what a name stands for; `flag` gave the name, for errors."""
     flag = "--model_name_or_path" if name == args.model_name_or_path else flag
     if name.startswith("zoo:"):
         raise ValueError(

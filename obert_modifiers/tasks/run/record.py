@@ -64,10 +64,10 @@ def sparsities(folder: Path, model: nn.Module) -> dict[str, float]:
     return {k: sparsity_of(count_zeros(folder, names)) for k, names in counted.items()}
 
 
-def sizes_mb(folder: Path) -> tuple[float, float]:
+def sizes_mb(folder: Path) -> dict[str, float]:
     """Return the MB (1,000,000 bytes) of the weights on disk, plain and gzipped."""
     files = weight_files(folder)
-    return plain_bytes(files) / MB, gzip_bytes(files) / MB
+    return {"size_mb": plain_bytes(files) / MB, "gzip_mb": gzip_bytes(files) / MB}
 
 
 def versions() -> dict[str, str]:

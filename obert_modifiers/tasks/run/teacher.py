@@ -41,44 +41,44 @@ def load_teacher(
     It is in eval mode, and must have the student's tokens and classes. ``self``,
     ``disable`` and None are returned as they are.
     """
-    flag = "teacher" if args.distill_teacher is None else "--distill_teacher"
-    name = named if args.distill_teacher is None else args.distill_teacher
+    flag, name = "--distill_teacher", args.distill_teacher
+    if name is None:
+        flag, name = "teacher", named
     if name in (None, "self", "disable"):
         return name
     title = f"{flag}={name}"
     config = fetch(AutoConfig, flag, name, args)
-    tokenizer = fetch(AutoTokenizer, flag, name, args)
-    if tokenizer.get_vocab() != pretrained.tokenizer.get_vocab():
+    ours, theirs = pretrained.tokenizer, fetch(AutoTokenizer, flag, name, args)
+    if theirs.get_vocab() != ours.get_vocab():
         raise ValueError(
             f"{title} has another vocabulary than the model; expected the same "
             "tokens; take a teacher with the model's tokenizer"
         )
     if labels is not None:
         _check_classes(config, labels, title)
-    check_vocabulary(config, tokenizer, title)
-    check_tokens(pretrained.tokenizer, tokenizer, title)
+    check_vocabulary(config, theirs, title)
+    check_tokens(ours, theirs, title)
     teacher = fetch(model_class, flag, name, args).float().eval()
-    prepare_(teacher, pretrained.tokenizer, tokenizer, title)
+    prepare_(teacher, ours, theirs, title)
     return teacher
 
 
 def _check_classes(config: PreTrainedConfig, labels: Labels, named: str) -> None:
     """Check that a teacher has the data set's classes; `named` is it, for the error."""
     names = tuple(class_names(config))
+    theirs, ours = ", ".join(names), ", ".join(labels.names)
     if config.num_labels != labels.num_labels:
         raise ValueError(
-            f"{named} has the classes {', '.join(names)}; expected "
-            f"{', '.join(labels.names) or 'one number'}; train it on this data set"
+            f"{named} has the classes {theirs}; expected {ours or 'one number'}; "
+            "train it on this data set"
         )
     named_by_hand = not all(name.startswith("LABEL_") for name in names)
     # Names in another order are the distillation modifier's to bring into ours.
     if named_by_hand and labels.names and order_for(labels.names, names) is None:
-        logger.warning(
-            "%s calls its classes %s and the data set %s; they are taken in this order",
-            named,
-            ", ".join(names),
-            ", ".join(labels.names),
+        text = (
+            "%s calls its classes %s and the data set %s; they are taken in this order"
         )
+        logger.warning(text, named, theirs, ours)
 
 
 def check_length(teacher: Any, length: int) -> None:
@@ -125,19 +125,20 @@ def prepare_(
     )
     taken = set(inspect.signature(teacher.forward).parameters)
     missing = (theirs & taken) - ours
-    if missing - {_TYPES}:
+    lacking, why = missing - {_TYPES}, ""
+    if _TYPES in missing and getattr(teacher.config, "type_vocab_size", 2) > 1:
+        setattr(teacher, _MARK, True)
+        if not lacking and not _as_berts(teacher_tokens):
+            lacking, why = {_TYPES}, " of another form than BERT's"
+    if lacking:
         raise ValueError(
-            f"{named} takes {', '.join(sorted(missing - {_TYPES}))}, which the model's "
+            f"{named} takes {', '.join(sorted(lacking))}{why}, which the model's "
             "tokenizer does not give; expected the same inputs; give them with "
             f"--tokenizer_name {named.partition('=')[2]}, or take another teacher"
         )
     if _TYPES in taken & ours and _TYPES not in theirs:
         logger.info("%s gets no %s, as its own tokenizer gives none", named, _TYPES)
         teacher.register_forward_pre_hook(_without_types, with_kwargs=True)
-    several = getattr(teacher.config, "type_vocab_size", 2) > 1
-    if _TYPES in missing and several:
-        _check_pairs(teacher_tokens, named)
-        setattr(teacher, _MARK, True)
 
 
 def lacks_types(teacher: Any) -> bool:
@@ -157,8 +158,8 @@ class TeacherTypes:
 
     def __call__(self, samples: Sequence[Any]) -> Batch:
         batch = self._collate(samples)
-        ids, mask = batch["input_ids"], batch["attention_mask"]
-        types = types_of_pairs(ids, mask, self._separator)
+        given = batch["input_ids"], batch["attention_mask"]
+        types = types_of_pairs(*given, self._separator)
         return {**batch, TEACHERS_OWN + _TYPES: types}
 
 
@@ -182,14 +183,11 @@ def types_of_pairs(ids: Tensor, mask: Tensor, separator: int) -> Tensor:
     return before.gt(0).long() * mask.ne(0).long()
 
 
-def _check_pairs(tokenizer: PreTrainedTokenizerBase, named: str) -> None:
+def _as_berts(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Tell whether a tokenizer's token types are those that `types_of_pairs` makes."""
     made = tokenizer("a", "a a", return_tensors="pt")
-    ids, mask = made["input_ids"], torch.ones_like(made["input_ids"])
-    separator = tokenizer.sep_token_id
-    two = separator is not None and int(ids.eq(separator).sum()) == 2
-    if not two or not types_of_pairs(ids, mask, separator).equal(made[_TYPES]):
-        raise ValueError(
-            f"{named} takes {_TYPES} of another form than BERT's, which the model's "
-            "tokenizer does not give; expected the same inputs; give them with "
-            f"--tokenizer_name {named.partition('=')[2]}, or take another teacher"
-        )
+    ids, separator = made["input_ids"], tokenizer.sep_token_id
+    if separator is None or int(ids.eq(separator).sum()) != 2:
+        return False
+    types = types_of_pairs(ids, torch.ones_like(ids), separator)
+    return types.equal(made[_TYPES])

@@ -69,19 +69,14 @@ def answer_question(
     nulls: list[dict[str, Any]] = []
     for window in windows:
         starts, ends = np.asarray(window["starts"]), np.asarray(window["ends"])
-        start_logits = np.asarray(window["start_logits"], np.float64)[: len(starts)]
-        end_logits = np.asarray(window["end_logits"], np.float64)[: len(starts)]
-        spans = best_spans(start_logits, end_logits, starts != OUTSIDE, search)
-        best += [
-            _candidate(
-                context[starts[first] : ends[last]],
-                start_logits[first],
-                end_logits[last],
-            )
-            for first, last in spans
+        logits = [
+            np.asarray(window[f"{side}_logits"], np.float64)[: len(starts)]
+            for side in ("start", "end")
         ]
-        null = window["null"]
-        nulls.append(_candidate("", start_logits[null], end_logits[null]))
+        for first, last in best_spans(*logits, starts != OUTSIDE, search):
+            text = context[starts[first] : ends[last]]
+            best.append(_candidate(text, *logits, first, last))
+        nulls.append(_candidate("", *logits, window["null"], window["null"]))
     best.sort(key=_score, reverse=True)  # stable: equal scores keep their order
     best = best[: search.n_best_size]
     null = min(nulls, key=_score)
@@ -97,12 +92,11 @@ def answer_question(
     return Answer(text, _weighed(listed), float(odds))
 
 
-def _candidate(text: str, start_logit: float, end_logit: float) -> dict[str, Any]:
-    return {
-        "text": text,
-        "start_logit": float(start_logit),
-        "end_logit": float(end_logit),
-    }
+def _candidate(
+    text: str, starts: np.ndarray, ends: np.ndarray, first: int, last: int
+) -> dict[str, Any]:
+    logits = {"start_logit": float(starts[first]), "end_logit": float(ends[last])}
+    return {"text": text, **logits}
 
 
 def _score(candidate: Mapping[str, Any]) -> float:
@@ -110,6 +104,7 @@ def _score(candidate: Mapping[str, Any]) -> float:
 
 
 def _weighed(candidates: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Add probabilities, behind the texts."""
     scores = np.array([_score(candidate) for candidate in candidates])
     shares = np.exp(scores - scores.max())
     return [

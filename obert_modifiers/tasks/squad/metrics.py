@@ -37,9 +37,8 @@ def f1(predicted: str, truth: str) -> float:
 
 def f1_or_none(predicted: str, truth: str) -> float:
     """Compare as `f1`, with "no answer" as an answer; v2.0's rule."""
-    if not normalize(predicted) and not normalize(truth):
-        return 1.0
-    return f1(predicted, truth)
+    both_empty = not normalize(predicted) and not normalize(truth)
+    return 1.0 if both_empty else f1(predicted, truth)
 
 
 def squad_metrics(
@@ -68,11 +67,9 @@ def squad_v2_metrics(
     for kind, wanted in (("HasAns", True), ("NoAns", False)):
         chosen = [i for i, texts in enumerate(truths) if bool(texts) is wanted]
         if chosen:
-            figures |= {
-                f"{kind}_exact_match": _mean([exact[i] for i in chosen]),
-                f"{kind}_f1": _mean([overlap[i] for i in chosen]),
-                f"{kind}_total": len(chosen),
-            }
+            figures[f"{kind}_exact_match"] = _mean([exact[i] for i in chosen])
+            figures[f"{kind}_f1"] = _mean([overlap[i] for i in chosen])
+            figures[f"{kind}_total"] = len(chosen)
     return figures
 
 

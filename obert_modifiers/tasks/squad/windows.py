@@ -100,44 +100,32 @@ def cut_windows(
         return_overflowing_tokens=True,
         return_offsets_mapping=True,
     )
-    owners = encoded["overflow_to_sample_mapping"]
+    owners = list(encoded["overflow_to_sample_mapping"])
     windows: dict[str, list[Any]] = {
         name: encoded[name] for name in tokenizer.model_input_names if name in encoded
     }
-    windows |= {"question": list(owners), "starts": [], "ends": [], "null": []}
+    windows |= {"question": owners, "starts": [], "ends": []}
     for number, owner in enumerate(owners):
-        starts, ends = _characters(
-            contexts[owner],
-            encoded["offset_mapping"][number],
-            encoded.sequence_ids(number),
-        )
-        windows["starts"].append(starts)
-        windows["ends"].append(ends)
-        ids = encoded["input_ids"][number]
-        windows["null"].append(ids.index(tokenizer.cls_token_id))
-    return windows
+        of_tokens = encoded["offset_mapping"][number], encoded.sequence_ids(number)
+        characters = [
+            _stripped(contexts[owner], *offsets)
+            if sequence == 1
+            else (OUTSIDE, OUTSIDE)
+            for offsets, sequence in zip(*of_tokens, strict=True)
+        ]
+        windows["starts"].append([start for start, _ in characters])
+        windows["ends"].append([end for _, end in characters])
+    cls = tokenizer.cls_token_id
+    return windows | {"null": [ids.index(cls) for ids in encoded["input_ids"]]}
 
 
-def _characters(
-    context: str,
-    offsets: Sequence[tuple[int, int]],
-    sequences: Sequence[int | None],
-) -> tuple[list[int], list[int]]:
-    """Tell which characters of the context each token of a window stands for.
-
-    Some tokenizers count the space before a word to the word; an answer does not.
-    """
-    starts, ends = [], []
-    for (start, end), sequence in zip(offsets, sequences, strict=True):
-        if sequence != 1:
-            start = end = OUTSIDE
-        while start < end and context[start].isspace():
-            start += 1
-        while start < end and context[end - 1].isspace():
-            end -= 1
-        starts.append(start)
-        ends.append(end)
-    return starts, ends
+def _stripped(context: str, start: int, end: int) -> tuple[int, int]:
+    """Leave out the space that some tokenizers count to a word; an answer does not."""
+    while start < end and context[start].isspace():
+        start += 1
+    while start < end and context[end - 1].isspace():
+        end -= 1
+    return start, end
 
 
 def label_windows(
@@ -149,15 +137,10 @@ def label_windows(
     smallest run that covers it; twice the position of "no answer" where the window does
     not hold all of it.
     """
+    places = (windows[name] for name in ("question", "starts", "ends", "null"))
     return [
         _covering(answers[question], starts, ends) or [null, null]
-        for question, starts, ends, null in zip(
-            windows["question"],
-            windows["starts"],
-            windows["ends"],
-            windows["null"],
-            strict=True,
-        )
+        for question, starts, ends, null in zip(*places, strict=True)
     ]
 
 
