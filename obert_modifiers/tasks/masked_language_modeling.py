@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from obert_modifiers.tasks.data.columns import (
     need_column,
     usual_column,
 )
-from obert_modifiers.tasks.flags import DataSetArguments, flag
+from obert_modifiers.tasks.flags import DataSetArguments, check_share, flag
 from obert_modifiers.tasks.task import IGNORED, Inputs, Prepared, Task
 
 if TYPE_CHECKING:
@@ -43,11 +43,7 @@ class MaskedArguments(DataSetArguments):
     def check(self) -> None:
         """Raise ValueError if a value breaks its rule or two exclude each other."""
         super().check()
-        if not 0 < self.mlm_probability < 1:
-            raise ValueError(
-                f"--mlm_probability={self.mlm_probability} is outside (0, 1); expected "
-                "a share of the tokens; use 0.15"
-            )
+        check_share(self, "mlm_probability", 0.15)
 
 
 @dataclass(frozen=True)
@@ -66,14 +62,11 @@ class Masking:
 
     def choosable(self, tokens: Sequence[int]) -> np.ndarray:
         """Tell which tokens (T,) may be chosen, as bool (T,)."""
-        return ~np.isin(np.asarray(tokens), self.special)
+        return ~np.isin(tokens, self.special)
 
-    def mask(self, tokens: Sequence[int], seed: Iterable[int]) -> tuple[Any, Any]:
-        """Mask a sample (T,): the tokens that the model reads, and the labels.
-
-        The seed's numbers fix the draw; no other generator is touched.
-        """
-        draw = np.random.default_rng([*seed])
+    def mask(self, tokens: Sequence[int], seed: Sequence[int]) -> tuple[Any, Any]:
+        """Mask a sample (T,) by a seed: tokens that the model reads, and labels."""
+        draw = np.random.default_rng(seed)  # no other generator is touched
         tokens = np.asarray(tokens)
         free = self.choosable(tokens)
         chosen = free & (draw.random(len(tokens)) < self.probability)
@@ -100,6 +93,7 @@ def masking_of(tokenizer: PreTrainedTokenizerBase, probability: float) -> Maskin
     return Masking(probability, mask, len(tokenizer), tuple(sorted(special)))
 
 
+@dataclass(eq=False)
 class MaskedSamples(Sequence[dict[str, Any]]):
     """Blocks of tokens, masked anew in each epoch.
 
@@ -108,25 +102,26 @@ class MaskedSamples(Sequence[dict[str, Any]]):
     every epoch and every run, so that runs with different seeds can be compared.
     """
 
-    def __init__(self, blocks: Dataset, masking: Masking, seed: int | None) -> None:
-        self._blocks, self._masking, self._seed = blocks, masking, seed
-        self._epoch = 0
+    blocks: Dataset
+    masking: Masking
+    seed: int | None
+    epoch: int = 0
 
     def start_epoch(self, number: int) -> None:
         """Choose the masks of an epoch, counted from 0."""
-        self._epoch = number
+        self.epoch = number
 
     def token_counts(self) -> list[int]:
         """Return the number of tokens of each block."""
-        return [len(ids) for ids in self._blocks["input_ids"]]
+        return [len(ids) for ids in self.blocks["input_ids"]]
 
     def __len__(self) -> int:
-        return len(self._blocks)
+        return len(self.blocks)
 
     def __getitem__(self, index: Any) -> dict[str, Any]:
-        drawn = (0, 0) if self._seed is None else (self._seed, 1 + self._epoch)
-        tokens = self._blocks[int(index)]["input_ids"]
-        ids, labels = self._masking.mask(tokens, (*drawn, int(index)))
+        drawn = (0, 0) if self.seed is None else (self.seed, 1 + self.epoch)
+        tokens = self.blocks[int(index)]["input_ids"]
+        ids, labels = self.masking.mask(tokens, (*drawn, int(index)))
         return {"input_ids": ids, "labels": labels}
 
 
@@ -140,14 +135,10 @@ def _columns(
 
 def _prepare(inputs: Inputs) -> Prepared:
     masking = masking_of(inputs.pretrained.tokenizer, inputs.flags.mlm_probability)
-    samples = {
-        name: MaskedSamples(
-            tokenize(inputs, masking, name),
-            masking,
-            inputs.seed if name == "train" else None,
-        )
-        for name in inputs.data.splits
-    }
+    samples = {}
+    for name in inputs.data.splits:
+        seed = inputs.seed if name == "train" else None
+        samples[name] = MaskedSamples(tokenize(inputs, masking, name), masking, seed)
     return Prepared.of(
         samples,
         collate=inputs.token_collator(),
@@ -160,9 +151,8 @@ def _prepare(inputs: Inputs) -> Prepared:
 
 
 def tokenize(inputs: Inputs, masking: Masking, name: str) -> Dataset:
-    """Turn the texts of a split into blocks of tokens, ``input_ids``.
+    """Turn the texts of a split into blocks of tokens that can be masked.
 
-    Rows with only white space are left out, and blocks in which nothing can be masked.
     Joined rows keep their special tokens, a thousand rows at a time; what remains of
     them is a shorter block.
     """
@@ -200,12 +190,7 @@ def _keep(outputs: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def masked_metrics(
     sums: np.ndarray, counts: np.ndarray, hits: np.ndarray
 ) -> dict[str, float]:
-    """Measure predictions of masked tokens.
-
-    A sample (n,) has `sums`, the sum of its tokens' cross-entropies, `counts`, how many
-    they are, and `hits`, how many are right. ``loss`` is the mean over all tokens,
-    ``perplexity`` its exponential.
-    """
+    """Measure samples (n,) by their masked tokens: sums of losses, counts and hits."""
     total = float(counts.sum())
     loss = float(sums.sum()) / total
     return {

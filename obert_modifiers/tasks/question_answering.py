@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,12 +58,11 @@ class QuestionAnsweringArguments(DataSetArguments):
         """Raise ValueError if a value breaks its rule or two exclude each other."""
         super().check()
         check_positive(self, "max_answer_length", "n_best_size")
-        if self.doc_stride < 0:
+        stride, threshold = self.doc_stride, self.null_score_diff_threshold
+        if stride < 0:
             raise ValueError(
-                f"--doc_stride={self.doc_stride} is negative; expected 0 or more; use "
-                "128"
+                f"--doc_stride={stride} is negative; expected 0 or more; use 128"
             )
-        threshold = self.null_score_diff_threshold
         if threshold and not self.version_2_with_negative:
             raise ValueError(
                 f"--null_score_diff_threshold={threshold} is for questions without an "
@@ -79,9 +79,8 @@ class QuestionAnsweringArguments(DataSetArguments):
 def answer_losses(outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
     """Return the loss of each window (k,), the mean of start's and end's cross-entropy.
 
-    Padding (`attention_mask` (k, T)) is left out of the softmax over positions, so that
-    the loss of a window does not depend on its batch. A position past the sequence adds
-    no loss.
+    Padding is left out of the softmax over positions, so that a window's loss does not
+    depend on its batch. A position past the sequence adds no loss.
     """
     import torch
     from torch.nn.functional import cross_entropy
@@ -98,11 +97,8 @@ def answer_losses(outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
 
 
 def _both(outputs: Any) -> dict[str, Tensor]:
-    """Return the logits of starts and ends, (k, T) in float32 or wider.
-
-    A tuple of outputs starts with them.
-    """
-    both = outputs
+    """Return the logits of starts and ends, (k, T) in float32 or wider."""
+    both = outputs  # a tuple starts with them
     if isinstance(outputs, Mapping):
         both = [outputs[f"{side}_logits"] for side in _SIDES]
     return {
@@ -115,35 +111,26 @@ def _keep(outputs: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {f"{side}_logits": logits for side, logits in _both(outputs).items()}
 
 
-@dataclass(frozen=True)
-class Collate:
-    """Pads windows on the right, where no position of an answer moves."""
-
-    tokenizer: PreTrainedTokenizerBase
-    length: int | None = None  # that all are padded to; None for the batch's longest
-    multiple: int | None = None
-
-    def __call__(self, windows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """Make a batch of windows."""
-        return dict(
-            self.tokenizer.pad(
-                [dict(window) for window in windows],
-                padding="longest" if self.length is None else "max_length",
-                max_length=self.length,
-                pad_to_multiple_of=self.multiple,
-                padding_side="right",
-                return_tensors="pt",
-            )
-        )
+def collating(
+    tokenizer: PreTrainedTokenizerBase,
+    length: int | None = None,
+    multiple: int | None = None,
+) -> Callable[[list[dict[str, Any]]], Any]:
+    """Return what pads windows on the right, where no position of an answer moves."""
+    return partial(
+        tokenizer.pad,
+        padding="longest" if length is None else "max_length",
+        max_length=length,
+        pad_to_multiple_of=multiple,
+        padding_side="right",
+        return_tensors="pt",
+    )
 
 
 def answer_all(
     rows: Dataset, places: Dataset, logits: Mapping[str, np.ndarray], search: Search
 ) -> list[Answer]:
-    """Choose the answer to each question.
-
-    The logits have a row for each window, and so has `places`, from `windows_of`.
-    """
+    """Choose the answer to each question, from the logits and places of windows."""
     windows: list[list[dict[str, Any]]] = [[] for _ in range(len(rows))]
     for number, place in enumerate(places):
         scores = {name: values[number] for name, values in logits.items()}
@@ -200,7 +187,7 @@ def _prepare(inputs: Inputs) -> Prepared:
     return Prepared.of(
         windows,
         write,
-        collate=Collate(tokenizer, length, inputs.pad_multiple),
+        collate=collating(tokenizer, length, inputs.pad_multiple),
         sample_loss=answer_losses,
         metrics=metrics,
         keep=_keep,

@@ -224,11 +224,10 @@ def are_entities(names: Sequence[str]) -> bool:
 def token_metrics(
     predicted: Sequence[np.ndarray], labels: Sequence[np.ndarray], names: Sequence[str]
 ) -> dict[str, float]:
-    """Measure predicted classes (T,) of rows, and entities where the classes are parts.
+    """Measure predicted classes (T,) of rows, over the words with a label (not -100).
 
-    ``accuracy`` is over the words with a label (not -100), and ``precision``,
-    ``recall`` and ``f1`` of whole entities, as CoNLL's script counts them; 0.0 where
-    there are none.
+    Where the classes are parts of entities, ``precision``, ``recall`` and ``f1`` are
+    those of whole ones, as CoNLL's script counts them; 0.0 where there are none.
     """
     from seqeval import metrics as entities
 

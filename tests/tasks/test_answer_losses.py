@@ -12,7 +12,7 @@ from obert_modifiers.core.distillation import distillation_loss
 from obert_modifiers.modifiers._targets import encoder_weights
 from obert_modifiers.modifiers.distillation import LogitDistillationModifier
 from obert_modifiers.tasks.flags import ModelArguments
-from obert_modifiers.tasks.question_answering import Collate, answer_losses
+from obert_modifiers.tasks.question_answering import answer_losses, collating
 from obert_modifiers.tasks.run.models import find
 from tests import questions, reference, tiny
 from tests.tasks import inputs as made
@@ -35,7 +35,7 @@ def batch(small):
         encoded = dict(tokenizer("is it", words))
         places = {"start_positions": 4, "end_positions": 4 + number}
         windows.append(encoded | places)
-    return model, windows, Collate(tokenizer)
+    return model, windows, collating(tokenizer)
 
 
 def by_definition(model, window: dict) -> float:
@@ -92,12 +92,12 @@ def test_a_position_past_the_sequence_adds_no_loss(batch) -> None:
 def test_batches_are_padded_on_the_right(small, batch) -> None:
     _, windows, collate = batch
     left = BertTokenizerFast.from_pretrained(small.model, padding_side="left")
-    one, two = collate(windows), Collate(left)(windows)
+    one, two = collate(windows), collating(left)(windows)
     assert all((one[name] == two[name]).all() for name in one)
     assert one["attention_mask"].sum(dim=1).tolist() == [6, 9, 7]
     assert (one["attention_mask"][:, 0] == 1).all()
-    assert Collate(left, 24)(windows)["input_ids"].shape == (3, 24)
-    assert Collate(left, None, 8)(windows)["input_ids"].shape == (3, 16)
+    assert collating(left, 24)(windows)["input_ids"].shape == (3, 24)
+    assert collating(left, None, 8)(windows)["input_ids"].shape == (3, 16)
 
 
 def test_distillation_compares_starts_and_ends_without_padding(batch) -> None:
@@ -130,7 +130,7 @@ def test_every_family_answers(tmp_path, family: str) -> None:
     config.initializer_range = 0.2
     torch.manual_seed(0)
     model = getattr(transformers, f"{name}ForQuestionAnswering")(config).eval()
-    collate = Collate(tokenizer)
+    collate = collating(tokenizer)
     windows = [
         dict(tokenizer("is it", words)) | {"start_positions": 4, "end_positions": 4}
         for words in ("warm", "the film is warm")

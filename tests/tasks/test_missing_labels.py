@@ -8,9 +8,9 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 from transformers import AutoConfig, AutoTokenizer
 
+from obert_modifiers.tasks.data.columns import as_text
 from obert_modifiers.tasks.data.dataset import TextData
 from obert_modifiers.tasks.data.labels import labels_of
-from obert_modifiers.tasks.data.columns import as_text
 from tests import tiny
 from tests.tasks import inputs
 from tests.tasks.inputs import tokenize

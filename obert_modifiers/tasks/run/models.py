@@ -11,14 +11,10 @@ import torch
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.pre_tokenizers import Sequence as Sequential
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoTokenizer,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers import PreTrainedConfig as Config
+from transformers import PreTrainedModel as Model
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from obert_modifiers import embedded
 from obert_modifiers.core.outputs import MULTI_LABEL
@@ -37,8 +33,8 @@ class Pretrained:
     """A model before it is loaded: where it is and what it is."""
 
     source: str  # the folder or hub id of the weights
-    config: PreTrainedConfig
-    tokenizer: PreTrainedTokenizerBase
+    config: Config
+    tokenizer: Tokenizer
     description: str  # what it is called in the log
 
     def classes(self, head: str) -> dict[str, int]:
@@ -81,8 +77,7 @@ class Pretrained:
 def find(args: ModelArguments, *, words: bool = False) -> Pretrained:
     """Find the model that the flags name; without any, the embedded encoder.
 
-    For texts that are lists of words, a tokenizer that tells a word's start by the
-    space before it puts one before each.
+    Its tokenizer puts a space before each of `words`, if that is how it tells them.
     """
     source = description = args.model_name_or_path
     if source is None:
@@ -114,9 +109,7 @@ def check_fixed_length(pretrained: Pretrained, length: int, padded: bool) -> Non
         )
 
 
-def check_vocabulary(
-    config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, named: str
-) -> None:
+def check_vocabulary(config: Config, tokenizer: Tokenizer, named: str) -> None:
     """Check that the model has an embedding for each token of a tokenizer."""
     rows = getattr(config, "vocab_size", None)
     highest = max(tokenizer.get_vocab().values(), default=0)
@@ -127,7 +120,7 @@ def check_vocabulary(
         )
 
 
-def _byte_levels(tokenizer: PreTrainedTokenizerBase) -> list[ByteLevel]:
+def _byte_levels(tokenizer: Tokenizer) -> list[ByteLevel]:
     """Find the parts of a tokenizer whose tokens hold the space before a word."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     parts = getattr(backend, "pre_tokenizer", None)
@@ -141,7 +134,7 @@ def load_student(
     labels: Labels | None,
     args: ModelArguments,
     seed: int,
-) -> PreTrainedModel:
+) -> Model:
     """Load the model in float32 with a head for the task and the data set's classes.
 
     The seed fixes the numbers in a new head; the caller's generator is not touched.
@@ -153,18 +146,12 @@ def load_student(
     if labels is not None and labels.names:
         config.id2label = dict(enumerate(labels.names))
         config.label2id = {name: number for number, name in enumerate(labels.names)}
+    options = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    options |= {"config": config, "dtype": torch.float32}
+    named = "--model_name_or_path", pretrained.source
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model, report = fetch(
-            model_class,
-            "--model_name_or_path",
-            pretrained.source,
-            args,
-            config=config,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            dtype=torch.float32,
-        )
+        model, report = fetch(model_class, *named, args, **options)
     mismatched = (key[0] for key in report["mismatched_keys"])
     new = sorted({*report["missing_keys"], *mismatched})
     if new:
@@ -172,7 +159,7 @@ def load_student(
     return model
 
 
-def load_saved(folder: Path, model_class: Any) -> PreTrainedModel:
+def load_saved(folder: Path, model_class: Any) -> Model:
     """Load a model that this package saved, in float32, on its 8-bit grids if any."""
     model = model_class.from_pretrained(folder, dtype=torch.float32)
     load_quantization_(model, folder)

@@ -7,12 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoTokenizer,
-    PreTrainedConfig,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, AutoTokenizer
+from transformers import PreTrainedConfig as Config
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from obert_modifiers.core.outputs import TEACHERS_OWN
 from obert_modifiers.core.positions import usable_length
@@ -63,7 +60,7 @@ def load_teacher(
     return teacher
 
 
-def _check_classes(config: PreTrainedConfig, labels: Labels, named: str) -> None:
+def _check_classes(config: Config, labels: Labels, named: str) -> None:
     """Check that a teacher has the data set's classes; `named` is it, for the error."""
     names = tuple(class_names(config))
     theirs, ours = ", ".join(names), ", ".join(labels.names)
@@ -91,9 +88,7 @@ def check_length(teacher: Any, length: int) -> None:
         )
 
 
-def check_tokens(
-    student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, named: str
-) -> None:
+def check_tokens(student: Tokenizer, teacher: Tokenizer, named: str) -> None:
     """Check that two tokenizers with one vocabulary turn texts into the same tokens."""
     words = [word for word in sorted(student.get_vocab()) if word.isalpha()][:_PROBES]
     for word in (*words, "caf\u00e9, it's"):
@@ -110,8 +105,8 @@ def check_tokens(
 
 def prepare_(
     teacher: nn.Module,
-    student_tokens: PreTrainedTokenizerBase,
-    teacher_tokens: PreTrainedTokenizerBase,
+    student_tokens: Tokenizer,
+    teacher_tokens: Tokenizer,
     named: str,
 ) -> None:
     """See that a teacher is given what it was trained with.
@@ -183,7 +178,7 @@ def types_of_pairs(ids: Tensor, mask: Tensor, separator: int) -> Tensor:
     return before.gt(0).long() * mask.ne(0).long()
 
 
-def _as_berts(tokenizer: PreTrainedTokenizerBase) -> bool:
+def _as_berts(tokenizer: Tokenizer) -> bool:
     """Tell whether a tokenizer's token types are those that `types_of_pairs` makes."""
     made = tokenizer("a", "a a", return_tensors="pt")
     ids, separator = made["input_ids"], tokenizer.sep_token_id
