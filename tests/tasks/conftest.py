@@ -1,4 +1,4 @@
-"""A tiny model and tiny data sets, made once."""
+"""A tiny model and tiny data sets, made once, and what runs a task with them."""
 
 from types import SimpleNamespace
 
@@ -23,13 +23,22 @@ def small(tmp_path_factory):
     )
 
 
-@pytest.fixture
-def run_task(small, tmp_path):
-    """Run a task for an epoch, with the tiny model, into `tmp_path/out`."""
+@pytest.fixture(scope="session")
+def run_in(small):
+    """Run a task for an epoch, with the tiny model, into a folder."""
     common = {
         "model_name_or_path": small.model,
-        "output_dir": tmp_path / "out",
         "cache_dir": small.cache,
         "num_train_epochs": 1,
     }
-    return lambda task, do="", **flags: inputs.run(task, do, **common | flags)
+    return lambda out, task, do="", **flags: inputs.run(
+        task, do, **common | {"output_dir": out} | flags
+    )
+
+
+@pytest.fixture
+def run_task(run_in, tmp_path):
+    """Run a task for an epoch, with the tiny model, into `tmp_path/out`."""
+    return lambda task, do="", out="out", **flags: run_in(
+        tmp_path / out, task, do, **flags
+    )
