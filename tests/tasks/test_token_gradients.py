@@ -16,19 +16,15 @@ def data_of(kind, small, folder):
     sentences = [row["sentence"] for row in tiny.sentences(COUNT)]
     if kind == "words":
         task = "token_classification"
-        rows = [
-            {"tokens": text.split(), "tags": [w[0] for w in text.split()]}
-            for text in sentences
-        ]
+        words = [text.split() for text in sentences]
+        rows = [{"tokens": text, "tags": [w[0] for w in text]} for text in words]
         options, auto = {}, AutoModelForTokenClassification
     else:
         task = "masked_language_modeling"
         rows = [{"text": text} for text in sentences]
         options, auto = {"line_by_line": True}, AutoModelForMaskedLM
-    path = tiny.write_rows(folder / "rows.json", rows)
-    samples, _ = inputs.prepare(
-        task, folder, small.model, train_file=str(path), **options
-    )
+    options["train_file"] = tiny.write_rows(folder / "rows.json", rows)
+    samples, _ = inputs.prepare(task, folder, small.model, **options)
     labels = {w[0] for text in sentences for w in text.split()}
     count = {"num_labels": len(labels)} if kind == "words" else {}
     torch.manual_seed(0)
@@ -57,9 +53,8 @@ def test_against_one_sentence_at_a_time(small, tmp_path, kind) -> None:
                 row.append(grad.reshape(-1)[:WIDTH])
 
     def dense(row):
-        return torch.from_numpy(
-            reference.dense_fisher(torch.stack(row).numpy(), 0.0) * COUNT
-        )
+        fisher = reference.dense_fisher(torch.stack(row).numpy(), 0.0)
+        return torch.from_numpy(fisher * COUNT)
 
     for ours, paired, row, total in zip(found, in_pairs, rows, sums, strict=True):
         torch.testing.assert_close(ours[0], dense(row), rtol=1e-6, atol=1e-10)
