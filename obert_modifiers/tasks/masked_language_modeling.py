@@ -48,11 +48,10 @@ class MaskedArguments(DataSetArguments):
 
 @dataclass(frozen=True)
 class Masking:
-    """How tokens are masked.
+    """How tokens are masked: BERT's way (Devlin et al. 2019, section 3.1).
 
-    BERT (Devlin et al. 2019, section 3.1): of the chosen tokens 80 % become the mask
-    token, 10 % a random token, and 10 % stay. Each token is chosen on its own; one of a
-    sample always is.
+    Of the chosen tokens 80 % become the mask token, 10 % a random token, and 10 % stay.
+    Each token is chosen on its own; one of a sample always is.
     """
 
     probability: float
@@ -97,9 +96,8 @@ def masking_of(tokenizer: PreTrainedTokenizerBase, probability: float) -> Maskin
 class MaskedSamples(Sequence[dict[str, Any]]):
     """Blocks of tokens, masked anew in each epoch.
 
-    The masks depend only on seed, epoch and the block's place in the data: not on the
-    batch, the process, or what was drawn before. Without a seed they are the same in
-    every epoch and every run, so that runs with different seeds can be compared.
+    The masks depend only on seed, epoch and the block's place in the data. Without a
+    seed they are the same in every epoch and every run.
     """
 
     blocks: Dataset

@@ -44,16 +44,6 @@ class QuestionAnsweringArguments(DataSetArguments):
         0.0, "No answer is given where its score is higher by more than this."
     )
 
-    @property
-    def search(self) -> Search:
-        """How answers are chosen."""
-        return Search(
-            self.n_best_size,
-            self.max_answer_length,
-            self.version_2_with_negative,
-            self.null_score_diff_threshold,
-        )
-
     def check(self) -> None:
         """Raise ValueError if a value breaks its rule or two exclude each other."""
         super().check()
@@ -70,9 +60,8 @@ class QuestionAnsweringArguments(DataSetArguments):
             )
         if self.dataset_name is None and not self.files:
             raise ValueError(
-                "--dataset_name is missing, and no question comes with the package; "
-                "expected it or --train_file and --validation_file; give a folder "
-                "with SQuAD's files"
+                "--dataset_name is missing; expected it or --train_file and "
+                "--validation_file; give a folder with SQuAD's files"
             )
 
 
@@ -156,6 +145,11 @@ def _prepare(inputs: Inputs) -> Prepared:
     tokenizer = inputs.pretrained.tokenizer
     shape = WindowShape(inputs.max_length, flags.doc_stride)
     check_windows(tokenizer, shape)
+    with_null, threshold = (
+        flags.version_2_with_negative,
+        flags.null_score_diff_threshold,
+    )
+    search = Search(flags.n_best_size, flags.max_answer_length, with_null, threshold)
     ids = squad.data.ids_of(splits["test"]) if "test" in splits else []
     windows, places = {}, {}
     for split, rows in splits.items():
@@ -164,24 +158,24 @@ def _prepare(inputs: Inputs) -> Prepared:
             tokenizer,
             shape,
             labelled=split != "test",
-            with_null=flags.version_2_with_negative,
+            with_null=with_null,
             workers=flags.preprocessing_num_workers,
         )
 
     def answer(split: str, logits: Mapping[str, np.ndarray]) -> list[Answer]:
-        return answer_all(splits[split], places[split], logits, flags.search)
+        return answer_all(splits[split], places[split], logits, search)
 
     def metrics(**logits: np.ndarray) -> dict[str, float]:
         texts = [chosen.text for chosen in answer("validation", logits)]
         answers = map(squad.data.answers_of, splits["validation"]["answers"])
         truths = [[text for _, text in given] for given in answers]
-        measure = squad_v2_metrics if flags.version_2_with_negative else squad_metrics
+        measure = squad_v2_metrics if with_null else squad_metrics
         counts = {"samples": len(texts), "windows": len(places["validation"])}
         return {**measure(texts, truths), **counts}
 
     def write(logits: dict[str, np.ndarray], folder: Path) -> None:
         named = dict(zip(ids, answer("test", logits), strict=True))
-        _write(named, flags.version_2_with_negative, folder)
+        _write(named, with_null, folder)
 
     length = inputs.max_length if flags.pad_to_max_length else None
     return Prepared.of(

@@ -87,7 +87,7 @@ def _labels(read: TextData, flags: TokenArguments, known: Mapping[str, int]) -> 
             raise ValueError(
                 f"--label_names={flags.label_names} names {len(names)} classes, and "
                 f"{column} of {read.description} holds {value}; expected a name for "
-                "each number from 0 on; add the others"
+                "each number; add the others"
             )
     if names is not None:
         return of.keep_known(of.Labels.named(column, names), known, read)
@@ -95,9 +95,8 @@ def _labels(read: TextData, flags: TokenArguments, known: Mapping[str, int]) -> 
     named = zip(labels.ids, labels.names, strict=False)
     if all(isinstance(value, int) and name == str(value) for value, name in named):
         raise ValueError(
-            f"column {column} of {read.description} holds numbers without "
-            "names; expected names such as B-PER; give them with --label_names "
-            "O,B-PER,I-PER and so on, from that of 0 on"
+            f"column {column} of {read.description} holds numbers without names; "
+            "expected names; give them from 0 on with --label_names O,B-PER,I-PER"
         )
     return labels
 
@@ -119,9 +118,8 @@ def _check_rows(rows: Dataset, read: TextData) -> None:
 class _Split:
     """The rows of a split as windows of tokens.
 
-    `classes` has the class number of each word, an array for each row, -100 for words
-    without a label; in a test split 0 marks those to be predicted. `windows` is what
-    the model reads, with ``labels``, and `places` tells ``row`` and ``words`` of each.
+    `classes` has the class number of each word, -100 without a label, 0 in a test
+    split. `windows` is what the model reads, `places` tells ``row`` and ``words``.
     """
 
     def __init__(self, inputs: Inputs, name: str) -> None:
@@ -226,8 +224,8 @@ def token_metrics(
 ) -> dict[str, float]:
     """Measure predicted classes (T,) of rows, over the words with a label (not -100).
 
-    Where the classes are parts of entities, ``precision``, ``recall`` and ``f1`` are
-    those of whole ones, as CoNLL's script counts them; 0.0 where there are none.
+    Where the classes are parts of entities, also those of whole ones, as CoNLL's script
+    counts them.
     """
     from seqeval import metrics as entities
 

@@ -34,10 +34,7 @@ MISMATCHED = "validation_mismatched"  # MNLI's second validation set
 
 
 def glue_task(args: DataSetArguments) -> str | None:
-    """Tell which GLUE task the flags name, by a folder or configuration too.
-
-    Its name may continue behind an underscore (``qqp_subset``).
-    """
+    """Tell which GLUE task the flags name, by a folder (``qqp_subset``) too."""
     folder = Path(args.dataset_name or "").name
     for name in (getattr(args, "task_name", None), args.dataset_config_name, folder):
         task = (name or "").lower().split("_")[0]

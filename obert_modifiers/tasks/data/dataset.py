@@ -34,10 +34,9 @@ def load(
     columns: Callable[..., tuple[tuple[str, ...], str | None]],
     reader: Callable[..., tuple[dict[str, Dataset], str]] | None = None,
 ) -> TextData:
-    """Read the data set that the flags name; without any, the embedded one.
+    """Read the data set that the flags name, with a `Task`'s columns and reader.
 
-    The seed decides which part of the training data `validation_ratio` keeps. Columns
-    and reader are those of a `Task`.
+    The seed decides which part of the training data `validation_ratio` keeps.
     """
     splits, description = (reader or sources.read)(args, cache_dir)
     files = args.files
@@ -79,6 +78,6 @@ def need_columns(data: TextData) -> None:
             if column not in rows.column_names:
                 raise ValueError(
                     f"data={data.place(split)} has no column {column}, only "
-                    f"{', '.join(rows.column_names)}; expected the columns "
-                    f"{', '.join(asked)} in it; rename what it has"
+                    f"{', '.join(rows.column_names)}; expected {', '.join(asked)}; "
+                    "rename what it has"
                 )

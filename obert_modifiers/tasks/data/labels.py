@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 from datasets import Dataset
@@ -54,11 +55,7 @@ class Labels:
         return REGRESSION if self.regression else None
 
     def numbers(self, values: Iterable[Any]) -> list[Any]:
-        """Turn labels of the data into what the loss takes.
-
-        These are class numbers, floats for regression, or for each sample a 0.0 or 1.0
-        for each class.
-        """
+        """Turn labels into what the loss takes: numbers, or 0.0 and 1.0 by class."""
         if self.regression:
             return [float(value) for value in values]
         if self.hot:
@@ -72,11 +69,9 @@ class Labels:
 def labels_of(data: TextData, known: Mapping[str, int]) -> Labels:
     """Decide which class number each label gets.
 
-    Labels that are floats are numbers to be predicted. Labels that are lists are any
-    number of classes, or a 0 or 1 for each. The classes that a data set names in its
-    own features keep their order; those collected from the column are sorted. The
-    classes that the model was trained with, `known` by name, keep their numbers where
-    the names are the data set's.
+    Floats are numbers to be predicted; lists are any number of classes, or a 0 or 1 for
+    each. Classes keep the order that the data set's features give them, else they are
+    sorted; those that the model knows, `known` by name, keep its numbers.
     """
     column = data.label_column
     splits = {name: rows for name, rows in data.splits.items() if name != "test"}
@@ -91,7 +86,7 @@ def labels_of(data: TextData, known: Mapping[str, int]) -> Labels:
         _need_labels(by_split, data)
         return Labels(column, {}, ())
     named = own_names(splits, data)
-    values = {value for labels in by_split.values() for value in labels}
+    values = set(chain(*by_split.values()))
     values = set(map(int, values)) if kind is int else values
     others = values - {UNLABELLED}
     if values != others and (named is not None or _unlabelled(by_split, others, known)):
@@ -111,14 +106,11 @@ def _multi_labels(
     it; other lists hold the classes.
     """
     column = data.label_column
-    inner = {
-        split: [value for row in rows for value in row]
-        for split, rows in by_split.items()
-    }
+    inner = {split: list(chain(*rows)) for split, rows in by_split.items()}
     kind = _type_of(inner, data) if any(inner.values()) else None
     named = own_names(splits, data)
     lengths = {len(row) for rows in by_split.values() for row in rows}
-    values = {value for row in inner.values() for value in row}
+    values = set(chain(*inner.values()))
     alike = named is None and len(lengths) == 1 and max(lengths) > 1
     if alike and values <= {0, 1}:
         names = map(str, range(max(lengths)))
@@ -138,8 +130,8 @@ def _multi_labels(
 def keep_known(labels: Labels, known: Mapping[str, int], data: TextData) -> Labels:
     """Keep the numbers of the classes that the model was trained with.
 
-    The classes are renumbered where the model knows all their names, and get the
-    model's names where the data set has only numbers; else they stay as they are.
+    That is where it knows all names of the data set, or where the data set has only
+    numbers, which then get the model's names.
     """
     names = tuple(sorted(known, key=lambda name: known[name]))
     places = places_of(labels.names, names)
@@ -177,10 +169,7 @@ def own_names(splits: Mapping[str, Dataset], data: TextData) -> tuple[str, ...] 
 
 
 def _type_of(by_split: Mapping[str, list[Any]], data: TextData) -> type:
-    """Return the type that all labels have; raise ValueError if there are several.
-
-    Whole numbers and floats together are floats, unless all floats are whole.
-    """
+    """Return the type of all labels; whole floats beside whole numbers are int."""
     first: dict[type, str] = {}
     broken = False
     for split, labels in by_split.items():
@@ -193,8 +182,7 @@ def _type_of(by_split: Mapping[str, list[Any]], data: TextData) -> type:
     if len(first) > 1 or not first.keys() <= {bool, int, float, str, list}:
         raise ValueError(
             f"label column {data.label_column} holds {' and '.join(first.values())}; "
-            "expected text, whole numbers, floats or lists throughout; write all labels"
-            " alike"
+            "expected text, whole numbers, floats or lists throughout; write all alike"
         )
     return next(iter(first))
 
@@ -204,9 +192,9 @@ def _unlabelled(
 ) -> bool:
     """Tell whether -1 means that there is no label, as in GLUE's test sets.
 
-    Where training data has it too it is a class, such as a negative one, unless the
-    others are three or more numbers from 0 on, as SNLI's. Without training data it is a
-    class where the model has one class more than the others are.
+    Where training data has it too it is a class, unless the others are three or more
+    numbers from 0 on, as SNLI's. Without training data it is a class where the model
+    has one class more than the others are.
     """
     if "train" in by_split:
         counted = len(others) > 2 and others == set(range(len(others)))

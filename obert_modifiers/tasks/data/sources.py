@@ -82,10 +82,7 @@ def _files_by_split(folder: Path) -> dict[str, list[str]] | None:
 def _read_named(
     name: str, config: str | None, cache_dir: str | None
 ) -> dict[str, Dataset]:
-    """Read a data set from a folder or from the hub.
-
-    MNLI's matched sets are its validation and test, beside the mismatched ones.
-    """
+    """Read a data set from a folder or the hub; MNLI's matched sets lose that word."""
     local = Path(name).exists()
     if not local:
         logger.info("asking the hub for the data set %s", name)
@@ -102,8 +99,7 @@ def _read_named(
             why, rule = "has no data that can be read", "csv, json or parquet files"
         raise ValueError(
             f"data set={name} {why} ({_first_line(error)}); expected {rule}; give the "
-            "files with --train_file and --validation_file, or a folder with "
-            "--dataset_name"
+            "files with --train_file and --validation_file"
         ) from error
 
 
@@ -154,9 +150,9 @@ def _read_file(flag: str, path: Path, cache_dir: str | None) -> Dataset:
     except TableError as error:
         raise TableError(f"{flag}={path}: {error}") from error
     except Exception as error:  # datasets wraps the readers' errors in its own
+        why = _first_line(error.__cause__ or error)
         raise ValueError(
-            f"{flag}={path} cannot be read as {kind} "
-            f"({_first_line(error.__cause__ or error)}); expected rows with named "
+            f"{flag}={path} cannot be read as {kind} ({why}); expected rows with named "
             "columns; check the file"
         ) from error
 

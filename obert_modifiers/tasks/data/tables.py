@@ -34,13 +34,11 @@ class TableError(ValueError):
 
 
 def read_table(paths: Sequence[Path]) -> Dataset:
-    """Read files whose first line names the columns.
+    """Read files whose first line names the columns; an empty cell is a missing value.
 
-    A ``.csv`` file has commas, and cells with commas, line ends or quotation marks
-    stand in quotation marks. A ``.tsv`` file has tabs and is read without quoting, as
-    GLUE's files are, unless its first line begins with a quotation mark. An empty
-    cell is a missing value. A column with only numbers becomes numbers; words such as
-    null, NA and None are missing values there, and text in every other column.
+    A ``.csv`` file is read with quoting. A ``.tsv`` file is read without, as GLUE's
+    are, unless its first line begins with a quotation mark. A column with only numbers
+    becomes numbers; words such as null and NA are missing values there, and else text.
     """
     tables = [_read(path) for path in paths]
     for path, table in zip(paths, tables, strict=True):

@@ -35,11 +35,7 @@ WRITTEN += ("report.html", "report.png")
 
 
 def run(task: Task, arguments: Arguments, reporter: Any = None) -> dict[str, Any]:
-    """Load, check, train, save, reload and measure; return the record that is written.
-
-    It is ``metrics.json`` in the output folder after training, else
-    ``eval_metrics.json``.
-    """
+    """Load, check, train, save, reload and measure; return what is recorded."""
     started = time.monotonic()
     check(arguments)
     check_environment()
@@ -109,10 +105,7 @@ def _resumes(flags: TrainArguments, folder: Path) -> bool:
 
 
 def _clear(folder: Path, training: bool, task: Task) -> None:
-    """Make the output folder and remove what an earlier run wrote beside its model.
-
-    A run that does not train keeps the training's files.
-    """
+    """Make the output folder and remove what an earlier run of this kind wrote."""
     folder.mkdir(parents=True, exist_ok=True)
     stale = list(folder.glob("model*.safetensors*")) if training else []
     names = (WRITTEN if training else (EVAL_RECORD,)) + task.prediction_files

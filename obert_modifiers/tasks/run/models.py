@@ -38,10 +38,7 @@ class Pretrained:
     description: str  # what it is called in the log
 
     def classes(self, head: str) -> dict[str, int]:
-        """Return the numbers of the classes that the model was trained with, by name.
-
-        There are none where it was trained with another task's head.
-        """
+        """Return the classes that it was trained with; none if with another head."""
         trained = self.config.architectures or []
         if not any(name.endswith(head) for name in trained):
             return {}
@@ -54,8 +51,7 @@ class Pretrained:
             heads = ", ".join(self.config.architectures or []) or "no head"
             raise ValueError(
                 f"model={self.description} has {heads}, and test data alone names no "
-                f"classes; expected a model trained for this task; train it first, or "
-                "add --do_train with labelled data"
+                "classes; expected a model trained for this task; train it first"
             )
         names = tuple(sorted(known, key=lambda name: known[name]))
         multi = getattr(self.config, "problem_type", None) == MULTI_LABEL
@@ -135,10 +131,7 @@ def load_student(
     args: ModelArguments,
     seed: int,
 ) -> Model:
-    """Load the model in float32 with a head for the task and the data set's classes.
-
-    The seed fixes the numbers in a new head; the caller's generator is not touched.
-    """
+    """Load the model in float32; the seed fixes the numbers in a new head."""
     config = pretrained.config
     if labels is not None:
         config.num_labels = labels.num_labels
@@ -167,10 +160,7 @@ def load_saved(folder: Path, model_class: Any) -> Model:
 
 
 def prunable_names(model: nn.Module, manager: RecipeManager | None) -> list[str]:
-    """Name the parameters whose sparsity a run reports, in the order of the model.
-
-    They are what the recipe prunes; if it prunes nothing, the encoder's linear weights.
-    """
+    """Name what the recipe prunes in the model's order, else the encoder's weights."""
     chosen: set[str] = set()
     for modifier in manager.pruning if manager else []:
         chosen |= set(_targets_of(modifier, model))
@@ -207,5 +197,5 @@ def fetch(kind: Any, flag: str, name: str, args: ModelArguments, **options: Any)
         raise ValueError(
             f"{flag}={name} {why} ({str(error).splitlines()[0][:200]}); expected a "
             "folder with config.json, weights and tokenizer, or a hub id and a network;"
-            " give a local folder, or no model for the embedded encoder"
+            " give a local folder"
         ) from error

@@ -25,10 +25,7 @@ _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "sparseml", "num
 
 
 def count_zeros(folder: Path, names: Iterable[str]) -> list[dict[str, Any]]:
-    """Count the zeros of some parameters in the files of a saved model.
-
-    Returns ``{"name", "numel", "pruned"}`` for each, in the order of the names.
-    """
+    """Count the zeros of parameters in a saved model's files, in the names' order."""
     names, counts = list(names), {}
     for path in weight_files(folder):
         with safe_open(path, framework="pt") as file:

@@ -35,8 +35,8 @@ def load_teacher(
 ) -> nn.Module | str | None:
     """Load the teacher that `distill_teacher` names, or else the recipe (`named`).
 
-    It is in eval mode, and must have the student's tokens and classes. ``self``,
-    ``disable`` and None are returned as they are.
+    It must have the student's tokens and classes; ``self``, ``disable`` and None are
+    returned as they are.
     """
     flag, name = "--distill_teacher", args.distill_teacher
     if name is None:
@@ -98,8 +98,8 @@ def check_tokens(student: Tokenizer, teacher: Tokenizer, named: str) -> None:
         if ours != theirs:
             raise ValueError(
                 f"{named} has a tokenizer that turns{pair[0]} into {theirs} and the "
-                f"model's into {ours}; expected the same tokens; take a teacher with "
-                "the model's tokenizer, with the same case and separators"
+                f"model's into {ours}; expected the same tokens, case and separators; "
+                "take a teacher with the model's tokenizer"
             )
 
 
@@ -111,9 +111,8 @@ def prepare_(
 ) -> None:
     """See that a teacher is given what it was trained with.
 
-    Token types that the student's tokenizer gives and the teacher's does not are kept
-    from it, by a hook. Those that it lacks are to be made by `TeacherTypes`, where
-    `lacks_types` says so.
+    Token types that its own tokenizer does not give are kept from it, by a hook. Those
+    that the student lacks are made by `TeacherTypes`, where `lacks_types` says so.
     """
     ours, theirs = (
         set(one.model_input_names) for one in (student_tokens, teacher_tokens)
@@ -161,18 +160,15 @@ class TeacherTypes:
 def types_of_pairs(ids: Tensor, mask: Tensor, separator: int) -> Tensor:
     """Tell the second text of a pair from the first, as BERT does.
 
-    A row of `ids` (k, T) is CLS, the first text, a separator, the second, a separator;
-    `mask` is 0 for padding. Returns (k, T), 1 after the first separator, 0 before and
-    in padding.
+    `ids` (k, T) have a separator after each text, `mask` is 0 for padding. Returns
+    (k, T), 1 after the first separator, 0 before and in padding.
     """
     here = ids.eq(separator) & mask.ne(0)
     counts = here.sum(-1)
     if (counts != 2).any():
         raise ValueError(
-            f"separators={int(counts[counts != 2][0])} in a pair of texts, so that the "
-            "teacher's token_type_ids cannot be told; expected 2; take the separator's "
-            "token out of the texts, or give the teacher's tokenizer as "
-            "--tokenizer_name"
+            f"separators={int(counts[counts != 2][0])} in a pair of texts do not tell "
+            "the teacher's token_type_ids; expected 2; take that token out of the texts"
         )
     before = here.cumsum(-1) - here.long()
     return before.gt(0).long() * mask.ne(0).long()

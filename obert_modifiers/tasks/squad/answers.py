@@ -36,9 +36,9 @@ def best_spans(
 ) -> list[tuple[int, int]]:
     """Find the spans of a window with the highest sums of start and end logit.
 
-    All spans of at most `max_answer_length` L tokens are looked at, not only those of
-    the best starts and ends. Time and memory: T L sums. Returns first and last position
-    of each, best first; equal sums by position, the shorter one first.
+    All spans of at most `max_answer_length` L tokens are looked at, in T L sums.
+    Returns first and last position of each, best first; equal sums by position, the
+    shorter one first.
     """
     length = len(start_logits)
     longest = min(search.max_answer_length, length)
@@ -60,10 +60,9 @@ def answer_question(
 ) -> Answer:
     """Choose the answer to a question from the scores of its windows.
 
-    A window has ``starts``, ``ends`` and ``null`` from `cut_windows`, and
-    ``start_logits`` and ``end_logits``, which may be longer.
-    "No answer" scores as the lowest sum of start and end logit at its token over the
-    windows: where one window has an answer, the others say that they have none.
+    A window is that of `cut_windows` with ``start_logits`` and ``end_logits``, which
+    may be longer. "No answer" scores as its lowest sum over the windows: where one
+    window has an answer, the others say that they have none.
     """
     best: list[dict[str, Any]] = []
     nulls: list[dict[str, Any]] = []

@@ -32,10 +32,10 @@ def read(flags: Any, cache_dir: str | None) -> tuple[dict[str, Dataset], str]:
 
 
 def read_document(flag: str, path: Path) -> Dataset | None:
-    """Read a file that holds one JSON object with the key ``data``.
+    """Read a file that holds one JSON object with a list ``data``; None for others.
 
-    That is SQuAD's own form, paragraphs with their questions, or a list of rows. Gives
-    a row for each question, or None where the file is of another form.
+    In it are SQuAD's paragraphs with their questions, or rows. Gives a row for each
+    question.
     """
     if path.suffix.lower() != ".json" or not path.is_file():
         return None
@@ -50,8 +50,7 @@ def read_document(flag: str, path: Path) -> Dataset | None:
     except (KeyError, TypeError) as error:
         raise ValueError(
             f"{flag}={path} is not as SQuAD's: {type(error).__name__} {error}; "
-            "expected data, in it paragraphs with context and qas, in these id, "
-            "question and answers; check the file"
+            "expected paragraphs with context and qas; check the file"
         ) from error
 
 
@@ -103,12 +102,10 @@ def windows_of(
     with_null: bool,
     workers: int | None = None,
 ) -> tuple[Dataset, Dataset]:
-    """Turn questions into windows.
+    """Turn questions into windows, of which `with_null` ones may have no answer.
 
-    Gives what the model reads, where `labelled` with ``start_positions`` and
-    ``end_positions`` of the first answer, and of each window what `cut_windows` tells
-    beside it; ``question`` is the number of the row. `with_null`: a question may have
-    no answer.
+    Gives what the model reads, where `labelled` with the positions of the first answer,
+    and beside it ``question``, the row's number, ``starts``, ``ends`` and ``null``.
     """
 
     def encode(batch: dict[str, list[Any]], numbers: list[int]) -> dict[str, list[Any]]:

@@ -26,10 +26,7 @@ def exact_match(predicted: str, truth: str) -> float:
 
 
 def f1(predicted: str, truth: str) -> float:
-    """Return the harmonic mean of precision and recall of the words after `normalize`.
-
-    It is 0.0 without common words, also where both have none.
-    """
+    """Return the F1 of the words after `normalize`, 0.0 where none are common."""
     ours, theirs = normalize(predicted).split(), normalize(truth).split()
     common = sum((Counter(ours) & Counter(theirs)).values())
     return 2.0 * common / (len(ours) + len(theirs)) if common else 0.0
@@ -56,9 +53,8 @@ def squad_v2_metrics(
 ) -> dict[str, float]:
     """Measure answers as SQuAD v2.0 does.
 
-    Right answers that have no words are left out; where none is left, the right
-    answer is none. The figures with ``HasAns_`` and ``NoAns_`` are those of questions
-    with and without right answers; where there are none of a kind, it has no figures.
+    Right answers that have no words are left out; where none is left, the right answer
+    is none. ``HasAns_`` and ``NoAns_`` are of questions with and without right answers.
     """
     kept = [[text for text in texts if normalize(text)] or [""] for texts in truths]
     exact = _best(exact_match, predicted, kept)

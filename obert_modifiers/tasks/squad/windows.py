@@ -1,8 +1,6 @@
 """Question answering: a question and a context as the windows that a model reads.
 
-A context that is too long for one sequence is cut into overlapping windows, each with
-the question before it. Every window knows which question it belongs to and which
-characters of the context each of its tokens stands for.
+A context that is too long is cut into overlapping windows, each behind the question.
 """
 
 from __future__ import annotations
@@ -47,9 +45,8 @@ def check_windows(tokenizer: PreTrainedTokenizerBase, shape: WindowShape) -> Non
         )
     if shape.question_tokens(tokenizer) < 1:
         raise ValueError(
-            f"--doc_stride={shape.doc_stride} leaves no room for the question in "
-            f"windows of {shape.max_length} tokens; expected less; use "
-            f"{max(shape.max_length // 3, 1)}"
+            f"--doc_stride={shape.doc_stride} leaves no room for the question; "
+            f"expected less; use {max(shape.max_length // 3, 1)}"
         )
 
 
@@ -82,13 +79,11 @@ def cut_windows(
     contexts: Sequence[str],
     shape: WindowShape,
 ) -> dict[str, list[Any]]:
-    """Cut contexts into windows behind their questions.
+    """Cut contexts into windows behind their questions; gives a list entry for each.
 
-    Returns a list with one entry for each window of: what the tokenizer gives the model
-    (``input_ids``, ``attention_mask``, perhaps ``token_type_ids``); ``question``, the
-    index of its question; ``starts`` and ``ends``, the characters ``[start, end)`` of
-    the context that each token stands for without white space around it, `OUTSIDE` for
-    other tokens; ``null``, the position of the token that stands for "no answer".
+    They are what the model reads; ``question``, the index of its question; ``starts``
+    and ``ends``, the characters ``[start, end)`` that each token stands for, `OUTSIDE`
+    for tokens that are not of the context; ``null``, the position for "no answer".
     """
     encoded = tokenizer(
         cut_questions(tokenizer, questions, shape.question_tokens(tokenizer)),
@@ -133,9 +128,8 @@ def label_windows(
 ) -> list[list[int]]:
     """Find the first and the last token of the answer in each window.
 
-    An answer is where it starts in the context and its text. The tokens are the
-    smallest run that covers it; twice the position of "no answer" where the window does
-    not hold all of it.
+    An answer is where it starts in the context and its text. Where a window does not
+    hold all of it, both are the position of "no answer".
     """
     places = (windows[name] for name in ("question", "starts", "ends", "null"))
     return [

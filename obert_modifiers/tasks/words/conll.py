@@ -11,9 +11,8 @@ _DOCUMENT = "-DOCSTART-"
 def read_columns(flag: str, path: Path) -> Dataset | None:
     """Read a file with a word in each line, its tag last, and blank lines between rows.
 
-    Columns stand apart by tabs, or by spaces where a line has no tab; the first is the
-    word, the last the tag, and a single column has no tags. Lines that begin documents
-    are left out. Gives ``tokens`` and ``ner_tags``; None for files of other kinds.
+    Columns stand apart by tabs, or by spaces where a line has no tab; a single column
+    has no tags. Gives ``tokens`` and ``ner_tags``; None for files of other kinds.
     """
     if path.suffix.lower() not in _ENDINGS:
         return None

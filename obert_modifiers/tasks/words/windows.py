@@ -1,7 +1,6 @@
 """Rows of words as the windows of tokens that a model reads.
 
-Each word is labelled in one window, by its first token: in the window that shows most
-of what is around it.
+Each word is labelled by its first token, in the window that shows most around it.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,10 +23,8 @@ def cut_rows(
 ) -> dict[str, list[Any]]:
     """Cut rows of words into windows; a row without a labelled token has none.
 
-    The labels are a class number for each word, -100 for none. Returns a list with one
-    entry for each window of: what the tokenizer gives the model; ``labels`` of the
-    tokens, -100 but for the first ones of words; ``row``, the index of its row;
-    ``words``, the indices of the words that it labels, in order.
+    The labels are a class number for each word, -100 for none. Gives for each window
+    what the model reads, with ``labels``; its ``row``; and the ``words`` it labels.
     """
     names = [n for n in tokenizer.model_input_names if n != "labels"]
     windows: dict[str, list[Any]] = {name: [] for name in (*names, *_KEPT)}
@@ -36,7 +33,7 @@ def cut_rows(
             continue
         encoded = tokenizer(list(words), is_split_into_words=True, verbose=False)
         owners = _owners(tokenizer, words, encoded)
-        for picked, chosen in _windows(owners, max_length, tokenizer):
+        for picked, chosen in _windows(owners, max_length):
             first = {t: owners[t] for t in chosen if classes[owners[t]] >= 0}
             if not first:
                 continue
@@ -74,7 +71,7 @@ def _owners(
 
 
 def _windows(
-    owners: Sequence[int | None], max_length: int, tokenizer: PreTrainedTokenizerBase
+    owners: Sequence[int | None], max_length: int
 ) -> Iterator[tuple[list[int], list[int]]]:
     """Yield for each window of a row the tokens that it reads, and those it labels."""
     inside = [token for token, word in enumerate(owners) if word is not None]
@@ -84,9 +81,8 @@ def _windows(
     room = max_length - (len(owners) - (end - begin))
     if room < 1:
         raise ValueError(
-            f"--max_seq_length={max_length} leaves no room beside the special tokens of"
-            f" {type(tokenizer).__name__}; expected {max_length - room + 1} at least; "
-            "give more"
+            f"--max_seq_length={max_length} leaves no room beside the special tokens; "
+            f"expected {max_length - room + 1} at least; give more"
         )
     final = max(end - room, begin)
     starts = [*range(begin, final, max(room - room // _SHARED, 1)), final]
@@ -121,9 +117,8 @@ def by_word(
 ) -> list[np.ndarray]:
     """Bring class numbers (T,) of windows back to the words of rows.
 
-    The labels mark the tokens that count; `places` are ``row`` and ``words`` of each
-    window. Words that no window labels get the class `outside`, or if it is None that
-    of the word before, or else after, them.
+    `places` are ``row`` and ``words`` of each window. Words that no window labels get
+    the class `outside`, or if it is None that of the word before, or else after, them.
     """
     rows = [np.full(length, IGNORED) for length in lengths]
     for row, marks, place in zip(predicted, labels, places, strict=True):
