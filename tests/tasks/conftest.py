@@ -24,6 +24,19 @@ def small(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def data_set(shared_data):
+    """Return the folder of a data set that is not shipped, or skip the test."""
+
+    def data_set(name):
+        folder = shared_data / name
+        if not folder.is_dir():
+            pytest.skip(f"no {folder}; name its parent in OBERT_SHARED_DATA")
+        return folder
+
+    return data_set
+
+
+@pytest.fixture(scope="session")
 def run_in(small):
     """Run a task for an epoch, with the tiny model, into a folder."""
     common = {

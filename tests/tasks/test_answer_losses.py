@@ -1,7 +1,6 @@
-"""The loss of a window by definition, and the gradients that pruning takes of it."""
+"""The loss of a window by its definition."""
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -9,15 +8,11 @@ import transformers
 from transformers import BertConfig, BertForQuestionAnswering, BertTokenizerFast
 
 from obert_modifiers.core.distillation import distillation_loss
-from obert_modifiers.modifiers._targets import encoder_weights
 from obert_modifiers.modifiers.distillation import LogitDistillationModifier
 from obert_modifiers.tasks.flags import ModelArguments
 from obert_modifiers.tasks.question_answering import answer_losses, collating
 from obert_modifiers.tasks.run.models import find
-from tests import questions, reference, tiny
-from tests.tasks import inputs as made
 from tests.tasks.test_families import FAMILIES, config_of, save
-from tests.training.test_gradient_models import COUNT, WIDTH, _blocks
 
 
 @pytest.fixture(scope="module")
@@ -129,31 +124,3 @@ def test_every_family_answers(tmp_path, family: str) -> None:
     with torch.no_grad():
         found = answer_losses(model(**without_labels(together)), together)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-
-
-def test_gradients_are_those_of_one_window_at_a_time(small, tmp_path) -> None:
-    path = tiny.write_rows(tmp_path / "rows.json", questions.rows(COUNT, 7))
-    flags = {"train_file": path, "max_seq_length": 32, "doc_stride": 8}
-    samples, _ = made.prepare("question_answering", tmp_path, small.model, **flags)
-    torch.manual_seed(0)
-    model = BertForQuestionAnswering.from_pretrained(small.model).double().eval()
-    parameters = [model.get_parameter(name) for name in encoder_weights(model)]
-    # As many windows as gradients, so that the draw has all of them.
-    few = [samples.train[i] for i in range(COUNT)]
-    assert len({len(window["input_ids"]) for window in few}) > 1
-    ours = _blocks(model, replace(samples, train=few))
-    rows = [[] for _ in parameters]
-    for window in few:
-        names = ("input_ids", "token_type_ids")
-        outputs = model(**{name: torch.tensor([window[name]]) for name in names})
-        loss = 0.0
-        for side in ("start", "end"):
-            logits = outputs[f"{side}_logits"][0]
-            loss += (logits.logsumexp(0) - logits[window[f"{side}_positions"]]) / 2
-        grads = torch.autograd.grad(loss, parameters)
-        for row, grad in zip(rows, grads, strict=True):
-            row.append(grad.reshape(-1)[:WIDTH])
-    for blocks, row in zip(ours, rows, strict=True):
-        dense = reference.dense_fisher(torch.stack(row).numpy(), 0.0) * COUNT
-        close = {"rtol": 1e-6, "atol": 1e-10}
-        torch.testing.assert_close(blocks[0], torch.from_numpy(dense), **close)

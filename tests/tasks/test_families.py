@@ -39,21 +39,27 @@ MOBILE = {
     "feed-forward, once more inside": 2 * 2 * NARROW * WIDE,
     "bottlenecks: input, attention, output": 3 * H * NARROW,
 }
-# Class, changed shape, weights of a layer, matrices of a layer, names of the tokens'
-# inputs that the family knows beside input_ids and attention_mask.
 DISTIL = {"dim": H, "hidden_dim": WIDE, "n_layers": LAYERS, "n_heads": 2}
 BOTTLENECKS = {"intra_bottleneck_size": NARROW, "num_feedforward_networks": 2}
 BOTTLENECKS |= {"embedding_size": 12}
 MODERN = {"reference_compile": False, "cls_token_id": 2, "sep_token_id": 3}
 # Query, key and value in one matrix; two halves of a gate in another.
 GATED = 3 * H * H + H * H + 2 * H * WIDE + WIDE * H
+# Class, changed shape, weights of a layer, matrices of a layer, and whether the family
+# knows token types beside input_ids and attention_mask.
 FAMILIES = {
     "BERT": ("Bert", {}, BERT, 6, True),
     "MiniLM": ("Bert", {"num_hidden_layers": 3}, BERT, 6, True),
     "RoBERTa": ("Roberta", {"max_position_embeddings": LENGTH + 1}, BERT, 6, False),
     "ELECTRA": ("Electra", {"embedding_size": 12}, BERT, 6, True),
     "DistilBERT": ("DistilBert", DISTIL, BERT, 6, False),
-    "MobileBERT": ("MobileBert", BOTTLENECKS, sum(MOBILE.values()), 11, True),
+    "MobileBERT": (
+        "MobileBert",
+        BOTTLENECKS,
+        sum(MOBILE.values()),
+        4 + 2 * 2 + 3,
+        True,
+    ),
     "ModernBERT": ("ModernBert", MODERN, GATED, 4, False),
 }
 RECIPE = """\

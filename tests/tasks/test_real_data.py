@@ -30,14 +30,10 @@ SOME = 50
 
 
 @pytest.fixture
-def load(shared_data, tmp_path):
-    def load(task, name, **flags):
-        folder = shared_data / name
-        if not folder.is_dir():
-            pytest.skip(f"no {folder}; name its parent in OBERT_SHARED_DATA")
-        return inputs.load(task, tmp_path, dataset_name=folder, **flags)
-
-    return load
+def load(data_set, tmp_path):
+    return lambda task, name, **flags: inputs.load(
+        task, tmp_path, dataset_name=data_set(name), **flags
+    )
 
 
 def some(data):

@@ -28,12 +28,9 @@ def tokenizer():
 
 
 @pytest.fixture(scope="module")
-def splits(shared_data, tmp_path_factory):
-    folder = shared_data / "squad"
-    if not folder.is_dir():
-        pytest.skip(f"no data set in {folder}; name its parent in OBERT_SHARED_DATA")
+def splits(data_set, tmp_path_factory):
     cache = tmp_path_factory.mktemp("cache")
-    return load("question_answering", cache, dataset_name=folder)[1].splits
+    return load("question_answering", cache, dataset_name=data_set("squad"))[1].splits
 
 
 def cut(rows, tokenizer):
