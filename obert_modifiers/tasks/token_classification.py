@@ -74,12 +74,14 @@ def _columns(
 
 def _labels(read: TextData, flags: TokenArguments, known: Mapping[str, int]) -> Labels:
     """Decide which class number each label gets; the data set's names come first."""
-    column, of = read.label_column, data.labels
+    from obert_modifiers.tasks.data.labels import Labels, keep_known, own_names
+
+    column = read.label_column
     splits = [rows for name, rows in read.splits.items() if name != "test"]
     splits = splits or list(read.splits.values())
     for rows in splits:
         _check_rows(rows, read)
-    names = of.own_names({"": splits[0]}, read)
+    names = own_names({"": splits[0]}, read)
     tags = {value for rows in splits for row in rows[column] for value in row}
     if names is None and flags.label_names is not None:
         names = tuple(name.strip() for name in flags.label_names.split(","))
@@ -90,8 +92,8 @@ def _labels(read: TextData, flags: TokenArguments, known: Mapping[str, int]) -> 
                 "each number; add the others"
             )
     if names is not None:
-        return of.keep_known(of.Labels.named(column, names), known, read)
-    labels = of.keep_known(of.Labels.collected(column, tags), known, read)
+        return keep_known(Labels.named(column, names), known, read)
+    labels = keep_known(Labels.collected(column, tags), known, read)
     named = zip(labels.ids, labels.names, strict=False)
     if all(isinstance(value, int) and name == str(value) for value, name in named):
         raise ValueError(

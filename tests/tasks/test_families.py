@@ -161,7 +161,7 @@ SPECIAL = {f"{kind}_token": f"<{kind}>" for kind in ("pad", "unk", "mask")}
 SPECIAL |= {"bos_token": "<s>", "eos_token": "</s>"}
 
 
-def byte_level(kind: str):
+def byte_level(kind: str, text: str = "a fine film and a fine plot", **options):
     """Train a small byte-level tokenizer, of RoBERTa's class or of none."""
     made = Tokenizer(models.BPE(unk_token="<unk>"))
     level = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -172,15 +172,15 @@ def byte_level(kind: str):
         vocab_size=400,
         special_tokens=list(SPECIAL.values()),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
-    made.train_from_iterator(["a fine film and a fine plot"] * 9, trainer)
+    made.train_from_iterator([text] * 20, trainer)
     if kind != "roberta":
         return transformers.PreTrainedTokenizerFast(tokenizer_object=made, **SPECIAL)
     parts = json.loads(made.to_str())["model"]
     merges = [tuple(merge) for merge in parts["merges"]]
-    return transformers.RobertaTokenizerFast(
-        vocab=parts["vocab"], merges=merges, **SPECIAL
-    )
+    options |= {"vocab": parts["vocab"], "merges": merges}
+    return transformers.RobertaTokenizerFast(**options, **SPECIAL)
 
 
 @pytest.mark.parametrize("kind", ["plain", "sequence", "roberta"])

@@ -4,7 +4,6 @@ import random
 from collections.abc import Callable
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import BertTokenizerFast, PreTrainedTokenizerFast
 
 from obert_modifiers.tasks.squad.windows import (
@@ -16,6 +15,7 @@ from obert_modifiers.tasks.squad.windows import (
 )
 from tests import tiny
 from tests.tasks.inputs import refused
+from tests.tasks.test_families import byte_level
 
 WORDS = [*tiny.GOOD, *tiny.BAD, *tiny.OTHER]
 
@@ -28,29 +28,7 @@ def bert(small) -> BertTokenizerFast:
 @pytest.fixture(scope="module")
 def roberta() -> PreTrainedTokenizerFast:
     """Make a tokenizer of bytes whose words hold the space before them."""
-    core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400,
-        special_tokens=["<s>", "<pad>", "</s>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    core.train_from_iterator([" ".join(WORDS)] * 20, trainer)
-    core.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>",
-        pair="<s> $A </s> </s> $B </s>",
-        special_tokens=[("<s>", 0), ("</s>", 2)],
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        cls_token="<s>",
-        sep_token="</s>",
-        pad_token="<pad>",
-        model_input_names=["input_ids", "attention_mask"],
-        model_max_length=64,
-    )
+    return byte_level("roberta", " ".join(WORDS), trim_offsets=False)
 
 
 def expected_windows(question: str, context: str, shape: WindowShape) -> list[dict]:
