@@ -151,11 +151,11 @@ class TrainArguments:
 
     def check(self) -> None:
         """Raise ValueError if a value breaks its rule or two exclude each other."""
-        check_positive(self, "per_device_train_batch_size", "save_total_limit")
         check_positive(
-            self, "per_device_eval_batch_size", "gradient_accumulation_steps"
+            self, "per_device_train_batch_size", "per_device_eval_batch_size"
         )
-        check_positive(self, "logging_steps", "save_steps")
+        check_positive(self, "gradient_accumulation_steps", "logging_steps")
+        check_positive(self, "save_steps", "save_total_limit")
         if self.fp16 and self.bf16:
             raise ValueError("--fp16 and --bf16 exclude each other; drop one")
 

@@ -11,6 +11,8 @@ import numpy as np
 
 from obert_modifiers import core
 from obert_modifiers.tasks.data.columns import (
+    Batch,
+    Columns,
     as_text,
     map_rows,
     need_column,
@@ -123,9 +125,7 @@ class MaskedSamples(Sequence[dict[str, Any]]):
         return {"input_ids": ids, "labels": labels}
 
 
-def _columns(
-    rows: Dataset, flags: MaskedArguments, description: str
-) -> tuple[tuple[str, ...], None]:
+def _columns(rows: Dataset, flags: MaskedArguments, description: str) -> Columns:
     column = usual_column(rows, flags.text_column_name, ("text", "sentence"))
     need_column(rows, column, "--text_column_name", description)
     return (column,), None
@@ -160,7 +160,7 @@ def tokenize(inputs: Inputs, masking: Masking, name: str) -> Dataset:
     (column,) = inputs.data.text_columns
     rows = as_text(inputs.data.splits[name], column, inputs.data.place(name))
 
-    def encode(batch: dict[str, list[str]]) -> dict[str, list[Any]]:
+    def encode(batch: Batch) -> Batch:
         texts = [text for text in batch[column] if text.strip()]
         if not texts:
             return {"input_ids": []}

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from obert_modifiers.tasks import squad
+from obert_modifiers.tasks.data.columns import Columns
 from obert_modifiers.tasks.flags import DataSetArguments, check_positive, flag
 from obert_modifiers.tasks.squad.answers import Answer, Search, answer_question
 from obert_modifiers.tasks.squad.metrics import squad_metrics, squad_v2_metrics
@@ -32,9 +33,7 @@ NULL_ODDS = "null_odds.json"
 class QuestionAnsweringArguments(DataSetArguments):
     """Which questions are read, and how answers are chosen."""
 
-    version_2_with_negative: bool = flag(
-        False, "Questions may have no answer, as in SQuAD v2."
-    )
+    version_2_with_negative: bool = flag(False, "Answers may be missing, as in v2.")
     doc_stride: int = flag(
         128, "Tokens that the windows of a long context share with the next one."
     )
@@ -128,9 +127,7 @@ def answer_all(
     return [answer_question(context, group, search) for context, group in pairs]
 
 
-def _columns(
-    rows: Dataset, flags: Any, description: str
-) -> tuple[tuple[str, ...], str | None]:
+def _columns(rows: Dataset, flags: Any, description: str) -> Columns:
     if not {"question", "context"} <= set(rows.column_names):
         raise ValueError(
             f"data={description} has the columns {', '.join(rows.column_names)}; "
@@ -145,11 +142,9 @@ def _prepare(inputs: Inputs) -> Prepared:
     tokenizer = inputs.pretrained.tokenizer
     shape = WindowShape(inputs.max_length, flags.doc_stride)
     check_windows(tokenizer, shape)
-    with_null, threshold = (
-        flags.version_2_with_negative,
-        flags.null_score_diff_threshold,
-    )
-    search = Search(flags.n_best_size, flags.max_answer_length, with_null, threshold)
+    with_null = flags.version_2_with_negative
+    chosen = flags.n_best_size, flags.max_answer_length
+    search = Search(*chosen, with_null, flags.null_score_diff_threshold)
     ids = squad.data.ids_of(splits["test"]) if "test" in splits else []
     windows, places = {}, {}
     for split, rows in splits.items():

@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # they come with torch and datasets
     import numpy as np
     from datasets import Dataset
 
+    from obert_modifiers.tasks.data.columns import Columns
     from obert_modifiers.tasks.data.dataset import TextData
     from obert_modifiers.tasks.data.labels import Labels
     from obert_modifiers.tasks.run.models import Pretrained
@@ -88,7 +89,7 @@ class Task:
     head: str  # what transformers calls the model, such as ForTokenClassification
     # From rows, flags and the data's description: the columns of text, and that of
     # labels or None; raises where they are not there.
-    columns: Callable[[Dataset, Any, str], tuple[tuple[str, ...], str | None]]
+    columns: Callable[[Dataset, Any, str], Columns]
     prepare: Callable[[Inputs], Prepared]
     # The files that `Prepared.write` writes; a task without any predicts nothing.
     prediction_files: tuple[str, ...] = ()

@@ -16,6 +16,7 @@ from obert_modifiers.tasks.data.columns import (
     GLUE_COLUMNS,
     GLUE_FIGURES,
     MISMATCHED,
+    Batch,
     as_text,
     glue_task,
     map_rows,
@@ -44,9 +45,7 @@ class TextArguments(DataSetArguments):
     label_column_name: str = flag("label", "The column of the labels.")
 
 
-def text_columns(
-    rows: Dataset, flags: TextArguments, description: str
-) -> tuple[str, ...]:
+def text_columns(rows: Dataset, flags: Any, description: str) -> tuple[str, ...]:
     """Return the columns that are named, else those of GLUE's, else those of text."""
     if flags.input_column_names is not None:
         names = tuple(name.strip() for name in flags.input_column_names.split(","))
@@ -109,17 +108,16 @@ def tokenize(inputs: Inputs, split: str) -> Dataset:
     """Turn texts and labels into what the model reads, without labels to predict."""
     labels, flags, texts = inputs.labels, inputs.flags, inputs.data.text_columns
     rows, place = inputs.data.splits[split], inputs.data.place(split)
-    tokenizer, most = inputs.pretrained.tokenizer, inputs.max_length
+    tokenizer = inputs.pretrained.tokenizer
     padding = "max_length" if flags.pad_to_max_length else False
+    lengths = {"max_length": inputs.max_length, "padding": padding}
 
-    def encode(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        pairs = [batch[column] for column in texts]
-        encoded = dict(
-            tokenizer(*pairs, max_length=most, truncation=True, padding=padding)
-        )
+    def encode(batch: Batch) -> Batch:
+        given = [batch[column] for column in texts]
+        encoded = tokenizer(*given, truncation=True, **lengths)
         if labels.column in batch:
             encoded["labels"] = labels.numbers(batch[labels.column])
-        return encoded
+        return dict(encoded)
 
     for column in texts:
         rows = as_text(rows, column, place)

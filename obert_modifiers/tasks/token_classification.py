@@ -13,6 +13,8 @@ import numpy as np
 from obert_modifiers import core
 from obert_modifiers.tasks import data, words
 from obert_modifiers.tasks.data.columns import (
+    Batch,
+    Columns,
     map_rows,
     need_column,
     no_gaps,
@@ -52,9 +54,7 @@ class TokenArguments(DataSetArguments):
     )
 
 
-def _columns(
-    rows: Dataset, flags: TokenArguments, description: str
-) -> tuple[tuple[str, ...], str]:
+def _columns(rows: Dataset, flags: TokenArguments, description: str) -> Columns:
     columns = {
         name: usual_column(rows, getattr(flags, name), usual)
         for name, usual in _USUAL.items()
@@ -130,9 +130,7 @@ class _Split:
         classes, most = _classes(inputs, name), inputs.max_length
         self.classes = classes
 
-        def encode(
-            batch: dict[str, list[Any]], numbers: list[int]
-        ) -> dict[str, list[Any]]:
+        def encode(batch: Batch, numbers: list[int]) -> Batch:
             labels = [classes[number] for number in numbers]
             windows = words.windows.cut_rows(tokenizer, batch[text], labels, most)
             windows["row"] = [numbers[row] for row in windows["row"]]

@@ -12,6 +12,9 @@ from obert_modifiers.tasks.flags import DataSetArguments
 if TYPE_CHECKING:
     from datasets import Dataset
 
+Columns = tuple[tuple[str, ...], str | None]  # the names of those of text and of labels
+Batch = dict[str, list[Any]]  # some rows, by column
+
 GLUE_COLUMNS = {
     "cola": ("sentence",),
     "mnli": ("premise", "hypothesis"),
@@ -96,7 +99,7 @@ def as_text(rows: Dataset, column: str, place: str) -> Dataset:
 
 def map_rows(
     rows: Dataset,
-    encode: Callable[..., dict[str, list[Any]]],
+    encode: Callable[..., Batch],
     columns: Sequence[str],
     workers: int | None,
     what: str,

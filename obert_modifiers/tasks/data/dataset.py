@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datasets import Dataset
 
 from obert_modifiers.tasks.data import sources
-from obert_modifiers.tasks.data.columns import need_column
+from obert_modifiers.tasks.data.columns import Columns, need_column
 from obert_modifiers.tasks.flags import DataSetArguments
 
 
@@ -18,9 +18,8 @@ class TextData:
     text_columns: tuple[str, ...]  # one, or two for pairs
     label_column: str | None  # None where the task has no such column
     description: str  # where the data came from, for the log
-    files: Mapping[str, str | None] = field(
-        default_factory=dict
-    )  # of splits, for errors
+    # Those of the splits, for errors.
+    files: Mapping[str, str | None] = field(default_factory=dict)
 
     def place(self, split: str) -> str:
         """Say where the rows of a split are, for errors."""
@@ -31,7 +30,7 @@ def load(
     args: DataSetArguments,
     cache_dir: str | None,
     seed: int,
-    columns: Callable[..., tuple[tuple[str, ...], str | None]],
+    columns: Callable[..., Columns],
     reader: Callable[..., tuple[dict[str, Dataset], str]] | None = None,
 ) -> TextData:
     """Read the data set that the flags name, with a `Task`'s columns and reader.

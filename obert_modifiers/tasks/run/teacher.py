@@ -72,9 +72,7 @@ def _check_classes(config: Config, labels: Labels, named: str) -> None:
     named_by_hand = not all(name.startswith("LABEL_") for name in names)
     # Names in another order are the distillation modifier's to bring into ours.
     if named_by_hand and labels.names and order_for(labels.names, names) is None:
-        text = (
-            "%s calls its classes %s and the data set %s; they are taken in this order"
-        )
+        text = "%s calls its classes %s, the data set %s; they are taken in this order"
         logger.warning(text, named, theirs, ours)
 
 
@@ -114,9 +112,8 @@ def prepare_(
     Token types that its own tokenizer does not give are kept from it, by a hook. Those
     that the student lacks are made by `TeacherTypes`, where `lacks_types` says so.
     """
-    ours, theirs = (
-        set(one.model_input_names) for one in (student_tokens, teacher_tokens)
-    )
+    ours = set(student_tokens.model_input_names)
+    theirs = set(teacher_tokens.model_input_names)
     taken = set(inspect.signature(teacher.forward).parameters)
     missing = (theirs & taken) - ours
     lacking, why = missing - {_TYPES}, ""

@@ -10,7 +10,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from obert_modifiers.tasks.data import sources
-from obert_modifiers.tasks.data.columns import map_rows
+from obert_modifiers.tasks.data.columns import Batch, map_rows
 from obert_modifiers.tasks.squad.windows import WindowShape, cut_windows, label_windows
 
 # A folder's files belong to splits by how their names begin, as in SQuAD's own.
@@ -108,7 +108,7 @@ def windows_of(
     and beside it ``question``, the row's number, ``starts``, ``ends`` and ``null``.
     """
 
-    def encode(batch: dict[str, list[Any]], numbers: list[int]) -> dict[str, list[Any]]:
+    def encode(batch: Batch, numbers: list[int]) -> Batch:
         windows = cut_windows(tokenizer, batch["question"], batch["context"], shape)
         if labelled:
             triples = zip(numbers, batch["context"], batch["answers"], strict=True)
@@ -120,9 +120,8 @@ def windows_of(
         return windows
 
     kept = ["question", "context", *(["answers"] if labelled else [])]
-    windows = map_rows(
-        rows, encode, kept, workers, "cutting contexts", with_indices=True
-    )
+    how = (kept, workers, "cutting contexts")
+    windows = map_rows(rows, encode, *how, with_indices=True)
     places = [name for name in windows.column_names if name in _PLACES]
     return windows.remove_columns(places), windows.select_columns(places)
 

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase as Tokenizer
+
+    from obert_modifiers.tasks.data.columns import Batch
 
 MAX_QUESTION_TOKENS = 64  # as in BERT's own script; SQuAD's longest are below it
 OUTSIDE = -1  # the characters of a token that is not of the context
@@ -23,14 +25,14 @@ class WindowShape:
     max_length: int  # the most tokens, question and special tokens included
     doc_stride: int  # tokens of the context that neighbouring windows share
 
-    def question_tokens(self, tokenizer: PreTrainedTokenizerBase) -> int:
+    def question_tokens(self, tokenizer: Tokenizer) -> int:
         """Count the question's tokens that fit beside the shared ones and one more."""
         special = tokenizer.num_special_tokens_to_add(pair=True)
         room = self.max_length - special - self.doc_stride - 1
         return min(MAX_QUESTION_TOKENS, room)
 
 
-def check_windows(tokenizer: PreTrainedTokenizerBase, shape: WindowShape) -> None:
+def check_windows(tokenizer: Tokenizer, shape: WindowShape) -> None:
     """Check that a tokenizer can make windows of a shape."""
     name = type(tokenizer).__name__
     if not tokenizer.is_fast:
@@ -51,7 +53,7 @@ def check_windows(tokenizer: PreTrainedTokenizerBase, shape: WindowShape) -> Non
 
 
 def cut_questions(
-    tokenizer: PreTrainedTokenizerBase, questions: Sequence[str], most: int
+    tokenizer: Tokenizer, questions: Sequence[str], most: int
 ) -> list[str]:
     """Cut questions to a number of tokens without special ones; strip white space."""
     texts = [question.strip() for question in questions]
@@ -63,7 +65,7 @@ def cut_questions(
     ]
 
 
-def _cut(tokenizer: PreTrainedTokenizerBase, text: str, most: int) -> str:
+def _cut(tokenizer: Tokenizer, text: str, most: int) -> str:
     while True:
         encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         if len(encoded["input_ids"]) <= most:
@@ -74,11 +76,11 @@ def _cut(tokenizer: PreTrainedTokenizerBase, text: str, most: int) -> str:
 
 
 def cut_windows(
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Tokenizer,
     questions: Sequence[str],
     contexts: Sequence[str],
     shape: WindowShape,
-) -> dict[str, list[Any]]:
+) -> Batch:
     """Cut contexts into windows behind their questions; gives a list entry for each.
 
     They are what the model reads; ``question``, the index of its question; ``starts``
@@ -96,7 +98,7 @@ def cut_windows(
         return_offsets_mapping=True,
     )
     owners = list(encoded["overflow_to_sample_mapping"])
-    windows: dict[str, list[Any]] = {
+    windows: Batch = {
         name: encoded[name] for name in tokenizer.model_input_names if name in encoded
     }
     windows |= {"question": owners, "starts": [], "ends": []}

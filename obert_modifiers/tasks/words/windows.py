@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from obert_modifiers.tasks.data.columns import Batch
 from obert_modifiers.tasks.task import IGNORED
 
 _SHARED = 4  # neighbouring windows share the fourth part of their tokens
@@ -16,18 +17,18 @@ _KEPT = ("input_ids", "labels", "row", "words")
 
 
 def cut_rows(
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Tokenizer,
     rows: Sequence[Sequence[str]],
     labels: Sequence[Sequence[int]],
     max_length: int,
-) -> dict[str, list[Any]]:
+) -> Batch:
     """Cut rows of words into windows; a row without a labelled token has none.
 
     The labels are a class number for each word, -100 for none. Gives for each window
     what the model reads, with ``labels``; its ``row``; and the ``words`` it labels.
     """
     names = [n for n in tokenizer.model_input_names if n != "labels"]
-    windows: dict[str, list[Any]] = {name: [] for name in (*names, *_KEPT)}
+    windows: Batch = {name: [] for name in (*names, *_KEPT)}
     for number, (words, classes) in enumerate(zip(rows, labels, strict=True)):
         if not words:
             continue
@@ -49,7 +50,7 @@ def cut_rows(
 
 
 def _owners(
-    tokenizer: PreTrainedTokenizerBase, words: Sequence[str], encoded: Any
+    tokenizer: Tokenizer, words: Sequence[str], encoded: Any
 ) -> list[int | None]:
     """Return the index of the word that each token is of, None for special tokens."""
     if tokenizer.is_fast:
