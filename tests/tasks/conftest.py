@@ -39,19 +39,16 @@ def data_set(shared_data):
 @pytest.fixture(scope="session")
 def run_in(small):
     """Run a task for an epoch, with the tiny model, into a folder."""
-    common = {
-        "model_name_or_path": small.model,
-        "cache_dir": small.cache,
-        "num_train_epochs": 1,
-    }
-    return lambda out, task, do="", **flags: inputs.run(
-        task, do, **common | {"output_dir": out} | flags
-    )
+    common = {"model_name_or_path": small.model, "cache_dir": small.cache}
+    common["num_train_epochs"] = 1
+
+    def run_in(out, task, do="", **flags):
+        return inputs.run(task, do, **common | {"output_dir": out} | flags)
+
+    return run_in
 
 
 @pytest.fixture
 def run_task(run_in, tmp_path):
     """Run a task for an epoch, with the tiny model, into `tmp_path/out`."""
-    return lambda task, do="", out="out", **flags: run_in(
-        tmp_path / out, task, do, **flags
-    )
+    return lambda *task, out="out", **flags: run_in(tmp_path / out, *task, **flags)

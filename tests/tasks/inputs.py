@@ -39,10 +39,8 @@ def write(path, rows):
 def load(name: str, folder, **flags):
     """Read a data set as a task does; returns its flags and the data."""
     task = tasks.load(name)
-    named = ("_file", "dataset_name")
-    args = task.flags(**{
-        k: str(v) if k.endswith(named) else v for k, v in flags.items()
-    })
+    paths = {k: str(v) for k, v in flags.items() if k.endswith(("_file", "set_name"))}
+    args = task.flags(**flags | paths)
     cache = str(folder / "cache")
     return args, dataset.load(args, cache, 0, task.columns, task.reader)
 

@@ -57,16 +57,13 @@ def test_against_one_sample_at_a_time(small, tmp_path, name) -> None:
     parameters = [model.get_parameter(name) for name in encoder_weights(model)]
 
     def dense(reduction: str) -> list[torch.Tensor]:
-        grads = [
-            torch.autograd.grad(loss_of(model, sample, reduction), parameters)
-            for sample in samples
-        ]
-        columns = (
-            torch.stack([one.reshape(-1)[:WIDTH] for one in column])
-            for column in zip(*grads, strict=True)
-        )
-        fishers = (reference.dense_fisher(rows.numpy(), 0.0) for rows in columns)
-        return [torch.from_numpy(fisher * COUNT) for fisher in fishers]
+        losses = (loss_of(model, sample, reduction) for sample in samples)
+        grads = [torch.autograd.grad(loss, parameters) for loss in losses]
+        fishers = []
+        for column in zip(*grads, strict=True):
+            rows = torch.stack([one.reshape(-1)[:WIDTH] for one in column])
+            fishers.append(COUNT * reference.dense_fisher(rows.numpy(), 0.0))
+        return list(map(torch.from_numpy, fishers))
 
     few = replace(data, train=samples)
     found, in_pairs = _blocks(model, few), _blocks(model, few, size=2)

@@ -95,11 +95,21 @@ def test_rows_without_a_label_are_left_out_and_counted(small, caplog):
     assert "1 of 4 rows of rows (train) are left out" in caplog.text
 
 
-@pytest.mark.parametrize("labels", [[0, 1], [0.5, 2.5]])
-def test_a_split_without_a_label_is_not_evaluated(labels):
-    data = labelled(train=labels, validation=[type(labels[0])(-1)] * 2)
-    with refused("column label of rows .validation. is -1 .*--do_predict"):
-        labels_of(data, {})
+UNLABELLED = "column label of rows .validation. is -1 .*--do_predict"
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "message"),
+    [
+        ([0, 1], [-1, -1], UNLABELLED),
+        ([0.5, 2.5], [-1.0, -1.0], UNLABELLED),
+        ([0, 1], ["a", "b"], "holds 0 in row 0 of rows .train. and 'a' in"),
+        (["good"], ["good"], "holds the one class good"),
+    ],
+)
+def test_labels_that_tell_nothing_are_refused(train, validation, message):
+    with refused(message):
+        labels_of(labelled(train=train, validation=validation), {})
 
 
 @pytest.mark.parametrize("eval_on_test", [True, False])
@@ -139,9 +149,7 @@ def test_labels_of_several_types_and_missing_ones(run_task, tmp_path, lines, mes
         run_task(TEXT, "--do_train", train_file=path)
 
 
-def test_types_of_splits_are_compared_too():
-    with refused("holds 0 in row 0 of rows .train. and 'a' in"):
-        labels_of(labelled(train=[0, 1], validation=["a", "b"]), {})
+def test_whole_floats_are_classes_where_others_are_whole():
     whole = labels_of(labelled(train=[0, 1], validation=[1.0, 0.0]), {})
     assert whole.names == ("0", "1") and whole.numbers([1.0]) == [1]
     assert labels_of(labelled(train=[0, 1], validation=[1.5]), {}).regression
@@ -176,15 +184,11 @@ LABEL = {"text": "a", "label": "x"}
         ("masked_language_modeling", {"text": "a"}, {"sentence": "a"}, "text"),
     ],
 )
-def test_a_split_that_lacks_a_column_is_named(
-    run_task, tmp_path, task, rows, other, missing
-):
+def test_a_split_lacks_a_column(run_task, tmp_path, task, rows, other, missing):
     more = {"label": "y"} if "label" in rows else {}
     train = write(tmp_path / "train.json", [rows, rows | more])
     validation = write(tmp_path / "other.json", [other])
-    with refused(
-        f"data={validation} has no column {missing}, only {', '.join(other)};"
-    ):
+    with refused(f"={validation} has no column {missing}, only {', '.join(other)};"):
         run_task(task, train_file=train, validation_file=validation)
 
 

@@ -57,9 +57,7 @@ def terminate_at(monkeypatch, number) -> None:
     monkeypatch.setattr(RecipeStepper, "step", step)
 
 
-def test_sigterm_saves_and_prints_the_command_that_goes_on(
-    words, tmp_path, monkeypatch, capsys
-) -> None:
+def test_sigterm_saves_and_says_how_to_go_on(words, tmp_path, monkeypatch, capsys):
     assert cli.main([*words, "--overwrite_output_dir"]) == 0
     whole = result(tmp_path / "out")
     stopped = [*words, "--output_dir", str(tmp_path / "stopped")]

@@ -184,9 +184,7 @@ def turned(teacher, folder, named: bool):
     return folder
 
 
-def test_a_teacher_of_words_with_its_classes_in_another_order(
-    run_task, recipe, tmp_path
-) -> None:
+def test_a_teacher_with_its_classes_in_another_order(run_task, recipe, tmp_path):
     data = tiny.write_rows(tmp_path / "rows.json", rows(32))
     common = {"train_file": data, "validation_file": data, "num_train_epochs": None}
     common["per_device_train_batch_size"] = 4
@@ -208,10 +206,8 @@ def test_a_teacher_of_words_with_its_classes_in_another_order(
     # The order holds for a run that is resumed, too.
     checkpoint = tmp_path / "whole" / "checkpoint-6"
     run("resumed", distill_teacher=other, resume_from_checkpoint=checkpoint, **taught)
-    one, two = (
-        load_file(tmp_path / name / "model.safetensors")
-        for name in ("whole", "resumed")
-    )
+    folders = tmp_path / "whole", tmp_path / "resumed"
+    one, two = (load_file(folder / "model.safetensors") for folder in folders)
     assert all(torch.equal(values, two[name]) for name, values in one.items())
 
 

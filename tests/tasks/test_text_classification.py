@@ -86,11 +86,8 @@ def test_the_saved_model_reloads_elsewhere_as_it_was_measured(small, pruned):
 
 
 def test_a_quantized_model_is_saved_and_measured_as_such(run, tmp_path):
-    recipe, out = (
-        recipe_with(tmp_path, "QATModifier; start_epoch: 1.5"),
-        tmp_path / "out",
-    )
-    record = run(recipe=recipe)
+    out = tmp_path / "out"
+    record = run(recipe=recipe_with(tmp_path, "QATModifier; start_epoch: 1.5"))
     saved = json.loads((out / "quantization.json").read_text())["tensors"]
     assert len(saved) == 3 + 2 * (6 * 2 + 2)  # embeddings; layers, pooler and head
     assert "classifier:weight" in saved
@@ -233,9 +230,7 @@ def test_bad_input_is_an_error_before_training(run, tmp_path, flag, value, messa
         ("num_grads: 16", "num_grads: 16\n      params: ['re:nix']", "re:nix"),
     ],
 )
-def test_a_bad_recipe_names_file_line_modifier_and_key(
-    run, tmp_path, old, new, message
-):
+def test_a_bad_recipe_names_file_line_and_key(run, tmp_path, old, new, message):
     recipe, text = tmp_path / "bad.yaml", tiny.RECIPE.replace(old, new)
     recipe.write_text(text)
     last = new.splitlines()[-1].strip()

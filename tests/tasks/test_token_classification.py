@@ -92,10 +92,8 @@ def test_data_that_does_not_fit(tmp_path, line, flags, message) -> None:
 
 
 def test_the_first_token_of_a_word_has_its_label(tmp_path) -> None:
-    line = {
-        "tokens": ["Reykjavikians", "saw", "O'Brien", "."],
-        "ner_tags": ["B-BAD", "O", "B-GOOD", "O"],
-    }
+    line = {"tokens": ["Reykjavikians", "saw", "O'Brien", "."]}
+    line["ner_tags"] = ["B-BAD", "O", "B-GOOD", "O"]
     flags = {"max_seq_length": 7}
     flags["train_file"] = tiny.write_rows(tmp_path / "rows.json", [line, line])
     prepared, tokenizer = inputs.prepare(TASK.name, tmp_path, **flags)

@@ -84,10 +84,8 @@ def test_columns_are_words_and_tags(tmp_path) -> None:
     file.write_text("New York\tB-LOC\n\nand\tO\n")
     assert read_columns("--train_file", file)["tokens"] == [["New York"], ["and"]]
     file.write_text("Peter\n\nsaw\nit\n")
-    assert read_columns("--test_file", file).to_list() == [
-        {"tokens": ["Peter"]},
-        {"tokens": ["saw", "it"]},
-    ]
+    rows = read_columns("--test_file", file).to_list()
+    assert rows == [{"tokens": ["Peter"]}, {"tokens": ["saw", "it"]}]
     file.write_text("EU B-ORG\nrejects\n")
     with refused(f"^--train_file={file} has 1 columns in line 2; expect"):
         read_columns("--train_file", file)
