@@ -143,23 +143,20 @@ def check(arguments: Arguments) -> None:
             "beside it; add it"
         )
     full = folder.is_dir() and any(folder.iterdir())
-    if (
-        trains
-        and full
-        and not (train.overwrite_output_dir or _goes_on(folder, resumed))
-    ):
-        raise ValueError(
-            f"--output_dir={folder} is not empty; expected an empty or new folder; "
-            "choose another or add --overwrite_output_dir"
-        )
+    if trains and full and not train.overwrite_output_dir:
+        finished = any(folder.glob("model*.safetensors"))
+        if resumed is None or (finished and not resumes(train)):
+            raise ValueError(
+                f"--output_dir={folder} is not empty; expected an empty or new folder; "
+                "choose another or add --overwrite_output_dir"
+            )
 
 
-def _goes_on(folder: Path, resumed: str | None) -> bool:
-    """Tell whether a run continues what an output folder holds."""
-    if resumed is None:
-        return False
-    # They come with torch, which --help and misspelt flags do without.
-    from obert_modifiers.training.checkpoint import LAST, checkpoints_in
+def resumes(train: TrainArguments) -> bool:
+    """Tell whether a run starts from a checkpoint; `last` may find none."""
+    from obert_modifiers.training.checkpoint import LAST, checkpoints_in  # with torch
 
-    finished = any(folder.glob("model*.safetensors"))
-    return resumed != LAST or not finished or bool(checkpoints_in(folder))
+    wanted = train.resume_from_checkpoint
+    if wanted == LAST:
+        return bool(checkpoints_in(Path(train.output_dir)))
+    return wanted is not None

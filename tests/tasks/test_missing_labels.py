@@ -49,7 +49,7 @@ def test_new_texts_are_predicted(run_task, trained, tmp_path, suffix, label, bes
 
 def test_new_texts_need_a_model_with_classes(run_task, tmp_path):
     test = write(tmp_path / "new.csv", [{"sentence": "a fine film"}])
-    with refused("has BertModel, and test data alone names no"):
+    with refused("has BertModel, and test data names no"):
         run_task(TEXT, "--do_predict", test_file=test)
 
 

@@ -13,8 +13,8 @@ import transformers
 from accelerate import PartialState
 
 from obert_modifiers.core.quantization import scales
-from obert_modifiers.tasks.command_line import check
-from obert_modifiers.tasks.flags import Arguments, TrainArguments
+from obert_modifiers.tasks.command_line import check, resumes
+from obert_modifiers.tasks.flags import Arguments
 from obert_modifiers.tasks.run import models, record
 from obert_modifiers.tasks.run.plan import (
     Notes,
@@ -68,7 +68,7 @@ def _execute(plan: Plan, state: PartialState, reporter: Any) -> dict[str, Any]:
     """Train, save, and measure what was saved."""
     flags, folder = plan.arguments.train, Path(plan.config.output_dir)
     data, model, result = plan.samples.data, plan.model, None
-    if state.is_main_process and not _resumes(flags, folder):
+    if state.is_main_process and not resumes(flags):
         _clear(folder, flags.do_train, plan.task)
     state.wait_for_everyone()
     if flags.do_train:
@@ -95,13 +95,6 @@ def _execute(plan: Plan, state: PartialState, reporter: Any) -> dict[str, Any]:
         figures |= record.sparsities(folder, plan.model) | record.sizes_mb(folder)
         figures["layers"] = layers
     return figures
-
-
-def _resumes(flags: TrainArguments, folder: Path) -> bool:
-    wanted = flags.resume_from_checkpoint
-    if wanted == checkpoint.LAST:
-        return bool(checkpoint.checkpoints_in(folder))
-    return wanted is not None
 
 
 def _clear(folder: Path, training: bool, task: Task) -> None:

@@ -50,7 +50,7 @@ class Pretrained:
         if not known:
             heads = ", ".join(self.config.architectures or []) or "no head"
             raise ValueError(
-                f"model={self.description} has {heads}, and test data alone names no "
+                f"model={self.description} has {heads}, and test data names no "
                 "classes; expected a model trained for this task; train it first"
             )
         names = tuple(sorted(known, key=lambda name: known[name]))
