@@ -1,7 +1,7 @@
 """What to train on: a task is a file of this folder and a line of `TASKS`.
 
 This file and the tops of the tasks' files import neither torch nor datasets, so that
-`--help` and a misspelt flag cost no second.
+`--help` and a misspelt flag take no second.
 """
 
 from collections.abc import Sequence
@@ -29,10 +29,10 @@ def check_words(name: str, argv: Sequence[str]) -> None:
 
 
 def main(name: str, argv: Sequence[str], reporter: Any = None) -> dict[str, Any]:
-    """Run what a task's command line asks for; works under accelerate's launchers.
+    """Run what a task's command line asks for; returns the record that is written.
 
-    Returns the record that is written into the output folder. The reporter shows the
-    progress, see `obert_modifiers.training.train`.
+    Works under accelerate's launchers. The reporter shows the progress, see
+    `obert_modifiers.training.train`.
     """
     from obert_modifiers.tasks.run.execute import run
 

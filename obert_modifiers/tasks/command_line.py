@@ -1,8 +1,4 @@
-"""The command line of a task.
-
-What SparseML knows and this package does not do yet is refused by name, and so is a
-misspelt flag; nothing is ignored in silence.
-"""
+"""The command line of a task; nothing in it is ignored in silence."""
 
 import ast
 import difflib
@@ -18,7 +14,6 @@ from obert_modifiers.tasks.flags import (
     DataSetArguments,
     ModelArguments,
     TrainArguments,
-    check_positive,
 )
 
 _NOT_YET = {
@@ -57,12 +52,12 @@ def parse(
     kinds = (ModelArguments, flags, TrainArguments)
     parser = _Parser(kinds, prog=program, allow_abbrev=False)
     parser.set_defaults(output_dir=f"runs/{program.split()[-1]}")
-    model, data, train, rest = parser.parse_args_into_dataclasses(
+    *parsed, rest = parser.parse_args_into_dataclasses(
         _spelt_out(argv), return_remaining_strings=True
     )
     if rest:
         raise ValueError(_unknown(rest, parser))
-    return Arguments(model, data, train, (*program.split(), *argv))
+    return Arguments(*parsed, (*program.split(), *argv))
 
 
 def _spelt_out(argv: Sequence[str]) -> list[str]:
@@ -82,12 +77,11 @@ def resuming(argv: Sequence[str]) -> list[str]:
     kept: list[str] = []
     words = iter(argv)
     for word in words:
-        name = word.split("=")[0].replace("-", "_")
-        if name == "__resume_from_checkpoint":
-            if "=" not in word:
-                next(words, None)
-        else:
+        name, equals, _ = word.partition("=")
+        if name.replace("-", "_") != "__resume_from_checkpoint":
             kept.append(word)
+        elif not equals:
+            next(words, None)
     return [*kept, "--resume_from_checkpoint", LAST]
 
 
@@ -98,19 +92,19 @@ def _unknown(rest: list[str], parser: _Parser) -> str:
         return f"argument={word!r} belongs to no flag; expected --name value; remove it"
     name = word[2:].split("=")[0].replace("-", "_")
     if name in _transformers_flags() | set(_KNOWN_ELSEWHERE):
-        way = _NOT_YET.get(name, "remove it")
         return (
             f"--{name} is a flag of SparseML's training script that is not supported "
-            f"here yet; expected a flag that --help lists; {way}"
+            "here yet; expected a flag that --help lists; "
+            f"{_NOT_YET.get(name, 'remove it')}"
         )
     options = parser._option_string_actions
+    # Of two spellings that with underscores is ours, and comes first.
     ours = sorted(options, key=lambda option: "_" not in option)
     ours = [option for option in ours if "_" in option or "-" not in option[2:]]
     near = [option for option in ours if option.startswith(f"--{name}")]
     near += difflib.get_close_matches(f"--{name}", ours, n=1, cutoff=0.5)
-    return f"--{name} is unknown; expected a flag that --help lists; " + (
-        f"did you mean {near[0]}?" if near else "remove it"
-    )
+    way = f"did you mean {near[0]}?" if near else "remove it"
+    return f"--{name} is unknown; expected a flag that --help lists; {way}"
 
 
 def _transformers_flags() -> set[str]:
@@ -130,21 +124,8 @@ def check(arguments: Arguments) -> None:
     """Check each value, and those that exclude each other; loads nothing."""
     arguments.data.check()
     train = arguments.train
-    for name in (
-        "per_device_train_batch_size",
-        "per_device_eval_batch_size",
-        "gradient_accumulation_steps",
-        "logging_steps",
-        "save_steps",
-        "save_total_limit",
-    ):
-        check_positive(name, getattr(train, name))
-    if train.fp16 and train.bf16:
-        raise ValueError("--fp16 and --bf16 exclude each other; expected one; drop one")
-    _check_output(Path(train.output_dir), train)
-
-
-def _check_output(folder: Path, train: TrainArguments) -> None:
+    train.check()
+    folder, resumed = Path(train.output_dir), train.resume_from_checkpoint
     if folder.exists() and not folder.is_dir():
         raise ValueError(
             f"--output_dir={folder} is a file; expected a folder; choose another"
@@ -155,27 +136,27 @@ def _check_output(folder: Path, train: TrainArguments) -> None:
             f"--output_dir={folder} cannot be written to: no permission for "
             f"{existing}; expected a folder of yours; choose another"
         )
-    full = train.do_train or not (train.do_eval or train.do_predict)
-    if train.resume_from_checkpoint is not None and not full:
+    trains = train.do_train or not (train.do_eval or train.do_predict)
+    if resumed is not None and not trains:
         raise ValueError(
-            f"--resume_from_checkpoint={train.resume_from_checkpoint} needs training; "
-            "expected --do_train beside it; add it"
+            f"--resume_from_checkpoint={resumed} needs training; expected --do_train "
+            "beside it; add it"
         )
-    if full and not train.overwrite_output_dir and folder.is_dir():
-        if any(folder.iterdir()) and not _goes_on(folder, train):
+    full = folder.is_dir() and any(folder.iterdir())
+    if trains and full and not train.overwrite_output_dir:
+        finished = any(folder.glob("model*.safetensors"))
+        if resumed is None or (finished and not resumes(train)):
             raise ValueError(
                 f"--output_dir={folder} is not empty; expected an empty or new folder; "
                 "choose another or add --overwrite_output_dir"
             )
 
 
-def _goes_on(folder: Path, train: TrainArguments) -> bool:
-    """Tell whether a run continues what an output folder holds."""
-    if train.resume_from_checkpoint is None:
-        return False
-    # They come with torch, which --help and misspelt flags do without.
-    from obert_modifiers.training.checkpoint import LAST, checkpoints_in
+def resumes(train: TrainArguments) -> bool:
+    """Tell whether a run starts from a checkpoint; `last` may find none."""
+    from obert_modifiers.training.checkpoint import LAST, checkpoints_in  # with torch
 
-    finished = any(folder.glob("model*.safetensors"))
-    named = train.resume_from_checkpoint != LAST
-    return named or not finished or bool(checkpoints_in(folder))
+    wanted = train.resume_from_checkpoint
+    if wanted == LAST:
+        return bool(checkpoints_in(Path(train.output_dir)))
+    return wanted is not None

@@ -12,11 +12,22 @@ def flag(default: Any, text: str, *aliases: str) -> Any:
     return field(default=default, metadata={"help": text, **more})
 
 
-def check_positive(name: str, value: int | None) -> None:
-    """Check a flag (its name without dashes) that counts something, if it is given."""
-    if value is not None and value < 1:
+def check_positive(flags: Any, *names: str) -> None:
+    """Check flags (their names without dashes) that count something, if given."""
+    for name in names:
+        value = getattr(flags, name)
+        if value is not None and value < 1:
+            raise ValueError(
+                f"--{name}={value} is not positive; expected 1 or more; raise it"
+            )
+
+
+def check_share(flags: Any, name: str, usual: float = 0.1) -> None:
+    """Check a flag that is a share, if given."""
+    value = getattr(flags, name)
+    if value is not None and not 0 < value < 1:
         raise ValueError(
-            f"--{name}={value} is not positive; expected 1 or more; raise it"
+            f"--{name}={value} is outside (0, 1); expected a share; use {usual}"
         )
 
 
@@ -27,12 +38,8 @@ class ModelArguments:
     model_name_or_path: str | None = flag(
         None, "A folder or hub id of the model; without it, the embedded encoder."
     )
-    config_name: str | None = flag(
-        None, "A folder or hub id of the configuration, where it is another."
-    )
-    tokenizer_name: str | None = flag(
-        None, "A folder or hub id of the tokenizer, where it is another."
-    )
+    config_name: str | None = flag(None, "A folder or hub id of its configuration.")
+    tokenizer_name: str | None = flag(None, "A folder or hub id of its tokenizer.")
     cache_dir: str | None = flag(None, "Where models and data of the hub are kept.")
     model_revision: str = flag("main", "The branch, tag or commit of a hub model.")
     distill_teacher: str | None = flag(
@@ -54,13 +61,9 @@ class DataSetArguments:
     validation_ratio: float | None = flag(
         None, "The share of the training data kept for validation, between 0 and 1."
     )
-    eval_on_test: bool = flag(
-        False, "Evaluate on the test data, for data sets like IMDB without others."
-    )
+    eval_on_test: bool = flag(False, "Evaluate on the test data, as IMDB has no other.")
     max_seq_length: int = flag(384, "Longer sequences are cut to this many tokens.")
-    pad_to_max_length: bool = flag(
-        False, "Pad every sample to max_seq_length, not to the longest of its batch."
-    )
+    pad_to_max_length: bool = flag(False, "Pad every sample to max_seq_length.")
     max_train_samples: int | None = flag(None, "Train on the first samples only.")
     max_eval_samples: int | None = flag(None, "Evaluate on the first samples only.")
     preprocessing_num_workers: int | None = flag(None, "Processes that tokenize.")
@@ -73,19 +76,12 @@ class DataSetArguments:
 
     def check(self) -> None:
         """Raise ValueError if a value breaks its rule or two exclude each other."""
-        for name in ("max_seq_length", "max_train_samples", "max_eval_samples"):
-            check_positive(name, getattr(self, name))
-        check_positive("preprocessing_num_workers", self.preprocessing_num_workers)
-        ratio = self.validation_ratio
-        if ratio is not None and not 0 < ratio < 1:
+        check_positive(self, "max_seq_length", "max_train_samples", "max_eval_samples")
+        check_positive(self, "preprocessing_num_workers")
+        check_share(self, "validation_ratio")
+        if self.eval_on_test and self.validation_ratio is not None:
             raise ValueError(
-                f"--validation_ratio={ratio} is outside (0, 1); expected a share of "
-                "the training data; use 0.1 for a tenth"
-            )
-        if self.eval_on_test and ratio is not None:
-            raise ValueError(
-                "--eval_on_test and --validation_ratio exclude each other; expected one"
-                "; drop one"
+                "--eval_on_test and --validation_ratio exclude each other; drop one"
             )
         named = [
             f"--{name}={getattr(self, name)}"
@@ -131,9 +127,7 @@ class TrainArguments:
     fp16: bool = flag(False, "Mixed precision in float16; needs a GPU.")
     tf32: bool = flag(False, "Products of float32 in TF32; needs an Ampere GPU.")
     torch_compile: bool = flag(False, "Compile the model; masks cost no recompiling.")
-    torch_compile_backend: str | None = flag(
-        None, "The compiler, inductor if unset; turns --torch_compile on."
-    )
+    torch_compile_backend: str | None = flag(None, "Compile with this, not inductor.")
     use_cpu: bool = flag(False, "Stay on the CPU.", "--no_cuda")
     logging_steps: int = flag(10, "Optimizer steps between two lines of the log.")
     eval_strategy: Literal["no", "epoch"] = flag(
@@ -143,9 +137,7 @@ class TrainArguments:
         "no", "When checkpoints are written, from which a killed run is resumed."
     )
     save_steps: int = flag(500, "Optimizer steps between two checkpoints.")
-    save_total_limit: int | None = flag(
-        None, "Checkpoints that are kept; all if unset."
-    )
+    save_total_limit: int | None = flag(None, "Checkpoints kept; all if unset.")
     resume_from_checkpoint: str | None = flag(
         None, "Continue from a checkpoint's folder, or from the last: 'last'."
     )
@@ -153,11 +145,19 @@ class TrainArguments:
         "refuse", "Whether a run continues with an edited recipe, where that is safe."
     )
     report_to: Literal["tensorboard", "wandb", "all", "none"] | None = flag(
-        None,
-        "Who gets the figures, beside files in output_dir; if unset tensorboard, "
-        "where it is installed.",
+        None, "Who gets the figures too; if unset tensorboard, where it is installed."
     )
     disable_tqdm: bool = flag(False, "Print lines instead of a progress bar.")
+
+    def check(self) -> None:
+        """Raise ValueError if a value breaks its rule or two exclude each other."""
+        check_positive(
+            self, "per_device_train_batch_size", "per_device_eval_batch_size"
+        )
+        check_positive(self, "gradient_accumulation_steps", "logging_steps")
+        check_positive(self, "save_steps", "save_total_limit")
+        if self.fp16 and self.bf16:
+            raise ValueError("--fp16 and --bf16 exclude each other; drop one")
 
 
 @dataclass(frozen=True)

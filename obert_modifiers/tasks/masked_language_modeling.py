@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from obert_modifiers.tasks.data.columns import need_column, usual_column
-from obert_modifiers.tasks.flags import DataSetArguments, flag
+from obert_modifiers import core
+from obert_modifiers.tasks.data.columns import (
+    Batch,
+    Columns,
+    as_text,
+    map_rows,
+    need_column,
+    usual_column,
+)
+from obert_modifiers.tasks.flags import DataSetArguments, check_share, flag
 from obert_modifiers.tasks.task import IGNORED, Inputs, Prepared, Task
 
 if TYPE_CHECKING:
@@ -19,7 +27,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 REPLACED, KEPT = 0.8, 0.1  # by the mask token; as they are. The rest: any other token.
-_VALIDATION_SEED = 0  # fixed, so that runs with different seeds can be compared
 _LARGEST = 700.0  # of which the exponential is still a number
 
 
@@ -38,20 +45,15 @@ class MaskedArguments(DataSetArguments):
     def check(self) -> None:
         """Raise ValueError if a value breaks its rule or two exclude each other."""
         super().check()
-        if not 0 < self.mlm_probability < 1:
-            raise ValueError(
-                f"--mlm_probability={self.mlm_probability} is outside (0, 1); expected "
-                "a share of the tokens; use 0.15"
-            )
+        check_share(self, "mlm_probability", 0.15)
 
 
 @dataclass(frozen=True)
 class Masking:
-    """How tokens are masked.
+    """How tokens are masked: BERT's way (Devlin et al. 2019, section 3.1).
 
-    BERT (Devlin et al. 2019, section 3.1): of the chosen tokens 80 % become the mask
-    token, 10 % a random token, and 10 % stay. Each token is chosen on its own; one of a
-    sample always is.
+    Of the chosen tokens 80 % become the mask token, 10 % a random token, and 10 % stay.
+    Each token is chosen on its own; one of a sample always is.
     """
 
     probability: float
@@ -61,14 +63,11 @@ class Masking:
 
     def choosable(self, tokens: Sequence[int]) -> np.ndarray:
         """Tell which tokens (T,) may be chosen, as bool (T,)."""
-        return ~np.isin(np.asarray(tokens), self.special)
+        return ~np.isin(tokens, self.special)
 
-    def mask(self, tokens: Sequence[int], seed: Iterable[int]) -> tuple[Any, Any]:
-        """Mask a sample (T,): the tokens that the model reads, and the labels.
-
-        The seed's numbers fix the draw; no other generator is touched.
-        """
-        draw = np.random.default_rng([*seed])
+    def mask(self, tokens: Sequence[int], seed: Sequence[int]) -> tuple[Any, Any]:
+        """Mask a sample (T,) by a seed: tokens that the model reads, and labels."""
+        draw = np.random.default_rng(seed)  # no other generator is touched
         tokens = np.asarray(tokens)
         free = self.choosable(tokens)
         chosen = free & (draw.random(len(tokens)) < self.probability)
@@ -79,107 +78,89 @@ class Masking:
             chosen[one] = True
         masked = np.where(how < REPLACED, self.mask_id, others)
         masked = np.where(how >= 1.0 - KEPT, tokens, masked)
-        return (
-            np.where(chosen, masked, tokens).tolist(),
-            np.where(chosen, tokens, IGNORED).tolist(),
-        )
+        labels = np.where(chosen, tokens, IGNORED)
+        return np.where(chosen, masked, tokens).tolist(), labels.tolist()
 
 
 def masking_of(tokenizer: PreTrainedTokenizerBase, probability: float) -> Masking:
     """Take mask token, vocabulary and special tokens from a tokenizer."""
-    if tokenizer.mask_token_id is None:
+    mask = tokenizer.mask_token_id
+    if mask is None:
         raise ValueError(
             f"tokenizer={tokenizer.name_or_path} has no mask token; expected that of a "
             "model for masked language modelling; choose another with --tokenizer_name"
         )
     special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
-    return Masking(
-        probability, tokenizer.mask_token_id, len(tokenizer), tuple(sorted(special))
-    )
+    return Masking(probability, mask, len(tokenizer), tuple(sorted(special)))
 
 
+@dataclass(eq=False)
 class MaskedSamples(Sequence[dict[str, Any]]):
     """Blocks of tokens, masked anew in each epoch.
 
-    The masks depend only on seed, epoch and the block's place in the data: not on the
-    batch, the process, or what was drawn before. Without a seed they are the same in
-    every epoch and every run.
+    The masks depend only on seed, epoch and the block's place in the data. Without a
+    seed they are the same in every epoch and every run.
     """
 
-    def __init__(self, blocks: Dataset, masking: Masking, seed: int | None) -> None:
-        self._blocks, self._masking, self._seed = blocks, masking, seed
-        self._epoch = 0
+    blocks: Dataset
+    masking: Masking
+    seed: int | None
+    epoch: int = 0
 
     def start_epoch(self, number: int) -> None:
         """Choose the masks of an epoch, counted from 0."""
-        self._epoch = number
+        self.epoch = number
 
     def token_counts(self) -> list[int]:
         """Return the number of tokens of each block."""
-        return [len(ids) for ids in self._blocks["input_ids"]]
+        return [len(ids) for ids in self.blocks["input_ids"]]
 
     def __len__(self) -> int:
-        return len(self._blocks)
+        return len(self.blocks)
 
     def __getitem__(self, index: Any) -> dict[str, Any]:
-        tokens = self._blocks[int(index)]["input_ids"]
-        if self._seed is None:
-            seed = (_VALIDATION_SEED, 0, int(index))
-        else:
-            seed = (self._seed, 1 + self._epoch, int(index))
-        ids, labels = self._masking.mask(tokens, seed)
+        drawn = (0, 0) if self.seed is None else (self.seed, 1 + self.epoch)
+        tokens = self.blocks[int(index)]["input_ids"]
+        ids, labels = self.masking.mask(tokens, (*drawn, int(index)))
         return {"input_ids": ids, "labels": labels}
 
 
-def _columns(
-    rows: Dataset, flags: MaskedArguments, description: str
-) -> tuple[tuple[str, ...], None]:
+def _columns(rows: Dataset, flags: MaskedArguments, description: str) -> Columns:
     column = usual_column(rows, flags.text_column_name, ("text", "sentence"))
     need_column(rows, column, "--text_column_name", description)
     return (column,), None
 
 
 def _prepare(inputs: Inputs) -> Prepared:
-    from datasets import Dataset
-
-    from obert_modifiers.core.losses import token_loss
-    from obert_modifiers.training.batches import TaskData
-
     masking = masking_of(inputs.pretrained.tokenizer, inputs.flags.mlm_probability)
-    blocks = {name: tokenize(inputs, masking, name) for name in inputs.data.splits}
-    none = Dataset.from_dict({"input_ids": []})
-    train = MaskedSamples(blocks.get("train", none), masking, inputs.seed)
-    validation = MaskedSamples(blocks.get("validation", none), masking, None)
-    return Prepared(
-        TaskData(
-            train=train,
-            validation=validation,
-            collate=inputs.token_collator(),
-            sample_loss=token_loss,
-            metrics=masked_metrics,
-            keep=_keep,
-            headline=("perplexity", "accuracy"),
-            start_epoch=train.start_epoch,
-        )
+    samples = {}
+    for name in inputs.data.splits:
+        seed = inputs.seed if name == "train" else None
+        samples[name] = MaskedSamples(tokenize(inputs, masking, name), masking, seed)
+    return Prepared.of(
+        samples,
+        collate=inputs.token_collator(),
+        sample_loss=core.losses.token_loss,
+        metrics=masked_metrics,
+        keep=_keep,
+        headline=("perplexity", "accuracy"),
+        start_epoch=samples["train"].start_epoch if "train" in samples else None,
     )
 
 
 def tokenize(inputs: Inputs, masking: Masking, name: str) -> Dataset:
-    """Turn the texts of a split into blocks of tokens, ``input_ids``.
+    """Turn the texts of a split into blocks of tokens that can be masked.
 
-    Rows with only white space are left out, and blocks in which nothing can be masked.
     Joined rows keep their special tokens, a thousand rows at a time; what remains of
     them is a shorter block.
     """
-    from obert_modifiers.tasks.data.texts import as_text, map_rows
-
     flags, length = inputs.flags, inputs.max_length
     tokenizer = inputs.pretrained.tokenizer
     options = {"truncation": True, "max_length": length} if flags.line_by_line else {}
     (column,) = inputs.data.text_columns
     rows = as_text(inputs.data.splits[name], column, inputs.data.place(name))
 
-    def encode(batch: dict[str, list[str]]) -> dict[str, list[Any]]:
+    def encode(batch: Batch) -> Batch:
         texts = [text for text in batch[column] if text.strip()]
         if not texts:
             return {"input_ids": []}
@@ -200,26 +181,14 @@ def tokenize(inputs: Inputs, masking: Masking, name: str) -> Dataset:
 
 
 def _keep(outputs: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    from obert_modifiers.core.losses import token_sums
-
-    sums, counts, hits = token_sums(outputs, batch)
+    sums, counts, hits = core.losses.token_sums(outputs, batch)
     return {"sums": sums.double(), "counts": counts, "hits": hits}
 
 
 def masked_metrics(
     sums: np.ndarray, counts: np.ndarray, hits: np.ndarray
 ) -> dict[str, float]:
-    """Measure predictions of masked tokens, of which each sample has `counts` (n,).
-
-    Args:
-        sums: Sum of the cross-entropies of each sample (n,).
-        counts: Its number of tokens to be predicted (n,).
-        hits: Its number of right predictions (n,).
-
-    Returns:
-        ``loss``, the mean over all these tokens, ``perplexity``, its exponential, and
-        ``accuracy``.
-    """
+    """Measure samples (n,) by their masked tokens: sums of losses, counts and hits."""
     total = float(counts.sum())
     loss = float(sums.sum()) / total
     return {

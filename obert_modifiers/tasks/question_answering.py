@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from obert_modifiers.tasks import squad
+from obert_modifiers.tasks.data.columns import Columns
 from obert_modifiers.tasks.flags import DataSetArguments, check_positive, flag
 from obert_modifiers.tasks.squad.answers import Answer, Search, answer_question
 from obert_modifiers.tasks.squad.metrics import squad_metrics, squad_v2_metrics
@@ -30,9 +33,7 @@ NULL_ODDS = "null_odds.json"
 class QuestionAnsweringArguments(DataSetArguments):
     """Which questions are read, and how answers are chosen."""
 
-    version_2_with_negative: bool = flag(
-        False, "Questions may have no answer, as in SQuAD v2."
-    )
+    version_2_with_negative: bool = flag(False, "Answers may be missing, as in v2.")
     doc_stride: int = flag(
         128, "Tokens that the windows of a long context share with the next one."
     )
@@ -42,49 +43,35 @@ class QuestionAnsweringArguments(DataSetArguments):
         0.0, "No answer is given where its score is higher by more than this."
     )
 
-    @property
-    def search(self) -> Search:
-        """How answers are chosen."""
-        return Search(
-            self.n_best_size,
-            self.max_answer_length,
-            self.version_2_with_negative,
-            self.null_score_diff_threshold,
-        )
-
     def check(self) -> None:
         """Raise ValueError if a value breaks its rule or two exclude each other."""
         super().check()
-        check_positive("max_answer_length", self.max_answer_length)
-        check_positive("n_best_size", self.n_best_size)
-        if self.doc_stride < 0:
+        check_positive(self, "max_answer_length", "n_best_size")
+        stride, threshold = self.doc_stride, self.null_score_diff_threshold
+        if stride < 0:
             raise ValueError(
-                f"--doc_stride={self.doc_stride} is negative; expected 0 or more; use "
-                "128"
+                f"--doc_stride={stride} is negative; expected 0 or more; use 128"
             )
-        if self.null_score_diff_threshold and not self.version_2_with_negative:
+        if threshold and not self.version_2_with_negative:
             raise ValueError(
-                f"--null_score_diff_threshold={self.null_score_diff_threshold} is for "
-                "questions without an answer; expected --version_2_with_negative beside"
-                " it; add it"
+                f"--null_score_diff_threshold={threshold} is for questions without an "
+                "answer; expected --version_2_with_negative beside it; add it"
             )
         if self.dataset_name is None and not self.files:
             raise ValueError(
-                "--dataset_name is missing, and no question comes with the package; "
-                "expected it or --train_file and --validation_file; give a folder "
-                "with SQuAD's files"
+                "--dataset_name is missing; expected it or --train_file and "
+                "--validation_file; give a folder with SQuAD's files"
             )
 
 
 def answer_losses(outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
     """Return the loss of each window (k,), the mean of start's and end's cross-entropy.
 
-    Padding (`attention_mask` (k, T)) is left out of the softmax over positions, so that
-    the loss of a window does not depend on its batch. A position past the sequence adds
-    no loss.
+    Padding is left out of the softmax over positions, so that a window's loss does not
+    depend on its batch. A position past the sequence adds no loss.
     """
     import torch
-    from torch.nn import functional
+    from torch.nn.functional import cross_entropy
 
     padding = batch["attention_mask"].eq(0)
     losses = []
@@ -92,27 +79,19 @@ def answer_losses(outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
         logits = logits.masked_fill(padding, -torch.inf)
         labels = batch[f"{side}_positions"]
         labels = labels.masked_fill(labels >= logits.shape[1], IGNORED)
-        losses.append(
-            functional.cross_entropy(
-                logits, labels, reduction="none", ignore_index=IGNORED
-            )
-        )
+        options = {"reduction": "none", "ignore_index": IGNORED}
+        losses.append(cross_entropy(logits, labels, **options))
     return torch.stack(losses).mean(dim=0)
 
 
 def _both(outputs: Any) -> dict[str, Tensor]:
-    """Return the logits of starts and ends, (k, T) in float32 or wider.
-
-    A tuple of outputs starts with them.
-    """
-    named = isinstance(outputs, Mapping)
-    logits = {
-        side: outputs[f"{side}_logits"] if named else outputs[number]
-        for number, side in enumerate(_SIDES)
-    }
+    """Return the logits of starts and ends, (k, T) in float32 or wider."""
+    both = outputs  # a tuple starts with them
+    if isinstance(outputs, Mapping):
+        both = [outputs[f"{side}_logits"] for side in _SIDES]
     return {
         side: values if values.element_size() >= 4 else values.float()
-        for side, values in logits.items()
+        for side, values in zip(_SIDES, both, strict=False)
     }
 
 
@@ -120,114 +99,89 @@ def _keep(outputs: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {f"{side}_logits": logits for side, logits in _both(outputs).items()}
 
 
-@dataclass(frozen=True)
-class Collate:
-    """Pads windows on the right, where no position of an answer moves."""
-
-    tokenizer: PreTrainedTokenizerBase
-    length: int | None = None  # that all are padded to; None for the batch's longest
-    multiple: int | None = None
-
-    def __call__(self, windows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """Make a batch of windows."""
-        return dict(
-            self.tokenizer.pad(
-                [dict(window) for window in windows],
-                padding="longest" if self.length is None else "max_length",
-                max_length=self.length,
-                pad_to_multiple_of=self.multiple,
-                padding_side="right",
-                return_tensors="pt",
-            )
-        )
+def collating(
+    tokenizer: PreTrainedTokenizerBase,
+    length: int | None = None,
+    multiple: int | None = None,
+) -> Callable[[list[dict[str, Any]]], Any]:
+    """Return what pads windows on the right, where no position of an answer moves."""
+    return partial(
+        tokenizer.pad,
+        padding="longest" if length is None else "max_length",
+        max_length=length,
+        pad_to_multiple_of=multiple,
+        padding_side="right",
+        return_tensors="pt",
+    )
 
 
 def answer_all(
     rows: Dataset, places: Dataset, logits: Mapping[str, np.ndarray], search: Search
 ) -> list[Answer]:
-    """Choose the answer to each question.
-
-    The logits have a row for each window, and so has `places`, from `windows_of`.
-    """
+    """Choose the answer to each question, from the logits and places of windows."""
     windows: list[list[dict[str, Any]]] = [[] for _ in range(len(rows))]
     for number, place in enumerate(places):
-        scores = {f"{side}_logits": logits[f"{side}_logits"][number] for side in _SIDES}
+        scores = {name: values[number] for name, values in logits.items()}
         windows[place["question"]].append({**place, **scores})
-    contexts = rows["context"]
-    return [
-        answer_question(context, group, search)
-        for context, group in zip(contexts, windows, strict=True)
-    ]
+    pairs = zip(rows["context"], windows, strict=True)
+    return [answer_question(context, group, search) for context, group in pairs]
 
 
-def _read(flags: Any, cache_dir: str | None) -> tuple[dict[str, Dataset], str]:
-    from obert_modifiers.tasks.squad.data import read
-
-    return read(flags, cache_dir)
-
-
-def _columns(
-    rows: Dataset, flags: Any, description: str
-) -> tuple[tuple[str, ...], str | None]:
-    for name in ("question", "context"):
-        if name not in rows.column_names:
-            raise ValueError(
-                f"data={description} has the columns {', '.join(rows.column_names)}; "
-                "expected question, context and answers; rename them"
-            )
+def _columns(rows: Dataset, flags: Any, description: str) -> Columns:
+    if not {"question", "context"} <= set(rows.column_names):
+        raise ValueError(
+            f"data={description} has the columns {', '.join(rows.column_names)}; "
+            "expected question, context and answers; rename them"
+        )
     answers = "answers" if "answers" in rows.column_names else None
     return ("question", "context"), answers
 
 
 def _prepare(inputs: Inputs) -> Prepared:
-    from obert_modifiers.tasks.squad.data import answers_of, ids_of, windows_of
-    from obert_modifiers.training.batches import TaskData
-
     flags, splits = inputs.flags, inputs.data.splits
     tokenizer = inputs.pretrained.tokenizer
     shape = WindowShape(inputs.max_length, flags.doc_stride)
     check_windows(tokenizer, shape)
-    ids = ids_of(splits["test"]) if "test" in splits else []
+    with_null = flags.version_2_with_negative
+    chosen = flags.n_best_size, flags.max_answer_length
+    search = Search(*chosen, with_null, flags.null_score_diff_threshold)
+    ids = squad.data.ids_of(splits["test"]) if "test" in splits else []
     windows, places = {}, {}
     for split, rows in splits.items():
-        windows[split], places[split] = windows_of(
+        windows[split], places[split] = squad.data.windows_of(
             rows,
             tokenizer,
             shape,
             labelled=split != "test",
-            with_null=flags.version_2_with_negative,
+            with_null=with_null,
             workers=flags.preprocessing_num_workers,
         )
 
     def answer(split: str, logits: Mapping[str, np.ndarray]) -> list[Answer]:
-        return answer_all(splits[split], places[split], logits, flags.search)
+        return answer_all(splits[split], places[split], logits, search)
 
     def metrics(**logits: np.ndarray) -> dict[str, float]:
         texts = [chosen.text for chosen in answer("validation", logits)]
-        rows = splits["validation"]
-        truths = [[text for _, text in answers_of(a)] for a in rows["answers"]]
-        measure = squad_v2_metrics if flags.version_2_with_negative else squad_metrics
-        counts = {"samples": len(rows), "windows": len(places["validation"])}
+        answers = map(squad.data.answers_of, splits["validation"]["answers"])
+        truths = [[text for _, text in given] for given in answers]
+        measure = squad_v2_metrics if with_null else squad_metrics
+        counts = {"samples": len(texts), "windows": len(places["validation"])}
         return {**measure(texts, truths), **counts}
 
     def write(logits: dict[str, np.ndarray], folder: Path) -> None:
         named = dict(zip(ids, answer("test", logits), strict=True))
-        _write(named, flags.version_2_with_negative, folder)
+        _write(named, with_null, folder)
 
-    data = TaskData(
-        train=windows.get("train", []),
-        validation=windows.get("validation", []),
-        collate=Collate(
-            tokenizer,
-            inputs.max_length if flags.pad_to_max_length else None,
-            inputs.pad_multiple,
-        ),
+    length = inputs.max_length if flags.pad_to_max_length else None
+    return Prepared.of(
+        windows,
+        write,
+        collate=collating(tokenizer, length, inputs.pad_multiple),
         sample_loss=answer_losses,
         metrics=metrics,
         keep=_keep,
         headline=("f1", "exact_match"),
     )
-    return Prepared(data, windows.get("test"), write)
 
 
 def _write(named: Mapping[str, Answer], with_null: bool, folder: Path) -> None:
@@ -250,5 +204,5 @@ TASK = Task(
     columns=_columns,
     prepare=_prepare,
     prediction_files=(PREDICTIONS, NBEST, NULL_ODDS),
-    reader=_read,
+    reader=lambda flags, cache: squad.data.read(flags, cache),
 )

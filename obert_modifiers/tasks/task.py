@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # they come with torch and datasets
     import numpy as np
     from datasets import Dataset
 
+    from obert_modifiers.tasks.data.columns import Columns
     from obert_modifiers.tasks.data.dataset import TextData
     from obert_modifiers.tasks.data.labels import Labels
     from obert_modifiers.tasks.run.models import Pretrained
@@ -59,55 +60,50 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A data set as samples.
-
-    `write` is called with what `data.keep` kept of the test samples, arrays by name,
-    and the folder that the predictions are written into.
-    """
+    """A data set as samples."""
 
     data: TaskData
     test: Sequence[dict[str, Any]] | None = None
+    # Called with what `data.keep` kept of the test samples, arrays by name, and the
+    # folder that the predictions are written into.
     write: Callable[[dict[str, np.ndarray], Path], None] | None = None
+
+    @classmethod
+    def of(
+        cls, samples: Mapping[str, Sequence[Any]], write: Any = None, **other: Any
+    ) -> Prepared:
+        """Make it from samples by split, and the other fields of `TaskData`."""
+        from obert_modifiers.training.batches import TaskData
+
+        train, validation = (samples.get(name, []) for name in ("train", "validation"))
+        data = TaskData(train=train, validation=validation, **other)
+        return cls(data, samples.get("test"), write)
 
 
 @dataclass(frozen=True)
 class Task:
-    """A task: its flags, its model, its samples and its predictions.
+    """A task: its flags, its model, its samples and its predictions."""
 
-    Attributes:
-        name: The last word of its command, `obert train NAME`.
-        flags: The flags of its data; `check` of it checks their values.
-        head: What transformers calls the model, such as ``ForTokenClassification``.
-        columns: Called with rows, flags and the data's description; tells the columns
-            of text and that of labels (or None), or raises.
-        prepare: Makes the samples, and what writes the predictions.
-        prediction_files: Names of the files that are written; a task without any
-            predicts nothing.
-        labels: Called with data, flags and the classes that the model was trained with;
-            tells the classes, which become the model's. None for a task without.
-        reader: Called with flags and the cache's folder; gives the splits and the
-            data's description. None for `obert_modifiers.tasks.data.sources.read`.
-        words: Texts are lists of words, and the tokenizer must know where each starts.
-    """
-
-    name: str
-    flags: type[DataSetArguments]
-    head: str
-    columns: Callable[[Dataset, Any, str], tuple[tuple[str, ...], str | None]]
+    name: str  # the last word of its command, `obert train NAME`
+    flags: type[DataSetArguments]  # of its data; their `check` checks the values
+    head: str  # what transformers calls the model, such as ForTokenClassification
+    # From rows, flags and the data's description: the columns of text, and that of
+    # labels or None; raises where they are not there.
+    columns: Callable[[Dataset, Any, str], Columns]
     prepare: Callable[[Inputs], Prepared]
+    # The files that `Prepared.write` writes; a task without any predicts nothing.
     prediction_files: tuple[str, ...] = ()
+    # From data, flags and the classes that the model was trained with: the classes,
+    # which become the model's.
     labels: Callable[[TextData, Any, Mapping[str, int]], Labels] | None = None
+    # From flags and the cache's folder: the splits and the data's description; None
+    # for `obert_modifiers.tasks.data.sources.read`.
     reader: Callable[[Any, str | None], tuple[dict[str, Dataset], str]] | None = None
-    words: bool = False
-
-    @property
-    def program(self) -> str:
-        """The command."""
-        return f"obert train {self.name}"
+    words: bool = False  # texts are lists of words, whose starts the tokenizer must see
 
     def parse(self, argv: Sequence[str]) -> Arguments:
         """Read the flags of its command."""
-        return parse(argv, self.program, self.flags)
+        return parse(argv, f"obert train {self.name}", self.flags)
 
     @property
     def model_class(self) -> Any:
@@ -118,4 +114,4 @@ class Task:
 
     def resume_command(self, argv: Sequence[str]) -> str:
         """Write the line for the shell that continues a run with these flags."""
-        return shlex.join([*self.program.split(), *resuming(argv)])
+        return shlex.join(["obert", "train", self.name, *resuming(argv)])

@@ -10,11 +10,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from obert_modifiers import core
+from obert_modifiers.tasks import data
 from obert_modifiers.tasks.data.columns import (
     GLUE_COLUMNS,
     GLUE_FIGURES,
     MISMATCHED,
+    Batch,
+    as_text,
     glue_task,
+    map_rows,
     need_column,
 )
 from obert_modifiers.tasks.flags import DataSetArguments, flag
@@ -24,7 +29,6 @@ if TYPE_CHECKING:
     import numpy as np
     from datasets import Dataset
 
-    from obert_modifiers.tasks.data.dataset import TextData
     from obert_modifiers.tasks.data.labels import Labels
 
 logger = logging.getLogger(__name__)
@@ -41,15 +45,7 @@ class TextArguments(DataSetArguments):
     label_column_name: str = flag("label", "The column of the labels.")
 
 
-def _columns(
-    rows: Dataset, flags: TextArguments, description: str
-) -> tuple[tuple[str, ...], str]:
-    return text_columns(rows, flags, description), flags.label_column_name
-
-
-def text_columns(
-    rows: Dataset, flags: TextArguments, description: str
-) -> tuple[str, ...]:
+def text_columns(rows: Dataset, flags: Any, description: str) -> tuple[str, ...]:
     """Return the columns that are named, else those of GLUE's, else those of text."""
     if flags.input_column_names is not None:
         names = tuple(name.strip() for name in flags.input_column_names.split(","))
@@ -67,35 +63,25 @@ def text_columns(
     for columns in (*usual, ("text",)):
         if set(columns) <= set(rows.column_names):
             return columns
-    texts = [
+    texts = tuple(
         name
         for name, feature in rows.features.items()
         if getattr(feature, "dtype", "") in ("string", "large_string")
         and name not in (flags.label_column_name, "id", "idx")
-    ]
+    )
     if not 1 <= len(texts) <= 2:
         raise ValueError(
             f"data={description} has the columns {', '.join(rows.column_names)}, of "
             f"which {len(texts)} could be the text; expected one, or two for pairs; "
             "name them with --input_column_names"
         )
-    return tuple(texts)
-
-
-def _labels(data: TextData, flags: TextArguments, known: Mapping[str, int]) -> Labels:
-    from obert_modifiers.tasks.data.labels import labels_of
-
-    return labels_of(data, known)
+    return texts
 
 
 def _prepare(inputs: Inputs) -> Prepared:
     from transformers import DataCollatorWithPadding
 
-    from obert_modifiers.core import losses
-    from obert_modifiers.tasks.data import metrics
-    from obert_modifiers.training.batches import TaskData
-
-    labels = inputs.labels
+    labels, losses, metrics = inputs.labels, core.losses, data.metrics
     samples = {split: tokenize(inputs, split) for split in inputs.data.splits}
     loss, measure = losses.classification_loss, metrics.classification_metrics
     headline = GLUE_FIGURES.get(glue_task(inputs.flags), ("accuracy",))
@@ -105,44 +91,39 @@ def _prepare(inputs: Inputs) -> Prepared:
     elif labels.regression:
         loss, measure = losses.regression_loss, metrics.regression_metrics
         headline = ("pearson", "spearman")
-    more = {"mm": samples[MISMATCHED]} if MISMATCHED in samples else {}
-    data = TaskData(
-        train=samples.get("train", []),
-        validation=samples.get("validation", []),
+    return Prepared.of(
+        samples,
+        partial(_write, labels),
         collate=DataCollatorWithPadding(
             inputs.pretrained.tokenizer, pad_to_multiple_of=inputs.pad_multiple
         ),
         sample_loss=loss,
         metrics=measure,
         headline=headline,
-        more_validation=more,
+        more_validation={"mm": samples[MISMATCHED]} if MISMATCHED in samples else {},
     )
-    return Prepared(data, samples.get("test"), partial(_write, labels))
 
 
 def tokenize(inputs: Inputs, split: str) -> Dataset:
     """Turn texts and labels into what the model reads, without labels to predict."""
-    from obert_modifiers.tasks.data.texts import as_text, map_rows
-
-    data, labels, flags = inputs.data, inputs.labels, inputs.flags
-    rows, texts = data.splits[split], data.text_columns
-    tokenizer, most = inputs.pretrained.tokenizer, inputs.max_length
+    labels, flags, texts = inputs.labels, inputs.flags, inputs.data.text_columns
+    rows, place = inputs.data.splits[split], inputs.data.place(split)
+    tokenizer = inputs.pretrained.tokenizer
     padding = "max_length" if flags.pad_to_max_length else False
+    lengths = {"max_length": inputs.max_length, "padding": padding}
 
-    def encode(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        pairs = [batch[column] for column in texts]
-        encoded = dict(
-            tokenizer(*pairs, max_length=most, truncation=True, padding=padding)
-        )
+    def encode(batch: Batch) -> Batch:
+        given = [batch[column] for column in texts]
+        encoded = tokenizer(*given, truncation=True, **lengths)
         if labels.column in batch:
             encoded["labels"] = labels.numbers(batch[labels.column])
-        return encoded
+        return dict(encoded)
 
     for column in texts:
-        rows = as_text(rows, column, data.place(split))
+        rows = as_text(rows, column, place)
     columns = [*texts]
     if split != "test":
-        rows = _labelled(rows, labels, data.place(split))
+        rows = _labelled(rows, labels, place)
         columns.append(labels.column)
     workers = flags.preprocessing_num_workers
     return map_rows(rows, encode, columns, workers, f"tokenizing {split}")
@@ -150,19 +131,17 @@ def tokenize(inputs: Inputs, split: str) -> Dataset:
 
 def _labelled(rows: Dataset, labels: Labels, place: str) -> Dataset:
     """Leave out the rows that have no label, and say how many."""
-    from obert_modifiers.tasks.data.label_types import UNLABELLED
-
-    if labels.regression or labels.multi or UNLABELLED in labels.ids:
+    none = data.labels.UNLABELLED
+    if labels.regression or labels.multi or none in labels.ids:
         return rows
-    kept = [i for i, one in enumerate(rows[labels.column]) if one != UNLABELLED]
+    kept = [i for i, one in enumerate(rows[labels.column]) if one != none]
     if len(kept) == len(rows):
         return rows
+    counts = (len(rows) - len(kept), len(rows), place)
     logger.warning(
         "%d of %d rows of %s are left out: their label is -1, which is no label; where"
         " it is a class, write the labels as text",
-        len(rows) - len(kept),
-        len(rows),
-        place,
+        *counts,
     )
     return rows.select(kept)
 
@@ -179,19 +158,19 @@ def _write(labels: Labels, kept: Mapping[str, np.ndarray], folder: Path) -> None
         predicted = logits.squeeze(-1).tolist()
     else:
         predicted = [labels.names[i] for i in logits.argmax(-1)]
-    path = folder / "predictions.csv"
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(("index", "prediction"))
-        writer.writerows(enumerate(predicted))
+    with (folder / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("index", "prediction"), *enumerate(predicted)])
 
 
 TASK = Task(
     name="text_classification",
     flags=TextArguments,
     head="ForSequenceClassification",
-    columns=_columns,
+    columns=lambda rows, flags, of: (
+        text_columns(rows, flags, of),
+        flags.label_column_name,
+    ),
     prepare=_prepare,
     prediction_files=("predictions.csv",),
-    labels=_labels,
+    labels=lambda read, flags, known: data.labels.labels_of(read, known),
 )

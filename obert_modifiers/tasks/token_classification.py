@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from obert_modifiers.tasks.data.columns import need_column, usual_column
+from obert_modifiers import core
+from obert_modifiers.tasks import data, words
+from obert_modifiers.tasks.data.columns import (
+    Batch,
+    Columns,
+    map_rows,
+    need_column,
+    no_gaps,
+    usual_column,
+)
 from obert_modifiers.tasks.flags import DataSetArguments, flag
 from obert_modifiers.tasks.task import IGNORED, Inputs, Prepared, Task
 
@@ -45,19 +54,12 @@ class TokenArguments(DataSetArguments):
     )
 
 
-def _read(flags: Any, cache_dir: str | None) -> tuple[dict[str, Dataset], str]:
-    from obert_modifiers.tasks.words.conll import read
-
-    return read(flags, cache_dir)
-
-
-def _columns(
-    rows: Dataset, flags: TokenArguments, description: str
-) -> tuple[tuple[str, ...], str]:
-    chosen = []
-    for name, usual in _USUAL.items():
-        column = usual_column(rows, getattr(flags, name), usual)
-        chosen.append(column)
+def _columns(rows: Dataset, flags: TokenArguments, description: str) -> Columns:
+    columns = {
+        name: usual_column(rows, getattr(flags, name), usual)
+        for name, usual in _USUAL.items()
+    }
+    for name, column in columns.items():
         if name == "label_column_name" and column not in rows.column_names:
             continue  # to predict it is not needed; where it is, the reader says so
         need_column(rows, column, f"--{name}", description)
@@ -66,83 +68,71 @@ def _columns(
                 f"--{name}={column} of {description} holds no lists; expected a list "
                 "of words, and one of their labels, in each row; name another column"
             )
-    return (chosen[0],), chosen[1]
+    text, label = columns.values()
+    return (text,), label
 
 
-def _labels(data: TextData, flags: TokenArguments, known: Mapping[str, int]) -> Labels:
+def _labels(read: TextData, flags: TokenArguments, known: Mapping[str, int]) -> Labels:
     """Decide which class number each label gets; the data set's names come first."""
-    from obert_modifiers.tasks.data.label_types import own_names
-    from obert_modifiers.tasks.data.labels import Labels, keep_known
+    from obert_modifiers.tasks.data.labels import Labels, keep_known, own_names
 
-    column = data.label_column
-    rows = [split for name, split in data.splits.items() if name != "test"]
-    rows = rows or list(data.splits.values())
-    for split in rows:
-        _check_rows(split, data)
-    names = own_names({"": rows[0]}, data)
-    tags = {value for split in rows for row in split[column] for value in row}
+    column = read.label_column
+    splits = [rows for name, rows in read.splits.items() if name != "test"]
+    splits = splits or list(read.splits.values())
+    for rows in splits:
+        _check_rows(rows, read)
+    names = own_names({"": splits[0]}, read)
+    tags = {value for rows in splits for row in rows[column] for value in row}
     if names is None and flags.label_names is not None:
         names = tuple(name.strip() for name in flags.label_names.split(","))
         for value in tags - set(range(len(names))):
             raise ValueError(
                 f"--label_names={flags.label_names} names {len(names)} classes, and "
-                f"{column} of {data.description} holds {value}; expected a name for "
-                "each number from 0 on; add the others"
+                f"{column} of {read.description} holds {value}; expected a name for "
+                "each number; add the others"
             )
     if names is not None:
-        return keep_known(Labels.named(column, names), known, data)
-    labels = keep_known(Labels.collected(column, tags), known, data)
+        return keep_known(Labels.named(column, names), known, read)
+    labels = keep_known(Labels.collected(column, tags), known, read)
     named = zip(labels.ids, labels.names, strict=False)
     if all(isinstance(value, int) and name == str(value) for value, name in named):
         raise ValueError(
-            f"column {column} of {data.description} holds numbers without "
-            "names; expected names such as B-PER; give them with --label_names "
-            "O,B-PER,I-PER and so on, from that of 0 on"
+            f"column {column} of {read.description} holds numbers without names; "
+            "expected names; give them from 0 on with --label_names O,B-PER,I-PER"
         )
     return labels
 
 
-def _check_rows(rows: Dataset, data: TextData) -> None:
+def _check_rows(rows: Dataset, read: TextData) -> None:
     """Check that every word has a label."""
-    from obert_modifiers.tasks.data.texts import no_gaps
-
-    (text,) = data.text_columns
-    for column in (text, data.label_column):
-        no_gaps(rows, column, data.description)
-    pairs = zip(rows[text], rows[data.label_column], strict=True)
-    for number, (words, tags) in enumerate(pairs):
-        if len(words) != len(tags):
+    columns = (*read.text_columns, read.label_column)
+    for column in columns:
+        no_gaps(rows, column, read.description)
+    pairs = zip(*(rows[column] for column in columns), strict=True)
+    for number, (texts, tags) in enumerate(pairs):
+        if len(texts) != len(tags):
             raise ValueError(
-                f"row {number} of {data.description} has {len(words)} words and "
-                f"{len(tags)} labels; expected as many; check {text} and "
-                f"{data.label_column}"
+                f"row {number} of {read.description} has {len(texts)} words and "
+                f"{len(tags)} labels; expected as many; check {' and '.join(columns)}"
             )
 
 
 class _Split:
     """The rows of a split as windows of tokens.
 
-    Attributes:
-        classes: The class number of each word, an array for each row, -100 for words
-            without a label; in a test split 0 marks those to be predicted.
-        windows: What the model reads, with ``labels``.
-        places: ``row`` and ``words`` of each window.
+    `classes` has the class number of each word, -100 without a label, 0 in a test
+    split. `windows` is what the model reads, `places` tells ``row`` and ``words``.
     """
 
     def __init__(self, inputs: Inputs, name: str) -> None:
-        from obert_modifiers.tasks.data.texts import map_rows
-        from obert_modifiers.tasks.words.windows import cut_rows
-
         rows, (text,) = inputs.data.splits[name], inputs.data.text_columns
         self.names, tokenizer = inputs.labels.names, inputs.pretrained.tokenizer
         classes, most = _classes(inputs, name), inputs.max_length
         self.classes = classes
 
-        def encode(
-            batch: dict[str, list[Any]], numbers: list[int]
-        ) -> dict[str, list[Any]]:
+        def encode(batch: Batch, numbers: list[int]) -> Batch:
             labels = [classes[number] for number in numbers]
-            windows = cut_rows(tokenizer, batch[text], labels, most)
+            windows = words.windows.cut_rows(tokenizer, batch[text], labels, most)
             windows["row"] = [numbers[row] for row in windows["row"]]
             return windows
 
@@ -163,36 +153,28 @@ class _Split:
             )
         self.windows = windows.remove_columns(["row", "words"])
         self.places = windows.select_columns(["row", "words"])
-        self._warn(name)
-
-    def _warn(self, name: str) -> None:
-        """Count the words that no token stands for."""
-        wanted = sum(int((row >= 0).sum()) for row in self.classes)
+        wanted = sum(int((row >= 0).sum()) for row in classes)
         missing = wanted - sum(map(len, self.places["words"]))
         if missing:
+            given = "O" if "O" in self.names else "of the word before"
             logger.warning(
                 "%d of %d words in %s have no token, such as empty ones and zero-width "
                 "characters; they get the label %s",
-                missing,
-                wanted,
-                name,
-                "O" if "O" in self.names else "of the word before",
+                *(missing, wanted, name, given),
             )
         if len(set(self.places["row"])) < len(self.places):
             logger.info("%s: long rows are read in %d windows", name, len(self.places))
 
     def by_word(self, predicted: np.ndarray, labels: np.ndarray) -> list[np.ndarray]:
         """Return the predicted class number of each word, an array for each row."""
-        from obert_modifiers.tasks.words.windows import by_word, outside_of
-
-        lengths = [len(row) for row in self.classes]
-        return by_word(predicted, labels, self.places, lengths, outside_of(self.names))
+        lengths, outside = map(len, self.classes), words.windows.outside_of(self.names)
+        return words.windows.by_word(predicted, labels, self.places, lengths, outside)
 
 
 def _classes(inputs: Inputs, split: str) -> list[np.ndarray]:
     rows, (text,) = inputs.data.splits[split], inputs.data.text_columns
     if split == "test":
-        return [np.zeros(len(words), int) for words in rows[text]]
+        return [np.zeros(len(row), int) for row in rows[text]]
     ids = inputs.labels.ids
     return [
         np.array([ids.get(tag, IGNORED) for tag in tags], int)
@@ -201,11 +183,7 @@ def _classes(inputs: Inputs, split: str) -> list[np.ndarray]:
 
 
 def _prepare(inputs: Inputs) -> Prepared:
-    from obert_modifiers.core.losses import token_loss
-    from obert_modifiers.training.batches import TaskData
-
     made = {name: _Split(inputs, name) for name in inputs.data.splits}
-    windows = {name: split.windows for name, split in made.items()}
     names = inputs.labels.names
 
     def metrics(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -219,23 +197,20 @@ def _prepare(inputs: Inputs) -> Prepared:
         lines = [" ".join(names[i] for i in row) + "\n" for row in rows]
         (folder / "predictions.txt").write_text("".join(lines), encoding="utf-8")
 
-    data = TaskData(
-        train=windows.get("train", []),
-        validation=windows.get("validation", []),
+    return Prepared.of(
+        {name: split.windows for name, split in made.items()},
+        write,
         collate=inputs.token_collator(),
-        sample_loss=token_loss,
+        sample_loss=core.losses.token_loss,
         metrics=metrics,
         keep=_keep,
         headline=("f1", "accuracy") if are_entities(names) else ("accuracy",),
     )
-    return Prepared(data, windows.get("test"), write)
 
 
 def _keep(outputs: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Keep the predicted class of each token, and its label, both (k, T)."""
-    from obert_modifiers.core.outputs import logits_of
-
-    predicted = logits_of(outputs).detach().argmax(-1)
+    predicted = core.outputs.logits_of(outputs).detach().argmax(-1)
     return {"predicted": predicted, "labels": batch["labels"]}
 
 
@@ -247,32 +222,27 @@ def are_entities(names: Sequence[str]) -> bool:
 def token_metrics(
     predicted: Sequence[np.ndarray], labels: Sequence[np.ndarray], names: Sequence[str]
 ) -> dict[str, float]:
-    """Measure predicted classes (T,) of rows, and entities where the classes are parts.
+    """Measure predicted classes (T,) of rows, over the words with a label (not -100).
 
-    Returns:
-        ``accuracy`` over the words with a label (not -100), and ``precision``,
-        ``recall`` and ``f1`` of whole entities, as CoNLL's script counts them; 0.0
-        where there are none.
+    Where the classes are parts of entities, also those of whole ones, as CoNLL's script
+    counts them.
     """
     from seqeval import metrics as entities
 
-    labelled = [row != IGNORED for row in labels]
+    pairs = [
+        (guess[row != IGNORED], row[row != IGNORED])
+        for guess, row in zip(predicted, labels, strict=True)
+    ]
     figures = {}
     if are_entities(names):
-        truth, guess = (
-            [
-                [names[i] for i in row[kept]]
-                for row, kept in zip(rows, labelled, strict=True)
-            ]
-            for rows in (labels, predicted)
+        guess, truth = (
+            [[names[i] for i in row] for row in rows]
+            for rows in zip(*pairs, strict=True)
         )
         for name in ("f1", "precision", "recall"):
             score = getattr(entities, f"{name}_score")
             figures[name] = float(score(truth, guess, zero_division=0))
-    hits = np.concatenate([
-        (guess == row)[kept]
-        for guess, row, kept in zip(predicted, labels, labelled, strict=True)
-    ])
+    hits = np.concatenate([guess == row for guess, row in pairs])
     return figures | {"accuracy": float(hits.mean()) if hits.size else 0.0}
 
 
@@ -284,6 +254,8 @@ TASK = Task(
     prepare=_prepare,
     prediction_files=("predictions.txt",),
     labels=_labels,
-    reader=_read,
+    reader=lambda flags, cache: data.sources.read(
+        flags, cache, words.conll.read_columns
+    ),
     words=True,
 )

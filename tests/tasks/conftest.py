@@ -1,4 +1,4 @@
-"""A tiny model and tiny data sets, made once."""
+"""A tiny model and tiny data sets, made once, and what runs a task with them."""
 
 from types import SimpleNamespace
 
@@ -23,13 +23,32 @@ def small(tmp_path_factory):
     )
 
 
+@pytest.fixture(scope="session")
+def data_set(shared_data):
+    """Return the folder of a data set that is not shipped, or skip the test."""
+
+    def data_set(name):
+        folder = shared_data / name
+        if not folder.is_dir():
+            pytest.skip(f"no {folder}; name its parent in OBERT_SHARED_DATA")
+        return folder
+
+    return data_set
+
+
+@pytest.fixture(scope="session")
+def run_in(small):
+    """Run a task for an epoch, with the tiny model, into a folder."""
+    common = {"model_name_or_path": small.model, "cache_dir": small.cache}
+    common["num_train_epochs"] = 1
+
+    def run_in(out, task, do="", **flags):
+        return inputs.run(task, do, **common | {"output_dir": out} | flags)
+
+    return run_in
+
+
 @pytest.fixture
-def run_task(small, tmp_path):
+def run_task(run_in, tmp_path):
     """Run a task for an epoch, with the tiny model, into `tmp_path/out`."""
-    common = {
-        "model_name_or_path": small.model,
-        "output_dir": tmp_path / "out",
-        "cache_dir": small.cache,
-        "num_train_epochs": 1,
-    }
-    return lambda task, do="", **flags: inputs.run(task, do, **common | flags)
+    return lambda *task, out="out", **flags: run_in(tmp_path / out, *task, **flags)

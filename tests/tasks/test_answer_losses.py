@@ -1,7 +1,6 @@
-"""The loss of a window by definition, and the gradients that pruning takes of it."""
+"""The loss of a window by its definition."""
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -9,15 +8,11 @@ import transformers
 from transformers import BertConfig, BertForQuestionAnswering, BertTokenizerFast
 
 from obert_modifiers.core.distillation import distillation_loss
-from obert_modifiers.modifiers._targets import encoder_weights
 from obert_modifiers.modifiers.distillation import LogitDistillationModifier
 from obert_modifiers.tasks.flags import ModelArguments
-from obert_modifiers.tasks.question_answering import Collate, answer_losses
+from obert_modifiers.tasks.question_answering import answer_losses, collating
 from obert_modifiers.tasks.run.models import find
-from tests import questions, reference, tiny
-from tests.tasks import inputs as made
-from tests.tasks.test_families import FAMILIES, SHAPE, save
-from tests.training.test_gradient_models import COUNT, WIDTH, _blocks
+from tests.tasks.test_families import FAMILIES, config_of, save
 
 
 @pytest.fixture(scope="module")
@@ -26,25 +21,23 @@ def batch(small):
     torch.manual_seed(0)
     tokenizer = BertTokenizerFast.from_pretrained(small.model)
     shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = BertConfig(
-        vocab_size=len(tokenizer), intermediate_size=16, initializer_range=0.3, **shape
-    )
+    shape |= {"intermediate_size": 16, "initializer_range": 0.3}
+    config = BertConfig(vocab_size=len(tokenizer), **shape)
     model = BertForQuestionAnswering(config).eval()
     windows = []
     for number, words in enumerate(("warm", "the film is warm", "a plot")):
-        encoded = dict(tokenizer("is it", words))
         places = {"start_positions": 4, "end_positions": 4 + number}
-        windows.append(encoded | places)
-    return model, windows, Collate(tokenizer)
+        windows.append(dict(tokenizer("is it", words)) | places)
+    return model, windows, collating(tokenizer)
+
+
+def without_labels(batch: dict) -> dict:
+    return {k: v for k, v in batch.items() if not k.endswith("positions")}
 
 
 def by_definition(model, window: dict) -> float:
     """The mean of both negative log-likelihoods, in float64, of one window alone."""
-    inputs = {
-        name: torch.tensor([values])
-        for name, values in window.items()
-        if not name.endswith("positions")
-    }
+    inputs = {k: torch.tensor([v]) for k, v in without_labels(window).items()}
     with torch.no_grad():
         outputs = model(**inputs)
     total = 0.0
@@ -59,31 +52,25 @@ def test_the_loss_of_a_window_does_not_depend_on_its_batch(batch) -> None:
     model, windows, collate = batch
     together = collate(windows)
     expected = torch.tensor([by_definition(model, window) for window in windows])
-    inputs = {k: v for k, v in together.items() if not k.endswith("positions")}
-    outputs = model(**inputs)
-    torch.testing.assert_close(answer_losses(outputs, together), expected)
-    torch.testing.assert_close(
-        answer_losses(outputs.to_tuple(), together), expected, msg="as a tuple"
-    )
-    # The usual loss, which counts padding, is another.
+    outputs = model(**without_labels(together))
+    for given in (outputs, outputs.to_tuple()):
+        torch.testing.assert_close(answer_losses(given, together), expected)
+    # The usual loss, which counts padding, is another; without padding it is this.
     usual = model(**together).loss
     assert not torch.isclose(usual, expected.mean(), rtol=1e-3)
-    torch.testing.assert_close(
-        model(**collate(windows[1:2])).loss, expected[1], msg="without padding"
-    )
+    torch.testing.assert_close(model(**collate(windows[1:2])).loss, expected[1])
 
 
 def test_a_position_past_the_sequence_adds_no_loss(batch) -> None:
     model, windows, collate = batch
     window = windows[1]
     outputs = model(**collate([window]))
-    past = collate([window | {"end_positions": 99}])
-    whole = answer_losses(outputs, collate([window]))
-    end_only = collate([window | {"start_positions": 99}])
-    torch.testing.assert_close(
-        answer_losses(outputs, past) + answer_losses(outputs, end_only), whole
+    whole, start, end = (
+        answer_losses(outputs, collate([window | past]))
+        for past in ({}, {"end_positions": 99}, {"start_positions": 99})
     )
-    answer_losses(outputs, past).sum().backward()
+    torch.testing.assert_close(start + end, whole)
+    start.sum().backward()
     weight = model.qa_outputs.weight.grad
     assert weight[0].abs().sum() > 0 and weight[1].abs().sum() == 0
     model.zero_grad()
@@ -92,12 +79,12 @@ def test_a_position_past_the_sequence_adds_no_loss(batch) -> None:
 def test_batches_are_padded_on_the_right(small, batch) -> None:
     _, windows, collate = batch
     left = BertTokenizerFast.from_pretrained(small.model, padding_side="left")
-    one, two = collate(windows), Collate(left)(windows)
+    one, two = collate(windows), collating(left)(windows)
     assert all((one[name] == two[name]).all() for name in one)
     assert one["attention_mask"].sum(dim=1).tolist() == [6, 9, 7]
     assert (one["attention_mask"][:, 0] == 1).all()
-    assert Collate(left, 24)(windows)["input_ids"].shape == (3, 24)
-    assert Collate(left, None, 8)(windows)["input_ids"].shape == (3, 16)
+    assert collating(left, 24)(windows)["input_ids"].shape == (3, 24)
+    assert collating(left, None, 8)(windows)["input_ids"].shape == (3, 16)
 
 
 def test_distillation_compares_starts_and_ends_without_padding(batch) -> None:
@@ -107,14 +94,13 @@ def test_distillation_compares_starts_and_ends_without_padding(batch) -> None:
     modifier = LogitDistillationModifier(hardness=1.0, temperature=2.0)
     modifier.initialize(model, distillation_teacher=teacher)
     together = collate(windows)
-    inputs = {k: v for k, v in together.items() if not k.endswith("positions")}
-    found = modifier.sample_losses(model(**inputs), together)
+    found = modifier.sample_losses(model(**without_labels(together)), together)
     for window, loss in zip(windows, found, strict=True):
-        alone = {k: torch.tensor([v]) for k, v in window.items() if k in inputs}
+        alone = {k: torch.tensor([v]) for k, v in without_labels(window).items()}
         ours, theirs = model(**alone), teacher(**alone)
         expected = [
-            distillation_loss(ours[name], theirs[name], 2.0)
-            for name in ("start_logits", "end_logits")
+            distillation_loss(ours[f"{side}_logits"], theirs[f"{side}_logits"], 2.0)
+            for side in ("start", "end")
         ]
         torch.testing.assert_close(loss, torch.cat(expected).mean())
     modifier.finalize(model)
@@ -125,49 +111,16 @@ def test_every_family_answers(tmp_path, family: str) -> None:
     """Windows hold what the model takes, and padding moves no loss."""
     folder = save(tmp_path / "model", family)
     tokenizer = find(ModelArguments(model_name_or_path=str(folder))).tokenizer
-    name, changes, *_ = FAMILIES[family]
-    config = getattr(transformers, f"{name}Config")(**SHAPE | changes)
+    name, config = config_of(family)
     config.initializer_range = 0.2
     torch.manual_seed(0)
     model = getattr(transformers, f"{name}ForQuestionAnswering")(config).eval()
-    collate = Collate(tokenizer)
     windows = [
         dict(tokenizer("is it", words)) | {"start_positions": 4, "end_positions": 4}
         for words in ("warm", "the film is warm")
     ]
-    together = collate(windows)
-    inputs = {k: v for k, v in together.items() if not k.endswith("positions")}
+    together = collating(tokenizer)(windows)
     expected = torch.tensor([by_definition(model, window) for window in windows])
     with torch.no_grad():
-        found = answer_losses(model(**inputs), together)
+        found = answer_losses(model(**without_labels(together)), together)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-
-
-def test_gradients_are_those_of_one_window_at_a_time(small, tmp_path) -> None:
-    path = tiny.write_rows(tmp_path / "rows.json", questions.rows(COUNT, 7))
-    flags = {"train_file": str(path), "max_seq_length": 32, "doc_stride": 8}
-    samples, _ = made.prepare("question_answering", tmp_path, small.model, **flags)
-    torch.manual_seed(0)
-    model = BertForQuestionAnswering.from_pretrained(small.model).double().eval()
-    parameters = [model.get_parameter(name) for name in encoder_weights(model)]
-    # As many windows as gradients, so that the draw has all of them.
-    few = [samples.train[i] for i in range(COUNT)]
-    assert len({len(window["input_ids"]) for window in few}) > 1
-    ours = _blocks(model, replace(samples, train=few))
-    rows = [[] for _ in parameters]
-    for window in few:
-        names = ("input_ids", "token_type_ids")
-        outputs = model(**{name: torch.tensor([window[name]]) for name in names})
-        logits = outputs.start_logits[0], outputs.end_logits[0]
-        places = window["start_positions"], window["end_positions"]
-        loss = sum(
-            x.logsumexp(0) - x[place] for x, place in zip(logits, places, strict=True)
-        )
-        grads = torch.autograd.grad(loss / 2, parameters)
-        for row, grad in zip(rows, grads, strict=True):
-            row.append(grad.reshape(-1)[:WIDTH])
-    for blocks, row in zip(ours, rows, strict=True):
-        dense = reference.dense_fisher(torch.stack(row).numpy(), 0.0) * COUNT
-        torch.testing.assert_close(
-            blocks[0], torch.from_numpy(dense), rtol=1e-6, atol=1e-10
-        )

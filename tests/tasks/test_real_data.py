@@ -1,17 +1,18 @@
 """Real data sets become the tokens and labels that they should."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 from transformers import AutoTokenizer
 
 from obert_modifiers import embedded, tasks
-from obert_modifiers.tasks.data.dataset import TextData
 from obert_modifiers.tasks.data.labels import labels_of
 from obert_modifiers.tasks.flags import ModelArguments
 from obert_modifiers.tasks.run.models import find
 from obert_modifiers.tasks.task import Inputs
-from tests.tasks.inputs import load, tokenize
+from tests.tasks import inputs
+from tests.tasks.inputs import counts, tokenize, unmasked
 
 PAIR = ("sentence1", "sentence2")
 # Rows of the splits, columns of text, number of classes (0: a number).
@@ -20,39 +21,34 @@ GLUE = {
     "rte": ({"train": 2490, "validation": 277}, PAIR, 2),
     "stsb": ({"train": 5749, "validation": 1500}, PAIR, 0),
     "qnli": ({"validation": 5463}, ("question", "sentence"), 2),
-    "qqp_subset": (
-        {"train": 20000, "validation": 3497},
-        ("question1", "question2"),
-        2,
-    ),
+    "qqp_subset": ({"train": 20000, "validation": 3497}, ("question1", "question2"), 2),
     "sst2": ({"train": 67349, "validation": 872}, ("sentence",), 2),
 }
 NAMES = "O,B-PER,I-PER,B-ORG,I-ORG,B-LOC,I-LOC,B-MISC,I-MISC"
+CONLL = {"train": 14041, "validation": 3250, "test": 3453}
 SOME = 50
 
 
-def folder_of(shared_data, name):
-    folder = shared_data / name
-    if not folder.is_dir():
-        pytest.skip(f"no data set in {folder}; name its parent in OBERT_SHARED_DATA")
-    return str(folder)
+@pytest.fixture
+def load(data_set, tmp_path):
+    def load(task, name, **flags):
+        return inputs.load(task, tmp_path, dataset_name=data_set(name), **flags)
+
+    return load
 
 
 def some(data):
     """Keep the first rows of each split."""
-    splits = {
-        name: rows.select(range(min(SOME, len(rows))))
-        for name, rows in data.splits.items()
-    }
-    return TextData(splits, data.text_columns, data.label_column, data.description)
+    some = range(SOME)
+    splits = {name: rows.select(some) for name, rows in data.splits.items()}
+    return replace(data, splits=splits)
 
 
 @pytest.mark.parametrize("name", GLUE)
-def test_glue(shared_data, tmp_path, name):
-    counts, columns, classes = GLUE[name]
-    folder = folder_of(shared_data, name)
-    _, data = load("text_classification", tmp_path, dataset_name=folder)
-    assert {split: len(rows) for split, rows in data.splits.items()} == counts
+def test_glue(load, name):
+    sizes, columns, classes = GLUE[name]
+    _, data = load("text_classification", name)
+    assert counts(data.splits) == sizes
     assert data.text_columns == columns
     labels = labels_of(data, {})
     assert len(labels.names) == classes and labels.regression == (classes == 0)
@@ -67,57 +63,41 @@ def test_glue(shared_data, tmp_path, name):
         assert sum(row["token_type_ids"]) == second
 
 
-def test_conll(shared_data, tmp_path):
-    folder = folder_of(shared_data, "conll2003")
+def test_conll(load):
     task = tasks.load("token_classification")
-    flags, data = load(task.name, tmp_path, dataset_name=folder, label_names=NAMES)
-    assert {split: len(rows) for split, rows in data.splits.items()} == {
-        "train": 14041,
-        "validation": 3250,
-        "test": 3453,
-    }
+    flags, data = load(task.name, "conll2003", label_names=NAMES)
+    assert counts(data.splits) == CONLL
     labels = task.labels(data, flags, {})
     assert labels.names == tuple(NAMES.split(","))
-    inputs = Inputs(some(data), labels, find(ModelArguments()), flags, 0)
-    samples = task.prepare(inputs).data
-    tokenizer = inputs.pretrained.tokenizer
+    given = Inputs(some(data), labels, find(ModelArguments()), flags, 0)
+    samples = task.prepare(given).data
+    tokenizer = given.pretrained.tokenizer
     for row, read in zip(samples.train, data.splits["train"], strict=False):
-        starts = [
-            tokenizer.convert_ids_to_tokens(token)
-            for token, label in zip(row["input_ids"], row["labels"], strict=True)
-            if label != -100
-        ]
-        assert [n for n in row["labels"] if n != -100] == read["ner_tags"]
-        assert len(starts) == len(read["tokens"])
+        pairs = zip(row["input_ids"], row["labels"], strict=True)
+        marked = [(token, label) for token, label in pairs if label != -100]
+        assert [label for _, label in marked] == read["ner_tags"]
+        starts = tokenizer.convert_ids_to_tokens([token for token, _ in marked])
         for start, word in zip(starts, read["tokens"], strict=True):
             assert word.lower().startswith(start)
     assert samples.headline == ("f1", "accuracy")
 
 
 @pytest.mark.parametrize(
-    ("name", "counts"),
+    ("name", "sizes"),
     [
         ("wiki_paragraphs", {"train": 18896, "validation": 2067}),
         ("wikitext2_raw", {"validation": 3760, "test": 4358}),
     ],
 )
 @pytest.mark.parametrize("line_by_line", [False, True])
-def test_plain_text(shared_data, tmp_path, name, counts, line_by_line):
+def test_plain_text(load, name, sizes, line_by_line):
     task = tasks.load("masked_language_modeling")
     options = {"line_by_line": line_by_line, "max_seq_length": 64}
-    folder = folder_of(shared_data, name)
-    flags, data = load(task.name, tmp_path, dataset_name=folder, **options)
-    assert {split: len(rows) for split, rows in data.splits.items()} == counts
-    inputs = Inputs(some(data), None, find(ModelArguments()), flags, 0)
-    samples = task.prepare(inputs).data.validation
-    blocks = [
-        [
-            token if label == -100 else label
-            for token, label in zip(row["input_ids"], row["labels"], strict=True)
-        ]
-        for row in (samples[i] for i in range(len(samples)))
-    ]
-    tokenizer = inputs.pretrained.tokenizer
+    flags, data = load(task.name, name, **options)
+    assert counts(data.splits) == sizes
+    given = Inputs(some(data), None, find(ModelArguments()), flags, 0)
+    samples = task.prepare(given).data.validation
+    blocks, tokenizer = unmasked(samples), given.pretrained.tokenizer
     texts = itertools.islice(data.splits["validation"]["text"], SOME)
     words = [tokenizer.tokenize(text) for text in texts if text.strip()]
     if line_by_line:
@@ -129,5 +109,4 @@ def test_plain_text(shared_data, tmp_path, name, counts, line_by_line):
         found = tokenizer.convert_ids_to_tokens(sum(blocks, []))
     assert found == expected
     masked = [label for i in range(len(samples)) for label in samples[i]["labels"]]
-    share = sum(label != -100 for label in masked) / len(masked)
-    assert 0.12 < share < 0.18
+    assert 0.12 < sum(label != -100 for label in masked) / len(masked) < 0.18

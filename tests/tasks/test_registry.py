@@ -13,6 +13,7 @@ from obert_modifiers import tasks
 from obert_modifiers.core.distillation import IGNORED_LABEL
 from obert_modifiers.tasks.task import IGNORED
 from tests import tiny
+from tests.tasks.inputs import words_of
 
 ROOT = Path(__file__).parents[2]
 # Adds the task as a file and a line would, and runs commands one after the other.
@@ -44,12 +45,10 @@ def rows(count: int, seed: int) -> list[dict]:
     draw = random.Random(seed)
     made = []
     for _ in range(count):
-        one, other = (
-            draw.choice((tiny.GOOD, tiny.BAD)),
-            draw.choice((tiny.GOOD, tiny.BAD)),
-        )
-        pair = " ".join(draw.choices(one, k=3)), " ".join(draw.choices(other, k=3))
-        made.append({"first": pair[0], "next": pair[1], "follows": int(one is other)})
+        pair = draw.choices((tiny.GOOD, tiny.BAD), k=2)
+        first, after = (" ".join(draw.choices(words, k=3)) for words in pair)
+        follows = int(pair[0] is pair[1])
+        made.append({"first": first, "next": after, "follows": follows})
     return made
 
 
@@ -57,20 +56,20 @@ def test_the_task_that_is_shown_trains_and_is_evaluated(small, tmp_path) -> None
     source, lines = shown()
     [name] = lines
     (tmp_path / f"{name}.py").write_text(source, encoding="utf-8")
-    data = {
-        "--train_file": tiny.write_rows(tmp_path / "train.json", rows(64, 0)),
-        "--validation_file": tiny.write_rows(tmp_path / "other.json", rows(24, 1)),
-        "--second_column_name": "next",
-        "--cache_dir": tmp_path / "cache",
-    }
-    words = [str(word) for pair in data.items() for word in pair]
     run = tmp_path / "run"
-    train = {"--model_name_or_path": small.model, "--recipe": small.recipe}
-    flags = [str(word) for pair in train.items() for word in pair]
+    words = words_of(
+        train_file=tiny.write_rows(tmp_path / "train.json", rows(64, 0)),
+        validation_file=tiny.write_rows(tmp_path / "other.json", rows(24, 1)),
+        second_column_name="next",
+        cache_dir=tmp_path / "cache",
+        model_name_or_path=small.model,
+        recipe=small.recipe,
+        output_dir=run,
+    )
     commands = [
         ["train", "--help"],
         ["train", name, "--help"],
-        ["train", name, *flags, *words, "--use_cpu", "--output_dir", str(run)],
+        ["train", name, *words, "--use_cpu"],
         ["evaluate", str(run), "--json", str(tmp_path / "figures.json"), "--use_cpu"],
     ]
     arguments = json.dumps([str(tmp_path), lines, commands])

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from obert_modifiers import cli
 from obert_modifiers.training import RecipeStepper
 from tests import tiny
+from tests.tasks.inputs import words_of
 
 QAT = "  - !QATModifier\n      start_epoch: 0.5\n      disable_observer_epoch: 1.5\n"
 
@@ -23,31 +24,25 @@ def words(small, tmp_path):
     recipe = tmp_path / "recipe.yaml"
     text = tiny.RECIPE + QAT + "  - !LogitDistillationModifier\n      hardness: 0.5\n"
     recipe.write_text(text, encoding="utf-8")
-    flags = {
-        "--model_name_or_path": small.model,
-        "--train_file": rows,
-        "--validation_file": rows,
-        "--cache_dir": small.cache,
-        "--recipe": recipe,
-        "--distill_teacher": "self",
-        "--per_device_train_batch_size": 4,
-        "--output_dir": tmp_path / "out",
-    }
-    return [
-        *"train text_classification --use_cpu --do_train --do_eval".split(),
-        *(str(word) for pair in flags.items() for word in pair),
-    ]
+    command = "train text_classification --use_cpu --do_train --do_eval".split()
+    return command + words_of(
+        model_name_or_path=small.model,
+        train_file=rows,
+        validation_file=rows,
+        cache_dir=small.cache,
+        recipe=recipe,
+        distill_teacher="self",
+        per_device_train_batch_size=4,
+        output_dir=tmp_path / "out",
+    )
 
 
 def result(folder) -> tuple[dict, dict, list]:
     record = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     figures = {k: record[k] for k in ("accuracy", "loss", "sparsity", "steps")}
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    steps = [
-        (one["step"], one["loss"])
-        for one in map(json.loads, lines)
-        if one["kind"] == "step"
-    ]
+    written = [one for one in map(json.loads, lines) if one["kind"] == "step"]
+    steps = [(one["step"], one["loss"]) for one in written]
     return figures, load_file(folder / "model.safetensors"), steps
 
 
@@ -62,9 +57,7 @@ def terminate_at(monkeypatch, number) -> None:
     monkeypatch.setattr(RecipeStepper, "step", step)
 
 
-def test_sigterm_saves_and_prints_the_command_that_goes_on(
-    words, tmp_path, monkeypatch, capsys
-) -> None:
+def test_sigterm_saves_and_says_how_to_go_on(words, tmp_path, monkeypatch, capsys):
     assert cli.main([*words, "--overwrite_output_dir"]) == 0
     whole = result(tmp_path / "out")
     stopped = [*words, "--output_dir", str(tmp_path / "stopped")]
@@ -80,8 +73,7 @@ def test_sigterm_saves_and_prints_the_command_that_goes_on(
     assert cli.main(command[1:]) == 0
     assert "resuming from" in capsys.readouterr().out
     resumed = result(tmp_path / "stopped")
-    assert resumed[0] == whole[0]
-    assert resumed[2] == whole[2]
+    assert (resumed[0], resumed[2]) == (whole[0], whole[2])
     for name, values in whole[1].items():
         assert torch.equal(values, resumed[1][name]), name
 
@@ -90,10 +82,8 @@ def test_checkpoints_go_where_the_flags_say(words, tmp_path, capsys) -> None:
     steps = "--save_strategy steps --save_steps 5 --save_total_limit 2".split()
     assert cli.main([*words, *steps]) == 0
     out = tmp_path / "out"
-    assert sorted(p.name for p in out.glob("check*")) == [
-        "checkpoint-15",
-        "checkpoint-20",
-    ]
+    kept = sorted(path.name for path in out.glob("check*"))
+    assert kept == ["checkpoint-15", "checkpoint-20"]
     # Another run in the folder does not leave them to be resumed from by mistake.
     assert cli.main([*words, "--overwrite_output_dir"]) == 0
     assert not list(out.glob("check*"))

@@ -1,5 +1,6 @@
 """Answers from scores, against the enumeration of all spans."""
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -13,33 +14,24 @@ CONTEXT = "zero one two three four five six seven"
 
 def window(rng: np.random.Generator, first: int, last: int, padding: int = 0) -> dict:
     """Make a window over some words of CONTEXT: null, question, words, separator."""
-    starts, ends = [-1, -1], [-1, -1]
-    for word in CONTEXT.split()[first : last + 1]:
-        starts.append(CONTEXT.index(word))
-        ends.append(starts[-1] + len(word))
-    starts.append(-1)
-    ends.append(-1)
+    words = CONTEXT.split()[first : last + 1]
+    begins = [CONTEXT.index(word) for word in words]
+    starts = [-1, -1, *begins, -1]
+    ends = [-1, -1, *(i + len(word) for i, word in zip(begins, words, strict=True)), -1]
     logits = rng.integers(-3, 4, (2, len(starts) + padding)).astype(np.float32)
     logits[:, len(starts) :] = 99.0  # padding, which must not count
-    return {
-        "starts": starts,
-        "ends": ends,
-        "null": 0,
-        "start_logits": logits[0],
-        "end_logits": logits[1],
-    }
+    window = {"starts": starts, "ends": ends, "null": 0}
+    return window | {"start_logits": logits[0], "end_logits": logits[1]}
 
 
 def all_spans(one: dict, search: Search) -> list[tuple[float, int, int]]:
     """Enumerate what the definition allows: score, first, last, best first."""
-    found = []
-    positions = range(len(one["starts"]))
-    for first in positions:
-        for last in positions:
-            inside = one["starts"][first] >= 0 and one["starts"][last] >= 0
-            if inside and 0 <= last - first < search.max_answer_length:
-                score = float(one["start_logits"][first] + one["end_logits"][last])
-                found.append((score, first, last))
+    inside = [i for i, start in enumerate(one["starts"]) if start >= 0]
+    found = [
+        (float(one["start_logits"][first] + one["end_logits"][last]), first, last)
+        for first, last in itertools.product(inside, inside)
+        if 0 <= last - first < search.max_answer_length
+    ]
     return sorted(found, key=lambda span: (-span[0], span[1], span[2]))
 
 
@@ -140,10 +132,8 @@ def test_candidates_are_listed_with_their_probabilities() -> None:
     assert len(found.candidates) == 4
     assert math.isclose(sum(one["probability"] for one in found.candidates), 1.0)
     scores = [one["start_logit"] + one["end_logit"] for one in found.candidates]
-    first, second = found.candidates[:2]
-    assert first["probability"] / second["probability"] == pytest.approx(
-        math.exp(scores[0] - scores[1])
-    )
+    first, second = (one["probability"] for one in found.candidates[:2])
+    assert first / second == pytest.approx(math.exp(scores[0] - scores[1]))
     assert [one["text"] for one in found.candidates].count("") == 1
     low = windows[0]["start_logits"][0] = -50.0
     found = answer_question(CONTEXT, windows, Search(4, 2, with_null=True))

@@ -7,27 +7,19 @@ import pytest
 from datasets import Dataset
 from transformers import BertTokenizerFast
 
-from obert_modifiers.tasks.question_answering import (
-    TASK,
-    QuestionAnsweringArguments,
-)
-from obert_modifiers.tasks.squad.data import (
-    answers_of,
-    ids_of,
-    read,
-    windows_of,
-)
+from obert_modifiers.tasks.question_answering import TASK
+from obert_modifiers.tasks.squad.data import answers_of, ids_of, read, windows_of
 from obert_modifiers.tasks.squad.windows import WindowShape
-from tests import questions, tiny
+from tests import questions
+from tests.tasks import inputs
+from tests.tasks.inputs import counts, refused
 
 ROWS = questions.rows(7, empty=0.3)
 
 
-def plain(rows: Dataset) -> list[tuple]:
-    return [
-        (row["id"], row["question"], row["context"], answers_of(row["answers"]))
-        for row in rows
-    ]
+def plain(rows: Dataset) -> list[list]:
+    names = ("id", "question", "context")
+    return [[*map(row.get, names), answers_of(row["answers"])] for row in rows]
 
 
 EXPECTED = plain(ROWS)
@@ -41,11 +33,7 @@ def write(folder, form: str):
         path = folder / "train.json"
         path.write_text(json.dumps({"version": "1", "data": ROWS}))
         return path
-    if form == "parquet":
-        path = folder / "train.parquet"
-        Dataset.from_list(ROWS).to_parquet(path)
-        return path
-    return tiny.write_rows(folder / f"train.{form}", ROWS)
+    return inputs.write(folder / f"train.{form}", ROWS)
 
 
 FORMS = ["squad", "rows under data", "parquet", "json", "jsonl"]
@@ -58,7 +46,7 @@ def test_every_form_gives_the_same_questions(tmp_path, form: str, named: bool) -
     folder.mkdir()
     path = write(folder, form)
     given = {"dataset_name": str(folder)} if named else {"train_file": str(path)}
-    flags = QuestionAnsweringArguments(version_2_with_negative=True, **given)
+    flags = TASK.flags(version_2_with_negative=True, **given)
     splits, description = read(flags, str(tmp_path / "cache"))
     assert list(splits) == ["train"]
     assert description == str(folder if named else path)
@@ -71,18 +59,13 @@ def test_every_form_gives_the_same_questions(tmp_path, form: str, named: bool) -
 def test_splits_may_come_in_different_forms(tmp_path) -> None:
     train, test = write(tmp_path, "squad"), write(tmp_path, "jsonl")
     other = questions.write_document(tmp_path / "dev-v2.0.json", ROWS[:2])
-    flags = QuestionAnsweringArguments(
-        train_file=str(train), validation_file=str(test), test_file=str(other)
-    )
+    files = {"train_file": train, "validation_file": test, "test_file": other}
+    flags = TASK.flags(**{name: str(path) for name, path in files.items()})
     before = asdict(flags)
     splits, _ = read(flags, str(tmp_path / "cache"))
-    assert {split: len(rows) for split, rows in splits.items()} == {
-        "train": 7,
-        "validation": 7,
-        "test": 2,
-    }
+    assert counts(splits) == {"train": 7, "validation": 7, "test": 2}
     assert asdict(flags) == before
-    flags = QuestionAnsweringArguments(dataset_name=str(tmp_path))
+    flags = TASK.flags(dataset_name=str(tmp_path))
     (tmp_path / "train.jsonl").unlink()
     assert set(read(flags, None)[0]) == {"train", "validation"}
 
@@ -96,29 +79,28 @@ def test_answers_may_be_a_list_or_missing() -> None:
 def test_ids_are_the_questions_or_numbers() -> None:
     assert ids_of(Dataset.from_list(ROWS)) == [f"q0-{i}" for i in range(7)]
     assert ids_of(Dataset.from_list([{"question": "a"}] * 2)) == ["0", "1"]
-    with pytest.raises(ValueError, match="id=x is that of two questions"):
+    with refused("id=x is that of two questions"):
         ids_of(Dataset.from_list([{"id": "y"}, {"id": "x"}, {"id": "x"}]))
 
 
 @pytest.fixture(scope="module")
-def tokenizer(small):
-    return BertTokenizerFast.from_pretrained(small.model)
-
-
-def test_windows_know_the_row_of_their_question(tokenizer) -> None:
-    rows = Dataset.from_list(questions.rows(1100))  # more than one batch of the map
-    inputs, places = windows_of(
-        rows, tokenizer, WindowShape(32, 8), labelled=True, with_null=False
+def cut(small):
+    tokenizer = BertTokenizerFast.from_pretrained(small.model)
+    shape = tokenizer, WindowShape(32, 8)
+    return lambda rows, labelled=True: windows_of(
+        Dataset.from_list(rows), *shape, labelled=labelled, with_null=False
     )
-    assert set(inputs.column_names) == {
-        *tokenizer.model_input_names,
-        "start_positions",
-        "end_positions",
-    }
-    assert len(inputs) == len(places) > 1100
+
+
+def test_windows_know_the_row_of_their_question(cut) -> None:
+    rows = questions.rows(1100)  # more than one batch of the map
+    windows, places = cut(rows)
+    given = {"input_ids", "token_type_ids", "attention_mask"}
+    assert set(windows.column_names) == given | {"start_positions", "end_positions"}
+    assert len(windows) == len(places) > 1100
     assert places["question"] == sorted(places["question"])
     assert set(places["question"]) == set(range(1100))
-    for window, place in zip(inputs, places, strict=True):
+    for window, place in zip(windows, places, strict=True):
         row = rows[place["question"]]
         first, last = window["start_positions"], window["end_positions"]
         text = row["context"][place["starts"][first] : place["ends"][last]]
@@ -132,22 +114,21 @@ def test_windows_know_the_row_of_their_question(tokenizer) -> None:
         ({"text": ["film"], "answer_start": [3]}, "'film' of row 1 is not at"),
     ],
 )
-def test_an_answer_that_is_not_there_is_an_error(tokenizer, answers, message) -> None:
+def test_an_answer_that_is_not_there_is_an_error(cut, answers, message) -> None:
     row = {"question": "is it", "context": "the film", "answers": answers}
     right = row | {"answers": {"text": ["film"], "answer_start": [4]}}
-    rows = Dataset.from_list([right, row])
-    with pytest.raises(ValueError, match=message):
-        windows_of(rows, tokenizer, WindowShape(32, 8), labelled=True, with_null=False)
-    windows_of(rows, tokenizer, WindowShape(32, 8), labelled=False, with_null=False)
+    with refused(message):
+        cut([right, row])
+    cut([right, row], labelled=False)
 
 
 def test_files_that_are_not_squads_are_errors(tmp_path) -> None:
     path = tmp_path / "train.json"
     path.write_text(json.dumps({"data": [{"paragraphs": [{"qas": [{}]}]}]}))
-    flags = QuestionAnsweringArguments(train_file=str(path))
-    with pytest.raises(ValueError, match="is not as SQuAD's: KeyError 'context'"):
+    flags = TASK.flags(train_file=str(path))
+    with refused(f"--train_file={path} is not as SQuAD's: KeyError 'context'"):
         read(flags, None)
     path.write_text('{"sentence": "a film"}\n{"sentence": "a plot"}\n')
     rows = read(flags, str(tmp_path / "cache"))[0]["train"]
-    with pytest.raises(ValueError, match="columns sentence; expected question"):
+    with refused("columns sentence; expected question"):
         TASK.columns(rows, flags, "data")

@@ -103,10 +103,8 @@ def overlap_of_sets(predicted: str, truth: str) -> float:
 
 
 def first_alone(compare, predicted, truths) -> list[float]:
-    return [
-        compare(answer, texts[0])
-        for answer, texts in zip(predicted, truths, strict=True)
-    ]
+    pairs = zip(predicted, truths, strict=True)
+    return [compare(answer, texts[0]) for answer, texts in pairs]
 
 
 @pytest.mark.parametrize(
@@ -121,9 +119,7 @@ def first_alone(compare, predicted, truths) -> list[float]:
     ],
 )
 @pytest.mark.parametrize(("measure", "table", "size"), TABLES)
-def test_a_planted_error_fails(
-    monkeypatch, measure, table, size, name: str, wrong: Callable
-) -> None:
+def test_a_planted_error_fails(monkeypatch, measure, table, size, name, wrong) -> None:
     monkeypatch.setattr(metrics, name, wrong)
     with pytest.raises(AssertionError):
         check_table(measure, table)

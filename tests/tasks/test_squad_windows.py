@@ -4,10 +4,8 @@ import random
 from collections.abc import Callable
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import BertTokenizerFast, PreTrainedTokenizerFast
 
-from obert_modifiers.tasks.squad import windows
 from obert_modifiers.tasks.squad.windows import (
     WindowShape,
     check_windows,
@@ -16,6 +14,8 @@ from obert_modifiers.tasks.squad.windows import (
     label_windows,
 )
 from tests import tiny
+from tests.tasks.inputs import refused
+from tests.tasks.test_families import byte_level
 
 WORDS = [*tiny.GOOD, *tiny.BAD, *tiny.OTHER]
 
@@ -28,49 +28,23 @@ def bert(small) -> BertTokenizerFast:
 @pytest.fixture(scope="module")
 def roberta() -> PreTrainedTokenizerFast:
     """Make a tokenizer of bytes whose words hold the space before them."""
-    core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400,
-        special_tokens=["<s>", "<pad>", "</s>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    core.train_from_iterator([" ".join(WORDS)] * 20, trainer)
-    core.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>",
-        pair="<s> $A </s> </s> $B </s>",
-        special_tokens=[("<s>", 0), ("</s>", 2)],
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        cls_token="<s>",
-        sep_token="</s>",
-        pad_token="<pad>",
-        model_input_names=["input_ids", "attention_mask"],
-        model_max_length=64,
-    )
+    return byte_level("roberta", " ".join(WORDS), trim_offsets=False)
 
 
 def expected_windows(question: str, context: str, shape: WindowShape) -> list[dict]:
     """Cut windows by the definition, where each word is one token."""
     asked, words = question.split(), context.split()
     room = shape.max_length - len(asked) - 3
-    windows, begin = [], 0
+    windows, begin, outside = [], 0, [-1] * (len(asked) + 2)
+    starts = [sum(len(w) + 1 for w in words[:i]) for i in range(len(words))]
+    ends = [start + len(word) for start, word in zip(starts, words, strict=True)]
     while True:
-        part = range(begin, min(begin + room, len(words)))
-        first = [sum(len(w) + 1 for w in words[:i]) for i in part]
-        outside = [-1] * (len(asked) + 2)
+        part = slice(begin, min(begin + room, len(words)))
         windows.append({
-            "starts": [*outside, *first, -1],
-            "ends": [
-                *outside,
-                *(at + len(words[i]) for at, i in zip(first, part, strict=True)),
-                -1,
-            ],
-            "text": ["[CLS]", *asked, "[SEP]", *(words[i] for i in part), "[SEP]"],
-            "words": list(part),
+            "starts": [*outside, *starts[part], -1],
+            "ends": [*outside, *ends[part], -1],
+            "text": ["[CLS]", *asked, "[SEP]", *words[part], "[SEP]"],
+            "words": list(range(part.start, part.stop)),
         })
         if begin + room >= len(words):
             return windows
@@ -134,13 +108,10 @@ def the_word_after(windows, answers):
 def what_there_is_of_it(windows, answers):
     """Label the part of an answer that a window holds."""
     found = []
-    for number, question in enumerate(windows["question"]):
+    for question, starts in zip(windows["question"], windows["starts"], strict=True):
         begin, text = answers[question]
-        touched = [
-            i
-            for i, start in enumerate(windows["starts"][number])
-            if begin <= start < begin + len(text)
-        ]
+        inside = range(begin, begin + len(text))
+        touched = [i for i, start in enumerate(starts) if start in inside]
         found.append([touched[0], touched[-1]] if touched else [0, 0])
     return found
 
@@ -152,11 +123,9 @@ def test_planted_labels_are_found(bert, wrong: Callable) -> None:
 
 
 def test_a_planted_stride_is_found(bert, monkeypatch) -> None:
-    right = windows.cut_windows
-
-    def wrong(tokenizer, questions, contexts, shape):
+    def wrong(tokenizer, questions, contexts, shape, cut=cut_windows):
         other = WindowShape(shape.max_length, shape.doc_stride + 1)
-        return right(tokenizer, questions, contexts, other)
+        return cut(tokenizer, questions, contexts, other)
 
     monkeypatch.setitem(check_all.__globals__, "cut_windows", wrong)
     with pytest.raises((AssertionError, IndexError)):
@@ -170,28 +139,21 @@ def test_spaces_that_belong_to_tokens_are_no_part_of_answers(roberta) -> None:
     assert "token_type_ids" not in found
     answers = [spoken(c, *span) for c, span in zip(contexts, spans, strict=True)]
     labels, held = label_windows(found, answers), set()
-    for number, (first, last) in enumerate(labels):
-        row = found["question"][number]
-        ids = found["input_ids"][number]
+    names = ("question", "input_ids", "starts", "ends")
+    columns = (found[name] for name in names)
+    for row, ids, starts, ends, (first, last) in zip(*columns, labels, strict=True):
         assert ids[0] == roberta.cls_token_id and len(ids) <= 64
-        for start, end in zip(
-            found["starts"][number], found["ends"][number], strict=True
-        ):
+        for start, end in zip(starts, ends, strict=True):
             piece = contexts[row][start:end]
             assert start == -1 or piece == piece.strip()
         if first:
-            begin, end = found["starts"][number][first], found["ends"][number][last]
-            assert contexts[row][begin:end] == answers[row][1]
+            assert contexts[row][starts[first] : ends[last]] == answers[row][1]
             held.add(row)
     assert held == set(range(40))
     raw = roberta(questions[0], contexts[0], return_offsets_mapping=True)
-    assert any(
-        contexts[0][a:b].startswith(" ")
-        for (a, b), which in zip(
-            raw["offset_mapping"], raw.sequence_ids(0), strict=True
-        )
-        if which == 1
-    ), "the tokenizer of this test keeps no spaces"
+    pairs = zip(raw["offset_mapping"], raw.sequence_ids(0), strict=True)
+    pieces = [contexts[0][a:b] for (a, b), which in pairs if which == 1]
+    assert any(piece.startswith(" ") for piece in pieces), "it keeps no spaces"
 
 
 def test_an_answer_inside_of_a_word_is_the_word(bert) -> None:
@@ -217,18 +179,14 @@ def test_long_questions_are_cut(bert, roberta) -> None:
 
 def test_a_tokenizer_that_pads_on_the_left_gives_the_same_windows(bert, small) -> None:
     left = BertTokenizerFast.from_pretrained(small.model, padding_side="left")
-    questions, contexts, _ = draw_rows(5)
-    one, two = (
-        cut_windows(tokenizer, questions, contexts, SHAPES[0])
-        for tokenizer in (bert, left)
-    )
-    assert one == two
+    texts = draw_rows(5)[:2]
+    assert cut_windows(bert, *texts, SHAPES[0]) == cut_windows(left, *texts, SHAPES[0])
 
 
 def test_what_cannot_make_windows_is_an_error(bert, roberta) -> None:
-    with pytest.raises(ValueError, match="--doc_stride=30 leaves no room.*use 10"):
+    with refused("--doc_stride=30 leaves no room.*use 10"):
         check_windows(bert, WindowShape(32, 30))
     check_windows(bert, WindowShape(32, 27))
     roberta = PreTrainedTokenizerFast(tokenizer_object=roberta.backend_tokenizer)
-    with pytest.raises(ValueError, match="has no classification token"):
+    with refused("has no classification token"):
         check_windows(roberta, WindowShape(32, 8))

@@ -15,6 +15,7 @@ from obert_modifiers.tasks.data.dataset import TextData
 from obert_modifiers.tasks.token_classification import TokenArguments
 from tests import tiny
 from tests.tasks import inputs
+from tests.tasks.inputs import refused
 
 TASK = token_classification.TASK
 NAMES = ("O", "B-GOOD", "I-GOOD", "B-BAD", "I-BAD")
@@ -38,7 +39,7 @@ def rows(count: int, seed: int = 0) -> list[dict]:
 
 
 def classes(tmp_path, lines, known=None, **flags):
-    path = str(tiny.write_rows(tmp_path / "rows.json", lines))
+    path = tiny.write_rows(tmp_path / "rows.json", lines)
     args, data = inputs.load(TASK.name, tmp_path, train_file=path, **flags)
     return TASK.labels(data, args, known or {})
 
@@ -47,22 +48,21 @@ def test_texts_are_classes_and_numbers_need_names(tmp_path) -> None:
     found = classes(tmp_path, rows(20))
     assert found.names == tuple(sorted(NAMES))
     numbers = [{"words": ["a", "b"], "tags": [0, 2]}]
-    with pytest.raises(ValueError, match="numbers without names.*--label_names O,B-"):
+    with refused("numbers without names.*--label_names O,B-"):
         classes(tmp_path, numbers)
+    names = ("O", "B-X", "I-X")
     named = classes(tmp_path, numbers, label_names="O, B-X, I-X")
-    assert (named.names, named.ids) == (("O", "B-X", "I-X"), {0: 0, 1: 1, 2: 2})
-    with pytest.raises(ValueError, match="names 2 classes, and tags.*holds 2"):
+    assert (named.names, named.ids) == (names, {0: 0, 1: 1, 2: 2})
+    with refused("names 2 classes, and tags.*holds 2"):
         classes(tmp_path, numbers, label_names="O,B-X")
     trained = {"O": 0, "B-X": 1, "I-X": 2}
-    assert classes(tmp_path, numbers, trained).names == ("O", "B-X", "I-X")
-    turned = {"I-X": 0, "O": 1, "B-X": 2}
-    found = classes(tmp_path, numbers, turned, label_names="O,B-X,I-X")
+    assert classes(tmp_path, numbers, trained).names == names
+    turned, given = {"I-X": 0, "O": 1, "B-X": 2}, {"label_names": "O,B-X,I-X"}
+    found = classes(tmp_path, numbers, turned, **given)
     assert (found.names, found.ids) == (tuple(turned), {0: 1, 1: 2, 2: 0})
     # Names that are given come before those of a model of another data set.
-    found = classes(
-        tmp_path, numbers, {"a": 0, "b": 1, "c": 2}, label_names="O,B-X,I-X"
-    )
-    assert found.names == ("O", "B-X", "I-X")
+    other = {"a": 0, "b": 1, "c": 2}
+    assert classes(tmp_path, numbers, other, **given).names == names
 
 
 def test_a_data_sets_own_names_keep_their_order() -> None:
@@ -71,12 +71,8 @@ def test_a_data_sets_own_names_keep_their_order() -> None:
         "ner_tags": Sequence(ClassLabel(names=list(NAMES))),
     })
     lines = {"tokens": [["a", "b"]], "ner_tags": [[3, 0]]}
-    data = TextData(
-        {"train": Dataset.from_dict(lines, features=features)},
-        ("tokens",),
-        "ner_tags",
-        "rows",
-    )
+    splits = {"train": Dataset.from_dict(lines, features=features)}
+    data = TextData(splits, ("tokens",), "ner_tags", "rows")
     assert TASK.labels(data, TokenArguments(), {}).names == NAMES
 
 
@@ -86,32 +82,21 @@ def test_a_data_sets_own_names_keep_their_order() -> None:
         ({"tokens": ["a"], "ner_tags": ["O", "O"]}, {}, "row 0.*1 words and 2 labels"),
         ({"tokens": "a b", "ner_tags": ["O"]}, {}, "--text_column_name=tokens.*lists"),
         ({"tokens": ["a"], "labels": "O"}, {}, "--label_column_name=labels.*no lists"),
-        (
-            {"text": ["a"], "labels": ["O"]},
-            {},
-            "--text_column_name=tokens is no column",
-        ),
-        (
-            {"tokens": ["a"], "tags": ["O"]},
-            {"label_column_name": "tag"},
-            "mean tags\\?",
-        ),
+        ({"text": ["a"], "labels": ["O"]}, {}, "--text_column_name=tokens is no col"),
+        ({"tokens": ["a"], "tags": ["O"]}, {"label_column_name": "tag"}, "tags\\?"),
     ],
 )
 def test_data_that_does_not_fit(tmp_path, line, flags, message) -> None:
-    with pytest.raises(ValueError, match=message):
+    with refused(message):
         classes(tmp_path, [line], **flags)
 
 
 def test_the_first_token_of_a_word_has_its_label(tmp_path) -> None:
-    line = {
-        "tokens": ["Reykjavikians", "saw", "O'Brien", "."],
-        "ner_tags": ["B-BAD", "O", "B-GOOD", "O"],
-    }
-    path = str(tiny.write_rows(tmp_path / "rows.json", [line, line]))
-    prepared, tokenizer = inputs.prepare(
-        TASK.name, tmp_path, train_file=path, max_seq_length=7
-    )
+    line = {"tokens": ["Reykjavikians", "saw", "O'Brien", "."]}
+    line["ner_tags"] = ["B-BAD", "O", "B-GOOD", "O"]
+    flags = {"max_seq_length": 7}
+    flags["train_file"] = tiny.write_rows(tmp_path / "rows.json", [line, line])
+    prepared, tokenizer = inputs.prepare(TASK.name, tmp_path, **flags)
     ids = {tag: i for i, tag in enumerate(sorted({*line["ner_tags"]}))}
     sample = prepared.train[0]
     assert all(len(one["input_ids"]) == 7 for one in prepared.train)
@@ -191,11 +176,8 @@ def test_a_samples_loss_is_the_mean_over_its_labelled_tokens() -> None:
     found = token_loss({"logits": logits}, {"labels": labels})
     expected = []
     for row, truth in zip(logits, labels, strict=True):
-        losses = [
-            float(torch.logsumexp(row[t], 0) - row[t, n])
-            for t, n in enumerate(truth.tolist())
-            if n >= 0
-        ]
+        kept = [(row[t], n) for t, n in enumerate(truth.tolist()) if n >= 0]
+        losses = [float(torch.logsumexp(one, 0) - one[n]) for one, n in kept]
         expected.append(sum(losses) / max(len(losses), 1))
     assert found.tolist() == pytest.approx(expected, rel=1e-12)
     # The mean over all tokens of the batch weighs samples by their length.
@@ -203,63 +185,48 @@ def test_a_samples_loss_is_the_mean_over_its_labelled_tokens() -> None:
     assert float(found[:2].mean()) != pytest.approx(float(batch), rel=1e-3)
 
 
-def command(small, out, words="", **replaced):
-    flags = {
-        "model_name_or_path": small.model,
-        "output_dir": out,
-        "cache_dir": small.cache,
-        "per_device_train_batch_size": 4,
-    }
-    return inputs.run(TASK.name, words, **flags | replaced)
-
-
-def test_from_words_to_a_sparse_model_that_finds_entities(small, tmp_path) -> None:
+def test_from_words_to_a_sparse_model_that_finds_entities(run_task, tmp_path) -> None:
+    truth = rows(24, 1)
     train = tiny.write_rows(tmp_path / "train.json", rows(96))
-    validation = tiny.write_rows(tmp_path / "validation.json", rows(24, 1))
+    validation = tiny.write_rows(tmp_path / "validation.json", truth)
     test = tmp_path / "test.json"
-    tiny.write_rows(test, [{"tokens": row["tokens"]} for row in rows(24, 1)])
+    tiny.write_rows(test, [{"tokens": row["tokens"]} for row in truth])
+    common = {"per_device_train_batch_size": 4, "num_train_epochs": None}
+
+    def run(do="", **flags):
+        return run_task(TASK.name, do, **common | flags)
+
     recipe = tmp_path / "recipe.yaml"
     distilled = "  - !LogitDistillationModifier\n      hardness: 0.1\n"
     text = tiny.RECIPE.replace("0.8", "0.6").replace("init_lr: 5e-3", "init_lr: 1e-2")
     recipe.write_text(text + distilled)
     out = tmp_path / "out"
     data = {"train_file": train, "validation_file": validation}
-    record = command(
-        small,
-        out,
-        "--do_train --do_eval --do_predict",
-        recipe=recipe,
-        distill_teacher="self",
-        test_file=test,
-        **data,
-    )
+    taught = {"recipe": recipe, "distill_teacher": "self"}
+    do = "--do_train --do_eval --do_predict"
+    record = run(do, test_file=test, **taught, **data)
     assert record["headline"] == ["f1", "accuracy"]
     assert record["accuracy"] > 0.7 and record["samples"] == 24
     assert record["sparsity"] == round(0.6 * 16384) / 16384
     assert record["pruning_events"] == 3
-    assert AutoConfig.from_pretrained(out).label2id == {
-        name: i for i, name in enumerate(sorted(NAMES))
-    }
+    ids = AutoConfig.from_pretrained(out).label2id
+    assert ids == {name: i for i, name in enumerate(sorted(NAMES))}
     flags = {"model_name_or_path": out, "validation_file": validation}
-    again = command(small, tmp_path / "again", "--do_eval", **flags)
-    assert {k: again[k] for k in ("f1", "accuracy", "loss")} == {
-        k: record[k] for k in ("f1", "accuracy", "loss")
-    }
+    again = run("--do_eval", out="again", **flags)
+    assert all(again[name] == record[name] for name in ("f1", "accuracy", "loss"))
     # It can teach others that have its classes.
     some = {"recipe": recipe, "distill_teacher": out, "max_train_samples": 16}
-    taught = command(small, tmp_path / "taught", **data, **some)
-    assert taught["teacher"] == str(out)
-    fewer = tiny.write_rows(
-        tmp_path / "fewer.json", [{"tokens": ["a", "b"], "tags": ["O", "B-X"]}]
-    )
-    with pytest.raises(ValueError, match="expected B-X, O; train it on"):
-        command(small, tmp_path / "no", train_file=fewer, validation_file=fewer, **some)
+    assert run(out="taught", **data, **some)["teacher"] == str(out)
+    line = {"tokens": ["a", "b"], "tags": ["O", "B-X"]}
+    fewer = tiny.write_rows(tmp_path / "fewer.json", [line])
+    with refused("expected B-X, O; train it on"):
+        run(out="no", train_file=fewer, validation_file=fewer, **some)
     # By the model alone, one sentence at a time.
     model = AutoModelForTokenClassification.from_pretrained(out).eval()
     tokenizer = AutoTokenizer.from_pretrained(out)
     lines = (out / "predictions.txt").read_text().splitlines()
     hits = total = 0
-    for row, line in zip(rows(24, 1), lines, strict=True):
+    for row, line in zip(truth, lines, strict=True):
         with torch.no_grad():
             logits = model(**tokenizer(" ".join(row["tokens"]), return_tensors="pt"))[0]
         found = [model.config.id2label[int(i)] for i in logits[0, 1:-1].argmax(-1)]
@@ -268,6 +235,5 @@ def test_from_words_to_a_sparse_model_that_finds_entities(small, tmp_path) -> No
         total += len(found)
     assert record["accuracy"] == pytest.approx(hits / total)
     kinds = [json.loads(x) for x in (out / "metrics.jsonl").read_text().splitlines()]
-    assert [x["headline"] for x in kinds if x["kind"] == "eval"] == [
-        ["f1", "accuracy"]
-    ] * 2
+    headlines = [line["headline"] for line in kinds if line["kind"] == "eval"]
+    assert headlines == [["f1", "accuracy"]] * 2

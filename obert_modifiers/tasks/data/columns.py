@@ -1,16 +1,19 @@
-"""Which columns a data set has, and which it should have."""
+"""Which columns a data set has, which it should have, and what is in them."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from obert_modifiers.tasks.flags import DataSetArguments
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+Columns = tuple[tuple[str, ...], str | None]  # the names of those of text and of labels
+Batch = dict[str, list[Any]]  # some rows, by column
 
 GLUE_COLUMNS = {
     "cola": ("sentence",),
@@ -34,11 +37,8 @@ MISMATCHED = "validation_mismatched"  # MNLI's second validation set
 
 
 def glue_task(args: DataSetArguments) -> str | None:
-    """Tell which GLUE task the flags name, by a folder or configuration too.
-
-    Its name may continue behind an underscore (``qqp_subset``).
-    """
-    folder = Path(args.dataset_name).name if args.dataset_name is not None else None
+    """Tell which GLUE task the flags name, by a folder (``qqp_subset``) too."""
+    folder = Path(args.dataset_name or "").name
     for name in (getattr(args, "task_name", None), args.dataset_config_name, folder):
         task = (name or "").lower().split("_")[0]
         if task in GLUE_COLUMNS:
@@ -63,6 +63,56 @@ def need_column(rows: Dataset, name: str, flag: str, description: str) -> None:
 
 def usual_column(rows: Dataset, named: str | None, usual: tuple[str, ...]) -> str:
     """Return the column that a flag names, else the first usual one that is there."""
-    if named is not None:
-        return named
-    return next((name for name in usual if name in rows.column_names), usual[0])
+    there = (name for name in usual if name in rows.column_names)
+    return named if named is not None else next(there, usual[0])
+
+
+def no_gaps(rows: Dataset, column: str, place: str, empty: str | None = None) -> None:
+    """Check that every row has a value: not None, NaN or what `empty` says is none."""
+    missing = [
+        row
+        for row, value in enumerate(rows[column])
+        if value is None or value == empty or value != value  # NaN is not itself
+    ]
+    if missing:
+        raise ValueError(
+            f"column {column} of {place} is empty in {len(missing)} rows, first "
+            f"in row {missing[0]}; expected a value in each; fill or drop these rows"
+        )
+
+
+def as_text(rows: Dataset, column: str, place: str) -> Dataset:
+    """Check that a column has no gaps, and write numbers in it as text."""
+    from datasets import Value
+
+    no_gaps(rows, column, place)
+    dtype = str(getattr(rows.features[column], "dtype", ""))
+    if dtype in ("string", "large_string"):
+        return rows
+    if not dtype.startswith(("int", "uint", "float")):
+        raise ValueError(
+            f"column {column} of {place} holds {rows[0][column]!r} in row 0; expected "
+            "text; name another column, or write its values as text"
+        )
+    return rows.cast_column(column, Value("string"))
+
+
+def map_rows(
+    rows: Dataset,
+    encode: Callable[..., Batch],
+    columns: Sequence[str],
+    workers: int | None,
+    what: str,
+    **options: Any,
+) -> Dataset:
+    """Replace columns, the only ones that `encode` gets, by what it makes of them."""
+    return rows.select_columns(list(columns)).map(
+        encode,
+        batched=True,
+        remove_columns=list(columns),
+        num_proc=workers,
+        keep_in_memory=True,
+        load_from_cache_file=False,
+        desc=what,
+        **options,
+    )

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from datasets import Dataset
 
 from obert_modifiers.tasks.data import sources
-from obert_modifiers.tasks.data.columns import need_column
-from obert_modifiers.tasks.flags import SPLITS, DataSetArguments
+from obert_modifiers.tasks.data.columns import Columns, need_column
+from obert_modifiers.tasks.flags import DataSetArguments
 
 
 @dataclass(frozen=True)
@@ -18,29 +18,31 @@ class TextData:
     text_columns: tuple[str, ...]  # one, or two for pairs
     label_column: str | None  # None where the task has no such column
     description: str  # where the data came from, for the log
-    files: Mapping[str, str] = field(default_factory=dict)  # of splits, for errors
+    # Those of the splits, for errors.
+    files: Mapping[str, str | None] = field(default_factory=dict)
 
     def place(self, split: str) -> str:
         """Say where the rows of a split are, for errors."""
-        return self.files.get(split, f"{self.description} ({split})")
+        return self.files.get(split) or f"{self.description} ({split})"
 
 
 def load(
     args: DataSetArguments,
     cache_dir: str | None,
     seed: int,
-    columns: Callable[..., tuple[tuple[str, ...], str | None]],
+    columns: Callable[..., Columns],
     reader: Callable[..., tuple[dict[str, Dataset], str]] | None = None,
 ) -> TextData:
-    """Read the data set that the flags name; without any, the embedded one.
+    """Read the data set that the flags name, with a `Task`'s columns and reader.
 
-    The seed decides which part of the training data `validation_ratio` keeps. Columns
-    and reader are those of a `Task`.
+    The seed decides which part of the training data `validation_ratio` keeps.
     """
     splits, description = (reader or sources.read)(args, cache_dir)
+    files = args.files
     if args.validation_ratio is not None and "train" in splits:
         parts = splits["train"].train_test_split(args.validation_ratio, seed=seed)
         splits |= {"train": parts["train"], "validation": parts["test"]}
+        files["validation"] = files.get("train")
     if args.eval_on_test:
         if "test" not in splits:
             raise ValueError(
@@ -48,6 +50,7 @@ def load(
                 f"{', '.join(splits)}; expected one; give --test_file or drop the flag"
             )
         splits["validation"] = splits["test"]
+        files["validation"] = files.get("test", f"{description} (test)")
     for split, rows in splits.items():
         if len(rows) == 0:
             raise ValueError(
@@ -61,21 +64,7 @@ def load(
     texts, label = columns(splits[first], args, description)
     if label is not None and first != "test":  # to predict none are needed
         need_column(splits[first], label, "--label_column_name", description)
-    return TextData(splits, texts, label, description, _files_of(args, description))
-
-
-def _files_of(args: DataSetArguments, description: str) -> dict[str, str]:
-    """Find the file of each split for errors."""
-    names = {split: split for split in SPLITS}
-    if args.validation_ratio is not None:
-        names["validation"] = "train"
-    if args.eval_on_test:
-        names["validation"] = "test"
-    given = args.files
-    files = {split: given[name] for split, name in names.items() if name in given}
-    if args.eval_on_test:
-        files.setdefault("validation", f"{description} (test)")
-    return files
+    return TextData(splits, texts, label, description, files)
 
 
 def need_columns(data: TextData) -> None:
@@ -88,6 +77,6 @@ def need_columns(data: TextData) -> None:
             if column not in rows.column_names:
                 raise ValueError(
                     f"data={data.place(split)} has no column {column}, only "
-                    f"{', '.join(rows.column_names)}; expected the columns "
-                    f"{', '.join(asked)} in it; rename what it has"
+                    f"{', '.join(rows.column_names)}; expected {', '.join(asked)}; "
+                    "rename what it has"
                 )

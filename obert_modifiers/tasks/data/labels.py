@@ -2,21 +2,17 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 from datasets import Dataset
 
 from obert_modifiers.core.outputs import MULTI_LABEL, REGRESSION
 from obert_modifiers.modifiers._classes import places_of
+from obert_modifiers.tasks.data.columns import no_gaps
 from obert_modifiers.tasks.data.dataset import TextData
-from obert_modifiers.tasks.data.label_types import (
-    UNLABELLED,
-    need_labels,
-    own_names,
-    types_of,
-    unlabelled,
-)
-from obert_modifiers.tasks.data.texts import no_gaps
+
+UNLABELLED = -1
 
 
 @dataclass(frozen=True)
@@ -59,11 +55,7 @@ class Labels:
         return REGRESSION if self.regression else None
 
     def numbers(self, values: Iterable[Any]) -> list[Any]:
-        """Turn labels of the data into what the loss takes.
-
-        These are class numbers, floats for regression, or for each sample a 0.0 or 1.0
-        for each class.
-        """
+        """Turn labels into what the loss takes: numbers, or 0.0 and 1.0 by class."""
         if self.regression:
             return [float(value) for value in values]
         if self.hot:
@@ -77,11 +69,9 @@ class Labels:
 def labels_of(data: TextData, known: Mapping[str, int]) -> Labels:
     """Decide which class number each label gets.
 
-    Labels that are floats are numbers to be predicted. Labels that are lists are any
-    number of classes, or a 0 or 1 for each. The classes that a data set names in its
-    own features keep their order; those collected from the column are sorted. A -1 is
-    no label where `unlabelled` says so. The classes that the model was trained with,
-    `known` by name, keep their numbers where the names are the data set's.
+    Floats are numbers to be predicted; lists are any number of classes, or a 0 or 1 for
+    each. Classes keep the order that the data set's features give them, else they are
+    sorted; those that the model knows, `known` by name, keep its numbers.
     """
     column = data.label_column
     splits = {name: rows for name, rows in data.splits.items() if name != "test"}
@@ -89,25 +79,22 @@ def labels_of(data: TextData, known: Mapping[str, int]) -> Labels:
     for name, rows in splits.items():
         no_gaps(rows, column, data.place(name), empty="")
     by_split = {name: rows[column][:] for name, rows in splits.items()}
-    kinds = types_of(by_split, data)
-    if kinds == {list}:
+    kind = _type_of(by_split, data)
+    if kind is list:
         return keep_known(_multi_labels(splits, by_split, data), known, data)
-    if kinds == {float}:
-        need_labels(by_split, data)
+    if kind is float:
+        _need_labels(by_split, data)
         return Labels(column, {}, ())
     named = own_names(splits, data)
-    values = {value for labels in by_split.values() for value in labels}
-    values = set(map(int, values)) if kinds == {int} else values
-    if UNLABELLED in values and (
-        named is not None or unlabelled(by_split, values - {UNLABELLED}, known)
-    ):
-        need_labels(by_split, data)
-        values -= {UNLABELLED}
+    values = set(chain(*by_split.values()))
+    values = set(map(int, values)) if kind is int else values
+    others = values - {UNLABELLED}
+    if values != others and (named is not None or _unlabelled(by_split, others, known)):
+        _need_labels(by_split, data)
+        values = others
     if named is not None:
-        labels = Labels.named(column, named)
-    else:
-        labels = Labels.collected(column, values)
-    return keep_known(labels, known, data)
+        return keep_known(Labels.named(column, named), known, data)
+    return keep_known(Labels.collected(column, values), known, data)
 
 
 def _multi_labels(
@@ -119,19 +106,16 @@ def _multi_labels(
     it; other lists hold the classes.
     """
     column = data.label_column
-    inner = {
-        split: [value for row in rows for value in row]
-        for split, rows in by_split.items()
-    }
-    kinds = types_of(inner, data) if any(inner.values()) else set()
+    inner = {split: list(chain(*rows)) for split, rows in by_split.items()}
+    kind = _type_of(inner, data) if any(inner.values()) else None
     named = own_names(splits, data)
     lengths = {len(row) for rows in by_split.values() for row in rows}
-    values = {value for row in inner.values() for value in row}
+    values = set(chain(*inner.values()))
     alike = named is None and len(lengths) == 1 and max(lengths) > 1
     if alike and values <= {0, 1}:
         names = map(str, range(max(lengths)))
         return Labels.named(column, names, multi=True, hot=True)
-    if kinds & {float, list}:
+    if kind in (float, list):
         wrong = sorted(map(str, values - {0, 1}))[:1] or sorted(map(str, lengths))
         raise ValueError(
             f"label column {column} of {data.description} holds lists with "
@@ -146,23 +130,85 @@ def _multi_labels(
 def keep_known(labels: Labels, known: Mapping[str, int], data: TextData) -> Labels:
     """Keep the numbers of the classes that the model was trained with.
 
-    The classes are renumbered where the model knows all their names, and get the
-    model's names where the data set has only numbers; else they stay as they are.
+    That is where it knows all names of the data set, or where the data set has only
+    numbers, which then get the model's names.
     """
     names = tuple(sorted(known, key=lambda name: known[name]))
     places = places_of(labels.names, names)
     if known and places is not None:
-        ids = {
-            value: known[names[places[number]]] for value, number in labels.ids.items()
-        }
+        ids = {value: known[names[places[i]]] for value, i in labels.ids.items()}
         return replace(labels, ids=ids, names=names)
     unnamed = all(labels.names[number] == str(v) for v, number in labels.ids.items())
     if known and unnamed and all(v in range(len(known)) for v in labels.ids):
-        ids = {number: number for number in labels.ids}
-        return replace(labels, ids=ids, names=names)
+        return replace(labels, ids={v: v for v in labels.ids}, names=names)
     if len(labels.names) < 2:
         raise ValueError(
             f"label column {labels.column} of {data.description} holds the one class "
             f"{', '.join(labels.names)}; expected two or more; check the data"
         )
     return labels
+
+
+def own_names(splits: Mapping[str, Dataset], data: TextData) -> tuple[str, ...] | None:
+    """Return the names that a data set gives its classes in its features, if any."""
+    names = {}
+    for split, rows in splits.items():
+        feature = rows.features[data.label_column]
+        feature = getattr(feature, "feature", feature)
+        names[split] = getattr(feature, "names", None)
+    first = next(iter(names))
+    for split in names:
+        if names[split] != names[first]:
+            one, other = (", ".join(names[s] or ["no names"]) for s in (first, split))
+            raise ValueError(
+                f"label column {data.label_column} has the classes {other} in "
+                f"{data.place(split)} and {one} in {data.place(first)}; expected the "
+                "same in the same order; write the labels as text"
+            )
+    return None if names[first] is None else tuple(names[first])
+
+
+def _type_of(by_split: Mapping[str, list[Any]], data: TextData) -> type:
+    """Return the type of all labels; whole floats beside whole numbers are int."""
+    first: dict[type, str] = {}
+    broken = False
+    for split, labels in by_split.items():
+        for row, label in enumerate(labels):
+            if type(label) not in first:
+                first[type(label)] = f"{label!r} in row {row} of {data.place(split)}"
+            broken = broken or (type(label) is float and not label.is_integer())
+    if first.keys() == {int, float}:
+        return float if broken else int
+    if len(first) > 1 or not first.keys() <= {bool, int, float, str, list}:
+        raise ValueError(
+            f"label column {data.label_column} holds {' and '.join(first.values())}; "
+            "expected text, whole numbers, floats or lists throughout; write all alike"
+        )
+    return next(iter(first))
+
+
+def _unlabelled(
+    by_split: Mapping[str, list[Any]], others: set[Any], known: Mapping[str, int]
+) -> bool:
+    """Tell whether -1 means that there is no label, as in GLUE's test sets.
+
+    Where training data has it too it is a class, unless the others are three or more
+    numbers from 0 on, as SNLI's. Without training data it is a class where the model
+    has one class more than the others are.
+    """
+    if "train" in by_split:
+        counted = len(others) > 2 and others == set(range(len(others)))
+        return counted or UNLABELLED not in by_split["train"]
+    return bool(known) and len(known) != len(others) + 1
+
+
+def _need_labels(by_split: Mapping[str, list[Any]], data: TextData) -> None:
+    """Check that a split has labels other than -1, unless training data has none."""
+    bare = {name for name, labels in by_split.items() if set(labels) == {UNLABELLED}}
+    for split in by_split:
+        if split in bare and (split != "train" or bare != set(by_split)):
+            raise ValueError(
+                f"label column {data.label_column} of {data.place(split)} is -1 in each"
+                " row, which is no label, as in GLUE's test sets; expected labels to "
+                "evaluate on; take other data, or predict them with --do_predict"
+            )

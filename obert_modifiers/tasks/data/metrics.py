@@ -33,10 +33,7 @@ def measure(names: Iterable[str], predicted: Any, truth: Any) -> dict[str, float
 
 
 def classification_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Measure predicted classes: logits (n, classes), class numbers (n,).
-
-    Two classes have the figures, too, that GLUE reports for some tasks.
-    """
+    """Measure predicted classes: logits (n, classes), class numbers (n,)."""
     pair = ("f1", "matthews_correlation") if logits.shape[-1] == 2 else ()
     return measure(("accuracy", *pair), logits.argmax(-1), labels)
 
@@ -44,15 +41,15 @@ def classification_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, 
 def multi_label_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Measure any number of classes for each sample: logits and labels (n, classes).
 
-    Above 0 a class is predicted. ``f1_micro`` is over all decisions, ``f1_macro`` the
-    mean over the classes, ``accuracy`` the share of samples with no wrong decision.
+    ``f1_micro`` is over all decisions, ``f1_macro`` the mean over the classes,
+    ``accuracy`` the share of samples with no wrong decision.
     """
     predicted, truth = logits > 0, labels > 0
     figures = {
         f"f1_{kind}": float(f1_score(truth, predicted, average=kind, zero_division=0.0))
         for kind in ("micro", "macro")
     }
-    return figures | {"accuracy": float(accuracy_score(truth, predicted))}
+    return figures | measure(("accuracy",), predicted, truth)
 
 
 def regression_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:

@@ -3,7 +3,7 @@
 import csv
 import glob
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,48 +19,41 @@ from obert_modifiers.tasks.flags import DataSetArguments
 
 logger = logging.getLogger(__name__)
 
-_FORMATS = {
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".json": "json",
-    ".jsonl": "json",
-    ".parquet": "parquet",
-    ".txt": "text",
-}
-_PARTS = ("validation", "test")
-_LOCAL_WAY = "give the files with --train_file and --validation_file, or a folder"
+_FORMATS = dict.fromkeys(SUFFIXES, "csv")
+_FORMATS |= {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".txt": "text"}
+_MNLI = ("validation_matched", "validation_mismatched")
+_MNLI += ("test_matched", "test_mismatched")
 
 
 def read(
-    args: DataSetArguments, cache_dir: str | None
+    args: DataSetArguments,
+    cache_dir: str | None,
+    own: Callable[[str, Path], Dataset | None] = lambda flag, path: None,
 ) -> tuple[dict[str, Dataset], str]:
-    """Find the splits of a data set by name, in files, or the embedded one."""
+    """Find the splits of a data set by name, in files, or the embedded one.
+
+    A task reads files of its own form with `own`, which gives None for others.
+    """
     task = getattr(args, "task_name", None)
     if task is not None:
-        return _read_glue(task.lower(), cache_dir)
+        task = task.lower()
+        if task not in GLUE_COLUMNS:
+            raise ValueError(
+                f"--task_name={task} is no GLUE task; expected one of "
+                f"{', '.join(GLUE_COLUMNS)}; {nearest(task, GLUE_COLUMNS)}"
+            )
+        return _read_named("glue", task, cache_dir), f"GLUE {task}"
     if args.dataset_name is not None:
         named, config = args.dataset_name, args.dataset_config_name
         return _read_named(named, config, cache_dir), named
-    if args.files:
-        splits = {
-            split: _read_file(f"--{split}_file", Path(path), cache_dir)
-            for split, path in args.files.items()
-        }
-        return splits, ", ".join(args.files.values())
-    splits = {
-        split: _read_file("embedded data", path, cache_dir)
-        for split, path in embedded.movie_snippets().items()
-    }
-    return splits, f"the embedded {embedded.DATA_NAME}"
-
-
-def _read_glue(task: str, cache_dir: str | None) -> tuple[dict[str, Dataset], str]:
-    if task not in GLUE_COLUMNS:
-        raise ValueError(
-            f"--task_name={task} is no GLUE task; expected one of "
-            f"{', '.join(GLUE_COLUMNS)}; {nearest(task, GLUE_COLUMNS)}"
-        )
-    return _read_named("glue", task, cache_dir), f"GLUE {task}"
+    files = args.files
+    description = ", ".join(files.values()) or f"the embedded {embedded.DATA_NAME}"
+    splits = {}
+    for split, path in (files or embedded.movie_snippets()).items():
+        given = f"--{split}_file", Path(path)
+        rows = own(*given)
+        splits[split] = _read_file(*given, cache_dir) if rows is None else rows
+    return splits, description
 
 
 def _files_by_split(folder: Path) -> dict[str, list[str]] | None:
@@ -70,17 +63,16 @@ def _files_by_split(folder: Path) -> dict[str, list[str]] | None:
     """
     base = folder.resolve().as_posix()
     escaped = glob.escape(base)
-    splits = [f"{part}_{kind}matched" for part in _PARTS for kind in ("", "mis")]
-    if any(folder.glob(f"{splits[0]}*")):
-        names = (f"{name}[-.]*" for name in ("train", *splits))
-        files = {name[:-5]: [name] for name in names if any(folder.glob(name))}
-    elif escaped != base:
+    if any(folder.glob(f"{_MNLI[0]}*")):
+        patterns = {name: [f"{name}[-.]*"] for name in ("train", *_MNLI)}
+        files = {name: one for name, one in patterns.items() if any(folder.glob(*one))}
+    elif escaped == base:
+        return None
+    else:
         try:
             files = get_data_patterns(escaped)
         except FileNotFoundError:  # of which the library tells
             return None
-    else:
-        return None
     return {
         str(split): [f"{escaped}/{pattern}" for pattern in patterns]
         for split, patterns in files.items()
@@ -90,10 +82,7 @@ def _files_by_split(folder: Path) -> dict[str, list[str]] | None:
 def _read_named(
     name: str, config: str | None, cache_dir: str | None
 ) -> dict[str, Dataset]:
-    """Read a data set from a folder or from the hub.
-
-    MNLI's matched sets are its validation and test, beside the mismatched ones.
-    """
+    """Read a data set from a folder or the hub; MNLI's matched sets lose that word."""
     local = Path(name).exists()
     if not local:
         logger.info("asking the hub for the data set %s", name)
@@ -104,14 +93,13 @@ def _read_named(
     except TableError:
         raise
     except (OSError, ValueError, DatasetsError) as error:
+        why = "is no folder here, and the hub did not give it"
+        rule = "a folder, or a hub id and a network"
         if local:
             why, rule = "has no data that can be read", "csv, json or parquet files"
-        else:
-            why = "is no folder here, and the hub did not give it"
-            rule = "a folder, or a hub id and a network"
         raise ValueError(
-            f"data set={name} {why} ({_first_line(error)}); expected {rule}; "
-            f"{_LOCAL_WAY} with --dataset_name"
+            f"data set={name} {why} ({_first_line(error)}); expected {rule}; give the "
+            "files with --train_file and --validation_file"
         ) from error
 
 
@@ -128,12 +116,9 @@ def _load(
             for split, named in form.data_files.items()
         }
         every = [path for named in paths.values() for path in named]
+        readable = all(path.suffix in SUFFIXES and path.is_file() for path in every)
         # What a data set says of itself, such as types, is the library's to read.
-        if (
-            builder.info.features is None
-            and form.sep in (",", "\t")
-            and all(path.suffix in SUFFIXES and path.is_file() for path in every)
-        ):
+        if builder.info.features is None and form.sep in (",", "\t") and readable:
             return {split: read_table(named) for split, named in paths.items()}
         more |= {"keep_default_na": False, "na_values": [""]}
         if form.sep == "\t":
@@ -153,24 +138,22 @@ def _read_file(flag: str, path: Path, cache_dir: str | None) -> Dataset:
         siblings = [other.name for other in path.parent.glob(f"*{path.suffix}")]
         raise ValueError(
             f"{flag}={path} does not exist; expected a file; "
-            f"{nearest(path.name, siblings) if siblings else 'check the path'}"
+            f"{nearest(path.name, siblings)}"
         )
     try:
         if kind == "csv":
             return read_table([path])
+        files = [glob.escape(str(path))]
         return datasets.load_dataset(
-            kind,
-            data_files=[glob.escape(str(path))],
-            split="train",
-            cache_dir=cache_dir,
+            kind, data_files=files, split="train", cache_dir=cache_dir
         )
     except TableError as error:
         raise TableError(f"{flag}={path}: {error}") from error
     except Exception as error:  # datasets wraps the readers' errors in its own
-        cause = error.__cause__ or error
+        why = _first_line(error.__cause__ or error)
         raise ValueError(
-            f"{flag}={path} cannot be read as {kind} ({_first_line(cause)}); expected "
-            "rows with named columns; check the file"
+            f"{flag}={path} cannot be read as {kind} ({why}); expected rows with named "
+            "columns; check the file"
         ) from error
 
 

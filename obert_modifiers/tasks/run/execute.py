@@ -13,8 +13,8 @@ import transformers
 from accelerate import PartialState
 
 from obert_modifiers.core.quantization import scales
-from obert_modifiers.tasks.command_line import check
-from obert_modifiers.tasks.flags import Arguments, TrainArguments
+from obert_modifiers.tasks.command_line import check, resumes
+from obert_modifiers.tasks.flags import Arguments
 from obert_modifiers.tasks.run import models, record
 from obert_modifiers.tasks.run.plan import (
     Notes,
@@ -30,33 +30,23 @@ from obert_modifiers.training.environment import check_environment
 TRAIN_RECORD = "metrics.json"
 EVAL_RECORD = "eval_metrics.json"
 # What a run writes beside the model; removed when a folder is written over.
-WRITTEN = (
-    TRAIN_RECORD,
-    EVAL_RECORD,
-    "metrics.jsonl",
-    scales.FILE_NAME,
-    "recipe.yaml",
-    "report.html",
-    "report.png",
-)
+WRITTEN = (TRAIN_RECORD, EVAL_RECORD, "metrics.jsonl", scales.FILE_NAME, "recipe.yaml")
+WRITTEN += ("report.html", "report.png")
 
 
 def run(task: Task, arguments: Arguments, reporter: Any = None) -> dict[str, Any]:
-    """Load, check, train, save, reload and measure; return the record that is written.
-
-    It is ``metrics.json`` in the output folder after training, else
-    ``eval_metrics.json``.
-    """
+    """Load, check, train, save, reload and measure; return what is recorded."""
     started = time.monotonic()
     check(arguments)
     check_environment()
     arguments = with_actions(task, arguments)
     manager = load_recipe(arguments)
-    state = PartialState(cpu=arguments.train.use_cpu)
+    flags = arguments.train
+    state = PartialState(cpu=flags.use_cpu)
     notes = Notes()
     with quiet_libraries(), torch.random.fork_rng():
         # Dropout differs between processes; the model and the order of data do not.
-        torch.manual_seed(arguments.train.seed + state.process_index)
+        torch.manual_seed(flags.seed + state.process_index)
         with state.main_process_first():
             plan = prepare(task, arguments, manager, state, notes)
         figures = _execute(plan, state, reporter)
@@ -68,8 +58,8 @@ def run(task: Task, arguments: Arguments, reporter: Any = None) -> dict[str, Any
         "machine": record.machine() | {"processes": state.num_processes},
     }
     if state.is_main_process:
-        name = TRAIN_RECORD if arguments.train.do_train else EVAL_RECORD
-        record.write_json(Path(arguments.train.output_dir) / name, figures)
+        name = TRAIN_RECORD if flags.do_train else EVAL_RECORD
+        record.write_json(Path(flags.output_dir) / name, figures)
     state.wait_for_everyone()
     return figures
 
@@ -77,20 +67,13 @@ def run(task: Task, arguments: Arguments, reporter: Any = None) -> dict[str, Any
 def _execute(plan: Plan, state: PartialState, reporter: Any) -> dict[str, Any]:
     """Train, save, and measure what was saved."""
     flags, folder = plan.arguments.train, Path(plan.config.output_dir)
-    data = plan.samples.data
-    if state.is_main_process and not _resumes(flags, folder):
+    data, model, result = plan.samples.data, plan.model, None
+    if state.is_main_process and not resumes(flags):
         _clear(folder, flags.do_train, plan.task)
     state.wait_for_everyone()
-    result, model = None, plan.model
     if flags.do_train:
-        result = train(
-            plan.model,
-            data,
-            plan.config,
-            manager=plan.manager,
-            teacher=plan.teacher,
-            reporter=reporter,
-        )
+        others = {"manager": plan.manager, "teacher": plan.teacher}
+        result = train(plan.model, data, plan.config, reporter=reporter, **others)
         if state.is_main_process:
             _save(plan, folder)
         state.wait_for_everyone()
@@ -108,29 +91,14 @@ def _execute(plan: Plan, state: PartialState, reporter: Any) -> dict[str, Any]:
             plan.samples.write(kept, folder)
     if flags.do_train:
         layers = record.count_zeros(folder, plan.prunable)
-        plain, packed = record.sizes_mb(folder)
-        figures |= {
-            "sparsity": record.sparsity_of(layers),
-            **record.sparsities(folder, plan.model),
-            "size_mb": plain,
-            "gzip_mb": packed,
-            "layers": layers,
-        }
+        figures["sparsity"] = record.sparsity_of(layers)
+        figures |= record.sparsities(folder, plan.model) | record.sizes_mb(folder)
+        figures["layers"] = layers
     return figures
 
 
-def _resumes(flags: TrainArguments, folder: Path) -> bool:
-    wanted = flags.resume_from_checkpoint
-    return wanted not in (None, checkpoint.LAST) or (
-        wanted is not None and bool(checkpoint.checkpoints_in(folder))
-    )
-
-
 def _clear(folder: Path, training: bool, task: Task) -> None:
-    """Make the output folder and remove what an earlier run wrote beside its model.
-
-    A run that does not train keeps the training's files.
-    """
+    """Make the output folder and remove what an earlier run of this kind wrote."""
     folder.mkdir(parents=True, exist_ok=True)
     stale = list(folder.glob("model*.safetensors*")) if training else []
     names = (WRITTEN if training else (EVAL_RECORD,)) + task.prediction_files
@@ -150,11 +118,12 @@ def _save(plan: Plan, folder: Path) -> None:
 
 def _facts(plan: Plan, result: TrainResult | None) -> dict[str, Any]:
     """Collect what was run."""
-    data = plan.samples.data
+    data, asked = plan.samples.data, plan.arguments
     facts: dict[str, Any] = {data.headline[0]: None, "loss": None}
     if result is not None:
         facts |= {"steps": result.steps, "train_seconds": result.seconds}
         facts["pruning_events"] = len(result.events)
+    named = plan.manager.teacher if plan.manager else None
     return facts | {
         "seed": plan.config.seed,
         "train_samples": len(data.train),
@@ -162,9 +131,8 @@ def _facts(plan: Plan, result: TrainResult | None) -> dict[str, Any]:
         "headline": list(data.headline),
         "model": plan.inputs.pretrained.description,
         "data": plan.inputs.data.description,
-        "recipe": plan.arguments.train.recipe,
-        "teacher": plan.arguments.model.distill_teacher
-        or (plan.manager.teacher if plan.manager else None),
+        "recipe": asked.train.recipe,
+        "teacher": asked.model.distill_teacher or named,
         "config": asdict(plan.config),
     }
 

@@ -11,14 +11,10 @@ import torch
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.pre_tokenizers import Sequence as Sequential
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoTokenizer,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers import PreTrainedConfig as Config
+from transformers import PreTrainedModel as Model
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from obert_modifiers import embedded
 from obert_modifiers.core.outputs import MULTI_LABEL
@@ -37,15 +33,12 @@ class Pretrained:
     """A model before it is loaded: where it is and what it is."""
 
     source: str  # the folder or hub id of the weights
-    config: PreTrainedConfig
-    tokenizer: PreTrainedTokenizerBase
+    config: Config
+    tokenizer: Tokenizer
     description: str  # what it is called in the log
 
     def classes(self, head: str) -> dict[str, int]:
-        """Return the numbers of the classes that the model was trained with, by name.
-
-        There are none where it was trained with another task's head.
-        """
+        """Return the classes that it was trained with; none if with another head."""
         trained = self.config.architectures or []
         if not any(name.endswith(head) for name in trained):
             return {}
@@ -57,9 +50,8 @@ class Pretrained:
         if not known:
             heads = ", ".join(self.config.architectures or []) or "no head"
             raise ValueError(
-                f"model={self.description} has {heads}, and test data alone names no "
-                f"classes; expected a model trained for this task; train it first, or "
-                "add --do_train with labelled data"
+                f"model={self.description} has {heads}, and test data names no "
+                "classes; expected a model trained for this task; train it first"
             )
         names = tuple(sorted(known, key=lambda name: known[name]))
         multi = getattr(self.config, "problem_type", None) == MULTI_LABEL
@@ -81,10 +73,9 @@ class Pretrained:
 def find(args: ModelArguments, *, words: bool = False) -> Pretrained:
     """Find the model that the flags name; without any, the embedded encoder.
 
-    For texts that are lists of words, a tokenizer that tells a word's start by the
-    space before it puts one before each.
+    Its tokenizer puts a space before each of `words`, if that is how it tells them.
     """
-    source, description = args.model_name_or_path, args.model_name_or_path
+    source = description = args.model_name_or_path
     if source is None:
         source = str(embedded.encoder_path())
         description = f"the embedded {embedded.ENCODER_NAME}"
@@ -109,14 +100,12 @@ def check_fixed_length(pretrained: Pretrained, length: int, padded: bool) -> Non
     if not free and not (padded and length == only):
         raise ValueError(
             f"model={pretrained.description} reads segment_means_seq_len={only} tokens "
-            f"at once, no more and no fewer; expected samples of that length; give "
-            f"--max_seq_length {only} --pad_to_max_length"
+            "at once; expected samples of that length; give --max_seq_length "
+            f"{only} --pad_to_max_length"
         )
 
 
-def check_vocabulary(
-    config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, named: str
-) -> None:
+def check_vocabulary(config: Config, tokenizer: Tokenizer, named: str) -> None:
     """Check that the model has an embedding for each token of a tokenizer."""
     rows = getattr(config, "vocab_size", None)
     highest = max(tokenizer.get_vocab().values(), default=0)
@@ -127,7 +116,7 @@ def check_vocabulary(
         )
 
 
-def _byte_levels(tokenizer: PreTrainedTokenizerBase) -> list[ByteLevel]:
+def _byte_levels(tokenizer: Tokenizer) -> list[ByteLevel]:
     """Find the parts of a tokenizer whose tokens hold the space before a word."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     parts = getattr(backend, "pre_tokenizer", None)
@@ -141,11 +130,8 @@ def load_student(
     labels: Labels | None,
     args: ModelArguments,
     seed: int,
-) -> PreTrainedModel:
-    """Load the model in float32 with a head for the task and the data set's classes.
-
-    The seed fixes the numbers in a new head; the caller's generator is not touched.
-    """
+) -> Model:
+    """Load the model in float32; the seed fixes the numbers in a new head."""
     config = pretrained.config
     if labels is not None:
         config.num_labels = labels.num_labels
@@ -153,18 +139,12 @@ def load_student(
     if labels is not None and labels.names:
         config.id2label = dict(enumerate(labels.names))
         config.label2id = {name: number for number, name in enumerate(labels.names)}
+    options = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    options |= {"config": config, "dtype": torch.float32}
+    named = "--model_name_or_path", pretrained.source
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model, report = fetch(
-            model_class,
-            "--model_name_or_path",
-            pretrained.source,
-            args,
-            config=config,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            dtype=torch.float32,
-        )
+        model, report = fetch(model_class, *named, args, **options)
     mismatched = (key[0] for key in report["mismatched_keys"])
     new = sorted({*report["missing_keys"], *mismatched})
     if new:
@@ -172,7 +152,7 @@ def load_student(
     return model
 
 
-def load_saved(folder: Path, model_class: Any) -> PreTrainedModel:
+def load_saved(folder: Path, model_class: Any) -> Model:
     """Load a model that this package saved, in float32, on its 8-bit grids if any."""
     model = model_class.from_pretrained(folder, dtype=torch.float32)
     load_quantization_(model, folder)
@@ -180,10 +160,7 @@ def load_saved(folder: Path, model_class: Any) -> PreTrainedModel:
 
 
 def prunable_names(model: nn.Module, manager: RecipeManager | None) -> list[str]:
-    """Name the parameters whose sparsity a run reports, in the order of the model.
-
-    They are what the recipe prunes; if it prunes nothing, the encoder's linear weights.
-    """
+    """Name what the recipe prunes in the model's order, else the encoder's weights."""
     chosen: set[str] = set()
     for modifier in manager.pruning if manager else []:
         chosen |= set(_targets_of(modifier, model))
@@ -200,10 +177,7 @@ def _targets_of(modifier: Any, model: nn.Module) -> Sequence[str]:
 
 
 def fetch(kind: Any, flag: str, name: str, args: ModelArguments, **options: Any) -> Any:
-    """Load a configuration, tokenizer or model from a folder or the hub.
-
-    The flag is the one that names it, for errors.
-    """
+    """Load what a name stands for; `flag` gave the name, for errors."""
     flag = "--model_name_or_path" if name == args.model_name_or_path else flag
     if name.startswith("zoo:"):
         raise ValueError(
@@ -223,5 +197,5 @@ def fetch(kind: Any, flag: str, name: str, args: ModelArguments, **options: Any)
         raise ValueError(
             f"{flag}={name} {why} ({str(error).splitlines()[0][:200]}); expected a "
             "folder with config.json, weights and tokenizer, or a hub id and a network;"
-            " give a local folder, or no model for the embedded encoder"
+            " give a local folder"
         ) from error

@@ -97,10 +97,9 @@ def prepare(
     """Load the data, the model and the teacher, and check the recipe against them."""
     inputs = read_inputs(task, arguments, notes)
     config = train_config(arguments, state)
-    flags, seed = arguments.model, arguments.train.seed
+    flags, named = arguments.model, manager and manager.teacher
     loading = (inputs.pretrained, task.model_class, inputs.labels, flags)
-    model = models.load_student(*loading, seed)
-    named = manager.teacher if manager is not None else None
+    model = models.load_student(*loading, arguments.train.seed)
     if flags.distill_teacher is not None and named not in (None, flags.distill_teacher):
         notes.say(
             f"--distill_teacher {flags.distill_teacher} comes before the recipe's "
@@ -125,10 +124,11 @@ def prepare(
         separator = inputs.pretrained.tokenizer.sep_token_id
         collate = teacher.TeacherTypes(samples.data.collate, separator)
         samples = replace(samples, data=replace(samples.data, collate=collate))
-    if len(samples.data.train):
-        teacher.check_length(teaches, max(lengths_of(samples.data.train)))
+    train = samples.data.train
+    if len(train):
+        teacher.check_length(teaches, max(lengths_of(train)))
     if manager is not None and arguments.train.do_train:
-        manager.check_data(len(samples.data.train))
+        manager.check_data(len(train))
     prunable = models.prunable_names(model, manager)
     return Plan(
         task, arguments, manager, inputs, model, teaches, samples, config, prunable
@@ -136,7 +136,7 @@ def prepare(
 
 
 def read_inputs(task: Task, arguments: Arguments, notes: Notes) -> Inputs:
-    """Find the model, read the data set and decide its classes."""
+    """Find the model, read the data set, decide its classes, and say what is read."""
     pretrained = models.find(arguments.model, words=task.words)
     flags, seed = arguments.data, arguments.train.seed
     cache = arguments.model.cache_dir
@@ -149,45 +149,37 @@ def read_inputs(task: Task, arguments: Arguments, notes: Notes) -> Inputs:
     elif task.labels is not None:
         labels = task.labels(data, flags, pretrained.classes(task.head))
     inputs = Inputs(data, labels, pretrained, flags, seed)
-    _describe(arguments, inputs, notes)
+    if arguments.model.model_name_or_path is None:
+        notes.say(f"no --model_name_or_path: training {pretrained.description}")
+    if data.description.startswith("the embedded"):
+        notes.say(f"no data flags: reading {data.description}")
+    sizes = ", ".join(f"{len(rows):,} {name}" for name, rows in data.splits.items())
+    text = f"data: {sizes} rows; text in {' and '.join(data.text_columns)}"
+    if labels is not None:
+        classes = f"classes {', '.join(labels.names)}"
+        kind = "a number" if labels.regression else classes
+        kind += ", any number of them," if labels.multi else ""
+        text += f", {kind} in {labels.column}"
+    notes.say(text)
     models.check_fixed_length(pretrained, inputs.max_length, flags.pad_to_max_length)
     return inputs
 
 
 def _only_needed(data: dataset.TextData, arguments: Arguments) -> dataset.TextData:
     """Keep the splits that are used, and see that they are there."""
-    needed = [
-        split
-        for split, (flag, _) in _SPLIT_FLAGS.items()
-        if getattr(arguments.train, flag)
-    ]
-    for split in needed:
+    needed = []
+    for split, (flag, way) in _SPLIT_FLAGS.items():
+        if not getattr(arguments.train, flag):
+            continue
         if split not in data.splits:
-            flag, way = _SPLIT_FLAGS[split]
             raise ValueError(
                 f"data={data.description} has no {split} split, only "
                 f"{', '.join(data.splits)}; expected one for --{flag}; give {way}"
             )
+        needed.append(split)
     if "validation" in needed and MISMATCHED in data.splits:
         needed.append(MISMATCHED)
     return replace(data, splits={split: data.splits[split] for split in needed})
-
-
-def _describe(arguments: Arguments, inputs: Inputs, notes: Notes) -> None:
-    """Say what is read, and which defaults were taken."""
-    data, labels = inputs.data, inputs.labels
-    if arguments.model.model_name_or_path is None:
-        notes.say(f"no --model_name_or_path: training {inputs.pretrained.description}")
-    if data.description.startswith("the embedded"):
-        notes.say(f"no data flags: reading {data.description}")
-    sizes = ", ".join(f"{len(rows):,} {name}" for name, rows in data.splits.items())
-    text = f"data: {sizes} rows; text in {' and '.join(data.text_columns)}"
-    if labels is not None:
-        names = ", ".join(labels.names)
-        kind = "a number" if labels.regression else f"classes {names}"
-        kind += ", any number of them," if labels.multi else ""
-        text += f", {kind} in {labels.column}"
-    notes.say(text)
 
 
 def train_config(arguments: Arguments, state: PartialState) -> TrainConfig:

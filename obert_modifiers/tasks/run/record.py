@@ -25,10 +25,7 @@ _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "sparseml", "num
 
 
 def count_zeros(folder: Path, names: Iterable[str]) -> list[dict[str, Any]]:
-    """Count the zeros of some parameters in the files of a saved model.
-
-    Returns ``{"name", "numel", "pruned"}`` for each, in the order of the names.
-    """
+    """Count the zeros of parameters in a saved model's files, in the names' order."""
     names, counts = list(names), {}
     for path in weight_files(folder):
         with safe_open(path, framework="pt") as file:
@@ -64,10 +61,10 @@ def sparsities(folder: Path, model: nn.Module) -> dict[str, float]:
     return {k: sparsity_of(count_zeros(folder, names)) for k, names in counted.items()}
 
 
-def sizes_mb(folder: Path) -> tuple[float, float]:
+def sizes_mb(folder: Path) -> dict[str, float]:
     """Return the MB (1,000,000 bytes) of the weights on disk, plain and gzipped."""
     files = weight_files(folder)
-    return plain_bytes(files) / MB, gzip_bytes(files) / MB
+    return {"size_mb": plain_bytes(files) / MB, "gzip_mb": gzip_bytes(files) / MB}
 
 
 def versions() -> dict[str, str]:

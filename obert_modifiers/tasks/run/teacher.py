@@ -7,12 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoTokenizer,
-    PreTrainedConfig,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, AutoTokenizer
+from transformers import PreTrainedConfig as Config
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from obert_modifiers.core.outputs import TEACHERS_OWN
 from obert_modifiers.core.positions import usable_length
@@ -38,47 +35,45 @@ def load_teacher(
 ) -> nn.Module | str | None:
     """Load the teacher that `distill_teacher` names, or else the recipe (`named`).
 
-    It is in eval mode, and must have the student's tokens and classes. ``self``,
-    ``disable`` and None are returned as they are.
+    It must have the student's tokens and classes; ``self``, ``disable`` and None are
+    returned as they are.
     """
-    flag = "teacher" if args.distill_teacher is None else "--distill_teacher"
-    name = named if args.distill_teacher is None else args.distill_teacher
+    flag, name = "--distill_teacher", args.distill_teacher
+    if name is None:
+        flag, name = "teacher", named
     if name in (None, "self", "disable"):
         return name
     title = f"{flag}={name}"
     config = fetch(AutoConfig, flag, name, args)
-    tokenizer = fetch(AutoTokenizer, flag, name, args)
-    if tokenizer.get_vocab() != pretrained.tokenizer.get_vocab():
+    ours, theirs = pretrained.tokenizer, fetch(AutoTokenizer, flag, name, args)
+    if theirs.get_vocab() != ours.get_vocab():
         raise ValueError(
             f"{title} has another vocabulary than the model; expected the same "
             "tokens; take a teacher with the model's tokenizer"
         )
     if labels is not None:
         _check_classes(config, labels, title)
-    check_vocabulary(config, tokenizer, title)
-    check_tokens(pretrained.tokenizer, tokenizer, title)
+    check_vocabulary(config, theirs, title)
+    check_tokens(ours, theirs, title)
     teacher = fetch(model_class, flag, name, args).float().eval()
-    prepare_(teacher, pretrained.tokenizer, tokenizer, title)
+    prepare_(teacher, ours, theirs, title)
     return teacher
 
 
-def _check_classes(config: PreTrainedConfig, labels: Labels, named: str) -> None:
+def _check_classes(config: Config, labels: Labels, named: str) -> None:
     """Check that a teacher has the data set's classes; `named` is it, for the error."""
     names = tuple(class_names(config))
+    theirs, ours = ", ".join(names), ", ".join(labels.names)
     if config.num_labels != labels.num_labels:
         raise ValueError(
-            f"{named} has the classes {', '.join(names)}; expected "
-            f"{', '.join(labels.names) or 'one number'}; train it on this data set"
+            f"{named} has the classes {theirs}; expected {ours or 'one number'}; "
+            "train it on this data set"
         )
     named_by_hand = not all(name.startswith("LABEL_") for name in names)
     # Names in another order are the distillation modifier's to bring into ours.
     if named_by_hand and labels.names and order_for(labels.names, names) is None:
-        logger.warning(
-            "%s calls its classes %s and the data set %s; they are taken in this order",
-            named,
-            ", ".join(names),
-            ", ".join(labels.names),
-        )
+        text = "%s calls its classes %s, the data set %s; they are taken in this order"
+        logger.warning(text, named, theirs, ours)
 
 
 def check_length(teacher: Any, length: int) -> None:
@@ -91,9 +86,7 @@ def check_length(teacher: Any, length: int) -> None:
         )
 
 
-def check_tokens(
-    student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, named: str
-) -> None:
+def check_tokens(student: Tokenizer, teacher: Tokenizer, named: str) -> None:
     """Check that two tokenizers with one vocabulary turn texts into the same tokens."""
     words = [word for word in sorted(student.get_vocab()) if word.isalpha()][:_PROBES]
     for word in (*words, "caf\u00e9, it's"):
@@ -103,41 +96,40 @@ def check_tokens(
         if ours != theirs:
             raise ValueError(
                 f"{named} has a tokenizer that turns{pair[0]} into {theirs} and the "
-                f"model's into {ours}; expected the same tokens; take a teacher with "
-                "the model's tokenizer, with the same case and separators"
+                f"model's into {ours}; expected the same tokens, case and separators; "
+                "take a teacher with the model's tokenizer"
             )
 
 
 def prepare_(
     teacher: nn.Module,
-    student_tokens: PreTrainedTokenizerBase,
-    teacher_tokens: PreTrainedTokenizerBase,
+    student_tokens: Tokenizer,
+    teacher_tokens: Tokenizer,
     named: str,
 ) -> None:
     """See that a teacher is given what it was trained with.
 
-    Token types that the student's tokenizer gives and the teacher's does not are kept
-    from it, by a hook. Those that it lacks are to be made by `TeacherTypes`, where
-    `lacks_types` says so.
+    Token types that its own tokenizer does not give are kept from it, by a hook. Those
+    that the student lacks are made by `TeacherTypes`, where `lacks_types` says so.
     """
-    ours, theirs = (
-        set(one.model_input_names) for one in (student_tokens, teacher_tokens)
-    )
+    ours = set(student_tokens.model_input_names)
+    theirs = set(teacher_tokens.model_input_names)
     taken = set(inspect.signature(teacher.forward).parameters)
     missing = (theirs & taken) - ours
-    if missing - {_TYPES}:
+    lacking, why = missing - {_TYPES}, ""
+    if _TYPES in missing and getattr(teacher.config, "type_vocab_size", 2) > 1:
+        setattr(teacher, _MARK, True)
+        if not lacking and not _as_berts(teacher_tokens):
+            lacking, why = {_TYPES}, " of another form than BERT's"
+    if lacking:
         raise ValueError(
-            f"{named} takes {', '.join(sorted(missing - {_TYPES}))}, which the model's "
+            f"{named} takes {', '.join(sorted(lacking))}{why}, which the model's "
             "tokenizer does not give; expected the same inputs; give them with "
             f"--tokenizer_name {named.partition('=')[2]}, or take another teacher"
         )
     if _TYPES in taken & ours and _TYPES not in theirs:
         logger.info("%s gets no %s, as its own tokenizer gives none", named, _TYPES)
         teacher.register_forward_pre_hook(_without_types, with_kwargs=True)
-    several = getattr(teacher.config, "type_vocab_size", 2) > 1
-    if _TYPES in missing and several:
-        _check_pairs(teacher_tokens, named)
-        setattr(teacher, _MARK, True)
 
 
 def lacks_types(teacher: Any) -> bool:
@@ -157,39 +149,33 @@ class TeacherTypes:
 
     def __call__(self, samples: Sequence[Any]) -> Batch:
         batch = self._collate(samples)
-        ids, mask = batch["input_ids"], batch["attention_mask"]
-        types = types_of_pairs(ids, mask, self._separator)
+        given = batch["input_ids"], batch["attention_mask"]
+        types = types_of_pairs(*given, self._separator)
         return {**batch, TEACHERS_OWN + _TYPES: types}
 
 
 def types_of_pairs(ids: Tensor, mask: Tensor, separator: int) -> Tensor:
     """Tell the second text of a pair from the first, as BERT does.
 
-    A row of `ids` (k, T) is CLS, the first text, a separator, the second, a separator;
-    `mask` is 0 for padding. Returns (k, T), 1 after the first separator, 0 before and
-    in padding.
+    `ids` (k, T) have a separator after each text, `mask` is 0 for padding. Returns
+    (k, T), 1 after the first separator, 0 before and in padding.
     """
     here = ids.eq(separator) & mask.ne(0)
     counts = here.sum(-1)
     if (counts != 2).any():
         raise ValueError(
-            f"separators={int(counts[counts != 2][0])} in a pair of texts, so that the "
-            "teacher's token_type_ids cannot be told; expected 2; take the separator's "
-            "token out of the texts, or give the teacher's tokenizer as "
-            "--tokenizer_name"
+            f"separators={int(counts[counts != 2][0])} in a pair of texts do not tell "
+            "the teacher's token_type_ids; expected 2; take that token out of the texts"
         )
     before = here.cumsum(-1) - here.long()
     return before.gt(0).long() * mask.ne(0).long()
 
 
-def _check_pairs(tokenizer: PreTrainedTokenizerBase, named: str) -> None:
+def _as_berts(tokenizer: Tokenizer) -> bool:
+    """Tell whether a tokenizer's token types are those that `types_of_pairs` makes."""
     made = tokenizer("a", "a a", return_tensors="pt")
-    ids, mask = made["input_ids"], torch.ones_like(made["input_ids"])
-    separator = tokenizer.sep_token_id
-    two = separator is not None and int(ids.eq(separator).sum()) == 2
-    if not two or not types_of_pairs(ids, mask, separator).equal(made[_TYPES]):
-        raise ValueError(
-            f"{named} takes {_TYPES} of another form than BERT's, which the model's "
-            "tokenizer does not give; expected the same inputs; give them with "
-            f"--tokenizer_name {named.partition('=')[2]}, or take another teacher"
-        )
+    ids, separator = made["input_ids"], tokenizer.sep_token_id
+    if separator is None or int(ids.eq(separator).sum()) != 2:
+        return False
+    types = types_of_pairs(ids, torch.ones_like(ids), separator)
+    return types.equal(made[_TYPES])

@@ -36,9 +36,9 @@ def best_spans(
 ) -> list[tuple[int, int]]:
     """Find the spans of a window with the highest sums of start and end logit.
 
-    All spans of at most `max_answer_length` L tokens are looked at, not only those of
-    the best starts and ends. Time and memory: T L sums. Returns first and last position
-    of each, best first; equal sums by position, the shorter one first.
+    All spans of at most `max_answer_length` L tokens are looked at, in T L sums.
+    Returns first and last position of each, best first; equal sums by position, the
+    shorter one first.
     """
     length = len(start_logits)
     longest = min(search.max_answer_length, length)
@@ -60,28 +60,22 @@ def answer_question(
 ) -> Answer:
     """Choose the answer to a question from the scores of its windows.
 
-    A window has ``starts``, ``ends`` and ``null`` from `cut_windows`, and
-    ``start_logits`` and ``end_logits``, which may be longer.
-    "No answer" scores as the lowest sum of start and end logit at its token over the
-    windows: where one window has an answer, the others say that they have none.
+    A window is that of `cut_windows` with ``start_logits`` and ``end_logits``, which
+    may be longer. "No answer" scores as its lowest sum over the windows: where one
+    window has an answer, the others say that they have none.
     """
     best: list[dict[str, Any]] = []
     nulls: list[dict[str, Any]] = []
     for window in windows:
         starts, ends = np.asarray(window["starts"]), np.asarray(window["ends"])
-        start_logits = np.asarray(window["start_logits"], np.float64)[: len(starts)]
-        end_logits = np.asarray(window["end_logits"], np.float64)[: len(starts)]
-        spans = best_spans(start_logits, end_logits, starts != OUTSIDE, search)
-        best += [
-            _candidate(
-                context[starts[first] : ends[last]],
-                start_logits[first],
-                end_logits[last],
-            )
-            for first, last in spans
+        logits = [
+            np.asarray(window[f"{side}_logits"], np.float64)[: len(starts)]
+            for side in ("start", "end")
         ]
-        null = window["null"]
-        nulls.append(_candidate("", start_logits[null], end_logits[null]))
+        for first, last in best_spans(*logits, starts != OUTSIDE, search):
+            text = context[starts[first] : ends[last]]
+            best.append(_candidate(text, *logits, first, last))
+        nulls.append(_candidate("", *logits, window["null"], window["null"]))
     best.sort(key=_score, reverse=True)  # stable: equal scores keep their order
     best = best[: search.n_best_size]
     null = min(nulls, key=_score)
@@ -97,12 +91,11 @@ def answer_question(
     return Answer(text, _weighed(listed), float(odds))
 
 
-def _candidate(text: str, start_logit: float, end_logit: float) -> dict[str, Any]:
-    return {
-        "text": text,
-        "start_logit": float(start_logit),
-        "end_logit": float(end_logit),
-    }
+def _candidate(
+    text: str, starts: np.ndarray, ends: np.ndarray, first: int, last: int
+) -> dict[str, Any]:
+    logits = {"start_logit": float(starts[first]), "end_logit": float(ends[last])}
+    return {"text": text, **logits}
 
 
 def _score(candidate: Mapping[str, Any]) -> float:
@@ -110,6 +103,7 @@ def _score(candidate: Mapping[str, Any]) -> float:
 
 
 def _weighed(candidates: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Add probabilities, behind the texts."""
     scores = np.array([_score(candidate) for candidate in candidates])
     shares = np.exp(scores - scores.max())
     return [

@@ -26,10 +26,7 @@ def exact_match(predicted: str, truth: str) -> float:
 
 
 def f1(predicted: str, truth: str) -> float:
-    """Return the harmonic mean of precision and recall of the words after `normalize`.
-
-    It is 0.0 without common words, also where both have none.
-    """
+    """Return the F1 of the words after `normalize`, 0.0 where none are common."""
     ours, theirs = normalize(predicted).split(), normalize(truth).split()
     common = sum((Counter(ours) & Counter(theirs)).values())
     return 2.0 * common / (len(ours) + len(theirs)) if common else 0.0
@@ -37,9 +34,8 @@ def f1(predicted: str, truth: str) -> float:
 
 def f1_or_none(predicted: str, truth: str) -> float:
     """Compare as `f1`, with "no answer" as an answer; v2.0's rule."""
-    if not normalize(predicted) and not normalize(truth):
-        return 1.0
-    return f1(predicted, truth)
+    both_empty = not normalize(predicted) and not normalize(truth)
+    return 1.0 if both_empty else f1(predicted, truth)
 
 
 def squad_metrics(
@@ -57,9 +53,8 @@ def squad_v2_metrics(
 ) -> dict[str, float]:
     """Measure answers as SQuAD v2.0 does.
 
-    Right answers that have no words are left out; where none is left, the right
-    answer is none. The figures with ``HasAns_`` and ``NoAns_`` are those of questions
-    with and without right answers; where there are none of a kind, it has no figures.
+    Right answers that have no words are left out; where none is left, the right answer
+    is none. ``HasAns_`` and ``NoAns_`` are of questions with and without right answers.
     """
     kept = [[text for text in texts if normalize(text)] or [""] for texts in truths]
     exact = _best(exact_match, predicted, kept)
@@ -68,11 +63,9 @@ def squad_v2_metrics(
     for kind, wanted in (("HasAns", True), ("NoAns", False)):
         chosen = [i for i, texts in enumerate(truths) if bool(texts) is wanted]
         if chosen:
-            figures |= {
-                f"{kind}_exact_match": _mean([exact[i] for i in chosen]),
-                f"{kind}_f1": _mean([overlap[i] for i in chosen]),
-                f"{kind}_total": len(chosen),
-            }
+            figures[f"{kind}_exact_match"] = _mean([exact[i] for i in chosen])
+            figures[f"{kind}_f1"] = _mean([overlap[i] for i in chosen])
+            figures[f"{kind}_total"] = len(chosen)
     return figures
 
 

@@ -1,8 +1,6 @@
 """Question answering: a question and a context as the windows that a model reads.
 
-A context that is too long for one sequence is cut into overlapping windows, each with
-the question before it. Every window knows which question it belongs to and which
-characters of the context each of its tokens stands for.
+A context that is too long is cut into overlapping windows, each behind the question.
 """
 
 from __future__ import annotations
@@ -12,7 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase as Tokenizer
+
+    from obert_modifiers.tasks.data.columns import Batch
 
 MAX_QUESTION_TOKENS = 64  # as in BERT's own script; SQuAD's longest are below it
 OUTSIDE = -1  # the characters of a token that is not of the context
@@ -25,14 +25,14 @@ class WindowShape:
     max_length: int  # the most tokens, question and special tokens included
     doc_stride: int  # tokens of the context that neighbouring windows share
 
-    def question_tokens(self, tokenizer: PreTrainedTokenizerBase) -> int:
+    def question_tokens(self, tokenizer: Tokenizer) -> int:
         """Count the question's tokens that fit beside the shared ones and one more."""
         special = tokenizer.num_special_tokens_to_add(pair=True)
         room = self.max_length - special - self.doc_stride - 1
         return min(MAX_QUESTION_TOKENS, room)
 
 
-def check_windows(tokenizer: PreTrainedTokenizerBase, shape: WindowShape) -> None:
+def check_windows(tokenizer: Tokenizer, shape: WindowShape) -> None:
     """Check that a tokenizer can make windows of a shape."""
     name = type(tokenizer).__name__
     if not tokenizer.is_fast:
@@ -47,14 +47,13 @@ def check_windows(tokenizer: PreTrainedTokenizerBase, shape: WindowShape) -> Non
         )
     if shape.question_tokens(tokenizer) < 1:
         raise ValueError(
-            f"--doc_stride={shape.doc_stride} leaves no room for the question in "
-            f"windows of {shape.max_length} tokens; expected less; use "
-            f"{max(shape.max_length // 3, 1)}"
+            f"--doc_stride={shape.doc_stride} leaves no room for the question; "
+            f"expected less; use {max(shape.max_length // 3, 1)}"
         )
 
 
 def cut_questions(
-    tokenizer: PreTrainedTokenizerBase, questions: Sequence[str], most: int
+    tokenizer: Tokenizer, questions: Sequence[str], most: int
 ) -> list[str]:
     """Cut questions to a number of tokens without special ones; strip white space."""
     texts = [question.strip() for question in questions]
@@ -66,7 +65,7 @@ def cut_questions(
     ]
 
 
-def _cut(tokenizer: PreTrainedTokenizerBase, text: str, most: int) -> str:
+def _cut(tokenizer: Tokenizer, text: str, most: int) -> str:
     while True:
         encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         if len(encoded["input_ids"]) <= most:
@@ -77,18 +76,16 @@ def _cut(tokenizer: PreTrainedTokenizerBase, text: str, most: int) -> str:
 
 
 def cut_windows(
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Tokenizer,
     questions: Sequence[str],
     contexts: Sequence[str],
     shape: WindowShape,
-) -> dict[str, list[Any]]:
-    """Cut contexts into windows behind their questions.
+) -> Batch:
+    """Cut contexts into windows behind their questions; gives a list entry for each.
 
-    Returns a list with one entry for each window of: what the tokenizer gives the model
-    (``input_ids``, ``attention_mask``, perhaps ``token_type_ids``); ``question``, the
-    index of its question; ``starts`` and ``ends``, the characters ``[start, end)`` of
-    the context that each token stands for without white space around it, `OUTSIDE` for
-    other tokens; ``null``, the position of the token that stands for "no answer".
+    They are what the model reads; ``question``, the index of its question; ``starts``
+    and ``ends``, the characters ``[start, end)`` that each token stands for, `OUTSIDE`
+    for tokens that are not of the context; ``null``, the position for "no answer".
     """
     encoded = tokenizer(
         cut_questions(tokenizer, questions, shape.question_tokens(tokenizer)),
@@ -100,44 +97,32 @@ def cut_windows(
         return_overflowing_tokens=True,
         return_offsets_mapping=True,
     )
-    owners = encoded["overflow_to_sample_mapping"]
-    windows: dict[str, list[Any]] = {
+    owners = list(encoded["overflow_to_sample_mapping"])
+    windows: Batch = {
         name: encoded[name] for name in tokenizer.model_input_names if name in encoded
     }
-    windows |= {"question": list(owners), "starts": [], "ends": [], "null": []}
+    windows |= {"question": owners, "starts": [], "ends": []}
     for number, owner in enumerate(owners):
-        starts, ends = _characters(
-            contexts[owner],
-            encoded["offset_mapping"][number],
-            encoded.sequence_ids(number),
-        )
-        windows["starts"].append(starts)
-        windows["ends"].append(ends)
-        ids = encoded["input_ids"][number]
-        windows["null"].append(ids.index(tokenizer.cls_token_id))
-    return windows
+        of_tokens = encoded["offset_mapping"][number], encoded.sequence_ids(number)
+        characters = [
+            _stripped(contexts[owner], *offsets)
+            if sequence == 1
+            else (OUTSIDE, OUTSIDE)
+            for offsets, sequence in zip(*of_tokens, strict=True)
+        ]
+        windows["starts"].append([start for start, _ in characters])
+        windows["ends"].append([end for _, end in characters])
+    cls = tokenizer.cls_token_id
+    return windows | {"null": [ids.index(cls) for ids in encoded["input_ids"]]}
 
 
-def _characters(
-    context: str,
-    offsets: Sequence[tuple[int, int]],
-    sequences: Sequence[int | None],
-) -> tuple[list[int], list[int]]:
-    """Tell which characters of the context each token of a window stands for.
-
-    Some tokenizers count the space before a word to the word; an answer does not.
-    """
-    starts, ends = [], []
-    for (start, end), sequence in zip(offsets, sequences, strict=True):
-        if sequence != 1:
-            start = end = OUTSIDE
-        while start < end and context[start].isspace():
-            start += 1
-        while start < end and context[end - 1].isspace():
-            end -= 1
-        starts.append(start)
-        ends.append(end)
-    return starts, ends
+def _stripped(context: str, start: int, end: int) -> tuple[int, int]:
+    """Leave out the space that some tokenizers count to a word; an answer does not."""
+    while start < end and context[start].isspace():
+        start += 1
+    while start < end and context[end - 1].isspace():
+        end -= 1
+    return start, end
 
 
 def label_windows(
@@ -145,19 +130,13 @@ def label_windows(
 ) -> list[list[int]]:
     """Find the first and the last token of the answer in each window.
 
-    An answer is where it starts in the context and its text. The tokens are the
-    smallest run that covers it; twice the position of "no answer" where the window does
-    not hold all of it.
+    An answer is where it starts in the context and its text. Where a window does not
+    hold all of it, both are the position of "no answer".
     """
+    places = (windows[name] for name in ("question", "starts", "ends", "null"))
     return [
         _covering(answers[question], starts, ends) or [null, null]
-        for question, starts, ends, null in zip(
-            windows["question"],
-            windows["starts"],
-            windows["ends"],
-            windows["null"],
-            strict=True,
-        )
+        for question, starts, ends, null in zip(*places, strict=True)
     ]
 
 

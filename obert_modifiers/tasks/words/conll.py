@@ -1,38 +1,21 @@
 """Files of words and tags in columns, as CoNLL's shared tasks have them."""
 
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from datasets import Dataset
-
-from obert_modifiers.tasks.data import sources
 
 _ENDINGS = (".txt", ".conll")
 _DOCUMENT = "-DOCSTART-"
 
 
-def read(args: Any, cache_dir: str | None) -> tuple[dict[str, Dataset], str]:
-    """Read the splits that the flags name; ``.txt`` and ``.conll`` files by columns."""
-    paths = {split: Path(path) for split, path in args.files.items()}
-    columns = {s: path for s, path in paths.items() if path.suffix.lower() in _ENDINGS}
-    if not columns or args.dataset_name is not None:
-        return sources.read(args, cache_dir)
-    splits: dict[str, Dataset] = {}
-    if len(columns) < len(paths):
-        others = replace(args, **{f"{split}_file": None for split in columns})
-        splits |= sources.read(others, cache_dir)[0]
-    splits |= {s: read_columns(f"--{s}_file", path) for s, path in columns.items()}
-    return splits, ", ".join(map(str, paths.values()))
-
-
-def read_columns(flag: str, path: Path) -> Dataset:
+def read_columns(flag: str, path: Path) -> Dataset | None:
     """Read a file with a word in each line, its tag last, and blank lines between rows.
 
-    Columns stand apart by tabs, or by spaces where a line has no tab; the first is the
-    word, the last the tag, and a single column has no tags. Lines that begin documents
-    are left out. Gives ``tokens`` and ``ner_tags``.
+    Columns stand apart by tabs, or by spaces where a line has no tab; a single column
+    has no tags. Gives ``tokens`` and ``ner_tags``; None for files of other kinds.
     """
+    if path.suffix.lower() not in _ENDINGS:
+        return None
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -1,43 +1,40 @@
 """Rows of words as the windows of tokens that a model reads.
 
-Each word is labelled in one window, by its first token: in the window that shows most
-of what is around it.
+Each word is labelled by its first token, in the window that shows most around it.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from obert_modifiers.core.distillation import IGNORED_LABEL
+from obert_modifiers.tasks.data.columns import Batch
+from obert_modifiers.tasks.task import IGNORED
 
 _SHARED = 4  # neighbouring windows share the fourth part of their tokens
 _KEPT = ("input_ids", "labels", "row", "words")
 
 
 def cut_rows(
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Tokenizer,
     rows: Sequence[Sequence[str]],
     labels: Sequence[Sequence[int]],
     max_length: int,
-) -> dict[str, list[Any]]:
+) -> Batch:
     """Cut rows of words into windows; a row without a labelled token has none.
 
-    The labels are a class number for each word, -100 for none. Returns a list with one
-    entry for each window of: what the tokenizer gives the model; ``labels`` of the
-    tokens, -100 but for the first ones of words; ``row``, the index of its row;
-    ``words``, the indices of the words that it labels, in order.
+    The labels are a class number for each word, -100 for none. Gives for each window
+    what the model reads, with ``labels``; its ``row``; and the ``words`` it labels.
     """
     names = [n for n in tokenizer.model_input_names if n != "labels"]
-    every = (*names, "labels", "row", "words")
-    windows: dict[str, list[Any]] = {name: [] for name in every}
+    windows: Batch = {name: [] for name in (*names, *_KEPT)}
     for number, (words, classes) in enumerate(zip(rows, labels, strict=True)):
         if not words:
             continue
         encoded = tokenizer(list(words), is_split_into_words=True, verbose=False)
         owners = _owners(tokenizer, words, encoded)
-        for picked, chosen in _windows(owners, max_length, tokenizer):
+        for picked, chosen in _windows(owners, max_length):
             first = {t: owners[t] for t in chosen if classes[owners[t]] >= 0}
             if not first:
                 continue
@@ -45,7 +42,7 @@ def cut_rows(
                 if name in encoded:
                     windows[name].append([encoded[name][t] for t in picked])
             windows["labels"].append([
-                classes[first[t]] if t in first else IGNORED_LABEL for t in picked
+                classes[first[t]] if t in first else IGNORED for t in picked
             ])
             windows["row"].append(number)
             windows["words"].append(list(first.values()))
@@ -53,7 +50,7 @@ def cut_rows(
 
 
 def _owners(
-    tokenizer: PreTrainedTokenizerBase, words: Sequence[str], encoded: Any
+    tokenizer: Tokenizer, words: Sequence[str], encoded: Any
 ) -> list[int | None]:
     """Return the index of the word that each token is of, None for special tokens."""
     if tokenizer.is_fast:
@@ -75,45 +72,36 @@ def _owners(
 
 
 def _windows(
-    owners: Sequence[int | None], max_length: int, tokenizer: PreTrainedTokenizerBase
-) -> Iterable[tuple[list[int], list[int]]]:
+    owners: Sequence[int | None], max_length: int
+) -> Iterator[tuple[list[int], list[int]]]:
     """Yield for each window of a row the tokens that it reads, and those it labels."""
     inside = [token for token, word in enumerate(owners) if word is not None]
     if not inside:
         return
     begin, end = inside[0], inside[-1] + 1
-    room = max_length - begin - (len(owners) - end)
+    room = max_length - (len(owners) - (end - begin))
     if room < 1:
         raise ValueError(
-            f"--max_seq_length={max_length} leaves no room beside the special tokens of"
-            f" {type(tokenizer).__name__}; expected {max_length - room + 1} at least; "
-            "give more"
+            f"--max_seq_length={max_length} leaves no room beside the special tokens; "
+            f"expected {max_length - room + 1} at least; give more"
         )
-    count = end - begin
-    starts = [*range(0, count - room, max(room - room // _SHARED, 1))]
-    starts.append(max(count - room, 0))
-    firsts: dict[int, int] = {}  # token -> the last one of its word
+    final = max(end - room, begin)
+    starts = [*range(begin, final, max(room - room // _SHARED, 1)), final]
+    ends: dict[int, int] = {}  # by the first token of a word its last one
     for token in inside:
-        word = owners[token]
-        if token == begin or owners[token - 1] != word:
-            firsts[token] = token
-            head = token
-        else:
-            firsts[head] = token
-    chosen: list[list[int]] = [[] for _ in starts]
-    for token, last in firsts.items():
-        chosen[_best(starts, room, token - begin, last - begin)].append(token)
-    around = list(range(begin)), list(range(end, len(owners)))
-    for start, labelled in zip(starts, chosen, strict=True):
-        part = range(begin + start, begin + min(start + room, count))
-        yield [*around[0], *part, *around[1]], labelled
-
-
-def _best(starts: Sequence[int], room: int, first: int, last: int) -> int:
-    holding = [i for i, s in enumerate(starts) if s <= first < s + room]
-    return max(
-        holding, key=lambda i: min(first - starts[i], starts[i] + room - 1 - last)
-    )
+        if token == begin or owners[token - 1] != owners[token]:
+            first = token
+        ends[first] = token
+    chosen: dict[int, list[int]] = {start: [] for start in starts}
+    for first, last in ends.items():
+        best = max(
+            (start for start in starts if start <= first < start + room),
+            key=lambda start: min(first - start, start + room - 1 - last),
+        )
+        chosen[best].append(first)
+    for start, labelled in chosen.items():
+        part = range(start, min(start + room, end))
+        yield [*range(begin), *part, *range(end, len(owners))], labelled
 
 
 def outside_of(names: Sequence[str]) -> int | None:
@@ -130,16 +118,15 @@ def by_word(
 ) -> list[np.ndarray]:
     """Bring class numbers (T,) of windows back to the words of rows.
 
-    The labels mark the tokens that count; `places` are ``row`` and ``words`` of each
-    window. Words that no window labels get the class `outside`, or if it is None that
-    of the word before, or else after, them.
+    `places` are ``row`` and ``words`` of each window. Words that no window labels get
+    the class `outside`, or if it is None that of the word before, or else after, them.
     """
-    rows = [np.full(length, IGNORED_LABEL) for length in lengths]
+    rows = [np.full(length, IGNORED) for length in lengths]
     for row, marks, place in zip(predicted, labels, places, strict=True):
-        rows[place["row"]][place["words"]] = row[marks != IGNORED_LABEL]
+        rows[place["row"]][place["words"]] = row[marks != IGNORED]
     for row in rows:
-        known = np.flatnonzero(row != IGNORED_LABEL)
-        missing = np.flatnonzero(row == IGNORED_LABEL)
+        known = np.flatnonzero(row != IGNORED)
+        missing = np.flatnonzero(row == IGNORED)
         if outside is not None or not known.size:
             row[missing] = outside or 0
         else:
