@@ -140,13 +140,6 @@ def test_sigterm_ends_it_with_the_command_that_goes_on(
             assert again[name]["loss"] == figures["loss"]
 
 
-def test_students_can_start_from_the_encoder(tmp_path):
-    settings = quickstart.Settings(students_start_dense=False)
-    found = quickstart.arguments("obert", tmp_path, 0, settings)
-    assert found.model.model_name_or_path is None
-    assert found.model.distill_teacher == str(tmp_path / "dense")
-
-
 def test_events_fall_on_whole_optimizer_steps():
     settings = quickstart.Settings()
     steps, rest = divmod(settings.sentences, settings.batch_size)
