@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from obert_modifiers.sparseml_cli.stacks import diagnose, installed_versions
-from tests.sparseml_cli.commands import COMMANDS, Command
+from tests.sparseml_cli.commands import COMMANDS, TASKS, Command
 from tests.sparseml_cli.recipes import RECIPES
 
 HERE = Path(__file__).parent
@@ -35,6 +35,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(skip)
 
 
+def each_task(*names: str) -> pytest.MarkDecorator:
+    """Parametrise by the four tasks, and start the commands of each."""
+    assert len(TASKS) == 4
+    rows = [
+        pytest.param(task, marks=pytest.mark.runs(*(f"{task}_{n}" for n in names)))
+        for task in TASKS
+    ]
+    return pytest.mark.parametrize("task", rows)
+
+
 @dataclass(frozen=True)
 class Done:
     """What a command left."""
@@ -43,9 +53,29 @@ class Done:
     text: str
     folder: Path
 
-    def figures(self, name: str = "eval_results.json") -> dict:
+    def json(self, name: str) -> dict:
+        """Read a file of a command that worked."""
         assert self.status == 0, self.text[-3000:]
         return json.loads((self.folder / name).read_text(encoding="utf-8"))
+
+    def figures(self) -> dict:
+        return self.json("eval_results.json")
+
+    def steps(self) -> int:
+        return self.json("trainer_state.json")["global_step"]
+
+    def zeros(self) -> tuple[int, int]:
+        """Count the zeros of the saved encoder's matrices, and its weights."""
+        from safetensors.torch import load_file
+
+        found = [
+            values
+            for name, values in load_file(self.folder / "model.safetensors").items()
+            if ".encoder.layer." in name
+            and name.endswith("weight")
+            and values.ndim == 2
+        ]
+        return sum(int((v == 0).sum()) for v in found), sum(v.numel() for v in found)
 
 
 class Runner:

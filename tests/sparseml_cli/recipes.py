@@ -39,7 +39,12 @@ _QUANTIZATION = f"""{TWO_EPOCHS}  - !QuantizationModifier
 """
 
 
-def _rate(start: float, end: float, function: str, init: str, final: str) -> str:
+def _rate(
+    start: float, end: float, init: str, final: str, cycle: float | None = None
+) -> str:
+    function = "linear"
+    if cycle is not None:
+        function = f"cyclic_linear\n      cycle_epochs: {cycle}"
     return f"""\
   - !LearningRateFunctionModifier
       start_epoch: {start}
@@ -77,24 +82,19 @@ pruning_modifiers:
 
 def _downstream(pruning: str) -> str:
     """Prune for 30 epochs."""
-    rates = _rate(0.0, 2.0, "linear", "8.0e-5", "8.0e-6")
-    cycles = _rate(
-        2.0, 30.0, "cyclic_linear\n      cycle_epochs: 4.0", "8.0e-5", "8.0e-6"
-    )
-    return _obs(30.0, 2.0, 26.0, 4.0, rates + cycles, pruning)
+    rates = _rate(0.0, 2.0, "8.0e-5", "8.0e-6")
+    rates += _rate(2.0, 30.0, "8.0e-5", "8.0e-6", cycle=4.0)
+    return _obs(30.0, 2.0, 26.0, 4.0, rates, pruning)
 
 
 def _upstream(pruning: str) -> str:
     """Prune for 3 epochs."""
-    cycles = _rate(
-        0.0, 3.0, "cyclic_linear\n      cycle_epochs: 0.25", "5.0e-4", "5.0e-6"
-    )
-    decay = """\
-  - !SetWeightDecayModifier
+    rates = f"""\
+{_rate(0.0, 3.0, "5.0e-4", "5.0e-6", cycle=0.25)}  - !SetWeightDecayModifier
       weight_decay: 0.01
       param_groups: [0]
 """
-    return _obs(3.0, 0.0, 2.75, 0.25, cycles + decay, pruning)
+    return _obs(3.0, 0.0, 2.75, 0.25, rates, pruning)
 
 
 def _pruning(init: float, final: float, mask: str, width: int, batch: int) -> str:
@@ -180,7 +180,7 @@ training_modifiers:
   - !EpochRangeModifier
       start_epoch: 0.0
       end_epoch: 10.0
-{_rate(0.0, 10.0, "linear", "8.0e-5", "0.0")}
+{_rate(0.0, 10.0, "8.0e-5", "0.0")}
 pruning_modifiers:
   - !ConstantPruningModifier
       start_epoch: 0.0

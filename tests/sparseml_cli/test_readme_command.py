@@ -6,7 +6,6 @@ from pathlib import Path
 
 from tests.sparseml_cli.commands import Command, words
 from tests.sparseml_cli.recipes import OBS_SPARSITY
-from tests.sparseml_cli.test_scripts import zeros
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -34,7 +33,7 @@ def test_the_readmes_command_runs_scaled_down(run):
     scaled += ["--recipe_args", "num_grads=32"]
     done = run("readme", Command(" ".join(scaled)))
     assert done.figures()["eval_f1"] >= 0.0
-    count, weights = zeros(done.folder)
+    count, weights = done.zeros()
     assert abs(count - OBS_SPARSITY["qa"] * weights) < 4
 
 
@@ -66,5 +65,5 @@ def test_real_data_in_a_folder(run, shared_data):
     flags += ["--input_column_names", "sentence1,sentence2", "--max_eval_samples", "32"]
     done = run("rte", Command(" ".join(flags)))
     assert done.figures()["eval_samples"] == 32
-    count, weights = zeros(done.folder)
+    count, weights = done.zeros()
     assert abs(count - 0.8 * weights) < 4
