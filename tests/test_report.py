@@ -14,10 +14,9 @@ from safetensors.torch import save_file
 from obert_modifiers.deploy.bench.results import read_bench
 from obert_modifiers.report.compare import measure_runs, speed_points
 from obert_modifiers.report.draw import COLOURS
-from obert_modifiers.report.panels import layer_grid
+from obert_modifiers.report.panels import Point, layer_grid, tradeoff_panel
 from obert_modifiers.report.read import Run, read_run
 from obert_modifiers.report.text import number
-from obert_modifiers.report.tradeoff import Point, tradeoff_panel
 from obert_modifiers.report.write import event_rows, write_report
 
 OUTWARD = r"@import|<script|https?://(?!www\.w3\.org)"

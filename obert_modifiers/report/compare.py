@@ -12,9 +12,9 @@ from obert_modifiers.deploy.bench.results import (
     read_evaluated,
 )
 from obert_modifiers.deploy.formats import FORMATS
+from obert_modifiers.report.panels import Point
 from obert_modifiers.report.read import Run
 from obert_modifiers.report.sizes import Sizes, measure_all
-from obert_modifiers.report.tradeoff import Point
 from obert_modifiers.sizes import MB
 
 _DEPLOYED = (*FORMATS, "run")  # a graph comes first
@@ -140,13 +140,13 @@ def _add_sizes(found: Sequence[Measured]) -> None:
 def size_points(found: Sequence[Measured]) -> list[Point]:
     """Make the points of accuracy against size, none without the reference's."""
     base = found[0].gzip_bytes
-    if base is None or found[0].metric() is None:
-        return []
-    return [
-        Point(number, own.run.name, metric, base / size, size / MB)
-        for number, own in enumerate(found)
-        if (metric := own.metric()) is not None and (size := own.gzip_bytes) is not None
-    ]
+    points = []
+    for number, own in enumerate(found):
+        metric, size = own.metric(), own.gzip_bytes
+        if base is not None and metric is not None and size is not None:
+            values = [size / MB] * 3
+            points.append(Point(number, own.run.name, metric, base / size, *values))
+    return points if points and points[0].number == 0 else []
 
 
 def speed_points(found: Sequence[Measured]) -> dict[Setting, list[Point]]:
@@ -166,9 +166,8 @@ def speed_points(found: Sequence[Measured]) -> dict[Setting, list[Point]]:
             metric = own.metric(path)
             if metric is not None:
                 gain = best.items / (points[0].value if points else best.items)
-                quartiles = (best.low, best.high)
-                values = (metric, gain, best.items, *quartiles)
-                points.append(Point(number, own.run.name, *values))
+                values = (best.items, best.low, best.high)
+                points.append(Point(number, own.run.name, metric, gain, *values))
         if len(points) > 1 and points[0].number == 0:
             panels[setting] = points
     return panels

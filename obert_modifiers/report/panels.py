@@ -1,18 +1,20 @@
-"""The panels about runs: sparsity over the epochs, and by layer."""
+"""The panels about runs: sparsity over the epochs and by layer, and what it gains."""
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from obert_modifiers.report.draw import COLOURS, Panel, colour, plain, short
 from obert_modifiers.report.read import Run
+from obert_modifiers.report.text import NONE, figure, number, percent
 
 # Where two runs coincide, the gaps of the one above show the one below.
 _LINES = ("-", "-", (0, (4, 2.5)))
-DOTTED = {"color": COLOURS["muted"], "linewidth": 0.8, "linestyle": (0, (2, 3))}
+_DOTTED = {"color": COLOURS["muted"], "linewidth": 0.8, "linestyle": (0, (2, 3))}
 _MOST_LINES = 40  # events that are marked; more would be a grey area
 
 
@@ -24,7 +26,7 @@ def over_epochs(ax: Axes, runs: Sequence[Run], end: float) -> None:
     ax.set_xlim(-0.02 * end, 1.02 * end)
     events = {event["epoch"] for run in runs for event in run.prunes}
     for epoch in events if len(events) <= _MOST_LINES else ():
-        ax.axvline(epoch, zorder=0, **DOTTED)
+        ax.axvline(epoch, zorder=0, **_DOTTED)
 
 
 def sparsity_panel(runs: Sequence[Run], end: float | None = None) -> Panel:
@@ -33,8 +35,8 @@ def sparsity_panel(runs: Sequence[Run], end: float | None = None) -> Panel:
 
     def draw(ax: Axes) -> None:
         over_epochs(ax, runs, end)
-        for number, run in enumerate(runs):
-            style = {"color": colour(number), "drawstyle": "steps-post"}
+        for place, run in enumerate(runs):
+            style = {"color": colour(place), "drawstyle": "steps-post"}
             if run.planned:
                 epoch, target = run.planned[-1]
                 points = [(0.0, 0.0), *run.planned, (max(epoch, run.end), target)]
@@ -45,13 +47,13 @@ def sparsity_panel(runs: Sequence[Run], end: float | None = None) -> Panel:
                     linewidth=6,
                     label=f"{plain(run.name)}, planned",
                 )
-            dashes = _LINES[number % len(_LINES)]
+            dashes = _LINES[place % len(_LINES)]
             ax.plot(
                 *run.sparsity_curve(), **style, linestyle=dashes, label=plain(run.name)
             )
             epochs = [event["epoch"] for event in run.prunes]
             reached = [event["sparsity_after"] for event in run.prunes]
-            ax.plot(epochs, reached, "o", color=colour(number))
+            ax.plot(epochs, reached, "o", color=colour(place))
         _write_sparsities(ax, runs)
         ax.set_ylim(0, 1.08)
         ax.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %", decimals=0))
@@ -120,3 +122,67 @@ def layers_panel(run: Run) -> Panel:
 
     title = f"Sparsity by layer of {short(run.name)}, counted from the saved file"
     return Panel(title, draw, (8.4, 0.9 + 0.34 * len(rows)))
+
+
+@dataclass(frozen=True)
+class Point:
+    """A run in the picture."""
+
+    number: int  # its place among the runs, which chooses its colour
+    name: str
+    metric: float
+    gain: float  # how many times as small or as fast as the reference it is
+    value: float  # its size in gzip MB, or its samples a second
+    low: float  # quartiles of a value that was timed
+    high: float
+
+
+def tradeoff_panel(points: Sequence[Point], title: str, metric: str, how: str) -> Panel:
+    """Draw runs by what they gain and what they keep, as in oBERT's Figure 2.
+
+    The first is the reference.
+    """
+
+    def draw(ax: Axes) -> None:
+        ax.axhline(points[0].metric, **_DOTTED)
+        for point in points:
+            ends = (point.value - point.low, point.high - point.value)
+            scale = point.gain / point.value
+            ax.errorbar(
+                point.gain,
+                point.metric,
+                xerr=[[max(0.0, scale * end)] for end in ends],
+                fmt="o",
+                markersize=8,
+                capsize=3,
+                color=colour(point.number),
+                label=plain(point.name),
+            )
+        ax.set_xlabel(f"times {how} than {plain(points[0].name)}")
+        ax.set_ylabel(metric)
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
+        ax.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+        ax.yaxis.set_major_locator(MaxNLocator(5))
+        ax.margins(0.12, 0.25)
+        ax.grid(linewidth=0.8)
+        ax.legend()
+
+    return Panel(title, draw)
+
+
+def tradeoff_rows(points: Sequence[Point], metric: str, value: str) -> list[list[str]]:
+    """Give the picture's numbers as a table; the first row is the head."""
+    base = points[0].metric
+    table = [["", metric, "of the first", value, "ratio"]]
+    for point in points:
+        spread = ""
+        if point.low != point.high:
+            spread = f" ({number(point.low, 1)} to {number(point.high, 1)})"
+        table.append([
+            point.name,
+            figure(point.metric),
+            percent(point.metric / base, 1) if base else NONE,
+            f"{number(point.value, 1)}{spread}",
+            f"{point.gain:.2f}x",
+        ])
+    return table

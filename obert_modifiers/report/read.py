@@ -6,7 +6,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-METRICS = ("accuracy", "pearson")
 _FILES = ("metrics.json", "metrics.jsonl")
 
 
@@ -26,7 +25,7 @@ class Run:
     @property
     def metric(self) -> str:
         """The figure that the report follows: the first of the task's headline."""
-        names = self.record.get("headline", METRICS)
+        names = self.record.get("headline", ("accuracy", "pearson"))
         return next((name for name in names if name in self.record), names[0])
 
     @property

@@ -17,11 +17,15 @@ from obert_modifiers.report.compare import (
     speed_points,
 )
 from obert_modifiers.report.draw import COLOURS, Panel, save_png
-from obert_modifiers.report.panels import layers_panel, sparsity_panel
+from obert_modifiers.report.panels import (
+    layers_panel,
+    sparsity_panel,
+    tradeoff_panel,
+    tradeoff_rows,
+)
 from obert_modifiers.report.read import Run, read_run
 from obert_modifiers.report.sizes import HEAD
 from obert_modifiers.report.text import NONE, figure, number, percent, short_path
-from obert_modifiers.report.tradeoff import tradeoff_panel, tradeoff_rows
 
 _TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
 _EVENT_HEAD = (

@@ -29,7 +29,7 @@ class Speed:
         setting: How it was timed.
         items: Samples a second, by the median latency: a neighbour that slows one
             batch changes the mean.
-        low: The same at the lower quartile of the rounds' speed-ups, None without it.
+        low: The same at the lower quartile of the rounds' speed-ups, `items` without.
         high: At the upper quartile.
     """
 
@@ -37,8 +37,8 @@ class Speed:
     name: str
     setting: Setting
     items: float
-    low: float | None = None
-    high: float | None = None
+    low: float
+    high: float
 
 
 def read_bench(path: Path) -> list[Speed]:
@@ -69,11 +69,11 @@ def _speed(row: Any, path: Path) -> Speed:
     engine = f"{row['engine']}{' bf16' * bool(row['bf16'])}"
     setting = Setting(engine, row["batch"], row["seq"], row["cores"], str(path))
     items = 1e3 * row["batch"] / milliseconds
-    quartiles = []
-    if row.get("speedup"):
-        ends = (row["speedup_low"], row["speedup_high"])
-        quartiles = [items * end / row["speedup"] for end in ends]
-    return Speed(row["path"], row["model"], setting, items, *quartiles)
+    speedup = row.get("speedup", 1.0)
+    low, high = (
+        row.get(f"speedup_{end}", speedup) / speedup for end in ("low", "high")
+    )
+    return Speed(row["path"], row["model"], setting, items, items * low, items * high)
 
 
 def read_evaluated(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
