@@ -154,7 +154,7 @@ def test_events_fall_on_whole_optimizer_steps():
         assert getattr(modifier, "num_grads", 0) <= settings.sentences
 
 
-def test_both_recipes_differ_in_the_method_alone():
+def test_both_recipes_differ_only_in_the_method():
     recipes = [RecipeManager.from_recipe(recipe_path(name)).text for name in PRUNING]
     about_method = re.compile("^#.*|.*PruningModifier.*", re.MULTILINE)
     gmp, obert = (set(about_method.sub("", text).splitlines()) for text in recipes)

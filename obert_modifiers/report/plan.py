@@ -35,7 +35,7 @@ def save_plan_png(path: Path, plan: RecipePlan, title: str) -> None:
             ax.plot(epochs, [hardness] * 2, color=ink)
             if span.temperature is not None:
                 text = f"temperature {span.temperature:g}"
-                ax.annotate(text, (span.start, hardness + 0.02), fontsize=8)
+                ax.annotate(text, (span.start, hardness + 0.04), fontsize=8)
         ax.set_ylim(0, 1.15)
 
     what = "Hardness of the distillation" if plan.distillation else "No distillation"
