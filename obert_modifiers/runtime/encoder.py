@@ -61,7 +61,7 @@ class SparseEncoder:
     ) -> None:
         if threads is not None and threads < 1:
             raise ValueError(f"threads={threads} is too few; expected 1 or more")
-        self.threads = threads or len(os.sched_getaffinity(0))
+        self.threads = threads or _cores()
         self.path = paths.choose(cpu_path)
         self.about = loaded.about
         self._model, self._folder = loaded, folder
@@ -69,6 +69,7 @@ class SparseEncoder:
         self._store = Store(16 * self.threads)
         self._lock = Lock()
         self._pool: ThreadPoolExecutor | None = None
+        self._process = os.getpid()  # of the pool's threads, which a fork leaves behind
         self._tokenizer: Any = None
 
     @classmethod
@@ -314,10 +315,18 @@ class SparseEncoder:
                 work(*item)
             return
         with self._lock:
-            if self._pool is None:
+            if self._pool is None or self._process != os.getpid():
+                self._process = os.getpid()
                 self._pool = ThreadPoolExecutor(self.threads, "sparse")
         for _ in self._pool.map(lambda item: work(*item), items):
             pass
+
+
+def _cores() -> int:
+    """Count the cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _lengths(mask: np.ndarray) -> np.ndarray:

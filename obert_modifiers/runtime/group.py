@@ -8,10 +8,11 @@ from obert_modifiers.runtime.kernels import Kernel
 from obert_modifiers.runtime.memory import Memory, Tiles
 from obert_modifiers.runtime.model import Norm, Output
 from obert_modifiers.runtime.packing import Packing
-from obert_modifiers.runtime.prepared import Prepared, ReadyLayer
+from obert_modifiers.runtime.prepared import Prepared, ReadyLayer, seconds
 from obert_modifiers.runtime.weights import Linear, Packed
 
 Part = tuple[int, int]  # which of how many
+_WAIT = 1e-4  # seconds of a phase below which sharing it takes longer than it saves
 _QUANTIZE = Kernel("quantize")
 _NORM, _NORM_BYTES = Kernel("norm", ("floats",)), Kernel("norm", ("bytes",))
 
@@ -45,7 +46,8 @@ class Group:
         self._memory, self._each, self._threads = memory, each, threads
         self._tokens = tokens = prepared.path.lanes * registers
         self._tiles = packing.tiles
-        self._shared = threads > 1 and self._tiles < threads
+        worth = prepared.phase_seconds(self._tiles * tokens) >= _WAIT
+        self._shared = threads > 1 and self._tiles < threads and worth
         about = prepared.about
         self._width, self._heads = about["hidden"], about["heads"]
         inner = about["intermediate"]
@@ -167,7 +169,8 @@ class Group:
                 lambda t: self._round(packed, tiles[t], source[t]),
                 [(t,) for t in range(count)],
             )
-        parts = self._threads if count < self._threads else 1
+        long = seconds(packed.kept, count * self._tokens) >= _WAIT
+        parts = self._threads if count < self._threads and long else 1
 
         def work(t: int, part: int) -> None:
             rows = _rows(packed.rows, (part, parts))

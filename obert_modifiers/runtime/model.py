@@ -10,7 +10,7 @@ import numpy as np
 
 from obert_modifiers.runtime import file
 from obert_modifiers.runtime.kernels import ACTIVATIONS, GROUP
-from obert_modifiers.runtime.weights import Linear
+from obert_modifiers.runtime.weights import Linear, check_grid
 
 PARTS = ("query", "key", "value", "output", "up", "down")
 TABLES = ("words", "types", "positions")
@@ -139,9 +139,8 @@ def _model(spec: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Model:
             grids = {
                 part: (float(grids[part][0]), grids[part][1]) for part in _PRODUCTS
             }
-            _check(
-                all(np.isfinite(g[0]) and g[0] > 0 for g in grids.values()), name, ""
-            )
+            for part, grid in grids.items():
+                check_grid(f"{name}.{part}", grid)
             _check(grids["probabilities"][1] == 0, name, grids["probabilities"])
         layers.append(
             Layer(

@@ -14,6 +14,12 @@ from obert_modifiers.runtime.weights import Linear, Packed
 
 # What a tile costs beside its products, in registers of tokens.
 _TILE_COST = 0.8
+_RATE = 1e11  # products of a second, in round figures
+
+
+def seconds(weights: int, tokens: int) -> float:
+    """Guess how long a thread multiplies kept weights with tokens."""
+    return weights * tokens / _RATE
 
 
 @dataclass(frozen=True)
@@ -85,6 +91,11 @@ class Prepared:
             return -(-tokens // (lanes * registers)) * (registers + _TILE_COST)
 
         return min(sizes, key=lambda n: (cost(n), n))
+
+    def phase_seconds(self, tokens: int) -> float:
+        """Guess how long a thread takes for one of the seven phases of a layer."""
+        kept = sum(one.kept for one in self.layers[0].linears.values())
+        return seconds(kept, tokens) / 7
 
     def library(self, registers: int) -> Library:
         """Return the kernels for tiles of so many registers, compiled if need be."""

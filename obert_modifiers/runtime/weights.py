@@ -1,5 +1,6 @@
 """Weights without their zeros: as they are stored, and as a path multiplies them."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -127,12 +128,24 @@ class Linear:
                 f"{name} has parts that do not fit together; expected what `obert "
                 "export` writes; export the run again"
             )
-        numbers = [self.bias, self.values, self.scale, np.array(self.grid or 0.0)]
+        numbers = [self.bias, self.values, self.scale]
         if not all(np.isfinite(one).all() for one in numbers if one is not None):
             raise ValueError(
                 f"{name} holds infinite numbers or NaN; expected numbers; train the "
                 "model again"
             )
+        if self.grid is not None:
+            check_grid(name, self.grid)
+
+
+def check_grid(name: str, grid: tuple[float, int]) -> None:
+    """Raise a ValueError where a scale and zero point are none of 8 bits."""
+    step, zero = grid
+    if not (0 < step < math.inf and zero in range(256)):
+        raise ValueError(
+            f"{name} has the scale {step} and the zero point {zero}; expected a number "
+            "above 0 and 0 to 255; train the model again"
+        )
 
 
 def from_dense(
@@ -182,6 +195,7 @@ class Packed:
     def __init__(self, layer: Linear, path: Path) -> None:
         self.rows, self.columns = layer.rows, layer.columns
         self.inputs, self.grid = layer.inputs, layer.grid
+        self.kept = layer.values.size
         values, blocks = layer.values, layer.blocks
         row = np.repeat(np.arange(layer.rows), layer.counts)
         width = _CHUNK[layer.inputs] // layer.group

@@ -105,12 +105,49 @@ def test_one_long_sentence_is_shared_by_threads(quantized, monkeypatch):
         each(self, work, items, threads)
 
     monkeypatch.setattr(SparseEncoder, "_each", counted)
+    monkeypatch.setattr(prepared.Prepared, "phase_seconds", lambda *_: 1.0)
     alone = SparseEncoder.load(quantized, threads=1)(ids).logits
     assert {threads for _, threads in calls} == {1}
     calls.clear()
     shared = SparseEncoder.load(quantized, threads=5)(ids).logits
     assert max(count for count, threads in calls if threads == 5) >= 5
     np.testing.assert_array_equal(shared, alone)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1.0])
+def test_a_few_tiles_on_more_threads(quantized, monkeypatch, seconds):
+    monkeypatch.setattr(prepared.Prepared, "phase_seconds", lambda *_: seconds)
+    monkeypatch.setattr(prepared.Prepared, "registers_for", lambda *_: 1)
+    ids = np.random.default_rng(0).integers(5, VOCAB, (1, 75))
+    expected = SparseEncoder.load(quantized, threads=1)(ids).logits
+    encoder = SparseEncoder.load(quantized, threads=30)
+    for _ in range(20):
+        np.testing.assert_array_equal(encoder(ids).logits, expected)
+
+
+def test_a_short_sentence_is_not_worth_sharing(quantized, monkeypatch):
+    ids = np.random.default_rng(0).integers(5, VOCAB, (1, 60))
+    used = []
+    each = SparseEncoder._each
+    monkeypatch.setattr(
+        SparseEncoder,
+        "_each",
+        lambda self, work, items, threads: (
+            used.append(len(items)) or each(self, work, items, threads)
+        ),
+    )
+    SparseEncoder.load(quantized, threads=5)(ids)
+    assert max(used) == 1
+
+
+def test_a_forked_process_has_threads_of_its_own(quantized, given):
+    encoder = SparseEncoder.load(quantized, threads=2)
+    expected = encoder(**given).logits
+    child = os.fork()
+    if child == 0:
+        same = np.array_equal(encoder(**given).logits, expected)
+        os._exit(0 if same else 1)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_a_sentence_does_not_depend_on_its_neighbours(quantized, given):
@@ -296,3 +333,6 @@ def test_tiles_are_as_wide_as_the_tokens_need(quantized):
 def test_threads_are_the_cores_that_the_process_may_use(quantized, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5, 7})
     assert SparseEncoder.load(quantized).threads == 3
+    monkeypatch.delattr(os, "sched_getaffinity")  # as on macOS
+    monkeypatch.setattr(os, "cpu_count", lambda: 5)
+    assert SparseEncoder.load(quantized).threads == 5

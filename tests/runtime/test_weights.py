@@ -103,6 +103,8 @@ BROKEN = {
     "scales of other rows": {"scale": np.ones(3, np.float32)},
     "columns without blocks": {"columns": 6},
     "an infinite step": {"grid": (float("inf"), 0)},
+    "a step of 0": {"grid": (0.0, 0)},
+    "a zero point beyond": {"grid": (0.1, 256)},
 }
 
 

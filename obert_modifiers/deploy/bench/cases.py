@@ -29,6 +29,8 @@ class Case:
     bf16: bool = False
     # What the user named, where `path` was made from it, or None.
     source: Path | None = None
+    # Tokens of each sequence where they are padded to `seq`; None for `seq` tokens.
+    lengths: tuple[int, ...] | None = None
 
     @property
     def size(self) -> Size:

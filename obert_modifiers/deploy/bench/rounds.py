@@ -194,6 +194,7 @@ def _worker(case: Case, cores: list[int], effort: Effort) -> Iterator[_Worker]:
                 "bf16": case.bf16,
                 "cores": cores,
                 "warm_up": effort.warm_up,
+                "lengths": case.lengths,
             }
             worker.send(json.dumps(spec))
             worker.measured.facts = worker.answer()["facts"]
