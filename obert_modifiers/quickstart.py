@@ -22,42 +22,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Settings:
-    """What is fixed about the runs, beside the recipes.
+    """What is fixed about the runs, beside the recipes."""
 
-    Attributes:
-        sentences: Training sentences, the first of the embedded data's fixed shuffle.
-            A multiple of the batch size, so that pruning events fall on whole steps.
-        batch_size: Sentences in an optimizer step.
-        dense_epochs: Epochs of the dense run.
-        dense_learning_rate: Its highest learning rate; linear to 0.
-        students_start_dense: Whether sparse runs start from the fine-tuned dense
-            model; else from the encoder. The teacher is the dense model either way.
-        bf16: Whether training runs in mixed bfloat16 precision.
-    """
-
+    # The first of the embedded data's fixed shuffle. A multiple of the batch size, so
+    # that pruning events fall on whole steps.
     sentences: int = 2560
     batch_size: int = 32
     dense_epochs: float = 2.0
-    dense_learning_rate: float = 8e-5
-    students_start_dense: bool = True
+    dense_learning_rate: float = 8e-5  # the highest; linear to 0
     bf16: bool = False
 
 
 @dataclass(frozen=True)
 class Step:
-    """A run of the study.
-
-    Attributes:
-        title: What the table calls it.
-        recipe: A shipped recipe; the dense run, which has none, teaches the others.
-        start: The run whose model it starts from.
-        form: The format that is measured; None for the run's folder.
-    """
+    """A run of the study."""
 
     title: str
-    recipe: str | None = None
-    start: str | None = None
-    form: str | None = None
+    recipe: str | None = None  # shipped; the dense run, without one, teaches the others
+    start: str | None = None  # the run whose model it starts from
+    form: str | None = None  # the format that is measured, else the run's folder
 
 
 STEPS = {
@@ -86,20 +69,10 @@ def run(
 ) -> dict[str, dict[str, Any]]:
     """Run dense, GMP★, oBERT and INT8, and write ``summary.json`` and a report.
 
-    Args:
-        output_dir: Where all of it goes; a folder for each run.
-        seed: Seed of the runs.
-        only: Which of them to run. The others are taken from `output_dir` where they
-            are there with the same seed and data; what a run starts from is made if
-            missing.
-        settings: What is fixed about the runs.
-        reporter: Shows the progress, and the table with its method ``table``.
-
-    Returns:
-        What ``summary.json`` holds: the figures of each run by its name.
-
-    Raises:
-        ValueError: If `only` names no run.
+    Runs that are not in `only` are taken from `output_dir` where they are there with
+    the same seed and data; what a run starts from is made if it is missing. A reporter
+    shows the progress, and the table with its method ``table``. Returns what
+    ``summary.json`` holds: the figures of each run by its name.
     """
     check_names(only)
     from obert_modifiers.report.write import write_report
@@ -123,7 +96,7 @@ def run(
     deployed = _deploy(folder, list(records))
     summary = {}
     for name, record in records.items():
-        figures = {**record, **deployed[name]}
+        figures = record | deployed[name]
         summary[name] = {figure: figures[figure] for figure in FIGURES}
     text = json.dumps(summary, indent=2)
     (folder / "summary.json").write_text(text + "\n", encoding="utf-8")
@@ -152,12 +125,9 @@ def arguments(name: str, folder: Path, seed: int, settings: Settings) -> "Argume
     from obert_modifiers.tasks.text_classification import TextArguments
 
     step = STEPS[name]
-    start = step.start
-    if start == "dense" and not settings.students_start_dense:
-        start = None
     return Arguments(
         ModelArguments(
-            model_name_or_path=start and str(folder / start),
+            model_name_or_path=str(folder / step.start) if step.start else None,
             distill_teacher=str(folder / "dense") if step.recipe else None,
         ),
         TextArguments(max_train_samples=settings.sentences, max_seq_length=128),
@@ -193,8 +163,8 @@ def _earlier(folder: Path, seed: int, settings: Settings) -> dict[str, Any] | No
 def _deploy(folder: Path, names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Export what is deployed, and measure it.
 
-    Returns ``speed`` of each run, in sentences a second, and ``size_mb`` and
-    ``gzip_mb`` of those in a format of their own; no speeds without the engine.
+    ``speed`` is in sentences a second, None without the engine; ``size_mb`` and
+    ``gzip_mb`` are those of runs in a format of their own.
     """
     from obert_modifiers.deploy.bench.cases import plan_cases
     from obert_modifiers.deploy.bench.rounds import Effort, measure
@@ -203,9 +173,9 @@ def _deploy(folder: Path, names: Sequence[str]) -> dict[str, dict[str, Any]]:
     paths = {name: folder / name for name in names}
     for name in names:
         if STEPS[name].form is not None:
-            paths[name] = export_run(folder / name, STEPS[name].form).path
-            found[name]["size_mb"] = plain_bytes([paths[name]]) / MB
-            found[name]["gzip_mb"] = gzip_bytes([paths[name]]) / MB
+            path = paths[name] = export_run(folder / name, STEPS[name].form).path
+            found[name]["size_mb"] = plain_bytes([path]) / MB
+            found[name]["gzip_mb"] = gzip_bytes([path]) / MB
     try:
         import_engine(ENGINE)
     except ValueError:
@@ -219,10 +189,7 @@ def _deploy(folder: Path, names: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def table(summary: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """Format ``summary.json``; the first row is the head.
-
-    Recovery is the accuracy over that of the dense model.
-    """
+    """Format ``summary.json``; recovery is the accuracy over the dense model's."""
     rows = [_HEAD]
     for name, figures in summary.items():
         recovery = figures["accuracy"] / summary["dense"]["accuracy"]
@@ -248,8 +215,7 @@ def notes(
     machine = dense["machine"]
     epochs = [f"dense {settings.dense_epochs:g}"]
     epochs += [_epochs(STEPS[name]) for name in records if name != "dense"]
-    start = "the dense model" if settings.students_start_dense else "the encoder"
-    sparse = f", from {start} and with it as teacher" if len(epochs) > 1 else ""
+    sparse = ", from the dense model and with it as teacher" if len(epochs) > 1 else ""
     return [
         f"Data: the first {dense['train_samples']:,} training sentences of the "
         f"embedded movie_snippets (fixed shuffle), all {dense['samples']:,} validation "
@@ -271,5 +237,5 @@ def _epochs(step: Step) -> str:
     manager = RecipeManager.from_recipe(recipe_path(step.recipe))
     counts = [getattr(modifier, "num_grads", None) for modifier in manager.pruning]
     grads = "".join(f", num_grads {count}" for count in counts if count)
-    more = " more" if step.start != "dense" else ""
+    more = "" if step.start == "dense" else " more"
     return f"{step.title} {manager.max_epochs:g}{grads}{more}"

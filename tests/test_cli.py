@@ -21,20 +21,12 @@ from obert_modifiers.cli.progress import LogLines, Reporter, pruning_line
 from obert_modifiers.tasks import TASKS
 from obert_modifiers.tasks.command_line import _transformers_flags
 from tests import tiny
+from tests.test_report import event
 
 MEASURED = ("evaluate", "export", "bench", "sizes")
-EVENT = {
-    "modifier": "OBERTPruningModifier",
-    "epoch": 0.5,
-    "step": 48,
-    "sparsity_before": 0.0,
-    "sparsity_after": 0.6,
-    "predicted_loss_increase": 0.01234,
-    "seconds": 14.2,
-    "peak_memory_bytes": 2_500_000_000,
-    "num_gradients": 512,
-    "skipped_gradients": 0,
-}
+EVENT = event(0.5, 0.0, 0.6, skipped_gradients=0)
+STEP = {"epoch": 0.5, "loss": 0.5, "learning_rate": 5e-5, "sparsity": 0.6}
+TORCHRUN = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
 
 
 def call(capsys, words: str) -> tuple[int, str, str]:
@@ -43,9 +35,9 @@ def call(capsys, words: str) -> tuple[int, str, str]:
     return code, out, err
 
 
-def process(words: list, **environment) -> subprocess.CompletedProcess:
+def process(words: list, *launcher: str, **environment):
     return subprocess.run(
-        [sys.executable, "-m", "obert_modifiers.cli", *map(str, words)],
+        [sys.executable, *launcher, "-m", "obert_modifiers.cli", *map(str, words)],
         cwd=Path(obert_modifiers.__file__).parent.parent,
         env=os.environ | environment,
         capture_output=True,
@@ -66,20 +58,8 @@ def training_words(folder: Path, samples: int, **flags) -> list[str]:
         "cache_dir": folder / "cache",
         **flags,
     }
-    pairs = [
-        str(word) for name, value in flags.items() for word in (f"--{name}", value)
-    ]
-    return ["train", "text_classification", *pairs]
-
-
-def step(number, **changes):
-    return {
-        "step": number,
-        "epoch": number / 10,
-        "loss": 0.5,
-        "learning_rate": 5e-5,
-        "sparsity": 0.6,
-    } | changes
+    words = [f"--{name}={value}" for name, value in flags.items()]
+    return ["train", "text_classification", *words]
 
 
 HELP = [
@@ -279,29 +259,26 @@ def test_recipe_plan_says_when_it_quantizes(capsys, tmp_path):
     }
 
 
+BAD = tiny.RECIPE.replace("final_sparsity: 0.8", "final_sparsity: 80")
+TWICE = tiny.RECIPE + (
+    "  - !GMPStarPruningModifier {final_sparsity: 0.9, start_epoch: 1.0, "
+    r"end_epoch: 1.5, params: ['re:.*layer\.0.*query.weight']}"
+)
+
+
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("text", "flags", "message"),
     [
-        ("{bad}", "bad.yaml:13: OBERTPruningModifier.final_sparsity: "),
-        ("{good} --recipe_args x=1", "x is not a variable of this recipe"),
-        ("{twice} --model {model}", "is pruned by OBERTPruningModifier on line 11"),
+        (BAD, "", "recipe.yaml:13: OBERTPruningModifier.final_sparsity: "),
+        (tiny.RECIPE, "--recipe_args x=1", "x is not a variable of this recipe"),
+        (TWICE, "--model {model}", "is pruned by OBERTPruningModifier on line 11"),
     ],
 )
-def test_recipe_plan_refuses(capsys, tmp_path, words, message):
-    good, bad = tmp_path / "good.yaml", tmp_path / "bad.yaml"
-    good.write_text(tiny.RECIPE)
-    bad.write_text(tiny.RECIPE.replace("final_sparsity: 0.8", "final_sparsity: 80"))
-    twice, model = tmp_path / "twice.yaml", tmp_path / "model"
-    if "{model}" in words:
-        tiny.save_model(model)
-    layer = r"['re:.*layer\.0.*query.weight']"
-    twice.write_text(
-        f"{tiny.RECIPE}  - !GMPStarPruningModifier {{final_sparsity: 0.9, "
-        f"start_epoch: 1.0, end_epoch: 1.5, params: {layer}}}\n"
-    )
+def test_recipe_plan_refuses(capsys, tmp_path, text, flags, message):
+    recipe, model = tmp_path / "recipe.yaml", tiny.save_model(tmp_path / "model")
+    recipe.write_text(text)
     capsys.readouterr()
-    words = words.format(good=good, bad=bad, twice=twice, model=model)
-    code, out, err = call(capsys, f"recipe plan {words}")
+    code, out, err = call(capsys, f"recipe plan {recipe} {flags.format(model=model)}")
     assert (code, out) == (1, "") and message in err
 
 
@@ -330,14 +307,7 @@ def test_training_in_a_pipe_and_its_report(tmp_path):
 def test_two_processes_write_one_result(tmp_path):
     words = training_words(tmp_path, 36, per_device_train_batch_size=3)
     out = tmp_path / "out"
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
-    module = ["--standalone", "-m", "obert_modifiers.cli"]
-    done = subprocess.run(
-        [*launcher, *module, *words, "--use_cpu"],
-        cwd=Path(obert_modifiers.__file__).parent.parent,
-        capture_output=True,
-        text=True,
-    )
+    done = process([*words, "--use_cpu"], *TORCHRUN)
     assert done.returncode == 0, done.stderr
     record = json.loads((out / "metrics.json").read_text())
     assert record["machine"]["processes"] == 2
@@ -360,8 +330,8 @@ def test_plain_lines_come_now_and_then():
     stream = io.StringIO()
     reporter = Reporter(Console(file=stream, width=40))
     reporter.start(100)
-    for number in range(1, 101):
-        reporter.step(step(number))
+    for step in range(1, 101):
+        reporter.step(STEP | {"step": step})
     reporter.prune(EVENT)
     reporter.eval({"epoch": 1.0, "accuracy": 0.8, "loss": 0.4, "step": 10})
     reporter.message("[bold] is no markup")
@@ -369,7 +339,7 @@ def test_plain_lines_come_now_and_then():
     lines = stream.getvalue().splitlines()
     assert len(lines) == 20 + 1 + 3
     assert lines[0] == (
-        "step 1/100  epoch 0.10  loss 0.5000  lr 5.00e-05  sparsity 60.00%"
+        "step 1/100  epoch 0.50  loss 0.5000  lr 5.00e-05  sparsity 60.00%"
     )
     assert lines[-4].startswith("step 100/100")
     assert lines[-3] == pruning_line(EVENT)
@@ -382,9 +352,9 @@ def test_the_bar_shows_where_training_is():
     reporter = Reporter(console)
     for _ in range(2):  # a reporter serves several runs
         reporter.start(10)
-        reporter.step(step(5))
+        reporter.step(STEP | {"step": 5})
         reporter.prune(EVENT)
-        reporter.step(step(10))
+        reporter.step(STEP | {"step": 10})
         reporter.close()
         reporter.close()
     shown = console.file.getvalue()
@@ -393,13 +363,12 @@ def test_the_bar_shows_where_training_is():
     plain = Reporter(console, bar=False)
     console.file.truncate(0)
     plain.start(10)
-    plain.step(step(5))
+    plain.step(STEP | {"step": 5})
     assert "step 5/10" in console.file.getvalue()
 
 
 def test_magnitude_pruning_predicts_nothing():
-    line = pruning_line(EVENT | {"predicted_loss_increase": None})
-    assert "predicted" not in line
+    assert "predicted" not in pruning_line(EVENT | {"predicted_loss_increase": None})
     assert "3 gradients skipped" in pruning_line(EVENT | {"skipped_gradients": 3})
 
 

@@ -102,9 +102,7 @@ def main(argv: list[str] | None = None) -> int:
             return app(words, prog_name="obert", standalone_mode=False) or 0
     except typer.Exit as stop:
         return stop.exit_code
-    except typer.Abort:
-        return 130
-    except KeyboardInterrupt:
+    except (typer.Abort, KeyboardInterrupt):
         typer.echo("obert: interrupted", err=True)
         return 130
     except SystemExit as stop:
@@ -120,10 +118,10 @@ def _fail(error: Exception, debug: bool) -> int:
             typer.echo(f"obert: {error.format_message()}", err=True)
         return 2
     missing = isinstance(error, ModuleNotFoundError) and error.name in _HOSTS
-    expected = isinstance(error, (ValueError, OSError)) and raised_on_purpose(error)
     if missing and not debug:
         typer.echo(f"obert: {error}; `obert doctor` says what mends it", err=True)
         return 2
+    expected = isinstance(error, (ValueError, OSError)) and _raised_on_purpose(error)
     if debug or not expected:
         traceback.print_exception(error)
         return 2 if expected else 1
@@ -132,10 +130,7 @@ def _fail(error: Exception, debug: bool) -> int:
     return 2
 
 
-def raised_on_purpose(error: BaseException) -> bool:
+def _raised_on_purpose(error: BaseException) -> bool:
     """Tell errors that the package raised from those that came from below it."""
-    frame = error.__traceback__
-    while frame is not None and frame.tb_next is not None:
-        frame = frame.tb_next
-    module = frame.tb_frame.f_globals.get("__name__", "") if frame else ""
-    return module == PACKAGE or module.startswith(f"{PACKAGE}.")
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_globals.get("__name__", "").partition(".")[0] == PACKAGE

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +24,12 @@ JsonFile = Annotated[Path | None, flag("A file to write all figures into.", "--j
 def rank() -> int:
     """Return the number of this process among those that a launcher started."""
     return int(os.environ.get("RANK", "0"))
+
+
+def figures(record: Mapping[str, Any], *names: str) -> str:
+    """Format a record's figures of some names, those that it has."""
+    named = [(name, record[name]) for name in names if record.get(name) is not None]
+    return ", ".join(f"{name} {value:.4f}" for name, value in named)
 
 
 def table_console() -> Console:

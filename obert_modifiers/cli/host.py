@@ -6,7 +6,6 @@ from pathlib import Path
 
 from obert_modifiers import host
 
-_SUFFIXES = (".yaml", ".yml", ".md")
 _TAG = re.compile(r"!(?:pytorch\.)?(\w+)")
 
 
@@ -18,24 +17,25 @@ def settle_host(words: Sequence[str]) -> None:
     if words[:1] == ["run"]:
         return  # a script of SparseML's
     needed = set(host.ONLY_SPARSEML)
-    if words[:2] == ["recipe", "convert"] or any(w[:9] == "--replace" for w in words):
+    replaced = any(word.startswith("--replace") for word in words)
+    if replaced or words[:2] == ["recipe", "convert"]:
         from obert_modifiers.compat.replace_tables import TABLES
 
         needed -= set(TABLES)
-    found = {tag for word in words for tag in _TAG.findall(_recipe_of(word))}
-    if not needed & found:
+    if needed.isdisjoint(tag for word in words for tag in _TAG.findall(_text_of(word))):
         host.prefer(host.OWN)
 
 
-def _recipe_of(word: str) -> str:
+def _text_of(word: str) -> str:
     """Return the text of the recipe that a word names, else an empty one."""
     if "\n" in word:
         return word
-    path = Path(word.partition("=")[2] if word[:2] == "--" else word).expanduser()
+    name = word.partition("=")[2] if word.startswith("--") else word
     try:
+        path = Path(name).expanduser()
         path = path / "recipe.yaml" if path.is_dir() else path
-        if path.suffix.lower() in _SUFFIXES and path.is_file():
+        if path.suffix.lower() in (".yaml", ".yml", ".md") and path.is_file():
             return path.read_text(encoding="utf-8", errors="replace")
-    except (OSError, ValueError):  # no path at all
+    except (OSError, ValueError, RuntimeError):  # no path at all
         pass
     return ""

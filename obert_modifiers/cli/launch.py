@@ -9,8 +9,13 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 
-_MPI_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
-_RANKED = ("WORLD_SIZE", "RANK", *_MPI_SIZES)
+_RANKED = (
+    "WORLD_SIZE",
+    "RANK",
+    "PMI_SIZE",
+    "OMPI_COMM_WORLD_SIZE",
+    "MV2_COMM_WORLD_SIZE",
+)
 
 
 def processes_asked_for(
@@ -28,9 +33,8 @@ def processes_asked_for(
     if not several or any(name in environment for name in _RANKED):
         return None
     words = [part for word in launcher for part in word.split("=", 1)]
-    for flag in ("--num_processes", "--num-processes"):
-        if flag in words[:-1]:
-            number = words[words.index(flag) + 1]
+    for flag, number in zip(words, words[1:], strict=False):
+        if flag in ("--num_processes", "--num-processes"):
             return int(number) if number.isdigit() and int(number) > 1 else None
     return None
 

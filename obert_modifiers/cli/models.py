@@ -11,6 +11,7 @@ import typer
 from obert_modifiers.cli.common import (
     JsonFile,
     draw_table,
+    figures,
     flag,
     table_console,
     write_json,
@@ -22,16 +23,17 @@ from obert_modifiers.sizes import MB, check_there
 
 _MODELS = "Runs' folders and exported files; the others are compared with the first."
 Models = Annotated[list[Path], typer.Argument(help=_MODELS)]
+_TARGETS, _ENGINES, _FORMATS = map(", ".join, (targets(), ENGINES, FORMATS))
 
 
 def export(
     run: Annotated[Path, typer.Argument(help="The run's folder.")],
-    form: Annotated[str, flag(f"One of {', '.join(FORMATS)}.", "--format")] = "onnx",
+    form: Annotated[str, flag(f"One of {_FORMATS}.", "--format")] = "onnx",
     out: Annotated[
-        Path | None, flag("The file or folder; RUN/export/... if unset.")
+        Path | None, flag("File or folder; RUN/export/... if unset.")
     ] = None,
     target: Annotated[
-        str, flag(f"Engine of an ONNX file: {', '.join(targets())}.")
+        str, flag(f"Engine of an ONNX file: {_TARGETS}.")
     ] = "onnxruntime",
     shape: Annotated[
         str | None, flag("Fixed sizes, such as 32x128; 32x128 for deepsparse.")
@@ -57,13 +59,29 @@ def parse_shape(text: str | None) -> tuple[int, int] | None:
     """Read a batch size and a sequence length, such as ``32x128``."""
     if text is None:
         return None
-    parts = text.lower().split("x")
-    if len(parts) != 2 or not all(part.isdigit() and int(part) for part in parts):
+    sizes = _whole_numbers(text.lower().split("x"))
+    if sizes is None or len(sizes) != 2:
         raise ValueError(
             f"--shape={text} is no batch size and sequence length; expected two numbers"
             " with an x; write 32x128"
         )
-    return int(parts[0]), int(parts[1])
+    return sizes[0], sizes[1]
+
+
+def _numbers(flag: str, text: str) -> list[int]:
+    """Read sizes with commas."""
+    sizes = _whole_numbers(text.split(","))
+    if sizes is None:
+        raise ValueError(
+            f"{flag}={text} is no list of sizes; expected whole numbers of 1 at least, "
+            "with commas; write 1,32"
+        )
+    return sizes
+
+
+def _whole_numbers(parts: list[str]) -> list[int] | None:
+    numbers = [int(part) if part.strip().isdigit() else 0 for part in parts]
+    return numbers if all(numbers) else None
 
 
 def evaluate(
@@ -73,7 +91,7 @@ def evaluate(
     ],
     task: Annotated[str | None, flag("The task; that of the run if unset.")] = None,
     engine: Annotated[
-        str | None, flag(f"One of {', '.join(ENGINES)}; the format's own if unset.")
+        str | None, flag(f"One of {_ENGINES}; the format's own if unset.")
     ] = None,
     run: Annotated[
         Path | None, flag("Folder of configuration and tokenizer, if elsewhere.")
@@ -98,27 +116,20 @@ def evaluate(
         record = evaluate_file(request)
     if json_file is not None:
         write_json(json_file, record)
-    figures = [
-        f"{name} {record[name]:.4f}"
-        for name in (*record["headline"], "loss")
-        if record.get(name) is not None
-    ]
-    figures.append(f"{record['samples']} samples")
-    said = ", ".join(figures)
-    typer.echo(f"{model} ({record['format']}, {record['engine']}): {said}")
+    said = figures(record, *record["headline"], "loss")
+    where = f"{record['format']}, {record['engine']}"
+    typer.echo(f"{model} ({where}): {said}, {record['samples']} samples")
 
 
 def bench(
     models: Models,
-    engine: Annotated[str, flag(f"Some of {','.join(ENGINES)}.")] = "onnxruntime",
+    engine: Annotated[str, flag(f"Some of {_ENGINES}, with commas.")] = "onnxruntime",
     batch: Annotated[str, flag("Batch sizes, with commas.")] = "1,32",
     seq: Annotated[str, flag("Sequence lengths, with commas.")] = "128",
     cores: Annotated[int | None, flag("How many cores; all if unset.")] = None,
     seconds: Annotated[float, flag("Seconds of each model, over all rounds.")] = 20.0,
     rounds: Annotated[int, flag("How often each model gets its turn.", min=1)] = 10,
-    bf16: Annotated[
-        bool, flag("Let OpenVINO compute in bfloat16 too.", "--bf16")
-    ] = False,
+    bf16: Annotated[bool, flag("OpenVINO in bfloat16 too.", "--bf16")] = False,
     json_file: JsonFile = None,
     plot_file: Annotated[
         Path | None, flag("A picture, such as bench.png.", "--plot")
@@ -165,16 +176,6 @@ def bench(
         show.plot(plot_file, found)
 
 
-def _numbers(flag: str, text: str) -> list[int]:
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdigit() and int(part) for part in parts):
-        raise ValueError(
-            f"{flag}={text} is no list of sizes; expected whole numbers of 1 at least, "
-            "with commas; write 1,32"
-        )
-    return [int(part) for part in parts]
-
-
 def sizes(
     models: Models,
     reference: Annotated[
@@ -183,7 +184,7 @@ def sizes(
     json_file: JsonFile = None,
 ) -> None:
     """Count parameters and zeros, and measure MB, gzip MB and their ratio."""
-    for model in (*models, *([reference] if reference else ())):
+    for model in filter(None, (*models, reference)):
         check_there(model)
     from obert_modifiers.report.sizes import HEAD, measure_all
 

@@ -1,7 +1,6 @@
 """Print the plan of a recipe."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from rich.table import Table
 
@@ -10,17 +9,14 @@ from obert_modifiers.core.pruning.calibration import TIMED_WEIGHTS
 from obert_modifiers.recipe.counts import PoolCount, Timing
 from obert_modifiers.recipe.plan import Phase, PruningPlan, RecipePlan, Span
 
-_GRADIENT = {
-    "sample": ", each of a sample",
-    "batch": ", each the mean of a batch",
-}
+_GRADIENT = {"sample": ", each of a sample", "batch": ", each the mean of a batch"}
+_RIGHT = ("steps", "events", "sparsity")  # columns of figures
 
 
 def show_plan(plan: RecipePlan, timings: Sequence[Timing] = ()) -> None:
     """Print a plan, with estimates for its second-order modifiers."""
     console = table_console()
-    for line in _head(plan):
-        console.print(line, soft_wrap=True)
+    console.print(_head(plan), soft_wrap=True)
     console.print(_phases(plan))
     for pruning in plan.pruning:
         for line in _pruning(pruning):
@@ -34,59 +30,58 @@ def show_plan(plan: RecipePlan, timings: Sequence[Timing] = ()) -> None:
         console.print(f"note: {note}", soft_wrap=True)
 
 
-def _head(plan: RecipePlan) -> Iterator[str]:
-    epochs = plan.num_epochs
+def _head(plan: RecipePlan) -> str:
+    epochs, steps, events = plan.num_epochs, plan.steps_per_epoch, plan.num_events
     text = "no number of epochs" if epochs is None else _times(epochs, "epoch")
-    if plan.steps_per_epoch and plan.num_epochs:
-        steps = round(plan.num_epochs * plan.steps_per_epoch)
-        text += f" of {plan.steps_per_epoch:,} optimizer steps, {steps:,} in all"
-    count = plan.num_events
-    events = "pruning at every step"
-    if count is not None:
-        events = _times(count, "pruning event")
-    yield f"{plan.file}: {text}; {events}"
+    if steps and epochs:
+        total = round(epochs * steps)
+        text += f" of {steps:,} optimizer steps, {total:,} in all"
+    every_step = "pruning at every step"
+    return (
+        f"{plan.file}: {text}; "
+        f"{every_step if events is None else _times(events, 'pruning event')}"
+    )
 
 
 def _phases(plan: RecipePlan) -> Table:
     """Draw a row for each phase; columns that say nothing are left out."""
-    also = any(_also(phase) for phase in plan.phases)
-    quantized = any(_quantization(phase) for phase in plan.phases)
-    table = Table("epochs")
-    if plan.steps_per_epoch:
-        table.add_column("steps", justify="right")
-    table.add_column("learning rate")
-    table.add_column("events", justify="right")
-    table.add_column("sparsity", justify="right")
-    table.add_column("distillation")
-    for name in ["quantization"] * quantized + ["also"] * also:
-        table.add_column(name)
-    for phase in plan.phases:
-        cells = [f"{phase.start:g} to {phase.end:g}"]
-        if plan.steps_per_epoch:
-            first = round(phase.start * plan.steps_per_epoch)
-            cells.append(f"{first:,} to {round(phase.end * plan.steps_per_epoch):,}")
-        cells += [_rates(phase), str(phase.events or ""), _sparsity(phase)]
-        cells.append("; ".join(map(_distils, phase.distillation)) or "off")
-        cells += [_quantization(phase) or "off"] if quantized else []
-        cells += [_also(phase)] if also else []
-        table.add_row(*cells)
+    phases, steps = plan.phases, plan.steps_per_epoch
+    columns = {
+        "epochs": [f"{phase.start:g} to {phase.end:g}" for phase in phases],
+        "steps": [
+            f"{round(phase.start * steps):,} to {round(phase.end * steps):,}"
+            for phase in phases
+            if steps
+        ],
+        "learning rate": [_rates(phase) for phase in phases],
+        "events": [str(phase.events or "") for phase in phases],
+        "sparsity": [
+            "; ".join("-" if s is None else _percent(s) for s in phase.sparsities)
+            for phase in phases
+        ],
+        "distillation": [
+            "; ".join(map(_distils, phase.distillation)) or "off" for phase in phases
+        ],
+    }
+    quantization = [_quantization(phase) for phase in phases]
+    if any(quantization):
+        columns["quantization"] = [said or "off" for said in quantization]
+    columns["also"] = [
+        ", ".join(span.modifier for span in phase.others if not span.quantizes)
+        for phase in phases
+    ]
+    shown = {name: cells for name, cells in columns.items() if any(cells)}
+    table = Table()
+    for name in shown:
+        table.add_column(name, justify="right" if name in _RIGHT else "left")
+    for row in zip(*shown.values(), strict=True):
+        table.add_row(*row)
     return table
 
 
 def _rates(phase: Phase) -> str:
-    if phase.first_rate is None or phase.last_rate is None:
-        return "-"
-    if phase.first_rate == phase.last_rate:
-        return f"{phase.first_rate:.1e}"
-    return f"{phase.first_rate:.1e} to {phase.last_rate:.1e}"
-
-
-def _sparsity(phase: Phase) -> str:
-    return "; ".join("-" if s is None else _percent(s) for s in phase.sparsities)
-
-
-def _also(phase: Phase) -> str:
-    return ", ".join(span.modifier for span in phase.others if not span.quantizes)
+    rates = dict.fromkeys((phase.first_rate, phase.last_rate))
+    return "-" if None in rates else " to ".join(f"{rate:.1e}" for rate in rates)
 
 
 def _quantization(phase: Phase) -> str:
@@ -109,8 +104,7 @@ def _pruning(plan: PruningPlan) -> Iterator[str]:
     said = "prunes at every step" if events is None else "no pruning event"
     if events:
         first, last = events[0], events[-1]
-        where = f"at epoch {first.epoch:.4g}"
-        to = _percent(last.sparsities)
+        where, to = f"at epoch {first.epoch:.4g}", _percent(last.sparsities)
         if len(events) > 1:
             where = f"from epoch {first.epoch:.4g} to {last.epoch:.4g}"
             to = f"{_percent(first.sparsities)} to {to}"
@@ -168,7 +162,7 @@ def _counts(pools: Sequence[PoolCount]) -> Table:
     return draw_table(rows)
 
 
-def _percent(sparsities: Sequence[Any]) -> str:
+def _percent(sparsities: Sequence[float | None]) -> str:
     return " / ".join(
         "as loaded" if s is None else f"{100 * s:.1f} %" for s in sparsities
     )

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from obert_modifiers.cli.common import draw_table, rank
+from obert_modifiers.cli.common import draw_table, figures, rank
 
 _LINES = 20  # plain lines about training steps in a run
 
@@ -24,26 +24,23 @@ def status(record: dict[str, Any]) -> str:
 def pruning_line(record: dict[str, Any]) -> str:
     """Say what a pruning event did, from a ``prune`` record."""
     increase = record["predicted_loss_increase"]
-    predicted = "" if increase is None else f"predicted loss increase {increase:.4g}, "
     skipped = record.get("skipped_gradients", 0)
-    lost = f", {skipped} gradients skipped" if skipped else ""
-    return (
-        f"pruned at epoch {record['epoch']:.2f} (step {record['step']}): sparsity "
-        f"{record['sparsity_before']:.2%} -> {record['sparsity_after']:.2%}, "
-        f"{predicted}{record['seconds']:.1f} s, "
-        f"peak memory {record['peak_memory_bytes'] / 1e9:.2f} GB{lost} "
-        f"[{record['modifier']}]"
-    )
+    parts = [
+        f"sparsity {record['sparsity_before']:.2%} -> {record['sparsity_after']:.2%}",
+        *([] if increase is None else [f"predicted loss increase {increase:.4g}"]),
+        f"{record['seconds']:.1f} s",
+        f"peak memory {record['peak_memory_bytes'] / 1e9:.2f} GB",
+        *([f"{skipped} gradients skipped"] if skipped else []),
+    ]
+    where = f"pruned at epoch {record['epoch']:.2f} (step {record['step']})"
+    return f"{where}: {', '.join(parts)} [{record['modifier']}]"
 
 
 def evaluation_line(record: dict[str, Any]) -> str:
     """Say what an evaluation gave, from an ``eval`` record."""
-    figures = ", ".join(
-        f"{name} {record[name]:.4f}"
-        for name in (*record.get("headline", ("accuracy", "pearson")), "loss")
-        if name in record
-    )
-    return f"validation at epoch {record['epoch']:.2f}: {figures}"
+    names = record.get("headline", ("accuracy", "pearson"))
+    said = figures(record, *names, "loss")
+    return f"validation at epoch {record['epoch']:.2f}: {said}"
 
 
 class Reporter:

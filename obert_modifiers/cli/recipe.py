@@ -10,8 +10,7 @@ import typer
 
 from obert_modifiers.cli.common import flag
 
-_BATCH_SIZE = 8  # as `obert train` has it
-_TOKENS = 384  # as `obert train` has it
+_BATCH_SIZE, _TOKENS = 8, 384  # as `obert train` has them
 
 Mode = Literal["same", "ours"]
 _MODES = get_args(Mode)
@@ -24,10 +23,10 @@ def spelt_out(words: list[str]) -> list[str]:
     """Give a bare ``--replace`` of ``obert recipe`` its value, ``same``."""
     if words[:1] != ["recipe"]:
         return words
-    pairs = zip(words, [*words[1:], ""], strict=True)
-    bare = [word == "--replace" and after not in _MODES for word, after in pairs]
-    pairs = zip(words, bare, strict=True)
-    return ["--replace=same" if same else word for word, same in pairs]
+    return [
+        "--replace=same" if word == "--replace" and after not in _MODES else word
+        for word, after in zip(words, [*words[1:], ""], strict=True)
+    ]
 
 
 @contextmanager
@@ -62,8 +61,8 @@ def check(
             faulty = True
             continue
         names = [type(placed.modifier).__name__ for placed in loaded.placed]
-        listed = ", ".join(names)
-        typer.echo(f"{recipe}: no problems; {len(names)} modifiers: {listed}")
+        count = f"{len(names)} modifiers"
+        typer.echo(f"{recipe}: no problems; {count}: {', '.join(names)}")
         for note in loaded.notes:
             typer.echo(f"note: {note}")
     if faulty:
@@ -72,22 +71,13 @@ def check(
 
 def plan(
     recipe: Annotated[str, typer.Argument(help=_FILE)],
-    model: Annotated[
-        Path | None, flag("A model's folder; its config.json is read.")
-    ] = None,
+    model: Annotated[Path | None, flag("Folder with a config.json.")] = None,
     train_samples: Annotated[int | None, flag("To get steps.", min=1)] = None,
-    batch_size: Annotated[
-        int | None, flag("Samples of a step; 8 if unset.", min=1)
-    ] = None,
+    batch_size: Annotated[int | None, flag("8 samples if unset.", min=1)] = None,
     tokens: Annotated[
-        int,
-        flag(
-            "Tokens of a sample, for the time of an event.", "--max-seq-length", min=2
-        ),
+        int, flag("Tokens of a sample, to time them.", "--max-seq-length", min=2)
     ] = _TOKENS,
-    timing: Annotated[
-        bool, flag("With --model, time a few samples and blocks.")
-    ] = True,
+    timing: Annotated[bool, flag("With --model, time samples and blocks.")] = True,
     recipe_args: RecipeArgs = None,
     replace: Replace = None,
     plot: Annotated[Path | None, flag("A .png file to draw.")] = None,
@@ -118,8 +108,7 @@ def plan(
         steps = train_samples and math.ceil(train_samples / (batch_size or _BATCH_SIZE))
         planned = plan_recipe(loaded, steps_per_epoch=steps, model=shapes)
         twice = [] if shapes is None else shared_weights(loaded.placed, shapes)
-        problems = loaded.problems_of(twice)
-        if problems:
+        if problems := loaded.problems_of(twice):
             raise RecipeError(problems)
     timed = model is not None and timing
     show_plan(planned, time_recipe(loaded, model, tokens) if timed else [])

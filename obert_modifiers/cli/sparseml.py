@@ -47,17 +47,17 @@ def doctor(
     from obert_modifiers.sparseml_cli.stacks import STACKS, diagnose, installed_versions
 
     found, cpu = diagnose(installed_versions(), stack), host_cpu()
+    faults = [str(fault) for fault in found.faults]
     advice = engine_advice(cpu)
     if as_json:
-        report = {"obert_modifiers": __version__, **asdict(found)}
-        report["cpu"] = {
+        facts = {
             "name": cpu.name,
             "cores": os.cpu_count(),
             "instruction_sets": cpu.instruction_sets,
             "engines": advice,
         }
-        report["faults"] = [str(fault) for fault in found.faults]
-        typer.echo(json.dumps(report, indent=1))
+        record = {"obert_modifiers": __version__, **asdict(found)}
+        typer.echo(json.dumps(record | {"cpu": facts, "faults": faults}, indent=1))
     else:
         typer.echo(f"obert_modifiers {__version__} on {platform.platform()}")
         for name, version in found.versions.items():
@@ -68,12 +68,11 @@ def doctor(
             missing = "" if ENGINES[engine].installed else " [not installed]"
             typer.echo(f"  {engine:<20} {line}{missing}")
         nearest = STACKS[found.nearest]
-        if found.stack:
-            typer.echo(f"stack {nearest.key}: {nearest.what}")
-        else:
-            typer.echo(f"no stack; nearest is {nearest.key}: {nearest.what}")
-            for fault in found.faults:
-                typer.echo(f"broken: {fault}")
+        head = "stack" if found.stack else "no stack; nearest is"
+        typer.echo(f"{head} {nearest.key}: {nearest.what}")
+        for fault in faults:
+            typer.echo(f"broken: {fault}")
+        if found.command:
             typer.echo(f"mend it with: {found.command}")
     if not found.stack:
         raise typer.Exit(1)

@@ -8,7 +8,7 @@ import typer
 
 from obert_modifiers import quickstart as study
 from obert_modifiers import tasks
-from obert_modifiers.cli.common import flag, rank
+from obert_modifiers.cli.common import figures, flag, rank
 from obert_modifiers.cli.progress import Reporter, reporting
 from obert_modifiers.report.read import check_run
 from obert_modifiers.sparseml_cli.stacks import check_can_train
@@ -36,12 +36,8 @@ def train(context: typer.Context) -> None:
 
 def _finish(record: dict[str, Any], reporter: Reporter) -> None:
     """Write the report and say where everything is."""
-    figures = ", ".join(
-        f"{name} {record[name]:.4f}"
-        for name in (*record["headline"], "loss", "sparsity")
-        if record.get(name) is not None
-    )
-    reporter.message(f"done in {record['minutes']:.1f} min: {figures}")
+    said = figures(record, *record["headline"], "loss", "sparsity")
+    reporter.message(f"done in {record['minutes']:.1f} min: {said}")
     if "sparsity" in record:
         from obert_modifiers.report.write import write_report
 
@@ -68,13 +64,13 @@ def quickstart(
         except TrainingStopped as stop:
             # Models are trained anew, from that which the signal stopped.
             stopped = stop.checkpoint.parent.name
-            every = list(study.STEPS)
-            left = [n for n in every[every.index(stopped) :] if n in (*names, stopped)]
+            later = list(study.STEPS)[list(study.STEPS).index(stopped) :]
+            left = ",".join(name for name in later if name in (*names, stopped))
             words = ["--output_dir", str(output_dir), "--seed", str(seed)]
-            command = ["obert", "quickstart", *words, "--only", ",".join(left)]
+            command = shlex.join(["obert", "quickstart", *words, "--only", left])
             reporter.message(
                 f"stopped by SIGTERM while it trained {study.STEPS[stopped].title}; "
-                f"what was finished stays; go on with:\n{shlex.join(command)}"
+                f"what was finished stays; go on with:\n{command}"
             )
 
 
@@ -83,8 +79,7 @@ def report(
         list[Path], typer.Argument(help="Runs' folders; the first is the reference.")
     ],
     output_dir: Annotated[
-        Path | None,
-        flag("Where the page goes; one run's own folder, else runs/report."),
+        Path | None, flag("Where the page goes; a run's own folder or runs/report.")
     ] = None,
     bench: Annotated[
         list[Path] | None, flag("JSON of `obert bench`, for speeds.")

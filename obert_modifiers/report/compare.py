@@ -12,9 +12,9 @@ from obert_modifiers.deploy.bench.results import (
     read_evaluated,
 )
 from obert_modifiers.deploy.formats import FORMATS
+from obert_modifiers.report.panels import Point
 from obert_modifiers.report.read import Run
 from obert_modifiers.report.sizes import Sizes, measure_all
-from obert_modifiers.report.tradeoff import Point
 from obert_modifiers.sizes import MB
 
 _DEPLOYED = (*FORMATS, "run")  # a graph comes first
@@ -22,19 +22,20 @@ _DEPLOYED = (*FORMATS, "run")  # a graph comes first
 
 @dataclass
 class Measured:
-    """A run and what is known of it beside its own files.
-
-    Attributes:
-        run: The run.
-        evaluated: Records of `obert evaluate` for files of this run, by path.
-        speeds: Rows of `obert bench` for files of this run, by path.
-        sizes: Of the run's folder and of those files.
-    """
+    """A run and what is known of it beside its own files."""
 
     run: Run
-    evaluated: dict[str, dict[str, Any]] = field(default_factory=dict)
-    speeds: list[tuple[str, Speed]] = field(default_factory=list)
-    sizes: list[Sizes] = field(default_factory=list)
+    evaluated: dict[Path, dict[str, Any]] = field(default_factory=dict)  # by its file
+    speeds: list[tuple[Path, Speed]] = field(default_factory=list)  # of its files
+    sizes: list[Sizes] = field(default_factory=list)  # of its folder and these files
+
+    def __post_init__(self) -> None:
+        self.folder = self.run.folder.resolve()
+
+    @property
+    def files(self) -> set[Path]:
+        """What was evaluated or timed."""
+        return {*self.evaluated, *(path for path, _ in self.speeds if path.exists())}
 
     @property
     def gzip_bytes(self) -> int | None:
@@ -42,7 +43,16 @@ class Measured:
         form = min(self.sizes, key=lambda s: _DEPLOYED.index(s.kind), default=None)
         return form and form.gzip_bytes
 
-    def metric(self, path: str | None = None) -> float | None:
+    def owns(self, path: Path) -> bool:
+        """Tell whether a file is in the run's folder, or was said to be the run's."""
+        return path in self.files or self.folder in (path, *path.parents)
+
+    def is_named(self, name: str) -> bool:
+        """Tell whether a name is that of the run or of one of its files."""
+        names = {self.run.name, self.folder.name, *(path.name for path in self.files)}
+        return name in names
+
+    def metric(self, path: Path | None = None) -> float | None:
         """Return the metric of a file (of any that was evaluated), or of the run."""
         any_file = next(iter(self.evaluated.values()), None)
         record = self.evaluated.get(path) if path else any_file
@@ -61,61 +71,40 @@ def measure_runs(
     file of that name. The second value names what could not be assigned.
     """
     found = [Measured(run) for run in runs]
-    owners: dict[str, Measured] = {}
     notes = []
-    for path, record in read_evaluated(evaluated).items():
-        owner = _owner(path, found) or _owner(record.get("run"), found)
-        if owner is None:
+    for name, record in read_evaluated(evaluated).items():
+        path = Path(name)
+        places = (path, Path(record.get("run") or path).resolve())
+        owners = [own for place in places for own in found if own.owns(place)]
+        if owners:
+            owners[0].evaluated[path] = record
+        else:
             notes.append(f"{record['model']} was evaluated and belongs to no run here.")
-            continue
-        owners[path] = owner
-        owner.evaluated[path] = record
     lost = set()
     for speed in [row for path in bench for row in read_bench(path)]:
-        path, owner = _place(speed, found, owners)
-        if owner is None:
+        path = _place(speed, found)
+        owners = [own for own in found if own.owns(path)]
+        if not owners:
+            named = [own for own in found if own.is_named(speed.name)]
+            owners = named if len(named) == 1 else []
+        if owners:
+            owners[0].speeds.append((path, speed))
+        else:
             lost.add(speed.name)
-            continue
-        if Path(path).exists():
-            owners[path] = owner
-        owner.speeds.append((path, speed))
     notes += [f"{name} was timed and belongs to no run here." for name in sorted(lost)]
     notes += _other_samples(found)
-    _add_sizes(found, owners)
+    _add_sizes(found)
     return found, notes
 
 
-def _owner(path: str | None, found: Sequence[Measured]) -> Measured | None:
-    if path is None:
-        return None
-    parents = {Path(path).resolve(), *Path(path).resolve().parents}
-    return next((own for own in found if own.run.folder.resolve() in parents), None)
-
-
-def _place(
-    speed: Speed, found: Sequence[Measured], owners: dict[str, Measured]
-) -> tuple[str, Measured | None]:
-    """Return the path of a benchmark's row, and the run that it belongs to."""
-    path = str(Path(speed.path).resolve())
-    if not Path(path).exists():
-        folders = [own.run.folder.resolve() / "export" for own in found]
-        exported = [
-            str(file)
-            for folder in folders
-            for file in folder.rglob("*")
-            if file.name == speed.name
-        ]
-        path = exported[0] if len(exported) == 1 else path
-    owner = owners.get(path) or _owner(path, found)
-    if owner is None:
-        named = [
-            own
-            for own in found
-            if speed.name in (own.run.name, own.run.folder.resolve().name)
-            or any(Path(p).name == speed.name for p, o in owners.items() if o is own)
-        ]
-        owner = named[0] if len(named) == 1 else None
-    return path, owner
+def _place(speed: Speed, found: Sequence[Measured]) -> Path:
+    """Return what a benchmark measured: its path, or the only export of that name."""
+    path = Path(speed.path).resolve()
+    if path.exists():
+        return path
+    exported = [file for own in found for file in (own.folder / "export").rglob("*")]
+    named = [file for file in exported if file.name == speed.name]
+    return named[0] if len(named) == 1 else path
 
 
 def _other_samples(found: Sequence[Measured]) -> list[str]:
@@ -130,38 +119,34 @@ def _other_samples(found: Sequence[Measured]) -> list[str]:
     return [f"Evaluated on different numbers of samples: {', '.join(counts)}."]
 
 
-def _add_sizes(found: Sequence[Measured], owners: dict[str, Measured]) -> None:
+def _add_sizes(found: Sequence[Measured]) -> None:
     paths: list[tuple[Measured, Path]] = []
     known: dict[Path, tuple[int, int]] = {}
     for own in found:
-        folder, record = own.run.folder.resolve(), own.run.record
-        if any(folder.glob("model*.safetensors")):  # else somebody made room
-            paths.append((own, folder))
-        if record.get("size_mb") and record.get("gzip_mb"):
-            plain, packed = (
-                round(record[f"{key}_mb"] * MB) for key in ("size", "gzip")
-            )
-            known[folder] = plain, packed
-        files = sorted(Path(path) for path, owner in owners.items() if owner is own)
-        paths += [(own, file) for file in files if file.exists() and file != folder]
+        if any(own.folder.glob("model*.safetensors")):  # else somebody made room
+            paths.append((own, own.folder))
+        megabytes = [own.run.record.get(key) for key in ("size_mb", "gzip_mb")]
+        if all(megabytes):
+            size, packed = (round(value * MB) for value in megabytes)
+            known[own.folder] = size, packed
+        files = sorted(own.files - {own.folder})
+        paths += [(own, file) for file in files if file.exists()]
     sizes = measure_all([path for _, path in paths], known=known)
     for (own, path), size in zip(paths, sizes, strict=True):
-        name = own.run.name
-        if path != own.run.folder.resolve():
-            name = f"{name}: {path.name}"
-        own.sizes.append(replace(size, model=name))
+        file = "" if path == own.folder else f": {path.name}"
+        own.sizes.append(replace(size, model=f"{own.run.name}{file}"))
 
 
 def size_points(found: Sequence[Measured]) -> list[Point]:
     """Make the points of accuracy against size, none without the reference's."""
     base = found[0].gzip_bytes
-    if base is None or found[0].metric() is None:
-        return []
-    return [
-        Point(own.run.name, own.metric(), size / MB, base / size, number=number)
-        for number, own in enumerate(found)
-        if own.metric() is not None and (size := own.gzip_bytes) is not None
-    ]
+    points = []
+    for number, own in enumerate(found):
+        metric, size = own.metric(), own.gzip_bytes
+        if base is not None and metric is not None and size is not None:
+            values = [size / MB] * 3
+            points.append(Point(number, own.run.name, metric, base / size, *values))
+    return points if points and points[0].number == 0 else []
 
 
 def speed_points(found: Sequence[Measured]) -> dict[Setting, list[Point]]:
@@ -175,12 +160,14 @@ def speed_points(found: Sequence[Measured]) -> dict[Setting, list[Point]]:
         points: list[Point] = []
         for number, own in enumerate(found):
             timed = [pair for pair in own.speeds if pair[1].setting == setting]
-            path, best = max(timed, key=lambda pair: pair[1].items, default=("", None))
-            if best is None or (metric := own.metric(path)) is None:
+            if not timed:
                 continue
-            gain = best.items / (points[0].value if points else best.items)
-            name, value, spread = own.run.name, best.items, best.deviation
-            points.append(Point(name, metric, value, gain, spread, number))
+            path, best = max(timed, key=lambda pair: pair[1].items)
+            metric = own.metric(path)
+            if metric is not None:
+                gain = best.items / (points[0].value if points else best.items)
+                values = (best.items, best.low, best.high)
+                points.append(Point(number, own.run.name, metric, gain, *values))
         if len(points) > 1 and points[0].number == 0:
             panels[setting] = points
     return panels

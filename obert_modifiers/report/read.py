@@ -6,38 +6,26 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-METRICS = ("accuracy", "pearson")
 _FILES = ("metrics.json", "metrics.jsonl")
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run as its files tell it.
-
-    Attributes:
-        name: What it is called in the report.
-        folder: Where its files are.
-        record: ``metrics.json``.
-        steps: Lines of ``metrics.jsonl`` about training, in order.
-        evals: Its lines about evaluation.
-        prunes: Its lines about pruning events.
-        messages: What the training loop had to say.
-        recipe: The recipe as it was run, or empty.
-    """
+    """A run as its files tell it."""
 
     name: str
     folder: Path
-    record: dict[str, Any]
+    record: dict[str, Any]  # metrics.json
+    # Lines of metrics.jsonl.
     steps: list[dict[str, Any]] = field(default_factory=list)
-    evals: list[dict[str, Any]] = field(default_factory=list)
     prunes: list[dict[str, Any]] = field(default_factory=list)
     messages: list[str] = field(default_factory=list)
-    recipe: str = ""
+    recipe: str = ""  # as it was run
 
     @property
     def metric(self) -> str:
         """The figure that the report follows: the first of the task's headline."""
-        names = self.record.get("headline", METRICS)
+        names = self.record.get("headline", ("accuracy", "pearson"))
         return next((name for name in names if name in self.record), names[0])
 
     @property
@@ -46,10 +34,9 @@ class Run:
         return self.record.get("layers", [])
 
     @property
-    def steps_per_epoch(self) -> float | None:
-        """Optimizer steps in an epoch, None where nothing was logged."""
-        last = next((line for line in reversed(self.steps) if line["epoch"]), None)
-        return last["step"] / last["epoch"] if last else None
+    def end(self) -> float:
+        """The epoch of the last step."""
+        return max((line["epoch"] for line in self.steps), default=0.0)
 
     @cached_property
     def planned(self) -> list[tuple[float, float]]:
@@ -64,10 +51,10 @@ class Run:
         from obert_modifiers.recipe.plan import plan_recipe
         from obert_modifiers.recipe_text.problems import RecipeError
 
-        steps = self.steps_per_epoch
+        last = self.steps[-1] if self.end else None
+        steps = last and round(last["step"] / last["epoch"])
         try:
-            loaded = load_recipe(self.recipe)
-            plan = plan_recipe(loaded, steps_per_epoch=steps and round(steps))
+            plan = plan_recipe(load_recipe(self.recipe), steps_per_epoch=steps)
         except (RecipeError, ValueError):
             return []
         if [len(pruning.goals) for pruning in plan.pruning] != [1]:
@@ -78,14 +65,13 @@ class Run:
 
     def sparsity_curve(self) -> tuple[list[float], list[float]]:
         """Return epochs and sparsities from 0 to the end, to be joined by steps."""
-        points = [(0.0, 0, 0.0)]
         # An event at epoch 0.5 comes after the step that ended there was logged.
         logged = [line for line in self.steps if "sparsity" in line]
+        points = [(0.0, 0, 0.0)]
         points += [(line["epoch"], 0, line["sparsity"]) for line in logged]
         points += [(line["epoch"], 1, line["sparsity_after"]) for line in self.prunes]
         points.sort(key=lambda point: point[:2])
-        end = max((line["epoch"] for line in self.steps), default=0.0)
-        points.append((max(end, points[-1][0]), 2, points[-1][2]))
+        points.append((max(self.end, points[-1][0]), 2, points[-1][2]))
         return [point[0] for point in points], [point[2] for point in points]
 
 
@@ -103,18 +89,18 @@ def read_run(folder: Path, name: str | None = None) -> Run:
     """Read a run's files; its name is the folder's unless given."""
     check_run(folder)
     record, lines = ((folder / file).read_text(encoding="utf-8") for file in _FILES)
-    kinds: dict[str, list[dict[str, Any]]] = {}
-    for line in lines.splitlines():
-        entry = json.loads(line)
-        kinds.setdefault(entry.pop("kind"), []).append(entry)
+    entries = [json.loads(line) for line in lines.splitlines()]
+
+    def of_kind(kind: str) -> list[dict[str, Any]]:
+        return [entry for entry in entries if entry["kind"] == kind]
+
     recipe = folder / "recipe.yaml"
     return Run(
         name or folder.resolve().name,
         folder,
         json.loads(record),
-        kinds.get("step", []),
-        kinds.get("eval", []),
-        kinds.get("prune", []),
-        [entry["text"] for entry in kinds.get("message", [])],
+        of_kind("step"),
+        of_kind("prune"),
+        [entry["text"] for entry in of_kind("message")],
         recipe.read_text(encoding="utf-8") if recipe.is_file() else "",
     )

@@ -21,29 +21,17 @@ HEAD = (
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large a model is.
+    """How large a model is."""
 
-    Attributes:
-        model: The path that was measured.
-        kind: Its format.
-        parameters: Numbers in the file, a shared weight once.
-        parameters_nonzero: Those that are not zero.
-        prunable: Weights of the encoder's linear layers.
-        prunable_nonzero: Those that are not zero.
-        bytes: Its files with weights.
-        gzip_bytes: The same after gzip at level 6.
-        ratio: Gzipped bytes of the reference over those of this; None without it.
-    """
-
-    model: str
-    kind: str
-    parameters: int
+    model: str  # what was measured
+    kind: str  # its format
+    parameters: int  # numbers in the file, a shared weight once
     parameters_nonzero: int
-    prunable: int
+    prunable: int  # weights of the encoder's linear layers
     prunable_nonzero: int
-    bytes: int
+    bytes: int  # of its files with weights
     gzip_bytes: int
-    ratio: float | None = None
+    ratio: float | None = None  # gzipped bytes of the reference over those of this
 
     @property
     def sparsity(self) -> float | None:
@@ -60,12 +48,13 @@ class Sizes:
 
     def cells(self) -> list[str]:
         """Return the texts of a table's row below `HEAD`."""
-        counts = (self.parameters, self.parameters_nonzero)
-        counts += (self.prunable, self.prunable_nonzero)
         return [
             self.model,
             self.kind,
-            *(f"{count:,}" for count in counts),
+            f"{self.parameters:,}",
+            f"{self.parameters_nonzero:,}",
+            f"{self.prunable:,}",
+            f"{self.prunable_nonzero:,}",
             percent(self.sparsity),
             f"{self.bytes / MB:.1f}",
             f"{self.gzip_bytes / MB:.1f}",

@@ -2,25 +2,26 @@
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
 
 import jinja2
 
 from obert_modifiers.deploy.artefact import names_of
-from obert_modifiers.deploy.bench.results import Setting
 from obert_modifiers.deploy.engines import ENGINES
-from obert_modifiers.report import tradeoff
-from obert_modifiers.report.compare import measure_runs, size_points, speed_points
-from obert_modifiers.report.draw import layers_size, save_png, svg
+from obert_modifiers.report.compare import (
+    Measured,
+    measure_runs,
+    size_points,
+    speed_points,
+)
+from obert_modifiers.report.draw import COLOURS, Panel, save_png
 from obert_modifiers.report.panels import (
-    COLOURS,
     layers_panel,
-    metric_panel,
-    plain,
     sparsity_panel,
+    tradeoff_panel,
+    tradeoff_rows,
 )
 from obert_modifiers.report.read import Run, read_run
 from obert_modifiers.report.sizes import HEAD
@@ -31,17 +32,8 @@ _EVENT_HEAD = (
     *("modifier", "epoch", "step", "before", "planned", "after", "pruned weights"),
     *("predicted loss increase", "gradients", "skipped", "seconds", "peak memory"),
 )
-_AXES = {"smaller": "size", "faster": "speed"}
 
 Rows = Sequence[Sequence[str]]  # of a table; the first row is the head
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A picture, and its numbers where no other table of the page has them."""
-
-    svg: str
-    rows: Rows = ()
 
 
 def write_report(
@@ -56,24 +48,22 @@ def write_report(
 ) -> Path:
     """Write ``report.html`` and ``report.png`` about finished runs.
 
-    Args:
-        runs: Their folders, by name where they have other names than the folders'; the
-            others are compared with the first.
-        out: Where the page goes: the folder of a single run, else ``runs/report``.
-        title: What stands on top.
-        table: The table of the runs, in the place of the usual one.
-        notes: Sentences below it.
-        bench: JSON files of `obert bench`, for the speeds.
-        evaluated: JSON files of `obert evaluate`, for the figures of exported files.
+    The runs, by name where they are not called as their folders, are compared with the
+    first. The page goes to `out`: the folder of a single run, else ``runs/report``.
+    `table` takes the place of the usual table of the runs, with `notes` below it.
+    `bench` and `evaluated` are JSON files of the commands of that name.
     """
     found = _read(runs)
     first, many = found[0], len(found) > 1
     out = out or (Path("runs/report") if many else first.folder)
     measured, lost = measure_runs(found, bench, evaluated)
-    points = size_points(measured)
-    gains = [_smaller(points, first.metric)] if len(points) > 1 else []
-    for setting, points in speed_points(measured).items():
-        gains.append(_faster(points, first.metric, setting))
+    gains = _gains(measured, first.metric)
+    schedule = sparsity_panel(found)
+    layers = {
+        run.name: layers_panel(run)
+        for run in found
+        if any(layer["pruned"] for layer in run.layers)
+    }
     title = title or (f"{len(found)} runs" if many else f"Run {first.name}")
     model, data = (short_path(first.record.get(name)) for name in ("model", "data"))
     environment = jinja2.Environment(
@@ -87,18 +77,21 @@ def write_report(
         colours=COLOURS,
         title=title,
         subtitle=f"{model} on {data}",
-        figures=() if many else headline(first),
-        table_of_runs=table or (_run_rows(found) if many else ()),
+        table=table or _run_rows(found),
         notes=[*notes, *lost],
         gains=gains,
         sizes=[HEAD, *(size.cells() for own in measured for size in own.sizes)],
-        course=_course(found),
-        runs=[_sections(run) for run in found],
+        schedule=schedule if any(run.prunes for run in found) else None,
+        layers=layers,
+        events={run.name: [_EVENT_HEAD, *event_rows(run)] for run in found},
+        facts={run.name: facts(run) for run in found},
+        runs=found,
         messages=() if many else [*first.record.get("notes", []), *first.messages],
     )
     out.mkdir(parents=True, exist_ok=True)
     (out / "report.html").write_text(page, encoding="utf-8")
-    save_png(out / "report.png", found, f"{title}: {model} on {data}")
+    pictures = [*(panel for panel, _ in gains), schedule, *layers.values()]
+    save_png(out / "report.png", f"{title}: {model} on {data}", pictures)
     return out / "report.html"
 
 
@@ -117,94 +110,46 @@ def _read(folders: Sequence[Path] | Mapping[str, Path]) -> list[Run]:
     return [replace(run, name=name) for run, name in zip(runs, names, strict=True)]
 
 
+def _gains(measured: Sequence[Measured], metric: str) -> list[tuple[Panel, Rows]]:
+    """Draw accuracy against size and speed, each with its numbers."""
+    metric = metric.replace("_", " ")
+    groups = [("size\ngzipped", "smaller", "gzip MB", size_points(measured))]
+    for setting, points in speed_points(measured).items():
+        engine = setting.engine
+        engine = ENGINES[engine].title if engine in ENGINES else engine
+        size = f"batch {setting.batch}, {setting.sequence} tokens"
+        name = f"speed\n{engine}, {size}, {setting.cores} core(s)"
+        groups.append((name, "faster", "samples a second", points))
+    return [
+        (
+            tradeoff_panel(
+                points, f"{metric.capitalize()} against {name}", metric, how
+            ),
+            tradeoff_rows(points, metric, unit),
+        )
+        for name, how, unit, points in groups
+        if len(points) > 1
+    ]
+
+
 def _run_rows(runs: Sequence[Run]) -> Rows:
     metric = runs[0].metric
     base = runs[0].record.get(metric)
-    rows = [("", metric, "loss", "of the first", "sparsity", "minutes")]
+    rows = [
+        ("", metric, "loss", "sparsity", "MB", "gzip MB", "minutes", "of the first")
+    ]
     for run in runs:
         own = run.record.get(metric)
         rows.append((
             run.name,
             figure(own),
             number(run.record.get("loss"), 4),
-            percent(own / base if own is not None and base else None, 1),
             percent(run.record.get("sparsity")),
+            *(number(run.record.get(key), 1) for key in ("size_mb", "gzip_mb")),
             number(run.record.get("minutes"), 1),
+            percent(own / base if own is not None and base else None, 1),
         ))
-    return rows
-
-
-def headline(run: Run) -> list[tuple[str, str, str]]:
-    """Return name, value and unit of the figures on top of a run's page."""
-    record, metric = run.record, run.metric
-    return [
-        (metric, number(record.get(metric), 3), ""),
-        ("validation loss", number(record.get("loss"), 4), ""),
-        ("sparsity", percent(record.get("sparsity")), "of the prunable weights"),
-        ("checkpoint", number(record.get("size_mb"), 1), "MB"),
-        ("gzipped", number(record.get("gzip_mb"), 1), "MB"),
-        ("time", number(record.get("minutes"), 1), "min"),
-    ]
-
-
-def _smaller(points: Sequence[tradeoff.Point], metric: str) -> Picture:
-    return _gain(points, metric, "smaller", "gzip MB", "gzipped")
-
-
-def _faster(points: Sequence[tradeoff.Point], metric: str, setting: Setting) -> Picture:
-    engine = setting.engine
-    engine = ENGINES[engine].title if engine in ENGINES else engine
-    cores = f"{setting.cores} core{'' if setting.cores == 1 else 's'}"
-    how = f"{engine}, batch {setting.batch}, {setting.sequence} tokens, {cores}"
-    return _gain(points, metric, "faster", "samples a second", how)
-
-
-def _gain(
-    points: Sequence[tradeoff.Point], metric: str, gain: str, value: str, how: str
-) -> Picture:
-    metric = metric.replace("_", " ")
-    title = f"{metric.capitalize()} against {_AXES[gain]}"
-    axis = f"times {gain} than {plain(points[0].name)} ({how})"
-    drawn = svg(
-        lambda ax, points: tradeoff.tradeoff_panel(ax, points, title, metric, axis),
-        points,
-        f"{title}: times {gain} than {points[0].name} ({how})",
-    )
-    return Picture(drawn, tradeoff.rows(points, metric, value))
-
-
-def _course(runs: Sequence[Run]) -> list[Picture]:
-    """Draw sparsity and metric over the epochs, where anything is pruned."""
-    if not any(run.prunes for run in runs):
-        return []
-    metric = runs[0].metric
-    evals = [
-        (run.name, number(line["epoch"], 2), figure(line[metric]))
-        for run in runs
-        for line in run.evals
-        if line.get(metric) is not None
-    ]
-    return [
-        Picture(svg(sparsity_panel, runs, "Sparsity of the prunable weights by epoch")),
-        Picture(
-            svg(metric_panel, runs, f"{metric} on the validation data by epoch"),
-            [("", "epoch", metric), *evals] if evals else (),
-        ),
-    ]
-
-
-def _sections(run: Run) -> dict[str, Any]:
-    layers = ""
-    if any(layer["pruned"] for layer in run.layers):
-        label = f"Sparsity of each matrix of {run.name}"
-        layers = svg(layers_panel, [run], label, layers_size(run))
-    return {
-        "name": run.name,
-        "layers": layers,
-        "events": [_EVENT_HEAD, *event_rows(run)],
-        "recipe": run.recipe,
-        "facts": facts(run),
-    }
+    return rows if len(runs) > 1 else [row[:-1] for row in rows]
 
 
 def event_rows(run: Run) -> list[list[str]]:
@@ -236,6 +181,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
     record = run.record
     machine = record.get("machine", {})
     device = machine.get("gpu") or machine.get("cpu", "unknown")
+    processes = machine.get("processes", 1)
     versions = record.get("versions", {}).items()
     training = f"{record.get('steps', 0):,}"
     if record.get("train_seconds"):
@@ -250,8 +196,8 @@ def facts(run: Run) -> list[tuple[str, str]]:
         "validation samples": f"{record.get('samples', 0):,}",
         "optimizer steps": training,
         "teacher": short_path(record.get("teacher")),
-        "machine": f"{device}, {machine.get('cores', '?')} cores, "
-        f"{machine.get('processes', 1)} process(es)",
+        "machine": f"{device}, {machine.get('cores', '?')} cores, {processes} process"
+        "(es)",
         "versions": ", ".join(f"{name} {value}" for name, value in versions),
     }
     return [

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-Patch = Callable[[Any, str, Any], None]
+Patch = Callable[[Any, str, Any], None]  # sets an attribute
 EARLY, LATE = "early", "late"
 _FILES = ("environment", "trainer")
 _FOUND: dict[str, "Fix"] = {}
@@ -17,17 +17,13 @@ _FOUND: dict[str, "Fix"] = {}
 
 @dataclass(frozen=True)
 class Fix:
-    """What a fix mends, with which versions, and for which of SparseML's scripts.
-
-    `scripts` is the start of their module names; `when` is `EARLY`, before a script is
-    imported, or `LATE`; `apply` takes a function that sets attributes.
-    """
+    """What a fix mends, with which versions, and for which of SparseML's scripts."""
 
     name: str
     mends: str
     versions: str
-    scripts: str
-    when: str
+    scripts: str  # the start of their modules' names
+    when: str  # before a script is imported (`EARLY`), or after
     needed: Callable[[], bool]
     apply: Callable[[Patch], None]
 
@@ -43,8 +39,7 @@ def fix(
     """Register a fix; its docstring's first paragraph says what it mends."""
 
     def register(function: Callable[[Patch], None]) -> Callable[[Patch], None]:
-        first = (function.__doc__ or "").split("\n\n")[0]
-        mends = " ".join(first.split())
+        mends = " ".join((function.__doc__ or "").split("\n\n")[0].split())
         _FOUND[name] = Fix(name, mends, versions, scripts, when, needed, function)
         return function
 
@@ -61,20 +56,15 @@ def all_fixes() -> list[Fix]:
 def check_names(names: Collection[str]) -> None:
     """Raise if there is no fix of a name."""
     known = [one.name for one in all_fixes()]
-    for name in names:
-        if name not in known:
-            raise ValueError(
-                f"--without={name} is no fix; expected one of {', '.join(known)}; "
-                "correct it"
-            )
+    for name in set(names) - set(known):
+        raise ValueError(
+            f"--without={name} is no fix; expected one of {', '.join(known)}; "
+            "correct it"
+        )
 
 
 def apply_fixes(
-    script: str,
-    when: str,
-    *,
-    without: Collection[str] = (),
-    patch: Patch = setattr,
+    script: str, when: str, *, without: Collection[str] = (), patch: Patch = setattr
 ) -> Iterator[Fix]:
     """Apply what a script needs with the installed versions; yield the fixes."""
     for one in all_fixes():

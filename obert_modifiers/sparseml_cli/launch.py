@@ -2,8 +2,8 @@
 
 import os
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 from typing import Any
 
@@ -11,7 +11,6 @@ from obert_modifiers.sparseml_cli.fixes import EARLY, LATE, apply_fixes, check_n
 from obert_modifiers.sparseml_cli.scripts import find_script
 from obert_modifiers.sparseml_cli.stacks import check_can_run
 
-_REPLACE, _WITHOUT = "--replace", "--without"
 MODES = ("same", "ours")
 
 
@@ -21,23 +20,25 @@ class Request:
 
     script: EntryPoint
     words: tuple[str, ...]
-    replace: str | None = None
-    without: frozenset[str] = field(default_factory=frozenset)
+    replace: str | None
+    without: set[str]
 
 
 def read_words(words: Sequence[str]) -> Request:
     """Part our words, ``--replace[=ours]`` and ``--without=FIX``, from the script's."""
-    replace, without, left = None, set(), []
+    replace: str | None = None
+    without: set[str] = set()
+    left: list[str] = []
     for word in words:
         name, given, value = word.partition("=")
-        if name == _REPLACE:
+        if name == "--replace":
             replace = value if given else MODES[0]
             if replace not in MODES:
                 raise ValueError(
-                    f"{_REPLACE}={value} is unknown; expected {_REPLACE}, which keeps "
-                    f"SparseML's meaning, or {_REPLACE}=ours; write one of them"
+                    f"--replace={value} is unknown; expected --replace, which keeps "
+                    "SparseML's meaning, or --replace=ours; write one of them"
                 )
-        elif name == _WITHOUT:
+        elif name == "--without":
             without |= set(filter(None, value.split(",")))
         else:
             left.append(word)
@@ -48,42 +49,34 @@ def read_words(words: Sequence[str]) -> Request:
             "sparseml.transformers.train.text_classification --help"
         )
     check_names(without)
-    return Request(find_script(left[0]), tuple(left[1:]), replace, frozenset(without))
+    return Request(find_script(left[0]), tuple(left[1:]), replace, without)
 
 
-def prepare(
-    request: Request, patch: Callable[[Any, str, Any], None] = setattr
-) -> tuple[Callable[[], Any], list[str]]:
-    """Register our modifiers, apply the fixes, and import the script.
+def run(words: Sequence[str]) -> Any:
+    """Run a script of SparseML in this process; return what it returns.
 
-    Returns SparseML's function, and the names of the fixes.
+    Our modifiers are registered and early fixes applied before it is imported.
     """
-    name, without = request.script.module, request.without
-    applied = list(apply_fixes(name, EARLY, without=without, patch=patch))
+    request = read_words(words)
+    script, without = request.script, request.without
+    check_can_run(script.module)
+    applied = list(apply_fixes(script.module, EARLY, without=without))
     import obert_modifiers.modifiers  # noqa: F401  registers the tags
 
     if request.replace is not None:
         from obert_modifiers.compat.replace import replace_sparseml_modifiers
 
         replace_sparseml_modifiers(mode=request.replace)
-    main = request.script.load()
-    applied += apply_fixes(name, LATE, without=without, patch=patch)
-    return main, [one.name for one in applied]
-
-
-def run(words: Sequence[str]) -> Any:
-    """Run a script of SparseML in this process; return what it returns."""
-    request = read_words(words)
-    check_can_run(request.script.module)
-    main, applied = prepare(request)
+    main = script.load()
+    applied += apply_fixes(script.module, LATE, without=without)
     if os.environ.get("RANK", "0") == "0":
-        told = ", ".join(applied) or "none"
-        sys.stderr.write(f"obert run: {request.script.name}; fixes: {told}\n")
+        told = ", ".join(one.name for one in applied) or "none"
+        sys.stderr.write(f"obert run: {script.name}; fixes: {told}\n")
         if request.replace is not None:
             sys.stderr.write(f"obert run: SparseML's modifiers: {request.replace}\n")
         sys.stderr.flush()
     before = sys.argv
-    sys.argv = [request.script.name, *request.words]
+    sys.argv = [script.name, *request.words]
     try:
         return main()
     finally:

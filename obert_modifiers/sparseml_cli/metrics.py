@@ -50,23 +50,16 @@ def _entities(
     report = entities.classification_report(
         truth, predicted, output_dict=True, zero_division=0
     )
-    averages = {key: report.pop(key) for key in list(report) if key.endswith(" avg")}
-    overall = averages["micro avg"]
-    found: Figures = {
-        kind: {
-            "precision": float(row["precision"]),
-            "recall": float(row["recall"]),
-            "f1": float(row["f1-score"]),
-            "number": int(row["support"]),
-        }
-        for kind, row in report.items()
-    }
-    return found | {
-        "overall_precision": float(overall["precision"]),
-        "overall_recall": float(overall["recall"]),
-        "overall_f1": float(overall["f1-score"]),
-        "overall_accuracy": float(entities.accuracy_score(truth, predicted)),
-    }
+    figures: Figures = {}
+    for kind, row in report.items():
+        names = {"precision": "precision", "recall": "recall", "f1": "f1-score"}
+        values = {name: float(row[theirs]) for name, theirs in names.items()}
+        if kind == "micro avg":
+            figures |= {f"overall_{name}": value for name, value in values.items()}
+        elif not kind.endswith(" avg"):
+            figures[kind] = values | {"number": int(row["support"])}
+    accuracy = float(entities.accuracy_score(truth, predicted))
+    return figures | {"overall_accuracy": accuracy}
 
 
 def _answers(

@@ -6,23 +6,20 @@ from importlib.metadata import EntryPoint
 from importlib.util import find_spec
 from pathlib import Path
 
-_PACKAGE, _GROUP = "sparseml", "console_scripts"
+_GROUP = "console_scripts"
 
 
 def scripts() -> dict[str, EntryPoint]:
     """List SparseML's console scripts as they are installed; imports nothing."""
     try:
-        found = metadata.distribution(_PACKAGE).entry_points
+        found = metadata.distribution("sparseml").entry_points
     except metadata.PackageNotFoundError:
         raise ValueError(
             "sparseml is not installed; expected sparseml 1.8.0; `obert doctor` says "
             "how to get it"
         ) from None
-    return {
-        one.name: one
-        for one in found
-        if one.group == _GROUP and one.name.startswith(f"{_PACKAGE}.")
-    }
+    of_group = [one for one in found if one.group == _GROUP]
+    return {one.name: one for one in of_group if one.name.startswith("sparseml.")}
 
 
 def find_script(name: str) -> EntryPoint:
@@ -30,7 +27,7 @@ def find_script(name: str) -> EntryPoint:
     known = scripts()
     if name in known:
         return known[name]
-    if name.startswith(f"{_PACKAGE}.") and _is_module(name):
+    if name.startswith("sparseml.") and _is_module(name):
         return EntryPoint(name, f"{name}:main", _GROUP)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
     hint = f"use {near[0]}" if near else "choose one"

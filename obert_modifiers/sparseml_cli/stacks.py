@@ -1,7 +1,7 @@
 """The sets of versions that work together, and what is missing from one."""
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -11,7 +11,21 @@ from packaging.version import InvalidVersion, Version
 
 Versions = Mapping[str, str | None]
 
-_SPARSEML = {"sparseml": ">=1.8,<1.9", "sparsezoo": ">=1.8,<1.9"}
+# What stacks A, B and C need of each, None for nothing.
+_VERSIONS = {
+    "python": (">=3.11,<3.12", ">=3.11,<3.12", ">=3.11,<3.15"),
+    "sparseml": (">=1.8,<1.9", ">=1.8,<1.9", None),
+    "sparsezoo": (">=1.8,<1.9", ">=1.8,<1.9", None),
+    "torch": (">=2.6,<3", ">=2.6,<3", ">=2.6,<3"),
+    "transformers": (">=5,<6", ">=4.40,<4.41", ">=5,<6"),
+    "datasets": (">=4,<6", ">=2.18,<2.19", ">=4,<6"),
+    "accelerate": (">=1.10,<2", ">=0.30,<1", ">=1.10,<2"),
+    "compressed-tensors": (None, "==0.5.0", None),
+    "numpy": (">=1.26,<2", ">=1.26,<2", ">=1.26,<3"),
+    "onnx": (">=1.14,<2", ">=1.14,<1.15", ">=1.14,<2"),
+    "pyarrow": (">=24,<26", ">=15,<20", ">=15"),
+    "setuptools": ("<81", "<81", None),
+}
 
 
 @dataclass(frozen=True)
@@ -20,63 +34,22 @@ class Stack:
 
     key: str
     what: str
-    python: str
-    packages: Mapping[str, str]
     install: str
 
+    @property
+    def packages(self) -> dict[str, str]:
+        """What it needs, Python first."""
+        place = list(STACKS).index(self.key)
+        found = {name: wanted[place] for name, wanted in _VERSIONS.items()}
+        return {name: wanted for name, wanted in found.items() if wanted is not None}
 
-STACKS = {
-    "A": Stack(
-        "A",
-        "obert train with SparseML",
-        ">=3.11,<3.12",
-        {
-            **_SPARSEML,
-            "torch": ">=2.6,<3",
-            "transformers": ">=5,<6",
-            "datasets": ">=4,<6",
-            "accelerate": ">=1.10,<2",
-            "numpy": ">=1.26,<2",
-            "onnx": ">=1.14,<2",
-            "pyarrow": ">=24,<26",
-            "setuptools": "<81",
-        },
-        "make install PYTHON=python3.11",
-    ),
-    "B": Stack(
-        "B",
-        "SparseML's own scripts, by obert run",
-        ">=3.11,<3.12",
-        {
-            **_SPARSEML,
-            "torch": ">=2.6,<3",
-            "transformers": ">=4.40,<4.41",
-            "datasets": ">=2.18,<2.19",
-            "accelerate": ">=0.30,<1",
-            "compressed-tensors": "==0.5.0",
-            "numpy": ">=1.26,<2",
-            "onnx": ">=1.14,<1.15",
-            "pyarrow": ">=15,<20",
-            "setuptools": "<81",
-        },
-        "make install-sparseml-cli",
-    ),
-    "C": Stack(
-        "C",
-        "obert train without SparseML",
-        ">=3.11,<3.15",
-        {
-            "torch": ">=2.6,<3",
-            "transformers": ">=5,<6",
-            "datasets": ">=4,<6",
-            "accelerate": ">=1.10,<2",
-            "numpy": ">=1.26,<3",
-            "onnx": ">=1.14,<2",
-            "pyarrow": ">=15",
-        },
-        "make install PYTHON=python3.13",
-    ),
-}
+
+_ALL = (
+    Stack("A", "obert train with SparseML", "make install PYTHON=python3.11"),
+    Stack("B", "SparseML's own scripts, by obert run", "make install-sparseml-cli"),
+    Stack("C", "obert train without SparseML", "make install PYTHON=python3.13"),
+)
+STACKS = {stack.key: stack for stack in _ALL}
 
 
 @dataclass(frozen=True)
@@ -94,24 +67,19 @@ class Fault:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Which stack an environment is, and what is wrong with it.
+    """Which stack an environment is, and what is wrong with it."""
 
-    `stack` is None where it is none; `nearest` is what the faults are counted against;
-    `command` mends them.
-    """
-
-    stack: str | None
-    nearest: str
+    stack: str | None  # None where it is none
+    nearest: str  # what the faults are counted against
     versions: Versions
     faults: tuple[Fault, ...]
-    command: str
+    command: str  # mends them
 
 
 def installed_versions() -> dict[str, str | None]:
     """Look up the version of every package of the stacks, and of ``python``."""
-    names = sorted({name for stack in STACKS.values() for name in stack.packages})
     found: dict[str, str | None] = {"python": platform.python_version()}
-    for name in names:
+    for name in sorted(set(_VERSIONS) - set(found)):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -130,14 +98,9 @@ def diagnose(versions: Versions, wanted: str | None = None) -> Diagnosis:
             "one of them"
         )
     key = wanted or _nearest(versions)
-    faults = faults_of(versions, STACKS[key])
-    return Diagnosis(
-        stack=None if faults else key,
-        nearest=key,
-        versions=versions,
-        faults=faults,
-        command=_command(faults, STACKS[key]),
-    )
+    faults = _faults(versions, STACKS[key])
+    command = _command(faults, STACKS[key])
+    return Diagnosis(None if faults else key, key, versions, faults, command)
 
 
 def _nearest(versions: Versions) -> str:
@@ -148,12 +111,10 @@ def _nearest(versions: Versions) -> str:
     return "A"
 
 
-def faults_of(versions: Versions, stack: Stack) -> tuple[Fault, ...]:
-    """List what is not as a stack has it, Python first."""
-    rows = {"python": stack.python, **stack.packages}
+def _faults(versions: Versions, stack: Stack) -> tuple[Fault, ...]:
     return tuple(
         Fault(name, versions.get(name), wanted)
-        for name, wanted in rows.items()
+        for name, wanted in stack.packages.items()
         if not _fits(versions.get(name), wanted)
     )
 
@@ -172,16 +133,13 @@ def _command(faults: tuple[Fault, ...], stack: Stack) -> str:
     if not faults:
         return ""
     if any(fault.package == "python" for fault in faults):
-        return new_environment(stack)
+        return _new_environment(stack)
     words = [f"'{fault.package}{fault.wanted}'" for fault in faults]
     return f"python -m pip install {' '.join(words)}"
 
 
-def new_environment(stack: Stack) -> str:
-    """Name the command that makes an environment of a stack.
-
-    A make target in a checkout, else pip in a new environment.
-    """
+def _new_environment(stack: Stack) -> str:
+    """Name a make target in a checkout, else pip in a new environment."""
     root = Path(__file__).resolve().parents[2]
     if (root / "Makefile").is_file() and (root / "tools" / "venv.sh").is_file():
         return stack.install
@@ -194,37 +152,34 @@ def new_environment(stack: Stack) -> str:
     )
 
 
-# Without these, SparseML's scripts for transformers cannot be imported.
-_NEEDED = ("python", "sparseml", "transformers", "datasets", "compressed-tensors")
-
-
 def check_can_run(module: str, versions: Versions | None = None) -> None:
     """Raise if one of SparseML's scripts cannot be imported, with what mends it."""
-    if not module.startswith("sparseml.transformers"):
-        return
-    stack = STACKS["B"]
-    faults = faults_of(installed_versions() if versions is None else versions, stack)
-    fatal = [str(fault) for fault in faults if fault.package in _NEEDED]
-    if fatal:
-        raise ValueError(
-            f"{'; '.join(fatal)}: SparseML's own scripts need an environment of their "
-            f"own (stack B); make it with: {new_environment(stack)}"
+    if module.startswith("sparseml.transformers"):
+        needed = (
+            "python",
+            "sparseml",
+            "transformers",
+            "datasets",
+            "compressed-tensors",
         )
-
-
-# Without these, the tasks of `obert train` cannot be imported.
-_TRAINING = ("transformers", "datasets", "accelerate")
+        what = "SparseML's own scripts need an environment of their own (stack B)"
+        _check(needed, what, STACKS["B"], versions or installed_versions())
 
 
 def check_can_train(versions: Versions | None = None) -> None:
     """Raise if `obert train` lacks versions that it needs, with what mends it."""
-    versions = installed_versions() if versions is None else versions
-    key = _nearest(versions)
-    stack = STACKS["C" if key == "C" else "A"]
-    faults = faults_of(versions, stack)
-    fatal = [str(fault) for fault in faults if fault.package in _TRAINING]
-    if fatal:
+    versions = versions or installed_versions()
+    stack = STACKS["C" if _nearest(versions) == "C" else "A"]
+    needed = ("transformers", "datasets", "accelerate")
+    _check(needed, f"obert train needs stack {stack.key}", stack, versions)
+
+
+def _check(
+    needed: Collection[str], what: str, stack: Stack, versions: Versions
+) -> None:
+    faults = [one for one in _faults(versions, stack) if one.package in needed]
+    if faults:
         raise ValueError(
-            f"{'; '.join(fatal)}: obert train needs stack {stack.key}; make it with: "
-            f"{new_environment(stack)}"
+            f"{'; '.join(map(str, faults))}: {what}; make it with: "
+            f"{_new_environment(stack)}"
         )

@@ -9,29 +9,31 @@ TASKS = {
     "token": f"{SCRIPT}token_classification",
     "mlm": f"{SCRIPT}masked_language_modeling --line_by_line",
 }
-ENDINGS = {"text": "json", "qa": "json", "token": "json", "mlm": "txt"}
-EXPORT = "sparseml.transformers.export_onnx --task text-classification"
+# Teachers with our recipe, and with SparseML's own.
+TEACHERS = {
+    "text": ("text_teacher", "text_teacher"),
+    "qa": ("qa_teacher", "qa_teacher"),
+    "token": ("token_teacher", None),
+    "mlm": (None, "encoder"),
+}
 
 
 @dataclass(frozen=True)
 class Command:
-    """A command line.
+    """A command line."""
 
-    Attributes:
-        words: What follows the program.
-        program: ``obert run``, SparseML's ``console`` script, ``seeded``, or two
-            ``ranks`` of torchrun.
-        after: The command whose folder it needs.
-    """
-
-    words: str
+    words: str  # what follows the program
+    # `obert run`, SparseML's `console` script, `seeded`, or two `ranks` of torchrun.
     program: str = "obert"
-    after: str | None = None
+    after: str | None = None  # the command whose folder it needs
+    checkpoint: str | None = None  # a folder of another command, put into its own
+    fails: tuple[str, ...] = ()  # with these words in its output, and this status
+    status: int = 1
 
 
 def words(task: str, *, model: str = "{models}/encoder", rest: str = "") -> str:
     """Return a script with the flags that all its runs share."""
-    ending = ENDINGS[task]
+    ending = "txt" if task == "mlm" else "json"
     return (
         f"{TASKS[task]} --model_name_or_path {model} --max_seq_length 32 --use_cpu "
         f"--train_file {{data}}/{task}_train.{ending} --cache_dir {{cache}} "
@@ -40,10 +42,12 @@ def words(task: str, *, model: str = "{models}/encoder", rest: str = "") -> str:
     )
 
 
-def train(task: str, recipe: str, rest: str = "", evaluate: str = "--do_eval") -> str:
+def train(
+    task: str, recipe: str, rest: str = "", evaluate: str = "--do_eval", **flags: str
+) -> str:
     """Return a training with a recipe of the folder of recipes."""
-    recipe = f"--recipe {{recipes}}/{recipe}.yaml"
-    return words(task, rest=f"--do_train {evaluate} {recipe} {rest}")
+    recipe = f"--do_train {evaluate} --recipe {{recipes}}/{recipe}.yaml"
+    return words(task, rest=f"{recipe} {rest}", **flags)
 
 
 def again(task: str, folder: str) -> str:
@@ -51,103 +55,92 @@ def again(task: str, folder: str) -> str:
     return words(task, model=f"{{runs}}/{folder}", rest="--do_eval")
 
 
-COMMANDS: dict[str, Command] = {}
-for _task in TASKS:
-    _teacher = f"--distill_teacher {{models}}/{_task}_teacher"
-    _teacher = "" if _task == "mlm" else _teacher
-    _program = "seeded" if _task == "mlm" else "obert"
-    _ours = train(_task, _task, _teacher)
-    COMMANDS |= {
-        f"{_task}_ours": Command(_ours, _program),
-        f"{_task}_ours_again": Command(
-            again(_task, f"{_task}_ours"), _program, f"{_task}_ours"
-        ),
-        f"{_task}_plain": Command(_ours, "console"),
-    }
+def taught_by(teacher: str | None) -> str:
+    return f"--distill_teacher {{models}}/{teacher}" if teacher else ""
 
-# oBERT with SparseML's own recipes, and as few gradients as the tests wait for.
-for _task in TASKS:
-    _teacher = {"mlm": "{models}/encoder", "token": ""}.get(
-        _task, f"{{models}}/{_task}_teacher"
-    )
-    _rest = f"--distill_teacher {_teacher}" if _teacher else ""
-    _rest += f" --recipe_args num_grads={128 if _task == 'qa' else 32}"
+
+COMMANDS: dict[str, Command] = {}
+for _task, (_teacher, _other) in TEACHERS.items():
     _program = "seeded" if _task == "mlm" else "obert"
-    _replaced = train(_task, f"obs_{_task}", _rest)
-    COMMANDS |= {
-        f"{_task}_replaced": Command(f"--replace {_replaced}", _program),
-        f"{_task}_replaced_again": Command(
-            f"--replace {again(_task, f'{_task}_replaced')}",
-            _program,
-            f"{_task}_replaced",
-        ),
-    }
+    _ours = train(_task, _task, taught_by(_teacher))
+    # As few gradients as the tests wait for.
+    _few = f"--recipe_args num_grads={128 if _task == 'qa' else 32}"
+    _theirs = train(_task, f"obs_{_task}", f"{taught_by(_other)} {_few}")
+    COMMANDS[f"{_task}_plain"] = Command(_ours, "console")
+    for _folder, _replace, _words in (
+        (f"{_task}_ours", "", _ours),
+        (f"{_task}_replaced", "--replace ", _theirs),
+    ):
+        _again = f"{_replace}{again(_task, _folder)}"
+        COMMANDS[_folder] = Command(f"{_replace}{_words}", _program)
+        COMMANDS[f"{_folder}_again"] = Command(_again, _program, _folder)
+
+# Without us, and without a fix.
+_CLOSED = ("'QConfig' object has no attribute",)
+_NO_STATE = ("unexpected keyword argument 'gradient_state'",)
+_INT8 = train("text", "int8", taught_by("text_teacher"), model="{runs}/text_replaced")
+_EXPORT = (
+    "sparseml.transformers.export_onnx --task text-classification --model_path "
+    "{runs}/text_ours --sequence_length 16"
+)
+_STOPPED = train("token", "stopping", "--evaluation_strategy steps --eval_steps 4")
+_SAVING = f"{taught_by('text_teacher')} --save_strategy steps --save_steps 6"
+_LONG = train("text", "text", _SAVING, evaluate="")
+_FROM = {"after": "whole", "checkpoint": "whole/checkpoint-6"}
 COMMANDS |= {
     "text_ours_replaced": Command(f"--replace=ours {train('text', 'obs')}"),
-    "int8": Command(
-        "--replace "
-        + words(
-            "text",
-            model="{runs}/text_replaced",
-            rest="--do_train --do_eval --recipe {recipes}/int8.yaml "
-            "--distill_teacher {models}/text_teacher",
-        ),
-        after="text_replaced",
-    ),
+    "int8": Command(f"--replace {_INT8}", after="text_replaced"),
     "int8_again": Command(f"--replace {again('text', 'int8')}", after="int8"),
-    "plain_obs": Command(train("mlm", "obs", evaluate=""), "console"),
+    "plain_obs": Command(
+        train("mlm", "obs", evaluate=""),
+        "console",
+        fails=("_data_loader_builder", "unexpected keyword argument"),
+    ),
     "plain_quantization": Command(
-        train("mlm", "quantization_mlm", evaluate=""), "console"
+        train("mlm", "quantization_mlm", evaluate=""), "console", fails=_CLOSED
     ),
     "obs": Command(train("text", "obs")),
     "obs_without_samples": Command(
-        f"--without=gradient-samples {train('text', 'obs')}"
+        f"--without=gradient-samples {train('text', 'obs')}", fails=_NO_STATE
     ),
-    "ours_without_samples": Command(f"--without=gradient-samples {train('qa', 'qa')}"),
+    "ours_without_samples": Command(
+        f"--without=gradient-samples {train('qa', 'qa')}", fails=_NO_STATE
+    ),
     "quantized": Command(train("text", "quantization")),
     "quantized_without_slots": Command(
-        f"--without=open-qconfig {train('text', 'quantization')}"
-    ),
-    "quantized_without_copies": Command(
-        f"--without=shared-buffers {train('text', 'quantized_modules')}"
+        f"--without=open-qconfig {train('text', 'quantization')}", fails=_CLOSED
     ),
     "quantized_with_copies": Command(train("text", "quantized_modules")),
+    "quantized_without_copies": Command(
+        f"--without=shared-buffers {train('text', 'quantized_modules')}",
+        fails=("shared tensors",),
+    ),
     "quantized_again": Command(again("text", "quantized"), after="quantized"),
     "quantized_again_without": Command(
         f"--without=safetensors-reload {again('text', 'quantized')}", after="quantized"
     ),
+    # That it works with the fix, test_a_new_process_measures_the_same shows.
     "compound_again_without": Command(
-        f"--without=saved-structure {again('text', 'text_ours')}", after="text_ours"
+        f"--without=saved-structure {again('text', 'text_ours')}",
+        after="text_ours",
+        fails=("keep=[1, 3] names layer 3 of a model with 2 layers",),
+        status=2,
     ),
-    "export": Command(
-        f"{EXPORT} --model_path {{runs}}/text_ours --sequence_length 16",
-        after="text_ours_again",
-    ),
+    "export": Command(_EXPORT, after="text_ours_again"),
     "export_without": Command(
-        f"--without=tracing-export {EXPORT} --model_path {{runs}}/text_ours "
-        "--sequence_length 16",
+        f"--without=tracing-export {_EXPORT}",
         after="text_ours_again",
+        fails=("onnxscript",),
     ),
-    "stopped": Command(
-        train("token", "stopping", "--evaluation_strategy steps --eval_steps 4")
-    ),
-    "stopped_without": Command(
-        "--without=early-stopping "
-        + train("token", "stopping", "--evaluation_strategy steps --eval_steps 4")
-    ),
-}
-_SAVING = "--distill_teacher {models}/text_teacher --save_strategy steps --save_steps 6"
-_LONG = train("text", "text", _SAVING, evaluate="")
-COMMANDS |= {
+    "stopped": Command(_STOPPED),
+    "stopped_without": Command(f"--without=early-stopping {_STOPPED}"),
     "whole": Command(_LONG),
     "ranks": Command(f"{_LONG} --ddp_backend gloo", "ranks"),
-    "resumed": Command(_LONG, after="whole"),
-    "resumed_without_epoch": Command(f"--without=resume-epoch {_LONG}", after="whole"),
+    "resumed": Command(_LONG, **_FROM),
+    "resumed_without_epoch": Command(f"--without=resume-epoch {_LONG}", **_FROM),
     "resumed_without_loading": Command(
-        f"--without=checkpoint-loading {_LONG}", after="whole"
+        f"--without=checkpoint-loading {_LONG}",
+        fails=("WeightsUnpickler error",),
+        **_FROM,
     ),
-}
-# Commands that find the checkpoint of another one in their folder.
-CHECKPOINTS = {
-    name: "whole/checkpoint-6" for name in COMMANDS if name.startswith("resumed")
 }

@@ -12,26 +12,15 @@ from pathlib import Path
 import pytest
 
 from obert_modifiers.sparseml_cli.stacks import diagnose, installed_versions
-from tests.sparseml_cli import recipes
-from tests.sparseml_cli.commands import CHECKPOINTS, COMMANDS, Command
+from tests.sparseml_cli.commands import COMMANDS, TASKS, Command
+from tests.sparseml_cli.recipes import RECIPES
 
 HERE = Path(__file__).parent
-REPO = HERE.parents[1]
-RECIPES = {
-    "text": recipes.TEXT,
-    "qa": recipes.QA,
-    "token": recipes.TOKEN,
-    "mlm": recipes.MLM,
-    "obs": recipes.OBS,
-    "quantization": recipes.QUANTIZATION,
-    "quantization_mlm": recipes.QUANTIZATION.replace(", Tanh", ""),  # no pooler
-    "quantized_modules": recipes.QUANTIZED_MODULES,
-    "obs_text": recipes.OBS_TEXT,
-    "obs_qa": recipes.OBS_QA,
-    "obs_token": recipes.OBS_TOKEN,
-    "obs_mlm": recipes.OBS_MLM,
-    "int8": recipes.INT8,
-    "stopping": recipes.STOPPING,
+ENVIRONMENT = os.environ | {
+    "PYTHONPATH": str(HERE.parents[1]),
+    "OMP_NUM_THREADS": "1",
+    "NUMBA_NUM_THREADS": "1",
+    "CUDA_VISIBLE_DEVICES": "",
 }
 
 
@@ -46,6 +35,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(skip)
 
 
+def each_task(*names: str) -> pytest.MarkDecorator:
+    """Parametrise by the four tasks, and start the commands of each."""
+    assert len(TASKS) == 4
+    rows = [
+        pytest.param(task, marks=pytest.mark.runs(*(f"{task}_{n}" for n in names)))
+        for task in TASKS
+    ]
+    return pytest.mark.parametrize("task", rows)
+
+
 @dataclass(frozen=True)
 class Done:
     """What a command left."""
@@ -54,9 +53,29 @@ class Done:
     text: str
     folder: Path
 
-    def figures(self, name: str = "eval_results.json") -> dict:
+    def json(self, name: str) -> dict:
+        """Read a file of a command that worked."""
         assert self.status == 0, self.text[-3000:]
         return json.loads((self.folder / name).read_text(encoding="utf-8"))
+
+    def figures(self) -> dict:
+        return self.json("eval_results.json")
+
+    def steps(self) -> int:
+        return self.json("trainer_state.json")["global_step"]
+
+    def zeros(self) -> tuple[int, int]:
+        """Count the zeros of the saved encoder's matrices, and its weights."""
+        from safetensors.torch import load_file
+
+        found = [
+            values
+            for name, values in load_file(self.folder / "model.safetensors").items()
+            if ".encoder.layer." in name
+            and name.endswith("weight")
+            and values.ndim == 2
+        ]
+        return sum(int((v == 0).sum()) for v in found), sum(v.numel() for v in found)
 
 
 class Runner:
@@ -87,8 +106,8 @@ class Runner:
             before = self(command.after)
             assert before.status == 0, before.text[-3000:]
         out = self.base / "runs" / name
-        if name in CHECKPOINTS:
-            source = self.base / "runs" / CHECKPOINTS[name]
+        if command.checkpoint is not None:
+            source = self.base / "runs" / command.checkpoint
             shutil.copytree(source, out / source.name)
         places = {
             "out": out,
@@ -101,7 +120,7 @@ class Runner:
         done = subprocess.run(
             [*_program(command.program, words), *words],
             cwd=scratch,  # SparseML writes its log files where it is run
-            env=_environment(),
+            env=ENVIRONMENT,
             capture_output=True,
             text=True,
         )
@@ -110,30 +129,20 @@ class Runner:
 
 def _program(kind: str, words: list[str]) -> list[str]:
     if kind == "console":
-        name = words.pop(0)
-        return [str(Path(sys.executable).with_name(name))]
-    if kind == "seeded":
-        return [sys.executable, "-m", "tests.sparseml_cli.seeded", "run"]
-    if kind == "ranks":
-        ranks = ["torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
-        return [sys.executable, "-m", *ranks, "obert_modifiers.run"]
-    return [sys.executable, "-m", "obert_modifiers.run"]
-
-
-def _environment() -> dict[str, str]:
-    return {
-        **os.environ,
-        "PYTHONPATH": str(REPO),
-        "OMP_NUM_THREADS": "1",
-        "NUMBA_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "",
+        return [str(Path(sys.executable).with_name(words.pop(0)))]
+    ranks = ["torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
+    module = {
+        "obert": ["obert_modifiers.run"],
+        "seeded": ["tests.sparseml_cli.seeded", "run"],
+        "ranks": [*ranks, "obert_modifiers.run"],
     }
+    return [sys.executable, "-m", *module[kind]]
 
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory, request) -> Runner:
     """Return the runner, with all commands that the tests name already started."""
-    from tests.sparseml_cli import made
+    from tests.sparseml_cli import made  # needs transformers 4.40
 
     base = tmp_path_factory.mktemp("sparseml_cli")
     made.save_models(base / "models")

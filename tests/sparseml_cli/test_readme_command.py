@@ -6,7 +6,6 @@ from pathlib import Path
 
 from tests.sparseml_cli.commands import Command, words
 from tests.sparseml_cli.recipes import OBS_SPARSITY
-from tests.sparseml_cli.test_scripts import zeros
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -29,22 +28,18 @@ def test_the_readmes_command_runs_scaled_down(run):
     }
     assert set(values) < set(flags)
     scaled = [values.get(flag, flag) for flag in flags]
-    scaled += "--max_seq_length 32 --doc_stride 8 --cache_dir {cache} --use_cpu".split()
-    scaled += ["--distill_teacher", "{models}/qa_teacher"]
-    scaled += ["--recipe_args", "num_grads=32"]
+    scaled += ["--max_seq_length 32 --doc_stride 8 --cache_dir {cache} --use_cpu"]
+    scaled += ["--distill_teacher {models}/qa_teacher --recipe_args num_grads=32"]
     done = run("readme", Command(" ".join(scaled)))
     assert done.figures()["eval_f1"] >= 0.0
-    count, weights = zeros(done.folder)
+    count, weights = done.zeros()
     assert abs(count - OBS_SPARSITY["qa"] * weights) < 4
 
 
-def without_files(flags: str) -> list[str]:
-    """Take the two files out of a command."""
-    found = flags.split()
-    for flag in ("--train_file", "--validation_file"):
-        place = found.index(flag)
-        del found[place : place + 2]
-    return found
+def from_folder(folder: Path, rest: str) -> Command:
+    """Return a command that reads a folder in the place of two files."""
+    flags = re.sub(r"--(train|validation)_file \S+", "", words("text", rest=rest))
+    return Command(f"{flags} --dataset_name {folder}")
 
 
 def test_a_data_set_may_be_a_folder(run):
@@ -53,18 +48,14 @@ def test_a_data_set_may_be_a_folder(run):
     for split in ("train", "validation"):
         source = run.base / "data" / f"text_{split}.json"
         (folder / f"{split}.json").write_bytes(source.read_bytes())
-    flags = without_files(words("text", rest="--do_eval"))
-    flags += ["--dataset_name", str(folder)]
-    done = run("folder", Command(" ".join(flags)))
+    done = run("folder", from_folder(folder, "--do_eval"))
     assert done.figures()["eval_samples"] == 32
 
 
 def test_real_data_in_a_folder(run, shared_data):
-    rest = "--do_train --do_eval --recipe {recipes}/text.yaml"
-    flags = without_files(words("text", rest=rest))
-    flags += ["--dataset_name", str(shared_data / "rte"), "--max_train_samples", "64"]
-    flags += ["--input_column_names", "sentence1,sentence2", "--max_eval_samples", "32"]
-    done = run("rte", Command(" ".join(flags)))
+    rest = "--do_train --do_eval --recipe {recipes}/text.yaml --max_train_samples 64 "
+    rest += "--input_column_names sentence1,sentence2 --max_eval_samples 32"
+    done = run("rte", from_folder(shared_data / "rte", rest))
     assert done.figures()["eval_samples"] == 32
-    count, weights = zeros(done.folder)
+    count, weights = done.zeros()
     assert abs(count - 0.8 * weights) < 4

@@ -29,14 +29,16 @@ class Speed:
         setting: How it was timed.
         items: Samples a second, by the median latency: a neighbour that slows one
             batch changes the mean.
-        deviation: Standard deviation of it.
+        low: The same at the lower quartile of the rounds' speed-ups, `items` without.
+        high: At the upper quartile.
     """
 
     path: str
     name: str
     setting: Setting
     items: float
-    deviation: float
+    low: float
+    high: float
 
 
 def read_bench(path: Path) -> list[Speed]:
@@ -67,8 +69,11 @@ def _speed(row: Any, path: Path) -> Speed:
     engine = f"{row['engine']}{' bf16' * bool(row['bf16'])}"
     setting = Setting(engine, row["batch"], row["seq"], row["cores"], str(path))
     items = 1e3 * row["batch"] / milliseconds
-    deviation = items * row.get("sd_ms", 0.0) / milliseconds
-    return Speed(row["path"], row["model"], setting, items, deviation)
+    speedup = row.get("speedup", 1.0)
+    low, high = (
+        row.get(f"speedup_{end}", speedup) / speedup for end in ("low", "high")
+    )
+    return Speed(row["path"], row["model"], setting, items, items * low, items * high)
 
 
 def read_evaluated(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
