@@ -43,7 +43,6 @@ class ModifierProp:
 
     Attributes:
         serializable: True for a key of recipes.
-        restrict_initialized: True where it cannot be set after ``initialize``.
         no_serialize_val: The value that is not written.
     """
 
@@ -56,22 +55,17 @@ class ModifierProp:
         func_set: Callable[[Any, Any], None] | None = None,
     ) -> None:
         self.serializable, self.no_serialize_val = serializable, no_serialize_val
-        self.restrict_initialized = restrict_initialized
+        self._fixed = restrict_initialized  # after ``initialize``
         self._get, self._set = func_get, func_set
         self.__doc__ = getattr(func_get, "__doc__", None)
 
     def __call__(self, getter: Callable[[Any], Any]) -> "ModifierProp":
-        return self._with(getter, None)
-
-    def getter(self, getter: Callable[[Any], Any]) -> "ModifierProp":
-        return self._with(getter, self._set)
+        kept = self.serializable, self._fixed, self.no_serialize_val
+        return ModifierProp(*kept, getter, self._set)
 
     def setter(self, setter: Callable[[Any, Any], None]) -> "ModifierProp":
-        return self._with(self._get, setter)
-
-    def _with(self, get: Any, set_: Any) -> "ModifierProp":
-        kept = self.serializable, self.restrict_initialized, self.no_serialize_val
-        return ModifierProp(*kept, get, set_)
+        kept = self.serializable, self._fixed, self.no_serialize_val
+        return ModifierProp(*kept, self._get, setter)
 
     def __get__(self, modifier: Any, owner: type | None = None) -> Any:
         return self if modifier is None else self._get(modifier)
@@ -79,15 +73,12 @@ class ModifierProp:
     def __set__(self, modifier: Any, value: Any) -> None:
         if self._set is None:
             raise AttributeError("can't set attribute")
-        if self.restrict_initialized and modifier._initialized:
+        if self._fixed and modifier._initialized:
             raise AttributeError(
                 f"Cannot change {self._get.__name__} after initializing "
                 f"{type(modifier).__name__}"
             )
         self._set(modifier, value)
-
-    def __delete__(self, modifier: Any) -> None:
-        raise AttributeError("can't delete attribute")
 
 
 class PyTorchModifierYAML:
@@ -147,15 +138,6 @@ class Modifier:
     def load_obj(yaml_str: str) -> Any:
         """Construct the modifier that a text describes."""
         return yaml.load(yaml_str, Loader=_Loader)
-
-    @staticmethod
-    def load_list(yaml_str: str) -> Any:
-        """Construct the modifiers of a recipe's text, by stage where it has stages."""
-        return load_modifiers(yaml_str)[0]
-
-    @staticmethod
-    def yaml_key(cls: type, framework: str | None = None) -> str:
-        return f"!{framework}.{cls.__name__}" if framework else f"!{cls.__name__}"
 
     def __str__(self) -> str:
         shown = self.props(only_serializable=True, format_str=True)
@@ -265,8 +247,7 @@ class Modifier:
     def optimizer_pre_step(self, module, optimizer, epoch, steps_per_epoch) -> None:
         self._check_called()
 
-    def optimizer_post_step(self, module, optimizer, epoch, steps_per_epoch) -> None:
-        self._check_called()
+    optimizer_post_step = optimizer_pre_step
 
     def _check_called(self, loggers: bool = False, enabled: bool = True) -> None:
         if not self._initialized:
@@ -410,20 +391,10 @@ class ScheduledModifier(Modifier):
                 "instead"
             )
 
-    def log_scalar(
-        self,
-        value,
-        tag=None,
-        loggers=None,
-        epoch=None,
-        steps_per_epoch=None,
-        level=None,
-    ) -> None:
-        loggers = loggers or self.loggers
-        counted = epoch is not None and steps_per_epoch is not None
-        counted = counted and not math.isinf(epoch)
-        step = loggers.epoch_to_step(epoch, steps_per_epoch) if counted else None
-        loggers.log_scalar(tag or type(self).__name__, value, step=step, level=level)
+    def log_scalar(self, value, tag=None, epoch=None, steps_per_epoch=None) -> None:
+        counted = None not in (epoch, steps_per_epoch) and not math.isinf(epoch)
+        step = self.loggers.epoch_to_step(epoch, steps_per_epoch) if counted else None
+        self.loggers.log_scalar(tag or type(self).__name__, value, step=step)
 
     def log_named_scalars(
         self, name_value_pairs: Iterable[tuple[str, float]], **where: Any

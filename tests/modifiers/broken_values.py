@@ -147,8 +147,7 @@ SAID = [
     ),
     (
         {"num_grads": 0, "memory_budget": "much"},
-        "num_grads=0 is not a positive whole number; expected 1 or more; write a "
-        "count\n"
+        "num_grads=0 is no count; expected a whole number of 1 or more; write one\n"
         "memory_budget=much is not an amount of memory; expected bytes, or a number "
         "with a unit; write 8GB or 8GiB",
     ),

@@ -161,10 +161,7 @@ def test_resumed_at_any_step_it_goes_on_with_the_same_bits(row, at) -> None:
     host_state.load_state(other, state)
     fresh.load_state_dict(weights)
     again.load_state_dict(rates)
-    for one, place, rate in (
-        (modifier, model, optimizer),
-        (other, fresh, again),
-    ):
+    for one, place, rate in ((modifier, model, optimizer), (other, fresh, again)):
         drive(row, one, place, rate, 14, start=at)
     for name, values in model.state_dict().items():
         assert torch.equal(values, fresh.state_dict()[name]), name

@@ -20,9 +20,7 @@ from obert_modifiers.core.distillation import output_losses, read_outputs
 from obert_modifiers.core.pruning.sampling import GradientSource
 from obert_modifiers.host import bases
 from obert_modifiers.host.bases import silent_loggers
-from obert_modifiers.modifiers import (
-    LogitDistillationModifier,
-)
+from obert_modifiers.modifiers import LogitDistillationModifier
 from obert_modifiers.modifiers._classes import order_for, places_of
 from obert_modifiers.modifiers._losses import with_distillation
 from obert_modifiers.recipe.manager import RecipeManager

@@ -37,9 +37,11 @@ def assigned(kind: str) -> Counter:
             continue  # compat/ has a class of this name for SparseML's keys
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
-                called = getattr(node.value.func, "id", "")
-                given = {k.arg: k.value for k in node.value.keywords}
-                if called == kind:
+                call = node.value
+                if getattr(call.func, "attr", "") == "means":
+                    call = call.func.value
+                given = {k.arg: k.value for k in call.keywords}
+                if getattr(call.func, "id", "") == kind:
                     name = getattr(given.get("name"), "value", node.targets[0].id)
                     found[name] += 1
     return found

@@ -64,10 +64,7 @@ def test_by_n_is_exact_at_every_step(score, mask_type, kept) -> None:
     modifier = NMPruningModifier(mask_type=mask_type, **BY_N, **score)
     seen = set()
     for epoch in steps(
-        modifier,
-        model,
-        [i / 4 for i in range(17)],
-        gradient_source=make_source(),
+        modifier, model, [i / 4 for i in range(17)], gradient_source=make_source()
     ):
         if epoch in kept:
             seen.add(epoch)

@@ -178,10 +178,7 @@ def test_distillation_outside_its_epochs_and_disabled(caplog) -> None:
     modifier = LogitDistillationModifier(start_epoch=1.0, end_epoch=2.0, hardness=1.0)
     modifier.initialize(model, distillation_teacher=make_model(1))
     model.forward = lambda tokens: make_model().forward(tokens)
-    arguments = {
-        "student_outputs": model(batch["tokens"]),
-        "student_inputs": batch,
-    }
+    arguments = {"student_outputs": model(batch["tokens"]), "student_inputs": batch}
     found = [
         modifier.loss_update(loss, model, None, epoch, 4, **arguments).item()
         for epoch in (0.5, 1.0, 1.5, 2.0)
