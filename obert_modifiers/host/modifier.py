@@ -6,7 +6,7 @@ states are kept by identifier, so that each host resumes what the other has save
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from enum import Enum
 from typing import Any
 
@@ -81,6 +81,23 @@ class ModifierProp:
         self._set(modifier, value)
 
 
+def prop(name: str, check: str = "", **how: Any) -> ModifierProp:
+    """Make the property of the attribute with an underscore in front of its name.
+
+    It can be set where the method is named that then checks the modifier.
+    """
+
+    def read(modifier: Any) -> Any:
+        return getattr(modifier, f"_{name}")
+
+    def write(modifier: Any, value: Any) -> None:
+        setattr(modifier, f"_{name}", value)
+        getattr(modifier, check)()
+
+    read.__name__ = name
+    return ModifierProp(func_get=read, func_set=write if check else None, **how)
+
+
 class PyTorchModifierYAML:
     """Class decorator that registers ``!pytorch.<name of the class>`` with YAML."""
 
@@ -152,9 +169,8 @@ class Modifier:
     def sparsification_types(self) -> list[SparsificationTypes]:
         return []
 
-    @ModifierProp(serializable=False)
-    def initialized(self) -> bool:
-        return self._initialized
+    initialized = prop("initialized", serializable=False)
+    loggers_initialized = prop("loggers_initialized", serializable=False)
 
     @ModifierProp(serializable=False, restrict_initialized=False)
     def enabled(self) -> bool:
@@ -163,10 +179,6 @@ class Modifier:
     @enabled.setter
     def enabled(self, value: bool) -> None:
         self._enabled = value
-
-    @ModifierProp(serializable=False)
-    def loggers_initialized(self) -> bool:
-        return self._loggers_initialized
 
     @ModifierProp(serializable=False)
     def loggers(self) -> Any:
@@ -266,66 +278,26 @@ class ScheduledModifier(Modifier):
     """
 
     def __init__(
-        self,
-        start_epoch=-1.0,
-        min_start=-1.0,
-        end_epoch=-1.0,
-        min_end=-1.0,
-        end_comparator: int | None = 0,
-        **unknown: Any,
+        self, start_epoch=-1.0, end_epoch=-1.0, end_comparator=0, **unknown: Any
     ) -> None:
         super().__init__(**unknown)
-        self._start_epoch, self._min_start = float(start_epoch), float(min_start)
-        self._end_epoch, self._min_end = float(end_epoch), float(min_end)
-        self._init_start, self._init_end = self._start_epoch, self._end_epoch
-        self._end_comparator = end_comparator
+        self._start_epoch, self._end_epoch = float(start_epoch), float(end_epoch)
+        self._init_end, self._end_comparator = self._end_epoch, end_comparator
         self._started = self._ended = False
         self._schedule_called = self._scheduled_log_called = False
         self._last_log_epoch = -1.0
         self.validate_schedule()
 
-    @ModifierProp()
-    def start_epoch(self) -> float:
-        return self._start_epoch
-
-    @start_epoch.setter
-    def start_epoch(self, value: float) -> None:
-        self._start_epoch = value
-        self.validate_schedule()
-
-    @ModifierProp()
-    def end_epoch(self) -> float:
-        return self._end_epoch
-
-    @end_epoch.setter
-    def end_epoch(self, value: float) -> None:
-        self._end_epoch = value
-        self.validate_schedule()
-
-    @ModifierProp(serializable=False)
-    def started(self) -> bool:
-        return self._started
-
-    @ModifierProp(serializable=False)
-    def ended(self) -> bool:
-        return self._ended
-
-    def advance_epochs(self, ref_start_epoch: float | None = None) -> None:
-        """Move the schedule behind another stage."""
-        if ref_start_epoch is None:
-            return
-        self._start_epoch = max(0.0, self._start_epoch) + ref_start_epoch
-        for name in ("_init_end", "_end_epoch"):
-            if getattr(self, name) != -1:
-                setattr(self, name, getattr(self, name) + ref_start_epoch)
-        self.validate_schedule()
+    start_epoch = prop("start_epoch", "validate_schedule")
+    end_epoch = prop("end_epoch", "validate_schedule")
+    started = prop("started", serializable=False)
+    ended = prop("ended", serializable=False)
 
     def validate_schedule(self) -> None:
         start, end, rule = self._start_epoch, self._end_epoch, self._end_comparator
-        if start < self._min_start:
-            self._refuse("start_epoch", start, f"at least {self._min_start}")
-        if end < self._min_end:
-            self._refuse("end_epoch", end, f"at least {self._min_end}")
+        for key, value in (("start_epoch", start), ("end_epoch", end)):
+            if value < -1.0:
+                self._refuse(key, value, "at least -1.0")
         if rule is None and end != self._init_end:
             self._refuse("end_epoch", end, f"its first value {self._init_end}")
         open_end = rule == -1 and end == -1.0
@@ -396,12 +368,6 @@ class ScheduledModifier(Modifier):
         step = self.loggers.epoch_to_step(epoch, steps_per_epoch) if counted else None
         self.loggers.log_scalar(tag or type(self).__name__, value, step=step)
 
-    def log_named_scalars(
-        self, name_value_pairs: Iterable[tuple[str, float]], **where: Any
-    ) -> None:
-        for name, value in name_value_pairs:
-            self.log_scalar(value, f"{type(self).__name__}/{name}", **where)
-
 
 class ScheduledUpdateModifier(ScheduledModifier):
     """A modifier that acts again and again between its first and last epoch."""
@@ -415,14 +381,7 @@ class ScheduledUpdateModifier(ScheduledModifier):
         super().__init__(*span, **more)
         self.validate_update()
 
-    @ModifierProp()
-    def update_frequency(self) -> float:
-        return self._update_frequency
-
-    @update_frequency.setter
-    def update_frequency(self, value: float) -> None:
-        self._update_frequency = value
-        self.validate_update()
+    update_frequency = prop("update_frequency", "validate_update")
 
     def validate_update(self) -> None:
         if self._update_frequency < self._min_frequency:

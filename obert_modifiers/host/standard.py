@@ -16,20 +16,11 @@ from obert_modifiers.host.modifier import (
     ScheduledModifier,
     ScheduledUpdateModifier,
     SparsificationTypes,
+    prop,
 )
 
 ALL = "__ALL__"
 ALL_PRUNABLE = "__ALL_PRUNABLE__"
-
-
-def key(name: str) -> ModifierProp:
-    """Make a recipe key of the attribute with an underscore in front."""
-
-    def read(self: Any) -> Any:
-        return getattr(self, f"_{name}")
-
-    read.__name__ = name
-    return ModifierProp()(read)
 
 
 def kinds(*found: SparsificationTypes) -> ModifierProp:
@@ -136,7 +127,8 @@ class _LearningRate:
         if self._constant_logging or self._last_logged_lr != rates[-1][1]:
             self._last_logged_lr = rates[-1][1]
             where = {"epoch": epoch, "steps_per_epoch": steps_per_epoch}
-            self.log_named_scalars(rates, **where)
+            for name, rate in rates:
+                self.log_scalar(rate, f"{type(self).__name__}/{name}", **where)
 
 
 @PyTorchModifierYAML()
@@ -153,8 +145,8 @@ class EpochRangeModifier(ScheduledModifier):
 class SetLearningRateModifier(_LearningRate, ScheduledModifier):
     """Sets the learning rate once."""
 
-    learning_rate, param_groups = key("learning_rate"), key("param_groups")
-    constant_logging = key("constant_logging")
+    learning_rate, param_groups = prop("learning_rate"), prop("param_groups")
+    constant_logging = prop("constant_logging")
 
     def __init__(
         self,
@@ -186,8 +178,8 @@ class SetLearningRateModifier(_LearningRate, ScheduledModifier):
 class LearningRateFunctionModifier(_LearningRate, ScheduledUpdateModifier):
     """Moves the learning rate from one value to another, once or in cycles."""
 
-    lr_func, init_lr, final_lr = key("lr_func"), key("init_lr"), key("final_lr")
-    cycle_epochs, param_groups = key("cycle_epochs"), key("param_groups")
+    lr_func, init_lr, final_lr = prop("lr_func"), prop("init_lr"), prop("final_lr")
+    cycle_epochs, param_groups = prop("cycle_epochs"), prop("param_groups")
 
     def __init__(
         self,
@@ -253,8 +245,8 @@ _SCHEDULERS = {  # the keys that each wants
 class LearningRateModifier(_LearningRate, ScheduledUpdateModifier):
     """Runs one of torch's schedulers, whose epochs it counts in steps."""
 
-    lr_class, lr_kwargs = key("lr_class"), key("lr_kwargs")
-    init_lr, constant_logging = key("init_lr"), key("constant_logging")
+    lr_class, lr_kwargs = prop("lr_class"), prop("lr_kwargs")
+    init_lr, constant_logging = prop("init_lr"), prop("constant_logging")
 
     def __init__(
         self,
@@ -331,8 +323,8 @@ class SetWeightDecayModifier(ScheduledModifier):
     """Sets the weight decay once."""
 
     sparsification_types = kinds(SparsificationTypes.regularization)
-    weight_decay, param_groups = key("weight_decay"), key("param_groups")
-    constant_logging = key("constant_logging")
+    weight_decay, param_groups = prop("weight_decay"), prop("param_groups")
+    constant_logging = prop("constant_logging")
 
     def __init__(
         self,
@@ -371,8 +363,8 @@ class TrainableParamsModifier(ScheduledModifier):
     """Makes parameters trainable or not, until ``end_epoch`` where it has one."""
 
     sparsification_types = kinds(SparsificationTypes.general)
-    params, trainable = key("params"), key("trainable")
-    params_strict = key("params_strict")
+    params, trainable = prop("params"), prop("trainable")
+    params_strict = prop("params_strict")
 
     def __init__(
         self,

@@ -13,8 +13,17 @@ import torch
 from obert_modifiers import modifiers
 from obert_modifiers.host import bases
 from tests.hosts import on_sparseml
-from tests.modifiers.driving import STEPS, drive, name_of, start
-from tests.modifiers.table import PRUNERS, TABLE, make_batch, make_model, sample_loss
+from tests.modifiers.driving import (
+    STEPS,
+    copied,
+    drive,
+    mixed_loss,
+    name_of,
+    recipe_of,
+    same,
+    start,
+)
+from tests.modifiers.table import PRUNERS, TABLE, make_batch, make_model
 
 every = pytest.mark.parametrize("row", TABLE, ids=name_of)
 pruners = pytest.mark.parametrize("row", PRUNERS, ids=name_of)
@@ -74,15 +83,14 @@ def test_what_the_manager_calls_is_not_called_directly(row) -> None:
 @every
 def test_a_disabled_modifier_does_nothing(row) -> None:
     modifier, model, optimizer = start(row)
-    before = {k: v.clone() for k, v in model.state_dict().items()}
+    before = copied(model)
     modifier.enabled = False
     assert not any(modifier.update_ready(epoch / 2, STEPS) for epoch in range(8))
     found = calls(modifier, model)
-    for name in ("scheduled_log_update", "loss_update", "optimizer_pre_step"):
+    steps = ("optimizer_pre_step", "optimizer_post_step")
+    for name in ("scheduled_log_update", "loss_update", *steps):
         with pytest.raises(RuntimeError, match="must be enabled"):
             found[name]()
-    with pytest.raises(RuntimeError, match="must be enabled"):
-        found["optimizer_post_step"]()
     manager = Manager([modifier])
     manager._initialized = True
     for step in range(4 * STEPS):
@@ -90,8 +98,7 @@ def test_a_disabled_modifier_does_nothing(row) -> None:
         manager.update(*where)
         manager.optimizer_pre_step(*where)
         manager.optimizer_post_step(*where)
-    for name, values in model.state_dict().items():
-        assert torch.equal(values, before[name])
+    assert same(model, before)
     modifier.enabled = True
 
 
@@ -160,7 +167,7 @@ def test_loggers_come_and_go(row) -> None:
     assert modifier.loggers_initialized and modifier.loggers is loggers
     modifier.initialize(model, loggers=loggers, **row.extras)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    drive(row, modifier, model, optimizer, STEPS + 2)
+    drive(modifier, model, optimizer, STEPS + 2)
     modifier.scheduled_log_update(model, optimizer, 1.0, STEPS)
     found = {tag: (value, step) for tag, value, step in logged if "/" in tag}
     masks = modifier.module_masks if hasattr(modifier, "module_masks") else None
@@ -177,7 +184,7 @@ def test_loggers_come_and_go(row) -> None:
 @every
 def test_a_deleted_modifier_leaves_quietly(row) -> None:
     modifier, model, optimizer = start(row)
-    drive(row, modifier, model, optimizer, 6)
+    drive(modifier, model, optimizer, 6)
     modifier.__del__()
     assert not modifier.initialized
     row.cls(**row.keys).__del__()
@@ -216,15 +223,6 @@ def test_the_frequency_of_updates(begin, end, often, steps) -> None:
     assert modifier.ended and not modifier.update_ready(9.0, steps)
 
 
-def recipe_of(row) -> str:
-    """A recipe with the modifier of a row, as SparseML writes it."""
-    lines = str(row.cls(**row.keys)).splitlines()
-    return "\n        ".join([
-        "modifiers:\n    - " + lines[0],
-        *map(str.strip, lines[1:]),
-    ])
-
-
 def managed(row, seed: int = 0) -> tuple[Any, Any, Any]:
     """A manager of SparseML with the modifier of a row, on a model."""
     model = make_model(seed)
@@ -232,31 +230,15 @@ def managed(row, seed: int = 0) -> tuple[Any, Any, Any]:
     if row.drops:
         manager.apply_structure(model, **row.extras)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    wrapped = manager.modify(
-        model,
-        optimizer,
-        steps_per_epoch=STEPS,
-        epoch=0.0,
-        loggers=bases.silent_loggers(),
-        **row.extras,
-    )
-    return manager, model, wrapped
+    span = {"steps_per_epoch": STEPS, "epoch": 0.0}
+    given = {"loggers": bases.silent_loggers(), **row.extras}
+    return manager, model, manager.modify(model, optimizer, **span, **given)
 
 
-def train(manager, model, wrapped, steps: int, first: int = 0) -> None:
-    for step in range(first, steps):
-        batch = make_batch(step)
-        loss = sample_loss(model, batch).mean()
-        loss = manager.loss_update(
-            loss,
-            model,
-            wrapped,
-            step / STEPS,
-            STEPS,
-            student_outputs=model(batch["tokens"]),
-            student_inputs={"tokens": batch["tokens"]},
-        )
-        loss.backward()
+def train(manager, model, wrapped, steps: int) -> None:
+    for step in range(steps):
+        where = model, wrapped, step / STEPS
+        mixed_loss(manager, *where, make_batch(step))[1].backward()
         wrapped.step()
         wrapped.zero_grad()
 

@@ -10,8 +10,16 @@ from obert_modifiers import modifiers
 from obert_modifiers.core.quantization.scheme import quantizers_of
 from obert_modifiers.modifiers._states import as_tensors, from_tensors
 from obert_modifiers.recipe.changes import _started
-from tests.modifiers.driving import STEPS, drive, name_of, start
-from tests.modifiers.table import ENCODER, TABLE, make_batch, make_model, sample_loss
+from tests.modifiers.driving import (
+    STEPS,
+    copied,
+    drive,
+    mixed_loss,
+    name_of,
+    same,
+    start,
+)
+from tests.modifiers.table import ENCODER, TABLE, make_batch, make_model
 
 every = pytest.mark.parametrize("row", TABLE, ids=name_of)
 QUANTIZED = [row for row in TABLE if row.cls is modifiers.QATModifier]
@@ -46,35 +54,31 @@ def bits(modifier, model, optimizer) -> dict[str, torch.Tensor]:
 
 def run_with_a_break(row, stop: int, wrong=None):
     """Run, stop, and go on with new objects; ``wrong`` spoils the state."""
-    modifier, model, optimizer = start(row)
-    drive(row, modifier, model, optimizer, stop)
-    saved = on_disk({
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "modifier": modifier.state_dict(),
-    })
+    run = start(row)
+    drive(*run, stop)
+    modifier, model, optimizer = (on_disk(one.state_dict()) for one in run)
     # A resumed run starts from the model that the first one started from.
-    modifier, model, optimizer = start(row)
-    model.load_state_dict(saved["model"])
+    run = start(row)
+    run[1].load_state_dict(model)
     if wrong is not None:
-        wrong(saved["modifier"])
-    modifier.load_state_dict(saved["modifier"])
-    optimizer.load_state_dict(saved["optimizer"])
-    drive(row, modifier, model, optimizer, END, stop)
-    return bits(modifier, model, optimizer)
+        wrong(modifier)
+    run[0].load_state_dict(modifier)
+    run[2].load_state_dict(optimizer)
+    drive(*run, END, stop)
+    return bits(*run)
 
 
 def equal(one, two) -> bool:
     """Whether two runs ended with the same bits."""
     assert one.keys() == two.keys()
-    return all(torch.equal(one[name], two[name]) for name in one)
+    return same(one, two)
 
 
 @functools.cache
 def whole_run(place: int) -> dict[str, torch.Tensor]:
     """Run a row of the table without a break."""
     run = start(TABLE[place])
-    drive(TABLE[place], *run, END)
+    drive(*run, END)
     return bits(*run)
 
 
@@ -88,7 +92,7 @@ def test_a_run_goes_on_bit_for_bit(row, stop) -> None:
 @pytest.mark.parametrize("stop", [0, 6, 9])
 def test_a_state_is_tensors_by_name(row, stop) -> None:
     modifier, model, optimizer = start(row)
-    drive(row, modifier, model, optimizer, stop)
+    drive(modifier, model, optimizer, stop)
     if row.cls is modifiers.EarlyStoppingModifier and stop:
         modifier.evaluated(model, {"loss": 0.5}, 1.0)  # it holds the weights now
     state = modifier.state_dict()
@@ -115,57 +119,42 @@ def test_a_state_in_the_old_form_goes_on_bit_for_bit(row) -> None:
 
 
 SCHEDULE = {"started": True, "ended": False}
+MASKED = {name: torch.zeros(size).bool() for name, size in SIZES.items()}
+RANGE = {
+    "observing": True,
+    "ready": True,
+    "scale": torch.tensor([0.5]),
+    "zero_point": torch.tensor([0], dtype=torch.int32),
+    "min_val": torch.tensor(-1.0),
+    "max_val": torch.tensor(2.0),
+}
+BEST = {"best": 0.25, "best_epoch": 1.0, "last_epoch": 1.5, "worse": 1, "ranges": {}}
+LAST = {"applied_sparsity": [0.5] * 4, "last_update_epoch": 1.5}
 # Written by hand as checkpoints had them that were not of tensors alone.
 OLD = [
     ("FrozenParamsModifier", {**SCHEDULE, "next_epoch": 1.25}),
     ("LayerDropModifier", {**SCHEDULE, "kept": (1,)}),
     (
         "EarlyStoppingModifier",
-        {
-            **SCHEDULE,
-            "best": 0.25,
-            "best_epoch": 1.0,
-            "last_epoch": 1.5,
-            "worse": 1,
-            "values": {"head.bias": torch.tensor([1.0, 2.0])},
-            "ranges": {},
-        },
+        SCHEDULE | BEST | {"values": {"head.bias": torch.tensor([1.0, 2.0])}},
     ),
     (
         "ConstantMasksModifier",
-        {
-            **{name: torch.zeros(size).bool() for name, size in SIZES.items()},
-            "__schedule__": {**SCHEDULE, "enabled": True},
-        },
+        MASKED | {"__schedule__": SCHEDULE | {"enabled": True}},
     ),
     (
         "GMPStarPruningModifier",
-        {
-            **{name: torch.zeros(size).bool() for name, size in SIZES.items()},
-            "__schedule__": {
-                **SCHEDULE,
-                "enabled": True,
-                "last_update_epoch": 1.5,
-                "applied_sparsity": [0.5] * 4,
-                "starts": [0.3] * 4,
-                "events": [],
-            },
+        MASKED
+        | {
+            "__schedule__": SCHEDULE
+            | LAST
+            | {"enabled": True, "starts": [0.3] * 4, "events": []}
         },
     ),
     (
         "QATModifier",
-        {
-            f"head:{role}": {
-                "observing": True,
-                "ready": True,
-                "scale": torch.tensor([0.5]),
-                "zero_point": torch.tensor([0], dtype=torch.int32),
-                "min_val": torch.tensor(-1.0),
-                "max_val": torch.tensor(2.0),
-            }
-            for role in ("weight", "input")
-        }
-        | {"__schedule__": {**SCHEDULE, "active": True, "frozen": False}},
+        {f"head:{role}": RANGE for role in ("weight", "input")}
+        | {"__schedule__": SCHEDULE | {"active": True, "frozen": False}},
     ),
 ]
 assert len(OLD) == 6
@@ -218,11 +207,11 @@ def test_the_quantization_ends_as_the_keys_say(row) -> None:
 
     def watch(step, modifier, model) -> None:
         found = quantizers_of(model)
-        states.append({k: v.clone() for k, v in model.state_dict().items()})
+        states.append(copied(model))
         moving = {n for n, one in found.items() if one.observing}
         seen.append((bool(found), {n.rpartition(":")[2] for n in moving}))
 
-    drive(row, modifier, model, optimizer, 16, watch=watch)
+    drive(modifier, model, optimizer, 16, watch=watch)
     weights = row.keys.get("freeze") == "activations"  # go on moving to epoch 3
     moves = {"weight", "input"}
     assert seen[:4] == [(False, set())] * 4
@@ -257,21 +246,11 @@ def test_the_quantization_ends_as_the_keys_say(row) -> None:
 @pytest.mark.parametrize("row", DISTILLED, ids=name_of)
 def test_the_loss_is_distilled_when_the_keys_say(row) -> None:
     modifier, model, optimizer = start(row)
-    drive(row, modifier, model, optimizer, 4)
+    drive(modifier, model, optimizer, 4)
     batch, mixed = make_batch(50), []
     for epoch in (0.75, 1.0, 1.75, 2.0):
-        outputs = model(batch["tokens"])
-        loss = sample_loss(model, batch).mean()
-        found = modifier.loss_update(
-            loss,
-            model,
-            optimizer,
-            epoch,
-            STEPS,
-            student_outputs=outputs,
-            student_inputs=batch,
-        )
-        logits, teacher = outputs["logits"], make_model()(batch["tokens"])["logits"]
+        loss, found = mixed_loss(modifier, model, optimizer, epoch, batch)
+        logits, teacher = (m(batch["tokens"])["logits"] for m in (model, make_model()))
         t, h = modifier.temperature, modifier.hardness
         p, q = (torch.log_softmax(one / t, dim=1) for one in (teacher, logits))
         kl = t**2 * (p.exp() * (p - q)).sum(dim=1).mean()

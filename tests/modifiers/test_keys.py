@@ -20,6 +20,7 @@ from obert_modifiers.recipe import load_recipe
 from obert_modifiers.recipe.manager import RecipeManager
 from obert_modifiers.recipe.plan import plan_recipe
 from tests.modifiers import test_contract
+from tests.modifiers.driving import train
 from tests.modifiers.table import default_row, make_batch, make_model, sample_loss
 from tests.recipe.broken import brief, error_of
 
@@ -97,9 +98,7 @@ def new_modifier(tmp_path, monkeypatch):
 
 RECIPE = """\
 modifiers:
-  - !EpochRangeModifier
-      start_epoch: 0.0
-      end_epoch: 2.0
+  - !EpochRangeModifier {{start_epoch: 0.0, end_epoch: 2.0}}
   - !LossWeightModifier
       start_epoch: 1.0
       weight: {weight}
@@ -109,8 +108,8 @@ modifiers:
 def test_a_new_modifier_is_checked_planned_and_trained(new_modifier) -> None:
     error = error_of(RECIPE.format(weight="0.0\n      weigth: 1"))
     assert [brief(problem) for problem in error.problems] == [
-        "7 LossWeightModifier.weight POSITIVE",
-        "8 LossWeightModifier.weigth UNKNOWN",
+        "5 LossWeightModifier.weight POSITIVE",
+        "6 LossWeightModifier.weigth UNKNOWN",
     ]
     assert error.problems[0].fault.rule is Rule.POSITIVE
     plan = plan_recipe(load_recipe(RECIPE.format(weight=0.5)))
@@ -120,17 +119,15 @@ def test_a_new_modifier_is_checked_planned_and_trained(new_modifier) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     manager.initialize(model)
     shares = []
-    for step in range(4):
-        where = (model, optimizer, step / 2, 2)
+
+    def loss(step: int) -> torch.Tensor:
         plain = sample_loss(model, batch).mean()
         given = {"student_outputs": None, "student_inputs": batch}
-        loss = manager.loss(plain, *where, **given)
+        loss = manager.loss(plain, model, optimizer, step / 2, 2, **given)
         shares.append((loss / plain).item())
-        loss.backward()
-        for call in (manager.update, manager.pre_step):
-            call(*where)
-        optimizer.step()
-        manager.post_step(*where)
+        return loss
+
+    train(manager, model, optimizer, 4, per_epoch=2, loss=loss)
     manager.finalize(model)
     assert shares == [1.0, 1.0, 0.5, 0.5]
 
