@@ -162,10 +162,6 @@ class SetLearningRateModifier(_LearningRate, ScheduledModifier):
         self._constant_logging = _flag(constant_logging)
         self._lr_set, self._applied = False, -1.0
 
-    @ModifierProp(serializable=False)
-    def applied_learning_rate(self) -> float:
-        return self._applied
-
     def update(self, module, optimizer, epoch, steps_per_epoch) -> None:
         super().update(module, optimizer, epoch, steps_per_epoch)
         due = self._start_epoch - epoch < sys.float_info.epsilon

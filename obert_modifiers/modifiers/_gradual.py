@@ -39,7 +39,16 @@ class GradualPruningModifier(PruningKeys, MaskingModifier, ScheduledUpdateModifi
 
     It prunes by magnitude; subclasses set ``_engine`` in :meth:`begin` where they take
     gradients.
+
+    Attributes:
+        applied_sparsity: Latest target sparsity of each parameter; None before the
+            first event.
+        events: Reports of the pruning events so far, in order.
     """
+
+    # SparseML looks for each public attribute in the class too.
+    applied_sparsity: list[float] | None = None
+    events: Sequence[PruneReport] = ()
 
     def begin(self) -> None:
         """Set up what changes from event to event."""
@@ -47,23 +56,12 @@ class GradualPruningModifier(PruningKeys, MaskingModifier, ScheduledUpdateModifi
         self._model: nn.Module | None = None
         self._starts: list[float] = []
         self._ends: list[float] = []
-        self._applied_sparsity: list[float] | None = None
-        self._events: list[PruneReport] = []
+        self.events = []
 
     @property
     def goals(self) -> list[tuple[float, list[str]]]:
         """Final sparsities, each with names, patterns or tokens of its parameters."""
         return self._goals
-
-    @property
-    def applied_sparsity(self) -> list[float] | None:
-        """Latest target sparsity of each parameter; None before the first event."""
-        return self._applied_sparsity
-
-    @property
-    def events(self) -> list[PruneReport]:
-        """Reports of the pruning events so far, in order."""
-        return self._events
 
     @property
     def second_order(self) -> SecondOrderConfig | None:
@@ -72,15 +70,13 @@ class GradualPruningModifier(PruningKeys, MaskingModifier, ScheduledUpdateModifi
 
     def prune_step(self, sparsities: Sequence[float]) -> StepResult:
         """Prune the selected parameters to target sparsities in [0, 1]; writes them."""
-        masks, pattern = self._masks, self._pattern
-        how = {"global_sparsity": self.global_sparsity, "pattern": pattern}
+        masks = self._masks
+        how = {"global_sparsity": self.global_sparsity, "pattern": self._pattern}
         if self._engine is not None:
             return self._engine.prune(self._model, masks, sparsities, **how)
-        return core.pruning.pruning_step.magnitude_step_(
-            *(masks.targets, masks.param_masks, sparsities),
-            **how,
-            min_density=self.min_density,
-        )
+        step = core.pruning.pruning_step.magnitude_step_
+        how["min_density"] = self.min_density
+        return step(masks.targets, masks.param_masks, sparsities, **how)
 
     def sparsities_at(self, epoch: float) -> list[float]:
         """Ask the schedule for the target of each parameter; ``inf`` for the end."""
@@ -151,12 +147,12 @@ class GradualPruningModifier(PruningKeys, MaskingModifier, ScheduledUpdateModifi
         masks = self._masks
         masks.enabled = True
         if self._engine is not None:
-            self._engine.reached = self._applied_sparsity
-        self._applied_sparsity = self.sparsities_at(epoch)
+            self._engine.reached = self.applied_sparsity
+        self.applied_sparsity = self.sparsities_at(epoch)
         if not self._anything_to_do():
             return
         started, before = time.perf_counter(), masks.sparsity()
-        result = self.prune_step(self._applied_sparsity)
+        result = self.prune_step(self.applied_sparsity)
         masks.set_param_masks(result.masks)
         finite = math.isfinite(epoch)
         report = core.pruning.report.PruneReport(
@@ -176,13 +172,13 @@ class GradualPruningModifier(PruningKeys, MaskingModifier, ScheduledUpdateModifi
             memory_plan=result.plan.describe() if result.plan else "",
             layers=masks.counts(),
         )
-        self._events.append(report)
+        self.events.append(report)
 
     def _anything_to_do(self) -> bool:
         counts = self._masks.counts()
         sizes, unit = [c.numel for c in counts], self._pattern.unit
         pools = core.pruning.selection.make_pools(
-            sizes, self._applied_sparsity, self.global_sparsity, unit
+            sizes, self.applied_sparsity, self.global_sparsity, unit
         )
         return any(
             pool.count > sum(counts[i].pruned for i in pool.members) for pool in pools
@@ -200,9 +196,9 @@ class GradualPruningModifier(PruningKeys, MaskingModifier, ScheduledUpdateModifi
         state = super().own_state()
         state[SCHEDULE_KEY] |= {
             "last_update_epoch": self._last_update_epoch,
-            "applied_sparsity": self._applied_sparsity,
+            "applied_sparsity": self.applied_sparsity,
             "starts": self._starts,
-            "events": [event.as_dict() for event in self._events],
+            "events": [event.as_dict() for event in self.events],
         }
         if self._engine is not None:
             state[SCHEDULE_KEY]["draws"] = self._engine.draws
@@ -213,10 +209,10 @@ class GradualPruningModifier(PruningKeys, MaskingModifier, ScheduledUpdateModifi
         super().load_own_state(state)
         schedule = state[SCHEDULE_KEY]
         self._last_update_epoch = schedule["last_update_epoch"]
-        self._applied_sparsity = schedule["applied_sparsity"]
+        self.applied_sparsity = schedule["applied_sparsity"]
         self._starts = schedule["starts"]
         read = core.pruning.report.PruneReport.from_dict
-        self._events = [read(event) for event in schedule.get("events", ())]
+        self.events = [read(event) for event in schedule.get("events", ())]
         if self._engine is not None:
             self._engine.draws = schedule["draws"]
 
@@ -236,5 +232,7 @@ def _warn_of_extras(model: nn.Module, names: dict[str, float]) -> None:
         _LOGGER.warning(
             "%s prunes embeddings, pooler and head too: %s; use %s for the encoder's "
             "linear weights",
-            *(_targets.ALL_PRUNABLE, ", ".join(extras), _targets.ALL_ENCODER),
+            _targets.ALL_PRUNABLE,
+            ", ".join(extras),
+            _targets.ALL_ENCODER,
         )

@@ -76,7 +76,8 @@ def _cycled(batches: Callable[[], Iterable[Any]], wanted: int) -> Iterator[Any]:
         if before == 0 and 0 < given < wanted:
             _LOGGER.warning(
                 "num_grads=%d: the loader gives %d batches; it is gone through again",
-                *(wanted, given),
+                wanted,
+                given,
             )
 
 

@@ -174,7 +174,8 @@ class LogitDistillationModifier(KeyedModifier, ScheduledModifier):
             _LOGGER.info(
                 "the teacher has the classes %s; its outputs are brought into the "
                 "student's order %s",
-                *(", ".join(others), ", ".join(names)),
+                ", ".join(others),
+                ", ".join(names),
             )
 
     def active(self, epoch: float) -> bool:

@@ -54,6 +54,9 @@ class EarlyStoppingModifier(KeyedModifier, ScheduledModifier):
             restore_best: true
     """
 
+    best: float | None = None  # of the evaluations that count
+    best_epoch = -1.0
+
     metric = Key(rules.name("a figure of the evaluations")).means(
         "Name of a figure of the evaluations, such as accuracy."
     )
@@ -80,20 +83,9 @@ class EarlyStoppingModifier(KeyedModifier, ScheduledModifier):
 
     def begin(self) -> None:
         """Know of no evaluation yet."""
-        self._best: float | None = None
-        self._best_epoch = self._last_epoch = -1.0
+        self._last_epoch = -1.0
         self._worse = 0
         self._snapshot: Snapshot | None = None
-
-    @property
-    def best(self) -> float | None:
-        """The metric's best value; None before the first evaluation that counts."""
-        return self._best
-
-    @property
-    def best_epoch(self) -> float:
-        """Epoch of the best evaluation; -1 before there is one."""
-        return self._best_epoch
 
     @property
     def stopped(self) -> bool:
@@ -117,7 +109,7 @@ class EarlyStoppingModifier(KeyedModifier, ScheduledModifier):
         self._last_epoch = epoch
         value = float(metrics[self._metric])
         if self._better(value):
-            self._best, self._best_epoch, self._worse = value, epoch, 0
+            self.best, self.best_epoch, self._worse = value, epoch, 0
             if self._restore_best:
                 self._snapshot = core.snapshot.take_snapshot(unwrap(module))
         else:
@@ -127,9 +119,9 @@ class EarlyStoppingModifier(KeyedModifier, ScheduledModifier):
     def _better(self, value: float) -> bool:
         if math.isnan(value):
             return False
-        if self._best is None:
+        if self.best is None:
             return True
-        gain = value - self._best
+        gain = value - self.best
         return (gain if self._mode == "max" else -gain) > self._min_delta
 
     def restore(self, module: nn.Module) -> bool:
@@ -155,8 +147,8 @@ class EarlyStoppingModifier(KeyedModifier, ScheduledModifier):
         """Return the best evaluation so far, with its weights."""
         best = self._snapshot
         return {
-            "best": self._best,
-            "best_epoch": self._best_epoch,
+            "best": self.best,
+            "best_epoch": self.best_epoch,
             "last_epoch": self._last_epoch,
             "worse": self._worse,
             "values": None if best is None else best.values,
@@ -165,7 +157,7 @@ class EarlyStoppingModifier(KeyedModifier, ScheduledModifier):
 
     def load_own_state(self, state: Mapping[str, Any]) -> None:
         """Take up the best evaluation."""
-        self._best, self._best_epoch = state["best"], state["best_epoch"]
+        self.best, self.best_epoch = state["best"], state["best_epoch"]
         self._last_epoch, self._worse = state["last_epoch"], state["worse"]
         weights = state["values"], state["ranges"]
         made = core.snapshot.Snapshot

@@ -46,6 +46,7 @@ class LayerDropModifier(KeyedModifier, ScheduledModifier):
     """
 
     kind = SparsificationTypes.structured
+    kept: tuple[int, ...] | None = None  # indices of the layers that stayed
 
     keep = Key(rules.LAYERS, None).means(
         "How many layers stay, at least 2, or a list of their indices, counted from 0."
@@ -89,20 +90,14 @@ class LayerDropModifier(KeyedModifier, ScheduledModifier):
 
     def begin(self) -> None:
         """Have no model yet."""
-        self._kept: tuple[int, ...] | None = None
         self._model: weakref.ref[nn.Module] | None = None
         self._gone: list[weakref.ref[nn.Parameter]] = []
-
-    @property
-    def kept(self) -> tuple[int, ...] | None:
-        """Indices of the layers that stayed; None before they are dropped."""
-        return self._kept
 
     def plan(self, model: nn.Module) -> tuple[int, ...]:
         """Choose the layers of a model that stay; changes nothing."""
         model, keep = unwrap(model), self._keep
         if self._applied_to(model):
-            return self._kept
+            return self.kept
         if self._drop is not None:
             keep = core.layer_drop.layers_left(model, self._drop)
         return core.layer_drop.plan_layers(model, keep, self._choice)
@@ -110,7 +105,7 @@ class LayerDropModifier(KeyedModifier, ScheduledModifier):
     def adopt(self, model: nn.Module) -> None:
         """Take a model that was saved after its layers were dropped: drop no more."""
         model = unwrap(model)
-        self._kept = tuple(range(len(core.layer_drop.find_layers(model)[1])))
+        self.kept = tuple(range(len(core.layer_drop.find_layers(model)[1])))
         self._model = weakref.ref(model)
 
     def _applied_to(self, model: nn.Module) -> bool:
@@ -131,7 +126,7 @@ class LayerDropModifier(KeyedModifier, ScheduledModifier):
                 "RecipeManager.apply_structure first"
             )
         dropped = core.layer_drop.drop_layers_(model, self.plan(model))
-        self._kept = dropped.kept
+        self.kept = dropped.kept
         self._model = weakref.ref(model)
         self._gone = [weakref.ref(parameter) for parameter in dropped.parameters]
 
@@ -158,13 +153,13 @@ class LayerDropModifier(KeyedModifier, ScheduledModifier):
 
     def own_state(self) -> dict[str, Any]:
         """Return which layers stayed."""
-        return {"kept": self._kept}
+        return {"kept": self.kept}
 
     def load_own_state(self, state: Mapping[str, Any]) -> None:
         """Check that the state is that of a model with the same layers."""
-        if tuple(state["kept"]) != self._kept:
+        if tuple(state["kept"]) != self.kept:
             raise ValueError(
                 f"state keeps the layers {list(state['kept'])}, the model has "
-                f"{list(self._kept)}; expected the same; resume with the model and the "
+                f"{list(self.kept)}; expected the same; resume with the model and the "
                 "recipe that the state was saved with"
             )

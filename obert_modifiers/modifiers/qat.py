@@ -70,6 +70,8 @@ class QATModifier(KeyedModifier, ScheduledModifier):
     """
 
     kind = SparsificationTypes.quantization
+    active = False  # whether the model is quantized by now
+    frozen = False  # whether disable_observer_epoch has fixed ranges by now
 
     start_epoch = SharedKeys.start_epoch.but(default=0.0).means(
         "Epoch at which quantization begins; -1 for the start."
@@ -134,17 +136,6 @@ class QATModifier(KeyedModifier, ScheduledModifier):
     def begin(self) -> None:
         """Have no model yet."""
         self._model: nn.Module | None = None
-        self._active = self._frozen = False
-
-    @property
-    def active(self) -> bool:
-        """Whether the model is quantized by now."""
-        return self._active
-
-    @property
-    def frozen(self) -> bool:
-        """Whether ``disable_observer_epoch`` has fixed ranges by now."""
-        return self._frozen
 
     def resolve_targets(self, model: nn.Module) -> list[str]:
         """Name the modules that would be quantized, of a wrapped model too."""
@@ -170,11 +161,11 @@ class QATModifier(KeyedModifier, ScheduledModifier):
 
     def _quantize(self) -> None:
         core.quantization.scheme.quantize_(self._model, self._scheme())
-        self._active = True
+        self.active = True
 
     def _quantizers(self) -> dict[str, Any]:
         scheme = core.quantization.scheme
-        return scheme.quantizers_of(self._model) if self._active else {}
+        return scheme.quantizers_of(self._model) if self.active else {}
 
     def _calibrate(self, source: GradientSource | None) -> None:
         if source is None:
@@ -199,7 +190,7 @@ class QATModifier(KeyedModifier, ScheduledModifier):
             )
         self._average_ranges()
         self._fix_ranges(True)
-        self._frozen = True
+        self.frozen = True
 
     def advance_epochs(self, ref_start_epoch: float | None = None) -> None:
         """Move the schedule behind another recipe's, where SparseML composes stages."""
@@ -214,7 +205,7 @@ class QATModifier(KeyedModifier, ScheduledModifier):
 
     def _freeze_due(self, epoch: float) -> bool:
         at = self._disable_observer_epoch
-        return not self._frozen and at is not None and epoch >= at
+        return not self.frozen and at is not None and epoch >= at
 
     def update(self, module, optimizer, epoch, steps_per_epoch) -> None:
         """Begin to quantize, or fix ranges; called by the host when it is time."""
@@ -228,7 +219,7 @@ class QATModifier(KeyedModifier, ScheduledModifier):
             self._average_ranges()
         if freezes:
             self._fix_ranges(self._freeze == "all")
-            self._frozen = True
+            self.frozen = True
         if ends:
             self._fix_ranges(True)
 
@@ -254,15 +245,15 @@ class QATModifier(KeyedModifier, ScheduledModifier):
     def optimizer_post_step(self, module, optimizer, epoch, steps_per_epoch) -> None:
         """Average moving ranges over processes; keep weights within fixed ones."""
         super().optimizer_post_step(module, optimizer, epoch, steps_per_epoch)
-        if self._active and not self._frozen:
+        if self.active and not self.frozen:
             self._average_ranges()
-        if self._active:
+        if self.active:
             core.quantization.scheme.hold_weights_(self._model)
 
     def finalize(self, module=None, reset_loggers=True, **kwargs) -> None:
         """Fix the ranges that still move, and let go of the model."""
         super().finalize(module, reset_loggers, **kwargs)
-        if not self._active:
+        if not self.active:
             _LOGGER.warning(
                 "start_epoch=%g was not reached: the model is not quantized",
                 self.start_epoch,
@@ -274,15 +265,15 @@ class QATModifier(KeyedModifier, ScheduledModifier):
     def own_state(self) -> dict[str, Any]:
         """Return the ranges by name, and whether they move."""
         state = {name: one.state() for name, one in self._quantizers().items()}
-        return state | {SCHEDULE_KEY: {"active": self._active, "frozen": self._frozen}}
+        return state | {SCHEDULE_KEY: {"active": self.active, "frozen": self.frozen}}
 
     def load_own_state(self, state: Mapping[str, Any]) -> None:
         """Take up the ranges; quantizes the model where it was quantized."""
         schedule = state[SCHEDULE_KEY]
-        if schedule["active"] and not self._active:
+        if schedule["active"] and not self.active:
             self._quantize()
         quantizers = self._quantizers()
         ranges = by_name(state, quantizers, "layers")
         for name, quantizer in quantizers.items():
             quantizer.load_state_(ranges[name])
-        self._frozen = schedule["frozen"]
+        self.frozen = schedule["frozen"]

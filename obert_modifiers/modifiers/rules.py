@@ -43,28 +43,26 @@ def refuse(
 
 def simple(
     rule: Rule,
-    take: Callable[[Any], Any],
     broken: str,
     expected: str,
     fix: str,
     first: Callable[[str, Any], Any] | None = None,
-) -> Reader:
+) -> Callable[[Callable[[Any], Any]], Reader]:
     """Make a rule of a function that returns None for a value that breaks it.
 
     ``first`` is a rule that is checked before it.
     """
 
-    def read(key: str, value: Any) -> Any:
-        taken = take(first(key, value) if first else value)
-        if taken is None:
-            refuse(rule, key, value, broken, expected, fix)
-        return taken
+    def decorate(take: Callable[[Any], Any]) -> Reader:
+        def read(key: str, value: Any) -> Any:
+            taken = take(first(key, value) if first else value)
+            if taken is None:
+                refuse(rule, key, value, broken, expected, fix)
+            return taken
 
-    return Reader(expected, read)
+        return Reader(expected, read)
 
-
-def _if(holds: Callable[[Any], bool]) -> Callable[[Any], Any]:
-    return lambda value: value if holds(value) else None
+    return decorate
 
 
 def number(value: Any) -> float | None:
@@ -85,62 +83,52 @@ def _finite(value: Any) -> float | None:
     return found if found is not None and math.isfinite(found) else None
 
 
-def _above_zero(value: Any) -> float | None:
+_NAN, _LOW = "is not a number", "is not positive"
+NUMBER = simple(Rule.NUMBER, _NAN, "a finite number", "write it unquoted")(_finite)
+EPOCH = simple(Rule.NUMBER, _NAN, "an epoch", "write one")(_finite)
+
+
+@simple(Rule.COUNT, "is no count", "a whole number of 1 or more", "write one", NUMBER)
+def COUNT(value: float) -> int | None:
+    return int(value) if value == int(value) and value >= 1 else None
+
+
+@simple(Rule.POSITIVE, _LOW, "a number above 0", "raise it", NUMBER)
+def POSITIVE(value: float) -> float | None:
+    return value if value > 0.0 else None
+
+
+@simple(Rule.POSITIVE, _LOW, "the epochs of a cycle", "write a number above 0")
+def CYCLE(value: Any) -> float | None:
     found = number(value)
     return found if found is not None and found > 0.0 else None
 
 
-def _whole(value: float) -> int | None:
-    return int(value) if value == int(value) and value >= 1 else None
+@simple(Rule.NOT_NEGATIVE, "is negative", "0 or more", "raise it", NUMBER)
+def NOT_NEGATIVE(value: float) -> float | None:
+    return value if value >= 0.0 else None
 
 
-_NAN = "is not a number"
-NUMBER = simple(Rule.NUMBER, _finite, _NAN, "a finite number", "write it unquoted")
-EPOCH = simple(Rule.NUMBER, _finite, _NAN, "an epoch", "write one")
-COUNT = simple(
-    Rule.COUNT,
-    _whole,
-    "is no count",
-    "a whole number of 1 or more",
-    "write one",
-    NUMBER,
-)
-_LOW = "is not positive"
-POSITIVE = simple(
-    Rule.POSITIVE, _above_zero, _LOW, "a number above 0", "raise it", NUMBER
-)
-CYCLE = simple(
-    Rule.POSITIVE, _above_zero, _LOW, "the epochs of a cycle", "write a number above 0"
-)
-NOT_NEGATIVE = simple(
-    Rule.NOT_NEGATIVE,
-    _if(lambda found: found >= 0.0),
-    "is negative",
-    "0 or more",
-    "raise it",
-    NUMBER,
-)
-FREQUENCY = simple(
-    Rule.FREQUENCY,
-    _if(lambda found: found > 0.0 or found == -1.0),
-    _LOW,
-    "epochs between events, or -1 for every step",
-    "write a fraction of an epoch",
-    NUMBER,
-)
-FLAG = simple(
-    Rule.FLAG,
-    _if(lambda value: isinstance(value, bool)),
-    "is not a truth value",
-    "true or false",
-    "write it without quotes",
-)
+_OFTEN = "epochs between events, or -1 for every step"
+
+
+@simple(Rule.FREQUENCY, _LOW, _OFTEN, "write a fraction of an epoch", NUMBER)
+def FREQUENCY(value: float) -> float | None:
+    return value if value > 0.0 or value == -1.0 else None
+
+
+@simple(Rule.FLAG, "is not a truth value", "true or false", "write it without quotes")
+def FLAG(value: Any) -> bool | None:
+    return value if isinstance(value, bool) else None
 
 
 def name(expected: str) -> Reader:
     """Make the rule of a text that is not empty."""
-    take = _if(lambda value: isinstance(value, str) and value.strip())
-    return simple(Rule.NAMES, take, "is not a name", expected, "write it as text")
+
+    def take(value: Any) -> str | None:
+        return value if isinstance(value, str) and value.strip() else None
+
+    return simple(Rule.NAMES, "is not a name", expected, "write it as text")(take)
 
 
 def choice(*words: str) -> Reader:
@@ -192,13 +180,12 @@ def read_bytes(value: Any) -> int | None:
     return int(float(found[1]) * (1024 if found[3] else 1000) ** power) or None
 
 
-BYTES = simple(
-    Rule.BYTES,
-    _if(read_bytes),  # written as it was given
-    "is not an amount of memory",
-    "bytes, or a number with a unit",
-    "write 8GB or 8GiB",
-)
+_UNIT = "bytes, or a number with a unit"
+
+
+@simple(Rule.BYTES, "is not an amount of memory", _UNIT, "write 8GB or 8GiB")
+def BYTES(value: Any) -> Any:
+    return value if read_bytes(value) else None  # written as it was given
 
 
 def _options(key: str, value: Any) -> dict[str, Any]:
@@ -320,26 +307,23 @@ LAYERS = Reader("2 or more, or a list of indices", _layers)
 _MAP_WORD = choice(*LAYER_MAPS)
 _MAP_LIST = simple(
     Rule.LAYERS,
-    _indices,
     "is not a list of layers",
     "indices of the teacher's layers from 0 on",
     "write uniform",
-)
+)(_indices)
 LAYER_MAP = Reader(
     f"{_MAP_WORD.says}, or a list of layers",
     lambda k, value: (_MAP_WORD if isinstance(value, str) else _MAP_LIST)(k, value),
 )
-LAYER_NAMES = simple(
-    Rule.LAYERS,
-    _texts,
-    "is not a list of names",
-    "a list of names",
-    "write [bert.encoder.layer.1]",
+
+
+@simple(
+    Rule.LAYERS, "is no list of names", "a list of names", "write [encoder.layer.1]"
 )
-INPUTS = simple(
-    Rule.NAMES,
-    lambda value: [value] if isinstance(value, str) else _texts(value),
-    "are not names",
-    "names of inputs",
-    "write [input_ids, attention_mask]",
-)
+def LAYER_NAMES(value: Any) -> list[str] | None:
+    return _texts(value)
+
+
+@simple(Rule.NAMES, "are not names", "names of inputs", "write [input_ids]")
+def INPUTS(value: Any) -> list[str] | None:
+    return [value] if isinstance(value, str) else _texts(value)

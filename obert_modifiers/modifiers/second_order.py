@@ -194,12 +194,14 @@ class SecondOrder:
             reached=self.reached,
         )
         self.draws += 1
-        wanted, used = config.num_grads * config.num_recomputations, result.gradients
-        if used.used < wanted:
+        wanted = config.num_grads * config.num_recomputations
+        if result.gradients.used < wanted:
             _LOGGER.warning(
                 "num_grads=%d: only %d gradients could be used, %d were not finite; "
                 "the Fisher is normalised by those used",
-                *(wanted, used.used, used.skipped),
+                wanted,
+                result.gradients.used,
+                result.gradients.skipped,
             )
         return result
 

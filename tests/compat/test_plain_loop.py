@@ -15,11 +15,10 @@ from obert_modifiers.core.quantization.scheme import quantizers_of
 from obert_modifiers.host import bases
 from tests import tiny
 from tests.hosts import on_sparseml
-from tests.modifiers.driving import STEPS, name_of, recipe_of
+from tests.modifiers.driving import STEPS, pruners, recipe_of
 from tests.modifiers.table import PRUNERS
 from tests.modifiers.test_contract_saved import SHAPE, inputs, losses
 
-pruners = pytest.mark.parametrize("row", PRUNERS, ids=name_of)
 HEAD = "modifiers:\n    - !EpochRangeModifier\n        start_epoch: 0.0\n"
 HEAD += "        end_epoch: 4.0\n    - "
 SILENT = {"loggers": bases.silent_loggers()}

@@ -2,17 +2,32 @@
 
 from collections.abc import Callable, Iterable, Mapping
 
+import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.modifiers.table import ENCODER, Row, make_batch, make_model, sample_loss
+from tests.modifiers.table import (
+    ENCODER,
+    PRUNERS,
+    TABLE,
+    Row,
+    make_batch,
+    make_model,
+    sample_loss,
+)
 
 STEPS = 4  # optimizer steps in an epoch
+# A small BERT, beside the sizes that a test chooses.
+SMALL = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
 
 
 def name_of(row: Row) -> str:
     """Tell the rows of the table apart."""
     return f"{row.cls.__name__} {row.label}".strip()
+
+
+every = pytest.mark.parametrize("row", TABLE, ids=name_of)
+pruners = pytest.mark.parametrize("row", PRUNERS, ids=name_of)
 
 
 def recipe_of(row: Row, head: str = "modifiers:\n    - ") -> str:

@@ -144,6 +144,7 @@ def _logits(label: str = "", extras=None, **keys: Any) -> Row:
 
 SINGLE = {"selection": "independent", "update": "independent"}
 BY_N, BY_FRACTION = {"gradual": "by_n"}, {"gradual": "by_fraction"} | GRADUALLY
+SINGLE_OBS = {"score": "obs", "selection": "independent"}
 STOP = {"metric": "loss", "mode": "min", "patience": 2, "min_delta": 0.01}
 TABLE = [
     _obert(block=10),
@@ -159,12 +160,7 @@ TABLE = [
     _n_m("1:4 by fraction", EVERY_EVENT, "1:4", **BY_FRACTION),
     _n_m("2:4 by n", (1.0, 3.0), "2:4", **BY_N, **GRADUALLY),
     _n_m("1:4 by n, obs", EVERY_EVENT[::2], "1:4", **BY_N, score="obs", end_epoch=3.0),
-    _n_m(
-        *("2:4 by fraction, obs", EVERY_EVENT, "2:4"),
-        **BY_FRACTION,
-        score="obs",
-        selection="independent",
-    ),
+    _n_m("2:4 by fraction, obs", EVERY_EVENT, "2:4", **BY_FRACTION, **SINGLE_OBS),
     _other("LayerDropModifier", drops=True, keep=[1]),
     _logits(
         hardness=0.7, temperature=3.0, **SPAN, extras={"distillation_teacher": "self"}

@@ -1,7 +1,5 @@
 """What every modifier has to keep, over the table of all modifiers."""
 
-import copy
-import json
 from dataclasses import replace
 
 import pytest
@@ -10,23 +8,19 @@ import torch
 from obert_modifiers import modifiers
 from obert_modifiers.core.quantization.layers import Quantized
 from obert_modifiers.host import bases
-from obert_modifiers.host import state as host_state
-from obert_modifiers.training.state import pack, unpack
 from tests.core.models import remove_quantization_
 from tests.hosts import on_sparseml
 from tests.modifiers.driving import (
     STEPS,
-    copied,
     count_zeros,
     drive,
+    every,
     name_of,
+    pruners,
     same,
     start,
 )
 from tests.modifiers.table import ENCODER, PRUNERS, TABLE, make_model
-
-every = pytest.mark.parametrize("row", TABLE, ids=name_of)
-pruners = pytest.mark.parametrize("row", PRUNERS, ids=name_of)
 
 
 def test_every_exported_modifier_has_a_row() -> None:
@@ -139,34 +133,6 @@ def test_state_comes_back_in_mid_schedule(row) -> None:
         other.load_state_dict({**state, "head.weight": masks[0]})
     with pytest.raises(RuntimeError, match="uninitialized modifier"):
         row.cls(**row.keys).load_state_dict(state)
-
-
-@every
-@pytest.mark.parametrize("at", [0, 4, 6, 8, 11])
-def test_resumed_at_any_step_it_goes_on_with_the_same_bits(row, at) -> None:
-    """A new modifier on a new model, with weights, optimizer and state brought over."""
-    whole = modifier, model, optimizer = start(row)
-    drive(*whole, at)
-    state, tensors = pack(host_state.state_of(modifier))
-    state = unpack(json.loads(json.dumps(state)), tensors)
-    rates, weights = optimizer.state_dict(), copied(model)
-    resumed = other, fresh, again = start(row)
-    host_state.load_state(other, state)
-    fresh.load_state_dict(weights)
-    again.load_state_dict(copy.deepcopy(rates))
-    for run in (whole, resumed):
-        drive(*run, 14, start=at)
-    assert same(model, fresh)
-    if row.prunes:
-        ours, theirs = ([_figures(e) for e in m.events] for m in (modifier, other))
-        assert ours == theirs
-        assert modifier.applied_sparsity == other.applied_sparsity
-    assert (modifier.started, modifier.ended) == (other.started, other.ended)
-
-
-def _figures(event) -> dict:
-    changing = ("seconds", "peak_memory_bytes", "memory_plan")
-    return {k: v for k, v in event.as_dict().items() if k not in changing}
 
 
 @pruners

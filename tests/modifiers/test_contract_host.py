@@ -5,6 +5,7 @@ Written from the documented behaviour of SparseML 1.8.0's ``Modifier``,
 """
 
 import io
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,34 +18,29 @@ from tests.modifiers.driving import (
     STEPS,
     copied,
     drive,
+    every,
     mixed_loss,
-    name_of,
+    pruners,
     recipe_of,
     same,
     start,
 )
-from tests.modifiers.table import PRUNERS, TABLE, make_batch, make_model
+from tests.modifiers.table import TABLE, make_batch, make_model
 
-every = pytest.mark.parametrize("row", TABLE, ids=name_of)
-pruners = pytest.mark.parametrize("row", PRUNERS, ids=name_of)
 Manager = bases.ScheduledModifierManager
 UNINITIALIZED = "must be initialized first"
 
 
-def calls(modifier, model, epoch: float = 1.0) -> dict[str, Any]:
+def calls(modifier, model) -> dict[str, Any]:
     """Every call of the lifecycle that needs an initialized modifier."""
-    where = (model, torch.optim.SGD(model.parameters(), lr=0.1), epoch, STEPS)
-    return {
-        "start_pending": lambda: modifier.start_pending(epoch, STEPS),
-        "end_pending": lambda: modifier.end_pending(epoch, STEPS),
-        "update_ready": lambda: modifier.update_ready(epoch, STEPS),
-        "scheduled_update": lambda: modifier.scheduled_update(*where),
-        "scheduled_log_update": lambda: modifier.scheduled_log_update(*where),
-        "loss_update": lambda: modifier.loss_update(torch.ones(()), *where),
-        "optimizer_pre_step": lambda: modifier.optimizer_pre_step(*where),
-        "optimizer_post_step": lambda: modifier.optimizer_post_step(*where),
-        "finalize": lambda: modifier.finalize(model),
-    }
+    when = (1.0, STEPS)
+    where = (model, torch.optim.SGD(model.parameters(), lr=0.1), *when)
+    given = dict.fromkeys(("start_pending", "end_pending", "update_ready"), when)
+    steps = ("scheduled_update", "scheduled_log_update")
+    steps += ("optimizer_pre_step", "optimizer_post_step")
+    given |= dict.fromkeys(steps, where)
+    given |= {"loss_update": (torch.ones(()), *where), "finalize": (model,)}
+    return {name: partial(getattr(modifier, name), *of) for name, of in given.items()}
 
 
 @every
@@ -56,22 +52,21 @@ def test_no_call_comes_before_initialize(row) -> None:
         with pytest.raises(RuntimeError, match=UNINITIALIZED):
             call()
         assert not modifier.initialized, name
-    with pytest.raises(RuntimeError):
-        modifier.update(model, None, epoch=1.0, steps_per_epoch=STEPS)
-    with pytest.raises(RuntimeError):
-        modifier.log_update(model, None, epoch=1.0, steps_per_epoch=STEPS)
+    for call in (modifier.update, modifier.log_update):
+        with pytest.raises(RuntimeError):
+            call(model, None, epoch=1.0, steps_per_epoch=STEPS)
 
 
 @every
 def test_what_the_manager_calls_is_not_called_directly(row) -> None:
     modifier, model, optimizer = start(row)
     assert modifier.initialized and modifier.loggers_initialized
+    where = {"epoch": 1.0, "steps_per_epoch": STEPS}
     with pytest.raises(RuntimeError, match="call scheduled_update instead"):
-        modifier.update(model, optimizer, epoch=1.0, steps_per_epoch=STEPS)
+        modifier.update(model, optimizer, **where)
     with pytest.raises(RuntimeError, match="call scheduled_log_update instead"):
-        modifier.log_update(model, optimizer, epoch=1.0, steps_per_epoch=STEPS)
-    ready = [modifier.update_ready(epoch, STEPS) for epoch in (0.5, 1.0)]
-    for epoch in (e for e, one in zip((0.5, 1.0), ready, strict=True) if not one):
+        modifier.log_update(model, optimizer, **where)
+    for epoch in (e for e in (0.5, 1.0) if not modifier.update_ready(e, STEPS)):
         with pytest.raises(RuntimeError, match="update_ready returns False"):
             modifier.scheduled_update(model, optimizer, epoch, STEPS)
     modifier.finalize(model)
@@ -102,22 +97,18 @@ def test_a_disabled_modifier_does_nothing(row) -> None:
     modifier.enabled = True
 
 
-def own_keys(row) -> list[str]:
-    found = {
-        name: prop
-        for cls in row.cls.__mro__
-        for name, prop in vars(cls).items()
-        if isinstance(prop, bases.ModifierProp) and prop.serializable
-    }
-    return sorted(found)
+def own_keys(row) -> set[str]:
+    found = [pair for cls in row.cls.__mro__ for pair in vars(cls).items()]
+    props = [pair for pair in found if isinstance(pair[1], bases.ModifierProp)]
+    return {name for name, prop in props if prop.serializable}
 
 
 @every
 def test_keys_are_read_from_outside_and_written_in_the_recipe_alone(row) -> None:
     modifier, model = row.cls(**row.keys), make_model()
     keys = own_keys(row)
-    assert {"start_epoch", "end_epoch"} <= set(keys)
-    for key in set(keys) - {"start_epoch", "end_epoch", "update_frequency"}:
+    assert {"start_epoch", "end_epoch"} <= keys
+    for key in keys - {"start_epoch", "end_epoch", "update_frequency"}:
         getattr(modifier, key)
         with pytest.raises(AttributeError):
             setattr(modifier, key, row.keys.get(key))

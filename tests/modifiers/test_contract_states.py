@@ -1,19 +1,22 @@
 """What every modifier keeps over a break, and in the state that it ends with."""
 
-import functools
 import io
+import json
 
 import pytest
 import torch
 
 from obert_modifiers import modifiers
 from obert_modifiers.core.quantization.scheme import quantizers_of
+from obert_modifiers.host import state as host_state
 from obert_modifiers.modifiers._states import as_tensors, from_tensors
 from obert_modifiers.recipe.changes import _started
+from obert_modifiers.training.state import pack, unpack
 from tests.modifiers.driving import (
     STEPS,
     copied,
     drive,
+    every,
     mixed_loss,
     name_of,
     same,
@@ -21,7 +24,6 @@ from tests.modifiers.driving import (
 )
 from tests.modifiers.table import ENCODER, TABLE, make_batch, make_model
 
-every = pytest.mark.parametrize("row", TABLE, ids=name_of)
 QUANTIZED = [row for row in TABLE if row.cls is modifiers.QATModifier]
 assert len(QUANTIZED) == 3
 DISTILLED = [row for row in TABLE if row.cls is modifiers.LogitDistillationModifier]
@@ -38,8 +40,14 @@ def on_disk(state):
     return torch.load(file, weights_only=True)
 
 
-def bits(modifier, model, optimizer) -> dict[str, torch.Tensor]:
-    """Everything that a run ends with."""
+def in_a_checkpoint(state):
+    """Write a state as text and tensors, as our checkpoints do."""
+    plain, tensors = pack(state)
+    return unpack(json.loads(json.dumps(plain)), on_disk(tensors))
+
+
+def outcome(modifier, model, optimizer) -> tuple[dict[str, torch.Tensor], list]:
+    """Everything that a run ends with: tensors, and the rest."""
     found = {f"model {k}": v for k, v in model.state_dict().items()}
     for name, one in quantizers_of(model).items():
         found |= {f"scale {name}": one.scale, f"zero {name}": one.zero_point}
@@ -49,43 +57,61 @@ def bits(modifier, model, optimizer) -> dict[str, torch.Tensor]:
         found |= {f"mask {name}": mask for name, mask in pairs}
     for number, values in optimizer.state_dict()["state"].items():
         found |= {f"optimizer {number} {k}": v for k, v in values.items()}
-    return found
+    rest = [modifier.started, modifier.ended, getattr(modifier, "applied_sparsity", 0)]
+    changing = ("seconds", "peak_memory_bytes", "memory_plan")
+    for event in getattr(modifier, "events", ()):
+        figures = event.as_dict().items()
+        rest.append({k: v for k, v in figures if k not in changing})
+    return found, rest
 
 
-def run_with_a_break(row, stop: int, wrong=None):
+def run_with_a_break(row, stop: int, wrong=None, weights_first: bool = True):
     """Run, stop, and go on with new objects; ``wrong`` spoils the state."""
     run = start(row)
     drive(*run, stop)
-    modifier, model, optimizer = (on_disk(one.state_dict()) for one in run)
-    # A resumed run starts from the model that the first one started from.
-    run = start(row)
-    run[1].load_state_dict(model)
+    state = in_a_checkpoint(host_state.state_of(run[0]))
+    weights, rates = (on_disk(one.state_dict()) for one in run[1:])
     if wrong is not None:
-        wrong(modifier)
-    run[0].load_state_dict(modifier)
-    run[2].load_state_dict(optimizer)
+        wrong(state)
+    # A resumed run starts from the model that the first one started from.
+    run = modifier, model, optimizer = start(row)
+    if weights_first:
+        model.load_state_dict(weights)
+    host_state.load_state(modifier, state)
+    if not weights_first:
+        model.load_state_dict(weights)
+    optimizer.load_state_dict(rates)
     drive(*run, END, stop)
-    return bits(*run)
+    return outcome(*run)
 
 
 def equal(one, two) -> bool:
-    """Whether two runs ended with the same bits."""
-    assert one.keys() == two.keys()
-    return same(one, two)
+    """Whether two runs ended with the same bits, and in the same way."""
+    assert one[0].keys() == two[0].keys()
+    return same(one[0], two[0]) and one[1] == two[1]
 
 
-@functools.cache
-def whole_run(place: int) -> dict[str, torch.Tensor]:
+WHOLE = {}
+
+
+def whole_run(row):
     """Run a row of the table without a break."""
-    run = start(TABLE[place])
-    drive(*run, END)
-    return bits(*run)
+    if name_of(row) not in WHOLE:
+        run = start(row)
+        drive(*run, END)
+        WHOLE[name_of(row)] = outcome(*run)
+    return WHOLE[name_of(row)]
 
 
 @every
-@pytest.mark.parametrize("stop", [6, 9])  # ranges move; they are fixed
-def test_a_run_goes_on_bit_for_bit(row, stop) -> None:
-    assert equal(run_with_a_break(row, stop), whole_run(TABLE.index(row)))
+@pytest.mark.parametrize(
+    ("stop", "weights_first"),
+    # Before; at the start; ranges move; they are fixed; late.
+    [(0, False), (4, False), (6, True), (6, False), (8, False), (9, True), (11, False)],
+)
+def test_resumed_at_any_step_it_goes_on_bit_for_bit(row, stop, weights_first) -> None:
+    resumed = run_with_a_break(row, stop, weights_first=weights_first)
+    assert equal(resumed, whole_run(row))
 
 
 @every
@@ -115,7 +141,7 @@ def in_the_old_form(state) -> None:
 @every
 def test_a_state_in_the_old_form_goes_on_bit_for_bit(row) -> None:
     found = run_with_a_break(row, 6, in_the_old_form)
-    assert equal(found, whole_run(TABLE.index(row)))
+    assert equal(found, whole_run(row))
 
 
 SCHEDULE = {"started": True, "ended": False}
@@ -197,7 +223,7 @@ def test_a_state_that_lost_something_goes_on_otherwise() -> None:
         plain["__schedule__"]["draws"] = 0  # the samples of the first event again
         state.update(as_tensors(plain))
 
-    assert not equal(run_with_a_break(row, 9, forget), whole_run(0))
+    assert not equal(run_with_a_break(row, 9, forget), whole_run(row))
 
 
 @pytest.mark.parametrize("row", QUANTIZED, ids=name_of)

@@ -134,7 +134,7 @@ def test_it_agrees_with_its_definition(monkeypatch) -> None:
     monkeypatch.setattr(
         EarlyStoppingModifier,
         "_better",
-        lambda self, value: self._best is None or value >= self._best,
+        lambda self, value: self.best is None or value >= self.best,
     )
     assert differs_somewhere()  # the negative control
 

@@ -19,7 +19,7 @@ from obert_modifiers.modifiers.keys import REGISTRY, REQUIRED
 from obert_modifiers.recipe import load_recipe
 from obert_modifiers.recipe.manager import RecipeManager
 from obert_modifiers.recipe.plan import plan_recipe
-from tests.modifiers import test_contract
+from tests.modifiers import test_contract, test_contract_states
 from tests.modifiers.driving import train
 from tests.modifiers.table import default_row, make_batch, make_model, sample_loss
 from tests.recipe.broken import brief, error_of
@@ -138,7 +138,8 @@ def test_a_new_modifier_keeps_the_contract(new_modifier) -> None:
     test_contract.test_yaml_round_trip(row)
     test_contract.test_nothing_is_left_on_the_model(row)
     for at in (0, 6):
-        test_contract.test_resumed_at_any_step_it_goes_on_with_the_same_bits(row, at)
+        states = test_contract_states
+        states.test_resumed_at_any_step_it_goes_on_bit_for_bit(row, at, False)
     assert Modifier.load_obj(str(new_modifier(weight=2))).weight == 2.0
 
 

@@ -12,34 +12,23 @@ from obert_modifiers.modifiers import LayerDropModifier
 from obert_modifiers.recipe.manager import RecipeManager
 from obert_modifiers.recipe_text.problems import RecipeError
 from obert_modifiers.training import TrainConfig, train
-from tests.modifiers.driving import same
+from tests.modifiers.driving import SMALL, same
 from tests.modifiers.table import make_batch
 from tests.training.test_training import make_task
 
-SIZE = {
-    "vocab_size": 50,
-    "hidden_size": 32,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-    "max_position_embeddings": 32,
-    "initializer_range": 0.3,
-}
+SIZE = SMALL | {"vocab_size": 50, "max_position_embeddings": 32}
+SIZE["initializer_range"] = 0.3
 MODERN = {f"{name}_token_id": 1 for name in ("pad", "cls", "sep", "bos", "eos")}
-MODERN |= {"num_hidden_layers": 7, "local_attention": 4}
 DISTIL = {"vocab_size": 50, "dim": 32, "n_layers": 6, "n_heads": 2, "hidden_dim": 64}
 GPT2 = {"vocab_size": 50, "n_embd": 32, "n_layer": 4, "n_head": 2}
 GPT2 |= {"bos_token_id": 1, "eos_token_id": 1}
+MODERN |= {**SIZE, "num_hidden_layers": 7, "local_attention": 4}
+CLASSIFIER = "BertForSequenceClassification"
 FAMILIES = {
     "bert-12": ("BertModel", "Bert", {**SIZE, "num_hidden_layers": 12}),
-    "bert-4": (
-        *("BertForSequenceClassification", "Bert"),
-        {**SIZE, "num_hidden_layers": 4},
-    ),
+    "bert-4": (CLASSIFIER, "Bert", {**SIZE, "num_hidden_layers": 4}),
     "distilbert": ("DistilBertForQuestionAnswering", "DistilBert", DISTIL),
-    "modernbert": (
-        *("ModernBertForSequenceClassification", "ModernBert"),
-        SIZE | MODERN,
-    ),
+    "modernbert": (f"Modern{CLASSIFIER}", "ModernBert", MODERN),
     "gpt2": ("GPT2Model", "GPT2", GPT2),
 }
 assert len(FAMILIES) == 5
@@ -239,9 +228,7 @@ class Deep(nn.Module):
 
 TRAINED = """\
 modifiers:
-  - !EpochRangeModifier
-      start_epoch: 0.0
-      end_epoch: 1.0
+  - !EpochRangeModifier {start_epoch: 0.0, end_epoch: 1.0}
   - !GMPStarPruningModifier
       init_sparsity: 0.5
       final_sparsity: 0.5
@@ -285,8 +272,8 @@ def test_layers_that_go_by_name() -> None:
         ({"drop": NAMED[4:]}, "is not a layer of the encoder; expected names"),
         ({"drop": NAMED[:4]}, "leaves none of the 4"),
         ({}, "keep is missing"),
-        ({"drop": []}, "is not a list of names"),
-        ({"drop": [1]}, "is not a list of names"),
+        ({"drop": []}, "is no list of names"),
+        ({"drop": [1]}, "is no list of names"),
         ({"drop": NAMED[1:3], "keep": 2}, "and keep or choice are both given"),
     ],
 )

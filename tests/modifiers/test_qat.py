@@ -25,7 +25,7 @@ from obert_modifiers.modifiers._states import from_tensors
 from obert_modifiers.modifiers._targets import encoder_weights
 from obert_modifiers.modifiers.qat import CALIBRATION_SAMPLES
 from obert_modifiers.recipe.manager import RecipeError, RecipeManager
-from tests.modifiers.driving import STEPS, copied, same, train
+from tests.modifiers.driving import SMALL, STEPS, copied, same, train
 from tests.modifiers.table import (
     SCHEDULE,
     make_batch,
@@ -37,9 +37,7 @@ from tests.recipe.broken import brief
 
 RECIPE = """
 modifiers:
-  - !EpochRangeModifier
-      start_epoch: 0.0
-      end_epoch: 4.0
+  - !EpochRangeModifier {start_epoch: 0.0, end_epoch: 4.0}
   - !GMPStarPruningModifier
       init_sparsity: 0.5
       final_sparsity: 0.75
@@ -56,16 +54,9 @@ modifiers:
 
 def bert(**config) -> BertForSequenceClassification:
     torch.manual_seed(0)
-    shape = {
-        "vocab_size": 40,
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "intermediate_size": 64,
-        "max_position_embeddings": 24,
-        "initializer_range": 0.2,
-    }
-    return BertForSequenceClassification(BertConfig(**shape | config))
+    shape = SMALL | {"vocab_size": 40, "num_hidden_layers": 2, "initializer_range": 0.2}
+    config = BertConfig(**shape | {"max_position_embeddings": 24} | config)
+    return BertForSequenceClassification(config)
 
 
 def inputs(seed: int) -> dict[str, torch.Tensor]:

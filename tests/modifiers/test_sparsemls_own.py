@@ -30,9 +30,12 @@ HEAD = "modifiers:\n  - !EpochRangeModifier {{start_epoch: 0.0, end_epoch: {epoc
 def drive(manager, model, steps, optimizer=None, first=0) -> list[float]:
     """Train; return the rate of each step."""
     optimizer, rates = optimizer or driving.adamw(model), []
-    how = {"per_epoch": STEPS}
-    how["watch"] = lambda step: rates.append(optimizer.param_groups[0]["lr"])
-    driving.train(manager, model, optimizer, steps, first, **how)
+
+    def watch(step: int) -> None:
+        rates.append(optimizer.param_groups[0]["lr"])
+
+    where = manager, model, optimizer, steps, first
+    driving.train(*where, per_epoch=STEPS, watch=watch)
     return rates
 
 

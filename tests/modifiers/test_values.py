@@ -169,19 +169,10 @@ def test_too_few_gradients_are_said(caplog) -> None:
     assert "num_grads=64: only 32 gradients could be used" in caplog.text
 
 
-def test_distillation_outside_its_epochs_and_disabled(caplog) -> None:
-    model, batch = make_model(), make_batch()
-    loss = torch.tensor(1.5)
+def test_distillation_without_outputs_and_disabled(caplog) -> None:
+    model, loss = make_model(), torch.tensor(1.5)
     modifier = LogitDistillationModifier(start_epoch=1.0, end_epoch=2.0, hardness=1.0)
     modifier.initialize(model, distillation_teacher=make_model(1))
-    model.forward = lambda tokens: make_model().forward(tokens)
-    arguments = {"student_outputs": model(batch["tokens"]), "student_inputs": batch}
-    found = [
-        modifier.loss_update(loss, model, None, epoch, 4, **arguments).item()
-        for epoch in (0.5, 1.0, 1.5, 2.0)
-    ]
-    assert found[0] == found[3] == 1.5
-    assert found[1] == found[2] != 1.5
     with pytest.raises(ValueError, match="student_outputs and student_inputs are"):
         modifier.loss_update(loss, model, None, 1.0, 4)
     disabled = LogitDistillationModifier()
