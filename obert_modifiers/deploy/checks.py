@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from obert_modifiers.deploy.engines.engine import import_engine, reason
+from obert_modifiers.deploy.engines import ENGINES
+from obert_modifiers.deploy.engines.engine import reason
 from obert_modifiers.deploy.graph_model import GraphModel, open_graph
 from obert_modifiers.deploy.samples import IDS, MASK, compared_samples
 
@@ -35,7 +36,7 @@ def compare(
         What was seen and at which sizes, or that the engine is not installed.
     """
     try:
-        import_engine(engine)
+        ENGINES[engine].package()
     except ValueError:
         return f"not run: {engine} is not installed"
     graph = open_graph(path, engine)

@@ -8,6 +8,8 @@ import onnx
 
 from obert_modifiers.deploy.artefact import RUN, Artefact, find_artefact, names_of
 from obert_modifiers.deploy.engines import ENGINES
+from obert_modifiers.deploy.formats import FORMATS
+from obert_modifiers.deploy.formats.format import Options
 from obert_modifiers.deploy.onnx.file import load_onnx
 from obert_modifiers.deploy.onnx.shapes import fix_sizes
 
@@ -133,12 +135,13 @@ class _Files:
         target = ENGINES[engine].target
         if RUN in ENGINES[engine].reads:
             return self._run(artefact)
-        if target is None:
-            self.notes.append(f"{engine} does not read {artefact.path.name} (run)")
-            return None
         run = self._run(artefact)
-        key = (run.resolve(), engine, size if target.fixed else None)
-        if key not in self._made:
+        key = (run.resolve(), engine, size if target and target.fixed else None)
+        if key not in self._made and target is None:
+            form = FORMATS[ENGINES[engine].reads[0]]
+            written = form.write(run, self._new(form.name), Options())
+            self._made[key] = written.path
+        elif key not in self._made:
             from obert_modifiers.deploy.onnx.export import export_onnx
             from obert_modifiers.deploy.run import load_run
 
