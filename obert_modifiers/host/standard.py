@@ -30,17 +30,12 @@ def kinds(*found: SparsificationTypes) -> ModifierProp:
 
 def names_of(modifier: Any, params: Any) -> Any:
     """Read names of parameters: a token, or a list that may have lists in it."""
-    if isinstance(params, str):
-        if params.upper() not in (ALL, ALL_PRUNABLE):
-            raise ValueError(
-                f"unsupported string ({params}) given in {type(modifier).__name__} for "
-                "params"
-            )
+    text = isinstance(params, str)
+    if text and params.upper() in (ALL, ALL_PRUNABLE):
         return params.upper()
-    if not isinstance(params, Iterable):
-        raise ValueError(
-            f"unsupported type ({params}) given in {type(modifier).__name__} for params"
-        )
+    if text or not isinstance(params, Iterable):
+        kind, name = "string" if text else "type", type(modifier).__name__
+        raise ValueError(f"unsupported {kind} ({params}) given in {name} for params")
     return list(_flat(params))
 
 
@@ -205,18 +200,20 @@ class LearningRateFunctionModifier(_LearningRate, ScheduledUpdateModifier):
         self._set_rate(optimizer, self._learning_rate)
 
     # The order of the operations is SparseML's, for the same bits.
-    def _linear(self, epoch: float, steps_per_epoch: int) -> float:
+    def _share(self, epoch: float) -> float:
         start = max(self._start_epoch, 0.0)
-        share = (epoch - start) / (self._end_epoch - start)
-        return self._init_lr + share * (self._final_lr - self._init_lr)
+        return (epoch - start) / (self._end_epoch - start)
+
+    def _linear(self, epoch: float, steps_per_epoch: int) -> float:
+        change = self._final_lr - self._init_lr
+        return self._init_lr + self._share(epoch) * change
 
     def _cosine(self, epoch: float, steps_per_epoch: int) -> float:
-        start = max(self._start_epoch, 0.0)
-        share = (epoch - start) / (self._end_epoch - start)
         low, high = sorted((self._init_lr, self._final_lr))
         shift = 0 if self._final_lr < self._init_lr else math.pi
         span = high - low
-        return math.cos(share * math.pi + shift) * span / 2 + span / 2 + low
+        turn = math.cos(self._share(epoch) * math.pi + shift)
+        return turn * span / 2 + span / 2 + low
 
     def _cyclic_linear(self, epoch: float, steps_per_epoch: int) -> float:
         first, last = (
