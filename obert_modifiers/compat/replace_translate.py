@@ -37,13 +37,9 @@ def _params(one: Translation) -> None:
     if isinstance(params, str):
         one.put("params", params.upper(), "params")
         if params.upper() not in ("__ALL__", ALL_PRUNABLE):
-            one.fault(
-                Rule.NAMES,
-                "params",
-                f"params={params} is not a token of SparseML's",
-                f"a list of names or re: patterns, __ALL__ or {ALL_PRUNABLE}",
-                "write a list",
-            )
+            broken = f"params={params} is not a token of SparseML's"
+            expected = f"a list of names or re: patterns, __ALL__ or {ALL_PRUNABLE}"
+            one.fault(Rule.NAMES, "params", broken, expected, "write a list")
     elif not params and not isinstance(one.old.get("final_sparsity"), dict):
         if one.mode == SAME:
             one.put("params", ALL_PRUNABLE, "params", "what SparseML takes for none")
@@ -57,35 +53,26 @@ def _params(one: Translation) -> None:
 
 
 def _mask_type(one: Translation) -> None:
-    value = one.old["mask_type"]
+    key, value = "mask_type", one.old["mask_type"]
     if value == "tensorrt":
-        one.put("mask_type", "2:4", "mask_type")
+        one.put(key, "2:4", key)
     if not isinstance(value, (list, tuple)):
         return
-    sizes = [size for size in value if type(size) is int and size > 0]
-    if len(sizes) != 2 or len(value) != 2:
-        one.refuse("mask_type", "two positive numbers", "others need the model's shape")
+    if len(value) != 2 or any(type(size) is not int or size <= 0 for size in value):
+        one.refuse(key, "two positive numbers", "others need the model's shape")
         return
-    rows, columns = sizes
+    (rows, columns), count = value, value[0] * value[1]
+    tile, row = f"block:{rows}x{columns}", f"block:1x{count}"
     if rows > 1 and columns > 1 and one.mode == SAME:
-        one.fault(
-            Rule.MASK_TYPE,
-            "mask_type",
-            f"mask_type={value} is not supported: SparseML 1.8.0 prunes "
-            f"{rows * columns} consecutive weights for it, not {rows} x {columns} "
-            "tiles",
-            "one of the two",
-            f"write block:1x{rows * columns} or block:{rows}x{columns} in a converted "
-            "recipe",
-        )
+        broken = f"mask_type={value} is not supported: SparseML 1.8.0 prunes {count} "
+        broken += f"consecutive weights for it, not {rows} x {columns} tiles"
+        fix = f"write {row} or {tile} in a converted recipe"
+        one.fault(Rule.MASK_TYPE, key, broken, "one of the two", fix)
         return
-    one.put("mask_type", f"block:{rows}x{columns}", "mask_type")
+    one.put(key, tile, key)
     if rows > 1 and columns > 1:
-        one.change(
-            "mask_type",
-            f"mask_type={value}: {rows * columns} consecutive weights there, tiles of "
-            f"{rows} x {columns} here",
-        )
+        there = f"{count} consecutive weights there"
+        one.change(key, f"{key}={value}: {there}, tiles of {rows} x {columns} here")
 
 
 def _start_before_zero(one: Translation) -> None:
@@ -111,29 +98,21 @@ def _obs(one: Translation) -> None:
     _pruning(one)
     if one.mode == SAME:
         one.put("damp", one.old["damp"], "damp")
-        for ours, value in (
-            ("grad_granularity", "batch"),
-            ("selection", "independent"),
-            ("update", "independent"),
-        ):
-            one.put(ours, value, comment="as in SparseML")
+        rules = {"grad_granularity": "batch"}
+        rules |= dict.fromkeys(("selection", "update"), "independent")
+        for key, value in rules.items():
+            one.put(key, value, comment="as in SparseML")
         return
     options = one.old["grad_sampler_kwargs"] or {}
     grads, size = one.old["num_grads"], options.get("batch_size")
     there = f"{grads} batches"
     if type(grads) is int and type(size) is int:
         there = f"{grads * size:,} samples, {size} to a gradient,"
-    one.change(
-        "num_grads",
-        f"num_grads={grads} is {there} there, {grads:,} samples with a gradient of "
-        "their own here",
-    )
+    here = f"{grads:,} samples with a gradient of their own here"
+    one.change("num_grads", f"num_grads={grads} is {there} there, {here}")
     one.found.values.pop("damp", None)
-    one.change(
-        "damp",
-        f"damp={one.old['damp']} is absolute there; damp_fraction=0.01 of the mean "
-        "diagonal here",
-    )
+    there = f"damp={one.old['damp']} is absolute there"
+    one.change("damp", f"{there}; damp_fraction=0.01 of the mean diagonal here")
     one.change("", "selection=greedy and update=joint here, independent there")
     if "fisher_block_size" not in one.given:
         one.change("fisher_block_size", "fisher_block_size is 1 there, 48 here")
@@ -146,13 +125,11 @@ def _gmp(one: Translation) -> None:
 
 
 def _distillation(one: Translation) -> None:
-    keys = one.old["distill_output_keys"] or []
-    if sorted(map(str, keys)) not in [sorted(map(str, each)) for each in _ALL_OUTPUTS]:
-        one.refuse(
-            "distill_output_keys",
-            "[logits] or [start_logits, end_logits]",
-            "all logits are distilled",
-        )
+    key = "distill_output_keys"
+    named = sorted(map(str, one.old[key] or []))
+    if named not in [sorted(map(str, each)) for each in _ALL_OUTPUTS]:
+        expected = "[logits] or [start_logits, end_logits]"
+        one.refuse(key, expected, "all logits are distilled")
     if not one.old["teacher_input_keys"]:
         one.found.values.pop("teacher_input_keys", None)
     if one.mode == SAME:
@@ -162,10 +139,10 @@ def _distillation(one: Translation) -> None:
 
 
 def _constant(one: Translation) -> None:
-    if not one.old["params"]:
+    if one.old["params"]:
+        _params(one)
+    else:
         one.refuse("params", "names of parameters", "SparseML finds none")
-        return
-    _params(one)
 
 
 def _layers(one: Translation) -> None:
@@ -173,8 +150,7 @@ def _layers(one: Translation) -> None:
         one.refuse("start_epoch", -1, "layers are dropped before training")
     layers = one.old["layers"]
     names = [layers] if isinstance(layers, str) else list(layers or [])
-    wrong = [name for name in names if not str(name).rpartition(".")[2].isdigit()]
-    if wrong or not names:
+    if not names or not all(str(n).rpartition(".")[2].isdigit() for n in names):
         one.refuse("layers", "[bert.encoder.layer.1, ...]", "only whole layers")
         return
     one.put("drop", names, "layers", "what is left is numbered anew")

@@ -36,20 +36,14 @@ class Translation:
             self.fault(Rule.UNKNOWN, key, broken, expected, fix)
         for key, row in table.items():
             if row.default == REQUIRED and key not in given:
-                self.fault(
-                    Rule.MISSING,
-                    key,
-                    f"{key} is missing",
-                    "a value, since it has no default",
-                    f"add '{key}: ...' to the modifier",
-                )
+                fix = f"add '{key}: ...' to the modifier"
+                self.fault(Rule.MISSING, key, f"{key} is missing", "a value", fix)
             value = self.old[key] = given.get(key, row.default)
             if row.only is not None and value not in row.only:
                 self.refuse(key, row.only[0], row.note)
             elif row.becomes in parameters and row.only is None:
                 ours = parameters[row.becomes].default
-                left_to_ours = key not in given and (mode == OURS or ours == value)
-                if not left_to_ours:
+                if key in given or (mode == SAME and ours != value):
                     self.put(row.becomes, value, key)
             elif key in given:
                 self.found.left_out[key] = row.note

@@ -17,27 +17,16 @@ OWN, SPARSEML = "own", "sparseml"
 EXTRA = 'pip install "obert_modifiers[sparseml]"'
 TAG_PREFIX = "!pytorch."
 # Its tags for which neither our modifiers nor our host have a class.
-ONLY_SPARSEML = frozenset({
-    "ACDCPruningModifier",
-    "DistillationModifier",
-    "GMPruningModifier",
-    "GlobalMagnitudePruningModifier",
-    "GradualParamModifier",
-    "LayerPruningModifier",
-    "LayerThinningModifier",
-    "MFACPruningModifier",
-    "MagnitudePruningModifier",
-    "MovementPruningModifier",
-    "OBSPruningModifier",
-    "PerLayerDistillationModifier",
-    "PowerpropagationModifier",
-    "QuantizationModifier",
-    "RigLPruningModifier",
-    "SetParamModifier",
-    "SparsificationLoggingModifier",
-    "StructuredPruningModifier",
-    "TopKASTPruningModifier",
-})
+ONLY_SPARSEML = frozenset(
+    """
+    ACDCPruningModifier DistillationModifier GMPruningModifier
+    GlobalMagnitudePruningModifier GradualParamModifier LayerPruningModifier
+    LayerThinningModifier MFACPruningModifier MagnitudePruningModifier
+    MovementPruningModifier OBSPruningModifier PerLayerDistillationModifier
+    PowerpropagationModifier QuantizationModifier RigLPruningModifier SetParamModifier
+    SparsificationLoggingModifier StructuredPruningModifier TopKASTPruningModifier
+    """.split()
+)
 
 _LOGGER = logging.getLogger(__name__)
 _preferred: str | None = None

@@ -51,24 +51,6 @@ def silent_loggers() -> Any:
     return LoggerManager([nobody], log_python=False)
 
 
-def recipe_key(name: str, doc: str, attribute: str | None = None) -> Any:
-    """Make a read-only recipe key of a modifier.
-
-    Args:
-        name: Name of the key in YAML and of the property.
-        doc: What the key means, one sentence.
-        attribute: Attribute that holds the value; the name with an underscore in
-            front where it is None.
-    """
-    source = attribute or f"_{name}"
-
-    def read(self: Any) -> object:
-        return getattr(self, source)
-
-    read.__name__, read.__doc__ = name, doc
-    return ModifierProp()(read)
-
-
 def check_initialized(modifier: Any) -> None:
     """Refuse to load a state into a modifier that has no model yet."""
     if not modifier.initialized:

@@ -7,11 +7,11 @@ from obert_modifiers.host.modifier import (
     PyTorchModifierYAML,
     ScheduledUpdateModifier,
     SparsificationTypes,
+    prop,
 )
 from obert_modifiers.host.standard import (
     ALL,
     ALL_PRUNABLE,
-    key,
     kinds,
     named_parameters,
     names_of,
@@ -84,7 +84,7 @@ class ConstantPruningModifier(ScheduledUpdateModifier):
     """Keeps the zeros of a sparse model while it trains."""
 
     sparsification_types = kinds(SparsificationTypes.pruning)
-    params = key("params")
+    params = prop("params")
     leave_enabled = global_sparsity = False
     # Saved, and nothing else than this between two steps.
     _applied_sparsity, _pre_step_completed, _sparsity_applied = None, False, False

@@ -2,51 +2,28 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cmp_to_key
 from pathlib import Path
 from typing import Any
 
 from yaml.constructor import SafeConstructor
 
-from obert_modifiers.host.modifier import (
-    Modifier,
-    SparsificationTypes,
-    load_modifiers,
-)
+from obert_modifiers.host.modifier import Modifier, SparsificationTypes, load_modifiers
 
 _METADATA = "__metadata__"
 
 
-def _compare(one: Any, two: Any) -> int:
-    return (one > two) - (one < two)
+def _end(modifier: Any) -> float:
+    return math.inf if modifier.end_epoch == -1 else modifier.end_epoch  # -1 is never
 
 
-def _compare_ends(one: Any, two: Any) -> int:
-    """Order by the end; what never ends comes last."""
-    ends = (math.inf if m.end_epoch == -1 else m.end_epoch for m in (one, two))
-    return _compare(*ends)
+def _in_time(modifier: Any) -> tuple[float, float, str]:
+    return _end(modifier), modifier.start_epoch, modifier.identifier()
 
 
-def _compare_starts(one: Any, two: Any) -> int:
-    return _compare(one.start_epoch, two.start_epoch)
-
-
-def _compare_modifiers(one: Any, two: Any) -> int:
-    by_time = _compare_ends(one, two) or _compare_starts(one, two)
-    return by_time or _compare(one.identifier(), two.identifier())
-
-
-def _compare_stages(one: list[Any], two: list[Any]) -> int:
-    def last(stage: list[Any]) -> Any:
-        return max(stage, key=lambda m: m.end_epoch)  # -1 counts as early here
-
-    def first(stage: list[Any]) -> Any:
-        return min(stage, key=lambda m: m.start_epoch)
-
-    by_time = _compare_ends(last(one), last(two))
-    by_time = by_time or _compare_starts(first(one), first(two))
-    names = (max(m.identifier() for m in stage) for stage in (one, two))
-    return by_time or _compare(*names)
+def _stage_in_time(stage: tuple[str, list[Any]]) -> tuple[float, float, str]:
+    last = max(stage[1], key=lambda m: m.end_epoch)  # -1 counts as early here
+    names = (m.identifier() for m in stage[1])
+    return _end(last), min(m.start_epoch for m in stage[1]), max(names)
 
 
 def _by_kind(kind: SparsificationTypes) -> Any:
@@ -67,30 +44,23 @@ class ScheduledModifierManager(Modifier):
         super().__init__()
         self.metadata = metadata or None
         self._initialize_epoch = 0.0
-        by_time = cmp_to_key(_compare_modifiers)
         self._modifiers: Any
         if isinstance(modifiers, list):
-            self._modifiers = sorted(modifiers, key=by_time)
+            self._modifiers = sorted(modifiers, key=_in_time)
             return
-        stages = [(name, sorted(m, key=by_time)) for name, m in modifiers.items()]
-        order = cmp_to_key(lambda a, b: _compare_stages(a[1], b[1]))
-        self._modifiers = dict(sorted(stages, key=order))
+        stages = [(name, sorted(m, key=_in_time)) for name, m in modifiers.items()]
+        self._modifiers = dict(sorted(stages, key=_stage_in_time))
 
     @classmethod
     def from_yaml(
-        cls,
-        file_path: Any,
-        add_modifiers: Any = None,
-        recipe_variables=None,
-        metadata=None,
+        cls, file_path, add_modifiers=None, recipe_variables=None, metadata=None
     ) -> "ScheduledModifierManager":
         """Load a recipe from its path or text."""
         modifiers, variables = load_modifiers(file_path, recipe_variables)
         if add_modifiers:
             modifiers.extend(add_modifiers)
-        staged = isinstance(modifiers, dict)
         found = {}
-        for stage in modifiers if staged else [""]:
+        for stage in modifiers if isinstance(modifiers, dict) else [""]:
             node = variables[stage].get(_METADATA)
             own = node and SafeConstructor().construct_object(node, deep=True)
             found[stage or _METADATA] = metadata or own
@@ -190,12 +160,10 @@ class ScheduledModifierManager(Modifier):
         self._initialize(self.iter_modifiers(), module, epoch, loggers, **kwargs)
 
     @staticmethod
-    def _initialize(
-        modifiers: Iterable[Any], module: Any, epoch: float, loggers: Any, **kwargs: Any
-    ) -> None:
+    def _initialize(modifiers: Iterable[Any], *where: Any, **kwargs: Any) -> None:
         for modifier in modifiers:
             if not modifier.initialized:  # it may be so since apply_structure
-                modifier.initialize(module, epoch, loggers, **kwargs)
+                modifier.initialize(*where, **kwargs)
 
     def initialize_loggers(self, loggers: Any) -> None:
         super().initialize_loggers(loggers)

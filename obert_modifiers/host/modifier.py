@@ -6,7 +6,7 @@ states are kept by identifier, so that each host resumes what the other has save
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from enum import Enum
 from typing import Any
 
@@ -43,7 +43,6 @@ class ModifierProp:
 
     Attributes:
         serializable: True for a key of recipes.
-        restrict_initialized: True where it cannot be set after ``initialize``.
         no_serialize_val: The value that is not written.
     """
 
@@ -56,22 +55,17 @@ class ModifierProp:
         func_set: Callable[[Any, Any], None] | None = None,
     ) -> None:
         self.serializable, self.no_serialize_val = serializable, no_serialize_val
-        self.restrict_initialized = restrict_initialized
+        self._fixed = restrict_initialized  # after ``initialize``
         self._get, self._set = func_get, func_set
         self.__doc__ = getattr(func_get, "__doc__", None)
 
     def __call__(self, getter: Callable[[Any], Any]) -> "ModifierProp":
-        return self._with(getter, None)
-
-    def getter(self, getter: Callable[[Any], Any]) -> "ModifierProp":
-        return self._with(getter, self._set)
+        kept = self.serializable, self._fixed, self.no_serialize_val
+        return ModifierProp(*kept, getter, self._set)
 
     def setter(self, setter: Callable[[Any, Any], None]) -> "ModifierProp":
-        return self._with(self._get, setter)
-
-    def _with(self, get: Any, set_: Any) -> "ModifierProp":
-        kept = self.serializable, self.restrict_initialized, self.no_serialize_val
-        return ModifierProp(*kept, get, set_)
+        kept = self.serializable, self._fixed, self.no_serialize_val
+        return ModifierProp(*kept, self._get, setter)
 
     def __get__(self, modifier: Any, owner: type | None = None) -> Any:
         return self if modifier is None else self._get(modifier)
@@ -79,15 +73,29 @@ class ModifierProp:
     def __set__(self, modifier: Any, value: Any) -> None:
         if self._set is None:
             raise AttributeError("can't set attribute")
-        if self.restrict_initialized and modifier._initialized:
+        if self._fixed and modifier._initialized:
             raise AttributeError(
                 f"Cannot change {self._get.__name__} after initializing "
                 f"{type(modifier).__name__}"
             )
         self._set(modifier, value)
 
-    def __delete__(self, modifier: Any) -> None:
-        raise AttributeError("can't delete attribute")
+
+def prop(name: str, check: str = "", **how: Any) -> ModifierProp:
+    """Make the property of the attribute with an underscore in front of its name.
+
+    It can be set where the method is named that then checks the modifier.
+    """
+
+    def read(modifier: Any) -> Any:
+        return getattr(modifier, f"_{name}")
+
+    def write(modifier: Any, value: Any) -> None:
+        setattr(modifier, f"_{name}", value)
+        getattr(modifier, check)()
+
+    read.__name__ = name
+    return ModifierProp(func_get=read, func_set=write if check else None, **how)
 
 
 class PyTorchModifierYAML:
@@ -148,15 +156,6 @@ class Modifier:
         """Construct the modifier that a text describes."""
         return yaml.load(yaml_str, Loader=_Loader)
 
-    @staticmethod
-    def load_list(yaml_str: str) -> Any:
-        """Construct the modifiers of a recipe's text, by stage where it has stages."""
-        return load_modifiers(yaml_str)[0]
-
-    @staticmethod
-    def yaml_key(cls: type, framework: str | None = None) -> str:
-        return f"!{framework}.{cls.__name__}" if framework else f"!{cls.__name__}"
-
     def __str__(self) -> str:
         shown = self.props(only_serializable=True, format_str=True)
         keys = "\n".join(f"    {key}: {value}" for key, value in shown.items())
@@ -170,9 +169,8 @@ class Modifier:
     def sparsification_types(self) -> list[SparsificationTypes]:
         return []
 
-    @ModifierProp(serializable=False)
-    def initialized(self) -> bool:
-        return self._initialized
+    initialized = prop("initialized", serializable=False)
+    loggers_initialized = prop("loggers_initialized", serializable=False)
 
     @ModifierProp(serializable=False, restrict_initialized=False)
     def enabled(self) -> bool:
@@ -181,10 +179,6 @@ class Modifier:
     @enabled.setter
     def enabled(self, value: bool) -> None:
         self._enabled = value
-
-    @ModifierProp(serializable=False)
-    def loggers_initialized(self) -> bool:
-        return self._loggers_initialized
 
     @ModifierProp(serializable=False)
     def loggers(self) -> Any:
@@ -265,8 +259,7 @@ class Modifier:
     def optimizer_pre_step(self, module, optimizer, epoch, steps_per_epoch) -> None:
         self._check_called()
 
-    def optimizer_post_step(self, module, optimizer, epoch, steps_per_epoch) -> None:
-        self._check_called()
+    optimizer_post_step = optimizer_pre_step
 
     def _check_called(self, loggers: bool = False, enabled: bool = True) -> None:
         if not self._initialized:
@@ -285,66 +278,26 @@ class ScheduledModifier(Modifier):
     """
 
     def __init__(
-        self,
-        start_epoch=-1.0,
-        min_start=-1.0,
-        end_epoch=-1.0,
-        min_end=-1.0,
-        end_comparator: int | None = 0,
-        **unknown: Any,
+        self, start_epoch=-1.0, end_epoch=-1.0, end_comparator=0, **unknown: Any
     ) -> None:
         super().__init__(**unknown)
-        self._start_epoch, self._min_start = float(start_epoch), float(min_start)
-        self._end_epoch, self._min_end = float(end_epoch), float(min_end)
-        self._init_start, self._init_end = self._start_epoch, self._end_epoch
-        self._end_comparator = end_comparator
+        self._start_epoch, self._end_epoch = float(start_epoch), float(end_epoch)
+        self._init_end, self._end_comparator = self._end_epoch, end_comparator
         self._started = self._ended = False
         self._schedule_called = self._scheduled_log_called = False
         self._last_log_epoch = -1.0
         self.validate_schedule()
 
-    @ModifierProp()
-    def start_epoch(self) -> float:
-        return self._start_epoch
-
-    @start_epoch.setter
-    def start_epoch(self, value: float) -> None:
-        self._start_epoch = value
-        self.validate_schedule()
-
-    @ModifierProp()
-    def end_epoch(self) -> float:
-        return self._end_epoch
-
-    @end_epoch.setter
-    def end_epoch(self, value: float) -> None:
-        self._end_epoch = value
-        self.validate_schedule()
-
-    @ModifierProp(serializable=False)
-    def started(self) -> bool:
-        return self._started
-
-    @ModifierProp(serializable=False)
-    def ended(self) -> bool:
-        return self._ended
-
-    def advance_epochs(self, ref_start_epoch: float | None = None) -> None:
-        """Move the schedule behind another stage."""
-        if ref_start_epoch is None:
-            return
-        self._start_epoch = max(0.0, self._start_epoch) + ref_start_epoch
-        for name in ("_init_end", "_end_epoch"):
-            if getattr(self, name) != -1:
-                setattr(self, name, getattr(self, name) + ref_start_epoch)
-        self.validate_schedule()
+    start_epoch = prop("start_epoch", "validate_schedule")
+    end_epoch = prop("end_epoch", "validate_schedule")
+    started = prop("started", serializable=False)
+    ended = prop("ended", serializable=False)
 
     def validate_schedule(self) -> None:
         start, end, rule = self._start_epoch, self._end_epoch, self._end_comparator
-        if start < self._min_start:
-            self._refuse("start_epoch", start, f"at least {self._min_start}")
-        if end < self._min_end:
-            self._refuse("end_epoch", end, f"at least {self._min_end}")
+        for key, value in (("start_epoch", start), ("end_epoch", end)):
+            if value < -1.0:
+                self._refuse(key, value, "at least -1.0")
         if rule is None and end != self._init_end:
             self._refuse("end_epoch", end, f"its first value {self._init_end}")
         open_end = rule == -1 and end == -1.0
@@ -410,26 +363,10 @@ class ScheduledModifier(Modifier):
                 "instead"
             )
 
-    def log_scalar(
-        self,
-        value,
-        tag=None,
-        loggers=None,
-        epoch=None,
-        steps_per_epoch=None,
-        level=None,
-    ) -> None:
-        loggers = loggers or self.loggers
-        counted = epoch is not None and steps_per_epoch is not None
-        counted = counted and not math.isinf(epoch)
-        step = loggers.epoch_to_step(epoch, steps_per_epoch) if counted else None
-        loggers.log_scalar(tag or type(self).__name__, value, step=step, level=level)
-
-    def log_named_scalars(
-        self, name_value_pairs: Iterable[tuple[str, float]], **where: Any
-    ) -> None:
-        for name, value in name_value_pairs:
-            self.log_scalar(value, f"{type(self).__name__}/{name}", **where)
+    def log_scalar(self, value, tag=None, epoch=None, steps_per_epoch=None) -> None:
+        counted = None not in (epoch, steps_per_epoch) and not math.isinf(epoch)
+        step = self.loggers.epoch_to_step(epoch, steps_per_epoch) if counted else None
+        self.loggers.log_scalar(tag or type(self).__name__, value, step=step)
 
 
 class ScheduledUpdateModifier(ScheduledModifier):
@@ -444,14 +381,7 @@ class ScheduledUpdateModifier(ScheduledModifier):
         super().__init__(*span, **more)
         self.validate_update()
 
-    @ModifierProp()
-    def update_frequency(self) -> float:
-        return self._update_frequency
-
-    @update_frequency.setter
-    def update_frequency(self, value: float) -> None:
-        self._update_frequency = value
-        self.validate_update()
+    update_frequency = prop("update_frequency", "validate_update")
 
     def validate_update(self) -> None:
         if self._update_frequency < self._min_frequency:

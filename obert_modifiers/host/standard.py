@@ -16,20 +16,11 @@ from obert_modifiers.host.modifier import (
     ScheduledModifier,
     ScheduledUpdateModifier,
     SparsificationTypes,
+    prop,
 )
 
 ALL = "__ALL__"
 ALL_PRUNABLE = "__ALL_PRUNABLE__"
-
-
-def key(name: str) -> ModifierProp:
-    """Make a recipe key of the attribute with an underscore in front."""
-
-    def read(self: Any) -> Any:
-        return getattr(self, f"_{name}")
-
-    read.__name__ = name
-    return ModifierProp()(read)
 
 
 def kinds(*found: SparsificationTypes) -> ModifierProp:
@@ -39,17 +30,12 @@ def kinds(*found: SparsificationTypes) -> ModifierProp:
 
 def names_of(modifier: Any, params: Any) -> Any:
     """Read names of parameters: a token, or a list that may have lists in it."""
-    if isinstance(params, str):
-        if params.upper() not in (ALL, ALL_PRUNABLE):
-            raise ValueError(
-                f"unsupported string ({params}) given in {type(modifier).__name__} for "
-                "params"
-            )
+    text = isinstance(params, str)
+    if text and params.upper() in (ALL, ALL_PRUNABLE):
         return params.upper()
-    if not isinstance(params, Iterable):
-        raise ValueError(
-            f"unsupported type ({params}) given in {type(modifier).__name__} for params"
-        )
+    if text or not isinstance(params, Iterable):
+        kind, name = "string" if text else "type", type(modifier).__name__
+        raise ValueError(f"unsupported {kind} ({params}) given in {name} for params")
     return list(_flat(params))
 
 
@@ -136,7 +122,8 @@ class _LearningRate:
         if self._constant_logging or self._last_logged_lr != rates[-1][1]:
             self._last_logged_lr = rates[-1][1]
             where = {"epoch": epoch, "steps_per_epoch": steps_per_epoch}
-            self.log_named_scalars(rates, **where)
+            for name, rate in rates:
+                self.log_scalar(rate, f"{type(self).__name__}/{name}", **where)
 
 
 @PyTorchModifierYAML()
@@ -153,8 +140,8 @@ class EpochRangeModifier(ScheduledModifier):
 class SetLearningRateModifier(_LearningRate, ScheduledModifier):
     """Sets the learning rate once."""
 
-    learning_rate, param_groups = key("learning_rate"), key("param_groups")
-    constant_logging = key("constant_logging")
+    learning_rate, param_groups = prop("learning_rate"), prop("param_groups")
+    constant_logging = prop("constant_logging")
 
     def __init__(
         self,
@@ -170,10 +157,6 @@ class SetLearningRateModifier(_LearningRate, ScheduledModifier):
         self._constant_logging = _flag(constant_logging)
         self._lr_set, self._applied = False, -1.0
 
-    @ModifierProp(serializable=False)
-    def applied_learning_rate(self) -> float:
-        return self._applied
-
     def update(self, module, optimizer, epoch, steps_per_epoch) -> None:
         super().update(module, optimizer, epoch, steps_per_epoch)
         due = self._start_epoch - epoch < sys.float_info.epsilon
@@ -186,8 +169,8 @@ class SetLearningRateModifier(_LearningRate, ScheduledModifier):
 class LearningRateFunctionModifier(_LearningRate, ScheduledUpdateModifier):
     """Moves the learning rate from one value to another, once or in cycles."""
 
-    lr_func, init_lr, final_lr = key("lr_func"), key("init_lr"), key("final_lr")
-    cycle_epochs, param_groups = key("cycle_epochs"), key("param_groups")
+    lr_func, init_lr, final_lr = prop("lr_func"), prop("init_lr"), prop("final_lr")
+    cycle_epochs, param_groups = prop("cycle_epochs"), prop("param_groups")
 
     def __init__(
         self,
@@ -217,18 +200,20 @@ class LearningRateFunctionModifier(_LearningRate, ScheduledUpdateModifier):
         self._set_rate(optimizer, self._learning_rate)
 
     # The order of the operations is SparseML's, for the same bits.
-    def _linear(self, epoch: float, steps_per_epoch: int) -> float:
+    def _share(self, epoch: float) -> float:
         start = max(self._start_epoch, 0.0)
-        share = (epoch - start) / (self._end_epoch - start)
-        return self._init_lr + share * (self._final_lr - self._init_lr)
+        return (epoch - start) / (self._end_epoch - start)
+
+    def _linear(self, epoch: float, steps_per_epoch: int) -> float:
+        change = self._final_lr - self._init_lr
+        return self._init_lr + self._share(epoch) * change
 
     def _cosine(self, epoch: float, steps_per_epoch: int) -> float:
-        start = max(self._start_epoch, 0.0)
-        share = (epoch - start) / (self._end_epoch - start)
         low, high = sorted((self._init_lr, self._final_lr))
         shift = 0 if self._final_lr < self._init_lr else math.pi
         span = high - low
-        return math.cos(share * math.pi + shift) * span / 2 + span / 2 + low
+        turn = math.cos(self._share(epoch) * math.pi + shift)
+        return turn * span / 2 + span / 2 + low
 
     def _cyclic_linear(self, epoch: float, steps_per_epoch: int) -> float:
         first, last = (
@@ -253,8 +238,8 @@ _SCHEDULERS = {  # the keys that each wants
 class LearningRateModifier(_LearningRate, ScheduledUpdateModifier):
     """Runs one of torch's schedulers, whose epochs it counts in steps."""
 
-    lr_class, lr_kwargs = key("lr_class"), key("lr_kwargs")
-    init_lr, constant_logging = key("init_lr"), key("constant_logging")
+    lr_class, lr_kwargs = prop("lr_class"), prop("lr_kwargs")
+    init_lr, constant_logging = prop("init_lr"), prop("constant_logging")
 
     def __init__(
         self,
@@ -331,8 +316,8 @@ class SetWeightDecayModifier(ScheduledModifier):
     """Sets the weight decay once."""
 
     sparsification_types = kinds(SparsificationTypes.regularization)
-    weight_decay, param_groups = key("weight_decay"), key("param_groups")
-    constant_logging = key("constant_logging")
+    weight_decay, param_groups = prop("weight_decay"), prop("param_groups")
+    constant_logging = prop("constant_logging")
 
     def __init__(
         self,
@@ -371,8 +356,8 @@ class TrainableParamsModifier(ScheduledModifier):
     """Makes parameters trainable or not, until ``end_epoch`` where it has one."""
 
     sparsification_types = kinds(SparsificationTypes.general)
-    params, trainable = key("params"), key("trainable")
-    params_strict = key("params_strict")
+    params, trainable = prop("params"), prop("trainable")
+    params_strict = prop("params_strict")
 
     def __init__(
         self,

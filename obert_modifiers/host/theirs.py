@@ -5,6 +5,8 @@ ask a geolocation service on the way. They are told not to here, for the time of
 the import only: the process environment is left as it was found.
 """
 
+# ruff: noqa: F401
+
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,7 +31,7 @@ def _kept_as_they_were() -> Iterator[None]:
 
 
 with _kept_as_they_were():
-    import sparseml.pytorch.optim  # noqa: F401  registers SparseML's own tags
+    import sparseml.pytorch.optim  # registers SparseML's own tags
     from sparseml.analytics import sparseml_analytics
     from sparseml.pytorch.optim import ScheduledModifierManager
     from sparseml.pytorch.sparsification.modifier import (
@@ -46,15 +48,3 @@ with _kept_as_they_were():
 # SparseML may have been imported before us, with its analytics on.
 sparseml_analytics._disabled = True
 sparsezoo_analytics._disabled = True
-
-__all__ = [
-    "LambdaLogger",
-    "LoggerManager",
-    "Modifier",
-    "ModifierProp",
-    "PyTorchModifierYAML",
-    "ScheduledModifier",
-    "ScheduledModifierManager",
-    "ScheduledUpdateModifier",
-    "SparsificationTypes",
-]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from obert_modifiers import core
@@ -13,16 +13,8 @@ from obert_modifiers.core.options import SecondOrderConfig
 from obert_modifiers.core.pruning.schedule import interpolate_sparsity
 from obert_modifiers.faults import Fault, FaultError, Rule
 from obert_modifiers.host.bases import SCHEDULE_KEY, ScheduledUpdateModifier
+from obert_modifiers.modifiers import _targets
 from obert_modifiers.modifiers._masks import MaskingModifier, ParameterMasks
-from obert_modifiers.modifiers._states import from_tensors
-from obert_modifiers.modifiers._targets import (
-    ALL_ENCODER,
-    ALL_PRUNABLE,
-    encoder_weights,
-    find_targets,
-    match_weights,
-    unwrap,
-)
 from obert_modifiers.modifiers.pruning_keys import PruningKeys
 from obert_modifiers.modifiers.rules import FROM_PARAM
 from obert_modifiers.modifiers.second_order import SecondOrder
@@ -40,13 +32,23 @@ _LOGGER = logging.getLogger(__name__)
 class GradualPruningModifier(PruningKeys, MaskingModifier, ScheduledUpdateModifier):
     """Base of the pruning modifiers; decides when, and holds no maths.
 
-    Order of its hooks: ``initialize`` resolves the parameters; ``update``, when the
-    schedule says so, prunes before the optimizer step; ``optimizer_post_step``
-    applies the masks after it; ``finalize`` applies them a last time.
+    Order of its hooks: ``initialize`` resolves the parameters and, where gradients are
+    needed, takes their source; ``update``, when the schedule says so, prunes before the
+    optimizer step; ``optimizer_post_step`` applies the masks after it; ``finalize``
+    applies them a last time.
 
-    Subclasses implement :meth:`prune_step`, and set ``_engine`` in :meth:`begin` where
-    they take gradients.
+    It prunes by magnitude; subclasses set ``_engine`` in :meth:`begin` where they take
+    gradients.
+
+    Attributes:
+        applied_sparsity: Latest target sparsity of each parameter; None before the
+            first event.
+        events: Reports of the pruning events so far, in order.
     """
+
+    # SparseML looks for each public attribute in the class too.
+    applied_sparsity: list[float] | None = None
+    events: Sequence[PruneReport] = ()
 
     def begin(self) -> None:
         """Set up what changes from event to event."""
@@ -54,23 +56,12 @@ class GradualPruningModifier(PruningKeys, MaskingModifier, ScheduledUpdateModifi
         self._model: nn.Module | None = None
         self._starts: list[float] = []
         self._ends: list[float] = []
-        self._applied_sparsity: list[float] | None = None
-        self._events: list[PruneReport] = []
+        self.events = []
 
     @property
     def goals(self) -> list[tuple[float, list[str]]]:
         """Final sparsities, each with names, patterns or tokens of its parameters."""
         return self._goals
-
-    @property
-    def applied_sparsity(self) -> list[float] | None:
-        """Latest target sparsity of each parameter; None before the first event."""
-        return self._applied_sparsity
-
-    @property
-    def events(self) -> list[PruneReport]:
-        """Reports of the pruning events so far, in order."""
-        return self._events
 
     @property
     def second_order(self) -> SecondOrderConfig | None:
@@ -79,15 +70,20 @@ class GradualPruningModifier(PruningKeys, MaskingModifier, ScheduledUpdateModifi
 
     def prune_step(self, sparsities: Sequence[float]) -> StepResult:
         """Prune the selected parameters to target sparsities in [0, 1]; writes them."""
-        raise NotImplementedError(f"{type(self).__name__} has to define prune_step")
+        masks = self._masks
+        how = {"global_sparsity": self.global_sparsity, "pattern": self._pattern}
+        if self._engine is not None:
+            return self._engine.prune(self._model, masks, sparsities, **how)
+        step = core.pruning.pruning_step.magnitude_step_
+        how["min_density"] = self.min_density
+        return step(masks.targets, masks.param_masks, sparsities, **how)
 
     def sparsities_at(self, epoch: float) -> list[float]:
         """Ask the schedule for the target of each parameter; ``inf`` for the end."""
         begin = max(self.start_epoch, 0.0)  # -1 is the start of the training
+        span = epoch, begin, self.end_epoch
         return [
-            interpolate_sparsity(
-                epoch, begin, self.end_epoch, start, end, self.inter_func
-            )
+            interpolate_sparsity(*span, start, end, self.inter_func)
             for start, end in zip(self._starts, self._ends, strict=True)
         ]
 
@@ -96,44 +92,37 @@ class GradualPruningModifier(PruningKeys, MaskingModifier, ScheduledUpdateModifi
 
         An error if the groups of ``mask_type`` do not divide one of them.
         """
-        model = unwrap(model)
-        names = list(self.goals_by_name(model))
-        self._check_layouts(find_targets(model, names))
-        return names
+        return [target.name for target, _ in self._targets_of(_targets.unwrap(model))]
 
-    def goals_by_name(self, model: nn.Module) -> dict[str, float]:
-        """Return the final sparsity of each parameter; the first that matches counts.
-
-        Args:
-            model: Unwrapped model.
-        """
-        found: dict[str, float] = {}
+    def _targets_of(self, model: nn.Module) -> list[tuple[Target, float]]:
+        """Find the parameters, each with its final sparsity; the first match counts."""
+        goals: dict[str, float] = {}
         for sparsity, patterns in self._goals:
-            for name in match_weights(model, patterns):
-                found.setdefault(name, sparsity)
-            if ALL_PRUNABLE in patterns:
-                _warn_of_extras(model, found)
-        return found
-
-    def _check_layouts(self, targets: Sequence[Target]) -> None:
+            for name in _targets.match_weights(model, patterns):
+                goals.setdefault(name, sparsity)
+            if _targets.ALL_PRUNABLE in patterns:
+                _warn_of_extras(model, goals)
+        targets = _targets.find_targets(model, list(goals))
         for target in targets:
             try:
                 target.layout(self._pattern)
             except ValueError as error:
                 fault = Fault(Rule.MODEL, "mask_type", broken=str(error))
                 raise FaultError(fault) from error
+        return list(zip(targets, goals.values(), strict=True))
 
-    def initialize(
-        self, module: nn.Module, epoch: float = 0, loggers: Any = None, **kwargs: Any
-    ) -> None:
-        """Resolve the parameters; an infinite epoch prunes to the end at once."""
+    def initialize(self, module, epoch=0, loggers=None, **kwargs) -> None:
+        """Resolve the parameters; an infinite epoch prunes to the end at once.
+
+        With gradients, takes ``gradient_source`` or SparseML's ``grad_sampler``.
+        """
+        if self._engine is not None:
+            self._engine.connect(kwargs)
         super().initialize(module, epoch, loggers, **kwargs)
-        self._model = unwrap(module)
-        goals = self.goals_by_name(self._model)
-        targets = find_targets(self._model, list(goals))
-        self._check_layouts(targets)  # fails now rather than at the first event
+        self._model = _targets.unwrap(module)
+        pairs = self._targets_of(self._model)  # fails now rather than at an event
+        targets, self._ends = [one for one, _ in pairs], [goal for _, goal in pairs]
         self._masks = ParameterMasks(self._model, targets)
-        self._ends = list(goals.values())
         self._starts = [
             min(_zero_fraction(t.parameter), self._pattern.limit)
             if self.init_sparsity == FROM_PARAM
@@ -142,10 +131,10 @@ class GradualPruningModifier(PruningKeys, MaskingModifier, ScheduledUpdateModifi
         ]
         if math.isinf(epoch):
             self._event(epoch, 1)
+        if self._engine is not None:
+            self._engine.log_plan(targets)
 
-    def update(
-        self, module: nn.Module, optimizer: Any, epoch: float, steps_per_epoch: int
-    ) -> None:
+    def update(self, module, optimizer, epoch, steps_per_epoch) -> None:
         """Prune to the sparsity of this epoch; called by the host when it is time."""
         super().update(module, optimizer, epoch, steps_per_epoch)
         if self.started or self.start_pending(epoch, steps_per_epoch):
@@ -158,12 +147,12 @@ class GradualPruningModifier(PruningKeys, MaskingModifier, ScheduledUpdateModifi
         masks = self._masks
         masks.enabled = True
         if self._engine is not None:
-            self._engine.reached = self._applied_sparsity
-        self._applied_sparsity = self.sparsities_at(epoch)
+            self._engine.reached = self.applied_sparsity
+        self.applied_sparsity = self.sparsities_at(epoch)
         if not self._anything_to_do():
             return
         started, before = time.perf_counter(), masks.sparsity()
-        result = self.prune_step(self._applied_sparsity)
+        result = self.prune_step(self.applied_sparsity)
         masks.set_param_masks(result.masks)
         finite = math.isfinite(epoch)
         report = core.pruning.report.PruneReport(
@@ -183,54 +172,47 @@ class GradualPruningModifier(PruningKeys, MaskingModifier, ScheduledUpdateModifi
             memory_plan=result.plan.describe() if result.plan else "",
             layers=masks.counts(),
         )
-        self._events.append(report)
+        self.events.append(report)
 
     def _anything_to_do(self) -> bool:
         counts = self._masks.counts()
+        sizes, unit = [c.numel for c in counts], self._pattern.unit
         pools = core.pruning.selection.make_pools(
-            [c.numel for c in counts],
-            self._applied_sparsity,
-            self.global_sparsity,
-            self._pattern.unit,
+            sizes, self.applied_sparsity, self.global_sparsity, unit
         )
         return any(
             pool.count > sum(counts[i].pruned for i in pool.members) for pool in pools
         )
 
-    def finalize(
-        self, module: nn.Module | None = None, reset_loggers: bool = True, **kwargs: Any
-    ) -> None:
+    def finalize(self, module=None, reset_loggers=True, **kwargs) -> None:
         """Apply the masks a last time; let go of the model and its gradients."""
         super().finalize(module, reset_loggers, **kwargs)
         self._model = None
         if self._engine is not None:
             self._engine.release()
 
-    def _state(self) -> dict[str, Any]:
+    def own_state(self) -> dict[str, Any]:
         """Return masks by parameter name, schedule, reports, and draws of samples."""
-        state = super()._state()
+        state = super().own_state()
         state[SCHEDULE_KEY] |= {
             "last_update_epoch": self._last_update_epoch,
-            "applied_sparsity": self._applied_sparsity,
+            "applied_sparsity": self.applied_sparsity,
             "starts": self._starts,
-            "events": [event.as_dict() for event in self._events],
+            "events": [event.as_dict() for event in self.events],
         }
         if self._engine is not None:
             state[SCHEDULE_KEY]["draws"] = self._engine.draws
         return state
 
-    def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True) -> None:
-        """Continue where :meth:`state_dict` was taken; writes the parameters."""
-        state_dict = from_tensors(state_dict)
-        super().load_state_dict(state_dict, strict)
-        schedule = state_dict[SCHEDULE_KEY]
+    def load_own_state(self, state: Mapping[str, Any]) -> None:
+        """Take up masks, schedule, reports and draws; writes the parameters."""
+        super().load_own_state(state)
+        schedule = state[SCHEDULE_KEY]
         self._last_update_epoch = schedule["last_update_epoch"]
-        self._applied_sparsity = schedule["applied_sparsity"]
+        self.applied_sparsity = schedule["applied_sparsity"]
         self._starts = schedule["starts"]
-        self._events = [
-            core.pruning.report.PruneReport.from_dict(e)
-            for e in schedule.get("events", ())
-        ]
+        read = core.pruning.report.PruneReport.from_dict
+        self.events = [read(event) for event in schedule.get("events", ())]
         if self._engine is not None:
             self._engine.draws = schedule["draws"]
 
@@ -244,13 +226,13 @@ def _zero_fraction(parameter: nn.Parameter) -> float:
 
 
 def _warn_of_extras(model: nn.Module, names: dict[str, float]) -> None:
-    encoder = set(encoder_weights(model))
+    encoder = set(_targets.encoder_weights(model))
     extras = [name for name in names if name not in encoder]
     if extras and core.distributed.parallel.world()[0] == 0:
         _LOGGER.warning(
             "%s prunes embeddings, pooler and head too: %s; use %s for the encoder's "
-            "linear weights alone",
-            ALL_PRUNABLE,
+            "linear weights",
+            _targets.ALL_PRUNABLE,
             ", ".join(extras),
-            ALL_ENCODER,
+            _targets.ALL_ENCODER,
         )

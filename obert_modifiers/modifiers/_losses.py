@@ -26,20 +26,15 @@ def with_distillation(
     ``"train"``, the mix that is trained at the epoch that ``epoch`` tells. A source
     that does not give the model's outputs stays as it is.
     """
-    if source.forward is None or source.output_loss is None or source.inputs is None:
-        return source
-    if not distillers:
-        return source
     forward, output_loss = source.forward, source.output_loss
+    if None in (forward, output_loss, source.inputs) or not distillers:
+        return source
 
     def inputs(batch: Any) -> dict[str, Tensor]:
         # The labels say which tokens count.
-        known = batch if isinstance(batch, Mapping) else {}
-        kept = {
-            k: v
-            for k, v in known.items()
-            if k in core.outputs.LABELS or k.startswith(core.outputs.TEACHERS_OWN)
-        }
+        known, own = core.outputs.LABELS, core.outputs.TEACHERS_OWN
+        items = batch.items() if isinstance(batch, Mapping) else ()
+        kept = {k: v for k, v in items if k in known or k.startswith(own)}
         return kept | dict(source.inputs(batch))
 
     def active() -> list[LogitDistillationModifier]:

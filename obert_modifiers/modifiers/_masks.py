@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from obert_modifiers import core
@@ -10,10 +10,8 @@ from obert_modifiers.host.bases import (
     SCHEDULE_KEY,
     ScheduledModifier,
     SparsificationTypes,
-    check_initialized,
 )
-from obert_modifiers.modifiers._states import as_tensors, from_tensors
-from obert_modifiers.modifiers._targets import find_layer
+from obert_modifiers.modifiers._states import by_name
 from obert_modifiers.modifiers.keys import KeyedModifier
 
 if TYPE_CHECKING:
@@ -37,23 +35,17 @@ class ParameterMasks:
         import torch
 
         self.targets = list(targets)
-        found = [find_layer(model, t.name) for t in targets]
-        self.layers = [layer.module for layer in found]
-        self.layer_names = [layer.module_name for layer in found]
-        self.param_names = [layer.param_name for layer in found]
+        self.names = [t.name for t in targets]
+        self.layer_names = [name.rpartition(".")[0] for name in self.names]
+        self.param_names = [name.rpartition(".")[2] for name in self.names]
+        self.layers = [model.get_submodule(name) for name in self.layer_names]
         self.param_masks = [
             torch.ones_like(t.parameter, dtype=torch.bool) for t in targets
         ]
         self.enabled = False
 
     def __len__(self) -> int:
-        """Return the number of masked parameters."""
         return len(self.targets)
-
-    @property
-    def names(self) -> list[str]:
-        """Full names of the parameters."""
-        return [t.name for t in self.targets]
 
     @property
     def params_data(self) -> list[Tensor]:
@@ -86,12 +78,9 @@ class ParameterMasks:
 
     def counts(self) -> tuple[LayerCount, ...]:
         """Count the pruned weights of each parameter."""
-        return tuple(
-            core.pruning.report.LayerCount(
-                t.name, mask.numel(), mask.numel() - int(mask.sum())
-            )
-            for t, mask in zip(self.targets, self.param_masks, strict=True)
-        )
+        count = core.pruning.report.LayerCount
+        pairs = zip(self.names, self.param_masks, strict=True)
+        return tuple(count(n, m.numel(), m.numel() - int(m.sum())) for n, m in pairs)
 
     def sparsity(self) -> float:
         """Return the fraction of pruned weights over all parameters."""
@@ -115,30 +104,21 @@ class MaskingModifier(KeyedModifier, ScheduledModifier):
         """Masks of the selected parameters; None before and after training."""
         return self._masks
 
-    def optimizer_post_step(
-        self, module: nn.Module, optimizer: Any, epoch: float, steps_per_epoch: int
-    ) -> None:
+    def optimizer_post_step(self, module, optimizer, epoch, steps_per_epoch) -> None:
         """Apply the masks, as the optimizer may have moved pruned weights."""
         super().optimizer_post_step(module, optimizer, epoch, steps_per_epoch)
         if self._masks.enabled:
             self._masks.apply()
 
-    def log_update(
-        self, module: nn.Module, optimizer: Any, epoch: float, steps_per_epoch: int
-    ) -> None:
+    def log_update(self, module, optimizer, epoch, steps_per_epoch) -> None:
         """Log the sparsity of each parameter to SparseML's loggers."""
         super().log_update(module, optimizer, epoch, steps_per_epoch)
+        where = {"epoch": epoch, "steps_per_epoch": steps_per_epoch}
         for count in self._masks.counts():
-            self.log_scalar(
-                tag=f"ParamPruning/{count.name}",
-                value=count.pruned / count.numel,
-                epoch=epoch,
-                steps_per_epoch=steps_per_epoch,
-            )
+            tag, value = f"ParamPruning/{count.name}", count.pruned / count.numel
+            self.log_scalar(tag=tag, value=value, **where)
 
-    def finalize(
-        self, module: nn.Module | None = None, reset_loggers: bool = True, **kwargs: Any
-    ) -> None:
+    def finalize(self, module=None, reset_loggers=True, **kwargs) -> None:
         """Apply the masks a last time and let go of them."""
         super().finalize(module, reset_loggers, **kwargs)
         # SparseML calls this without a model when a manager is deleted, which may be
@@ -147,38 +127,16 @@ class MaskingModifier(KeyedModifier, ScheduledModifier):
             self._masks.apply()
         self._masks = None
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return the masks by parameter name, and one tensor with all that is none."""
-        return as_tensors(self._state())
-
-    def _state(self) -> dict[str, Any]:
+    def own_state(self) -> dict[str, Any]:
+        """Return the masks by parameter name, and whether they are on."""
         masks = zip(self._masks.names, self._masks.param_masks, strict=True)
-        return dict(masks) | {
-            SCHEDULE_KEY: {
-                "started": self._started,
-                "ended": self._ended,
-                "enabled": self._masks.enabled,
-            }
-        }
+        return dict(masks) | {SCHEDULE_KEY: {"enabled": self._masks.enabled}}
 
-    def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True) -> None:
-        """Continue where :meth:`state_dict` was taken; writes the parameters.
-
-        A missing or extra name is always an error, whatever ``strict`` says.
-        """
-        check_initialized(self)
-        state_dict = from_tensors(state_dict)
-        masks = {k: v for k, v in state_dict.items() if k != SCHEDULE_KEY}
-        if set(masks) != set(self._masks.names):
-            missing = sorted(set(self._masks.names) - set(masks))
-            extra = sorted(set(masks) - set(self._masks.names))
-            raise IndexError(
-                f"state has other parameters than the model: missing {missing}, extra "
-                f"{extra}; expected the same names; use the model it was saved from"
-            )
-        schedule = state_dict[SCHEDULE_KEY]
-        self._started, self._ended = schedule["started"], schedule["ended"]
-        self._masks.enabled = schedule["enabled"]
-        self._masks.replace([masks[name] for name in self._masks.names])
+    def load_own_state(self, state: Mapping[str, Any]) -> None:
+        """Take up the masks; writes the parameters."""
+        names = self._masks.names
+        masks = by_name(state, names, "parameters")
+        self._masks.enabled = state[SCHEDULE_KEY]["enabled"]
+        self._masks.replace([masks[name] for name in names])
         if self._masks.enabled:
             self._masks.apply()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -39,10 +40,8 @@ def from_sparseml(grad_sampler: Mapping[str, Any]) -> GradientSource:
             "data_loader_builder and loss_function; must be provided to initialize "
             "GradSampler"
         )
-    build, loss_function = (
-        grad_sampler["data_loader_builder"],
-        grad_sampler["loss_function"],
-    )
+    build = grad_sampler["data_loader_builder"]
+    loss_function = grad_sampler["loss_function"]
 
     def once(request: SampleRequest) -> Iterable[Any]:
         found = build(request.options or None)
@@ -57,13 +56,10 @@ def from_sparseml(grad_sampler: Mapping[str, Any]) -> GradientSource:
         args, kwargs, target = batch
         outputs = model(*args, **kwargs)
         # SparseML's convention for models that give (logits, probabilities).
-        if type(outputs) is tuple:
-            outputs = outputs[0]
-        return loss_function(outputs, target)
+        return loss_function(outputs[0] if type(outputs) is tuple else outputs, target)
 
-    return core.pruning.sampling.GradientSource(
-        batches, loss, batch_size=_first_dimension
-    )
+    made = core.pruning.sampling.GradientSource
+    return made(batches, loss, batch_size=_first_dimension)
 
 
 def _cycled(batches: Callable[[], Iterable[Any]], wanted: int) -> Iterator[Any]:
@@ -71,17 +67,13 @@ def _cycled(batches: Callable[[], Iterable[Any]], wanted: int) -> Iterator[Any]:
 
     SparseML's training scripts give batches without an end.
     """
-    given = 0
-    while given < wanted:
+    given, before = 0, -1
+    while before < given < wanted:
         before = given
-        for batch in batches():
+        for batch in itertools.islice(batches(), wanted - given):
             yield batch
             given += 1
-            if given == wanted:
-                return
-        if given == before:
-            return
-        if before == 0:
+        if before == 0 and 0 < given < wanted:
             _LOGGER.warning(
                 "num_grads=%d: the loader gives %d batches; it is gone through again",
                 wanted,
@@ -90,11 +82,9 @@ def _cycled(batches: Callable[[], Iterable[Any]], wanted: int) -> Iterator[Any]:
 
 
 def _first_dimension(batch: Any) -> int:
-    import torch
-
     args, kwargs, _ = batch
     for value in (*args, *kwargs.values()):
-        if isinstance(value, torch.Tensor) and value.ndim:
+        if getattr(value, "ndim", 0):
             return value.shape[0]
     raise ValueError(
         "batch holds no tensor; expected model inputs with the sample as first "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from obert_modifiers import core
@@ -20,21 +19,6 @@ ALL = "__ALL__"
 ALL_PRUNABLE = "__ALL_PRUNABLE__"
 ALL_ENCODER = "__ALL_ENCODER__"
 TOKENS = (ALL, ALL_PRUNABLE, ALL_ENCODER)
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A module and one of its own parameters, as SparseML's masks list them.
-
-    Attributes:
-        module: The module that owns the parameter.
-        module_name: Its full name.
-        param_name: Name of the parameter inside the module.
-    """
-
-    module: nn.Module
-    module_name: str
-    param_name: str
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -114,16 +98,11 @@ def match_names(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     for pattern in patterns:
         found = set(_match(model, names, pattern))
         if not found:
-            raise FaultError(
-                Fault.of(
-                    Rule.MODEL,
-                    "params",
-                    pattern,
-                    "matches no parameter",
-                    f"a name, a re: pattern or one of {', '.join(TOKENS)}",
-                    f"nearest: {_nearest(pattern, names)}",
-                )
-            )
+            text = re.sub(r"^re:|[\\^$*+?()\[\]]", "", pattern)
+            near = difflib.get_close_matches(text, names, n=3, cutoff=0.0)
+            expected = f"a name, a re: pattern or one of {', '.join(TOKENS)}"
+            said = "matches no parameter", expected, f"nearest: {', '.join(near)}"
+            raise FaultError(Fault.of(Rule.MODEL, "params", pattern, *said))
         chosen |= found
     return [name for name in names if name in chosen]
 
@@ -147,27 +126,12 @@ def _match(model: nn.Module, names: list[str], pattern: str) -> Iterable[str]:
     return [pattern] if pattern in names else []
 
 
-def _nearest(pattern: str, names: list[str]) -> str:
-    text = re.sub(r"^re:|[\\^$*+?()\[\]]", "", pattern)
-    near = difflib.get_close_matches(text, names, n=3, cutoff=0.0)
-    return ", ".join(near)
-
-
 def find_targets(model: nn.Module, names: Sequence[str]) -> list[Target]:
     """Look up parameters by their full names."""
-    parameters = dict(model.named_parameters())
-    return [
-        core.pruning.targets.Target(name, parameters[name], _is_transposed(model, name))
-        for name in names
-    ]
-
-
-def _is_transposed(model: nn.Module, name: str) -> bool:
-    layer = find_layer(model, name)
-    return layer.param_name == "weight" and core.pruning.targets.is_conv1d(layer.module)
-
-
-def find_layer(model: nn.Module, name: str) -> Layer:
-    """Look up the module that owns a parameter."""
-    module_name, _, param_name = name.rpartition(".")
-    return Layer(model.get_submodule(module_name), module_name, param_name)
+    found, parameters = [], dict(model.named_parameters())
+    for name in names:
+        owner, _, own_name = name.rpartition(".")
+        is_conv1d = core.pruning.targets.is_conv1d(model.get_submodule(owner))
+        transposed = own_name == "weight" and is_conv1d
+        found.append(core.pruning.targets.Target(name, parameters[name], transposed))
+    return found

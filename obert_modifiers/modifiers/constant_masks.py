@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from obert_modifiers.host.bases import ModifierProp
+from obert_modifiers.modifiers import _targets
 from obert_modifiers.modifiers._masks import MaskingModifier, ParameterMasks
-from obert_modifiers.modifiers._targets import (
-    ALL_ENCODER,
-    find_targets,
-    match_weights,
-    unwrap,
-)
 from obert_modifiers.modifiers.keys import recipe_modifier
 from obert_modifiers.modifiers.rules import listed
 from obert_modifiers.modifiers.shared_keys import SharedKeys, ends_later
@@ -43,12 +38,12 @@ class ConstantMasksModifier(MaskingModifier):
             end_epoch: -1.0
     """
 
-    params = SharedKeys.params.but(default=ALL_ENCODER)
-    start_epoch = SharedKeys.start_epoch.but(
-        default=-1.0, meaning="Epoch from which on zeros stay; -1 for the start."
+    params = SharedKeys.params.but(default=_targets.ALL_ENCODER)
+    start_epoch = SharedKeys.start_epoch.but(default=-1.0).means(
+        "Epoch from which on zeros stay; -1 for the start."
     )
-    end_epoch = SharedKeys.end_epoch.but(
-        default=-1.0, meaning="Epoch from which on they may grow back; -1 for never."
+    end_epoch = SharedKeys.end_epoch.but(default=-1.0).means(
+        "Epoch from which on they may grow back; -1 for never."
     )
     _ends = ends_later()
 
@@ -59,17 +54,14 @@ class ConstantMasksModifier(MaskingModifier):
 
     def resolve_targets(self, model: nn.Module) -> list[str]:
         """Name the parameters whose zeros stay, of a wrapped model too."""
-        return match_weights(
-            unwrap(model), listed("params", self.params or ALL_ENCODER)
-        )
+        patterns = listed("params", self.params or _targets.ALL_ENCODER)
+        return _targets.match_weights(_targets.unwrap(model), patterns)
 
-    def initialize(
-        self, module: nn.Module, epoch: float = 0, loggers: Any = None, **kwargs: Any
-    ) -> None:
+    def initialize(self, module, epoch=0, loggers=None, **kwargs) -> None:
         """Find the parameters; an infinite epoch takes the masks at once."""
         super().initialize(module, epoch, loggers, **kwargs)
-        model = unwrap(module)
-        targets = find_targets(model, self.resolve_targets(model))
+        model = _targets.unwrap(module)
+        targets = _targets.find_targets(model, self.resolve_targets(model))
         self._masks = ParameterMasks(model, targets)
         if epoch == float("inf"):
             self._take()
@@ -78,9 +70,7 @@ class ConstantMasksModifier(MaskingModifier):
         self._masks.replace([data != 0 for data in self._masks.params_data])
         self._masks.enabled = True
 
-    def update(
-        self, module: nn.Module, optimizer: Any, epoch: float, steps_per_epoch: int
-    ) -> None:
+    def update(self, module, optimizer, epoch, steps_per_epoch) -> None:
         """Take the masks, or let go of them; called by the host when it is time."""
         super().update(module, optimizer, epoch, steps_per_epoch)
         if self.start_pending(epoch, steps_per_epoch):

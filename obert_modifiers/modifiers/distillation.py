@@ -10,29 +10,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from obert_modifiers import core
-from obert_modifiers.core.options import LAYER_MAPS
 from obert_modifiers.faults import Fault, Rule
-from obert_modifiers.host.bases import (
-    ScheduledModifier,
-    SparsificationTypes,
-)
+from obert_modifiers.host.bases import ScheduledModifier, SparsificationTypes
+from obert_modifiers.modifiers import rules
 from obert_modifiers.modifiers._classes import class_names, order_for
 from obert_modifiers.modifiers._targets import unwrap
-from obert_modifiers.modifiers.keys import (
-    Key,
-    KeyedModifier,
-    between,
-    recipe_modifier,
-)
-from obert_modifiers.modifiers.rules import (
-    FLAG,
-    FRACTION,
-    INPUTS,
-    POSITIVE,
-    layer_map,
-    name,
-    not_negative,
-)
+from obert_modifiers.modifiers.keys import Key, KeyedModifier, between, recipe_modifier
 from obert_modifiers.modifiers.shared_keys import SharedKeys, ends_later
 
 if TYPE_CHECKING:
@@ -88,66 +71,46 @@ class LogitDistillationModifier(KeyedModifier, ScheduledModifier):
     kind = SparsificationTypes.distillation
     replaceable = True
 
-    hardness = Key(
-        FRACTION, 0.5, "Weight h of the distillation loss, in [0, 1].", later=True
+    hardness = Key(rules.FRACTION, 0.5, later=True).means(
+        "Weight h of the distillation loss, in [0, 1]."
     )
-    temperature = Key(POSITIVE, 2.0, "Softening T of both outputs.", later=True)
-    start_epoch = SharedKeys.start_epoch.but(
-        default=-1.0, meaning="First epoch; -1 for the start.", later=True
+    temperature = Key(rules.POSITIVE, 2.0, later=True).means(
+        "Softening T of both outputs."
     )
-    end_epoch = SharedKeys.end_epoch.but(
-        default=-1.0,
-        meaning="Epoch from which on the task's loss is back; -1 for never.",
-        later=True,
+    start_epoch = SharedKeys.start_epoch.but(default=-1.0, later=True).means(
+        "First epoch; -1 for the start."
     )
-    mask_padding = Key(
-        FLAG,
-        True,
+    end_epoch = SharedKeys.end_epoch.but(default=-1.0, later=True).means(
+        "Epoch from which on the task's loss is back; -1 for never."
+    )
+    mask_padding = Key(rules.FLAG, True, later=True).means(
         "False counts padding and ignored labels too, as SparseML's "
-        "DistillationModifier does.",
-        later=True,
+        "DistillationModifier does."
     )
     teacher = Key(
-        name("a folder or hub id, self or disable", "write it as text"),
-        None,
+        rules.name("a folder or hub id, self or disable"), None, later=True
+    ).means(
         "Folder or hub id of the teacher, which whoever runs the recipe loads; self or "
-        "disable. A teacher given to initialize comes before it.",
-        later=True,
+        "disable. A teacher given to initialize comes before it."
     )
-    hidden_weight = Key(
-        not_negative("write 1.0"),
-        0.0,
-        "Weight w of the loss on hidden states, beside that on logits; 0 leaves it "
-        "out.",
-        later=True,
+    hidden_weight = Key(rules.NOT_NEGATIVE, 0.0, later=True).means(
+        "Weight w of the loss on hidden states, beside that on logits; 0 leaves it out."
     )
-    layer_map = Key(
-        layer_map(*LAYER_MAPS),
-        None,
+    layer_map = Key(rules.LAYER_MAP, None, later=True).means(
         "uniform (the default), last, or for each layer of the student the index of "
-        "the teacher's, counted from 0.",
-        later=True,
+        "the teacher's, counted from 0."
     )
-    teacher_input_keys = Key(
-        INPUTS,
-        None,
+    teacher_input_keys = Key(rules.INPUTS, None, later=True).means(
         "Names of the student's inputs that the teacher gets, for one that takes "
-        "fewer; None for all but the labels.",
-        later=True,
+        "fewer; None for all but the labels."
     )
     _ends = ends_later("epochs to distil in, or -1 for the end of the training")
 
     @between("layer_map", "hidden_weight")
     def _weighed(layers: Any, weight: float) -> Iterator[Fault]:
         if layers is not None and weight == 0.0:
-            yield Fault.of(
-                Rule.NEEDS,
-                "layer_map",
-                layers,
-                "is given without hidden_weight",
-                "both or none",
-                "write hidden_weight: 1.0",
-            )
+            said = "is given without hidden_weight", "both", "write hidden_weight: 1.0"
+            yield Fault.of(Rule.NEEDS, "layer_map", layers, *said)
 
     def begin(self) -> None:
         """Have no teacher yet."""
@@ -158,32 +121,17 @@ class LogitDistillationModifier(KeyedModifier, ScheduledModifier):
         self._order: list[int] | None = None
 
     def initialize(
-        self,
-        module: nn.Module,
-        epoch: float = 0,
-        loggers: Any = None,
-        distillation_teacher: nn.Module | str | None = None,
-        **kwargs: Any,
+        self, module, epoch=0, loggers=None, distillation_teacher=None, **kwargs
     ) -> None:
-        """Take the teacher.
+        """Take the teacher: a model, ``"self"`` or ``"disable"``.
 
-        Args:
-            module: The student.
-            epoch: Epoch to start from.
-            loggers: SparseML loggers.
-            distillation_teacher: A model, ``"self"`` or ``"disable"``; None for the
-                recipe's ``teacher``.
-            **kwargs: What the caller offers to all modifiers.
-
-        Raises:
-            ValueError: If the teacher is neither, is the student itself, or its outputs
-                stand for something else than the student's.
+        None stands for the recipe's ``teacher``. An error if the teacher is something
+        else or the student itself, or if its outputs stand for something else.
         """
         from torch import nn
 
         super().initialize(module, epoch, loggers, **kwargs)
-        student = unwrap(module)
-        given = distillation_teacher
+        student, given = unwrap(module), distillation_teacher
         given = (self.teacher or "disable") if given is None else given
         if isinstance(given, nn.Module):
             if unwrap(given) is student:
@@ -212,18 +160,14 @@ class LogitDistillationModifier(KeyedModifier, ScheduledModifier):
 
     def _compare(self, theirs: Any) -> None:
         """Hold the teacher's outputs against the student's, by the configurations."""
-        ours = self._config
-        one, two = (getattr(c, "problem_type", None) for c in (ours, theirs))
-        if (
-            None not in (one, two)
-            and one != two
-            and {one, two} & {core.outputs.REGRESSION, core.outputs.MULTI_LABEL}
-        ):
+        own, other = (getattr(c, "problem_type", None) for c in (self._config, theirs))
+        special = {core.outputs.REGRESSION, core.outputs.MULTI_LABEL}
+        if None not in (own, other) and own != other and {own, other} & special:
             raise ValueError(
-                f"teacher has problem_type={two}; expected the student's {one}; use a "
-                "teacher of the same task, or correct problem_type in its config.json"
+                f"teacher has problem_type={other}; expected the student's {own}; use "
+                "one of the same task, or correct problem_type in its config.json"
             )
-        names, others = class_names(ours), class_names(theirs)
+        names, others = class_names(self._config), class_names(theirs)
         order = order_for(names, others) if names else None
         self._order = None if order == list(range(len(names))) else order
         if self._order is not None:
@@ -236,22 +180,21 @@ class LogitDistillationModifier(KeyedModifier, ScheduledModifier):
 
     def active(self, epoch: float) -> bool:
         """Tell whether the loss is distilled at an epoch."""
-        ended = self.end_epoch >= 0.0 and epoch >= self.end_epoch
-        return (
-            self._teacher_model is not None and epoch >= self.start_epoch and not ended
-        )
+        ended = 0.0 <= self.end_epoch <= epoch
+        begun = epoch >= self.start_epoch and not ended
+        return begun and self._teacher_model is not None
 
     def loss_update(
         self,
-        loss: Tensor,
-        module: nn.Module,
-        optimizer: Any,
-        epoch: float,
-        steps_per_epoch: int,
-        student_outputs: Any = None,
-        student_inputs: Inputs | None = None,
-        teacher_inputs: Inputs | None = None,
-        **kwargs: Any,
+        loss,
+        module,
+        optimizer,
+        epoch,
+        steps_per_epoch,
+        student_outputs=None,
+        student_inputs=None,
+        teacher_inputs=None,
+        **kwargs,
     ) -> Tensor:
         """Mix the distillation loss into the loss of a batch, between the epochs.
 
@@ -262,9 +205,8 @@ class LogitDistillationModifier(KeyedModifier, ScheduledModifier):
         ``teacher_inputs`` are the teacher's own, of the same samples, where they are
         others. An error if outputs or inputs are missing.
         """
-        loss = super().loss_update(
-            loss, module, optimizer, epoch, steps_per_epoch, **kwargs
-        )
+        where = module, optimizer, epoch, steps_per_epoch
+        loss = super().loss_update(loss, *where, **kwargs)
         if not self.active(epoch):
             return loss
         if student_outputs is None or student_inputs is None:
@@ -289,10 +231,9 @@ class LogitDistillationModifier(KeyedModifier, ScheduledModifier):
         student's outputs only.
         """
         rows, hidden = self._losses(student_outputs, student_inputs)
-        losses = rows.per_sample()
-        if hidden is not None:
-            losses = losses + self._hidden_weight * hidden
-        return losses
+        if hidden is None:
+            return rows.per_sample()
+        return rows.per_sample() + self._hidden_weight * hidden
 
     def _losses(
         self,
@@ -300,36 +241,34 @@ class LogitDistillationModifier(KeyedModifier, ScheduledModifier):
         student_inputs: Inputs,
         teacher_inputs: Inputs | None = None,
     ) -> tuple[RowLosses, Tensor | None]:
-        """Run the teacher and compare."""
+        """Run the teacher and compare: the outputs, and the hidden states if asked."""
         import torch
 
+        teacher_model = self._teacher_model
         inputs = self._teacher_inputs(student_inputs, teacher_inputs)
         student = core.distillation.read_outputs(student_outputs)
         device = student.logits[0].device
-        if next(self._teacher_model.parameters()).device != device:
-            self._teacher_model.to(device)
-        asked = {}
-        if self._hidden_weight > 0.0 and hasattr(self._teacher_model, "config"):
-            asked[_SWITCH] = True
+        if next(teacher_model.parameters()).device != device:
+            teacher_model.to(device)
+        hidden = self._hidden_weight > 0.0
+        asked = {_SWITCH: True} if hidden and hasattr(teacher_model, "config") else {}
         with torch.no_grad():
-            found = _forward(self._teacher_model, inputs, asked)
+            found = _forward(teacher_model, inputs, asked)
             teacher = self._in_order(core.distillation.read_outputs(found))
         named = self._mask_padding and isinstance(student_inputs, Mapping)
         mask = student_inputs.get("attention_mask") if named else None
-        labels = student_inputs.get("labels") if named else None
         rows = core.distillation.output_losses(
             student,
             teacher,
             self._temperature,
             attention_mask=mask,
-            labels=labels,
+            labels=student_inputs.get("labels") if named else None,
             problem=getattr(self._config, "problem_type", None),
         )
-        if self._hidden_weight == 0.0:
+        if not hidden:
             return rows, None
-        return rows, core.distillation.hidden_losses(
-            student, teacher, self._layer_map or "uniform", mask
-        )
+        layers = self._layer_map or "uniform"
+        return rows, core.distillation.hidden_losses(student, teacher, layers, mask)
 
     def _in_order(self, outputs: Outputs) -> Outputs:
         order = self._order
@@ -342,9 +281,8 @@ class LogitDistillationModifier(KeyedModifier, ScheduledModifier):
         return replace(outputs, logits=logits)
 
     def _teacher_inputs(self, student: Inputs, own: Inputs | None) -> Inputs:
-        keys = self._teacher_input_keys
+        keys, begins = self._teacher_input_keys, core.outputs.TEACHERS_OWN
         if isinstance(student, Mapping):
-            begins = core.outputs.TEACHERS_OWN
             extra = {k: v for k, v in student.items() if k.startswith(begins)}
             student = {k: v for k, v in student.items() if k not in extra}
             student |= {k.removeprefix(begins): v for k, v in extra.items()}
@@ -365,10 +303,10 @@ class LogitDistillationModifier(KeyedModifier, ScheduledModifier):
         shown = student if own is None else own
         if not isinstance(shown, Mapping):
             return shown
-        left_out = (
-            *core.outputs.LABELS,
-            *([] if _takes_types(self._teacher_model) else [_TOKEN_TYPES]),
-        )
+        taken = inspect.signature(self._teacher_model.forward).parameters
+        left_out = set(core.outputs.LABELS)
+        if _TOKEN_TYPES not in taken and "input_ids" in taken:  # as in DistilBERT
+            left_out.add(_TOKEN_TYPES)
         return {k: v for k, v in shown.items() if k not in left_out}
 
     def own_state(self) -> dict[str, Any]:
@@ -382,9 +320,8 @@ class LogitDistillationModifier(KeyedModifier, ScheduledModifier):
     def _hash(self) -> str | None:
         if self._teacher_model is None:
             return None
-        self._digest = self._digest or core.distributed.identity.digest_of(
-            self._teacher_model
-        )
+        digest_of = core.distributed.identity.digest_of
+        self._digest = self._digest or digest_of(self._teacher_model)
         return self._digest
 
     def load_own_state(self, state: Mapping[str, Any]) -> None:
@@ -397,9 +334,7 @@ class LogitDistillationModifier(KeyedModifier, ScheduledModifier):
                 "with; pass the same one, and for self the model as it was at the start"
             )
 
-    def finalize(
-        self, module: nn.Module | None = None, reset_loggers: bool = True, **kwargs: Any
-    ) -> None:
+    def finalize(self, module=None, reset_loggers=True, **kwargs) -> None:
         """Let go of the teacher, and set the student's configuration back."""
         super().finalize(module, reset_loggers, **kwargs)
         self._teacher_model = self._config = None
@@ -416,9 +351,3 @@ def _forward(model: nn.Module, inputs: Inputs, options: Mapping[str, Any]) -> An
         return model(**inputs, **options)
     ordered = (inputs,) if isinstance(inputs, Tensor) else inputs
     return model(*ordered, **options)
-
-
-def _takes_types(teacher: nn.Module) -> bool:
-    # DistilBERT and others have none.
-    taken = inspect.signature(teacher.forward).parameters
-    return _TOKEN_TYPES in taken or "input_ids" not in taken

@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from obert_modifiers import core
 from obert_modifiers.faults import nearest_word
-from obert_modifiers.host.bases import (
-    ScheduledModifier,
-)
+from obert_modifiers.host.bases import ScheduledModifier
+from obert_modifiers.modifiers import rules
 from obert_modifiers.modifiers._targets import unwrap
 from obert_modifiers.modifiers.keys import Key, KeyedModifier, Values, recipe_modifier
-from obert_modifiers.modifiers.rules import COUNT, FLAG, choice, name, not_negative
 from obert_modifiers.modifiers.shared_keys import SharedKeys
 
 if TYPE_CHECKING:
@@ -56,32 +54,26 @@ class EarlyStoppingModifier(KeyedModifier, ScheduledModifier):
             restore_best: true
     """
 
-    metric = Key(
-        name("a figure of the evaluations", "write accuracy or loss"),
-        meaning="Name of a figure of the evaluations, such as accuracy.",
+    best: float | None = None  # of the evaluations that count
+    best_epoch = -1.0
+
+    metric = Key(rules.name("a figure of the evaluations")).means(
+        "Name of a figure of the evaluations, such as accuracy."
     )
-    mode = Key(
-        choice("max", "min"),
-        "max",
-        "max where a larger figure is better, min for a loss.",
+    mode = Key(rules.choice("max", "min"), "max").means(
+        "max where a larger figure is better, min for a loss."
     )
-    patience = Key(
-        COUNT,
-        1,
-        "Evaluations in a row that are not better, after which the training ends.",
+    patience = Key(rules.COUNT, 1).means(
+        "Evaluations in a row that are not better, after which the training ends."
     )
-    min_delta = Key(
-        not_negative("write 0.0"),
-        0.0,
-        "By how much a better figure exceeds the best so far.",
+    min_delta = Key(rules.NOT_NEGATIVE, 0.0).means(
+        "By how much a better figure exceeds the best so far."
     )
-    start_epoch = SharedKeys.start_epoch.but(
-        default=0.0, meaning="Epoch of the first evaluation that counts."
+    start_epoch = SharedKeys.start_epoch.but(default=0.0).means(
+        "Epoch of the first evaluation that counts."
     )
-    restore_best = Key(
-        FLAG,
-        True,
-        "True ends with the weights of the best evaluation, false with the last ones.",
+    restore_best = Key(rules.FLAG, True).means(
+        "True ends with the weights of the best evaluation, false with the last ones."
     )
 
     @classmethod
@@ -91,21 +83,9 @@ class EarlyStoppingModifier(KeyedModifier, ScheduledModifier):
 
     def begin(self) -> None:
         """Know of no evaluation yet."""
-        self._best: float | None = None
-        self._best_epoch = -1.0
         self._last_epoch = -1.0
         self._worse = 0
         self._snapshot: Snapshot | None = None
-
-    @property
-    def best(self) -> float | None:
-        """The metric's best value; None before the first evaluation that counts."""
-        return self._best
-
-    @property
-    def best_epoch(self) -> float:
-        """Epoch of the best evaluation; -1 before there is one."""
-        return self._best_epoch
 
     @property
     def stopped(self) -> bool:
@@ -127,9 +107,9 @@ class EarlyStoppingModifier(KeyedModifier, ScheduledModifier):
         if epoch < self.start_epoch:
             return False
         self._last_epoch = epoch
-        if self._better(float(metrics[self._metric])):
-            self._best, self._best_epoch = float(metrics[self._metric]), epoch
-            self._worse = 0
+        value = float(metrics[self._metric])
+        if self._better(value):
+            self.best, self.best_epoch, self._worse = value, epoch, 0
             if self._restore_best:
                 self._snapshot = core.snapshot.take_snapshot(unwrap(module))
         else:
@@ -139,9 +119,9 @@ class EarlyStoppingModifier(KeyedModifier, ScheduledModifier):
     def _better(self, value: float) -> bool:
         if math.isnan(value):
             return False
-        if self._best is None:
+        if self.best is None:
             return True
-        gain = value - self._best
+        gain = value - self.best
         return (gain if self._mode == "max" else -gain) > self._min_delta
 
     def restore(self, module: nn.Module) -> bool:
@@ -151,9 +131,7 @@ class EarlyStoppingModifier(KeyedModifier, ScheduledModifier):
             unwrap(module), snapshot
         )
 
-    def finalize(
-        self, module: nn.Module | None = None, reset_loggers: bool = True, **kwargs: Any
-    ) -> None:
+    def finalize(self, module=None, reset_loggers=True, **kwargs) -> None:
         """Go back to the best weights, unless :meth:`restore` has done so."""
         super().finalize(module, reset_loggers, **kwargs)
         if self._last_epoch < 0.0:
@@ -167,20 +145,20 @@ class EarlyStoppingModifier(KeyedModifier, ScheduledModifier):
 
     def own_state(self) -> dict[str, Any]:
         """Return the best evaluation so far, with its weights."""
+        best = self._snapshot
         return {
-            "best": self._best,
-            "best_epoch": self._best_epoch,
+            "best": self.best,
+            "best_epoch": self.best_epoch,
             "last_epoch": self._last_epoch,
             "worse": self._worse,
-            "values": self._snapshot.values if self._snapshot else None,
-            "ranges": self._snapshot.ranges if self._snapshot else None,
+            "values": None if best is None else best.values,
+            "ranges": None if best is None else best.ranges,
         }
 
     def load_own_state(self, state: Mapping[str, Any]) -> None:
         """Take up the best evaluation."""
-        self._best, self._best_epoch = state["best"], state["best_epoch"]
+        self.best, self.best_epoch = state["best"], state["best_epoch"]
         self._last_epoch, self._worse = state["last_epoch"], state["worse"]
-        values = state["values"]
-        self._snapshot = (
-            None if values is None else core.snapshot.Snapshot(values, state["ranges"])
-        )
+        weights = state["values"], state["ranges"]
+        made = core.snapshot.Snapshot
+        self._snapshot = None if weights[0] is None else made(*weights)

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from obert_modifiers.host.bases import (
-    ScheduledModifier,
-)
+from obert_modifiers.host.bases import ScheduledModifier
 from obert_modifiers.modifiers._targets import match_names, unwrap
 from obert_modifiers.modifiers.keys import KeyedModifier, recipe_modifier
 from obert_modifiers.modifiers.rules import listed
@@ -17,7 +15,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 _CLOSE = 1e-9  # of an epoch; far below a step, far above a sum's rounding
-_NEXT = "next_epoch"
 
 
 @recipe_modifier()
@@ -47,12 +44,11 @@ class FrozenParamsModifier(KeyedModifier, ScheduledModifier):
     params = SharedKeys.params.but(
         meaning="Names, re: patterns or tokens of the parameters to keep."
     )
-    start_epoch = SharedKeys.start_epoch.but(
-        default=0.0, meaning="Epoch of the first step that leaves them as they are."
+    start_epoch = SharedKeys.start_epoch.but(default=0.0).means(
+        "Epoch of the first step that leaves them as they are."
     )
-    end_epoch = SharedKeys.end_epoch.but(
-        default=-1.0,
-        meaning="Epoch of the first step that moves them again; -1 for never.",
+    end_epoch = SharedKeys.end_epoch.but(default=-1.0).means(
+        "Epoch of the first step that moves them again; -1 for never."
     )
     _ends = ends_later()
 
@@ -63,14 +59,7 @@ class FrozenParamsModifier(KeyedModifier, ScheduledModifier):
         self._next_epoch = 0.0
 
     def resolve_targets(self, model: nn.Module) -> list[str]:
-        """Name the parameters that this modifier would keep as they are.
-
-        Args:
-            model: The model, wrapped or not.
-
-        Returns:
-            Full names in the unwrapped model.
-        """
+        """Name the parameters that stay as they are, of a wrapped model too."""
         return match_names(unwrap(model), listed("params", self.params))
 
     def _in_range(self, epoch: float) -> bool:
@@ -96,42 +85,27 @@ class FrozenParamsModifier(KeyedModifier, ScheduledModifier):
             handle.remove()
         self._handles = []
 
-    def initialize(
-        self, module: nn.Module, epoch: float = 0, loggers: Any = None, **kwargs: Any
-    ) -> None:
-        """Find the parameters, and hold them if the training starts in the range.
-
-        Args:
-            module: The model.
-            epoch: Epoch to start from.
-            loggers: SparseML loggers.
-            **kwargs: What the caller offers to all modifiers.
-        """
+    def initialize(self, module, epoch=0, loggers=None, **kwargs) -> None:
+        """Find the parameters, and hold them if the training starts in the range."""
         super().initialize(module, epoch, loggers, **kwargs)
         model = unwrap(module)
         # Looked up once; it fails now rather than at start_epoch.
         self._kept = [model.get_parameter(n) for n in self.resolve_targets(model)]
         self._prepare(epoch)
 
-    def optimizer_pre_step(
-        self, module: nn.Module, optimizer: Any, epoch: float, steps_per_epoch: int
-    ) -> None:
+    def optimizer_pre_step(self, module, optimizer, epoch, steps_per_epoch) -> None:
         """Take the gradients away, in the range."""
         super().optimizer_pre_step(module, optimizer, epoch, steps_per_epoch)
         if self._in_range(epoch):
             for parameter in self._kept:
                 parameter.grad = None
 
-    def optimizer_post_step(
-        self, module: nn.Module, optimizer: Any, epoch: float, steps_per_epoch: int
-    ) -> None:
+    def optimizer_post_step(self, module, optimizer, epoch, steps_per_epoch) -> None:
         """Hold or release the parameters for the step that comes next."""
         super().optimizer_post_step(module, optimizer, epoch, steps_per_epoch)
         self._prepare(epoch + 1.0 / steps_per_epoch)
 
-    def finalize(
-        self, module: nn.Module | None = None, reset_loggers: bool = True, **kwargs: Any
-    ) -> None:
+    def finalize(self, module=None, reset_loggers=True, **kwargs) -> None:
         """Release the parameters and let go of them."""
         super().finalize(module, reset_loggers, **kwargs)
         self._release()
@@ -139,8 +113,8 @@ class FrozenParamsModifier(KeyedModifier, ScheduledModifier):
 
     def own_state(self) -> dict[str, Any]:
         """Return the epoch of the step to come."""
-        return {_NEXT: self._next_epoch}
+        return {"next_epoch": self._next_epoch}
 
     def load_own_state(self, state: Mapping[str, Any]) -> None:
         """Hold the parameters where the step to come is in the range."""
-        self._prepare(state[_NEXT])
+        self._prepare(state["next_epoch"])

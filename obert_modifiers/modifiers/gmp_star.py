@@ -1,26 +1,10 @@
 """GMP★: gradual magnitude pruning with a large first step."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
-from obert_modifiers import core
 from obert_modifiers.modifiers._gradual import GradualPruningModifier
 from obert_modifiers.modifiers.keys import recipe_modifier
 
-if TYPE_CHECKING:
-    from obert_modifiers.core.pruning.pruning_step import StepResult
 
-
-@recipe_modifier(
-    defaults={
-        "init_sparsity": 0.7,
-        "start_epoch": 2.0,
-        "update_frequency": 0.1,
-        "global_sparsity": False,
-    }
-)
+@recipe_modifier()
 class GMPStarPruningModifier(GradualPruningModifier):
     """Prune the weights of smallest magnitude, gradually.
 
@@ -43,13 +27,7 @@ class GMPStarPruningModifier(GradualPruningModifier):
             params: __ALL_ENCODER__
     """
 
-    def prune_step(self, sparsities: Sequence[float]) -> StepResult:
-        """Prune by magnitude to target sparsities in [0, 1]; writes the parameters."""
-        return core.pruning.pruning_step.magnitude_step_(
-            self._masks.targets,
-            self._masks.param_masks,
-            sparsities,
-            global_sparsity=self.global_sparsity,
-            pattern=self._pattern,
-            min_density=self.min_density,
-        )
+    init_sparsity = GradualPruningModifier.KEYS["init_sparsity"].but(default=0.7)
+    start_epoch = GradualPruningModifier.KEYS["start_epoch"].but(default=2.0)
+    update_frequency = GradualPruningModifier.KEYS["update_frequency"].but(default=0.1)
+    global_sparsity = GradualPruningModifier.KEYS["global_sparsity"].but(default=False)

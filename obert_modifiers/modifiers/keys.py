@@ -1,9 +1,7 @@
 """The keys of modifiers: each declared once, in the class that has it.
 
-A :class:`Key` in the body of a modifier's class says how a recipe's value is read and
-checked, its default, what it means, and whether a resumed run may change it. From the
-keys, :func:`recipe_modifier` makes the constructor, SparseML's properties and the YAML
-tag; recipe checks, plans, edited recipes and the tables of the docs read them too.
+From the keys, :func:`recipe_modifier` makes the constructor, SparseML's properties and
+the YAML tag; recipe checks, plans, edited recipes and the tables of the docs read them.
 """
 
 from __future__ import annotations
@@ -11,10 +9,13 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from obert_modifiers.faults import Fault, FaultError
 from obert_modifiers.host.bases import (
+    SCHEDULE_KEY,
     ModifierProp,
     PyTorchModifierYAML,
     SparsificationTypes,
@@ -35,49 +36,43 @@ class Key(ModifierProp):
     """A recipe key of a modifier, and the read-only property of its value.
 
     Attributes:
-        name: Its name in recipes, by default that of the attribute of the class.
         rule: How a value is read and checked.
-        default: Its default, or :data:`REQUIRED`. None is taken where it is the
-            default.
-        meaning: What it means, in a line.
+        default: Its default, which is not checked, or :data:`REQUIRED`. None is taken
+            where it is the default.
         later: Whether a resumed run may change it once the modifier has begun; or a
             function of the new value that tells so.
+        name: Its name in recipes, that of the attribute of the class unless a method
+            has that name; the attribute has an underscore then.
+        silent: Whether YAML has it only where it is not the default, for a key that
+            came later than checkpoints that are still resumed.
+        meaning: What it means, in a line.
     """
 
     def __init__(
         self,
         rule: Reader,
         default: Any = REQUIRED,
-        meaning: str = "",
         *,
         later: bool | Callable[[Any], bool] = False,
         name: str = "",
         silent: bool = False,
+        meaning: str = "",
     ) -> None:
-        """Declare a key.
-
-        Args:
-            rule: How a value is read and checked.
-            default: Its default; it is not checked.
-            meaning: What it means, in a line.
-            later: As above.
-            name: Where the name is taken by a method of the modifier; the attribute
-                of the class has an underscore then.
-            silent: True writes it to YAML only where it is not the default, for a key
-                that came later than checkpoints that are still resumed.
-        """
         super().__init__(
             func_get=lambda modifier: getattr(modifier, self.slot),
             no_serialize_val=default if silent else None,
         )
-        self.rule, self.default, self.meaning = rule, default, meaning
-        self.later, self.name, self.silent = later, name, silent
-        self.__doc__ = meaning
+        self.rule, self.default, self.later = rule, default, later
+        self.name, self.attribute, self.silent = name, "", silent
+        self.means(meaning)
+
+    def means(self, meaning: str) -> Key:
+        """Say what it means."""
+        self.meaning = self.__doc__ = meaning
+        return self
 
     def __set_name__(self, owner: type, attribute: str) -> None:
-        """Take the name of the attribute where none is given."""
-        self.attribute = attribute
-        self.name = self.name or attribute
+        self.attribute, self.name = attribute, self.name or attribute
 
     @property
     def slot(self) -> str:
@@ -86,7 +81,7 @@ class Key(ModifierProp):
 
     def but(self, **changed: Any) -> Key:
         """Return the same key where a modifier has another default, rule or meaning."""
-        names = ("rule", "default", "meaning", "later", "name", "silent")
+        names = ("rule", "default", "later", "name", "silent", "meaning")
         return Key(**{name: getattr(self, name) for name in names} | changed)
 
     def read(self, value: Any) -> Any:
@@ -100,6 +95,7 @@ class Key(ModifierProp):
         return self.later(value) if callable(self.later) else self.later
 
 
+@dataclass(frozen=True)
 class Between:
     """A check of several keys; it runs where each of them can be read.
 
@@ -108,13 +104,13 @@ class Between:
         check: Takes their values and yields faults.
     """
 
-    def __init__(self, keys: tuple[str, ...], check: Callable[..., Iterable[Fault]]):
-        self.keys, self.check = keys, check
+    keys: tuple[str, ...]
+    check: Callable[..., Iterable[Fault]]
 
 
 def between(*keys: str) -> Callable[[Callable[..., Iterable[Fault]]], Between]:
     """Declare a check of several keys beside them, in the body of the class."""
-    return lambda check: Between(keys, check)
+    return partial(Between, keys)
 
 
 class Values(dict):
@@ -143,40 +139,36 @@ class KeyedModifier:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Note what a class declares in its body."""
         super().__init_subclass__(**kwargs)
-        kinds = (Key, Between)
-        own = {k: v for k, v in vars(cls).items() if isinstance(v, kinds)}
+        own = {k: v for k, v in vars(cls).items() if isinstance(v, (Key, Between))}
         for name in own.keys() & set(_FOR_THE_HOST):
             delattr(cls, name)  # the host's own properties stay, which can be set
-        cls._own, found = own, {}
+        cls._own, declared = own, {}
         for base in reversed(cls.__mro__):  # what is declared again keeps its place
-            found |= vars(base).get("_own", {})
-        cls.KEYS = {one.name: one for one in found.values() if isinstance(one, Key)}
-        cls.CHECKS = tuple(one for one in found.values() if isinstance(one, Between))
+            declared |= vars(base).get("_own", {})
+        cls.KEYS = {k.name: k for k in declared.values() if isinstance(k, Key)}
+        cls.CHECKS = tuple(c for c in declared.values() if isinstance(c, Between))
 
     @classmethod
     def read_keys(
         cls, given: Mapping[str, Any], faulty: Iterable[str] = ()
     ) -> tuple[Values, list[Fault]]:
-        """Read and check what a recipe gives.
-
-        Args:
-            given: Value by key; others than this modifier's are ignored.
-            faulty: Keys whose values are known to be of no use.
+        """Read and check what a recipe gives; other modifiers' keys are ignored.
 
         Returns:
-            The values of all keys that can be read, defaults among them; and
-            everything that is wrong.
+            The values of all keys that can be read, defaults among them, without those
+            known to be ``faulty``; and everything that is wrong.
         """
         values, faults = Values(given=dict(given)), []
         for name, key in cls.KEYS.items():
-            if name not in given and name not in faulty:
-                if key.default is not REQUIRED:
-                    values[name] = copy.copy(key.default)
-            elif name not in faulty:
-                try:
+            if name in faulty:
+                continue
+            try:
+                if name in given:
                     values[name] = key.read(given[name])
-                except FaultError as error:
-                    faults += error.faults
+                elif key.default is not REQUIRED:
+                    values[name] = copy.copy(key.default)
+            except FaultError as error:
+                faults += error.faults
         for one in cls.CHECKS:
             if all(name in values for name in one.keys):
                 faults += one.check(*(values[name] for name in one.keys))
@@ -222,18 +214,25 @@ class KeyedModifier:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return what :meth:`own_state` has, and where the schedule stands."""
-        schedule = {"started": self._started, "ended": self._ended}
-        return as_tensors(schedule | self.own_state())
+        state = self.own_state()
+        schedule = state.get(SCHEDULE_KEY, state)
+        schedule.update(started=self._started, ended=self._ended)
+        return as_tensors(state)
 
     def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True) -> None:
         """Continue where :meth:`state_dict` was taken; always strict."""
         check_initialized(self)
         state = from_tensors(state_dict)
         self.load_own_state(state)
-        self._started, self._ended = state["started"], state["ended"]
+        schedule = state.get(SCHEDULE_KEY, state)
+        self._started, self._ended = schedule["started"], schedule["ended"]
 
     def own_state(self) -> dict[str, Any]:
-        """Return what changes while the modifier runs; nothing here."""
+        """Return what changes while the modifier runs; nothing here.
+
+        Tensors by name, with all that is none below :data:`SCHEDULE_KEY`; or by name
+        without it.
+        """
         return {}
 
     def load_own_state(self, state: Mapping[str, Any]) -> None:
@@ -241,35 +240,26 @@ class KeyedModifier:
 
 
 def recipe_modifier(
-    *,
-    defaults: Mapping[str, Any] | None = None,
-    without: Iterable[str] = (),
-    order: str = "",
-    silent: Iterable[str] = (),
+    *, without: str = "", order: str = "", silent: str = ""
 ) -> Callable[[type], type]:
     """Make a modifier of a class: its constructor, its YAML tag, its entry here.
 
     Args:
-        defaults: Defaults of inherited keys that are others here.
-        without: Inherited keys that it does not have, but sets itself in ``derive``.
+        without: Names of inherited keys that it sets itself in ``derive``.
         order: Names of the keys that come first in the constructor, in their order;
             by default those that are required. The others come as they are declared,
             the base's first.
-        silent: Inherited keys that are written only where they are not the default.
-
-    Returns:
-        The decorator.
+        silent: Names of inherited keys that are silent here.
     """
-    changes = {name: {"default": value} for name, value in (defaults or {}).items()}
-    changes |= {name: {"silent": True} for name in silent}
 
     def decorate(cls: type) -> type:
-        keys = {name: key for name, key in cls.KEYS.items() if name not in without}
-        for name, change in changes.items():
-            attribute, keys[name] = keys[name].attribute, keys[name].but(**change)
+        keys = {
+            name: key for name, key in cls.KEYS.items() if name not in without.split()
+        }
+        for name in silent.split():
+            attribute, keys[name] = keys[name].attribute, keys[name].but(silent=True)
             keys[name].__set_name__(cls, attribute)
-            if name not in _FOR_THE_HOST:
-                setattr(cls, attribute, keys[name])
+            setattr(cls, attribute, keys[name])
         first = order.split() or [n for n, k in keys.items() if k.default is REQUIRED]
         cls.KEYS = {name: keys[name] for name in dict.fromkeys([*first, *keys])}
         cls.__init__ = _constructor(cls)
@@ -281,12 +271,10 @@ def recipe_modifier(
 
 def _constructor(cls: type) -> Callable[..., None]:
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    me = inspect.Parameter("self", kind)
-    parameters = [
-        inspect.Parameter(name, kind, default=key.default)
-        for name, key in cls.KEYS.items()
-    ]
-    signature = inspect.Signature([me, *parameters])
+    parameters = [inspect.Parameter("self", kind)]
+    for name, key in cls.KEYS.items():
+        parameters.append(inspect.Parameter(name, kind, default=key.default))
+    signature = inspect.Signature(parameters)
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         try:

@@ -9,10 +9,8 @@ from typing import TYPE_CHECKING, Any
 from obert_modifiers import core
 from obert_modifiers.core.options import CHOICES
 from obert_modifiers.faults import Fault, Rule
-from obert_modifiers.host.bases import (
-    ScheduledModifier,
-    SparsificationTypes,
-)
+from obert_modifiers.host.bases import ScheduledModifier, SparsificationTypes
+from obert_modifiers.modifiers import rules
 from obert_modifiers.modifiers._targets import unwrap
 from obert_modifiers.modifiers.keys import (
     Key,
@@ -21,12 +19,9 @@ from obert_modifiers.modifiers.keys import (
     between,
     recipe_modifier,
 )
-from obert_modifiers.modifiers.rules import LAYER_NAMES, LAYERS, choice
 
 if TYPE_CHECKING:
     from torch import nn
-
-_STATE_KEY = "kept"
 
 
 @recipe_modifier()
@@ -51,22 +46,17 @@ class LayerDropModifier(KeyedModifier, ScheduledModifier):
     """
 
     kind = SparsificationTypes.structured
+    kept: tuple[int, ...] | None = None  # indices of the layers that stayed
 
-    keep = Key(
-        LAYERS,
-        None,
-        "How many layers stay, at least 2, or a list of their indices, counted from 0.",
+    keep = Key(rules.LAYERS, None).means(
+        "How many layers stay, at least 2, or a list of their indices, counted from 0."
     )
-    choice = Key(
-        choice(*CHOICES),
-        None,
-        "first_middle_last, for three layers, or interleaved.",
+    choice = Key(rules.choice(*CHOICES), None).means(
+        "first_middle_last, for three layers, or interleaved."
     )
-    drop = Key(
-        LAYER_NAMES,
-        None,
+    drop = Key(rules.LAYER_NAMES, None).means(
         "In the place of keep, the full names of the layers that go, as "
-        "bert.encoder.layer.1.",
+        "bert.encoder.layer.1."
     )
 
     @between("keep", "choice", "drop")
@@ -75,24 +65,22 @@ class LayerDropModifier(KeyedModifier, ScheduledModifier):
     ) -> Iterator[Fault]:
         if drop is not None:
             if keep is not None or choice is not None:
-                broken = "and keep or choice are both given"
-                fix = "leave drop out"
-                yield Fault.of(Rule.BOTH, "drop", drop, broken, "one of them", fix)
+                said = (
+                    "and keep or choice are both given",
+                    "one of them",
+                    "leave it out",
+                )
+                yield Fault.of(Rule.BOTH, "drop", drop, *said)
         elif keep is None:
-            yield Fault(
-                Rule.MISSING,
-                "keep",
-                broken="keep is missing",
-                expected="a number of layers, or drop with the names of those that go",
-                fix="write keep: 3",
-            )
+            said = "keep is missing", "a number of layers, or drop", "write keep: 3"
+            yield Fault(Rule.MISSING, "keep", None, *said)
         elif choice is not None and isinstance(keep, list):
-            broken, fix = "and a list in keep are both given", "leave choice out"
-            yield Fault.of(Rule.BOTH, "choice", choice, broken, "one of them", fix)
+            said = "and a list in keep are both given", "one of them", "leave it out"
+            yield Fault.of(Rule.BOTH, "choice", choice, *said)
         elif choice == CHOICES[0] and keep != 3:
-            broken, fix = f"is for three layers, not keep={keep}", "write choice: "
-            fix += "interleaved"
-            yield Fault.of(Rule.LAYERS, "choice", choice, broken, "keep: 3", fix)
+            broken = f"is for three layers, not keep={keep}"
+            said = broken, "keep: 3", f"write choice: {CHOICES[1]}"
+            yield Fault.of(Rule.LAYERS, "choice", choice, *said)
 
     @classmethod
     def derive(cls, values: Values) -> None:
@@ -102,42 +90,28 @@ class LayerDropModifier(KeyedModifier, ScheduledModifier):
 
     def begin(self) -> None:
         """Have no model yet."""
-        self._kept: tuple[int, ...] | None = None
         self._model: weakref.ref[nn.Module] | None = None
         self._gone: list[weakref.ref[nn.Parameter]] = []
 
-    @property
-    def kept(self) -> tuple[int, ...] | None:
-        """Indices of the layers that stayed; None before they are dropped."""
-        return self._kept
-
     def plan(self, model: nn.Module) -> tuple[int, ...]:
         """Choose the layers of a model that stay; changes nothing."""
-        model = unwrap(model)
+        model, keep = unwrap(model), self._keep
         if self._applied_to(model):
-            return self._kept
-        return self._plan(model)
-
-    def _plan(self, model: nn.Module) -> tuple[int, ...]:
-        keep = (
-            self._keep
-            if self._drop is None
-            else core.layer_drop.layers_left(model, self._drop)
-        )
+            return self.kept
+        if self._drop is not None:
+            keep = core.layer_drop.layers_left(model, self._drop)
         return core.layer_drop.plan_layers(model, keep, self._choice)
 
     def adopt(self, model: nn.Module) -> None:
         """Take a model that was saved after its layers were dropped: drop no more."""
         model = unwrap(model)
-        self._kept = tuple(range(len(core.layer_drop.find_layers(model)[1])))
+        self.kept = tuple(range(len(core.layer_drop.find_layers(model)[1])))
         self._model = weakref.ref(model)
 
     def _applied_to(self, model: nn.Module) -> bool:
         return self._model is not None and self._model() is model
 
-    def initialize(
-        self, module: nn.Module, epoch: float = 0, loggers: Any = None, **kwargs: Any
-    ) -> None:
+    def initialize(self, module, epoch=0, loggers=None, **kwargs) -> None:
         """Drop the layers, if this model still has them."""
         from torch.nn.parallel import DistributedDataParallel
 
@@ -151,15 +125,12 @@ class LayerDropModifier(KeyedModifier, ScheduledModifier):
                 "that are to be dropped; expected the model before it is wrapped; call "
                 "RecipeManager.apply_structure first"
             )
-        kept = self._plan(model)
-        dropped = core.layer_drop.drop_layers_(model, kept)
-        self._kept = dropped.kept
+        dropped = core.layer_drop.drop_layers_(model, self.plan(model))
+        self.kept = dropped.kept
         self._model = weakref.ref(model)
         self._gone = [weakref.ref(parameter) for parameter in dropped.parameters]
 
-    def optimizer_pre_step(
-        self, module: nn.Module, optimizer: Any, epoch: float, steps_per_epoch: int
-    ) -> None:
+    def optimizer_pre_step(self, module, optimizer, epoch, steps_per_epoch) -> None:
         """Refuse an optimizer that holds dropped layers, at the first step."""
         super().optimizer_pre_step(module, optimizer, epoch, steps_per_epoch)
         gone = {id(one) for ref in self._gone if (one := ref()) is not None}
@@ -175,22 +146,20 @@ class LayerDropModifier(KeyedModifier, ScheduledModifier):
             )
         self._gone = []
 
-    def finalize(
-        self, module: nn.Module | None = None, reset_loggers: bool = True, **kwargs: Any
-    ) -> None:
+    def finalize(self, module=None, reset_loggers=True, **kwargs) -> None:
         """Let go of the model; the layers stay away."""
         super().finalize(module, reset_loggers, **kwargs)
         self._gone = []
 
     def own_state(self) -> dict[str, Any]:
         """Return which layers stayed."""
-        return {_STATE_KEY: self._kept}
+        return {"kept": self.kept}
 
     def load_own_state(self, state: Mapping[str, Any]) -> None:
         """Check that the state is that of a model with the same layers."""
-        if tuple(state[_STATE_KEY]) != self._kept:
+        if tuple(state["kept"]) != self.kept:
             raise ValueError(
-                f"state keeps the layers {list(state[_STATE_KEY])}, the model has "
-                f"{list(self._kept)}; expected the same; resume with the model and the "
+                f"state keeps the layers {list(state['kept'])}, the model has "
+                f"{list(self.kept)}; expected the same; resume with the model and the "
                 "recipe that the state was saved with"
             )

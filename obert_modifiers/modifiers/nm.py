@@ -3,66 +3,40 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from obert_modifiers import core
-from obert_modifiers.faults import Fault, FaultError, Rule
+from obert_modifiers.faults import Fault, Rule
 from obert_modifiers.modifiers._gradual import GradualPruningModifier
 from obert_modifiers.modifiers.keys import Key, Values, between, recipe_modifier
-from obert_modifiers.modifiers.rules import Reader, choice, read_pattern
+from obert_modifiers.modifiers.rules import Reader, choice, read_pattern, refuse
 from obert_modifiers.modifiers.second_order import (
+    SecondOrder,
     SecondOrderKeys,
     block_size_faults,
-    engine_of,
 )
 from obert_modifiers.modifiers.shared_keys import starts_before_it_ends
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from obert_modifiers.core.pruning.pruning_step import StepResult
 
 MAGNITUDE, OBS = "magnitude", "obs"
 ONE_SHOT, BY_FRACTION, BY_N = "one_shot", "by_fraction", "by_n"
 _ROUNDING = 1e-9  # of an epoch that is a sum of fractions
 # Checkpoints from before these keys are resumed, by the identifier of the others.
-_LATER_KEYS = (
-    "grad_sampler_kwargs",
-    "num_recomputations",
-    "grad_granularity",
-    "fisher_dtype",
-    "fisher_loss",
-    "first_order",
-)
+_LATER_KEYS = "grad_sampler_kwargs num_recomputations grad_granularity fisher_dtype "
+_LATER_KEYS += "fisher_loss first_order"
 
 
 def _n_m(key: str, value: Any) -> str:
     pattern = read_pattern(key, value)
     if pattern.n_m is None:
-        raise FaultError(
-            Fault.of(
-                Rule.MASK_TYPE,
-                key,
-                pattern.name,
-                "is not N:M",
-                "N kept of every M weights, as in 2:4",
-                "use OBERTPruningModifier or GMPStarPruningModifier for it",
-            )
-        )
+        expected = "N kept of every M weights, as in 2:4"
+        said = "is not N:M", expected, "use OBERTPruningModifier for it"
+        refuse(Rule.MASK_TYPE, key, pattern.name, *said)
     return pattern.name
 
 
 @recipe_modifier(
-    defaults={"end_epoch": None, "update_frequency": None},
-    without=(
-        "init_sparsity",
-        "final_sparsity",
-        "inter_func",
-        "global_sparsity",
-        "min_density",
-    ),
+    without="init_sparsity final_sparsity inter_func global_sparsity min_density",
     order="start_epoch end_epoch update_frequency mask_type params leave_enabled score "
     "gradual num_grads fisher_block_size damp damp_fraction selection update "
     "memory_budget",
@@ -100,16 +74,16 @@ class NMPruningModifier(SecondOrderKeys, GradualPruningModifier):
             num_grads: 1024
     """
 
+    end_epoch = GradualPruningModifier.KEYS["end_epoch"].but(default=None)
+    update_frequency = GradualPruningModifier.KEYS["update_frequency"].but(default=None)
     mask_type = GradualPruningModifier.mask_type.but(
         rule=Reader("N:M", _n_m), default="2:4", meaning="N:M, as in 2:4."
     )
-    score = Key(
-        choice(MAGNITUDE, OBS),
-        MAGNITUDE,
-        "magnitude, or obs for the second-order saliency, whose keys go with it only.",
+    score = Key(choice(MAGNITUDE, OBS), MAGNITUDE).means(
+        "magnitude, or obs for the second-order saliency, whose keys go with it only."
     )
-    gradual = Key(
-        choice(ONE_SHOT, BY_FRACTION, BY_N), ONE_SHOT, "How the pattern is reached."
+    gradual = Key(choice(ONE_SHOT, BY_FRACTION, BY_N), ONE_SHOT).means(
+        "How the pattern is reached."
     )
 
     @classmethod
@@ -122,16 +96,10 @@ class NMPruningModifier(SecondOrderKeys, GradualPruningModifier):
 
     @between("score", "given")
     def _keys_of_obs(score: str, given: Mapping[str, Any]) -> Iterator[Fault]:
+        said = "is a key of score: obs", "none with score: magnitude", "leave it out"
         for key in given if score == MAGNITUDE else ():
             if key in SecondOrderKeys.KEYS:
-                yield Fault.of(
-                    Rule.NEEDS,
-                    key,
-                    given[key],
-                    "is a key of score: obs",
-                    "none of them with score: magnitude",
-                    "leave it out or write score: obs",
-                )
+                yield Fault.of(Rule.NEEDS, key, given[key], *said)
 
     @between("score", "fisher_block_size", "mask_type")
     def _whole_groups(score: str, width: int, mask_type: str) -> Iterator[Fault]:
@@ -146,32 +114,20 @@ class NMPruningModifier(SecondOrderKeys, GradualPruningModifier):
         if end < max(start, 0.0):
             yield from starts_before_it_ends(start, end)
         elif gradual == ONE_SHOT and end != start:
-            yield Fault.of(
-                Rule.EPOCHS,
-                "end_epoch",
-                f"{end:g}",
-                f"is after start_epoch={start:g} with gradual: one_shot",
-                "one event",
-                "leave end_epoch out or write gradual: by_n",
-            )
+            broken = f"is after start_epoch={start:g} with gradual: one_shot"
+            said = broken, "one event", "leave end_epoch out or write gradual: by_n"
+            yield Fault.of(Rule.EPOCHS, "end_epoch", f"{end:g}", *said)
         elif gradual != ONE_SHOT and end == start:
-            yield Fault.of(
-                Rule.EPOCHS,
-                "gradual",
-                gradual,
-                f"has no time between start_epoch={start:g} and end_epoch={end:g}",
-                "a later end_epoch",
-                "raise it or write gradual: one_shot",
-            )
+            broken = f"has no time between start_epoch={start:g} and end_epoch={end:g}"
+            said = broken, "a later end_epoch", "raise it or write gradual: one_shot"
+            yield Fault.of(Rule.EPOCHS, "gradual", gradual, *said)
         elif gradual == BY_FRACTION and often is None:
-            yield Fault.of(
-                Rule.NEEDS,
-                "gradual",
-                gradual,
+            broken, fix = (
                 "comes without update_frequency",
-                "the epochs between two events",
                 "write update_frequency: 0.5",
             )
+            said = broken, "the epochs between two events", fix
+            yield Fault.of(Rule.NEEDS, "gradual", gradual, *said)
 
     @classmethod
     def derive(cls, values: Values) -> None:
@@ -196,24 +152,16 @@ class NMPruningModifier(SecondOrderKeys, GradualPruningModifier):
         )
         super().derive(values)
         if values.score == MAGNITUDE:
-            values.update(dict.fromkeys({*SecondOrderKeys.KEYS} - {*_LATER_KEYS}))
+            values.update(
+                dict.fromkeys({*SecondOrderKeys.KEYS} - {*_LATER_KEYS.split()})
+            )
 
     def begin(self) -> None:
         """Make the engine for ``score: obs``."""
         super().begin()
         self._end_pattern = self._pattern
         if self.score == OBS:
-            self._engine = engine_of(self, self._pattern)
-
-    def initialize(
-        self, module: nn.Module, epoch: float = 0, loggers: Any = None, **kwargs: Any
-    ) -> None:
-        """Resolve the parameters; for ``score: obs``, take the source of gradients."""
-        if self._engine is not None:
-            self._engine.connect(kwargs)
-        super().initialize(module, epoch, loggers, **kwargs)
-        if self._engine is not None:
-            self._engine.log_plan(self._masks.targets)
+            self._engine = SecondOrder(self, self._pattern)
 
     def sparsities_at(self, epoch: float) -> list[float]:
         """Ask the schedule for the targets of an event.
@@ -233,13 +181,3 @@ class NMPruningModifier(SecondOrderKeys, GradualPruningModifier):
             final, name=f"{kept}:{final.group_size}", n_m=(kept, final.group_size)
         )
         return [self._pattern.limit] * len(self._ends)
-
-    def prune_step(self, sparsities: Sequence[float]) -> StepResult:
-        """Prune by magnitude or by second order; writes the parameters."""
-        how = {"global_sparsity": self.global_sparsity, "pattern": self._pattern}
-        masks = self._masks
-        if self._engine is not None:
-            return self._engine.prune(self._model, masks, sparsities, **how)
-        return core.pruning.pruning_step.magnitude_step_(
-            masks.targets, masks.param_masks, sparsities, **how
-        )

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from obert_modifiers.modifiers._gradual import GradualPruningModifier
 from obert_modifiers.modifiers.keys import recipe_modifier
-from obert_modifiers.modifiers.second_order import SecondOrderKeys, engine_of
+from obert_modifiers.modifiers.second_order import SecondOrder, SecondOrderKeys
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from obert_modifiers.core.distributed.sharding import MemoryPlan
-    from obert_modifiers.core.pruning.pruning_step import StepResult
 
 
 @recipe_modifier()
@@ -50,34 +46,12 @@ class OBERTPruningModifier(SecondOrderKeys, GradualPruningModifier):
     def begin(self) -> None:
         """Make the engine; there is no source of gradients yet."""
         super().begin()
-        self._engine = engine_of(self, self._pattern)
-
-    def initialize(
-        self, module: nn.Module, epoch: float = 0, loggers: Any = None, **kwargs: Any
-    ) -> None:
-        """Take ``gradient_source`` or ``grad_sampler``, and resolve the parameters."""
-        self._engine.connect(kwargs)
-        super().initialize(module, epoch, loggers, **kwargs)
-        self._engine.log_plan(self._masks.targets)
+        self._engine = SecondOrder(self, self._pattern)
 
     def memory_plan(self, ranks: int | None = None) -> MemoryPlan:
         """Plan the Fisher state of an event for the selected parameters.
 
-        Args:
-            ranks: Number of processes; None asks torch, and every process has to
-                call it.
-
-        Returns:
-            The plan; an error if the budget is too small.
+        ``ranks`` is the number of processes; None asks torch, and every process has to
+        call it. An error if the budget is too small.
         """
         return self._engine.plan(self._masks.targets, ranks)
-
-    def prune_step(self, sparsities: Sequence[float]) -> StepResult:
-        """Collect gradients, prune, and update what remains; writes the parameters."""
-        return self._engine.prune(
-            self._model,
-            self._masks,
-            sparsities,
-            global_sparsity=self.global_sparsity,
-            pattern=self._pattern,
-        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from obert_modifiers import core
@@ -14,10 +14,10 @@ from obert_modifiers.host.bases import (
     SCHEDULE_KEY,
     ScheduledModifier,
     SparsificationTypes,
-    check_initialized,
 )
+from obert_modifiers.modifiers import rules
 from obert_modifiers.modifiers._sampling import find_source
-from obert_modifiers.modifiers._states import as_tensors, from_tensors
+from obert_modifiers.modifiers._states import by_name
 from obert_modifiers.modifiers._targets import unwrap
 from obert_modifiers.modifiers.keys import (
     Key,
@@ -26,11 +26,10 @@ from obert_modifiers.modifiers.keys import (
     between,
     recipe_modifier,
 )
-from obert_modifiers.modifiers.rules import FLAG, NUMBER, choice, names
 from obert_modifiers.modifiers.shared_keys import SharedKeys, ends_later
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from obert_modifiers.core.pruning.sampling import GradientSource
     from obert_modifiers.core.quantization.scheme import Scheme
@@ -71,78 +70,63 @@ class QATModifier(KeyedModifier, ScheduledModifier):
     """
 
     kind = SparsificationTypes.quantization
+    active = False  # whether the model is quantized by now
+    frozen = False  # whether disable_observer_epoch has fixed ranges by now
 
-    start_epoch = SharedKeys.start_epoch.but(
-        default=0.0, meaning="Epoch at which quantization begins; -1 for the start."
+    start_epoch = SharedKeys.start_epoch.but(default=0.0).means(
+        "Epoch at which quantization begins; -1 for the start."
     )
-    end_epoch = SharedKeys.end_epoch.but(
-        default=-1.0,
-        meaning="Epoch at which all ranges are fixed at the latest; the model stays "
-        "quantized. -1 for the end of the training.",
-        later=True,
+    end_epoch = SharedKeys.end_epoch.but(default=-1.0, later=True).means(
+        "Epoch at which all ranges are fixed at the latest; the model stays quantized. "
+        "-1 for the end of the training."
     )
-    disable_observer_epoch = Key(
-        NUMBER,
-        None,
-        "Epoch from which on ranges are fixed; None for end_epoch.",
-        later=True,
+    disable_observer_epoch = Key(rules.NUMBER, None, later=True).means(
+        "Epoch from which on ranges are fixed; None for end_epoch."
     )
-    freeze = Key(
-        choice("all", "activations"),
-        "all",
+    freeze = Key(rules.choice("all", "activations"), "all", later=True).means(
         "Which ranges disable_observer_epoch fixes: all, as in the paper, or "
-        "activations, while the scales of weights go on following their largest value.",
-        later=True,
+        "activations, while the scales of weights go on following their largest value."
     )
-    per_channel = Key(
-        FLAG,
-        False,
+    per_channel = Key(rules.FLAG, False).means(
         "True for a scale for each output of a linear layer, false for one for its "
-        "weight. An embedding has one scale.",
+        "weight. An embedding has one scale."
     )
-    reduce_range = Key(
-        FLAG,
-        True,
+    reduce_range = Key(rules.FLAG, True).means(
         "True keeps the weights of linear layers to -63 to 63, which every CPU sums "
-        "exactly; false to -127 to 127, which kernels without VNNI may not.",
+        "exactly; false to -127 to 127, which kernels without VNNI may not."
     )
-    quantize_embeddings = Key(FLAG, True, "Whether embedding matrices are quantized.")
-    quantize_attention_matmuls = Key(
-        FLAG,
-        False,
+    quantize_embeddings = Key(rules.FLAG, True).means(
+        "Whether embedding matrices are quantized."
+    )
+    quantize_attention_matmuls = Key(rules.FLAG, False).means(
         "Whether the inputs of the products of query with key and of probabilities "
-        "with value are quantized.",
+        "with value are quantized."
     )
-    ignore = Key(
-        names(),
-        (),
+    ignore = Key(rules.names(), ()).means(
         "Names of modules, which stand for all below them, or re: patterns, that stay "
-        "in floating point.",
+        "in floating point."
     )
-    submodules = Key(
-        names(WHOLE),
-        None,
+    submodules = Key(rules.names(WHOLE), None).means(
         "Names of modules, which stand for all below them, or re: patterns, outside of "
         "which nothing is quantized; None, or the empty name of the whole, for the "
-        "model.",
+        "model."
     )
     _ends = ends_later()
 
     @between("disable_observer_epoch", "start_epoch", "end_epoch")
     def _fixed_in_between(
-        epoch: float | None, start: float, end: float
+        at: float | None, start: float, end: float
     ) -> Iterator[Fault]:
-        key, rule = "disable_observer_epoch", Rule.EPOCHS
-        if epoch is None:
+        if at is None:
             return
-        if epoch <= max(start, 0.0):
-            broken = f"does not lie after start_epoch={start:g}"
+        where = Rule.EPOCHS, "disable_observer_epoch", f"{at:g}"
+        if at <= max(start, 0.0):
             expected = "a later epoch, as ranges come from training"
-            yield Fault.of(rule, key, f"{epoch:g}", broken, expected, "raise it")
-        elif 0.0 <= end < epoch:
+            broken = f"does not lie after start_epoch={start:g}"
+            yield Fault.of(*where, broken, expected, "raise it")
+        elif 0.0 <= end < at:
             broken = f"lies after end_epoch={end:g}, which fixes all ranges"
-            expected, fix = "an earlier epoch", "lower it or leave it out"
-            yield Fault.of(rule, key, f"{epoch:g}", broken, expected, fix)
+            yield Fault.of(*where, broken, "an earlier epoch", "lower it")
 
     @classmethod
     def derive(cls, values: Values) -> None:
@@ -152,28 +136,9 @@ class QATModifier(KeyedModifier, ScheduledModifier):
     def begin(self) -> None:
         """Have no model yet."""
         self._model: nn.Module | None = None
-        self._active = False
-        self._frozen = False
-
-    @property
-    def active(self) -> bool:
-        """Whether the model is quantized by now."""
-        return self._active
-
-    @property
-    def frozen(self) -> bool:
-        """Whether ``disable_observer_epoch`` has fixed ranges by now."""
-        return self._frozen
 
     def resolve_targets(self, model: nn.Module) -> list[str]:
-        """Name the modules that this modifier would quantize.
-
-        Args:
-            model: The model, wrapped or not.
-
-        Returns:
-            Full names in the unwrapped model.
-        """
+        """Name the modules that would be quantized, of a wrapped model too."""
         return core.quantization.scheme.find_layers(unwrap(model), self._scheme())
 
     def _scheme(self) -> Scheme:
@@ -186,15 +151,21 @@ class QATModifier(KeyedModifier, ScheduledModifier):
             submodules=None if self._submodules is None else tuple(self._submodules),
         )
 
-    def initialize(
-        self, module: nn.Module, epoch: float = 0, loggers: Any = None, **kwargs: Any
-    ) -> None:
-        """Find the layers; changes nothing yet."""
+    def initialize(self, module, epoch=0, loggers=None, **kwargs) -> None:
+        """Find the layers; changes nothing yet, unless it is all done at once."""
         super().initialize(module, epoch, loggers, **kwargs)
         self.resolve_targets(module)  # fails now rather than at start_epoch
         self._model = unwrap(module)
         if math.isinf(epoch):
             self._calibrate(find_source(kwargs))
+
+    def _quantize(self) -> None:
+        core.quantization.scheme.quantize_(self._model, self._scheme())
+        self.active = True
+
+    def _quantizers(self) -> dict[str, Any]:
+        scheme = core.quantization.scheme
+        return scheme.quantizers_of(self._model) if self.active else {}
 
     def _calibrate(self, source: GradientSource | None) -> None:
         if source is None:
@@ -207,8 +178,7 @@ class QATModifier(KeyedModifier, ScheduledModifier):
             CALIBRATION_SAMPLES, 0, {}, "sample"
         )
         limit = None if source.divides else request.share
-        core.quantization.scheme.quantize_(self._model, self._scheme())
-        self._active = True
+        self._quantize()
         with core.quantization.scheme.calibrating(self._model):
             _, count = core.pruning.gradients.sum_losses(
                 self._model, source.batches(request), source, limit
@@ -218,11 +188,9 @@ class QATModifier(KeyedModifier, ScheduledModifier):
                 "gradient_source gives no batch for the ranges of activations; expected"
                 " one at least; check it, or train with the recipe"
             )
-        core.quantization.fake_quant.average_ranges_(
-            list(core.quantization.scheme.quantizers_of(self._model).values())
-        )
+        self._average_ranges()
         self._fix_ranges(True)
-        self._frozen = True
+        self.frozen = True
 
     def advance_epochs(self, ref_start_epoch: float | None = None) -> None:
         """Move the schedule behind another recipe's, where SparseML composes stages."""
@@ -237,16 +205,13 @@ class QATModifier(KeyedModifier, ScheduledModifier):
 
     def _freeze_due(self, epoch: float) -> bool:
         at = self._disable_observer_epoch
-        return not self._frozen and at is not None and epoch >= at
+        return not self.frozen and at is not None and epoch >= at
 
-    def update(
-        self, module: nn.Module, optimizer: Any, epoch: float, steps_per_epoch: int
-    ) -> None:
-        """Begin to quantize, or fix ranges; called by SparseML when it is time."""
+    def update(self, module, optimizer, epoch, steps_per_epoch) -> None:
+        """Begin to quantize, or fix ranges; called by the host when it is time."""
         super().update(module, optimizer, epoch, steps_per_epoch)
         if self.start_pending(epoch, steps_per_epoch):
-            core.quantization.scheme.quantize_(self._model, self._scheme())
-            self._active = True
+            self._quantize()
         freezes = self._freeze_due(epoch)
         ends = self.end_pending(epoch, steps_per_epoch)
         if freezes or ends:
@@ -254,20 +219,19 @@ class QATModifier(KeyedModifier, ScheduledModifier):
             self._average_ranges()
         if freezes:
             self._fix_ranges(self._freeze == "all")
-            self._frozen = True
+            self.frozen = True
         if ends:
             self._fix_ranges(True)
 
     def _average_ranges(self) -> None:
-        core.quantization.fake_quant.average_ranges_(
-            list(core.quantization.scheme.quantizers_of(self._model).values())
-        )
+        quantizers = list(self._quantizers().values())
+        core.quantization.fake_quant.average_ranges_(quantizers)
 
     def _fix_ranges(self, weights: bool) -> None:
         unseen = core.quantization.scheme.freeze_(self._model, weights)
-        found = core.quantization.scheme.quantizers_of(self._model).values()
-        if unseen and len(unseen) == sum(
-            one.kind == core.quantization.fake_quant.ACTIVATION for one in found
+        kinds = [one.kind for one in self._quantizers().values()]
+        if unseen and len(unseen) == kinds.count(
+            core.quantization.fake_quant.ACTIVATION
         ):
             raise RuntimeError(
                 f"start_epoch={self.start_epoch:g} is less than a step before the "
@@ -275,81 +239,41 @@ class QATModifier(KeyedModifier, ScheduledModifier):
                 "of activations; start earlier or fix them later"
             )
         if unseen:
-            _LOGGER.warning(
-                "not in use, and so not quantized: %s",
-                ", ".join(name.rpartition(":")[0] for name in unseen),
-            )
+            names = ", ".join(name.rpartition(":")[0] for name in unseen)
+            _LOGGER.warning("not in use, and so not quantized: %s", names)
 
-    def optimizer_post_step(
-        self, module: nn.Module, optimizer: Any, epoch: float, steps_per_epoch: int
-    ) -> None:
+    def optimizer_post_step(self, module, optimizer, epoch, steps_per_epoch) -> None:
         """Average moving ranges over processes; keep weights within fixed ones."""
         super().optimizer_post_step(module, optimizer, epoch, steps_per_epoch)
-        if self._active and not self._frozen:
+        if self.active and not self.frozen:
             self._average_ranges()
-        if self._active:
+        if self.active:
             core.quantization.scheme.hold_weights_(self._model)
 
-    def finalize(
-        self, module: nn.Module | None = None, reset_loggers: bool = True, **kwargs: Any
-    ) -> None:
+    def finalize(self, module=None, reset_loggers=True, **kwargs) -> None:
         """Fix the ranges that still move, and let go of the model."""
         super().finalize(module, reset_loggers, **kwargs)
-        if self._active:
-            if module is not None:  # else deleted, perhaps while Python ends
-                self._fix_ranges(True)
-        else:
+        if not self.active:
             _LOGGER.warning(
                 "start_epoch=%g was not reached: the model is not quantized",
                 self.start_epoch,
             )
+        elif module is not None:  # else deleted, perhaps while Python ends
+            self._fix_ranges(True)
         self._model = None
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return the ranges by name, and where the schedule stands."""
-        found = (
-            core.quantization.scheme.quantizers_of(self._model) if self._active else {}
-        )
-        state: dict[str, Any] = {name: one.state() for name, one in found.items()}
-        state[SCHEDULE_KEY] = {
-            "started": self._started,
-            "ended": self._ended,
-            "active": self._active,
-            "frozen": self._frozen,
-        }
-        return as_tensors(state)
+    def own_state(self) -> dict[str, Any]:
+        """Return the ranges by name, and whether they move."""
+        state = {name: one.state() for name, one in self._quantizers().items()}
+        return state | {SCHEDULE_KEY: {"active": self.active, "frozen": self.frozen}}
 
-    def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True) -> None:
-        """Continue where :meth:`state_dict` was taken; quantizes the model.
-
-        Args:
-            state_dict: As from :meth:`state_dict`.
-            strict: Ignored: a missing or extra name is always an error.
-
-        Raises:
-            RuntimeError: If the modifier is not initialized.
-            IndexError: If the names differ from those of the model.
-        """
-        check_initialized(self)
-        state_dict = from_tensors(state_dict)
-        schedule = state_dict[SCHEDULE_KEY]
-        ranges = {k: v for k, v in state_dict.items() if k != SCHEDULE_KEY}
-        if schedule["active"] and not self._active:
-            core.quantization.scheme.quantize_(self._model, self._scheme())
-            self._active = True
-        found = (
-            core.quantization.scheme.quantizers_of(self._model) if self._active else {}
-        )
-        if set(ranges) != set(found):
-            missing, extra = (
-                sorted(set(found) - set(ranges)),
-                sorted(set(ranges) - set(found)),
-            )
-            raise IndexError(
-                f"state has other layers than the model: missing {missing}, extra "
-                f"{extra}; expected the same names; use the model it was saved from"
-            )
-        for name, quantizer in found.items():
+    def load_own_state(self, state: Mapping[str, Any]) -> None:
+        """Take up the ranges; quantizes the model where it was quantized."""
+        schedule = state[SCHEDULE_KEY]
+        if schedule["active"] and not self.active:
+            self._quantize()
+        quantizers = self._quantizers()
+        ranges = by_name(state, quantizers, "layers")
+        for name, quantizer in quantizers.items():
             quantizer.load_state_(ranges[name])
-        self._started, self._ended = schedule["started"], schedule["ended"]
-        self._frozen = schedule["frozen"]
+        self.frozen = schedule["frozen"]

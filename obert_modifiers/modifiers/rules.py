@@ -1,8 +1,4 @@
-"""How the values of recipe keys are read and checked; each rule is written once here.
-
-A rule is called with the name of a key and a value, returns the value as it is used, or
-raises :class:`~obert_modifiers.faults.FaultError`.
-"""
+"""How the values of recipe keys are read and checked; each rule is written once."""
 
 import math
 import re
@@ -10,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from obert_modifiers.core.options import LAYER_MAPS
 from obert_modifiers.core.patterns import MaskPattern, parse_mask_type
 from obert_modifiers.faults import Fault, FaultError, Rule, nearest_word
 
@@ -27,48 +24,45 @@ class Reader:
 
     Attributes:
         says: What is expected, for the tables of the docs.
-        read: Called with key and value.
+        read: Called with key and value; returns the value as it is used, or raises a
+            :class:`~obert_modifiers.faults.FaultError`.
     """
 
     says: str
     read: Callable[[str, Any], Any]
 
     def __call__(self, key: str, value: Any) -> Any:
-        """Return the value as it is used, or raise a ``FaultError``."""
         return self.read(key, value)
 
 
 def refuse(
     rule: Rule, key: str, value: Any, broken: str, expected: str, fix: str
 ) -> NoReturn:
-    """Raise a fault of a value."""
     raise FaultError(Fault.of(rule, key, value, broken, expected, fix))
 
 
 def simple(
     rule: Rule,
-    take: Callable[[Any], Any],
-    *said: str,
+    broken: str,
+    expected: str,
+    fix: str,
     first: Callable[[str, Any], Any] | None = None,
-    says: str = "",
-) -> Reader:
+) -> Callable[[Callable[[Any], Any]], Reader]:
     """Make a rule of a function that returns None for a value that breaks it.
 
-    Args:
-        rule: Its name.
-        take: Returns the value as it is used.
-        *said: How it is broken, what is expected, and what to do.
-        first: A rule that comes before it.
-        says: What is expected, for the docs, where it is said otherwise there.
+    ``first`` is a rule that is checked before it.
     """
 
-    def read(key: str, value: Any) -> Any:
-        found = take(value if first is None else first(key, value))
-        if found is None:
-            refuse(rule, key, value, *said)
-        return found
+    def decorate(take: Callable[[Any], Any]) -> Reader:
+        def read(key: str, value: Any) -> Any:
+            taken = take(first(key, value) if first else value)
+            if taken is None:
+                refuse(rule, key, value, broken, expected, fix)
+            return taken
 
-    return Reader(says or said[1], read)
+        return Reader(expected, read)
+
+    return decorate
 
 
 def number(value: Any) -> float | None:
@@ -89,80 +83,52 @@ def _finite(value: Any) -> float | None:
     return found if found is not None and math.isfinite(found) else None
 
 
-def _above_zero(value: Any) -> float | None:
+_NAN, _LOW = "is not a number", "is not positive"
+NUMBER = simple(Rule.NUMBER, _NAN, "a finite number", "write it unquoted")(_finite)
+EPOCH = simple(Rule.NUMBER, _NAN, "an epoch", "write one")(_finite)
+
+
+@simple(Rule.COUNT, "is no count", "a whole number of 1 or more", "write one", NUMBER)
+def COUNT(value: float) -> int | None:
+    return int(value) if value == int(value) and value >= 1 else None
+
+
+@simple(Rule.POSITIVE, _LOW, "a number above 0", "raise it", NUMBER)
+def POSITIVE(value: float) -> float | None:
+    return value if value > 0.0 else None
+
+
+@simple(Rule.POSITIVE, _LOW, "the epochs of a cycle", "write a number above 0")
+def CYCLE(value: Any) -> float | None:
     found = number(value)
     return found if found is not None and found > 0.0 else None
 
 
-def _whole(found: float) -> int | None:
-    return int(found) if found == int(found) and found >= 1 else None
+@simple(Rule.NOT_NEGATIVE, "is negative", "0 or more", "raise it", NUMBER)
+def NOT_NEGATIVE(value: float) -> float | None:
+    return value if value >= 0.0 else None
 
 
-NUMBER = simple(
-    Rule.NUMBER,
-    _finite,
-    "is not a number",
-    "a finite number",
-    "write it without quotes or units",
-)
-EPOCH = simple(Rule.NUMBER, _finite, "is not a number", "an epoch", "write one")
-COUNT = simple(
-    Rule.COUNT,
-    _whole,
-    "is not a positive whole number",
-    "1 or more",
-    "write a count",
-    first=NUMBER,
-    says="a whole number of 1 or more",
-)
-POSITIVE = simple(
-    Rule.POSITIVE,
-    _above_zero,
-    "is not positive",
-    "a number above 0",
-    "raise it",
-    first=NUMBER,
-)
-CYCLE = simple(
-    Rule.POSITIVE,
-    _above_zero,
-    "is not positive",
-    "the epochs of a cycle",
-    "write a number above 0",
-)
-FREQUENCY = simple(
-    Rule.FREQUENCY,
-    lambda found: found if found > 0.0 or found == -1.0 else None,
-    "is not positive",
-    "epochs between events, or -1 for every step",
-    "write a fraction of an epoch",
-    first=NUMBER,
-)
-FLAG = simple(
-    Rule.FLAG,
-    lambda value: value if isinstance(value, bool) else None,
-    "is not a truth value",
-    "true or false",
-    "write it without quotes",
-)
+_OFTEN = "epochs between events, or -1 for every step"
 
 
-def not_negative(fix: str) -> Reader:
-    """Make the rule of a number of at least zero."""
-    said = "is negative", "0 or more", fix
-    take = lambda found: found if found >= 0.0 else None  # noqa: E731
-    return simple(Rule.NOT_NEGATIVE, take, *said, first=NUMBER)
+@simple(Rule.FREQUENCY, _LOW, _OFTEN, "write a fraction of an epoch", NUMBER)
+def FREQUENCY(value: float) -> float | None:
+    return value if value > 0.0 or value == -1.0 else None
 
 
-def name(expected: str, fix: str) -> Reader:
+@simple(Rule.FLAG, "is not a truth value", "true or false", "write it without quotes")
+def FLAG(value: Any) -> bool | None:
+    return value if isinstance(value, bool) else None
+
+
+def name(expected: str) -> Reader:
     """Make the rule of a text that is not empty."""
-    return simple(
-        Rule.NAMES,
-        lambda value: value if isinstance(value, str) and value.strip() else None,
-        "is not a name",
-        expected,
-        fix,
-    )
+
+    def take(value: Any) -> str | None:
+        return value if isinstance(value, str) and value.strip() else None
+
+    return simple(Rule.NAMES, "is not a name", expected, "write it as text")(take)
 
 
 def choice(*words: str) -> Reader:
@@ -191,7 +157,7 @@ def _fraction(key: str, value: Any) -> float:
     found = number(value.rstrip().removesuffix("%") if percent else value)
     if found is None:
         fix = "write one in [0, 1]"
-        refuse(Rule.FRACTION, key, value, "is not a number", "a fraction", fix)
+        refuse(Rule.FRACTION, key, value, _NAN, "a fraction", fix)
     if percent or not 0.0 <= found <= 1.0:
         broken = "is a percentage" if percent else "is outside [0, 1]"
         fix = "write a number from 0 to 1"
@@ -214,13 +180,12 @@ def read_bytes(value: Any) -> int | None:
     return int(float(found[1]) * (1024 if found[3] else 1000) ** power) or None
 
 
-BYTES = simple(
-    Rule.BYTES,
-    lambda value: value if read_bytes(value) else None,  # written as it was given
-    "is not an amount of memory",
-    "bytes, or a number with a unit",
-    "write 8GB or 8GiB",
-)
+_UNIT = "bytes, or a number with a unit"
+
+
+@simple(Rule.BYTES, "is not an amount of memory", _UNIT, "write 8GB or 8GiB")
+def BYTES(value: Any) -> Any:
+    return value if read_bytes(value) else None  # written as it was given
 
 
 def _options(key: str, value: Any) -> dict[str, Any]:
@@ -236,20 +201,14 @@ OPTIONS = Reader("a mapping", _options)
 
 
 def listed(key: str, value: Any, *more: str) -> list[str]:
-    """Read names or ``re:`` patterns, one or a list of them.
-
-    Args:
-        key: The key.
-        value: What is written there.
-        *more: Texts beside names that are taken, such as an empty one.
-    """
-    names = list(value) if isinstance(value, (list, tuple)) else [value]
-    for one in names:
-        if not isinstance(one, str) or not (one or one in more):
+    """Read names or ``re:`` patterns, one or a list; ``more`` are taken beside them."""
+    texts = list(value) if isinstance(value, (list, tuple)) else [value]
+    for text in texts:
+        if not isinstance(text, str) or not (text or text in more):
             expected, fix = "names or re: patterns", "write a list of strings"
-            refuse(Rule.NAMES, key, one, "is not a name", expected, fix)
-        check_pattern(key, one)
-    return names
+            refuse(Rule.NAMES, key, text, "is not a name", expected, fix)
+        check_pattern(key, text)
+    return texts
 
 
 def check_pattern(key: str, text: str) -> None:
@@ -279,9 +238,8 @@ def _goal(key: str, value: Any) -> float | dict[Any, Any]:
     if not isinstance(value, dict):
         return _fraction(key, value)
     if not value:
-        broken = "names no parameters"
         expected = "a sparsity, or a mapping from sparsities to lists of names"
-        refuse(Rule.MAPPING, key, value, broken, expected, "write one")
+        refuse(Rule.MAPPING, key, value, "names nothing", expected, "write one")
     read_goals(None, value)
     return value
 
@@ -317,10 +275,18 @@ MASK_TYPE = Reader(
 )
 
 
-def _indices(value: Any) -> list[int] | None:
-    found = isinstance(value, (list, tuple)) and value
-    whole = found and all(type(one) is int and one >= 0 for one in value)
-    return list(value) if whole else None
+def _all(holds: Callable[[Any], bool]) -> Callable[[Any], list[Any] | None]:
+    """Take lists that are not empty and whose items keep a rule."""
+
+    def take(value: Any) -> list[Any] | None:
+        found = isinstance(value, (list, tuple)) and value and all(map(holds, value))
+        return list(value) if found else None
+
+    return take
+
+
+_indices = _all(lambda item: type(item) is int and item >= 0)
+_texts = _all(lambda item: isinstance(item, str))
 
 
 def _layers(key: str, value: Any) -> int | list[int]:
@@ -331,49 +297,33 @@ def _layers(key: str, value: Any) -> int | list[int]:
             refuse(Rule.LAYERS, key, found, broken, "2 or more", fix)
         return found
     if not _indices(value) or list(value) != sorted(set(value)):
+        broken = "is not a list of layers"
         expected = "different indices from 0 on, in increasing order"
-        said = "is not a list of layers", expected, "write [0, 6, 11]"
-        refuse(Rule.LAYERS, key, list(value), *said)
+        refuse(Rule.LAYERS, key, list(value), broken, expected, "write [0, 6, 11]")
     return list(value)
 
 
 LAYERS = Reader("2 or more, or a list of indices", _layers)
-
-
-def layer_map(*words: str) -> Reader:
-    """Make the rule of a word, or a list of the teacher's layers."""
-    indices = simple(
-        Rule.LAYERS,
-        _indices,
-        "is not a list of layers",
-        "indices of the teacher's layers from 0 on",
-        "write uniform",
-    )
-    word = choice(*words)
-    return Reader(
-        f"{word.says}, or a list of layers",
-        lambda k, value: (word if isinstance(value, str) else indices)(k, value),
-    )
-
-
-def _texts(value: Any) -> list[str] | None:
-    found = isinstance(value, (list, tuple)) and value
-    return list(value) if found and all(isinstance(v, str) for v in value) else None
-
-
-LAYER_NAMES = simple(
+_MAP_WORD = choice(*LAYER_MAPS)
+_MAP_LIST = simple(
     Rule.LAYERS,
-    _texts,
-    "is not a list of names",
-    "layers that the model has",
-    "write [bert.encoder.layer.1]",
-    says="a list of names",
+    "is not a list of layers",
+    "indices of the teacher's layers from 0 on",
+    "write uniform",
+)(_indices)
+LAYER_MAP = Reader(
+    f"{_MAP_WORD.says}, or a list of layers",
+    lambda k, value: (_MAP_WORD if isinstance(value, str) else _MAP_LIST)(k, value),
 )
-INPUTS = simple(
-    Rule.NAMES,
-    lambda value: [value] if isinstance(value, str) else _texts(value),
-    "are not names",
-    "those of the model's inputs",
-    "write [input_ids, attention_mask], or leave it out for all",
-    says="names of inputs",
+
+
+@simple(
+    Rule.LAYERS, "is no list of names", "a list of names", "write [encoder.layer.1]"
 )
+def LAYER_NAMES(value: Any) -> list[str] | None:
+    return _texts(value)
+
+
+@simple(Rule.NAMES, "are not names", "names of inputs", "write [input_ids]")
+def INPUTS(value: Any) -> list[str] | None:
+    return [value] if isinstance(value, str) else _texts(value)

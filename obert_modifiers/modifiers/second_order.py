@@ -8,29 +8,14 @@ from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 from obert_modifiers import core
-from obert_modifiers.core.options import (
-    DAMP_GRID,
-    FISHER_DTYPES,
-    SELECTIONS,
-    UPDATES,
-    SecondOrderConfig,
-)
+from obert_modifiers.core import options
 from obert_modifiers.core.patterns import MaskPattern, check_block_size
 from obert_modifiers.faults import Fault, Rule
+from obert_modifiers.modifiers import rules
 from obert_modifiers.modifiers._masks import ParameterMasks
 from obert_modifiers.modifiers._sampling import find_source
 from obert_modifiers.modifiers.keys import Key, KeyedModifier, Values, between
-from obert_modifiers.modifiers.rules import (
-    BYTES,
-    COUNT,
-    FLAG,
-    OPTIONS,
-    POSITIVE,
-    choice,
-    either,
-    read_bytes,
-    read_pattern,
-)
+from obert_modifiers.modifiers.rules import choice
 
 if TYPE_CHECKING:
     from torch import nn
@@ -50,95 +35,61 @@ _LOGGER = logging.getLogger(__name__)
 class SecondOrderKeys(KeyedModifier):
     """The keys of pruning by second order; a mixin beside the base of pruning."""
 
-    num_grads = Key(
-        COUNT,
-        1024,
-        "Gradients m of the Fisher approximation, over all processes.",
-        later=True,
+    num_grads = Key(rules.COUNT, 1024, later=True).means(
+        "Gradients m of the Fisher approximation, over all processes."
     )
-    damp = Key(
-        either(AUTO, POSITIVE),
-        None,
+    damp = Key(rules.either(AUTO, rules.POSITIVE), None, later=True).means(
         "Absolute dampening as in oBERT equation (2), or auto for the fraction of the "
         "mean diagonal that leaves the lowest loss on 256 other training samples, at "
-        "each event.",
-        later=True,
+        "each event."
     )
-    damp_fraction = Key(
-        POSITIVE,
-        None,
+    damp_fraction = Key(rules.POSITIVE, None, later=True).means(
         "Dampening as a fraction of the mean Fisher diagonal over the living weights; "
-        f"{DEFAULT_DAMP_FRACTION} where neither is given.",
-        later=True,
+        f"{DEFAULT_DAMP_FRACTION} where neither is given."
     )
-    fisher_block_size = Key(COUNT, 48, "Width B of a Fisher block.", later=True)
-    grad_sampler_kwargs = Key(
-        OPTIONS,
-        None,
-        "Options of the loader of gradient samples, such as batch_size.",
-        later=True,
+    fisher_block_size = Key(rules.COUNT, 48, later=True).means(
+        "Width B of a Fisher block."
     )
-    num_recomputations = Key(
-        COUNT, 1, "Sub-steps of an event, each with a fresh Fisher.", later=True
+    grad_sampler_kwargs = Key(rules.OPTIONS, None, later=True).means(
+        "Options of the loader of gradient samples, such as batch_size."
     )
-    grad_granularity = Key(
-        choice("sample", "batch"),
-        "sample",
+    num_recomputations = Key(rules.COUNT, 1, later=True).means(
+        "Sub-steps of an event, each with a fresh Fisher."
+    )
+    grad_granularity = Key(choice("sample", "batch"), "sample", later=True).means(
         "sample for the gradient of each sample, batch for that of a batch's mean "
-        "loss, as in SparseML.",
-        later=True,
+        "loss, as in SparseML."
     )
-    selection = Key(
-        choice(*SELECTIONS), "greedy", "How weights are chosen.", later=True
+    selection = Key(choice(*options.SELECTIONS), "greedy", later=True).means(
+        "How weights are chosen."
     )
     _update_rule = Key(
-        choice(*UPDATES),
-        "joint",
-        "How the remaining weights are updated.",
-        later=True,
-        name="update",
-    )
-    fisher_dtype = Key(
-        choice(*FISHER_DTYPES),
-        "float64",
+        choice(*options.UPDATES), "joint", later=True, name="update"
+    ).means("How the remaining weights are updated.")
+    fisher_dtype = Key(choice(*options.FISHER_DTYPES), "float64", later=True).means(
         "Precision of the Fisher's sums: float64, or float32 for half the memory and "
-        "less time, where the dampening is not far below the gradients.",
-        later=True,
+        "less time, where the dampening is not far below the gradients."
     )
-    fisher_loss = Key(
-        choice(*FISHER_LOSSES),
-        "task",
+    fisher_loss = Key(choice(*FISHER_LOSSES), "task", later=True).means(
         "Loss whose gradients are taken: task, distillation, or train for the mix of "
-        "both that is trained at the time.",
-        later=True,
+        "both that is trained at the time."
     )
-    first_order = Key(
-        FLAG,
-        False,
+    first_order = Key(rules.FLAG, False, later=True).means(
         "True takes the mean gradient into account, for a model that is not at a "
-        "minimum.",
-        later=True,
+        "minimum."
     )
-    memory_budget = Key(
-        BYTES,
-        None,
+    memory_budget = Key(rules.BYTES, None, later=True).means(
         "Memory that an event may take beside the model, in bytes or as in 8GB, per "
         "process; where the Fisher does not fit, it is collected in several passes, "
-        "with the same masks. Nine tenths of what is free where it is not given.",
-        later=True,
+        "with the same masks. Nine tenths of what is free where it is not given."
     )
 
     @between("damp", "damp_fraction")
     def _one_dampening(damp: Any, fraction: float | None) -> Iterator[Fault]:
         if damp is not None and fraction is not None:
-            yield Fault.of(
-                Rule.BOTH,
-                "damp",
-                damp,
-                f"and damp_fraction={fraction} are both given",
-                "one of them",
-                "leave damp out",
-            )
+            broken = f"and damp_fraction={fraction} are both given"
+            said = broken, "one of them", "leave damp out"
+            yield Fault.of(Rule.BOTH, "damp", damp, *said)
 
     @between("fisher_block_size", "mask_type")
     def _whole_groups(width: int, mask_type: str) -> Iterator[Fault]:
@@ -155,23 +106,9 @@ class SecondOrderKeys(KeyedModifier):
 def block_size_faults(width: int, mask_type: str) -> Iterator[Fault]:
     """Find Fisher blocks that groups of weights would straddle."""
     try:
-        check_block_size(width, read_pattern("mask_type", mask_type))
+        check_block_size(width, rules.read_pattern("mask_type", mask_type))
     except ValueError as error:
         yield Fault(Rule.BLOCK_SIZE, "fisher_block_size", broken=str(error))
-
-
-def engine_of(modifier: Any, pattern: MaskPattern) -> SecondOrder:
-    """Make the engine of a modifier with :class:`SecondOrderKeys`."""
-    values = {name: getattr(modifier, key.slot) for name, key in modifier.KEYS.items()}
-    known = {field.name for field in fields(SecondOrderConfig)}
-    config = {name: value for name, value in values.items() if name in known}
-    if values["damp"] == AUTO:
-        config |= {"damp": None, "damp_grid": DAMP_GRID}
-    if values["memory_budget"] is not None:
-        config["memory_budget"] = read_bytes(values["memory_budget"])
-    options = tuple((values["grad_sampler_kwargs"] or {}).items())
-    made = SecondOrderConfig(**config, options=options, pattern=pattern)
-    return SecondOrder(made, values["fisher_loss"])
 
 
 class SecondOrder:
@@ -184,12 +121,20 @@ class SecondOrder:
             the first.
     """
 
-    def __init__(self, config: SecondOrderConfig, fisher_loss: str = "task") -> None:
-        """Keep the settings; there is no source of gradients yet."""
-        self.config = config
+    def __init__(self, modifier: Any, pattern: MaskPattern) -> None:
+        """Take the settings of a modifier with :class:`SecondOrderKeys`."""
+        values = {n: getattr(modifier, key.slot) for n, key in modifier.KEYS.items()}
+        known = {field.name for field in fields(options.SecondOrderConfig)}
+        config = {name: value for name, value in values.items() if name in known}
+        if values["damp"] == AUTO:
+            config |= {"damp": None, "damp_grid": options.DAMP_GRID}
+        if values["memory_budget"] is not None:
+            config["memory_budget"] = rules.read_bytes(values["memory_budget"])
+        config["options"] = tuple((values["grad_sampler_kwargs"] or {}).items())
+        self.config = options.SecondOrderConfig(**config, pattern=pattern)
         self.draws = 0
         self.reached: list[float] | None = None
-        self._fisher_loss = fisher_loss
+        self._fisher_loss = values["fisher_loss"]
         self._source: GradientSource | None = None
 
     def connect(self, offered: Mapping[str, Any]) -> None:
@@ -210,10 +155,8 @@ class SecondOrder:
     def plan(self, targets: Sequence[Target], ranks: int | None = None) -> MemoryPlan:
         """Plan the Fisher state of an event; an error if the budget is too small.
 
-        Args:
-            targets: Parameters to prune.
-            ranks: Number of processes; None asks torch, and every process has to
-                call it.
+        ``ranks`` is the number of processes; None asks torch, and every process has to
+        call it.
         """
         return core.pruning.event.plan_targets(targets, self.config, ranks)
 
@@ -234,15 +177,9 @@ class SecondOrder:
     ) -> StepResult:
         """Collect gradients, prune, and update what remains; writes the parameters.
 
-        Args:
-            model: Model that holds the parameters.
-            masks: The parameters and their masks.
-            sparsities: Target of each parameter, in [0, 1].
-            global_sparsity: True for one threshold over all that share a target.
-            pattern: Structure of the sparsity of this event.
-
-        Returns:
-            The new masks and the figures of the event.
+        ``sparsities`` are the targets of the parameters of ``masks``; with
+        ``global_sparsity`` all that share one have the same threshold. ``pattern`` is
+        the structure of this event.
         """
         config = replace(self.config, pattern=pattern)
         result = core.pruning.pruning_step.second_order_step_(

@@ -12,22 +12,17 @@ LATER = "a later epoch, or -1 for the end of the training"
 class SharedKeys:
     """Keys that a modifier takes with a meaning, and a default, of its own."""
 
-    params = Key(PARAMS, meaning="Names, re: patterns or tokens of parameters.")
-    start_epoch = Key(EPOCH, meaning="Epoch at which it begins.")
-    end_epoch = Key(EPOCH, meaning="Epoch at which it ends.")
+    params = Key(PARAMS).means("Names, re: patterns or tokens of parameters.")
+    start_epoch = Key(EPOCH).means("Epoch at which it begins.")
+    end_epoch = Key(EPOCH).means("Epoch at which it ends.")
 
 
 def starts_before_it_ends(start: float, end: float) -> Iterator[Fault]:
     """Find an end, where there is one, that lies before the start."""
     if 0.0 <= end < start:
-        yield Fault.of(
-            Rule.EPOCHS,
-            "start_epoch",
-            f"{start:g}",
-            f"comes after end_epoch={end:g}",
-            "the start before the end",
-            "swap them or move one",
-        )
+        broken, fix = f"comes after end_epoch={end:g}", "swap them or move one"
+        said = f"{start:g}", broken, "the start before the end", fix
+        yield Fault.of(Rule.EPOCHS, "start_epoch", *said)
 
 
 def ends_later(expected: str = LATER) -> Between:
@@ -35,9 +30,9 @@ def ends_later(expected: str = LATER) -> Between:
 
     def check(start: float, end: float) -> Iterator[Fault]:
         yield from starts_before_it_ends(start, end)
-        if max(start, 0.0) <= end <= max(start, 0.0):
+        if max(start, 0.0) == end:
             broken = f"does not lie after start_epoch={start:g}"
-            key, shown = "end_epoch", f"{end:g}"
-            yield Fault.of(Rule.EPOCHS, key, shown, broken, expected, "raise it")
+            said = f"{end:g}", broken, expected, "raise it"
+            yield Fault.of(Rule.EPOCHS, "end_epoch", *said)
 
     return Between(("start_epoch", "end_epoch"), check)

@@ -98,27 +98,18 @@ def run(
     noise: float,
     model: Any = None,
 ) -> Run:
-    """Train with a recipe in SparseML's manager.
+    """Train with a recipe in SparseML's manager; its first modifier prunes.
 
-    Args:
-        recipe: Its text; its pruning modifier is the first of them.
-        mode: None for SparseML's modifiers, or that of ours.
-        steps: Optimizer steps.
-        seed: Seed of the model.
-        noise: Size of the steps.
-        model: Another model than the table's.
+    ``mode`` is None for SparseML's modifiers, or that of ours; ``noise`` is the size of
+    the steps; ``model`` takes the place of the table's.
     """
     model = make_model(seed) if model is None else model
     with replaced(mode):
         manager = bases.ScheduledModifierManager.from_yaml(recipe)
     optimizer = ScriptedOptimizer(model.parameters(), noise)
+    given = {"loggers": bases.silent_loggers(), "grad_sampler": Loader().sampler}
     wrapped = manager.modify(
-        model,
-        optimizer,
-        steps_per_epoch=STEPS,
-        epoch=0.0,
-        loggers=bases.silent_loggers(),
-        grad_sampler=Loader().sampler,
+        model, optimizer, steps_per_epoch=STEPS, epoch=0.0, **given
     )
     pruner = manager.pruning_modifiers[0]
     found = Run(type(pruner))

@@ -12,9 +12,9 @@ from obert_modifiers.recipe.convert import convert_recipe
 from obert_modifiers.recipe.manager import RecipeManager
 from obert_modifiers.recipe_text.problems import RecipeError
 from tests.compat.both import Loader, ScriptedOptimizer
-from tests.modifiers.table import ENCODER, make_batch, make_model
+from tests.modifiers.driving import STEPS, count_zeros, same, train
+from tests.modifiers.table import make_batch, make_model
 
-STEPS = 4
 PRUNING = """\
       params: eval(pruned)  # which
       init_sparsity: 0.3
@@ -68,24 +68,22 @@ def trained(manager: RecipeManager) -> tuple[nn.Module, list[torch.Tensor]]:
     manager.initialize(model, grad_sampler=Loader().sampler, teacher="self")
     optimizer = ScriptedOptimizer(model.parameters(), 0.02)
     masks = []
-    for step in range(3 * STEPS):
+
+    def loss(step: int) -> torch.Tensor:
         where = (model, optimizer, step / STEPS, STEPS)
         batch = make_batch(step)
         outputs = model(batch["tokens"])
         loss = nn.functional.cross_entropy(outputs["logits"], batch["labels"])
         inputs = {"tokens": batch["tokens"]}
-        loss = manager.loss(
-            loss, *where, student_outputs=outputs, student_inputs=inputs
-        )
-        loss.backward()
-        masks.append(loss.detach().clone())
-        manager.update(*where)
-        manager.pre_step(*where)
-        optimizer.step()
-        manager.post_step(*where)
-        optimizer.zero_grad()
+        given = {"student_outputs": outputs, "student_inputs": inputs}
+        masks.append(manager.loss(loss, *where, **given))
+        return masks[-1]
+
+    def watch(step: int) -> None:
         for pruner in manager.pruning:
-            masks += [mask.clone() for mask in pruner.module_masks.param_masks]
+            masks.extend(mask.clone() for mask in pruner.module_masks.param_masks)
+
+    train(manager, model, optimizer, 3 * STEPS, loss=loss, watch=watch)
     manager.finalize(model)
     return model, masks
 
@@ -107,24 +105,21 @@ def test_the_converted_recipe_does_what_the_replaced_one_does(tag, mode) -> None
     (model, seen), (other, again) = trained(one), trained(two)
     assert len(seen) == len(again)
     assert all(torch.equal(a, b) for a, b in zip(seen, again, strict=True))
-    for name, values in model.state_dict().items():
-        assert torch.equal(values, other.state_dict()[name])
+    assert same(model, other)
     assert len(model.layers) == (1 if tag == "LayerPruningModifier" else 2)
     assert bool(quantizers_of(model)) is (tag == "QuantizationModifier")
     if "eval(pruned)" in BODIES[tag]:
         assert "params: eval(pruned)" in new.text
-        zeros = sum(int((model.get_parameter(n) == 0).sum()) for n in ENCODER)
-        assert zeros == (
-            48 if tag.startswith("Constant") else pytest.approx(307, abs=2)
-        )
+        wanted = 48 if tag.startswith("Constant") else pytest.approx(307, abs=2)
+        assert count_zeros(model) == wanted
 
 
 def test_every_change_has_a_comment() -> None:
-    old = (
-        old_recipe("OBSPruningModifier") + old_recipe("GMPruningModifier")[len(HEAD) :]
+    first, second = map(old_recipe, ("OBSPruningModifier", "GMPruningModifier"))
+    late = first.replace(
+        "start_epoch: 0.0\n      end_epoch: 2", "start_epoch: 2.0\n      end_epoch: 2"
     )
-    old = old.replace("start_epoch: 0.0\n      end_epoch: 2.0", "start_epoch: 2.0\n"
-                      "      end_epoch: 2.0", 1)  # fmt: skip
+    old = late + second[len(HEAD) :]
     new = convert_recipe(old, "ours").text
     for said in (
         "# changed: num_grads=24 is 96 samples, 4 to a gradient, there, 24 samples",
@@ -133,11 +128,11 @@ def test_every_change_has_a_comment() -> None:
         "# left out phased: false; SparseML refuses true too",
     ):
         assert said in new
-    same = convert_recipe(old).text
-    assert "changed" not in same
+    plain = convert_recipe(old).text
+    assert "changed" not in plain
     for kept in ("grad_granularity: batch  # as in SparseML", "damp: 1e-3"):
-        assert kept in same and kept not in new
-    assert "final_sparsity: eval(final)" in same and "final_sparsity: eval" in new
+        assert kept in plain and kept not in new
+    assert "final_sparsity: eval(final)" in plain and "final_sparsity: eval" in new
 
 
 ODD = {
@@ -194,11 +189,7 @@ def test_variables_stay_variables() -> None:
       hardness: *last
 """
     new = convert_recipe(old).text
-    for kept in (
-        "init_sparsity: *first\n",
-        "final_sparsity: *last\n",
-        "eval(final * 2.5)",
-    ):
+    for kept in ("init_sparsity: *first\n", "final_sparsity: *last\n", "final * 2.5)"):
         assert kept in new
     with replaced("same"):
         (one,) = RecipeManager.from_recipe(old).pruning

@@ -5,6 +5,8 @@ import functools
 import pytest
 import torch
 
+from obert_modifiers.compat import replaced
+from obert_modifiers.host import bases
 from obert_modifiers.modifiers import OBERTPruningModifier
 from obert_modifiers.recipe.convert import convert_recipe
 from tests.compat.both import (
@@ -18,6 +20,7 @@ from tests.compat.both import (
     run,
 )
 from tests.hosts import on_sparseml
+from tests.modifiers.driving import half_pruned
 from tests.modifiers.table import ENCODER, make_model
 
 pytestmark = on_sparseml
@@ -76,8 +79,7 @@ assert len(CASES) == 11
 @pytest.mark.parametrize(("mask_type", "block", "seed", "keys"), CASES)
 def test_obs_over_a_schedule_in_single_precision(mask_type, block, seed, keys) -> None:
     recipe = obs(mask_type, block, **keys)
-    theirs = run(recipe, None, 2 * STEPS + 3, seed, 0.02)
-    ours = run(recipe, "same", 2 * STEPS + 3, seed, 0.02)
+    theirs, ours = both(recipe, 2 * STEPS + 3, seed, 0.02)
     assert theirs.cls.__name__ == "OBSPruningModifier"
     assert ours.cls is OBERTPruningModifier
     assert len(pruned(theirs)) >= 4  # single groups may not suffice for a fifth
@@ -89,8 +91,7 @@ def test_obs_over_a_schedule_in_single_precision(mask_type, block, seed, keys) -
 def test_obs_with_its_default_damp_in_double_precision(mask_type, seed) -> None:
     recipe = obs(mask_type, damp=1e-7)
     with default_dtype(torch.float64):
-        theirs = run(recipe, None, 2 * STEPS + 1, seed, 0.02)
-        ours = run(recipe, "same", 2 * STEPS + 1, seed, 0.02)
+        theirs, ours = both(recipe, 2 * STEPS + 1, seed, 0.02)
     # SparseML adds 1e-7 to a diagonal of about 1e7; 2e-12 was seen.
     compare(theirs, ours, 1e-10)
 
@@ -136,6 +137,7 @@ modifiers:
       inter_func: {func}
       mask_type: {mask_type}
 """
+USUAL = {"init": 0.1, "final": 0.85, "start": 1.0, "often": 0.25, "func": "cubic"}
 TAGS = (
     "GMPruningModifier",
     "MagnitudePruningModifier",
@@ -144,14 +146,12 @@ TAGS = (
 
 
 def magnitude(tag, mask_type="unstructured", more="", **keys) -> str:
-    keys = {
-        "init": 0.1,
-        "final": 0.85,
-        "start": 1.0,
-        "often": 0.25,
-        "func": "cubic",
-    } | keys
-    return MAGNITUDE.format(tag=tag, mask_type=mask_type, **keys) + more
+    return MAGNITUDE.format(tag=tag, mask_type=mask_type, **USUAL | keys) + more
+
+
+def both(recipe, steps, seed, noise, model=lambda: None) -> tuple[Run, Run]:
+    """A run on SparseML's modifiers, and one on ours."""
+    return tuple(run(recipe, m, steps, seed, noise, model()) for m in (None, "same"))
 
 
 SHAPES = [
@@ -180,8 +180,7 @@ assert len(MAGNITUDES) == 17
 @pytest.mark.parametrize(("tag", "mask_type", "keys"), MAGNITUDES)
 def test_magnitudes_over_a_schedule(tag, mask_type, keys) -> None:
     recipe = magnitude(tag, mask_type, **keys)
-    theirs = run(recipe, None, 3 * STEPS + 3, 0, 0.05)
-    ours = run(recipe, "same", 3 * STEPS + 3, 0, 0.05)
+    theirs, ours = both(recipe, 3 * STEPS + 3, 0, 0.05)
     assert len(pruned(theirs)) >= (1 if "init" in keys else 3)
     compare(theirs, ours, 0.0)
 
@@ -196,8 +195,8 @@ def test_magnitudes_over_a_schedule(tag, mask_type, keys) -> None:
 )
 def test_other_keys_of_gmp(more) -> None:
     recipe = magnitude("GMPruningModifier", more=more)
-    theirs = run(recipe, None, 4 * STEPS, 1, 0.05)
-    compare(theirs, run(recipe, "same", 4 * STEPS, 1, 0.05), 0.0)
+    theirs, ours = both(recipe, 4 * STEPS, 1, 0.05)
+    compare(theirs, ours, 0.0)
     zeros = sum(int((theirs.weights[n] == 0).sum()) for n in ENCODER)
     assert (zeros == 0) is ("leave_enabled" in more)
 
@@ -206,19 +205,10 @@ def test_several_final_sparsities() -> None:
     recipe = magnitude("GMPruningModifier", final=0.85)
     final = "{0.5: ['re:layers.0.*weight'], 0.8: ['re:layers.1.*weight']}"
     recipe = recipe.replace("0.85", final).replace("['re:layers.*weight']", "[]", 1)
-    theirs = run(recipe, None, 3 * STEPS + 1, 1, 0.05)
-    compare(theirs, run(recipe, "same", 3 * STEPS + 1, 1, 0.05), 0.0)
+    theirs, ours = both(recipe, 3 * STEPS + 1, 1, 0.05)
+    compare(theirs, ours, 0.0)
     assert {round(float((theirs.weights[n] == 0).double().mean()), 1) for n in ENCODER}
     assert pruned(theirs)[-1] == pytest.approx(0.65, abs=0.01)
-
-
-def half_pruned(seed: int) -> torch.nn.Module:
-    model = make_model(seed)
-    with torch.no_grad():
-        for name in ENCODER:
-            flat = model.get_parameter(name).view(-1)
-            flat[flat.abs().argsort()[::2]] = 0.0
-    return model
 
 
 CONSTANT = """\
@@ -238,8 +228,7 @@ modifiers:
 )
 def test_constant_masks(start, end) -> None:
     recipe = CONSTANT.format(start=start, end=end)
-    theirs = run(recipe, None, 3 * STEPS, 0, 0.05, half_pruned(0))
-    ours = run(recipe, "same", 3 * STEPS, 0, 0.05, half_pruned(0))
+    theirs, ours = both(recipe, 3 * STEPS, 0, 0.05, half_pruned)
     compare(theirs, ours, 0.0)
     zeros = [int((ours.weights[n] == 0).sum()) for n in ENCODER]
     assert zeros == ([0] * 4 if end == 2.0 else [48] * 4)
@@ -247,8 +236,7 @@ def test_constant_masks(start, end) -> None:
 
 def test_from_the_sparsity_of_each_parameter() -> None:
     recipe = magnitude("GMPruningModifier", init="__FROM_PARAM__")
-    theirs = run(recipe, None, 3 * STEPS + 1, 0, 0.0, half_pruned(0))
-    ours = run(recipe, "same", 3 * STEPS + 1, 0, 0.0, half_pruned(0))
+    theirs, ours = both(recipe, 3 * STEPS + 1, 0, 0.0, half_pruned)
     assert pruned(theirs)[0] == 0.5
     # Until the first event beyond them SparseML draws lots among zeros.
     compare(_later(theirs), _later(ours), 0.0)
@@ -267,8 +255,7 @@ def test_ties_alone_are_broken_otherwise() -> None:
         return model
 
     recipe = magnitude("MagnitudePruningModifier", often=-1, init=0.5, final=0.5)
-    theirs = run(recipe, None, STEPS + 1, 0, 0.0, equal())
-    ours = run(recipe, "same", STEPS + 1, 0, 0.0, equal())
+    theirs, ours = both(recipe, STEPS + 1, 0, 0.0, equal)
     assert pruned(theirs) == pruned(ours) == [0.5]
     for name, mask in ours.masks[-1].items():
         one, two = mask.reshape(-1), theirs.masks[-1][name].reshape(-1)
@@ -278,9 +265,6 @@ def test_ties_alone_are_broken_otherwise() -> None:
 
 
 def test_a_short_loader_is_gone_through_again(caplog) -> None:
-    from obert_modifiers.compat import replaced
-    from obert_modifiers.host import bases
-
     def prune(batches: int, times: int):
         loader = Loader(batches)
         build = loader.sampler["data_loader_builder"]

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+import transformers
 from transformers import BertConfig, BertForSequenceClassification
 
 from obert_modifiers import modifiers
@@ -12,21 +13,20 @@ from obert_modifiers.compat import replaced
 from obert_modifiers.core.pruning.sampling import GradientSource
 from obert_modifiers.core.quantization.scheme import quantizers_of
 from obert_modifiers.host import bases
-from obert_modifiers.modifiers._targets import encoder_weights
+from tests import tiny
 from tests.hosts import on_sparseml
-from tests.modifiers.driving import name_of
+from tests.modifiers.driving import STEPS, pruners, recipe_of
 from tests.modifiers.table import PRUNERS
 from tests.modifiers.test_contract_saved import SHAPE, inputs, losses
 
-pruners = pytest.mark.parametrize("row", PRUNERS, ids=name_of)
-STEPS = 4
 HEAD = "modifiers:\n    - !EpochRangeModifier\n        start_epoch: 0.0\n"
 HEAD += "        end_epoch: 4.0\n    - "
+SILENT = {"loggers": bases.silent_loggers()}
 
 
-def recipe_of(row) -> str:
-    lines = str(row.cls(**row.keys)).splitlines()
-    return HEAD + "\n        ".join([lines[0], *map(str.strip, lines[1:])]) + "\n"
+def manager_of(row):
+    text = recipe_of(row, HEAD) + "\n"
+    return bases.ScheduledModifierManager.from_yaml(text)
 
 
 def tiny_bert(seed: int = 0) -> torch.nn.Module:
@@ -52,84 +52,14 @@ def source() -> GradientSource:
     return GradientSource(lambda request: [inputs(i) for i in range(12)], losses)
 
 
-def sparsity_of(model) -> float:
-    found = [model.get_parameter(name) for name in encoder_weights(model)]
-    zeros = sum(int((weight == 0).sum()) for weight in found)
-    return zeros / sum(weight.numel() for weight in found)
-
-
-@pruners
-def test_modify_with_a_grad_sampler_of_sparsemls(row) -> None:
-    manager, model = (
-        bases.ScheduledModifierManager.from_yaml(recipe_of(row)),
-        tiny_bert(),
-    )
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    optimizer = manager.modify(
-        model,
-        optimizer,
-        steps_per_epoch=STEPS,
-        grad_sampler=sampler(),
-        loggers=bases.silent_loggers(),
-    )
-    for step in range(4 * STEPS):
-        batch = inputs(100 + step)
-        model(**batch).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    (pruner,) = manager.pruning_modifiers
-    assert type(pruner) is row.cls
-    assert [event.epoch for event in pruner.events] == list(row.epochs)
-    manager.finalize(model)
-    assert sparsity_of(model) == row.final
-
-
-@pruners
-def test_apply_is_the_same_with_their_sampler_and_our_source(row) -> None:
-    found = []
-    for offered in ({"grad_sampler": sampler()}, {"gradient_source": source()}):
-        manager = bases.ScheduledModifierManager.from_yaml(recipe_of(row))
-        model = tiny_bert()
-        manager.apply(model, loggers=bases.silent_loggers(), **offered)
-        assert sparsity_of(model) == row.final
-        found.append(model.state_dict())
-    for name, values in found[0].items():
-        torch.testing.assert_close(values, found[1][name], rtol=1e-5, atol=1e-6)
-
-
-def test_apply_without_finalizing_keeps_the_masks_in_training() -> None:
-    row = PRUNERS[0]
-    manager, model = (
-        bases.ScheduledModifierManager.from_yaml(recipe_of(row)),
-        tiny_bert(),
-    )
-    manager.apply(
-        model, finalize=False, grad_sampler=sampler(), loggers=bases.silent_loggers()
-    )
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    for step in range(5):
-        model(**inputs(step)).loss.backward()
-        optimizer.step()
-        manager.optimizer_post_step(model, optimizer, 4.0 + step / STEPS, STEPS)
-    assert sparsity_of(model) == row.final
-
-
-def test_a_manager_without_a_source_of_gradients_says_so() -> None:
-    manager = bases.ScheduledModifierManager.from_yaml(recipe_of(PRUNERS[0]))
-    with pytest.raises(RuntimeError, match="gradient_source and grad_sampler are both"):
-        manager.modify(tiny_bert(), torch.optim.SGD([torch.ones(1)], 0.1), STEPS)
-
-
-def trained(recipe: str, mode: str | None, structure: bool = False):
-    """Train a tiny BERT in SparseML's manager, on its modifiers or on ours."""
-    with replaced(mode):
-        manager = bases.ScheduledModifierManager.from_yaml(recipe)
+def train(manager, structure: bool = False, **offered) -> torch.nn.Module:
+    """Train a tiny BERT in SparseML's manager."""
     model = tiny_bert()
     if structure:
         manager.apply_structure(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     optimizer = manager.modify(
-        model, optimizer, steps_per_epoch=STEPS, loggers=bases.silent_loggers()
+        model, optimizer, steps_per_epoch=STEPS, **SILENT, **offered
     )
     for step in range(4 * STEPS):
         loss = model(**inputs(100 + step)).loss
@@ -141,16 +71,68 @@ def trained(recipe: str, mode: str | None, structure: bool = False):
     return model
 
 
+@pruners
+def test_modify_with_a_grad_sampler_of_sparsemls(row) -> None:
+    manager = manager_of(row)
+    (pruner,) = manager.pruning_modifiers
+    model = train(manager, grad_sampler=sampler())
+    assert type(pruner) is row.cls
+    assert [event.epoch for event in pruner.events] == list(row.epochs)
+    assert tiny.sparsity(model) == row.final
+
+
+@pruners
+def test_apply_is_the_same_with_their_sampler_and_our_source(row) -> None:
+    found = []
+    for offered in ({"grad_sampler": sampler()}, {"gradient_source": source()}):
+        model = tiny_bert()
+        manager_of(row).apply(model, **SILENT, **offered)
+        assert tiny.sparsity(model) == row.final
+        found.append(model.state_dict())
+    for name, values in found[0].items():
+        torch.testing.assert_close(values, found[1][name], rtol=1e-5, atol=1e-6)
+
+
+def test_apply_without_finalizing_keeps_the_masks_in_training() -> None:
+    manager, model = manager_of(PRUNERS[0]), tiny_bert()
+    manager.apply(model, finalize=False, grad_sampler=sampler(), **SILENT)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for step in range(5):
+        model(**inputs(step)).loss.backward()
+        optimizer.step()
+        manager.optimizer_post_step(model, optimizer, 4.0 + step / STEPS, STEPS)
+    assert tiny.sparsity(model) == PRUNERS[0].final
+
+
+def test_a_manager_without_a_source_of_gradients_says_so() -> None:
+    optimizer = torch.optim.SGD([torch.ones(1)], 0.1)
+    with pytest.raises(RuntimeError, match="gradient_source and grad_sampler are both"):
+        manager_of(PRUNERS[0]).modify(tiny_bert(), optimizer, STEPS)
+
+
+def trained(recipe: str, mode: str | None, structure: bool = False):
+    """Train on SparseML's modifiers or on ours."""
+    with replaced(mode):
+        manager = bases.ScheduledModifierManager.from_yaml(recipe)
+    return train(manager, structure)
+
+
+QUANTIZATION = """!QuantizationModifier
+        start_epoch: 1.0
+        disable_quantization_observer_epoch: 2.0
+        freeze_bn_stats_epoch: 2.0
+        ignore: [LayerNorm, Tanh, GELUActivation, Dropout, classifier]
+        scheme_overrides:
+            Embedding:
+                input_activations: null
+                weights: {num_bits: 8, symmetric: True}
+"""
+
+
 @on_sparseml
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # SparseML's own, of pydantic
 def test_quantization_runs_on_this_torch_again() -> None:
-    recipe = HEAD + "!QuantizationModifier\n        start_epoch: 1.0\n"
-    recipe += "        disable_quantization_observer_epoch: 2.0\n"
-    recipe += "        freeze_bn_stats_epoch: 2.0\n"
-    recipe += "        ignore: [LayerNorm, Tanh, GELUActivation, Dropout, classifier]\n"
-    recipe += "        scheme_overrides:\n            Embedding:\n"
-    recipe += "                input_activations: null\n"
-    recipe += "                weights: {num_bits: 8, symmetric: True}\n"
+    recipe = HEAD + QUANTIZATION
     found = quantizers_of(trained(recipe, "same"))
     assert all(one.ready and not one.observing for one in found.values())
     names = {name.rpartition(":")[0] for name in found}
@@ -210,8 +192,6 @@ def test_distillation_is_sparsemls_kl_with_padding() -> None:
     tokens = {**batch, "labels": ids.masked_fill(batch["attention_mask"] == 0, -100)}
     starts = {k: v for k, v in batch.items() if k != "labels"}
     starts |= {"start_positions": ids[:, 0], "end_positions": ids[:, 1]}
-    import transformers
-
     for name, keys, given in (
         ("BertForSequenceClassification", "logits", batch),
         ("BertForTokenClassification", "logits", tokens),
@@ -220,27 +200,17 @@ def test_distillation_is_sparsemls_kl_with_padding() -> None:
         torch.manual_seed(0)
         cls = getattr(transformers, name)
         student, teacher = cls(BertConfig(**SHAPE)), cls(BertConfig(**SHAPE)).eval()
+        other = {**given, "input_ids": given["input_ids"].flip(0)}
+        shown = {"student_inputs": given, "teacher_inputs": other}
         found = []
         for mode in (None, "same", "ours"):
             with replaced(mode):
                 manager = bases.ScheduledModifierManager.from_yaml(text.format(keys))
-            manager.initialize(
-                student, distillation_teacher=teacher, loggers=bases.silent_loggers()
-            )
+            manager.initialize(student, distillation_teacher=teacher, **SILENT)
             torch.manual_seed(1)
             outputs = student(**given)
-            found.append(
-                manager.loss_update(
-                    outputs.loss,
-                    student,
-                    None,
-                    0.5,
-                    STEPS,
-                    student_outputs=outputs,
-                    student_inputs=given,
-                    teacher_inputs={**given, "input_ids": given["input_ids"].flip(0)},
-                )
-            )
+            where = outputs.loss, student, None, 0.5, STEPS
+            found.append(manager.loss_update(*where, student_outputs=outputs, **shown))
         torch.testing.assert_close(found[0], found[1])
         alike = name == "BertForSequenceClassification"  # no token, so no padding
         assert torch.allclose(found[0], found[2]) is alike

@@ -59,40 +59,42 @@ def test_each_stack_is_known(key):
     assert set(SETS) == set(STACKS)
 
 
-# What is changed in a stack; the one it is nearest to; what is wrong; what mends it.
+# What is changed in a stack, to which it stays the nearest; and what mends it.
 BROKEN = [
-    (A, {"transformers": "4.50.0"}, "A", ["transformers"], "'transformers>=5,<6'"),
-    (A, {"sparsezoo": None}, "A", ["sparsezoo"], "'sparsezoo>=1.8,<1.9'"),
-    (A, {"sparseml": "1.9.0"}, "A", ["sparseml"], "'sparseml>=1.8,<1.9'"),
-    (A, {"setuptools": "82.0.0"}, "A", ["setuptools"], "'setuptools<81'"),
-    (A, {"numpy": "2.4.0"}, "A", ["numpy"], "'numpy>=1.26,<2'"),
-    (A, {"torch": "not a version"}, "A", ["torch"], "'torch>=2.6,<3'"),
-    (B, {"datasets": "5.2.0"}, "B", ["datasets"], "'datasets>=2.18,<2.19'"),
+    ("A", {"transformers": "4.50.0"}, "'transformers>=5,<6'"),
+    ("A", {"sparsezoo": None}, "'sparsezoo>=1.8,<1.9'"),
+    ("A", {"sparseml": "1.9.0"}, "'sparseml>=1.8,<1.9'"),
+    ("A", {"setuptools": "82.0.0"}, "'setuptools<81'"),
+    ("A", {"numpy": "2.4.0"}, "'numpy>=1.26,<2'"),
+    ("A", {"torch": "not a version"}, "'torch>=2.6,<3'"),
+    ("B", {"datasets": "5.2.0"}, "'datasets>=2.18,<2.19'"),
     (
-        B,
-        {"pyarrow": "25.0.1", "compressed-tensors": "0.6.0"},
         "B",
-        ["compressed-tensors", "pyarrow"],
+        {"compressed-tensors": "0.6.0", "pyarrow": "25.0.1"},
         "'compressed-tensors==0.5.0' 'pyarrow>=15,<20'",
     ),
-    (C, {"numpy": "1.25.2"}, "C", ["numpy"], "'numpy>=1.26,<3'"),
-    (
-        C,
-        {"datasets": "2.18.0", "onnx": None},
-        "C",
-        ["datasets", "onnx"],
-        "'datasets>=4,<6' 'onnx>=1.14,<2'",
-    ),
+    ("C", {"numpy": "1.25.2"}, "'numpy>=1.26,<3'"),
+    ("C", {"datasets": "2.18.0", "onnx": None}, "'datasets>=4,<6' 'onnx>=1.14,<2'"),
 ]
 
 
-@pytest.mark.parametrize(("base", "change", "nearest", "names", "words"), BROKEN)
-def test_what_is_broken_and_what_mends_it(base, change, nearest, names, words):
-    found = diagnose(base | change)
+@pytest.mark.parametrize(("key", "change", "words"), BROKEN)
+def test_what_is_broken_and_what_mends_it(key, change, words):
+    broken = SETS[key] | change
+    found = diagnose(broken)
     assert found.stack is None
-    assert found.nearest == nearest
-    assert [fault.package for fault in found.faults] == names
+    assert found.nearest == key
+    assert [fault.package for fault in found.faults] == [*change]
     assert found.command == f"python -m pip install {words}"
+    newest = {"transformers": "5.23.0", "datasets": "5.2.0"}
+    if key == "B":
+        newest = {"datasets": "2.18.0"}
+    candidates = {**SETS[key], **newest}
+    for text in re.findall(r"'([^']+)'", found.command):
+        one = Requirement(text)
+        assert one.specifier.contains(candidates[one.name], prereleases=True)
+        broken[one.name] = candidates[one.name]
+    assert diagnose(broken).stack == key
 
 
 @pytest.mark.parametrize("python", ["3.11.7", "3.12.1", "3.13.5", "3.14.0"])
@@ -101,22 +103,6 @@ def test_sparseml_is_no_fault_where_it_is_missing(python):
     assert diagnose(A | {"python": python, "sparseml": None}).stack == "C"
     found = diagnose(A | {"python": python}).stack
     assert found == ("A" if python == "3.11.7" else "C")
-
-
-def test_the_command_mends():
-    for base, change, *_ in BROKEN:
-        found = diagnose(base | change)
-        asked = re.findall(r"'([^']+)'", found.command)
-        newest = {"transformers": "5.23.0", "datasets": "5.2.0"}
-        if found.nearest == "B":
-            newest = {"datasets": "2.18.0"}
-        candidates = {**SETS[found.nearest], **newest}
-        mended = base | change
-        for text in asked:
-            one = Requirement(text)
-            assert one.specifier.contains(candidates[one.name], prereleases=True)
-            mended[one.name] = candidates[one.name]
-        assert diagnose(mended).stack == found.nearest
 
 
 def test_another_stack_may_be_asked_for():
@@ -128,12 +114,9 @@ def test_another_stack_may_be_asked_for():
 
 
 def test_another_python_needs_a_new_environment(monkeypatch, tmp_path):
-    assert diagnose(A | {"python": "3.10.13"}).command == (
-        "make install PYTHON=python3.11"
-    )
-    assert diagnose(C | {"python": "3.10.13"}).command == (
-        "make install PYTHON=python3.13"
-    )
+    for base, python in ((A, "3.11"), (C, "3.13")):
+        command = diagnose(base | {"python": "3.10.13"}).command
+        assert command == f"make install PYTHON=python{python}"
     assert diagnose(C, "B").command == "make install-sparseml-cli"
     installed = tmp_path / "site-packages" / "obert_modifiers" / "compat" / "stacks.py"
     monkeypatch.setattr(stacks, "__file__", str(installed))
@@ -160,14 +143,12 @@ def test_sparsemls_scripts_are_refused_with_the_command_that_mends_it():
 def test_obert_train_is_refused_with_the_command_that_mends_it(monkeypatch, capsys):
     stacks.check_can_train(A)
     stacks.check_can_train(C)
-    for base, make in (
-        (A, "make install PYTHON=python3.11"),
-        (C, "make install PYTHON=python3.13"),
-    ):
+    for base, python in ((A, "3.11"), (C, "3.13")):
         with pytest.raises(ValueError) as error:
             stacks.check_can_train(base | {"transformers": "4.50.0"})
         assert "transformers=4.50.0; expected >=5,<6" in str(error.value)
-        assert str(error.value).endswith(f"make it with: {make}")
+        made = f"make it with: make install PYTHON=python{python}"
+        assert str(error.value).endswith(made)
     monkeypatch.setattr(stacks, "installed_versions", lambda: dict(B))
     for words in (["train", "text_classification", "--help"], ["quickstart"]):
         assert cli.main(words) == 2
@@ -179,8 +160,12 @@ def test_obert_train_is_refused_with_the_command_that_mends_it(monkeypatch, caps
 def requirements(section: str, name: str) -> dict[str, list[Requirement]]:
     config = configparser.ConfigParser(interpolation=None)
     config.read(REPO / "setup.cfg", encoding="utf-8")
+    return by_package(config[section][name])
+
+
+def by_package(lines: str) -> dict[str, list[Requirement]]:
     found: dict[str, list[Requirement]] = {}
-    for line in config[section][name].splitlines():
+    for line in lines.splitlines():
         if line and not line.startswith("#"):
             one = Requirement(line)
             found.setdefault(one.name, []).append(one)
@@ -190,10 +175,12 @@ def requirements(section: str, name: str) -> dict[str, list[Requirement]]:
 def allowed(
     found: dict[str, list[Requirement]], name: str, python: str
 ) -> SpecifierSet:
-    """Return what setup.cfg says of a package on a version of Python."""
+    """Return what is said of a package on a version of Python."""
+    on = {"python_version": ".".join(python.split(".")[:2])}
+    on["python_full_version"] = python
     specifiers = SpecifierSet()
     for one in found.get(name, []):
-        if one.marker is None or one.marker.evaluate({"python_version": python}):
+        if one.marker is None or one.marker.evaluate(on):
             specifiers &= one.specifier
     return specifiers
 
@@ -208,7 +195,7 @@ def test_setup_cfg_admits_each_stack(key):
             # The extra is what the doctor asks for.
             (own,) = more
             assert own.specifier == SpecifierSet(STACKS["B"].packages[name])
-    python = ".".join(SETS[key]["python"].split(".")[:2])
+    python = SETS[key]["python"]
     for name, version in SETS[key].items():
         if name not in ("python", "compressed-tensors") and version:
             wanted = allowed(found, name, python)
@@ -240,16 +227,9 @@ CONSTRAINTS = {
 @pytest.mark.parametrize(("key", "file"), CONSTRAINTS.items())
 def test_constraints_are_of_their_stack(key, file):
     python = SETS[key]["python"]
-    pinned = {}
-    for line in (REPO / file).read_text(encoding="utf-8").splitlines():
-        if line and not line.startswith("#"):
-            one = Requirement(line)
-            environment = {
-                "python_version": python.rpartition(".")[0],
-                "python_full_version": python,
-            }
-            if one.marker is None or one.marker.evaluate(environment):
-                pinned[one.name.lower()] = str(one.specifier).removeprefix("==")
+    found = by_package((REPO / file).read_text(encoding="utf-8"))
+    pinned = {n.lower(): str(allowed(found, n, python)) for n in found}
+    pinned = {n: one.removeprefix("==") for n, one in pinned.items() if one}
     assert all(Version(version) for version in pinned.values())
     found = diagnose({"python": python} | pinned)
     assert found.stack == key, found.faults

@@ -1,7 +1,6 @@
 """What each key of SparseML's modifiers becomes, and what is refused."""
 
 import inspect
-import re
 from pathlib import Path
 
 import pytest
@@ -39,32 +38,33 @@ MINIMAL = {tag: GRADUAL for tag in TABLES if "Pruning" in tag} | {
 assert set(MINIMAL) == set(TABLES) and len(TABLES) == 8
 
 
+OBS, GMP, LAYERS = "OBSPruningModifier", "GMPruningModifier", "LayerPruningModifier"
+QUANTIZATION = "QuantizationModifier"
+
+
 def recipe(tag: str, keys: dict) -> str:
-    lines = [
-        f"      {key}: {yaml.dump([v], width=9999, default_flow_style=True)}"
-        for key, v in keys.items()
-    ]
-    lines = [re.sub(r": \[(.*)\]\n?$", r": \1", line) for line in lines]
-    return "\n".join(["modifiers:", f"  - !{tag}", *lines, ""])
+    lines = ["modifiers:", f"  - !{tag}"]
+    for key, value in keys.items():
+        shown = yaml.dump([value], width=9999, default_flow_style=True).strip()
+        lines.append(f"      {key}: {shown[1:-1]}")
+    return "\n".join([*lines, ""])
 
 
-def sparsemls_class(name: str) -> type:
-    legacy = name == LEGACY
-    tag = "QuantizationModifier" if legacy else name
-    return target_class(tag, {"submodules": None} if legacy else {})
+def tag_of(name: str) -> str:
+    """SparseML's tag of a table."""
+    return QUANTIZATION if name == LEGACY else name
 
 
 def tag_and_keys(name: str) -> tuple[str, dict]:
     """SparseML's tag of a table, and a minimal recipe's keys of it."""
-    if name == LEGACY:
-        return "QuantizationModifier", {"submodules": ["layers"]}
-    return name, dict(MINIMAL[name])
+    keys = {"submodules": ["layers"]} if name == LEGACY else dict(MINIMAL[name])
+    return tag_of(name), keys
 
 
 @on_sparseml
 @pytest.mark.parametrize("name", KEYS)
 def test_the_tables_have_sparsemls_keys_and_defaults(name) -> None:
-    cls = sparsemls_class(name)
+    cls = target_class(tag_of(name), {"submodules": None} if name == LEGACY else {})
     assert cls.__module__.startswith("sparseml.")
     parameters = dict(inspect.signature(cls.__init__).parameters)
     parameters.pop("self")
@@ -79,8 +79,7 @@ def test_the_tables_have_sparsemls_keys_and_defaults(name) -> None:
 
 @pytest.mark.parametrize("name", KEYS)
 def test_the_tables_name_keys_that_ours_have(name) -> None:
-    tag = "QuantizationModifier" if name == LEGACY else name
-    cls = getattr(modifiers, TABLES[tag])
+    cls = getattr(modifiers, TABLES[tag_of(name)])
     ours = inspect.signature(cls.__init__).parameters
     for key, row in KEYS[name].items():
         assert not row.becomes or row.becomes in ours
@@ -93,8 +92,7 @@ def test_the_page_shows_the_tables() -> None:
     for name, table in KEYS.items():
         _, _, rest = page.partition(f"### `!{name}`")
         section = rest.partition("\n#")[0]
-        tag = "QuantizationModifier" if name == LEGACY else name
-        assert f"`!{TABLES[tag]}`" in section
+        assert f"`!{TABLES[tag_of(name)]}`" in section
         shown = [
             [cell.strip() for cell in line.split("|")[1:-1]]
             for line in section.splitlines()
@@ -178,7 +176,7 @@ def test_a_recipe_that_sparseml_saved_means_the_same(name, mode, tmp_path) -> No
 
 
 def test_the_same_meaning_of_every_key_of_obs() -> None:
-    found = translate("OBSPruningModifier", GRADUAL)
+    found = translate(OBS, GRADUAL)
     assert found.values == {
         **GRADUAL,
         "damp": 1e-7,
@@ -188,7 +186,7 @@ def test_the_same_meaning_of_every_key_of_obs() -> None:
         "update": "independent",
     }
     assert not found.changes and not found.faults
-    ours = translate("OBSPruningModifier", GRADUAL, "ours")
+    ours = translate(OBS, GRADUAL, "ours")
     assert ours.values == GRADUAL
     cls = modifiers.OBERTPruningModifier
     defaults = inspect.signature(cls.__init__).parameters
@@ -199,7 +197,7 @@ def test_the_same_meaning_of_every_key_of_obs() -> None:
 def test_each_change_of_meaning_is_said() -> None:
     keys = {**GRADUAL, "num_grads": 1024, "damp": 1e-7, "fisher_block_size": 50}
     keys["grad_sampler_kwargs"] = {"batch_size": 8}
-    text = recipe("OBSPruningModifier", keys)
+    text = recipe(OBS, keys)
     with replaced("ours"):
         said = [str(note) for note in load_recipe(text).notes]
     assert said == [
@@ -225,75 +223,51 @@ def test_changes_are_logged_by_both_managers(mode, caplog) -> None:
     assert (first, len(caplog.records)) == ((0, 0) if mode == "same" else (1, 2))
 
 
+FOUR_BITS = {"weights": {"num_bits": 4, "symmetric": True}}
+ODD_EMBEDDING = {"Embedding": {"weights": {"symmetric": False}}}
+# The key that is refused comes last.
 REFUSED = [
-    ("OBSPruningModifier", {"num_grad": 3}, "num_grad", "write num_grads"),
-    ("OBSPruningModifier", {"mask_type": [4, 4]}, "mask_type", "block:1x16 or block:4"),
-    ("OBSPruningModifier", {"mask_type": [1, -1]}, "mask_type", "two positive"),
-    ("OBSPruningModifier", {"mask_type": "block5"}, "mask_type", "use block4"),
-    ("OBSPruningModifier", {"params": "encoder"}, "params", "write a list"),
-    ("OBSPruningModifier", {"damp": "auto "}, "damp", "is not a number"),
-    ("GMPruningModifier", {"phased": True}, "phased", "expected False"),
-    ("GMPruningModifier", {"score_type": "movement"}, "score_type", "expected magn"),
+    (OBS, {"num_grad": 3}, "write num_grads"),
+    (OBS, {"mask_type": [4, 4]}, "block:1x16 or block:4"),
+    (OBS, {"mask_type": [1, -1]}, "two positive"),
+    (OBS, {"mask_type": "block5"}, "use block4"),
+    (OBS, {"params": "encoder"}, "write a list"),
+    (OBS, {"damp": "auto "}, "is not a number"),
+    (GMP, {"phased": True}, "expected False"),
+    (GMP, {"score_type": "movement"}, "expected magn"),
+    (GMP, {"init_sparsity": "__FROM_PARAM__", "start_epoch": -1}, "expected 0.0"),
+    (GMP, {"init_sparsity": 0.9}, "above final"),
+    ("ConstantPruningModifier", {"params": []}, "expected names"),
+    ("DistillationModifier", {"distill_output_keys": ["start_logits"]}, "[logits]"),
+    (LAYERS, {"layers": "__ALL__"}, "whole layers"),
+    (LAYERS, {"layers": ["a.0.output"]}, "whole layers"),
+    (LAYERS, {"start_epoch": 2.0}, "expected -1"),
+    (LAYERS, {"end_epoch": 2.0}, "expected -1.0"),
+    (QUANTIZATION, {"scheme": "tensorrt"}, "asymmetric uint8"),
+    (QUANTIZATION, {"scheme": FOUR_BITS}, "weights has one form"),
     (
-        "GMPruningModifier",
-        {"start_epoch": -1, "init_sparsity": "__FROM_PARAM__"},
-        "start_epoch",
-        "expected 0.0",
-    ),
-    ("GMPruningModifier", {"init_sparsity": 0.9}, "init_sparsity", "above final"),
-    ("ConstantPruningModifier", {"params": []}, "params", "expected names"),
-    (
-        "DistillationModifier",
-        {"distill_output_keys": ["start_logits"]},
-        "distill_output_keys",
-        "expected [logits]",
-    ),
-    ("LayerPruningModifier", {"layers": "__ALL__"}, "layers", "whole layers"),
-    ("LayerPruningModifier", {"layers": ["a.0.output"]}, "layers", "whole layers"),
-    ("LayerPruningModifier", {"start_epoch": 2.0}, "start_epoch", "expected -1"),
-    ("LayerPruningModifier", {"end_epoch": 2.0}, "end_epoch", "expected -1.0"),
-    ("QuantizationModifier", {"scheme": "tensorrt"}, "scheme", "asymmetric uint8"),
-    (
-        "QuantizationModifier",
-        {"scheme": {"weights": {"num_bits": 4, "symmetric": True}}},
-        "scheme",
-        "weights has one form",
-    ),
-    (
-        "QuantizationModifier",
+        QUANTIZATION,
         {"scheme": {"output_activations": {"num_bits": 8}}},
-        "scheme",
         "output_activations: null",
     ),
-    (
-        "QuantizationModifier",
-        {"scheme_overrides": {"Embedding": {"weights": {"symmetric": False}}}},
-        "scheme_overrides",
-        "weights has one form",
-    ),
-    ("QuantizationModifier", {"ignore": ["Linear"]}, "ignore", "names of modules"),
-    ("QuantizationModifier", {"model_fuse_fn_name": "f"}, "model_fuse_fn_name", "None"),
-    ("QuantizationModifier", {"num_calibration_steps": 9}, "num_calibration_steps", ""),
-    ("QuantizationModifier", {"end_epoch": 3.0}, "end_epoch", "expected -1.0"),
-    ("QuantizationModifier", {"activation_bits": 4}, "activation_bits", "expected 8"),
-    ("QuantizationModifier", {"reduce_range": True}, "reduce_range", "expected False"),
-    ("QuantizationModifier", {"tensorrt": True}, "tensorrt", "expected False"),
-    (
-        "QuantizationModifier",
-        {"weight_qconfig_kwargs": {"observer": "x"}},
-        "weight_qconfig_kwargs",
-        "refused",
-    ),
+    (QUANTIZATION, {"scheme_overrides": ODD_EMBEDDING}, "weights has one form"),
+    (QUANTIZATION, {"ignore": ["Linear"]}, "names of modules"),
+    (QUANTIZATION, {"model_fuse_fn_name": "f"}, "None"),
+    (QUANTIZATION, {"num_calibration_steps": 9}, ""),
+    (QUANTIZATION, {"end_epoch": 3.0}, "expected -1.0"),
+    (QUANTIZATION, {"activation_bits": 4}, "expected 8"),
+    (QUANTIZATION, {"reduce_range": True}, "expected False"),
+    (QUANTIZATION, {"tensorrt": True}, "expected False"),
+    (QUANTIZATION, {"weight_qconfig_kwargs": {"observer": "x"}}, "refused"),
 ]
 assert len(REFUSED) == 28
 
 
-@pytest.mark.parametrize(("tag", "keys", "key", "words"), REFUSED)
-def test_what_is_not_supported_is_an_error_with_its_line(tag, keys, key, words) -> None:
-    text = recipe(tag, {**MINIMAL[tag], **keys})
-    line = next(
-        n for n, one in enumerate(text.splitlines(), 1) if one.strip().startswith(key)
-    )
+@pytest.mark.parametrize(("tag", "keys", "words"), REFUSED)
+def test_what_is_not_supported_is_an_error_with_its_line(tag, keys, words) -> None:
+    text, key = recipe(tag, {**MINIMAL[tag], **keys}), [*keys][-1]
+    lines = [one.strip().partition(":")[0] for one in text.splitlines()]
+    line = lines.index(key) + 1
     with replaced("same"):
         with pytest.raises(RecipeError) as ours:
             load_recipe(text)
@@ -317,9 +291,9 @@ def test_what_is_not_supported_is_an_error_with_its_line(tag, keys, key, words) 
     ],
 )
 def test_old_numbers_of_layers_are_an_error_where_layers_go(pattern, numbered) -> None:
-    text = recipe("LayerPruningModifier", {"layers": ["bert.encoder.layer.1"]})
+    text = recipe(LAYERS, {"layers": ["bert.encoder.layer.1"]})
     keys = {**GRADUAL, "params": [pattern]}
-    text += recipe("GMPruningModifier", keys).removeprefix("modifiers:\n")
+    text += recipe(GMP, keys).removeprefix("modifiers:\n")
     with replaced("same"):
         if not numbered:
             load_recipe(text)
@@ -333,68 +307,60 @@ def test_old_numbers_of_layers_are_an_error_where_layers_go(pattern, numbered) -
 def test_a_missing_key_is_an_error() -> None:
     keys = {k: v for k, v in GRADUAL.items() if k != "params"}
     with replaced("same"), pytest.raises(RecipeError, match=r"params is missing"):
-        load_recipe(recipe("OBSPruningModifier", keys))
+        load_recipe(recipe(OBS, keys))
 
 
+NO_INPUTS = {"input_activations": None}
+SUBMODULES = {"submodules": ["embedding", "layers"]}
+LEGACY_KEYS = SUBMODULES | {
+    "quantize_linear_activations": False,
+    "exclude_module_types": ["LayerNorm"],
+    "disable_quantization_observer_epoch": 2.0,
+    "freeze_bn_stats_epoch": 2.0,
+}
+EMBEDDINGS = {"quantize_embeddings": True}
 QUANTIZED = [
     ({}, {}),
     ({"ignore": ["LayerNorm", "Tanh", "head"]}, {"ignore": ["head"]}),
     ({"ignore": ["Embedding"]}, {"quantize_embeddings": False}),
     ({"scheme": "deepsparse"}, {}),
-    ({"scheme": {"weights": {"symmetric": True, "strategy": "channel"}}}, "channel"),
     (
-        {
-            "scheme_overrides": {
-                "Embedding": {"input_activations": None},
-                "a": "default",
-            }
-        },
-        {},
+        {"scheme": {"weights": {"symmetric": True, "strategy": "channel"}}},
+        {"per_channel": True},
     ),
+    ({"scheme_overrides": {"Embedding": NO_INPUTS, "a": "default"}}, {}),
     (
-        {"scheme_overrides": {"head": {"input_activations": None, "weights": None}}},
+        {"scheme_overrides": {"head": {**NO_INPUTS, "weights": None}}},
         {"ignore": ["head"]},
     ),
-    (
-        {
-            "submodules": ["embedding", "layers"],
-            "quantize_linear_activations": False,
-            "exclude_module_types": ["LayerNorm"],
-            "disable_quantization_observer_epoch": 2.0,
-            "freeze_bn_stats_epoch": 2.0,
-        },
-        {
-            "submodules": ["embedding", "layers"],
-            "disable_observer_epoch": 2.0,
-            "quantize_embeddings": True,
-        },
-    ),
+    (LEGACY_KEYS, SUBMODULES | EMBEDDINGS | {"disable_observer_epoch": 2.0}),
     ({"quantize_embeddings": False}, {"quantize_embeddings": False}),
     (
-        {"quantize_linear_activations": True, "quantize_embedding_activations": True},
-        {"quantize_embeddings": True},
+        dict.fromkeys(
+            ("quantize_linear_activations", "quantize_embedding_activations"), True
+        ),
+        EMBEDDINGS,
     ),
-    ({"submodules": [""]}, {"submodules": [""], "quantize_embeddings": True}),
+    ({"submodules": [""]}, {"submodules": [""], **EMBEDDINGS}),
 ]
 assert len(QUANTIZED) == 11
 
 
 def test_outputs_that_sparseml_rounds_are_said_whether_written_or_not() -> None:
-    (unwritten,) = translate("QuantizationModifier", {"reduce_range": False}).changes
+    (unwritten,) = translate(QUANTIZATION, {"reduce_range": False}).changes
     assert "outputs of linear layers, outputs of embeddings)" in str(unwritten)
     keys = {"quantize_linear_activations": True}
-    assert translate("QuantizationModifier", keys).changes == [unwritten]
+    assert translate(QUANTIZATION, keys).changes == [unwritten]
     keys["quantize_embedding_activations"] = False
-    (change,) = translate("QuantizationModifier", keys).changes
+    (change,) = translate(QUANTIZATION, keys).changes
     said = str(change)
     assert "outputs of linear layers)" in said and "embeddings)" not in said
 
 
 @pytest.mark.parametrize(("old", "new"), QUANTIZED)
 def test_quantization(old, new) -> None:
-    found = translate("QuantizationModifier", {"start_epoch": 1.0, **old})
+    found = translate(QUANTIZATION, {"start_epoch": 1.0, **old})
     assert not found.faults
-    new = {"per_channel": True} if new == "channel" else new
     assert found.values == {"start_epoch": 1.0, "reduce_range": False, **new}
     assert len(found.changes) == 1  # what SparseML rounds beside it
     modifiers.QATModifier(**found.values)
@@ -403,7 +369,7 @@ def test_quantization(old, new) -> None:
 @on_sparseml
 def test_replacing_comes_and_goes() -> None:
     def cls() -> type:
-        text = recipe("OBSPruningModifier", GRADUAL)
+        text = recipe(OBS, GRADUAL)
         return type(RecipeManager.from_recipe(text).modifiers[0])
 
     theirs, ours = cls(), modifiers.OBERTPruningModifier

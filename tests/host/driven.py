@@ -10,6 +10,7 @@ import hashlib
 import io
 import sys
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 import torch
@@ -23,21 +24,12 @@ from tests.modifiers.table import make_batch, make_model, make_source, sample_lo
 
 STEPS, HALF, WHOLE = 4, 7, 16  # optimizer steps: of an epoch, of each part of a run
 
-EPOCHS = """\
-  - !EpochRangeModifier
-      start_epoch: 0.0
-      end_epoch: 4.0
-"""
+EPOCHS = "  - !EpochRangeModifier {start_epoch: 0.0, end_epoch: 4.0}\n"
 RATE = """\
   - !LearningRateFunctionModifier
-      lr_func: {func}
-      init_lr: 1e-2
-      final_lr: 0.001
-      start_epoch: {start}
-      end_epoch: {end}
+      {{lr_func: {}, init_lr: 1e-2, final_lr: 0.001, start_epoch: {}, end_epoch: {}}}
 """
-RATES = RATE.format(func="linear", start=0.0, end=2.0)
-RATES += RATE.format(func="cosine", start=2.0, end=4.0)
+RATES = RATE.format("linear", 0.0, 2.0) + RATE.format("cosine", 2.0, 4.0)
 PRUNING = """\
       init_sparsity: 0.3
       final_sparsity: eval(goal)
@@ -45,18 +37,17 @@ PRUNING = """\
       end_epoch: 3.0
       update_frequency: 0.5
 """
-SECOND_ORDER = "      num_grads: 24\n      fisher_block_size: 20\n"
+GMP = f"  - !GMPStarPruningModifier\n{PRUNING}"
+OBERT = f"  - !OBERTPruningModifier\n{PRUNING}      num_grads: 24\n"
+OBERT += "      fisher_block_size: 20\n"
+N_M = """\
+  - !NMPruningModifier
+      {mask_type: '2:4', start_epoch: 1.0, score: obs, num_grads: 24,
+       fisher_block_size: 24}
+"""
 DISTILLATION = "  - !LogitDistillationModifier {hardness: 0.7, temperature: 3.0}\n"
-QAT = """\
-  - !QATModifier
-      start_epoch: 1.0
-      disable_observer_epoch: 2.0
-"""
-CONSTANT = """\
-  - !ConstantPruningModifier
-      params: ["re:layers.*weight"]
-      start_epoch: {start}
-"""
+QAT = "  - !QATModifier {start_epoch: 1.0, disable_observer_epoch: 2.0}\n"
+CONSTANT = "  - !ConstantPruningModifier\n      params: ['re:layers.*weight']\n"
 OTHERS = """\
   - !SetLearningRateModifier {learning_rate: 0.02, start_epoch: 0.5}
   - !SetWeightDecayModifier {weight_decay: 0.3, start_epoch: 1.5}
@@ -74,32 +65,13 @@ SCHEDULER = """\
       start_epoch: 0.0
       end_epoch: 4.0
 """
-STAGED = (
-    """\
-goal: 0.75
-prune_stage:
-  prune_modifiers:
-"""
-    + "".join(
-        f"  {line}\n"
-        for line in (
-            EPOCHS.replace("4.0", "3.0")
-            + RATE.format(func="cyclic_linear", start=0.0, end=3.0)
-            + "  - !GMPStarPruningModifier\n"
-            + PRUNING
-        ).splitlines()
-    )
-    + """\
-hold_stage:
-  hold_modifiers:
-"""
-    + "".join(
-        f"  {line}\n"
-        for line in (
-            EPOCHS.replace("0.0", "3.0") + CONSTANT.format(start=3.0)
-        ).splitlines()
-    )
+PRUNE_STAGE = (
+    EPOCHS.replace("4.0", "3.0") + RATE.format("cyclic_linear", 0.0, 3.0) + GMP
 )
+HOLD_STAGE = EPOCHS.replace("0.0", "3.0") + CONSTANT + "      start_epoch: 3.0\n"
+STAGED = "goal: 0.75\n"
+for stage, body in (("prune", PRUNE_STAGE), ("hold", HOLD_STAGE)):
+    STAGED += f"{stage}_stage:\n  {stage}_modifiers:\n{indent(body, '  ')}"
 
 
 def flat(*parts: str) -> str:
@@ -107,14 +79,11 @@ def flat(*parts: str) -> str:
 
 
 RUNS = {
-    "obert": flat(RATES, "  - !OBERTPruningModifier\n", PRUNING, SECOND_ORDER),
-    "gmp": flat(RATES, "  - !GMPStarPruningModifier\n", PRUNING, DISTILLATION),
-    "n:m": flat(
-        "  - !NMPruningModifier {mask_type: '2:4', start_epoch: 1.0, score: obs, ",
-        "num_grads: 24, fisher_block_size: 24}\n",
-    ),
+    "obert": flat(RATES, OBERT),
+    "gmp": flat(RATES, GMP, DISTILLATION),
+    "n:m": flat(N_M),
     "qat": flat(RATES, QAT),
-    "constant": flat(RATES, CONSTANT.format(start=1.0), QAT, DISTILLATION),
+    "constant": flat(RATES, CONSTANT, "      start_epoch: 1.0\n", QAT, DISTILLATION),
     "others": flat(OTHERS),
     "scheduler": flat(SCHEDULER),
     "staged": STAGED,
@@ -155,9 +124,8 @@ def drive(name: str, state: Path | None) -> dict[str, Any]:
         manager.load_state_dict(before["manager"])
         model.load_state_dict(before["model"])
         optimizer.load_state_dict(before["optimizer"])
-        for parameter, trainable in zip(
-            model.parameters(), before["trainable"], strict=True
-        ):
+        pairs = zip(model.parameters(), before["trainable"], strict=True)
+        for parameter, trainable in pairs:
             parameter.requires_grad_(trainable)
     for step in range(0 if before is None else HALF, WHOLE):
         if step == HALF and name not in NOT_SAVED:
@@ -180,16 +148,10 @@ def drive(name: str, state: Path | None) -> dict[str, Any]:
         optimizer.step()
         manager.post_step(*where)
         optimizer.zero_grad()
-        seen.append(
-            digest([
-                loss,
-                norm,
-                [(g["lr"], g["weight_decay"]) for g in optimizer.param_groups],
-                dict(model.named_parameters()),
-                [[m.started, m.ended] for m in manager.modifiers],
-                manager.sparsity(),
-            ])
-        )
+        rates = [(g["lr"], g["weight_decay"]) for g in optimizer.param_groups]
+        phases = [[m.started, m.ended] for m in manager.modifiers]
+        weights = dict(model.named_parameters())
+        seen.append(digest([loss, norm, rates, weights, phases, manager.sparsity()]))
     found = {
         "host": host.name(),
         "text": str(manager.host),

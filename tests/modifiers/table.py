@@ -91,30 +91,36 @@ class Row:
     epochs: tuple[float, ...] = (1.0, 1.5, 2.0, 2.5, 3.0)
 
 
-def _obert(label: str = "", block: int = 10, **keys: Any) -> Row:
-    keys = {**SCHEDULE, "num_grads": 24, "fisher_block_size": block, **keys}
-    return Row(
-        modifiers.OBERTPruningModifier,
-        keys,
-        extras={"gradient_source": make_source()},
-        label=label,
-        final=keys["final_sparsity"],
-    )
+EVERY_EVENT = (1.0, 1.5, 2.0, 2.5, 3.0)
+HALF = {"mask_type": "2:4", "final_sparsity": 0.5}
+GRADUALLY = {"end_epoch": 3.0, "update_frequency": 0.5}
+SPAN = {"start_epoch": 1.0, "end_epoch": 2.0}
+
+
+def _pruner(name: str, label: str, **keys: Any) -> Row:
+    keys = SCHEDULE | keys
+    extras = {"gradient_source": make_source()} if "num_grads" in keys else {}
+    cls, final = getattr(modifiers, name), keys["final_sparsity"]
+    return Row(cls, keys, extras=extras, label=label, final=final)
+
+
+def _obert(label: str = "", block: int = 20, **keys: Any) -> Row:
+    more = {"num_grads": 24, "fisher_block_size": block} | keys
+    return _pruner("OBERTPruningModifier", label, **more)
 
 
 def _gmp(label: str = "", **keys: Any) -> Row:
-    keys = {**SCHEDULE, **keys}
-    final = keys["final_sparsity"]
-    return Row(modifiers.GMPStarPruningModifier, keys, label=label, final=final)
+    return _pruner("GMPStarPruningModifier", label, **keys)
 
 
-def _n_m(label: str, epochs: tuple[float, ...], **keys: Any) -> Row:
+def _n_m(label: str, epochs: tuple[float, ...], mask_type: str, **keys: Any) -> Row:
+    keys = {"start_epoch": 1.0, "mask_type": mask_type} | keys
     if keys.get("score") == "obs":
-        keys = {"num_grads": 24, "fisher_block_size": 24, **keys}
-    kept, size = map(int, keys["mask_type"].split(":"))
+        keys = {"num_grads": 24, "fisher_block_size": 24} | keys
+    kept, size = map(int, mask_type.split(":"))
     return Row(
         modifiers.NMPruningModifier,
-        {"start_epoch": 1.0, **keys},
+        keys,
         extras={"gradient_source": make_source()},
         label=label,
         final=(size - kept) / size,
@@ -122,89 +128,50 @@ def _n_m(label: str, epochs: tuple[float, ...], **keys: Any) -> Row:
     )
 
 
-GRADUALLY = {"end_epoch": 3.0, "update_frequency": 0.5}
-EVERY_EVENT = (1.0, 1.5, 2.0, 2.5, 3.0)
+def _other(name: str, label: str = "", drops=False, extras=None, **keys: Any) -> Row:
+    cls = getattr(modifiers, name)
+    return Row(cls, keys, prunes=False, drops=drops, extras=extras or {}, label=label)
 
 
 def _qat(label: str = "", **keys: Any) -> Row:
-    keys = {"start_epoch": 1.0, "disable_observer_epoch": 2.0, **keys}
-    return Row(modifiers.QATModifier, keys, prunes=False, label=label)
+    keys = {"start_epoch": 1.0, "disable_observer_epoch": 2.0} | keys
+    return _other("QATModifier", label, **keys)
 
 
+def _logits(label: str = "", extras=None, **keys: Any) -> Row:
+    return _other("LogitDistillationModifier", label, extras=extras, **keys)
+
+
+SINGLE = {"selection": "independent", "update": "independent"}
+BY_N, BY_FRACTION = {"gradual": "by_n"}, {"gradual": "by_fraction"} | GRADUALLY
+SINGLE_OBS = {"score": "obs", "selection": "independent"}
+STOP = {"metric": "loss", "mode": "min", "patience": 2, "min_delta": 0.01}
 TABLE = [
-    _obert(),
-    _obert("block4", 20, mask_type="block4"),
-    _obert("block:2x2", 20, mask_type="block:2x2", selection="independent"),
-    _obert("2:4", 20, mask_type="2:4", final_sparsity=0.5),
-    _obert(
-        "2:4 by single groups",
-        20,
-        mask_type="2:4",
-        final_sparsity=0.5,
-        selection="independent",
-        update="independent",
-    ),
+    _obert(block=10),
+    _obert("block4", mask_type="block4"),
+    _obert("block:2x2", mask_type="block:2x2", selection="independent"),
+    _obert("2:4", **HALF),
+    _obert("2:4 by single groups", **HALF, **SINGLE),
     _gmp(),
     _gmp("block4", mask_type="block4", global_sparsity=True),
     _gmp("block:2x2", mask_type="block:2x2", global_sparsity=True),
-    _gmp("2:4", mask_type="2:4", final_sparsity=0.5, global_sparsity=True),
-    _n_m("2:4 at once", (1.0,), mask_type="2:4"),
-    _n_m(
-        "1:4 by fraction",
-        EVERY_EVENT,
-        mask_type="1:4",
-        gradual="by_fraction",
-        **GRADUALLY,
+    _gmp("2:4", **HALF, global_sparsity=True),
+    _n_m("2:4 at once", (1.0,), "2:4"),
+    _n_m("1:4 by fraction", EVERY_EVENT, "1:4", **BY_FRACTION),
+    _n_m("2:4 by n", (1.0, 3.0), "2:4", **BY_N, **GRADUALLY),
+    _n_m("1:4 by n, obs", EVERY_EVENT[::2], "1:4", **BY_N, score="obs", end_epoch=3.0),
+    _n_m("2:4 by fraction, obs", EVERY_EVENT, "2:4", **BY_FRACTION, **SINGLE_OBS),
+    _other("LayerDropModifier", drops=True, keep=[1]),
+    _logits(
+        hardness=0.7, temperature=3.0, **SPAN, extras={"distillation_teacher": "self"}
     ),
-    _n_m("2:4 by n", (1.0, 3.0), mask_type="2:4", gradual="by_n", **GRADUALLY),
-    _n_m(
-        "1:4 by n, obs",
-        (1.0, 2.0, 3.0),
-        mask_type="1:4",
-        gradual="by_n",
-        score="obs",
-        end_epoch=3.0,
-    ),
-    _n_m(
-        "2:4 by fraction, obs",
-        EVERY_EVENT,
-        mask_type="2:4",
-        gradual="by_fraction",
-        score="obs",
-        selection="independent",
-        **GRADUALLY,
-    ),
-    Row(modifiers.LayerDropModifier, {"keep": [1]}, prunes=False, drops=True),
-    Row(
-        modifiers.LogitDistillationModifier,
-        {"hardness": 0.7, "temperature": 3.0, "start_epoch": 1.0, "end_epoch": 2.0},
-        prunes=False,
-        extras={"distillation_teacher": "self"},
-    ),
-    Row(
-        modifiers.LogitDistillationModifier,
-        {"hardness": 0.5, "teacher": "self", "mask_padding": False},
-        prunes=False,
-        label="named teacher",
-    ),
+    _logits("named teacher", hardness=0.5, teacher="self", mask_padding=False),
     _qat(),
     _qat("per channel", end_epoch=3.0, freeze="activations", per_channel=True),
     _qat("linears alone", quantize_embeddings=False, ignore=["head"]),
-    Row(
-        modifiers.EarlyStoppingModifier,
-        {"metric": "loss", "mode": "min", "patience": 2, "min_delta": 0.01},
-        prunes=False,
-    ),
-    Row(
-        modifiers.FrozenParamsModifier,
-        {"params": ["re:.*embedding.*"], "start_epoch": 1.0, "end_epoch": 2.0},
-        prunes=False,
-    ),
-    Row(
-        modifiers.ConstantMasksModifier,
-        {"params": "__ALL_ENCODER__", "start_epoch": 1.0, "end_epoch": 2.0},
-        prunes=False,
-    ),
+    _other("EarlyStoppingModifier", **STOP),
+    _other("FrozenParamsModifier", params=["re:.*embedding.*"], **SPAN),
+    _other("ConstantMasksModifier", params="__ALL_ENCODER__", **SPAN),
 ]
 assert len(TABLE) == 23
 

@@ -1,7 +1,5 @@
 """What every modifier has to keep, over the table of all modifiers."""
 
-import copy
-import json
 from dataclasses import replace
 
 import pytest
@@ -10,15 +8,19 @@ import torch
 from obert_modifiers import modifiers
 from obert_modifiers.core.quantization.layers import Quantized
 from obert_modifiers.host import bases
-from obert_modifiers.host import state as host_state
-from obert_modifiers.training.state import pack, unpack
 from tests.core.models import remove_quantization_
 from tests.hosts import on_sparseml
-from tests.modifiers.driving import STEPS, drive, name_of, start
+from tests.modifiers.driving import (
+    STEPS,
+    count_zeros,
+    drive,
+    every,
+    name_of,
+    pruners,
+    same,
+    start,
+)
 from tests.modifiers.table import ENCODER, PRUNERS, TABLE, make_model
-
-every = pytest.mark.parametrize("row", TABLE, ids=name_of)
-pruners = pytest.mark.parametrize("row", PRUNERS, ids=name_of)
 
 
 def test_every_exported_modifier_has_a_row() -> None:
@@ -53,18 +55,6 @@ def test_sample_yaml_of_the_docstring_loads(row) -> None:
     assert type(bases.Modifier.load_obj(text.strip("\n "))) is row.cls
 
 
-@every
-def test_lifecycle_called_out_of_order_is_an_error(row) -> None:
-    modifier, model = row.cls(**row.keys), make_model()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with pytest.raises(RuntimeError, match="must be initialized first"):
-        modifier.scheduled_update(model, optimizer, 1.0, STEPS)
-    with pytest.raises(RuntimeError, match="must be initialized first"):
-        modifier.optimizer_post_step(model, optimizer, 1.0, STEPS)
-    with pytest.raises(RuntimeError, match="must be initialized first"):
-        modifier.finalize(model)
-
-
 HOOKS = {key for key in vars(torch.nn.Module()) if "hook" in key}
 assert len(HOOKS) == 12
 
@@ -74,7 +64,7 @@ def test_nothing_is_left_on_the_model(row) -> None:
     before = dict(make_model().named_modules())
     modifier, model, optimizer = start(row)
     before_optimizer = set(vars(optimizer))
-    drive(row, modifier, model, optimizer, 14)
+    drive(modifier, model, optimizer, 14)
     modifier.finalize(model)
     assert all(p.requires_grad and not p._backward_hooks for p in model.parameters())
     assert set(vars(optimizer)) == before_optimizer
@@ -110,7 +100,7 @@ def test_sparsity_is_exact_nested_and_kept(row) -> None:
             for old, new in zip(seen[-2], masks, strict=True):
                 assert not (new & ~old).any()
 
-    drive(row, modifier, model, optimizer, 16, watch=watch)
+    drive(modifier, model, optimizer, 16, watch=watch)
     assert modifier.module_masks.names == ENCODER
     assert modifier.module_masks.sparsity() == row.final
     assert modifier.applied_sparsity == [row.final] * 4
@@ -121,75 +111,39 @@ def test_sparsity_is_exact_nested_and_kept(row) -> None:
     for before, after in zip(modifier.events, modifier.events[1:], strict=False):
         assert before.sparsity_after == after.sparsity_before
     modifier.finalize(model)
-    zeros = sum(int((model.get_parameter(n) == 0).sum()) for n in ENCODER)
-    assert zeros == row.final * 384
+    assert count_zeros(model) == row.final * 384
 
 
 @pruners
 def test_state_comes_back_in_mid_schedule(row) -> None:
     modifier, model, optimizer = start(row)
-    drive(row, modifier, model, optimizer, 8)
+    drive(modifier, model, optimizer, 8)
     state = modifier.state_dict()
     masks = [m.clone() for m in modifier.module_masks.param_masks]
     other, fresh, _ = start(row, seed=0)
     other.load_state_dict(state)
-    for ours, theirs in zip(other.module_masks.param_masks, masks, strict=True):
-        assert torch.equal(ours, theirs)
+    found = other.module_masks.param_masks
+    assert all(torch.equal(*pair) for pair in zip(found, masks, strict=True))
     for name, mask in zip(ENCODER, masks, strict=True):
         assert (fresh.get_parameter(name)[~mask] == 0).all()
-    for step in range(8, 13):
-        assert other.update_ready(step / STEPS, STEPS) == modifier.update_ready(
-            step / STEPS, STEPS
-        )
+    for epoch in (step / STEPS for step in range(8, 13)):
+        ready = other.update_ready(epoch, STEPS)
+        assert ready == modifier.update_ready(epoch, STEPS)
     with pytest.raises(IndexError, match="state has other parameters"):
         other.load_state_dict({**state, "head.weight": masks[0]})
     with pytest.raises(RuntimeError, match="uninitialized modifier"):
         row.cls(**row.keys).load_state_dict(state)
 
 
-@every
-@pytest.mark.parametrize("at", [0, 4, 6, 8, 11])
-def test_resumed_at_any_step_it_goes_on_with_the_same_bits(row, at) -> None:
-    """A new modifier on a new model, with weights, optimizer and state brought over."""
-    modifier, model, optimizer = start(row)
-    drive(row, modifier, model, optimizer, at)
-    state, tensors = pack(host_state.state_of(modifier))
-    state = unpack(json.loads(json.dumps(state)), tensors)
-    rates = copy.deepcopy(optimizer.state_dict())
-    weights = copy.deepcopy(model.state_dict())
-    other, fresh, again = start(row)
-    host_state.load_state(other, state)
-    fresh.load_state_dict(weights)
-    again.load_state_dict(rates)
-    for one, place, rate in (
-        (modifier, model, optimizer),
-        (other, fresh, again),
-    ):
-        drive(row, one, place, rate, 14, start=at)
-    for name, values in model.state_dict().items():
-        assert torch.equal(values, fresh.state_dict()[name]), name
-    if row.prunes:
-        ours, theirs = ([_figures(e) for e in m.events] for m in (modifier, other))
-        assert ours == theirs
-        assert modifier.applied_sparsity == other.applied_sparsity
-    assert (modifier.started, modifier.ended) == (other.started, other.ended)
-
-
-def _figures(event) -> dict:
-    changing = ("seconds", "peak_memory_bytes", "memory_plan")
-    return {k: v for k, v in event.as_dict().items() if k not in changing}
-
-
 @pruners
 def test_a_state_loaded_after_the_masks_are_off_writes_nothing(row) -> None:
     row = replace(row, keys={**row.keys, "leave_enabled": False})
     modifier, model, optimizer = start(row)
-    drive(row, modifier, model, optimizer, 16)
+    drive(modifier, model, optimizer, 16)
     other, fresh, _ = start(row)
     fresh.load_state_dict(model.state_dict())
     other.load_state_dict(modifier.state_dict())
-    for name, values in model.state_dict().items():
-        assert torch.equal(values, fresh.state_dict()[name]), name
+    assert same(model, fresh)
 
 
 @pruners
@@ -197,8 +151,7 @@ def test_one_shot(row) -> None:
     model = make_model()
     modifier = row.cls(**row.keys)
     modifier.apply(model, **row.extras)
-    zeros = sum(int((model.get_parameter(n) == 0).sum()) for n in ENCODER)
-    assert zeros == row.final * 384
+    assert count_zeros(model) == row.final * 384
     assert (model.head.weight != 0).all() and (model.embedding.weight != 0).all()
 
 
@@ -224,9 +177,8 @@ def test_leave_enabled_false_lets_weights_grow_back(row) -> None:
     modifier, model, optimizer = start(
         replace(row, keys={**row.keys, "leave_enabled": False})
     )
-    drive(row, modifier, model, optimizer, 16)
-    zeros = sum(int((model.get_parameter(n) == 0).sum()) for n in ENCODER)
-    assert zeros < row.final * 384
+    drive(modifier, model, optimizer, 16)
+    assert count_zeros(model) < row.final * 384
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own

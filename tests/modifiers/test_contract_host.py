@@ -5,6 +5,7 @@ Written from the documented behaviour of SparseML 1.8.0's ``Modifier``,
 """
 
 import io
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,29 +14,33 @@ import torch
 from obert_modifiers import modifiers
 from obert_modifiers.host import bases
 from tests.hosts import on_sparseml
-from tests.modifiers.driving import STEPS, drive, name_of, start
-from tests.modifiers.table import PRUNERS, TABLE, make_batch, make_model, sample_loss
+from tests.modifiers.driving import (
+    STEPS,
+    copied,
+    drive,
+    every,
+    mixed_loss,
+    pruners,
+    recipe_of,
+    same,
+    start,
+)
+from tests.modifiers.table import TABLE, make_batch, make_model
 
-every = pytest.mark.parametrize("row", TABLE, ids=name_of)
-pruners = pytest.mark.parametrize("row", PRUNERS, ids=name_of)
 Manager = bases.ScheduledModifierManager
 UNINITIALIZED = "must be initialized first"
 
 
-def calls(modifier, model, epoch: float = 1.0) -> dict[str, Any]:
+def calls(modifier, model) -> dict[str, Any]:
     """Every call of the lifecycle that needs an initialized modifier."""
-    where = (model, torch.optim.SGD(model.parameters(), lr=0.1), epoch, STEPS)
-    return {
-        "start_pending": lambda: modifier.start_pending(epoch, STEPS),
-        "end_pending": lambda: modifier.end_pending(epoch, STEPS),
-        "update_ready": lambda: modifier.update_ready(epoch, STEPS),
-        "scheduled_update": lambda: modifier.scheduled_update(*where),
-        "scheduled_log_update": lambda: modifier.scheduled_log_update(*where),
-        "loss_update": lambda: modifier.loss_update(torch.ones(()), *where),
-        "optimizer_pre_step": lambda: modifier.optimizer_pre_step(*where),
-        "optimizer_post_step": lambda: modifier.optimizer_post_step(*where),
-        "finalize": lambda: modifier.finalize(model),
-    }
+    when = (1.0, STEPS)
+    where = (model, torch.optim.SGD(model.parameters(), lr=0.1), *when)
+    given = dict.fromkeys(("start_pending", "end_pending", "update_ready"), when)
+    steps = ("scheduled_update", "scheduled_log_update")
+    steps += ("optimizer_pre_step", "optimizer_post_step")
+    given |= dict.fromkeys(steps, where)
+    given |= {"loss_update": (torch.ones(()), *where), "finalize": (model,)}
+    return {name: partial(getattr(modifier, name), *of) for name, of in given.items()}
 
 
 @every
@@ -47,22 +52,21 @@ def test_no_call_comes_before_initialize(row) -> None:
         with pytest.raises(RuntimeError, match=UNINITIALIZED):
             call()
         assert not modifier.initialized, name
-    with pytest.raises(RuntimeError):
-        modifier.update(model, None, epoch=1.0, steps_per_epoch=STEPS)
-    with pytest.raises(RuntimeError):
-        modifier.log_update(model, None, epoch=1.0, steps_per_epoch=STEPS)
+    for call in (modifier.update, modifier.log_update):
+        with pytest.raises(RuntimeError):
+            call(model, None, epoch=1.0, steps_per_epoch=STEPS)
 
 
 @every
 def test_what_the_manager_calls_is_not_called_directly(row) -> None:
     modifier, model, optimizer = start(row)
     assert modifier.initialized and modifier.loggers_initialized
+    where = {"epoch": 1.0, "steps_per_epoch": STEPS}
     with pytest.raises(RuntimeError, match="call scheduled_update instead"):
-        modifier.update(model, optimizer, epoch=1.0, steps_per_epoch=STEPS)
+        modifier.update(model, optimizer, **where)
     with pytest.raises(RuntimeError, match="call scheduled_log_update instead"):
-        modifier.log_update(model, optimizer, epoch=1.0, steps_per_epoch=STEPS)
-    ready = [modifier.update_ready(epoch, STEPS) for epoch in (0.5, 1.0)]
-    for epoch in (e for e, one in zip((0.5, 1.0), ready, strict=True) if not one):
+        modifier.log_update(model, optimizer, **where)
+    for epoch in (e for e in (0.5, 1.0) if not modifier.update_ready(e, STEPS)):
         with pytest.raises(RuntimeError, match="update_ready returns False"):
             modifier.scheduled_update(model, optimizer, epoch, STEPS)
     modifier.finalize(model)
@@ -74,15 +78,14 @@ def test_what_the_manager_calls_is_not_called_directly(row) -> None:
 @every
 def test_a_disabled_modifier_does_nothing(row) -> None:
     modifier, model, optimizer = start(row)
-    before = {k: v.clone() for k, v in model.state_dict().items()}
+    before = copied(model)
     modifier.enabled = False
     assert not any(modifier.update_ready(epoch / 2, STEPS) for epoch in range(8))
     found = calls(modifier, model)
-    for name in ("scheduled_log_update", "loss_update", "optimizer_pre_step"):
+    steps = ("optimizer_pre_step", "optimizer_post_step")
+    for name in ("scheduled_log_update", "loss_update", *steps):
         with pytest.raises(RuntimeError, match="must be enabled"):
             found[name]()
-    with pytest.raises(RuntimeError, match="must be enabled"):
-        found["optimizer_post_step"]()
     manager = Manager([modifier])
     manager._initialized = True
     for step in range(4 * STEPS):
@@ -90,27 +93,22 @@ def test_a_disabled_modifier_does_nothing(row) -> None:
         manager.update(*where)
         manager.optimizer_pre_step(*where)
         manager.optimizer_post_step(*where)
-    for name, values in model.state_dict().items():
-        assert torch.equal(values, before[name])
+    assert same(model, before)
     modifier.enabled = True
 
 
-def own_keys(row) -> list[str]:
-    found = {
-        name: prop
-        for cls in row.cls.__mro__
-        for name, prop in vars(cls).items()
-        if isinstance(prop, bases.ModifierProp) and prop.serializable
-    }
-    return sorted(found)
+def own_keys(row) -> set[str]:
+    found = [pair for cls in row.cls.__mro__ for pair in vars(cls).items()]
+    props = [pair for pair in found if isinstance(pair[1], bases.ModifierProp)]
+    return {name for name, prop in props if prop.serializable}
 
 
 @every
 def test_keys_are_read_from_outside_and_written_in_the_recipe_alone(row) -> None:
     modifier, model = row.cls(**row.keys), make_model()
     keys = own_keys(row)
-    assert {"start_epoch", "end_epoch"} <= set(keys)
-    for key in set(keys) - {"start_epoch", "end_epoch", "update_frequency"}:
+    assert {"start_epoch", "end_epoch"} <= keys
+    for key in keys - {"start_epoch", "end_epoch", "update_frequency"}:
         getattr(modifier, key)
         with pytest.raises(AttributeError):
             setattr(modifier, key, row.keys.get(key))
@@ -160,7 +158,7 @@ def test_loggers_come_and_go(row) -> None:
     assert modifier.loggers_initialized and modifier.loggers is loggers
     modifier.initialize(model, loggers=loggers, **row.extras)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    drive(row, modifier, model, optimizer, STEPS + 2)
+    drive(modifier, model, optimizer, STEPS + 2)
     modifier.scheduled_log_update(model, optimizer, 1.0, STEPS)
     found = {tag: (value, step) for tag, value, step in logged if "/" in tag}
     masks = modifier.module_masks if hasattr(modifier, "module_masks") else None
@@ -177,7 +175,7 @@ def test_loggers_come_and_go(row) -> None:
 @every
 def test_a_deleted_modifier_leaves_quietly(row) -> None:
     modifier, model, optimizer = start(row)
-    drive(row, modifier, model, optimizer, 6)
+    drive(modifier, model, optimizer, 6)
     modifier.__del__()
     assert not modifier.initialized
     row.cls(**row.keys).__del__()
@@ -216,15 +214,6 @@ def test_the_frequency_of_updates(begin, end, often, steps) -> None:
     assert modifier.ended and not modifier.update_ready(9.0, steps)
 
 
-def recipe_of(row) -> str:
-    """A recipe with the modifier of a row, as SparseML writes it."""
-    lines = str(row.cls(**row.keys)).splitlines()
-    return "\n        ".join([
-        "modifiers:\n    - " + lines[0],
-        *map(str.strip, lines[1:]),
-    ])
-
-
 def managed(row, seed: int = 0) -> tuple[Any, Any, Any]:
     """A manager of SparseML with the modifier of a row, on a model."""
     model = make_model(seed)
@@ -232,31 +221,15 @@ def managed(row, seed: int = 0) -> tuple[Any, Any, Any]:
     if row.drops:
         manager.apply_structure(model, **row.extras)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    wrapped = manager.modify(
-        model,
-        optimizer,
-        steps_per_epoch=STEPS,
-        epoch=0.0,
-        loggers=bases.silent_loggers(),
-        **row.extras,
-    )
-    return manager, model, wrapped
+    span = {"steps_per_epoch": STEPS, "epoch": 0.0}
+    given = {"loggers": bases.silent_loggers(), **row.extras}
+    return manager, model, manager.modify(model, optimizer, **span, **given)
 
 
-def train(manager, model, wrapped, steps: int, first: int = 0) -> None:
-    for step in range(first, steps):
-        batch = make_batch(step)
-        loss = sample_loss(model, batch).mean()
-        loss = manager.loss_update(
-            loss,
-            model,
-            wrapped,
-            step / STEPS,
-            STEPS,
-            student_outputs=model(batch["tokens"]),
-            student_inputs={"tokens": batch["tokens"]},
-        )
-        loss.backward()
+def train(manager, model, wrapped, steps: int) -> None:
+    for step in range(steps):
+        where = model, wrapped, step / STEPS
+        mixed_loss(manager, *where, make_batch(step))[1].backward()
         wrapped.step()
         wrapped.zero_grad()
 

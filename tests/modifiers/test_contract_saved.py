@@ -21,7 +21,7 @@ from obert_modifiers.core.quantization.scales import (
 )
 from obert_modifiers.modifiers._targets import encoder_weights
 from tests.core.models import remove_quantization_
-from tests.modifiers.driving import STEPS, name_of
+from tests.modifiers.driving import drive, name_of
 from tests.modifiers.table import TABLE
 
 SHAPE = {
@@ -49,6 +49,13 @@ for folder in sys.argv[1:]:
 """
 
 
+def load_in_another(cwd, *folders: str) -> subprocess.CompletedProcess:
+    """Load saved models in a process that has not this package."""
+    clean = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    words = [sys.executable, "-c", LOAD, *folders]
+    return subprocess.run(words, cwd=cwd, env=clean, capture_output=True, text=True)
+
+
 def inputs(seed: int, size: int = 4) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(0, 11, (size, 5), generator=generator)
@@ -71,20 +78,15 @@ def trained(row) -> torch.nn.Module:
             lambda request: [inputs(100 * request.draw + i) for i in range(6)], losses
         )
     modifier.initialize(model, **extras)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    for step in range(14):
-        batch, where = inputs(step), (model, optimizer, step / STEPS, STEPS)
+
+    def loss(step: int, *where) -> torch.Tensor:
+        batch = inputs(step)
         outputs = model(**batch)
-        loss = modifier.loss_update(
-            outputs.loss, *where, student_outputs=outputs, student_inputs=batch
-        )
-        loss.backward()
-        if modifier.update_ready(*where[2:]):
-            modifier.scheduled_update(*where)
-        modifier.optimizer_pre_step(*where)
-        optimizer.step()
-        optimizer.zero_grad()
-        modifier.optimizer_post_step(*where)
+        given = {"student_outputs": outputs, "student_inputs": batch}
+        return modifier.loss_update(outputs.loss, *where, **given)
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    drive(modifier, model, optimizer, 14, loss=loss)
     modifier.finalize(model)
     return model.eval()
 
@@ -106,14 +108,7 @@ def test_every_saved_model_loads_without_us(tmp_path) -> None:
             remove_quantization_(model)
         expected[place] = logits_of(model)
     folders = [str(tmp_path / str(place)) for place in expected]
-    clean = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    done = subprocess.run(
-        [sys.executable, "-c", LOAD, *folders],
-        cwd=tmp_path,
-        env=clean,
-        capture_output=True,
-        text=True,
-    )
+    done = load_in_another(tmp_path, *folders)
     assert done.returncode == 0, done.stderr
     assert len(expected) == len(TABLE) and len(on_grids) == 3
     for place, logits in expected.items():
@@ -136,7 +131,5 @@ def test_the_oracle_sees_a_model_that_is_not_plain(tmp_path) -> None:
     model = trained(row)
     model.register_buffer("left_behind", torch.ones(1))
     model.save_pretrained(tmp_path)
-    done = subprocess.run(
-        [sys.executable, "-c", LOAD, str(tmp_path)], capture_output=True, text=True
-    )
+    done = load_in_another(tmp_path, str(tmp_path))
     assert done.returncode != 0 and "left_behind" in done.stderr

@@ -1,19 +1,29 @@
 """What every modifier keeps over a break, and in the state that it ends with."""
 
-import functools
 import io
+import json
 
 import pytest
 import torch
 
 from obert_modifiers import modifiers
 from obert_modifiers.core.quantization.scheme import quantizers_of
+from obert_modifiers.host import state as host_state
 from obert_modifiers.modifiers._states import as_tensors, from_tensors
 from obert_modifiers.recipe.changes import _started
-from tests.modifiers.driving import STEPS, drive, name_of, start
-from tests.modifiers.table import ENCODER, TABLE, make_batch, make_model, sample_loss
+from obert_modifiers.training.state import pack, unpack
+from tests.modifiers.driving import (
+    STEPS,
+    copied,
+    drive,
+    every,
+    mixed_loss,
+    name_of,
+    same,
+    start,
+)
+from tests.modifiers.table import ENCODER, TABLE, make_batch, make_model
 
-every = pytest.mark.parametrize("row", TABLE, ids=name_of)
 QUANTIZED = [row for row in TABLE if row.cls is modifiers.QATModifier]
 assert len(QUANTIZED) == 3
 DISTILLED = [row for row in TABLE if row.cls is modifiers.LogitDistillationModifier]
@@ -30,8 +40,14 @@ def on_disk(state):
     return torch.load(file, weights_only=True)
 
 
-def bits(modifier, model, optimizer) -> dict[str, torch.Tensor]:
-    """Everything that a run ends with."""
+def in_a_checkpoint(state):
+    """Write a state as text and tensors, as our checkpoints do."""
+    plain, tensors = pack(state)
+    return unpack(json.loads(json.dumps(plain)), on_disk(tensors))
+
+
+def outcome(modifier, model, optimizer) -> tuple[dict[str, torch.Tensor], list]:
+    """Everything that a run ends with: tensors, and the rest."""
     found = {f"model {k}": v for k, v in model.state_dict().items()}
     for name, one in quantizers_of(model).items():
         found |= {f"scale {name}": one.scale, f"zero {name}": one.zero_point}
@@ -41,54 +57,68 @@ def bits(modifier, model, optimizer) -> dict[str, torch.Tensor]:
         found |= {f"mask {name}": mask for name, mask in pairs}
     for number, values in optimizer.state_dict()["state"].items():
         found |= {f"optimizer {number} {k}": v for k, v in values.items()}
-    return found
+    rest = [modifier.started, modifier.ended, getattr(modifier, "applied_sparsity", 0)]
+    changing = ("seconds", "peak_memory_bytes", "memory_plan")
+    for event in getattr(modifier, "events", ()):
+        figures = event.as_dict().items()
+        rest.append({k: v for k, v in figures if k not in changing})
+    return found, rest
 
 
-def run_with_a_break(row, stop: int, wrong=None):
+def run_with_a_break(row, stop: int, wrong=None, weights_first: bool = True):
     """Run, stop, and go on with new objects; ``wrong`` spoils the state."""
-    modifier, model, optimizer = start(row)
-    drive(row, modifier, model, optimizer, stop)
-    saved = on_disk({
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "modifier": modifier.state_dict(),
-    })
-    # A resumed run starts from the model that the first one started from.
-    modifier, model, optimizer = start(row)
-    model.load_state_dict(saved["model"])
+    run = start(row)
+    drive(*run, stop)
+    state = in_a_checkpoint(host_state.state_of(run[0]))
+    weights, rates = (on_disk(one.state_dict()) for one in run[1:])
     if wrong is not None:
-        wrong(saved["modifier"])
-    modifier.load_state_dict(saved["modifier"])
-    optimizer.load_state_dict(saved["optimizer"])
-    drive(row, modifier, model, optimizer, END, stop)
-    return bits(modifier, model, optimizer)
+        wrong(state)
+    # A resumed run starts from the model that the first one started from.
+    run = modifier, model, optimizer = start(row)
+    if weights_first:
+        model.load_state_dict(weights)
+    host_state.load_state(modifier, state)
+    if not weights_first:
+        model.load_state_dict(weights)
+    optimizer.load_state_dict(rates)
+    drive(*run, END, stop)
+    return outcome(*run)
 
 
 def equal(one, two) -> bool:
-    """Whether two runs ended with the same bits."""
-    assert one.keys() == two.keys()
-    return all(torch.equal(one[name], two[name]) for name in one)
+    """Whether two runs ended with the same bits, and in the same way."""
+    assert one[0].keys() == two[0].keys()
+    return same(one[0], two[0]) and one[1] == two[1]
 
 
-@functools.cache
-def whole_run(place: int) -> dict[str, torch.Tensor]:
+WHOLE = {}
+
+
+def whole_run(row):
     """Run a row of the table without a break."""
-    run = start(TABLE[place])
-    drive(TABLE[place], *run, END)
-    return bits(*run)
+    if name_of(row) not in WHOLE:
+        run = start(row)
+        drive(*run, END)
+        WHOLE[name_of(row)] = outcome(*run)
+    return WHOLE[name_of(row)]
 
 
 @every
-@pytest.mark.parametrize("stop", [6, 9])  # ranges move; they are fixed
-def test_a_run_goes_on_bit_for_bit(row, stop) -> None:
-    assert equal(run_with_a_break(row, stop), whole_run(TABLE.index(row)))
+@pytest.mark.parametrize(
+    ("stop", "weights_first"),
+    # Before; at the start; ranges move; they are fixed; late.
+    [(0, False), (4, False), (6, True), (6, False), (8, False), (9, True), (11, False)],
+)
+def test_resumed_at_any_step_it_goes_on_bit_for_bit(row, stop, weights_first) -> None:
+    resumed = run_with_a_break(row, stop, weights_first=weights_first)
+    assert equal(resumed, whole_run(row))
 
 
 @every
 @pytest.mark.parametrize("stop", [0, 6, 9])
 def test_a_state_is_tensors_by_name(row, stop) -> None:
     modifier, model, optimizer = start(row)
-    drive(row, modifier, model, optimizer, stop)
+    drive(modifier, model, optimizer, stop)
     if row.cls is modifiers.EarlyStoppingModifier and stop:
         modifier.evaluated(model, {"loss": 0.5}, 1.0)  # it holds the weights now
     state = modifier.state_dict()
@@ -111,61 +141,46 @@ def in_the_old_form(state) -> None:
 @every
 def test_a_state_in_the_old_form_goes_on_bit_for_bit(row) -> None:
     found = run_with_a_break(row, 6, in_the_old_form)
-    assert equal(found, whole_run(TABLE.index(row)))
+    assert equal(found, whole_run(row))
 
 
 SCHEDULE = {"started": True, "ended": False}
+MASKED = {name: torch.zeros(size).bool() for name, size in SIZES.items()}
+RANGE = {
+    "observing": True,
+    "ready": True,
+    "scale": torch.tensor([0.5]),
+    "zero_point": torch.tensor([0], dtype=torch.int32),
+    "min_val": torch.tensor(-1.0),
+    "max_val": torch.tensor(2.0),
+}
+BEST = {"best": 0.25, "best_epoch": 1.0, "last_epoch": 1.5, "worse": 1, "ranges": {}}
+LAST = {"applied_sparsity": [0.5] * 4, "last_update_epoch": 1.5}
 # Written by hand as checkpoints had them that were not of tensors alone.
 OLD = [
     ("FrozenParamsModifier", {**SCHEDULE, "next_epoch": 1.25}),
     ("LayerDropModifier", {**SCHEDULE, "kept": (1,)}),
     (
         "EarlyStoppingModifier",
-        {
-            **SCHEDULE,
-            "best": 0.25,
-            "best_epoch": 1.0,
-            "last_epoch": 1.5,
-            "worse": 1,
-            "values": {"head.bias": torch.tensor([1.0, 2.0])},
-            "ranges": {},
-        },
+        SCHEDULE | BEST | {"values": {"head.bias": torch.tensor([1.0, 2.0])}},
     ),
     (
         "ConstantMasksModifier",
-        {
-            **{name: torch.zeros(size).bool() for name, size in SIZES.items()},
-            "__schedule__": {**SCHEDULE, "enabled": True},
-        },
+        MASKED | {"__schedule__": SCHEDULE | {"enabled": True}},
     ),
     (
         "GMPStarPruningModifier",
-        {
-            **{name: torch.zeros(size).bool() for name, size in SIZES.items()},
-            "__schedule__": {
-                **SCHEDULE,
-                "enabled": True,
-                "last_update_epoch": 1.5,
-                "applied_sparsity": [0.5] * 4,
-                "starts": [0.3] * 4,
-                "events": [],
-            },
+        MASKED
+        | {
+            "__schedule__": SCHEDULE
+            | LAST
+            | {"enabled": True, "starts": [0.3] * 4, "events": []}
         },
     ),
     (
         "QATModifier",
-        {
-            f"head:{role}": {
-                "observing": True,
-                "ready": True,
-                "scale": torch.tensor([0.5]),
-                "zero_point": torch.tensor([0], dtype=torch.int32),
-                "min_val": torch.tensor(-1.0),
-                "max_val": torch.tensor(2.0),
-            }
-            for role in ("weight", "input")
-        }
-        | {"__schedule__": {**SCHEDULE, "active": True, "frozen": False}},
+        {f"head:{role}": RANGE for role in ("weight", "input")}
+        | {"__schedule__": SCHEDULE | {"active": True, "frozen": False}},
     ),
 ]
 assert len(OLD) == 6
@@ -208,7 +223,7 @@ def test_a_state_that_lost_something_goes_on_otherwise() -> None:
         plain["__schedule__"]["draws"] = 0  # the samples of the first event again
         state.update(as_tensors(plain))
 
-    assert not equal(run_with_a_break(row, 9, forget), whole_run(0))
+    assert not equal(run_with_a_break(row, 9, forget), whole_run(row))
 
 
 @pytest.mark.parametrize("row", QUANTIZED, ids=name_of)
@@ -218,11 +233,11 @@ def test_the_quantization_ends_as_the_keys_say(row) -> None:
 
     def watch(step, modifier, model) -> None:
         found = quantizers_of(model)
-        states.append({k: v.clone() for k, v in model.state_dict().items()})
+        states.append(copied(model))
         moving = {n for n, one in found.items() if one.observing}
         seen.append((bool(found), {n.rpartition(":")[2] for n in moving}))
 
-    drive(row, modifier, model, optimizer, 16, watch=watch)
+    drive(modifier, model, optimizer, 16, watch=watch)
     weights = row.keys.get("freeze") == "activations"  # go on moving to epoch 3
     moves = {"weight", "input"}
     assert seen[:4] == [(False, set())] * 4
@@ -257,21 +272,11 @@ def test_the_quantization_ends_as_the_keys_say(row) -> None:
 @pytest.mark.parametrize("row", DISTILLED, ids=name_of)
 def test_the_loss_is_distilled_when_the_keys_say(row) -> None:
     modifier, model, optimizer = start(row)
-    drive(row, modifier, model, optimizer, 4)
+    drive(modifier, model, optimizer, 4)
     batch, mixed = make_batch(50), []
     for epoch in (0.75, 1.0, 1.75, 2.0):
-        outputs = model(batch["tokens"])
-        loss = sample_loss(model, batch).mean()
-        found = modifier.loss_update(
-            loss,
-            model,
-            optimizer,
-            epoch,
-            STEPS,
-            student_outputs=outputs,
-            student_inputs=batch,
-        )
-        logits, teacher = outputs["logits"], make_model()(batch["tokens"])["logits"]
+        loss, found = mixed_loss(modifier, model, optimizer, epoch, batch)
+        logits, teacher = (m(batch["tokens"])["logits"] for m in (model, make_model()))
         t, h = modifier.temperature, modifier.hardness
         p, q = (torch.log_softmax(one / t, dim=1) for one in (teacher, logits))
         kl = t**2 * (p.exp() * (p - q)).sum(dim=1).mean()

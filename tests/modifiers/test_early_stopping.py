@@ -3,6 +3,7 @@
 import json
 import math
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,15 +12,13 @@ from obert_modifiers.core.snapshot import restore_snapshot_, take_snapshot
 from obert_modifiers.modifiers import EarlyStoppingModifier
 from obert_modifiers.recipe.manager import RecipeError, RecipeManager
 from obert_modifiers.training import TrainConfig, train
+from tests.modifiers.driving import copied, same
 from tests.modifiers.table import make_model
 from tests.training.test_training import make_task
 
-RECIPE = """
-modifiers:
-  - !EpochRangeModifier
-      start_epoch: 0.0
-      end_epoch: {epochs}
-"""
+RECIPE = (
+    "modifiers:\n  - !EpochRangeModifier {{start_epoch: 0.0, end_epoch: {epochs}}}\n"
+)
 STOP = """\
   - !EarlyStoppingModifier
       metric: accuracy
@@ -33,22 +32,15 @@ GMP = """\
       end_epoch: 3.0
       update_frequency: 1.0
 """
-QAT = """\
-  - !QATModifier
-      start_epoch: 2.0
-"""
+QAT = "  - !QATModifier {start_epoch: 2.0}\n"
 SCRIPT = [0.5, 0.7, 0.7, 0.65, 0.9, 0.9]
 
 
 def run(folder, epochs, keys=None, script=SCRIPT, extra=""):
     """Train a tiny model whose accuracy is what the script says."""
-    task, left = make_task(), list(script)
-    task = type(task)(
-        task.train,
-        task.validation,
-        task.collate,
-        task.sample_loss,
-        lambda logits, labels: {"accuracy": left.pop(0)},
+    left = list(script)
+    task = replace(
+        make_task(), metrics=lambda logits, labels: {"accuracy": left.pop(0)}
     )
     text = RECIPE.format(epochs=epochs)
     text += "" if keys is None else STOP.format(keys=keys)
@@ -65,43 +57,32 @@ def run(folder, epochs, keys=None, script=SCRIPT, extra=""):
     return model, result, (folder / "metrics.jsonl").read_text().splitlines()
 
 
-def same(one, two) -> bool:
-    pairs = zip(one.parameters(), two.parameters(), strict=True)
-    return all(torch.equal(a, b) for a, b in pairs)
+BETTER, BACK = [0.1, 0.2, 0.3], [0.1, 0.2, 0.15, 0.2]
 
 
-def test_it_ends_the_run_with_the_weights_of_the_best_evaluation(tmp_path) -> None:
-    stopped, result, lines = run(tmp_path / "a", 6.0, "restore_best: true")
-    two, _, _ = run(tmp_path / "b", 2.0)
-    assert result.steps == 4 * 8  # 0.7, 0.7 and 0.65 are not better than 0.7
-    assert same(stopped, two)
-    assert result.metrics["accuracy"] == 0.9  # the fifth evaluation, of those weights
-    texts = [r["text"] for r in map(json.loads, lines) if r["kind"] == "message"]
-    assert texts[-1] == (
-        "The training ends at epoch 4: accuracy was best (0.7000) at epoch 2."
-    )
-
-
-def test_without_restoring_the_last_weights_stay(tmp_path) -> None:
-    stopped, result, _ = run(tmp_path / "a", 6.0, "restore_best: false")
-    four, _, _ = run(tmp_path / "b", 4.0)
-    assert result.steps == 32 and same(stopped, four)
-    assert result.metrics["accuracy"] == 0.65
-
-
-def test_a_run_that_gets_better_goes_on_to_its_end(tmp_path) -> None:
-    script = [0.1, 0.2, 0.3]
-    model, result, _ = run(tmp_path / "a", 3.0, "restore_best: true", script)
-    plain, _, _ = run(tmp_path / "b", 3.0)
-    assert result.steps == 24 and same(model, plain)
-    assert result.metrics["accuracy"] == 0.3  # evaluated three times, no fourth
-
-
-def test_the_best_weights_come_back_at_the_end_of_a_full_run(tmp_path) -> None:
-    script = [0.1, 0.2, 0.15, 0.2]
-    model, result, _ = run(tmp_path / "a", 3.0, "restore_best: true", script)
-    two, _, _ = run(tmp_path / "b", 2.0)
-    assert result.steps == 24 and same(model, two)
+@pytest.mark.parametrize(
+    ("epochs", "restore", "script", "as_after", "steps", "accuracy"),
+    [
+        # 0.7, 0.7 and 0.65 are not better than 0.7; the fifth is of the best weights.
+        (6.0, "true", SCRIPT, 2.0, 32, 0.9),
+        (6.0, "false", SCRIPT, 4.0, 32, 0.65),
+        (3.0, "true", BETTER, 3.0, 24, 0.3),  # evaluated three times, no fourth
+        (3.0, "true", BACK, 2.0, 24, 0.2),
+    ],
+)
+def test_when_a_run_ends_and_with_which_weights(
+    epochs, restore, script, as_after, steps, accuracy, tmp_path
+) -> None:
+    keys = f"restore_best: {restore}"
+    stopped, result, lines = run(tmp_path / "a", epochs, keys, script)
+    plain, _, _ = run(tmp_path / "b", as_after)
+    assert result.steps == steps and same(stopped, plain)
+    assert result.metrics["accuracy"] == accuracy
+    if steps == 32:
+        texts = [r["text"] for r in map(json.loads, lines) if r["kind"] == "message"]
+        assert texts[-1] == (
+            "The training ends at epoch 4: accuracy was best (0.7000) at epoch 2."
+        )
 
 
 def test_evaluations_before_the_start_do_not_count(tmp_path) -> None:
@@ -134,15 +115,13 @@ def differs_somewhere() -> bool:
         values = [draw.choice([0.1, 0.2, 0.25, 0.3, math.nan]) for _ in range(8)]
         patience, delta = draw.randint(1, 3), draw.choice([0.0, 0.06])
         mode = draw.choice(["max", "min"])
-        modifier = EarlyStoppingModifier(
-            "f1", mode, patience, delta, restore_best=False
-        )
+        rules = mode, patience, delta
+        modifier = EarlyStoppingModifier("f1", *rules, restore_best=False)
         modifier.initialize(model)
-        ended = None
-        for at, value in enumerate(values):
-            if modifier.evaluated(model, {"f1": value}, float(at)):
-                ended = at
-                break
+        told = enumerate(values)
+        ended = next(
+            (i for i, v in told if modifier.evaluated(model, {"f1": v}, i)), None
+        )
         best = int(modifier.best_epoch) if modifier.best_epoch >= 0 else None
         modifier.finalize(model)
         if (ended, best) != reference(values, patience, delta, mode):
@@ -155,7 +134,7 @@ def test_it_agrees_with_its_definition(monkeypatch) -> None:
     monkeypatch.setattr(
         EarlyStoppingModifier,
         "_better",
-        lambda self, value: self._best is None or value >= self._best,
+        lambda self, value: self.best is None or value >= self.best,
     )
     assert differs_somewhere()  # the negative control
 
@@ -168,7 +147,7 @@ def test_its_state_comes_back_with_the_best_weights() -> None:
         return modifier, model
 
     modifier, model = start()
-    best = {name: v.clone() for name, v in model.state_dict().items()}
+    best = copied(model)
     assert not modifier.evaluated(model, {"f1": 0.5}, 1.0)
     with torch.no_grad():
         model.head.weight.add_(1.0)
@@ -180,7 +159,7 @@ def test_its_state_comes_back_with_the_best_weights() -> None:
     assert (other.best, other.best_epoch) == (0.5, 1.0)
     assert other.evaluated(fresh, {"f1": 0.45}, 3.0)
     other.finalize(fresh)
-    assert all(torch.equal(v, best[k]) for k, v in fresh.state_dict().items())
+    assert same(fresh, best)
     with pytest.raises(RuntimeError, match="uninitialized modifier"):
         EarlyStoppingModifier("f1").load_state_dict(modifier.state_dict())
 

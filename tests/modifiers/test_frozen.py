@@ -1,9 +1,7 @@
 """Frozen parameters: they stay as they are, and move again afterwards."""
 
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,14 +9,13 @@ from torch import nn
 
 from obert_modifiers.modifiers import FrozenParamsModifier
 from obert_modifiers.recipe.manager import RecipeManager
+from tests.hosts import ROOT, environment
+from tests.modifiers.driving import STEPS, adamw, same
 from tests.modifiers.table import make_batch, make_model, sample_loss
 
-STEPS = 4
 RECIPE = """
 modifiers:
-  - !EpochRangeModifier
-      start_epoch: 0.0
-      end_epoch: 4.0
+  - !EpochRangeModifier {{start_epoch: 0.0, end_epoch: 4.0}}
   - !{name}
       params: ["re:.*embedding.*"]
       start_epoch: {start}
@@ -38,7 +35,7 @@ def run(manager, steps=16, freeze=None):
     model = make_model()
     if manager is not None:
         manager.initialize(model)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
+    optimizer = adamw(model)
     moved, norms = [], []
     for step in range(steps):
         sample_loss(model, make_batch(step)).mean().backward()
@@ -47,11 +44,12 @@ def run(manager, steps=16, freeze=None):
         norms.append(float(nn.utils.clip_grad_norm_(model.parameters(), 1e-2)))
         before = model.embedding.weight.detach().clone()
         where = (model, optimizer, step / STEPS, STEPS)
-        if manager is not None:
+        if manager is None:
+            optimizer.step()
+        else:
             manager.update(*where)
             manager.pre_step(*where)
-        optimizer.step()
-        if manager is not None:
+            optimizer.step()
             manager.post_step(*where)
         optimizer.zero_grad()
         moved.append(not torch.equal(before, model.embedding.weight))
@@ -78,8 +76,7 @@ def test_the_range_is_exact_and_nothing_else_changes() -> None:
     by_hand, norms_by_hand, reference = run(None, freeze=no_gradient)
     assert moved == [not 4 <= step < 8 for step in range(16)] == by_hand
     assert norms == norms_by_hand
-    for one, two in zip(model.parameters(), reference.parameters(), strict=True):
-        assert torch.equal(one, two)
+    assert same(model, reference)
 
 
 def test_a_gradient_of_zero_alone_would_let_momentum_and_decay_move_it() -> None:
@@ -97,9 +94,10 @@ def test_from_the_start_and_to_the_end() -> None:
 @pytest.mark.parametrize("at", [0, 6, 7, 10])
 def test_its_state_comes_back(at) -> None:
     model = make_model()
-    modifier = FrozenParamsModifier("re:.*embedding.*", 1.0, 2.0)
+    modifier, again = (
+        FrozenParamsModifier("re:.*embedding.*", 1.0, 2.0) for _ in range(2)
+    )
     modifier.initialize(model, epoch=at / STEPS)
-    again = FrozenParamsModifier("re:.*embedding.*", 1.0, 2.0)
     fresh = make_model()
     again.initialize(fresh, epoch=1.5)  # frozen, whatever the state says
     again.load_state_dict(modifier.state_dict())
@@ -171,12 +169,15 @@ def test_two_processes_stay_equal_where_sparsemls_modifier_lets_them_part(
 ) -> None:
     script = tmp_path / "two.py"
     script.write_text(TWO_RANKS)
-    root = Path(__file__).parents[2]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
     command += ["--standalone", str(script), str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        command, env=environment, cwd=root, capture_output=True, text=True, timeout=300
+        command,
+        env=environment(OMP_NUM_THREADS="1"),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     for rank in (0, 1):

@@ -19,7 +19,8 @@ from obert_modifiers.modifiers.keys import REGISTRY, REQUIRED
 from obert_modifiers.recipe import load_recipe
 from obert_modifiers.recipe.manager import RecipeManager
 from obert_modifiers.recipe.plan import plan_recipe
-from tests.modifiers import test_contract
+from tests.modifiers import test_contract, test_contract_states
+from tests.modifiers.driving import train
 from tests.modifiers.table import default_row, make_batch, make_model, sample_loss
 from tests.recipe.broken import brief, error_of
 
@@ -37,9 +38,11 @@ def assigned(kind: str) -> Counter:
             continue  # compat/ has a class of this name for SparseML's keys
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
-                called = getattr(node.value.func, "id", "")
-                given = {k.arg: k.value for k in node.value.keywords}
-                if called == kind:
+                call = node.value
+                if getattr(call.func, "attr", "") == "means":
+                    call = call.func.value
+                given = {k.arg: k.value for k in call.keywords}
+                if getattr(call.func, "id", "") == kind:
                     name = getattr(given.get("name"), "value", node.targets[0].id)
                     found[name] += 1
     return found
@@ -95,9 +98,7 @@ def new_modifier(tmp_path, monkeypatch):
 
 RECIPE = """\
 modifiers:
-  - !EpochRangeModifier
-      start_epoch: 0.0
-      end_epoch: 2.0
+  - !EpochRangeModifier {{start_epoch: 0.0, end_epoch: 2.0}}
   - !LossWeightModifier
       start_epoch: 1.0
       weight: {weight}
@@ -107,8 +108,8 @@ modifiers:
 def test_a_new_modifier_is_checked_planned_and_trained(new_modifier) -> None:
     error = error_of(RECIPE.format(weight="0.0\n      weigth: 1"))
     assert [brief(problem) for problem in error.problems] == [
-        "7 LossWeightModifier.weight POSITIVE",
-        "8 LossWeightModifier.weigth UNKNOWN",
+        "5 LossWeightModifier.weight POSITIVE",
+        "6 LossWeightModifier.weigth UNKNOWN",
     ]
     assert error.problems[0].fault.rule is Rule.POSITIVE
     plan = plan_recipe(load_recipe(RECIPE.format(weight=0.5)))
@@ -118,17 +119,15 @@ def test_a_new_modifier_is_checked_planned_and_trained(new_modifier) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     manager.initialize(model)
     shares = []
-    for step in range(4):
-        where = (model, optimizer, step / 2, 2)
+
+    def loss(step: int) -> torch.Tensor:
         plain = sample_loss(model, batch).mean()
         given = {"student_outputs": None, "student_inputs": batch}
-        loss = manager.loss(plain, *where, **given)
+        loss = manager.loss(plain, model, optimizer, step / 2, 2, **given)
         shares.append((loss / plain).item())
-        loss.backward()
-        for call in (manager.update, manager.pre_step):
-            call(*where)
-        optimizer.step()
-        manager.post_step(*where)
+        return loss
+
+    train(manager, model, optimizer, 4, per_epoch=2, loss=loss)
     manager.finalize(model)
     assert shares == [1.0, 1.0, 0.5, 0.5]
 
@@ -139,7 +138,8 @@ def test_a_new_modifier_keeps_the_contract(new_modifier) -> None:
     test_contract.test_yaml_round_trip(row)
     test_contract.test_nothing_is_left_on_the_model(row)
     for at in (0, 6):
-        test_contract.test_resumed_at_any_step_it_goes_on_with_the_same_bits(row, at)
+        states = test_contract_states
+        states.test_resumed_at_any_step_it_goes_on_bit_for_bit(row, at, False)
     assert Modifier.load_obj(str(new_modifier(weight=2))).weight == 2.0
 
 

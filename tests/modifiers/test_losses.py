@@ -17,14 +17,10 @@ from tests.modifiers.table import make_batch, make_model, make_source
 HARDNESS, TEMPERATURE = 0.7, 3.0
 
 
-def _forward(model, batch):
-    return model(batch["tokens"])
-
-
 def _source() -> GradientSource:
     return replace(
         make_source(),
-        forward=_forward,
+        forward=lambda model, batch: model(batch["tokens"]),
         inputs=lambda batch: {"tokens": batch["tokens"]},
         output_loss=lambda outputs, batch: nn.functional.cross_entropy(
             outputs["logits"], batch["labels"], reduction="none"
@@ -46,14 +42,9 @@ def test_each_loss_is_what_it_says() -> None:
         name: source.of_loss(name).sample_losses(student, batch)
         for name in FISHER_LOSSES
     }
-    task = nn.functional.cross_entropy(
-        _forward(student, batch)["logits"], batch["labels"], reduction="none"
-    )
-    kl = distillation_loss(
-        _forward(student, batch)["logits"],
-        _forward(teacher, batch)["logits"],
-        TEMPERATURE,
-    )
+    ours, theirs = (m(batch["tokens"])["logits"] for m in (student, teacher))
+    task = nn.functional.cross_entropy(ours, batch["labels"], reduction="none")
+    kl = distillation_loss(ours, theirs, TEMPERATURE)
     torch.testing.assert_close(found["task"], task)
     torch.testing.assert_close(found["distillation"], kl)
     torch.testing.assert_close(found["train"], (1 - HARDNESS) * task + HARDNESS * kl)
@@ -79,11 +70,8 @@ def test_labels_reach_the_distillation_of_tokens() -> None:
     batch = {"tokens": tokens, "labels": labels}
     source = with_distillation(_source(), [_distiller(student, teacher)], lambda: 1.0)
     found = source.of_loss("distillation").sample_losses(student, batch)
-    kl = distillation_loss(
-        student(tokens)["logits"].reshape(-1, 3),
-        teacher(tokens)["logits"].reshape(-1, 3),
-        TEMPERATURE,
-    ).reshape(2, 5)
+    logits = (m(tokens)["logits"].reshape(-1, 3) for m in (student, teacher))
+    kl = distillation_loss(*logits, TEMPERATURE).reshape(2, 5)
     torch.testing.assert_close(found, torch.stack([kl[0, 1:3].mean(), kl[1, 0]]))
 
 

@@ -64,10 +64,7 @@ def test_by_n_is_exact_at_every_step(score, mask_type, kept) -> None:
     modifier = NMPruningModifier(mask_type=mask_type, **BY_N, **score)
     seen = set()
     for epoch in steps(
-        modifier,
-        model,
-        [i / 4 for i in range(17)],
-        gradient_source=make_source(),
+        modifier, model, [i / 4 for i in range(17)], gradient_source=make_source()
     ):
         if epoch in kept:
             seen.add(epoch)
@@ -152,20 +149,6 @@ def test_zeros_of_a_loaded_model_stay_where_they_are() -> None:
         assert torch.equal(model.get_parameter(name), sparse.get_parameter(name))
 
 
-def test_resumed_by_n_goes_on_with_the_next_pattern() -> None:
-    model = make_model()
-    modifier = NMPruningModifier(mask_type="1:4", **BY_N)
-    list(steps(modifier, model, [1.0]))
-    state = modifier.state_dict()
-    other, fresh = NMPruningModifier(mask_type="1:4", **BY_N), make_model()
-    other.initialize(fresh)
-    other.load_state_dict(state)
-    optimizer = torch.optim.SGD(fresh.parameters(), lr=0.1)
-    other.scheduled_update(fresh, optimizer, 2.0, 4)
-    for name in ENCODER:
-        assert (per_group(fresh.get_parameter(name), 4) == 2).all()
-
-
 RECIPE = """\
 modifiers:
   - !NMPruningModifier
@@ -187,10 +170,9 @@ def test_recipes_check_it() -> None:
     with pytest.raises(RecipeError, match="num_grads=2000 is more than the 100 train"):
         manager.check_data(100)
     RecipeManager.from_recipe(
-        RECIPE
-        .replace("score: obs\n      num_grads: 2000\n", "score: magnitude\n")
-        .replace("      fisher_block_size: 32\n", "")
-        .replace("gradual: by_n", "gradual: by_n")
+        RECIPE.replace(
+            "score: obs\n      num_grads: 2000\n", "score: magnitude\n"
+        ).replace("      fisher_block_size: 32\n", "")
     ).check_data(1)
     with pytest.raises(RecipeError, match="fisher_block_size=50 is not a multiple"):
         RecipeManager.from_recipe(RECIPE.replace("32", "50"))

@@ -1,7 +1,5 @@
 """QATModifier: when ranges move, what stays zero, what a state brings back."""
 
-# ruff: noqa: E501  whole messages
-
 import copy
 import logging
 import math
@@ -27,6 +25,7 @@ from obert_modifiers.modifiers._states import from_tensors
 from obert_modifiers.modifiers._targets import encoder_weights
 from obert_modifiers.modifiers.qat import CALIBRATION_SAMPLES
 from obert_modifiers.recipe.manager import RecipeError, RecipeManager
+from tests.modifiers.driving import SMALL, STEPS, copied, same, train
 from tests.modifiers.table import (
     SCHEDULE,
     make_batch,
@@ -36,12 +35,9 @@ from tests.modifiers.table import (
 )
 from tests.recipe.broken import brief
 
-STEPS = 4  # optimizer steps in an epoch
 RECIPE = """
 modifiers:
-  - !EpochRangeModifier
-      start_epoch: 0.0
-      end_epoch: 4.0
+  - !EpochRangeModifier {start_epoch: 0.0, end_epoch: 4.0}
   - !GMPStarPruningModifier
       init_sparsity: 0.5
       final_sparsity: 0.75
@@ -58,16 +54,9 @@ modifiers:
 
 def bert(**config) -> BertForSequenceClassification:
     torch.manual_seed(0)
-    shape = {
-        "vocab_size": 40,
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "intermediate_size": 64,
-        "max_position_embeddings": 24,
-        "initializer_range": 0.2,
-    }
-    return BertForSequenceClassification(BertConfig(**shape | config))
+    shape = SMALL | {"vocab_size": 40, "num_hidden_layers": 2, "initializer_range": 0.2}
+    config = BertConfig(**shape | {"max_position_embeddings": 24} | config)
+    return BertForSequenceClassification(config)
 
 
 def inputs(seed: int) -> dict[str, torch.Tensor]:
@@ -81,31 +70,33 @@ def inputs(seed: int) -> dict[str, torch.Tensor]:
 def run(manager, model, optimizer, steps, start=0, watch=None) -> list[float]:
     """Train with dropout drawn from the step, so that a run can be taken up."""
     losses = []
-    model.train()
-    for step in range(start, steps):
+
+    def loss(step: int) -> torch.Tensor:
         torch.manual_seed(step)
-        loss = model(**inputs(step)).loss
-        loss.backward()
-        losses.append(loss.item())
-        where = (model, optimizer, step / STEPS, STEPS)
-        manager.update(*where)
-        manager.pre_step(*where)
-        optimizer.step()
-        optimizer.zero_grad()
-        manager.post_step(*where)
-        if watch is not None:
-            watch(step)
-    return losses
+        losses.append(model(**inputs(step)).loss)
+        return losses[-1]
+
+    train(manager, model.train(), optimizer, steps, start, loss=loss, watch=watch)
+    return [one.item() for one in losses]
 
 
-def started(recipe=RECIPE):
+def started(recipe=RECIPE, rate=1e-2):
     model, manager = bert(), RecipeManager.from_recipe(recipe)
     manager.initialize(model)
-    return model, manager, torch.optim.AdamW(model.parameters(), lr=1e-2)
+    return manager, model, torch.optim.AdamW(model.parameters(), lr=rate)
+
+
+def begun(**keys) -> tuple[torch.nn.Module, QATModifier]:
+    """The table's model, quantized, with ranges of a batch."""
+    model, modifier = make_model(), QATModifier(**keys)
+    modifier.initialize(model)
+    modifier.scheduled_update(model, None, 0.0, STEPS)
+    sample_loss(model, make_batch()).mean()
+    return model, modifier
 
 
 def test_pruned_weights_stay_zero_and_masks_in_force() -> None:
-    model, manager, optimizer = started()
+    manager, model, optimizer = started()
     qat = manager.modifiers[-1]
     held = list(model.parameters())
     active, scales = [], []
@@ -143,12 +134,9 @@ def test_pruned_weights_stay_zero_and_masks_in_force() -> None:
 
 
 def test_a_second_order_event_takes_gradients_of_the_quantized_model() -> None:
-    model = make_model()
-    qat, obert = QATModifier(), OBERTPruningModifier(**SCHEDULE, num_grads=8)
-    qat.initialize(model)
+    model, _ = begun()
+    obert = OBERTPruningModifier(**SCHEDULE, num_grads=8)
     obert.initialize(model, gradient_source=make_source())
-    qat.scheduled_update(model, None, 0.0, STEPS)
-    sample_loss(model, make_batch()).mean()
     obert.scheduled_update(model, None, 1.0, STEPS)
     assert obert.module_masks.sparsity() == pytest.approx(0.3, abs=2e-3)
     assert obert.events[0].num_gradients == 8
@@ -158,7 +146,7 @@ def test_a_second_order_event_takes_gradients_of_the_quantized_model() -> None:
 
 
 def test_every_parameter_learns_through_the_rounding() -> None:
-    model, manager, optimizer = started(RECIPE.replace("1.5", "0.0"))
+    manager, model, optimizer = started(RECIPE.replace("1.5", "0.0"))
     run(manager, model, optimizer, 2)
     model(**inputs(9)).loss.backward()
     for name, parameter in model.named_parameters():
@@ -169,34 +157,29 @@ def test_every_parameter_learns_through_the_rounding() -> None:
 
 
 def test_training_in_8_bits_learns() -> None:
-    model, manager, optimizer = started(RECIPE.replace("1.5", "0.0"))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    seen = []
-    for _ in range(12):
-        seen += run(manager, model, optimizer, 2)
+    begin = started(RECIPE.replace("1.5", "0.0"), 3e-3)
+    seen = [loss for _ in range(12) for loss in run(*begin, 2)]
     assert sum(seen[-4:]) < 0.5 * sum(seen[:4])
 
 
 @pytest.mark.parametrize("stop", [7, 13])  # ranges move; ranges are fixed
 def test_a_state_goes_on_in_mid_schedule(stop: int) -> None:
-    model, manager, optimizer = started()
-    run(manager, model, optimizer, stop)
-    weights = {k: v.clone() for k, v in model.state_dict().items()}
+    whole = manager, model, optimizer = started()
+    run(*whole, stop)
+    weights, state = copied(model), manager.state_dict()
     # An optimizer's state is not copied when it is loaded.
-    rates, state = copy.deepcopy(optimizer.state_dict()), manager.state_dict()
+    rates = copy.deepcopy(optimizer.state_dict())
 
-    other, again, fresh = started()
+    resumed = again, other, fresh = started()
     other.load_state_dict(weights)
     again.load_state_dict(state)
     fresh.load_state_dict(rates)
     assert quantizers_of(other).keys() == quantizers_of(model).keys()
-    found = run(again, other, fresh, 16, stop)
-    assert found == run(manager, model, optimizer, 16, stop)
+    assert run(*resumed, 16, stop) == run(*whole, 16, stop)
     for name, one in quantizers_of(model).items():
         two = quantizers_of(other)[name]
         assert torch.equal(one.scale, two.scale) and one.observing == two.observing
-    for name, value in model.state_dict().items():
-        assert torch.equal(value, other.state_dict()[name]), name
+    assert same(model, other)
 
 
 def test_states_that_do_not_fit() -> None:
@@ -217,11 +200,7 @@ def test_states_that_do_not_fit() -> None:
 
 
 def test_freeze_activations_lets_scales_follow_the_weights() -> None:
-    model = make_model()
-    modifier = QATModifier(disable_observer_epoch=1.0, freeze="activations")
-    modifier.initialize(model)
-    modifier.scheduled_update(model, None, 0.0, STEPS)
-    sample_loss(model, make_batch()).mean()
+    model, modifier = begun(disable_observer_epoch=1.0, freeze="activations")
     modifier.scheduled_update(model, None, 1.0, STEPS)
     assert modifier.frozen and not modifier.update_ready(1.25, STEPS)
     found = quantizers_of(model)
@@ -237,10 +216,7 @@ def test_freeze_activations_lets_scales_follow_the_weights() -> None:
 
 
 def test_end_epoch_fixes_all_and_leaves_the_model_quantized() -> None:
-    model, modifier = make_model(), QATModifier(start_epoch=-1, end_epoch=1.0)
-    modifier.initialize(model)
-    modifier.scheduled_update(model, None, 0.0, STEPS)
-    sample_loss(model, make_batch()).mean()
+    model, modifier = begun(start_epoch=-1, end_epoch=1.0)
     assert modifier.update_ready(1.0, STEPS)
     modifier.scheduled_update(model, None, 1.0, STEPS)
     assert not any(one.observing for one in quantizers_of(model).values())
@@ -250,18 +226,13 @@ def test_end_epoch_fixes_all_and_leaves_the_model_quantized() -> None:
 def test_ranges_without_a_training_step_are_refused(caplog) -> None:
     model, modifier = make_model(), QATModifier(disable_observer_epoch=0.5)
     modifier.initialize(model)
-    with pytest.raises(RuntimeError) as error:
+    with pytest.raises(RuntimeError, match="start_epoch=0 is less than a step before"):
         modifier.scheduled_update(model, None, 0.75, STEPS)
-    assert str(error.value) == (
-        "start_epoch=0 is less than a step before the ranges are fixed; expected a training step at least, for the ranges of activations; start earlier or fix them later"
-    )
     late = QATModifier(start_epoch=9.0)
     late.initialize(make_model())
     with caplog.at_level(logging.WARNING):
         late.finalize()
     assert "start_epoch=9 was not reached: the model is not quantized" in caplog.text
-    with pytest.raises(ValueError, match="epoch=inf cannot be trained at"):
-        QATModifier().apply(make_model())
 
 
 def batch_source(seen=None) -> GradientSource:
@@ -280,7 +251,7 @@ def batch_source(seen=None) -> GradientSource:
 def test_at_once_ranges_are_means_over_the_batches() -> None:
     model, plain, training = bert(), bert().eval(), []
     model.train()
-    before = copy.deepcopy(model.state_dict())
+    before = copied(model)
     modifier = QATModifier(quantize_attention_matmuls=True, ignore=["bert.embeddings"])
     modifier.initialize(model, math.inf, gradient_source=batch_source(training))
     assert training == [False] * 4 and model.training
@@ -289,17 +260,14 @@ def test_at_once_ranges_are_means_over_the_batches() -> None:
     assert not any(one.observing for one in found.values())
     limits = []  # of what the first layer sees, whose inputs nothing quantizes
     for seed in range(4):
-        batch = inputs(seed)
-        batch.pop("labels")
         with torch.no_grad():
-            hidden = plain.bert.embeddings(batch["input_ids"])
+            hidden = plain.bert.embeddings(inputs(seed)["input_ids"])
         limits.append(torch.stack(torch.aminmax(hidden)))
     low, high = torch.stack(limits).mean(dim=0)
     query = found["bert.encoder.layer.0.attention.self.query:input"]
     torch.testing.assert_close(query.scale, ((high - low) / 255).reshape(1))
     modifier.finalize(model)
-    for name, value in model.state_dict().items():
-        assert torch.equal(value, before[name]), name
+    assert same(model, before)
     batch = inputs(50)
     with torch.no_grad():
         rounded, exact = model.eval()(**batch).logits, plain(**batch).logits
@@ -318,17 +286,14 @@ modifiers:
       {init_sparsity: 0.75, final_sparsity: 0.75, start_epoch: 0.0, end_epoch: 0.0,
        update_frequency: 1.0, num_grads: 8, fisher_block_size: 16}
 """)
-    source = GradientSource(
-        lambda request: [inputs(seed) for seed in range(4)],
-        lambda model, batch: (
-            order.append(bool(quantizers_of(model))),
-            torch.nn.functional.cross_entropy(
-                model(**{k: v for k, v in batch.items() if k != "labels"}).logits,
-                batch["labels"],
-                reduction="none",
-            ),
-        )[1],
-    )
+
+    def losses(model, batch):
+        order.append(bool(quantizers_of(model)))
+        logits = model(**{k: v for k, v in batch.items() if k != "labels"}).logits
+        loss = torch.nn.functional.cross_entropy
+        return loss(logits, batch["labels"], reduction="none")
+
+    source = GradientSource(lambda request: [inputs(seed) for seed in range(4)], losses)
     manager.initialize(model, epoch=math.inf, gradient_source=source)
     manager.finalize(model)
     assert order == sorted(order) and {*order} == {False, True}
@@ -344,35 +309,23 @@ modifiers:
 
 
 def test_at_once_without_batches_is_refused() -> None:
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match="epoch=inf cannot be trained at"):
         QATModifier().apply(bert())
-    assert str(error.value) == (
-        "epoch=inf cannot be trained at, and gradient_source and grad_sampler are both missing; expected batches for the ranges of activations; pass one of the two, or train with the recipe"
-    )
     empty = GradientSource(lambda request: [], lambda model, batch: None)
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match="gradient_source gives no batch for the rang"):
         QATModifier().apply(bert(), gradient_source=empty)
-    assert str(error.value) == (
-        "gradient_source gives no batch for the ranges of activations; expected one at least; check it, or train with the recipe"
-    )
 
 
 def test_linear_layers_of_gpt2_are_refused_by_name() -> None:
     shape = {"n_layer": 1, "n_embd": 8, "n_head": 2, "vocab_size": 11}
     model = GPT2ForSequenceClassification(GPT2Config(**shape, pad_token_id=0))
     model.config.architectures = None
-    with pytest.raises(ValueError) as error:
+    said = r"layer=transformer.h.0.attn.c_attn is a Conv1D; .*; name it under ignore"
+    with pytest.raises(ValueError, match=said):
         QATModifier().initialize(model)
-    assert str(error.value) == (
-        "layer=transformer.h.0.attn.c_attn is a Conv1D; expected nn.Linear or a plain nn.Embedding; name it under ignore"
-    )
     assert len(encoder_weights(model)) == 4  # they can be pruned
-    modifier = QATModifier(ignore=["transformer.h"])
-    assert modifier.resolve_targets(model) == [
-        "transformer.wte",
-        "transformer.wpe",
-        "score",
-    ]
+    left = QATModifier(ignore=["transformer.h"]).resolve_targets(model)
+    assert left == ["transformer.wte", "transformer.wpe", "score"]
 
 
 def test_layers_that_are_not_in_use_are_named(caplog) -> None:
@@ -388,7 +341,7 @@ def test_layers_that_are_not_in_use_are_named(caplog) -> None:
 
 
 def test_the_saved_model_loads_without_us_and_with_its_scales(tmp_path) -> None:
-    model, manager, optimizer = started()
+    manager, model, optimizer = started()
     run(manager, model, optimizer, 16)
     manager.finalize(model)
     model.eval()
@@ -406,22 +359,22 @@ def test_the_saved_model_loads_without_us_and_with_its_scales(tmp_path) -> None:
 
 def test_submodules_outside_of_which_nothing_is_quantized() -> None:
     model = make_model()
-    everything = QATModifier().resolve_targets(model)
-    found = QATModifier(submodules=["layers.0", "embedding"]).resolve_targets(model)
-    assert found == ["embedding", "layers.0.0", "layers.0.2"]
-    assert {"head", "layers.1.0"} <= set(everything) - set(found)
-    keys = {"submodules": ["layers"], "ignore": ["re:.*[.]2"]}
-    assert QATModifier(**keys).resolve_targets(model) == ["layers.0.0", "layers.1.0"]
-    assert QATModifier(submodules=["re:lay.*0$"]).resolve_targets(model) == [
-        "layers.0.0",
-        "layers.1.0",
-    ]
-    with pytest.raises(ValueError, match="submodules=body matches no layer"):
-        QATModifier(submodules=["body"]).resolve_targets(model)
-    with pytest.raises(ValueError, match=r"submodules=\[\] leaves no layer"):
-        QATModifier(submodules=[]).resolve_targets(model)
-    with pytest.raises(ValueError, match="submodules=3 is not a name"):
-        QATModifier(submodules=3)
+
+    def found(**keys) -> list[str]:
+        return QATModifier(**keys).resolve_targets(model)
+
+    inside = found(submodules=["layers.0", "embedding"])
+    assert inside == ["embedding", "layers.0.0", "layers.0.2"]
+    assert {"head", "layers.1.0"} <= set(found()) - set(inside)
+    kept = found(submodules=["layers"], ignore=["re:.*[.]2"])
+    assert kept == found(submodules=["re:lay.*0$"]) == ["layers.0.0", "layers.1.0"]
+    for wrong, said in (
+        (["body"], "submodules=body matches no layer"),
+        ([], r"submodules=\[\] leaves no layer"),
+        (3, "submodules=3 is not a name"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            found(submodules=wrong)
 
 
 @pytest.mark.parametrize("names", [[""], "", ["layers", ""]])
@@ -444,6 +397,7 @@ def problems(body: str, model=None) -> list[str]:
 
 
 UNKNOWN_KEYS = "start_epoch: 1.0\nfreze: all\nper_chanel: true"
+MATMULS = "quantize_attention_matmuls"
 
 
 @pytest.mark.parametrize(
@@ -455,11 +409,7 @@ UNKNOWN_KEYS = "start_epoch: 1.0\nfreze: all\nper_chanel: true"
         ("freeze: al", bert, ["3 freeze CHOICE"]),
         ("start_epoch: 1.0\nignore: [bert.poolr]", bert, ["4 ignore MODEL"]),
         ("submodules: [head]\nignore: [head]", make_model, ["4 ignore MODEL"]),
-        (
-            "quantize_attention_matmuls: true",
-            make_model,
-            ["3 quantize_attention_matmuls MODEL"],
-        ),
+        (f"{MATMULS}: true", make_model, [f"3 {MATMULS} MODEL"]),
     ],
 )
 def test_the_checks_of_a_recipe_and_of_a_model_name_the_key(body, model, found) -> None:

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 from transformers import BertConfig, BertModel
 
-from obert_modifiers.core.quantization.scheme import quantizers_of
 from obert_modifiers.host import bases
 from obert_modifiers.recipe import load_recipe
 from obert_modifiers.recipe.manager import RecipeError, RecipeManager
@@ -19,96 +18,38 @@ from obert_modifiers.recipe.plan import plan_recipe
 from obert_modifiers.training import TrainConfig, train
 from obert_modifiers.training.optimizer import parameter_groups
 from tests.hosts import on_sparseml
-from tests.modifiers.table import ENCODER, make_batch, make_model, sample_loss
+from tests.modifiers import driving
+from tests.modifiers.table import make_model
 from tests.training.test_training import make_task
 
 STEPS = 8  # optimizer steps of an epoch
 ROOT = Path(__file__).parents[2]
-HEAD = "modifiers:\n  - !EpochRangeModifier\n      start_epoch: 0.0\n"
-HEAD += "      end_epoch: {epochs}\n"
-MASKS = HEAD + "  - !ConstantPruningModifier\n      params: ['re:layers.*weight']\n"
-MASKS += "      start_epoch: 0.0\n"
-QAT = "  - !QATModifier\n      start_epoch: 1.0\n      disable_observer_epoch: 2.0\n"
+HEAD = "modifiers:\n  - !EpochRangeModifier {{start_epoch: 0.0, end_epoch: {epochs}}}\n"
 
 
-def prune_half(model: nn.Module) -> None:
-    with torch.no_grad():
-        for name in ENCODER:
-            flat = model.get_parameter(name).view(-1)
-            flat[flat.abs().argsort()[::2]] = 0.0
+def drive(manager, model, steps, optimizer=None, first=0) -> list[float]:
+    """Train; return the rate of each step."""
+    optimizer, rates = optimizer or driving.adamw(model), []
 
-
-def zeros(model: nn.Module) -> list[torch.Tensor]:
-    return [model.get_parameter(name) == 0 for name in ENCODER]
-
-
-def drive(manager, model, steps, optimizer=None, start=0):
-    optimizer = optimizer or torch.optim.AdamW(model.parameters(), lr=1e-2)
-    rates = []
-    for step in range(start, steps):
-        sample_loss(model, make_batch(step)).mean().backward()
-        where = (model, optimizer, step / STEPS, STEPS)
-        manager.update(*where)
+    def watch(step: int) -> None:
         rates.append(optimizer.param_groups[0]["lr"])
-        manager.pre_step(*where)
-        optimizer.step()
-        manager.post_step(*where)
-        optimizer.zero_grad()
+
+    where = manager, model, optimizer, steps, first
+    driving.train(*where, per_epoch=STEPS, watch=watch)
     return rates
-
-
-@pytest.mark.parametrize("quantized", [False, True], ids=["plain", "quantized"])
-def test_constant_masks_hold_under_adamw(quantized) -> None:
-    model = make_model()
-    prune_half(model)
-    before = zeros(model)
-    manager = RecipeManager.from_recipe(
-        MASKS.format(epochs=3.0) + (QAT if quantized else "")
-    )
-    manager.initialize(model)
-    start = model.get_parameter(ENCODER[0]).detach().clone()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
-    drive(manager, model, 3 * STEPS, optimizer)
-    manager.finalize(model)
-    assert all(torch.equal(a, b) for a, b in zip(before, zeros(model), strict=True))
-    moved = model.get_parameter(ENCODER[0]) != start
-    assert torch.equal(moved, ~before[0])  # all that is left still learns
-    assert bool(quantizers_of(model)) is quantized
-    for module in model.modules():
-        assert not module._forward_hooks and not module._forward_pre_hooks
-
-
-def test_without_constant_masks_the_zeros_grow_back() -> None:
-    model = make_model()
-    prune_half(model)
-    manager = RecipeManager.from_recipe(HEAD.format(epochs=1.0))
-    manager.initialize(model)
-    drive(manager, model, STEPS)
-    assert not any(mask.any() for mask in zeros(model))  # the negative control
-
-
-def test_constant_masks_are_taken_up_again_from_a_saved_model() -> None:
-    model = make_model()
-    prune_half(model)
-    before = zeros(model)
-    text = MASKS.format(epochs=3.0)
-    manager = RecipeManager.from_recipe(text)
-    manager.initialize(model)
-    drive(manager, model, STEPS)
-    again, resumed = RecipeManager.from_recipe(text), make_model(1)
-    resumed.load_state_dict(model.state_dict())
-    again.initialize(resumed, epoch=1.0)
-    again.load_state_dict(manager.state_dict())
-    drive(again, resumed, 2 * STEPS, start=STEPS)
-    assert all(torch.equal(a, b) for a, b in zip(before, zeros(resumed), strict=True))
 
 
 def rates_of(*schedules, epochs=4.0):
     text = HEAD.format(epochs=epochs)
-    for start, end, func, first, last, *cycle in schedules:
-        text += f"  - !LearningRateFunctionModifier\n      start_epoch: {start}\n"
-        text += f"      end_epoch: {end}\n      lr_func: {func}\n"
-        text += f"      init_lr: {first}\n      final_lr: {last}\n"
+    for start, end, func, init, final, *cycle in schedules:
+        text += f"""\
+  - !LearningRateFunctionModifier
+      start_epoch: {start}
+      end_epoch: {end}
+      lr_func: {func}
+      init_lr: {init}
+      final_lr: {final}
+"""
         text += "".join(f"      cycle_epochs: {one}\n" for one in cycle)
     manager, model = RecipeManager.from_recipe(text), make_model()
     manager.initialize(model)
@@ -119,8 +60,8 @@ def test_a_rate_that_falls_and_is_rewound_once() -> None:
     rates = rates_of((0.0, 3.0, "linear", 8e-5, 2e-5), (3.0, 4.0, "linear", 5e-5, 0.0))
     for step, rate in enumerate(rates):
         epoch = step / STEPS
-        first = 8e-5 - 6e-5 * epoch / 3.0
-        expected = first if epoch < 3.0 else 5e-5 * (4.0 - epoch)
+        falls = 8e-5 - 6e-5 * epoch / 3.0
+        expected = falls if epoch < 3.0 else 5e-5 * (4.0 - epoch)
         assert rate == pytest.approx(expected, rel=1e-12)
 
 
@@ -136,26 +77,34 @@ def test_a_rate_that_is_rewound_again_and_again(cycle) -> None:
 def test_a_cycle_of_a_single_step_is_beyond_sparseml(tmp_path) -> None:
     with pytest.raises(ZeroDivisionError):
         rates_of((0.0, 4.0, "cyclic_linear", 5e-4, 5e-6, 1 / STEPS))
-    text = HEAD.format(epochs=4.0) + "  - !LearningRateFunctionModifier\n"
-    text += "      start_epoch: 0.0\n      end_epoch: 4.0\n"
-    text += "      lr_func: cyclic_linear\n      cycle_epochs: 0.125\n"
-    text += "      init_lr: 0.1\n      final_lr: 0.01\n"
-    said = "9: .* cycle_epochs=0.125 is 1 of the 8 steps .* expected two steps"
+    text = (
+        HEAD.format(epochs=4.0)
+        + """\
+  - !LearningRateFunctionModifier
+      start_epoch: 0.0
+      end_epoch: 4.0
+      lr_func: cyclic_linear
+      cycle_epochs: 0.125
+      init_lr: 0.1
+      final_lr: 0.01
+"""
+    )
+    said = "7: .* cycle_epochs=0.125 is 1 of the 8 steps .* expected two steps"
     manager = RecipeManager.from_recipe(text)
     manager.check_steps(2 * STEPS)
-    with pytest.raises(RecipeError, match=said):
-        manager.check_steps(STEPS)
-    with pytest.raises(RecipeError, match=said):
-        plan_recipe(load_recipe(text), steps_per_epoch=STEPS)
     config = TrainConfig(tmp_path, per_device_train_batch_size=8, cpu=True)
-    with pytest.raises(RecipeError, match=said):
-        train(make_model(), make_task(), config, manager)
+    for call in (
+        lambda: manager.check_steps(STEPS),
+        lambda: plan_recipe(load_recipe(text), steps_per_epoch=STEPS),
+        lambda: train(make_model(), make_task(), config, manager),
+    ):
+        with pytest.raises(RecipeError, match=said):
+            call()
 
 
 def test_weight_decay_of_the_matrices_alone(tmp_path) -> None:
-    decay = HEAD.format(epochs=1.0)
-    decay += "  - !SetWeightDecayModifier\n      weight_decay: 0.5\n"
-    decay += "      param_groups: [0]\n"
+    plain = HEAD.format(epochs=1.0)
+    decay = f"{plain}  - !SetWeightDecayModifier\n      weight_decay: 0.5\n"
 
     def trained(recipe, weight_decay):
         model = make_model()
@@ -168,33 +117,37 @@ def test_weight_decay_of_the_matrices_alone(tmp_path) -> None:
             per_device_train_batch_size=8,
             cpu=True,
         )
-        manager = RecipeManager.from_recipe(recipe)
-        train(model, make_task(), config, manager)
-        return torch.cat([p.detach().view(-1) for p in model.parameters()])
+        train(model, make_task(), config, RecipeManager.from_recipe(recipe))
+        return model
 
-    by_recipe, by_flag = trained(decay, 0.0), trained(HEAD.format(epochs=1.0), 0.5)
-    assert torch.equal(by_recipe, by_flag)
-    everywhere = trained(decay.replace("      param_groups: [0]\n", ""), 0.0)
-    assert not torch.equal(everywhere, by_flag)  # biases too: the negative control
+    by_recipe = trained(f"{decay}      param_groups: [0]\n", 0.0)
+    by_flag, everywhere = trained(plain, 0.5), trained(decay, 0.0)
+    assert driving.same(by_recipe, by_flag)
+    assert not driving.same(everywhere, by_flag)  # biases too: the negative control
     matrices, vectors = parameter_groups(make_model(), 0.0)
     assert all(p.ndim > 1 for p in matrices["params"])
     assert all(p.ndim == 1 for p in vectors["params"])
 
 
 def test_trainable_params_freezes_and_releases_in_one_process() -> None:
-    text = HEAD.format(epochs=3.0) + "  - !TrainableParamsModifier\n"
-    text += "      params: ['re:embedding.*']\n      trainable: false\n"
-    text += "      start_epoch: 1.0\n      end_epoch: 2.0\n"
+    text = (
+        HEAD.format(epochs=3.0)
+        + """\
+  - !TrainableParamsModifier
+      params: ['re:embedding.*']
+      trainable: false
+      start_epoch: 1.0
+      end_epoch: 2.0
+"""
+    )
     manager, model = RecipeManager.from_recipe(text), make_model()
     manager.initialize(model)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
-    seen = [model.embedding.weight.detach().clone()]
+    optimizer = driving.adamw(model)  # with momentum from the first epoch on
+    moved = []
     for epoch in range(3):
-        drive(
-            manager, model, (epoch + 1) * STEPS, optimizer, start=epoch * STEPS
-        )  # with momentum from the first epoch on
-        seen.append(model.embedding.weight.detach().clone())
-    moved = [not torch.equal(a, b) for a, b in zip(seen, seen[1:], strict=False)]
+        before = model.embedding.weight.detach().clone()
+        drive(manager, model, (epoch + 1) * STEPS, optimizer, epoch * STEPS)
+        moved.append(not torch.equal(before, model.embedding.weight))
     assert moved == [True, False, True]
 
 
@@ -216,9 +169,8 @@ def test_layer_pruning_leaves_a_model_that_does_not_run() -> None:
 
 
 def test_sparseml_has_no_early_stopping() -> None:
-    ours = {"EarlyStoppingModifier"}
     names = {n for n in bases.modifier_classes() if re.search("stop|patien", n, re.I)}
-    assert names == ours
+    assert names == {"EarlyStoppingModifier"}
 
 
 @on_sparseml

@@ -1,7 +1,5 @@
 """Recipe values: what is accepted, what is refused, and with which words."""
 
-# ruff: noqa: E501  the tables hold whole messages
-
 import logging
 
 import pytest
@@ -15,7 +13,29 @@ from obert_modifiers.modifiers import (
 )
 from obert_modifiers.modifiers.keys import REGISTRY
 from tests.modifiers.broken_values import BROKEN, SAID, SOUND
-from tests.modifiers.table import ENCODER, SCHEDULE, make_batch, make_model, make_source
+from tests.modifiers.driving import zeros
+from tests.modifiers.table import (
+    ENCODER,
+    HALF,
+    SCHEDULE,
+    make_batch,
+    make_model,
+    make_source,
+)
+
+
+def gmp(**keys) -> GMPStarPruningModifier:
+    return GMPStarPruningModifier(**SCHEDULE | keys)
+
+
+def obert(**keys) -> OBERTPruningModifier:
+    return OBERTPruningModifier(**SCHEDULE | keys)
+
+
+def yaml_of(tag: str, **keys) -> str:
+    return f"!{tag}\n" + "".join(
+        f"    {k}: {v}\n" for k, v in (SCHEDULE | keys).items()
+    )
 
 
 @pytest.mark.parametrize(("name", "keys", "key", "rule"), BROKEN)
@@ -28,7 +48,7 @@ def test_broken_values(name, keys, key, rule) -> None:
 @pytest.mark.parametrize(("keys", "message"), SAID)
 def test_what_is_said_of_a_broken_value(keys, message) -> None:
     with pytest.raises(ValueError) as error:
-        OBERTPruningModifier(**{**SCHEDULE, **keys})
+        obert(**keys)
     assert str(error.value) == message
 
 
@@ -39,21 +59,17 @@ def test_a_teacher_that_is_no_model() -> None:
 
 
 def test_numbers_that_pyyaml_reads_as_strings() -> None:
-    text = "!OBERTPruningModifier\n" + "".join(
-        f"    {key}: {value}\n" for key, value in SCHEDULE.items()
-    )
-    modifier = Modifier.load_obj(text + "    damp: 1e-7\n")
+    modifier = Modifier.load_obj(yaml_of("OBERTPruningModifier", damp="1e-7"))
     assert modifier.damp == 1e-7
     assert modifier.damp_fraction is None
-    assert OBERTPruningModifier(**SCHEDULE).damp_fraction == 0.01
+    assert obert().damp_fraction == 0.01
 
 
 def test_params_as_string_list_pattern_and_token(caplog) -> None:
     model = make_model()
 
     def names(params):
-        modifier = GMPStarPruningModifier(**{**SCHEDULE, "params": params})
-        return modifier.resolve_targets(model)
+        return gmp(params=params).resolve_targets(model)
 
     assert names("__ALL_ENCODER__") == names(["__ALL_ENCODER__"]) == ENCODER
     assert names(None) == names([]) == ENCODER
@@ -67,7 +83,7 @@ def test_params_as_string_list_pattern_and_token(caplog) -> None:
 
 
 def test_params_that_match_nothing_name_the_nearest() -> None:
-    modifier = GMPStarPruningModifier(**{**SCHEDULE, "params": ["layers.0.1.weight"]})
+    modifier = gmp(params=["layers.0.1.weight"])
     with pytest.raises(ValueError, match="nearest: layers.0.2.weight") as error:
         modifier.resolve_targets(make_model())
     assert str(error.value).startswith(
@@ -76,66 +92,53 @@ def test_params_that_match_nothing_name_the_nearest() -> None:
     )
     headless = torch.nn.Linear(3, 3)
     with pytest.raises(ValueError, match="params=__ALL_ENCODER__ matches no parameter"):
-        GMPStarPruningModifier(**SCHEDULE).resolve_targets(headless)
+        gmp().resolve_targets(headless)
 
 
 @pytest.mark.parametrize("global_sparsity", [True, False])
 def test_final_sparsity_by_parameter(global_sparsity: bool) -> None:
     goals = {0.5: [ENCODER[0], ENCODER[1]], 0.25: ["re:layers.1.*weight"]}
     model = make_model()
-    modifier = GMPStarPruningModifier(
-        **{**SCHEDULE, "final_sparsity": goals, "params": []},
-        global_sparsity=global_sparsity,
-    )
+    modifier = gmp(final_sparsity=goals, params=[], global_sparsity=global_sparsity)
     assert modifier.final_sparsity == goals
     modifier.apply(model)
-    zeros = [int((model.get_parameter(n) == 0).sum()) for n in ENCODER]
+    found = [int(mask.sum()) for mask in zeros(model)]
     if global_sparsity:
-        assert zeros[0] + zeros[1] == 96 and zeros[2] + zeros[3] == 48
+        assert found[0] + found[1] == 96 and found[2] + found[3] == 48
     else:
-        assert zeros == [48, 48, 24, 24]
+        assert found == [48, 48, 24, 24]
 
 
 def test_init_sparsity_from_the_parameters() -> None:
-    model = make_model()
+    model, shares = make_model(), [0.25, 0.5, 0.75, 0.0]
     with torch.no_grad():
-        for name, share in zip(ENCODER, (0.25, 0.5, 0.75, 0.0), strict=True):
+        for name, share in zip(ENCODER, shares, strict=True):
             flat = model.get_parameter(name).view(-1)
             flat[: int(share * flat.numel())] = 0.0
-    before = {n: (model.get_parameter(n) == 0) for n in ENCODER}
-    modifier = GMPStarPruningModifier(**{
-        **SCHEDULE,
-        "init_sparsity": "__FROM_PARAM__",
-        "final_sparsity": 0.9,
-    })
+    before = zeros(model)
+    modifier = gmp(init_sparsity="__FROM_PARAM__", final_sparsity=0.9)
     assert modifier.init_sparsity == "__FROM_PARAM__"
     modifier.initialize(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     modifier.scheduled_update(model, optimizer, 1.0, 4)
-    assert modifier.applied_sparsity == [0.25, 0.5, 0.75, 0.0]
-    for name, mask in zip(ENCODER, modifier.module_masks.param_masks, strict=True):
-        assert torch.equal(~mask, before[name])
+    assert modifier.applied_sparsity == shares
+    for zero, mask in zip(before, modifier.module_masks.param_masks, strict=True):
+        assert torch.equal(~mask, zero)
 
 
 def test_sparsity_zero_makes_no_event() -> None:
-    model = make_model()
-    modifier = GMPStarPruningModifier(**{
-        **SCHEDULE,
-        "init_sparsity": 0.0,
-        "final_sparsity": 0.0,
-    })
-    modifier.apply(model, finalize=False)
+    modifier = gmp(init_sparsity=0.0, final_sparsity=0.0)
+    modifier.apply(make_model(), finalize=False)
     assert modifier.events == []
     assert modifier.module_masks.sparsity() == 0.0
 
 
 def test_obert_needs_a_source_of_gradients() -> None:
     with pytest.raises(RuntimeError, match="to initialize GradSampler"):
-        OBERTPruningModifier(**SCHEDULE).initialize(make_model())
+        obert().initialize(make_model())
     with pytest.raises(RuntimeError, match="grad_sampler has no loss_function"):
-        OBERTPruningModifier(**SCHEDULE).initialize(
-            make_model(), grad_sampler={"data_loader_builder": list}
-        )
+        given = {"data_loader_builder": list}
+        obert().initialize(make_model(), grad_sampler=given)
 
 
 def test_sparsemls_grad_sampler_gives_the_same_masks_as_ours() -> None:
@@ -148,46 +151,28 @@ def test_sparsemls_grad_sampler_gives_the_same_masks_as_ours() -> None:
     def mean_loss(outputs, target):
         return torch.nn.functional.cross_entropy(outputs["logits"], target)
 
-    keys = {
-        **SCHEDULE,
-        "num_grads": 32,
-        "fisher_block_size": 10,
-        "grad_sampler_kwargs": {"batch_size": 8},
-    }
+    keys = {"num_grads": 32, "fisher_block_size": 10}
+    keys["grad_sampler_kwargs"] = {"batch_size": 8}
     ours, theirs = make_model(), make_model()
-    OBERTPruningModifier(**keys).apply(ours, gradient_source=make_source())
+    obert(**keys).apply(ours, gradient_source=make_source())
     sampler = {"data_loader_builder": build, "loss_function": mean_loss}
-    OBERTPruningModifier(**keys).apply(theirs, grad_sampler=sampler)
+    obert(**keys).apply(theirs, grad_sampler=sampler)
     for name in ENCODER:
-        torch.testing.assert_close(
-            ours.get_parameter(name), theirs.get_parameter(name), rtol=1e-4, atol=1e-6
-        )
+        pair = ours.get_parameter(name), theirs.get_parameter(name)
+        torch.testing.assert_close(*pair, rtol=1e-4, atol=1e-6)
 
 
 def test_too_few_gradients_are_said(caplog) -> None:
+    modifier = obert(num_grads=64, fisher_block_size=10)
     with caplog.at_level(logging.WARNING):
-        OBERTPruningModifier(**SCHEDULE, num_grads=64, fisher_block_size=10).apply(
-            make_model(), gradient_source=make_source()
-        )
+        modifier.apply(make_model(), gradient_source=make_source())
     assert "num_grads=64: only 32 gradients could be used" in caplog.text
 
 
-def test_distillation_outside_its_epochs_and_disabled(caplog) -> None:
-    model, batch = make_model(), make_batch()
-    loss = torch.tensor(1.5)
+def test_distillation_without_outputs_and_disabled(caplog) -> None:
+    model, loss = make_model(), torch.tensor(1.5)
     modifier = LogitDistillationModifier(start_epoch=1.0, end_epoch=2.0, hardness=1.0)
     modifier.initialize(model, distillation_teacher=make_model(1))
-    model.forward = lambda tokens: make_model().forward(tokens)
-    arguments = {
-        "student_outputs": model(batch["tokens"]),
-        "student_inputs": batch,
-    }
-    found = [
-        modifier.loss_update(loss, model, None, epoch, 4, **arguments).item()
-        for epoch in (0.5, 1.0, 1.5, 2.0)
-    ]
-    assert found[0] == found[3] == 1.5
-    assert found[1] == found[2] != 1.5
     with pytest.raises(ValueError, match="student_outputs and student_inputs are"):
         modifier.loss_update(loss, model, None, 1.0, 4)
     disabled = LogitDistillationModifier()
@@ -197,63 +182,50 @@ def test_distillation_outside_its_epochs_and_disabled(caplog) -> None:
     assert float(disabled.loss_update(loss, model, None, 1.0, 4)) == 1.5
 
 
-HALF = {**SCHEDULE, "mask_type": "2:4"}
+MIXED = {0.5: [ENCODER[0]], 0.75: [ENCODER[1]]}
 
 
-def test_n_m_has_one_final_sparsity() -> None:
+@pytest.mark.parametrize(
+    ("keys", "key", "words"),
+    [
+        ({}, "final_sparsity=0.75", "expected 0.5; write 0.5"),
+        ({"init_sparsity": 0.7, **HALF}, "init_sparsity=0.7", "expected at most 0.5"),
+        ({"final_sparsity": MIXED, "params": []}, "final_sparsity=0.75", "write 0.5"),
+    ],
+)
+def test_n_m_has_one_final_sparsity(keys, key, words) -> None:
     with pytest.raises(ValueError) as error:
-        GMPStarPruningModifier(**HALF)
-    assert str(error.value) == (
-        "final_sparsity=0.75 is not the sparsity of mask_type=2:4; expected 0.5; "
-        "write 0.5"
-    )
-    with pytest.raises(ValueError) as error:
-        GMPStarPruningModifier(**{**HALF, "init_sparsity": 0.7, "final_sparsity": 0.5})
-    assert str(error.value) == (
-        "init_sparsity=0.7 is above the sparsity of mask_type=2:4; expected at most "
-        "0.5; write 0.5 to reach it in one step"
-    )
-    goals = {0.5: [ENCODER[0]], 0.75: [ENCODER[1]]}
-    with pytest.raises(ValueError, match=r"final_sparsity=0\.75 is not the sparsity"):
-        GMPStarPruningModifier(**{**HALF, "final_sparsity": goals, "params": []})
-    third = {**SCHEDULE, "mask_type": "1:3", "final_sparsity": 0.667}
-    assert GMPStarPruningModifier(**third).final_sparsity == 2 / 3
+        gmp(**{"mask_type": "2:4", **keys})
+    said = str(error.value)
+    assert key in said and "the sparsity of mask_type=2:4" in said and words in said
+
+
+def test_n_m_that_has_no_end_in_decimals() -> None:
+    assert gmp(mask_type="1:3", final_sparsity=0.667).final_sparsity == 2 / 3
 
 
 def test_n_m_of_yaml_without_quotes() -> None:
     """YAML 1.1 reads 2:4 as 2 * 60 + 4."""
-    text = "!GMPStarPruningModifier\n" + "".join(
-        f"    {key}: {value}\n"
-        for key, value in {**HALF, "final_sparsity": 0.5}.items()
-    )
+    text = yaml_of("GMPStarPruningModifier", **HALF)
     assert Modifier.load_obj(text).mask_type == "2:4"
     for number in (5, 60, 120, True):
         with pytest.raises(ValueError, match=f"mask_type={number} is unknown|keeps 2"):
-            GMPStarPruningModifier(**{**SCHEDULE, "mask_type": number})
+            gmp(mask_type=number)
 
 
 @pytest.mark.parametrize("mask_type", ["block:5x1", "block:1x5", "3:5"])
 def test_groups_that_do_not_divide_a_parameter(mask_type: str) -> None:
-    keys = {**SCHEDULE, "mask_type": mask_type}
-    if mask_type == "3:5":
-        keys["final_sparsity"] = 0.4
-    modifier = GMPStarPruningModifier(**keys)
+    final = 0.4 if mask_type == "3:5" else 0.75
     with pytest.raises(ValueError, match="of layers.0.0.weight, shape"):
-        modifier.initialize(make_model())
+        gmp(mask_type=mask_type, final_sparsity=final).initialize(make_model())
 
 
-@pytest.mark.parametrize("cls", [GMPStarPruningModifier, OBERTPruningModifier])
+@pytest.mark.parametrize("make", [gmp, obert])
 @pytest.mark.parametrize("final_sparsity", [0.5, {0.5: ["re:layers.*weight"]}])
-def test_every_group_ends_in_the_pattern(cls, final_sparsity) -> None:
+def test_every_group_ends_in_the_pattern(make, final_sparsity) -> None:
     model = make_model()
-    keys = {
-        **HALF,
-        "init_sparsity": "__FROM_PARAM__",
-        "final_sparsity": final_sparsity,
-        "params": [],
-    }
-    modifier = cls(**keys)
-    modifier.apply(model, gradient_source=make_source())
+    keys = HALF | {"init_sparsity": "__FROM_PARAM__", "final_sparsity": final_sparsity}
+    make(**keys, params=[]).apply(model, gradient_source=make_source())
     for name in ENCODER:
         groups = model.get_parameter(name).detach().reshape(-1, 4)
         assert ((groups != 0).sum(dim=1) == 2).all()
@@ -261,9 +233,7 @@ def test_every_group_ends_in_the_pattern(cls, final_sparsity) -> None:
 
 def test_blocks_of_rows_and_columns_live_or_die_together() -> None:
     model = make_model()
-    OBERTPruningModifier(**SCHEDULE, mask_type="block:2x4").apply(
-        model, gradient_source=make_source()
-    )
+    obert(mask_type="block:2x4").apply(model, gradient_source=make_source())
     for name in ENCODER:
         weight = model.get_parameter(name).detach()
         tiles = weight.unfold(0, 2, 2).unfold(1, 4, 4).reshape(-1, 8)
@@ -277,7 +247,6 @@ def test_transposed_weights_are_grouped_along_the_input() -> None:
             self.weight = torch.nn.Parameter(torch.randn(8, 6))  # input x output
 
     model = torch.nn.Sequential(Conv1D())
-    keys = {**HALF, "final_sparsity": 0.5, "params": ["0.weight"]}
-    GMPStarPruningModifier(**keys).apply(model)
+    gmp(**HALF, params=["0.weight"]).apply(model)
     groups = model[0].weight.detach().T.reshape(-1, 4)
     assert ((groups != 0).sum(dim=1) == 2).all()
