@@ -77,7 +77,7 @@ def test_a_dense_run_is_float32(dense, capsys) -> None:
         (["--format", "safetensors", "--int8"], "was not trained with INT8"),
         (["--int8"], "was not trained with INT8: it has no quantization.json"),
         (["--format", "tflite"], "format=tflite is unknown; expected one of onnx"),
-        (["--target", "tvm"], "target=tvm is no engine that is known here"),
+        (["--target", "tvm"], "target=tvm is unknown; expected one of onnxruntime"),
         (["--shape", "32"], "--shape=32 is no batch size and sequence length"),
         (["--shape", "0x4"], "--shape=0x4 is no batch size and sequence length"),
     ],

@@ -181,7 +181,7 @@ class Bare(nn.Linear):
             {"input_ids": torch.zeros(2, 1, dtype=torch.long)},
             r"sample input_ids has shape \(2, 1\); expected .* 2 tokens at least",
         ),
-        (make(), {}, "sample has no inputs; expected tensors by name"),
+        (make(), {}, "has no inputs; expected tensors by name"),
         (Bare(2, 2), {"x": torch.zeros(2, 3)}, "Bare returns Tensor; expected a mapp"),
     ],
 )
