@@ -7,8 +7,7 @@ from obert_modifiers.deploy.engines import ENGINES, targets
 from obert_modifiers.deploy.formats.format import Options
 from obert_modifiers.deploy.formats.graph import Graph
 from obert_modifiers.deploy.onnx.export import OnnxExport, export_onnx
-from obert_modifiers.deploy.onnx.file import external_files
-from obert_modifiers.deploy.onnx.weights import onnx_weights
+from obert_modifiers.deploy.onnx.file import external_files, onnx_weights
 from obert_modifiers.deploy.registry import check_known
 from obert_modifiers.deploy.run import Run
 from obert_modifiers.deploy.weight import Weight

@@ -37,11 +37,7 @@ def store_int8_weights(graph: Graph) -> int:
 
 
 def merge_equal_quantizers(graph: Graph) -> None:
-    """Let all layers that read one value on one grid share its Q and DQ node.
-
-    Query, key and value each quantize the same hidden state, in training with a
-    quantizer of its own.
-    """
+    """Let all that read one value on one grid, as query, key and value, share its Q."""
     first: dict[tuple[object, ...], str] = {}
     for node in graph.of_kind(QUANTIZE, DEQUANTIZE):
         if any(name not in graph.constants for name in node.input[1:]):
@@ -58,11 +54,7 @@ def merge_equal_quantizers(graph: Graph) -> None:
 
 
 def look_up_before_dequantizing(graph: Graph) -> None:
-    """Gather rows of INT8 embeddings and dequantize only those.
-
-    The other way round, an engine that does not see through it makes floating point of
-    all rows, in every run or once in memory.
-    """
+    """Gather rows of INT8 embeddings and dequantize only those, not all."""
     for gather in graph.of_kind("Gather"):
         before = graph.writer(gather.input[0])
         if before is None or before.op_type != DEQUANTIZE:

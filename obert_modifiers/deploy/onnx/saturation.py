@@ -39,10 +39,7 @@ def count_saturating(weight: np.ndarray) -> int:
 
 
 def saturating_layers(graph: Graph) -> dict[str, int]:
-    """Count the pairs of weights, by layer, that a CPU without VNNI cannot sum.
-
-    Layers without any are left out.
-    """
+    """Count the pairs of weights, by layer, that a CPU without VNNI cannot sum."""
     return {layer: count for layer, count, _ in _saturating(graph)}
 
 
@@ -50,7 +47,7 @@ def store_unsigned(graph: Graph) -> dict[str, int]:
     """Store the weights of saturating layers as UINT8 with zero point 128.
 
     ONNX Runtime multiplies u8 with u8 in 32 bits on every x86 CPU, with VNNI as fast as
-    u8 with s8. The integers that are multiplied are the same, and zeros stay zero.
+    u8 with s8.
     """
     return _store(graph, _make_unsigned)
 

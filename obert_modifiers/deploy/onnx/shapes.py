@@ -30,18 +30,15 @@ def copy_sizes(graph: Graph) -> None:
         before, after = sizes.get(node.input[0]), sizes.get(node.output[0])
         if node.input[1] in graph.constants or before is None or after is None:
             continue
-        stays = [size in before[i : i + 1] for i, size in enumerate(after)]
-        wanted = [_asked(*pair) for pair in zip(after, stays, strict=True)]
+        wanted = []
+        for place, size in enumerate(after):
+            stays = isinstance(size, tuple) and before[place : place + 1] == [size]
+            number = size if isinstance(size, int) and size else _REST
+            wanted.append(_COPY if stays else number)
         if wanted.count(_REST) <= 1:
             shape = np.array(wanted, np.int64)
             node.input[1] = graph.add(f"{node.output[0]}_shape", shape)
     graph.write()
-
-
-def _asked(size: Size, stays: bool) -> int:
-    if isinstance(size, int):
-        return size or _REST
-    return _COPY if stays else _REST
 
 
 def sizes_of(graph: Graph) -> dict[str, list[Size]]:
@@ -62,8 +59,8 @@ def _size(seen: tuple[int, int]) -> Size:
 def _sizes_at(graph: Graph, probe: tuple[int, int]) -> dict[str, list[int]]:
     """Infer the sizes of all values where the free sizes are those of a probe.
 
-    That is done node by node: ONNX's inference of a whole graph stops where a size is
-    computed by other nodes, whose numbers are computed here.
+    ONNX's inference of a whole graph stops where nodes compute a size. Here their
+    numbers are computed, node by node.
     """
     model = onnx.ModelProto(graph=onnx.GraphProto(input=graph.model.graph.input))
     if not all(axis.dim_value for axis in _axes(model.graph.input[0])):
@@ -127,11 +124,7 @@ def _model(graph: Graph, lone: onnx.GraphProto) -> onnx.ModelProto:
 
 
 def fold_constants(graph: Graph) -> None:
-    """Compute what no input changes, as fixed sizes leave it.
-
-    Those are indices and masks; what is larger, such as embeddings, stays, and so do
-    INT8 weights.
-    """
+    """Compute the indices and masks that no input changes; weights stay."""
     for node in list(graph.nodes):
         if graph.is_output(node.output[0]) or not _can_compute(node, graph.constants):
             continue

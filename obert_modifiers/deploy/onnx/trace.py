@@ -1,8 +1,8 @@
 """The graph of a model as torch traces it, in the shape that engines know."""
 
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -60,17 +60,19 @@ def trace(
             _takes_plain_mask(traced, one)
             for one in (few, {name: value[:1] for name, value in sample.items()})
         )
-        with _without_expected_warnings():
-            torch.onnx.export(
-                traced,
-                tuple(sample.values()),
-                str(path),
-                dynamo=False,
-                opset_version=opset,
-                input_names=list(sample),
-                output_names=list(outputs),
-                dynamic_axes=axes or None,
-            )
+        stack.enter_context(warnings.catch_warnings())
+        for message, category in _EXPECTED_WARNINGS:
+            warnings.filterwarnings("ignore", message, category)
+        torch.onnx.export(
+            traced,
+            tuple(sample.values()),
+            str(path),
+            dynamo=False,
+            opset_version=opset,
+            input_names=list(sample),
+            output_names=list(outputs),
+            dynamic_axes=axes or None,
+        )
     return tuple(outputs)
 
 
@@ -161,11 +163,3 @@ def _set_plain_attention(model: nn.Module, stack: ExitStack) -> None:
         if kind not in (None, "eager"):
             stack.callback(setattr, config, "_attn_implementation", kind)
             config._attn_implementation = "eager"
-
-
-@contextmanager
-def _without_expected_warnings() -> Iterator[None]:
-    with warnings.catch_warnings():
-        for message, category in _EXPECTED_WARNINGS:
-            warnings.filterwarnings("ignore", message, category)
-        yield
