@@ -27,48 +27,22 @@ class _Layer:
     name: str
     data: dict[str, str]
     inputs: dict[int, "_Layer"] = field(default_factory=dict)  # by port
-    readers: list[tuple["_Layer", int]] = field(default_factory=list)  # and their port
+    readers: list["_Layer"] = field(default_factory=list)
 
-    @property
-    def is_integer(self) -> bool:
-        return self.data.get("element_type") in _INTEGERS
+    def source(self, *passing: str) -> "_Layer":
+        """Go back over layers of some kinds."""
+        layer = self
+        while layer.kind in passing:
+            layer = layer.inputs[0]
+        return layer
 
     def product(self) -> str | None:
         """Return the name of the MatMul that it goes into."""
-        for reader, _ in self.readers:
+        for reader in self.readers:
             if reader.kind == "MatMul":
                 return reader.name
             if reader.kind in _PASSING and (found := reader.product()) is not None:
                 return found
-        return None
-
-    def is_grid(self) -> bool:
-        """Tell scales and zero points, and the bounds of a FakeQuantize."""
-        return any(reader._is_grid_at(port) for reader, port in self.readers)
-
-    def _is_grid_at(self, port: int) -> bool:
-        # Scale and zero point: what an integer constant is multiplied with, or what is
-        # subtracted from it.
-        if self.kind == "FakeQuantize":
-            return port > 0
-        if self.kind in ("Convert", "Reshape") and port == 0:
-            return self.is_grid()
-        if self.kind not in ("Subtract", "Multiply") or port != 1:
-            return False
-        source = self.inputs.get(0)
-        while source is not None and source.kind in ("Convert", "Subtract"):
-            source = source.inputs.get(0)
-        return source is not None and source.is_integer
-
-    def zero_point(self) -> "_Layer | None":
-        """Return the constant that stands for zero, None for floating point."""
-        after = [pair for reader, _ in self.readers for pair in reader.readers]
-        for layer, port in after if self.is_integer else ():
-            if layer.kind == "Subtract" and port == 0:
-                source = layer.inputs[1]
-                while source.kind in _PASSING:
-                    source = source.inputs[0]
-                return source if source.data.get("element_type") in _TYPES else None
         return None
 
 
@@ -85,19 +59,38 @@ def ir_weights(xml: Path, weights: Path) -> list[Weight]:
             )
         return data[start : start + size].view(_TYPES[layer.data["element_type"]])
 
+    layers = _layers(ElementTree.parse(xml).getroot())
+    grids, zeros = _grids(layers)
     found = []
-    for layer in _layers(ElementTree.parse(xml).getroot()):
+    for layer in layers:
         if layer.kind != "Const" or layer.data.get("element_type") not in _TYPES:
             continue
         shape = [int(n) for n in layer.data["shape"].split(",") if n.strip()]
-        if math.prod(shape) <= 1 or layer.is_grid():
+        if math.prod(shape) <= 1 or layer in grids:
             continue
-        zero, product = layer.zero_point(), layer.product()
-        array = numbers(layer).reshape(shape)
-        nonzero = count_nonzero(array, None if zero is None else numbers(zero))
+        product, array = layer.product(), numbers(layer).reshape(shape)
+        zero = numbers(zeros[layer]) if layer in zeros else None
         prunable = product is not None and array.ndim == 2 and in_a_layer(product)
+        nonzero = count_nonzero(array, zero)
         found.append(Weight(layer.name, array.size, nonzero, prunable))
     return found
+
+
+def _grids(layers: list[_Layer]) -> tuple[set[_Layer], dict[_Layer, _Layer]]:
+    """Find the scales, zero points and bounds, and the zero point of each weight."""
+    grids, zeros = set(), {}
+    for layer in layers:
+        if layer.kind == "FakeQuantize":
+            bounds = [one for port, one in layer.inputs.items() if port > 0]
+            grids |= {one.source("Convert", "Reshape") for one in bounds}
+        elif layer.kind in ("Subtract", "Multiply"):
+            weight = layer.inputs[0].source("Convert", "Subtract")
+            if weight.data.get("element_type") in _INTEGERS:
+                grid = layer.inputs[1].source("Convert", "Reshape")
+                grids.add(grid)
+                if layer.kind == "Subtract" and grid.data.get("element_type") in _TYPES:
+                    zeros[weight] = grid
+    return grids, zeros
 
 
 def _layers(root: ElementTree.Element) -> list[_Layer]:
@@ -108,7 +101,6 @@ def _layers(root: ElementTree.Element) -> list[_Layer]:
         layers[one.get("id")] = _Layer(one.get("type", ""), one.get("name", ""), values)
     for edge in root.iter("edge"):
         source, reader = layers[edge.get("from-layer")], layers[edge.get("to-layer")]
-        port = int(edge.get("to-port", "0"))
-        source.readers.append((reader, port))
-        reader.inputs[port] = source
+        source.readers.append(reader)
+        reader.inputs[int(edge.get("to-port", "0"))] = source
     return list(layers.values())

@@ -1,6 +1,7 @@
 """An ONNX file that somebody else may have written, or that is damaged."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from obert_modifiers.sizes import check_there
 
 _PRODUCTS = {"MatMul": 1, "Gemm": 1, "MatMulInteger": 1, "QLinearMatMul": 3}
 # Operators that hand a weight on, by the input it comes in through.
+_MOVING = ("Gather", "Transpose", "Identity")
 _PASSING = ("Transpose", "DequantizeLinear", "QuantizeLinear", "Cast", "Identity")
 # Inputs that are scales and zero points.
 _GRIDS = {
@@ -21,7 +23,8 @@ _GRIDS = {
     "MatMulInteger": (2, 3),
     "QLinearMatMul": (1, 2, 4, 5, 6, 7),
 }
-_ZERO_POINTS = {"DequantizeLinear": 2, "MatMulInteger": 3, "QLinearMatMul": 5}
+# Inputs that are the value and its zero point.
+_ZEROS = {"DequantizeLinear": (0, 2), "MatMulInteger": (1, 3), "QLinearMatMul": (3, 5)}
 
 
 def load_onnx(path: Path) -> onnx.ModelProto:
@@ -62,8 +65,16 @@ def onnx_weights(path: Path) -> list[Weight]:
     model = load_onnx(path)
     initializers = {one.name for one in model.graph.initializer}
     graph = Graph(model)
-    multiplied = _multiplied(graph)
-    named = any(in_a_layer(node) for node in multiplied.values())
+    multiplied = {
+        _source(graph, node.input[_PRODUCTS[node.op_type]], _PASSING): node.name
+        for node in graph.of_kind(*_PRODUCTS)
+    }
+    zeros = {}
+    for node in graph.of_kind(*_ZEROS):
+        value, zero = _ZEROS[node.op_type]
+        if zero < len(node.input) and node.input[zero] in graph.constants:
+            zeros[_source(graph, node.input[value], _MOVING)] = node.input[zero]
+    named = any(in_a_layer(multiplied.get(name, "")) for name in graph.constants)
     grids = {
         name
         for node in graph.nodes
@@ -81,7 +92,8 @@ def onnx_weights(path: Path) -> list[Weight]:
         node = multiplied.get(name)
         prunable = node is not None and array.ndim == 2
         prunable = prunable and (in_a_layer(node) or not named)
-        nonzero = count_nonzero(array, _zero_point(graph, name))
+        zero = graph.array(zeros[name]).reshape(-1) if name in zeros else None
+        nonzero = count_nonzero(array, zero)
         found.append(Weight(name, array.size, nonzero, prunable))
     return found
 
@@ -97,26 +109,8 @@ def _is_number(graph: Graph, name: str, dtype: np.dtype) -> bool:
     )
 
 
-def _multiplied(graph: Graph) -> dict[str, str]:
-    """Return the name of the node that multiplies with a constant, by its name."""
-    found = {}
-    for node in graph.of_kind(*_PRODUCTS):
-        name = node.input[_PRODUCTS[node.op_type]]
-        while (writer := graph.writer(name)) and writer.op_type in _PASSING:
-            name = writer.input[0]
-        if name in graph.constants:
-            found[name] = node.name
-    return found
-
-
-def _zero_point(graph: Graph, name: str) -> np.ndarray | None:
-    """Return the integers that stand for zero, None for floating point."""
-    for node in graph.readers(name):
-        if node.op_type in ("Gather", "Transpose", "Identity"):
-            found = _zero_point(graph, node.output[0])
-            if found is not None:
-                return found
-        place = _ZERO_POINTS.get(node.op_type, len(node.input))
-        if place < len(node.input) and node.input[place] in graph.constants:
-            return graph.array(node.input[place]).reshape(-1)
-    return None
+def _source(graph: Graph, name: str, passing: Sequence[str]) -> str:
+    """Go back from a value over nodes of some kinds."""
+    while (writer := graph.writer(name)) and writer.op_type in passing:
+        name = writer.input[0]
+    return name
