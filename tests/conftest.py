@@ -1,6 +1,7 @@
 """Fixtures and settings for all tests; imports where only torch is installed."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,10 @@ os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ["NM_DISABLE_ANALYTICS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("MPLBACKEND", "Agg")
+# Kernels of the sparse engine: compiled once, and not among the user's.
+os.environ.setdefault(
+    "OBERT_RUNTIME_CACHE", str(Path(tempfile.gettempdir()) / "obert_runtime_tests")
+)
 
 # Commands that a test runs in this process leave it the host that it has.
 host.prefer = lambda name: None

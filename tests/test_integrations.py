@@ -1,11 +1,20 @@
 """What stands in integrations/ runs."""
 
+import json
 import runpy
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from http.client import HTTPConnection
 from pathlib import Path
 
 import datasets
 import pytest
+from transformers import AutoModelForSequenceClassification
 
+from obert_modifiers.deploy.export import export_run
 from tests import tiny
 from tests.hosts import on_sparseml
 
@@ -46,12 +55,72 @@ def test_hugging_face_trainer(files, tmp_path) -> None:
     assert (tmp_path / "recipe.yaml").is_file()
 
 
+@contextmanager
+def serving(run: Path, out: Path) -> Iterator[Callable[[object], tuple[int, dict]]]:
+    """Serve a run on the loopback address; yield what posts a body."""
+    export_run(run, "sparse", out)
+    script = runpy.run_path(str(FOLDER / "serving" / "server.py"))
+    server = script["make_server"](out, "127.0.0.1", 0, 2)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+
+    def post(body: object) -> tuple[int, dict]:
+        connection = HTTPConnection("127.0.0.1", server.server_port, timeout=60)
+        text = body if isinstance(body, str) else json.dumps(body)
+        length = {"Content-Length": str(body)} if isinstance(body, int) else {}
+        text = "" if length else text  # more is promised than comes
+        connection.request("GET" if body is None else "POST", "/", text, length)
+        answer = connection.getresponse()
+        found = answer.status, json.loads(answer.read())
+        connection.close()
+        return found
+
+    try:
+        yield post
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+        server.batcher.close()
+
+
+def test_serving_a_classifier(files, tmp_path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(files[1], run)
+    model = AutoModelForSequenceClassification.from_pretrained(run)
+    model.save_pretrained(run)
+    texts = [row["sentence"] for row in tiny.sentences(40)]
+    with serving(run, tmp_path / "out") as post:
+        alone = [post({"texts": [text]})[1]["answers"][0] for text in texts[:4]]
+        with ThreadPoolExecutor(8) as pool:
+            parts = [texts[i : i + 5] for i in range(0, 40, 5)]
+            found = list(pool.map(lambda part: post({"texts": part}), parts))
+        assert [status for status, _ in found] == [200] * 8
+        answers = [one for _, body in found for one in body["answers"]]
+        assert answers[:4] == alone and len(answers) == 40
+        assert {one["label"] for one in answers} <= {"LABEL_0", "LABEL_1"}
+        assert post({"texts": []}) == (200, {"answers": []})
+        for body in ("{", "[]", {"texts": "one"}, {"texts": [3]}, {}):
+            assert post(body)[0] == 400
+        assert post(5_000_000)[0] == 413
+        assert post(None)[1]["labels"] == ["LABEL_0", "LABEL_1"]
+
+
+def test_serving_embeddings(files, tmp_path) -> None:
+    with serving(files[1], tmp_path / "out") as post:
+        status, body = post({"texts": ["good", "a bad one"]})
+    assert status == 200 and len(body["answers"]) == 2
+    for answer in body["answers"]:
+        assert sum(x * x for x in answer["embedding"]) == pytest.approx(1)
+
+
 def test_every_script_is_run_here() -> None:
     found = sorted(str(p.relative_to(FOLDER)) for p in FOLDER.rglob("*.py"))
     assert found == [
         "accelerate/plain_loop.py",
         "composer/obert.py",
         "llmcompressor/obert.py",
+        "serving/server.py",
         "sparseml/plain_loop.py",
         "transformers/train.py",
     ]

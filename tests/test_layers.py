@@ -40,6 +40,7 @@ LAYERS = {
     "cpu": layer(set(), {"llvmlite"}),
     "kernels": layer(set(), {"numba", "numpy", "torch", "triton"}),
     "faults": layer(),
+    "runtime": layer(set(), {"llvmlite", "numpy", "safetensors", "tokenizers"}),
     "core": layer({"faults", "kernels"}, {"torch"}),
     "recipe_text": layer({"faults"}, {"yaml"}),
     "host": layer({"faults", "recipe_text"}, {"torch", "yaml"}),
@@ -68,7 +69,7 @@ LAYERS = {
     "sparseml_cli/metrics.py": layer({"tasks"}, {"seqeval"}),
     "sparseml_cli/trainer.py": layer({"core", "modifiers"}, HOST),
     "deploy": layer(
-        {"core", "cpu", "sizes"},
+        {"core", "cpu", "runtime", "sizes"},
         NUMERIC | ENGINES | {"google", "onnx", "safetensors", "transformers"},
     ),
     "deploy/bench": layer({"cpu", "sizes"}, NUMERIC | SHOW | {"onnx", "psutil"}),

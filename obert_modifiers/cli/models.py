@@ -41,7 +41,7 @@ def export(
         bool, flag("INT32 biases: faster, less exact.", "--integer-bias")
     ] = False,
 ) -> None:
-    """Write a run as ONNX, OpenVINO IR, 2:4 weights or packed safetensors."""
+    """Write a run as ONNX, OpenVINO IR, sparse, 2:4 or packed weights."""
     check_there(run)
     from obert_modifiers.deploy.export import export_run
     from obert_modifiers.deploy.formats.format import Options
@@ -123,6 +123,9 @@ def bench(
     plot_file: Annotated[
         Path | None, flag("A picture, such as bench.png.", "--plot")
     ] = None,
+    advise: Annotated[
+        bool, flag("Try every engine here and say which to serve with.", "--advise")
+    ] = False,
 ) -> None:
     """Measure throughput and latency of models in turns on the same cores."""
     sizes = list(product(_numbers("--batch", batch), _numbers("--seq", seq)))
@@ -133,22 +136,29 @@ def bench(
         )
     for model in models:
         check_there(model)
+    from obert_modifiers.cpu import host_cpu
     from obert_modifiers.deploy.bench import show
+    from obert_modifiers.deploy.bench.advise import advice, candidates, with_bf16
     from obert_modifiers.deploy.bench.cases import plan_cases
     from obert_modifiers.deploy.bench.rounds import Effort, measure, pick_cores
 
     pick_cores(cores)
     effort = Effort(seconds, rounds, cores=cores)
     engines = [name.strip() for name in engine.split(",")]
+    if advise:
+        engines = candidates()
     with tempfile.TemporaryDirectory() as folder:
         plan = plan_cases(models, engines, sizes, Path(folder), bf16)
         for note in plan.notes:
             typer.echo(f"left out: {note}")
         before = os.getloadavg()[0]
-        found = measure(plan.cases, effort, tell=typer.echo)
+        cases = with_bf16(plan.cases, host_cpu()) if advise else plan.cases
+        found = measure(cases, effort, tell=typer.echo)
     loads = (before, os.getloadavg()[0])
     for rows in show.tables(found):
         table_console().print(rows)
+    for line in advice(found, host_cpu()) if advise else ():
+        typer.echo(line)
     if json_file is not None:
         show.write_json(json_file, show.record(found, effort, loads))
     if plot_file is not None:

@@ -4,7 +4,6 @@ import json
 import os
 import platform
 from dataclasses import asdict
-from importlib.util import find_spec
 from typing import Annotated
 
 import typer
@@ -12,7 +11,7 @@ import typer
 from obert_modifiers import __version__
 from obert_modifiers.cli.common import flag
 from obert_modifiers.cpu import host_cpu
-from obert_modifiers.deploy.engines import engine_advice
+from obert_modifiers.deploy.engines import ENGINES, engine_advice
 
 _USAGE = """\
 Usage: obert run [--replace[=ours]] [--without=FIX,...] SCRIPT ...
@@ -66,7 +65,7 @@ def doctor(
         sets = ", ".join(cpu.instruction_sets) or "none that the engines know"
         typer.echo(f"{cpu.name}, {os.cpu_count()} cores: {sets}")
         for engine, line in advice.items():
-            missing = "" if find_spec(engine) else " [not installed]"
+            missing = "" if ENGINES[engine].installed else " [not installed]"
             typer.echo(f"  {engine:<20} {line}{missing}")
         nearest = STACKS[found.nearest]
         if found.stack:

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from obert_modifiers.deploy.engines.engine import import_engine, reason
+from obert_modifiers.deploy.engines import ENGINES
+from obert_modifiers.deploy.engines.engine import reason
 from obert_modifiers.deploy.graph_model import open_graph
 from obert_modifiers.deploy.samples import MASK, compared_samples
 
@@ -34,7 +35,7 @@ def compare(
     not installed.
     """
     try:
-        import_engine(engine)
+        ENGINES[engine].package()
     except ValueError:
         return f"not run: {engine} is not installed"
     graph = open_graph(path, engine)

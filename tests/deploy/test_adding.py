@@ -81,6 +81,6 @@ def test_what_is_added_is_in_every_command(package, tmp_path):
     timed = [(row["model"], row["engine"]) for row in read["bench"]["results"]]
     assert timed == [("npz", "onnx"), ("npz", "torch")]
     assert "onnx                 slow everywhere" in done.stdout
-    assert "One of onnx, openvino, safetensors, torch24, npz" in " ".join(
+    assert "One of onnx, openvino, safetensors, sparse, torch24, npz" in " ".join(
         re.sub("[│]", " ", done.stdout).split()
     )

@@ -53,6 +53,7 @@ CASES = {
     "openvino": ("openvino", None, "openvino"),
     "2:4": ("torch24", None, "torch"),
     "packed": ("safetensors", None, "torch"),
+    "sparse": ("sparse", None, "sparse"),
 }
 assert {case[0] for case in CASES.values()} == FORMATS.keys()
 assert {case[2] for case in CASES.values()} == set(ENGINES)
@@ -60,7 +61,7 @@ assert {case[2] for case in CASES.values()} == set(ENGINES)
 
 def installed(engine: str) -> bool:
     try:
-        import_engine(engine)
+        ENGINES[engine].package()
     except ValueError:
         return False
     return True

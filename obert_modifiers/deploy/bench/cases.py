@@ -10,6 +10,8 @@ import onnx
 
 from obert_modifiers.deploy.artefact import RUN, Artefact, find_artefact, names_of
 from obert_modifiers.deploy.engines import ENGINES
+from obert_modifiers.deploy.formats import FORMATS
+from obert_modifiers.deploy.formats.format import Options
 from obert_modifiers.deploy.onnx.file import load_onnx
 from obert_modifiers.deploy.onnx.shapes import fix_sizes
 from obert_modifiers.deploy.registry import check_known
@@ -29,6 +31,8 @@ class Case:
     bf16: bool = False  # let the engine compute floating point in bfloat16
     # What the user named, where `path` was made from it, or None.
     source: Path | None = None
+    # Tokens of each sequence where they are padded to `seq`; None for `seq` tokens.
+    lengths: tuple[int, ...] | None = None
 
     @property
     def size(self) -> Size:
@@ -108,7 +112,7 @@ class _Files:
         """Return the file for an engine."""
         kind = artefact.kind if artefact.is_graph else RUN
         reads, target = kind in ENGINES[engine].reads, ENGINES[engine].target
-        if not reads and (kind != RUN or target is None):
+        if not reads and kind != RUN:
             raise _LeftOut(f"{engine} does not read {artefact.path.name} ({kind})")
         if kind == RUN:
             run = self._run(artefact)
@@ -131,6 +135,9 @@ class _Files:
         return artefact.as_run(self._new(RUN))
 
     def _export(self, run: Path, engine: str, shape: Size | None) -> Path:
+        if ENGINES[engine].target is None:
+            form = FORMATS[ENGINES[engine].reads[0]]
+            return form.write(run, self._new(form.name), Options()).path
         from obert_modifiers.deploy.onnx.export import export_onnx
         from obert_modifiers.deploy.run import load_run
 

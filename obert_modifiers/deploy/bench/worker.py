@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -35,8 +35,10 @@ def main() -> None:
         _say(answers, _run(once, float(line)))
 
 
-def make_batch(names: Iterable[str], batch: int, seq: int) -> dict[str, "np.ndarray"]:
-    """Make int64 inputs without padding: what is in them does not change the time."""
+def make_batch(
+    names: Iterable[str], batch: int, seq: int, lengths: Sequence[int] | None = None
+) -> dict[str, "np.ndarray"]:
+    """Make int64 inputs, padded behind `lengths`; the ids do not change the time."""
     import numpy as np
 
     generator = np.random.default_rng(0)
@@ -44,6 +46,9 @@ def make_batch(names: Iterable[str], batch: int, seq: int) -> dict[str, "np.ndar
         "input_ids": generator.integers(5, 25, (batch, seq)),  # in every vocabulary
         "attention_mask": np.ones((batch, seq), np.int64),
     }
+    if lengths is not None:
+        mask = np.arange(seq) < np.asarray(lengths)[:, None]
+        values = {name: one * mask for name, one in values.items()}
     zeros = np.zeros((batch, seq), np.int64)
     return {name: values.get(name, zeros) for name in names}
 
@@ -56,7 +61,7 @@ def _open(spec: dict[str, Any]) -> tuple[dict[str, Any], Callable[[], Any]]:
     started = time.perf_counter()
     opened = ENGINES[spec["engine"]].open(Path(spec["path"]), setting)
     loaded = time.perf_counter() - started
-    batch = make_batch(opened.inputs, setting.batch, setting.seq)
+    batch = make_batch(opened.inputs, setting.batch, setting.seq, spec.get("lengths"))
 
     def once() -> Any:
         return opened.compute(batch)

@@ -9,6 +9,7 @@ ENGINES: Registry[Engine] = Registry(
     {
         "onnxruntime": "obert_modifiers.deploy.engines.onnxruntime",
         "openvino": "obert_modifiers.deploy.engines.openvino",
+        "sparse": "obert_modifiers.deploy.engines.sparse",
         "deepsparse": "obert_modifiers.deploy.engines.deepsparse",
         "torch": "obert_modifiers.deploy.engines.torch",
     },

@@ -5,6 +5,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -65,7 +66,7 @@ class Engine(ABC):
 
     def open(self, path: Path, setting: Setting | None = None) -> Opened:
         """Open a file, to be timed in a setting or for any inputs."""
-        module = import_engine(self.name)
+        module = self.package()
         try:
             return self.load(module, path, setting)
         except Exception as error:  # engines raise classes of their own
@@ -73,6 +74,15 @@ class Engine(ABC):
                 f"model={path} cannot be opened by {self.name} ({reason(error)}); "
                 "expected what `obert export` wrote for it; export it again"
             ) from error
+
+    @property
+    def installed(self) -> bool:
+        """Whether its package is there."""
+        return find_spec(self.name) is not None
+
+    def package(self) -> Any:
+        """Import the engine's package, or raise a ValueError with its extra."""
+        return import_engine(self.name)
 
     @abstractmethod
     def load(self, module: Any, path: Path, setting: Setting | None) -> Opened:

@@ -9,6 +9,7 @@ FORMATS: Registry[Format] = Registry(
         "onnx": "obert_modifiers.deploy.formats.onnx",
         "openvino": "obert_modifiers.deploy.formats.openvino",
         "safetensors": "obert_modifiers.deploy.formats.safetensors_packed",
+        "sparse": "obert_modifiers.deploy.formats.sparse",
         "torch24": "obert_modifiers.deploy.formats.torch24",
     },
 )

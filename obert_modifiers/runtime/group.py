@@ -1,0 +1,303 @@
+"""Some sentences of a batch on their way through the layers."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from obert_modifiers.runtime.kernels import Kernel
+from obert_modifiers.runtime.memory import Memory, Tiles
+from obert_modifiers.runtime.model import Norm, Output
+from obert_modifiers.runtime.packing import Packing
+from obert_modifiers.runtime.prepared import Prepared, ReadyLayer, seconds
+from obert_modifiers.runtime.weights import Linear, Packed
+
+Part = tuple[int, int]  # which of how many
+_WAIT = 1e-4  # seconds of a phase below which sharing it takes longer than it saves
+_QUANTIZE = Kernel("quantize")
+_NORM, _NORM_BYTES = Kernel("norm", ("floats",)), Kernel("norm", ("bytes",))
+
+
+class Group:
+    """Tiles of sentences, and the phases of a layer over them.
+
+    Threads take tiles where there are enough of them, and else parts of the rows of
+    each weight.
+
+    Args:
+        prepared: The model.
+        packing: The sentences; T as the registers say.
+        registers: Of tokens in a tile.
+        memory: Where arrays come from.
+        each: Calls a function with each of some items, on `threads` threads.
+        threads: How many take part.
+    """
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        packing: Packing,
+        registers: int,
+        memory: Memory,
+        each: Callable[[Callable[..., None], Sequence[tuple]], None],
+        threads: int,
+    ) -> None:
+        self._prepared, self._packing = prepared, packing
+        self._run = prepared.library(registers)
+        self._memory, self._each, self._threads = memory, each, threads
+        self._tokens = tokens = prepared.path.lanes * registers
+        self._tiles = packing.tiles
+        worth = prepared.phase_seconds(self._tiles * tokens) >= _WAIT
+        self._shared = threads > 1 and self._tiles < threads and worth
+        about = prepared.about
+        self._width, self._heads = about["hidden"], about["heads"]
+        inner = about["intermediate"]
+        tiles, width = self._tiles, self._width
+        self._hidden = self._take(tiles, width)
+        self._bytes = self._take(tiles, width, np.uint8)
+        number = max((layer.number_bytes for layer in prepared.layers), default=4)
+        whole = width * tokens
+        self._projected = [
+            Tiles(memory((tiles, number * whole), np.uint8)) for _ in range(3)
+        ]
+        self._wholes = {2: 2 * whole, 4: 4 * whole}  # bytes of a tile's numbers
+        # Where tiles are not computed at the same time one has the memory of all.
+        workers = tiles if threads > 1 else 1
+        self._context = self._take(workers, width)
+        self._middle = self._take(workers, inner)
+        self._sums = self._take(workers, max(inner, width))
+        keys = int((packing.ranges[:, 1] - packing.ranges[:, 0]).max(initial=0))
+        self._scores = self._take(workers * (self._heads if self._shared else 1), keys)
+        self._attended, self._own = packing.keys.ctypes.data, packing.own.ctypes.data
+        self._ranges = packing.ranges.tolist()
+
+    def _take(self, count: int, features: int, dtype: type = np.float32) -> Tiles:
+        return Tiles(self._memory((count, features, self._tokens), dtype))
+
+    # -- the whole
+
+    def encode(self, inputs: Sequence[np.ndarray]) -> None:
+        """Compute the last layer's output from the slots' ids, types and positions."""
+        self._embed(inputs)
+        layers = self._prepared.layers
+        for layer, after in zip(layers, [*layers[1:], None], strict=True):
+            if layer is layers[0]:
+                self._each_tile([(self._round_first, False)], layer)
+            self._each_tile([(self._project, True)], layer)
+            phases = [
+                (self._attend, True),
+                (self._output, True),
+                (self._middle_norm, False),
+                (self._up, True),
+                (self._down, True),
+                (
+                    lambda layer, t, part, after=after: self._last_norm(
+                        layer, after, t
+                    ),
+                    False,
+                ),
+            ]
+            for group in [[one] for one in phases] if self._shared else [phases]:
+                self._each_tile(group, layer)
+
+    def output(self, output: Output) -> np.ndarray:
+        """Return features, ``(sentences, n)`` or of all tokens ``(tokens, n)``."""
+        tokens, packing = self._tokens, self._packing
+        if output.first:
+            where = np.arange(len(packing.rows))
+            shape = (-(-len(where) // tokens), self._width, tokens)
+            tiles = Tiles(self._memory(shape, np.float32))
+            tiles.array[:] = 0
+            hidden, starts = self._hidden.array, packing.starts
+            chosen = hidden[starts // tokens, :, starts % tokens]
+            tiles.array[where // tokens, :, where % tokens] = chosen
+        else:
+            tiles, where = self._hidden, packing.slots
+        for kind, name, *rest in output.steps:
+            if kind == "norm":
+                if tiles is self._hidden:
+                    tiles = Tiles(tiles.array.copy())
+                self._norm_all(tiles, self._prepared.model.norms[name])
+            else:
+                tiles = self._linear(self._prepared.model.linears[name], tiles, rest[0])
+        return tiles.array[where // tokens, :, where % tokens]
+
+    def _each_tile(
+        self,
+        phases: Sequence[tuple[Callable[[ReadyLayer, int, Part], None], bool]],
+        layer: ReadyLayer,
+    ) -> None:
+        """Run phases tile by tile; True stands for those that can be divided."""
+        parts = self._threads if self._shared and all(d for _, d in phases) else 1
+
+        def work(t: int, part: int) -> None:
+            for phase, _ in phases:
+                phase(layer, t, (part, parts))
+
+        self._each(work, [(t, i) for t in range(self._tiles) for i in range(parts)])
+
+    # -- before and behind the layers
+
+    def _embed(self, inputs: Sequence[np.ndarray]) -> None:
+        prepared, model = self._prepared, self._prepared.model
+        narrow = prepared.about["embedding"]
+        own = self._hidden
+        if model.project is not None:
+            own = self._take(self._tiles, narrow)
+        tables = [table.ctypes.data for table, _ in model.tables.values()]
+        scales = [scale for _, scale in model.tables.values()]
+        starts = [one.ctypes.data for one in inputs]
+
+        def work(t: int) -> None:
+            places = [start + 4 * t * self._tokens for start in starts]
+            self._run[prepared.embed](*places, *tables, narrow, own[t], *scales)
+            self._norm(own[t], model.embedding_norm)
+
+        self._each(work, [(t,) for t in range(self._tiles)])
+        if model.project is not None:
+            self._hidden = self._linear(model.project, own, "none")
+
+    def _linear(self, layer: Linear, tiles: Tiles, activation: str) -> Tiles:
+        """Compute the ``rows`` features of tiles of ``columns`` floats."""
+        packed = self._prepared.packed(layer)
+        kernel = self._run[self._prepared.plain(layer, activation)]
+        count = len(tiles)
+        found, sums = self._take(count, packed.rows), self._take(count, packed.rows)
+        source = tiles
+        if packed.grid is not None:
+            source = self._take(count, packed.columns, np.uint8)
+            self._each(
+                lambda t: self._round(packed, tiles[t], source[t]),
+                [(t,) for t in range(count)],
+            )
+        long = seconds(packed.kept, count * self._tokens) >= _WAIT
+        parts = self._threads if count < self._threads and long else 1
+
+        def work(t: int, part: int) -> None:
+            rows = _rows(packed.rows, (part, parts))
+            kernel(source[t], *packed.addresses, sums[t], *rows, found[t], 0.0, 0.0)
+
+        self._each(work, [(t, i) for t in range(count) for i in range(parts)])
+        return found
+
+    def _norm_all(self, tiles: Tiles, norm: Norm) -> None:
+        self._each(
+            lambda t: self._norm(tiles[t], norm), [(t,) for t in range(len(tiles))]
+        )
+
+    # -- phases of a layer; in each, tile t of the group
+
+    def _round_first(self, layer: ReadyLayer, t: int, part: Part) -> None:
+        self._round(layer.linears["query"], self._hidden[t], self._bytes[t])
+
+    def _round(self, packed: Packed, tile: int, out: int) -> None:
+        if packed.grid is not None:
+            step, zero = packed.grid
+            self._run[_QUANTIZE](tile, out, packed.columns, 1.0 / step, zero)
+
+    def _project(self, layer: ReadyLayer, t: int, part: Part) -> None:
+        """Compute queries, keys and values."""
+        shared = layer.linears["query"].grid
+        whole = self._wholes[layer.number_bytes]
+        for name, array in zip(("query", "key", "value"), self._projected, strict=True):
+            packed = layer.linears[name]
+            source = self._hidden[t] if packed.grid is None else self._bytes[t]
+            if packed.grid not in (None, shared):  # its own rounding of the same input
+                own = np.empty((self._width, self._tokens), np.uint8)
+                source = own.ctypes.data
+                self._round(packed, self._hidden[t], source)
+            out = array.start + whole * t
+            self._call(layer, name, source, t, part, out, layer.grids.get(name))
+
+    def _attend(self, layer: ReadyLayer, t: int, part: Part) -> None:
+        heads = _rows(self._heads, part, 1)
+        if heads[0] == heads[1]:
+            return
+        worker = self._worker(t)
+        place = worker * self._heads + heads[0] if self._shared else worker
+        query, keys, values = (one.start for one in self._projected)
+        self._run[layer.attention](
+            query + self._wholes[layer.number_bytes] * t,
+            keys,
+            values,
+            self._attended,
+            self._own + 4 * t * self._tokens,
+            *self._ranges[t],
+            self._width,
+            self._width // self._heads,
+            *heads,
+            self._scores[place],
+            self._context[worker],
+            *layer.constants,
+        )
+
+    def _output(self, layer: ReadyLayer, t: int, part: Part) -> None:
+        source, out = self._context[self._worker(t)], self._hidden[t]
+        self._call(layer, "output", source, t, part, out)
+
+    def _middle_norm(self, layer: ReadyLayer, t: int, part: Part) -> None:
+        self._norm(self._hidden[t], layer.norms[0], layer.linears["up"], self._bytes[t])
+
+    def _up(self, layer: ReadyLayer, t: int, part: Part) -> None:
+        floats = layer.linears["up"].grid is None
+        source = self._hidden[t] if floats else self._bytes[t]
+        out = self._middle[self._worker(t)]
+        self._call(layer, "up", source, t, part, out, layer.linears["down"].grid)
+
+    def _down(self, layer: ReadyLayer, t: int, part: Part) -> None:
+        source, out = self._middle[self._worker(t)], self._hidden[t]
+        self._call(layer, "down", source, t, part, out)
+
+    def _last_norm(self, layer: ReadyLayer, after: ReadyLayer | None, t: int) -> None:
+        following = None if after is None else after.linears["query"]
+        self._norm(self._hidden[t], layer.norms[1], following, self._bytes[t])
+
+    def _worker(self, t: int) -> int:
+        return t if self._threads > 1 else 0
+
+    def _call(
+        self,
+        layer: ReadyLayer,
+        name: str,
+        source: int,
+        t: int,
+        part: Part,
+        out: int,
+        grid: tuple[float, int] | None = None,
+    ) -> None:
+        packed = layer.linears[name]
+        step, zero = grid or (1.0, 0)
+        self._run[layer.kernels[name]](
+            source,
+            *packed.addresses,
+            self._sums[self._worker(t)],
+            *_rows(packed.rows, part),
+            out,
+            1.0 / step,
+            zero,
+        )
+
+    def _norm(
+        self, tile: int, norm: Norm, after: Packed | None = None, out: int = 0
+    ) -> None:
+        """Normalise in place, and round to the grid of the layer that comes after."""
+        grid = None if after is None else after.grid
+        step, zero = grid or (1.0, 0)
+        width = len(norm.gain)
+        self._run[_NORM if grid is None else _NORM_BYTES](
+            tile,
+            *norm.addresses,
+            out,
+            width,
+            self._prepared.about["eps"],
+            1.0 / width,
+            1.0 / step,
+            zero,
+        )
+
+
+def _rows(count: int, part: Part, multiple: int = 4) -> tuple[int, int]:
+    """Return where a part of some rows begins and ends."""
+    which, parts = part
+    units = count // multiple
+    edges = [units * i // parts * multiple for i in (which, which + 1)]
+    return edges[0], count if which + 1 == parts else edges[1]

@@ -1,0 +1,138 @@
+"""From IR to functions: compiled once for a CPU, then read from a cache."""
+
+import ctypes
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Iterable
+from functools import cache
+from pathlib import Path as File
+from threading import Lock
+
+import llvmlite
+from llvmlite import binding
+
+from obert_modifiers.runtime import code, kernels, paths
+from obert_modifiers.runtime.kernels import Kernel
+from obert_modifiers.runtime.paths import Path
+
+CACHE_VARIABLE = "OBERT_RUNTIME_CACHE"
+_TYPES = {"i": ctypes.c_int64, "f": ctypes.c_float}
+_LOCK = Lock()  # LLVM's global state is not made for several threads
+
+
+def _machine() -> tuple[binding.TargetMachine, str]:
+    # A new one each time: an engine owns the machine that it is made with.
+    binding.initialize_native_target()
+    binding.initialize_native_asmprinter()
+    features = binding.get_host_cpu_features().flatten()
+    name = binding.get_host_cpu_name()
+    target = binding.Target.from_default_triple()
+    machine = target.create_target_machine(cpu=name, features=features, opt=3)
+    return machine, f"{machine.triple} {name} {features}"
+
+
+@cache
+def _sources() -> str:
+    """Return a digest of the files that write kernels: a change is another kernel."""
+    found = hashlib.sha256()
+    for module in (code, kernels, paths):
+        found.update(File(module.__file__).read_bytes())
+    return found.hexdigest()
+
+
+def cache_folder() -> File:
+    """Return where compiled kernels are kept; ``OBERT_RUNTIME_CACHE`` names another."""
+    if named := os.environ.get(CACHE_VARIABLE):
+        return File(named)
+    base = os.environ.get("XDG_CACHE_HOME") or File.home() / ".cache"
+    return File(base) / "obert_modifiers" / "runtime"
+
+
+class Library:
+    """Compiled kernels of one path.
+
+    Args:
+        path: The instructions that they use; this CPU must have them.
+        kernels: Which.
+        tell: Called with a line before anything is compiled.
+    """
+
+    def __init__(
+        self, path: Path, kernels: Iterable[Kernel], tell: Callable[[str], None]
+    ) -> None:
+        self.path = path
+        self.compiled: list[str] = []  # those that were not in the cache
+        self._functions = {}
+        with _LOCK:
+            machine, host = _machine()
+            empty = binding.parse_assembly("")
+            self._engine = binding.create_mcjit_compiler(empty, _machine()[0])
+            wanted = {kernel.name: kernel for kernel in kernels}
+            for kernel in wanted.values():
+                found = self._object(kernel, machine, host, tell)
+                self._engine.add_object_file(binding.ObjectFileRef.from_data(found))
+            self._engine.finalize_object()
+            for name, kernel in wanted.items():
+                types = [_TYPES[letter] for letter in kernel.parameters]
+                address = self._engine.get_function_address(name)
+                function = ctypes.CFUNCTYPE(None, *types)(address)
+                function.engine = self._engine  # which owns its code
+                self._functions[kernel] = function
+
+    def __getitem__(self, kernel: Kernel) -> Callable[..., None]:
+        """Return a function of addresses and numbers; it runs without Python's lock."""
+        return self._functions[kernel]
+
+    def _object(
+        self,
+        kernel: Kernel,
+        machine: binding.TargetMachine,
+        host: str,
+        tell: Callable[[str], None],
+    ) -> bytes:
+        way = f"{self.path.name} {self.path.registers}"
+        key = "\n".join((host, llvmlite.__version__, _sources(), way, kernel.name))
+        digest = hashlib.sha256(key.encode()).hexdigest()
+        file = cache_folder() / f"{kernel.name}-{digest[:32]}.o"
+        try:
+            kept = file.read_bytes()
+            if kept[:32] == hashlib.sha256(kept[32:]).digest():
+                return kept[32:]  # else it was cut or changed: once more
+        except OSError:
+            pass
+        if not self.compiled:
+            tell(f"compiling for {self.path.name}, once on this machine")
+        self.compiled.append(kernel.name)
+        found = compiled(kernel.write(self.path).text(), machine)
+        _keep(file, hashlib.sha256(found).digest() + found)
+        return found
+
+
+def compiled(text: str, machine: binding.TargetMachine) -> bytes:
+    """Compile a module to an object file."""
+    return machine.emit_object(optimised(text, machine))
+
+
+def optimised(text: str, machine: binding.TargetMachine) -> binding.ModuleRef:
+    """Parse, verify and optimise a module for a machine."""
+    module = binding.parse_assembly(text)
+    module.triple = machine.triple
+    module.verify()
+    tuning = binding.create_pipeline_tuning_options(speed_level=3)
+    passes = binding.create_pass_builder(machine, tuning)
+    passes.getModulePassManager().run(module, passes)
+    return module
+
+
+def _keep(file: File, content: bytes) -> None:
+    # Whole or not at all, for processes that start at the same time; a folder that
+    # cannot be written costs the time of compiling, and nothing else.
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=file.parent)
+        with os.fdopen(handle, "wb") as part:
+            part.write(content)
+        os.replace(name, file)
+    except OSError:
+        return

@@ -1,0 +1,338 @@
+"""The whole engine against PyTorch's fake quantization."""
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from obert_modifiers.deploy.checks import FEW_STEPS, SAME
+from obert_modifiers.runtime import SparseEncoder, file, jit, prepared
+from obert_modifiers.runtime.paths import PATHS, available
+from tests.runtime.models import (
+    CLASSES,
+    SCHEMES,
+    VOCAB,
+    batch,
+    make,
+    prune_,
+    quantized_,
+    write,
+)
+
+LENGTHS = [9, 41, 3, 30, 1, 25]
+MEDIAN = 1e-2  # of the largest output: one step of 8 bits somewhere moves as much
+
+
+def farthest(found, expected, mask) -> tuple[float, float]:
+    """Return the largest distance and the median one, of the largest output."""
+    if expected.shape[: mask.ndim] == mask.shape:
+        expected, found = expected[mask], found[mask]
+    away = np.abs(found - expected) / np.abs(expected).max()
+    return float(away.max()), float(np.median(away))
+
+
+@torch.no_grad()
+def references(model, given) -> list[dict[str, np.ndarray]]:
+    found = [model(**given), model.double()(**given)]
+    model.float()
+    return [{k: v.float().numpy() for k, v in one.items()} for one in found]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize(("family", "head"), CLASSES.values(), ids=CLASSES)
+def test_outputs_are_those_of_pytorch(family, head, scheme, tmp_path) -> None:
+    if family == "XLMRoberta" and scheme != "int8":
+        pytest.skip("RoBERTa's code under another name")
+    model = make(family, head, **({"num_labels": 2} if "Question" in head else {}))
+    prune_(model, 1 if scheme == "float" else 4)
+    given = batch(LENGTHS, types=family in ("Bert", "Electra"))
+    quantized_(model, SCHEMES[scheme], given)
+    encoder = SparseEncoder.load(write(model, tmp_path / "model.safetensors"))
+    found = encoder(**{name: one.numpy() for name, one in given.items()})
+    expected = references(model, given)
+    assert found.keys() == expected[0].keys()
+    mask = given["attention_mask"].numpy().astype(bool)
+    for name, array in found.items():
+        assert array.dtype == np.float32 and array is getattr(found, name)
+        near = [farthest(array, one[name], mask) for one in expected]
+        most, median = min(near)
+        assert most <= (SAME if scheme == "float" else FEW_STEPS), name
+        assert median <= (SAME if scheme == "float" else MEDIAN), name
+
+
+@pytest.fixture(scope="module")
+def quantized(tmp_path_factory):
+    torch.manual_seed(0)
+    model = make("Bert", "ForTokenClassification", hidden_size=64)
+    prune_(model, 4)
+    given = batch([40, 17])
+    quantized_(model, SCHEMES["int8 attention"], given)
+    return write(model, tmp_path_factory.mktemp("model") / file.FILE_NAME)
+
+
+@pytest.fixture(scope="module")
+def given():
+    torch.manual_seed(1)
+    return {name: one.numpy() for name, one in batch([7, 70, 33, 1, 64, 12]).items()}
+
+
+def test_paths_threads_and_tiles_give_the_same_bits(quantized, given, monkeypatch):
+    expected = None
+    for name in available():
+        for registers in (1, PATHS[name].registers):
+            monkeypatch.setattr(
+                prepared.Prepared, "registers_for", lambda *_, n=registers: n
+            )
+            for threads in (1, 2, 3, 7):
+                encoder = SparseEncoder.load(quantized, cpu_path=name, threads=threads)
+                found = encoder(**given).logits
+                expected = found if expected is None else expected
+                np.testing.assert_array_equal(found, expected)
+
+
+def test_one_long_sentence_is_shared_by_threads(quantized, monkeypatch):
+    ids = np.random.default_rng(0).integers(5, VOCAB, (1, 60))
+    calls = []
+    each = SparseEncoder._each
+
+    def counted(self, work, items, threads):
+        calls.append((len(items), threads))
+        each(self, work, items, threads)
+
+    monkeypatch.setattr(SparseEncoder, "_each", counted)
+    monkeypatch.setattr(prepared.Prepared, "phase_seconds", lambda *_: 1.0)
+    alone = SparseEncoder.load(quantized, threads=1)(ids).logits
+    assert {threads for _, threads in calls} == {1}
+    calls.clear()
+    shared = SparseEncoder.load(quantized, threads=5)(ids).logits
+    assert max(count for count, threads in calls if threads == 5) >= 5
+    np.testing.assert_array_equal(shared, alone)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1.0])
+def test_a_few_tiles_on_more_threads(quantized, monkeypatch, seconds):
+    monkeypatch.setattr(prepared.Prepared, "phase_seconds", lambda *_: seconds)
+    monkeypatch.setattr(prepared.Prepared, "registers_for", lambda *_: 1)
+    ids = np.random.default_rng(0).integers(5, VOCAB, (1, 75))
+    expected = SparseEncoder.load(quantized, threads=1)(ids).logits
+    encoder = SparseEncoder.load(quantized, threads=30)
+    for _ in range(20):
+        np.testing.assert_array_equal(encoder(ids).logits, expected)
+
+
+def test_a_short_sentence_is_not_worth_sharing(quantized, monkeypatch):
+    ids = np.random.default_rng(0).integers(5, VOCAB, (1, 60))
+    used = []
+    each = SparseEncoder._each
+    monkeypatch.setattr(
+        SparseEncoder,
+        "_each",
+        lambda self, work, items, threads: (
+            used.append(len(items)) or each(self, work, items, threads)
+        ),
+    )
+    SparseEncoder.load(quantized, threads=5)(ids)
+    assert max(used) == 1
+
+
+def test_a_forked_process_has_threads_of_its_own(quantized, given):
+    encoder = SparseEncoder.load(quantized, threads=2)
+    expected = encoder(**given).logits
+    child = os.fork()
+    if child == 0:
+        same = np.array_equal(encoder(**given).logits, expected)
+        os._exit(0 if same else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_a_sentence_does_not_depend_on_its_neighbours(quantized, given):
+    encoder = SparseEncoder.load(quantized)
+    whole = encoder(**given).logits
+    for row, length in enumerate(given["attention_mask"].sum(1)):
+        one = {name: array[row : row + 1, :length] for name, array in given.items()}
+        found = encoder(**one).logits
+        np.testing.assert_array_equal(found[0], whole[row, :length])
+        assert not whole[row, length:].any()
+
+
+def test_masked_tokens_are_not_attended_to(tmp_path):
+    model = make("Bert", "Model")
+    prune_(model, 4)
+    given = batch([12, 12, 9])
+    given["attention_mask"][:, [2, 5]] = 0
+    given["attention_mask"][1, 0] = 0
+    encoder = SparseEncoder.load(write(model, tmp_path / "model.safetensors"))
+    found = encoder(**{name: one.numpy() for name, one in given.items()})
+    expected = references(model, given)[0]["last_hidden_state"]
+    reached = np.arange(12) < np.array([12, 12, 9])[:, None]
+    most, _ = farthest(found.last_hidden_state, expected, reached)
+    assert most <= SAME
+
+
+def test_several_threads_at_once(quantized, given):
+    encoder = SparseEncoder.load(quantized, threads=2)
+    expected = encoder(**given).logits
+    with ThreadPoolExecutor(6) as pool:
+        futures = [pool.submit(lambda: encoder(**given).logits) for _ in range(24)]
+        for future in futures:
+            np.testing.assert_array_equal(future.result(), expected)
+
+
+def test_empty_batches(quantized):
+    found = SparseEncoder.load(quantized)(np.zeros((0, 5), int))
+    assert found.logits.shape == (0, 5, 3)
+
+
+def changed(given, **changes) -> dict:
+    return {name: changes.get(name, array) for name, array in given.items()}
+
+
+def wrong_inputs(given):
+    ids, mask = given["input_ids"], given["attention_mask"]
+    huge, negative, nothing = ids.copy(), ids.copy(), mask.copy()
+    huge[0, 0], negative[0, 0], nothing[2] = VOCAB, -1, 0
+    return {
+        "an id beyond the vocabulary": (changed(given, input_ids=huge), "input_ids"),
+        "a negative id": (changed(given, input_ids=negative), "input_ids"),
+        "a type beyond": (
+            changed(given, token_type_ids=np.full_like(ids, 2)),
+            "token_type_ids",
+        ),
+        "another shape": (changed(given, attention_mask=mask[:1]), "attention_mask"),
+        "nothing to attend to": (changed(given, attention_mask=nothing), "row 2"),
+        "floats": (changed(given, input_ids=ids.astype(float)), "dtype float64"),
+        "one dimension": ({"input_ids": ids[0]}, "shape"),
+        "too long": ({"input_ids": np.full((1, 81), 5)}, "81 tokens.*80"),
+    }
+
+
+@pytest.mark.parametrize("case", range(8))
+def test_wrong_inputs_are_refused(quantized, given, case):
+    cases = wrong_inputs(given)
+    assert len(cases) == 8
+    inputs, said = list(cases.values())[case]
+    with pytest.raises(ValueError, match=said):
+        SparseEncoder.load(quantized)(**inputs)
+
+
+def test_padding_beyond_the_positions_is_no_fault(quantized):
+    ids = np.full((1, 100), 5)
+    mask = (np.arange(100) < 20)[None].astype(int)
+    encoder = SparseEncoder.load(quantized)
+    found = encoder(ids, mask).logits
+    np.testing.assert_array_equal(found[:, :20], encoder(ids[:, :20]).logits)
+
+
+def test_too_little_memory_is_said(quantized, given, monkeypatch):
+    encoder = SparseEncoder.load(quantized)
+
+    def full(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(encoder._store, "take", full)
+    with pytest.raises(MemoryError, match="6 x 70 tokens"):
+        encoder(**given)
+
+
+@pytest.mark.parametrize("options", [{"threads": 0}, {"cpu_path": "avx9"}])
+def test_wrong_options_are_refused(quantized, options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        SparseEncoder.load(quantized, **options)
+
+
+ALONE = """
+import sys
+for name in ("torch", "transformers", "sparseml", "onnx", "numba", "accelerate"):
+    sys.modules[name] = None
+import numpy as np
+from obert_modifiers.runtime import SparseEncoder
+encoder = SparseEncoder.load(sys.argv[1], threads=1)
+print(encoder(np.arange(5, 25)[None]).logits.shape)
+"""
+
+
+def test_it_needs_neither_torch_nor_transformers(quantized):
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE, str(quantized)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n")[0] == "(1, 20, 3)"
+
+
+def test_kernels_are_compiled_once(quantized, tmp_path, monkeypatch, given):
+    monkeypatch.setenv(jit.CACHE_VARIABLE, str(tmp_path))
+    told = []
+    first = SparseEncoder.load(quantized, tell=told.append)
+    assert len(told) == 1 and "compiling" in told[0]
+    kept = sorted(tmp_path.iterdir())
+    assert kept
+    SparseEncoder.load(quantized, tell=told.append)
+    assert len(told) == 1
+    kept[0].write_bytes(kept[0].read_bytes()[:-1])  # as a full disk leaves it
+    again = SparseEncoder.load(quantized, tell=told.append)
+    assert len(told) == 2
+    np.testing.assert_array_equal(again(**given).logits, first(**given).logits)
+    told.clear()
+    monkeypatch.setenv(jit.CACHE_VARIABLE, "/dev/null/none")
+    SparseEncoder.load(quantized, tell=told.append)
+    assert len(told) == 1
+
+
+def test_a_change_of_a_source_file_is_another_kernel(monkeypatch, tmp_path):
+    before = jit._sources()
+    changed_file = tmp_path / "kernels.py"
+    changed_file.write_text("# another")
+    monkeypatch.setattr(jit.kernels, "__file__", str(changed_file))
+    assert jit._sources.__wrapped__() != before
+
+
+def test_texts_are_tokenized(tmp_path):
+    from tests import tiny
+
+    run = tiny.save_model(tmp_path)
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_pretrained(run).eval()
+    write(model, tmp_path / file.FILE_NAME)
+    encoder = SparseEncoder.load(tmp_path)
+    texts = [row["sentence"] for row in tiny.sentences(6)]
+    pairs = list(zip(texts, reversed(texts), strict=True))
+    tokenizer = AutoTokenizer.from_pretrained(run)
+    for some in (texts, pairs):
+        given = tokenizer(
+            some, padding=True, truncation=True, max_length=9, return_tensors="pt"
+        )
+        with torch.no_grad():
+            expected = model(**given).logits.numpy()
+        np.testing.assert_allclose(
+            encoder.texts(some, max_length=9).logits, expected, atol=1e-4
+        )
+    assert encoder.texts([]).logits.shape == (0, 2)
+    with pytest.raises(ValueError, match="texts="):
+        encoder.texts([3])
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match=r"tokenizer\.json"):
+        SparseEncoder.load(tmp_path).texts(texts)
+
+
+def test_tiles_are_as_wide_as_the_tokens_need(quantized):
+    encoder = SparseEncoder.load(quantized, cpu_path=available()[0])
+    lanes, most = encoder.path.lanes, encoder.path.registers
+    choose = encoder._prepared.registers_for
+    assert choose(lanes) == 1 and choose(lanes * most) == most
+    assert choose(100 * lanes * most) == most
+    assert replace(encoder.path, registers=2).tokens == 2 * lanes
+
+
+def test_threads_are_the_cores_that_the_process_may_use(quantized, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5, 7})
+    assert SparseEncoder.load(quantized).threads == 3
+    monkeypatch.delattr(os, "sched_getaffinity")  # as on macOS
+    monkeypatch.setattr(os, "cpu_count", lambda: 5)
+    assert SparseEncoder.load(quantized).threads == 5
