@@ -1,6 +1,7 @@
 """An exported file against the model that it came from."""
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -8,8 +9,8 @@ from torch import Tensor, nn
 
 from obert_modifiers.deploy.engines import ENGINES
 from obert_modifiers.deploy.engines.engine import reason
-from obert_modifiers.deploy.graph_model import GraphModel, open_graph
-from obert_modifiers.deploy.samples import IDS, MASK, compared_samples
+from obert_modifiers.deploy.graph_model import open_graph
+from obert_modifiers.deploy.samples import MASK, compared_samples
 
 # What an engine rounds lifts single activations over the border of their step, and so
 # does torch: a trained model of six layers was 0.11 of its largest output away in
@@ -30,56 +31,41 @@ def compare(
     That is done at several lengths and batch sizes, the longest among them, with
     padding; at the one size that the file has, where it is fixed. `sample` is what the
     tokenizer makes of a text, `fix` what to do where the file computes something else,
-    which is a ValueError.
-
-    Returns:
-        What was seen and at which sizes, or that the engine is not installed.
+    which is a ValueError. Returns what was seen at which sizes, or that the engine is
+    not installed.
     """
     try:
         ENGINES[engine].package()
     except ValueError:
         return f"not run: {engine} is not installed"
     graph = open_graph(path, engine)
+    samples = [] if graph.sizes[1] else [sample]
     farthest, sizes = 0.0, []
-    for given in _samples(model, sample, graph):
-        rows, tokens = next(iter(given.values())).shape
-        at = f"at batch size {rows} and {tokens} tokens"
+    for given in (*samples, *compared_samples(model, sample, graph.sizes)):
         references = _references(model, given, int8)
         if not references:
             continue  # too short for the model itself
+        size = "{}x{}".format(*next(iter(given.values())).shape)
         try:
             ours = graph(**given)
         except Exception as error:  # engines raise classes of their own
             raise ValueError(
-                f"out={path} cannot be run by {engine} {at} ({reason(error)}); expected"
-                f" any size that the file says; {fix}"
+                f"out={path} cannot be run by {engine} at {size} ({reason(error)}); "
+                f"expected any size that the file says; {fix}"
             ) from error
-        away = min(
-            max(_distance(ours[n], one[n], given.get(MASK)) for n in graph.outputs)
-            for one in references
-        )
+        away = min(_distance(ours, one, given.get(MASK)) for one in references)
         if not away <= (FEW_STEPS if int8 else SAME):
             raise ValueError(
                 f"out={path} gives other outputs than the model: {away:.2g} of the "
-                f"largest {at}; expected the same to rounding; {fix}"
+                f"largest at {size}; expected the same to rounding; {fix}"
             )
         farthest = max(farthest, away)
-        sizes.append(f"{rows}x{tokens}")
+        sizes.append(size)
     return (
         f"outputs on {engine} within {farthest:.1g} of PyTorch's largest, at "
         + ", ".join(dict.fromkeys(sizes))
         + " tokens with padding" * (MASK in sample)
     )
-
-
-def _samples(
-    model: nn.Module, sample: Mapping[str, Tensor], graph: GraphModel
-) -> Iterator[Mapping[str, Tensor]]:
-    """Yield the tokenizer's own and several lengths and batch sizes, or the fixed."""
-    fixed = (*graph.inputs[IDS], None, None)[:2]
-    if fixed[1] is None:
-        yield sample
-    yield from compared_samples(model, sample, (fixed[0], fixed[1]))
 
 
 @torch.no_grad()
@@ -99,11 +85,18 @@ def _references(
     return found
 
 
-def _distance(ours: Tensor, expected: Tensor, mask: Tensor | None) -> float:
-    if ours.shape != expected.shape:
-        return float("inf")
-    if mask is not None and expected.shape[: mask.ndim] == mask.shape:
-        # What stands at padding means nothing.
-        expected, ours = expected[mask.bool()], ours[mask.bool()]
-    largest = float(expected.abs().max()) or 1.0
-    return float((ours - expected).abs().max()) / largest
+def _distance(
+    outputs: Mapping[str, Tensor], reference: Mapping[str, Tensor], mask: Tensor | None
+) -> float:
+    """Return how far any output is away, in shares of its largest."""
+    distances = []
+    for name, ours in outputs.items():
+        expected = reference[name]
+        if ours.shape != expected.shape:
+            return math.inf
+        if mask is not None and expected.shape[: mask.ndim] == mask.shape:
+            # What stands at padding means nothing.
+            expected, ours = expected[mask.bool()], ours[mask.bool()]
+        largest = float(expected.abs().max()) or 1.0
+        distances.append((ours - expected).abs().max() / largest)
+    return float(torch.stack(distances).max())  # NaN if any is

@@ -21,6 +21,7 @@ from obert_modifiers.deploy.artefact import RUN, Artefact, find_artefact
 from obert_modifiers.deploy.engines import ENGINES, readers
 from obert_modifiers.deploy.engines.engine import reason
 from obert_modifiers.deploy.graph_model import open_graph
+from obert_modifiers.deploy.registry import check_known
 from obert_modifiers.sizes import plain_bytes
 from obert_modifiers.tasks import TASKS, load
 from obert_modifiers.tasks.command_line import parse
@@ -58,14 +59,13 @@ def evaluate_file(request: Request) -> dict[str, Any]:
     name = _task_of(request, home)
     task: Task = load(name)
     arguments = _arguments(request, home, task)
-    on_cpu = arguments.train.use_cpu or artefact.is_graph
-    state = PartialState(cpu=on_cpu)
+    state = PartialState(cpu=arguments.train.use_cpu or artefact.is_graph)
     notes = Notes()
     with quiet_libraries(), _loaded(artefact, engine, task) as model:
         inputs = _read(request, task, arguments, notes)
         _check_classes(inputs, request.model)
-        if artefact.is_graph:
-            _check_logits(model, inputs, request.model)
+        if artefact.is_graph and inputs.labels is not None:
+            _check_logits(model, inputs.pretrained.config.num_labels, request.model)
         data = task.prepare(inputs).data
         config = replace(train_config(arguments, state), mixed_precision="no")
         started = time.monotonic()
@@ -91,25 +91,22 @@ def evaluate_file(request: Request) -> dict[str, Any]:
 def _engine_of(request: Request, artefact: Artefact) -> str:
     """Name the engine: the one that was asked for, or the first that reads it."""
     possible = readers(artefact.kind if artefact.is_graph else RUN)
-    engine = request.engine or possible[0]
-    if engine not in ENGINES:
-        raise ValueError(
-            f"--engine={engine} is unknown; expected one of {', '.join(ENGINES)}; leave"
-            " it out for the format's own"
-        )
+    engine, fix = request.engine or possible[0], "leave it out for the format's own"
+    check_known("--engine", engine, ENGINES, fix)
     if engine not in possible:
         raise ValueError(
             f"--engine={engine} does not read {artefact.kind}; expected "
-            f"{' or '.join(possible)}; leave it out for the format's own"
+            f"{' or '.join(possible)}; {fix}"
         )
     return engine
 
 
 def _home(request: Request, artefact: Artefact) -> Path:
+    """Find the folder with the model's configuration and tokenizer."""
+    # `obert export` writes into a folder of the run's.
+    places = [artefact.folder, artefact.folder.resolve().parent]
     if request.run is not None:
         places = [Path(request.run)]
-    else:  # `obert export` writes into a folder of the run's
-        places = [artefact.folder, artefact.folder.resolve().parent]
     for home in places:
         if (home / "config.json").is_file():
             return home
@@ -121,30 +118,25 @@ def _home(request: Request, artefact: Artefact) -> Path:
 
 
 def _task_of(request: Request, home: Path) -> str:
-    if request.task is not None:
-        if request.task not in TASKS:
-            raise ValueError(
-                f"--task={request.task} is unknown; expected one of "
-                f"{', '.join(TASKS)}; leave it out for the run's own"
-            )
-        name = request.task
+    """Name the task: the one that was asked for, or the one of the model's head."""
+    name = request.task
+    if name is not None:
+        check_known("--task", name, TASKS, "leave it out for the run's own")
     config = json.loads((home / "config.json").read_text(encoding="utf-8"))
     heads = config.get("architectures") or []
     fitting = [n for n in TASKS if any(h.endswith(load(n).head) for h in heads)]
-    if request.task is None:
-        if not fitting:
-            raise ValueError(
-                f"{home / 'config.json'} names {', '.join(heads) or 'no architecture'},"
-                " which is no task's; expected a model with a head; give --task, or "
-                "train the model on a task first"
-            )
-        return fitting[0]
-    if fitting and name not in fitting:
+    if name is None and not fitting:
+        raise ValueError(
+            f"{home / 'config.json'} names {', '.join(heads) or 'no architecture'}, "
+            "which is no task's; expected a model with a head; give --task, or train "
+            "the model on a task first"
+        )
+    if name is not None and fitting and name not in fitting:
         raise ValueError(
             f"--task={name} is not that of model={request.model}, a {heads[0]}; "
             f"expected {fitting[0]}; leave --task out"
         )
-    return name
+    return name or fitting[0]
 
 
 def _arguments(request: Request, home: Path, task: Task) -> Arguments:
@@ -157,15 +149,8 @@ def _arguments(request: Request, home: Path, task: Task) -> Arguments:
     found = parse(words, f"obert evaluate {task.name}", task.flags)
     found.data.check()
     model = replace(found.model, model_name_or_path=str(home), distill_teacher=None)
-    train = replace(
-        found.train,
-        do_train=False,
-        do_eval=True,
-        do_predict=False,
-        fp16=False,
-        bf16=False,
-    )
-    return replace(found, model=model, train=train)
+    off = dict.fromkeys(("do_train", "do_predict", "fp16", "bf16"), False)
+    return replace(found, model=model, train=replace(found.train, do_eval=True, **off))
 
 
 def names_data(words: Sequence[str]) -> bool:
@@ -197,29 +182,29 @@ def _read(request: Request, task: Task, arguments: Arguments, notes: Notes) -> I
 
 def _check_classes(inputs: Inputs, model: Path) -> None:
     labels, config = inputs.labels, inputs.pretrained.config
-    if labels is not None and labels.num_labels != config.num_labels:
+    if labels is None:
+        return
+    fix = "evaluate it on the data set that it was trained on"
+    if labels.num_labels != config.num_labels:
         raise ValueError(
             f"model={model} tells {config.num_labels} classes apart and "
             f"{inputs.data.description} has {labels.num_labels}; expected as many; "
-            "evaluate it on the data set that it was trained on"
+            f"{fix}"
         )
     multi = getattr(config, "problem_type", None) == MULTI_LABEL
-    if labels is not None and labels.multi != multi:
+    if labels.multi != multi:
         ways = ("one class", "any number of classes")
         raise ValueError(
             f"model={model} gives each sample {ways[multi]} and "
             f"{inputs.data.description} has {ways[labels.multi]} in {labels.column}; "
-            "expected the same; evaluate it on the data set that it was trained on"
+            f"expected the same; {fix}"
         )
 
 
-def _check_logits(graph: nn.Module, inputs: Inputs, path: Path) -> None:
-    classes = inputs.pretrained.config.num_labels
-    if inputs.labels is None:
-        return
+def _check_logits(graph: nn.Module, classes: int, path: Path) -> None:
     some = torch.ones(1, 2, dtype=torch.int64)
-    found = graph(input_ids=some, attention_mask=some)
-    sizes = {name: one.shape[-1] for name, one in found.items()}
+    outputs = graph(input_ids=some, attention_mask=some)
+    sizes = {name: one.shape[-1] for name, one in outputs.items()}
     if sizes.get("logits") != classes:
         said = ", ".join(f"{name} of {size}" for name, size in sizes.items())
         raise ValueError(
@@ -247,9 +232,8 @@ def _loaded(artefact: Artefact, engine: str, task: Task) -> Iterator[nn.Module]:
 
 
 def _digest(files: Sequence[Path]) -> str:
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for path in files:
         with path.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                found.update(chunk)
-    return found.hexdigest()
+            hashlib.file_digest(file, lambda: digest)
+    return digest.hexdigest()

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from obert_modifiers.deploy.engines import ENGINES
 from obert_modifiers.deploy.engines.engine import Opened
-
-_OPTIONAL = "token_type_ids"  # zeros where a tokenizer does not give them
+from obert_modifiers.deploy.samples import IDS, TYPES
 
 
 class GraphModel(nn.Module):
@@ -21,12 +20,17 @@ class GraphModel(nn.Module):
         super().__init__()
         self.inputs, self.outputs = dict(opened.inputs), opened.outputs
         self._path, self._compute = path, opened.compute
-        if "input_ids" not in self.inputs:
+        if IDS not in self.inputs:
             raise ValueError(
                 f"model={path} takes {', '.join(self.inputs) or 'nothing'}; expected "
                 "input_ids and attention_mask, as a text model does; export the model "
                 "with `obert export`"
             )
+
+    @property
+    def sizes(self) -> tuple[int | None, int | None]:
+        """Batch size and sequence length, None where they are free."""
+        return (*self.inputs[IDS], None, None)[:2]
 
     def forward(self, **values: Tensor) -> dict[str, Tensor]:
         """Compute the outputs of ``(batch, sequence)`` inputs.
@@ -34,8 +38,8 @@ class GraphModel(nn.Module):
         A graph of fixed sizes gets them filled with padding, in as many parts as it
         takes; the outputs are those of the rows and tokens that were given.
         """
-        rows, tokens = values["input_ids"].shape
-        fixed_rows, fixed_tokens = (*self.inputs["input_ids"], None, None)[:2]
+        rows, tokens = values[IDS].shape
+        fixed_rows, fixed_tokens = self.sizes
         if fixed_tokens is not None and tokens > fixed_tokens:
             raise ValueError(
                 f"model={self._path} takes sequences of {fixed_tokens} tokens, and a "
@@ -44,31 +48,28 @@ class GraphModel(nn.Module):
             )
         step = fixed_rows or rows
         whole = -(-rows // step) * step
+        padding = ((0, whole - rows), (0, (fixed_tokens or tokens) - tokens))
         arrays = {
-            name: np.pad(
-                self._value(name, values).cpu().numpy(),
-                ((0, whole - rows), (0, (fixed_tokens or tokens) - tokens)),
-            )
+            name: np.pad(self._value(name, values).cpu().numpy(), padding)
             for name in self.inputs
         }
         parts = [
             self._compute({name: one[i : i + step] for name, one in arrays.items()})
             for i in range(0, whole, step)
         ]
-        device = values["input_ids"].device
         found = {}
         for name in self.outputs:
             output = np.concatenate([part[name] for part in parts])[:rows]
             if fixed_tokens is not None and output.shape[1:2] == (fixed_tokens,):
                 output = output[:, :tokens]
-            found[name] = torch.from_numpy(np.ascontiguousarray(output)).to(device)
-        return found
+            found[name] = torch.from_numpy(np.ascontiguousarray(output))
+        return {name: one.to(values[IDS].device) for name, one in found.items()}
 
     def _value(self, name: str, values: Mapping[str, Tensor]) -> Tensor:
         if name in values:
             return values[name]
-        if name == _OPTIONAL:
-            return torch.zeros_like(values["input_ids"])
+        if name == TYPES:  # zeros where a tokenizer does not give them
+            return torch.zeros_like(values[IDS])
         raise ValueError(
             f"model={self._path} takes {name}, and the tokenizer gives "
             f"{', '.join(values)}; expected the tokenizer of this model; give its run "

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 from obert_modifiers.core.quantization.scales import FILE_NAME
@@ -16,7 +16,7 @@ from obert_modifiers.sizes import weight_files
 
 # What stays behind: weights in any form, and what was made from the run.
 _LEFT = (".safetensors", ".bin", ".pt", ".pth", ".onnx", ".html", ".png", ".part")
-_LEFT_NAMES = ("model.safetensors.index.json",)
+_LEFT += ("model.safetensors.index.json",)
 _LEFT_STARTS = ("predictions", "nbest_predictions", "null_odds", "eval_metrics")
 
 
@@ -25,8 +25,7 @@ class RunFolder:
     """A run's weights."""
 
     path: Path
-    # What its safetensors files hold, by name; a shared weight is once.
-    tensors: dict[str, Tensor]
+    tensors: dict[str, Tensor]  # a shared weight is there once
     # Scale of the INT8 grid of each quantized weight, ``(1,)`` or ``(rows,)``; empty
     # for a plain model.
     scales: dict[str, Tensor] = field(default_factory=dict)
@@ -34,7 +33,7 @@ class RunFolder:
     @property
     def dense_bytes(self) -> int:
         """Bytes of the tensors as they are."""
-        return sum(one.numel() * one.element_size() for one in self.tensors.values())
+        return sum(one.nbytes for one in self.tensors.values())
 
 
 def check_run(path: Path) -> None:
@@ -50,9 +49,8 @@ def read_run(path: Path) -> RunFolder:
     """Read the weights of a run."""
     check_run(path)
     tensors: dict[str, Tensor] = {}
-    for file_path in weight_files(path):
-        with safe_open(file_path, framework="pt") as file:
-            tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    for file in weight_files(path):
+        tensors |= load_file(file)
     return RunFolder(path, tensors, _scales(path / FILE_NAME, tensors))
 
 
@@ -66,8 +64,8 @@ def copy_along(source: Path, out: Path) -> None:
         )
     out.mkdir(parents=True, exist_ok=True)
     for path in sorted(source.iterdir()):
-        left = path.suffix in _LEFT or path.name in _LEFT_NAMES
-        if path.is_file() and not left and not path.name.startswith(_LEFT_STARTS):
+        left = path.name.endswith(_LEFT) or path.name.startswith(_LEFT_STARTS)
+        if path.is_file() and not left:
             shutil.copyfile(path, out / path.name)
 
 
@@ -88,19 +86,14 @@ def _scales(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     if not path.is_file():
         return {}
     entries = json.loads(path.read_text(encoding="utf-8"))["tensors"]
-    found = {
+    scales = {
         name.replace(":", "."): torch.tensor(entry["scale"])
         for name, entry in entries.items()
         if entry["dtype"] == "int8" and not any(entry["zero_point"])
     }
-    own = {name: scale for name, scale in found.items() if name in tensors}
-    for name, scale in found.items():
-        if name not in tensors:
-            twins = [o for o, s in own.items() if _may_share(tensors[o], scale)]
-            if not any(torch.equal(own[twin], scale) for twin in twins):
-                own = {o: s for o, s in own.items() if o not in twins}
+    own = {name: scale for name, scale in scales.items() if name in tensors}
+    for scale in (scale for name, scale in scales.items() if name not in tensors):
+        twins = [n for n in own if scale.numel() in (1, len(tensors[n]))]
+        if not any(torch.equal(own[twin], scale) for twin in twins):
+            own = {name: one for name, one in own.items() if name not in twins}
     return own
-
-
-def _may_share(weight: Tensor, scale: Tensor) -> bool:
-    return scale.numel() in (1, len(weight))

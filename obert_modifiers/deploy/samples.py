@@ -21,12 +21,13 @@ def longest_sample(model: nn.Module) -> int:
 
 def repeated(sample: Mapping[str, Tensor], shape: tuple[int, int]) -> dict[str, Tensor]:
     """Repeat and cut a batch."""
-    found = {}
-    for name, value in sample.items():
-        pairs = zip(shape, value.shape, strict=True)
-        whole = value.repeat([-(-wanted // there) for wanted, there in pairs])
-        found[name] = whole[: shape[0], : shape[1]]
-    return found
+    rows, tokens = shape
+    return {
+        name: value.repeat(-(-rows // len(value)), -(-tokens // value.shape[1]))[
+            :rows, :tokens
+        ]
+        for name, value in sample.items()
+    }
 
 
 def compared_samples(
@@ -55,40 +56,36 @@ def compared_samples(
 def _drawn(
     model: nn.Module, sample: Mapping[str, Tensor], lengths: list[int]
 ) -> dict[str, Tensor]:
+    """Draw rows of some lengths; without a mask all are as long as the longest."""
     rows, tokens = len(lengths), max(lengths)
-    if MASK not in sample:
-        lengths = [tokens] * rows
     found = repeated(sample, (rows, tokens))
     if IDS not in sample:
         return found
     config = getattr(model, "config", None)
+    ends = torch.tensor(lengths if MASK in sample else [tokens] * rows)[:, None]
     place = torch.arange(tokens)
-    used = place < torch.tensor(lengths)[:, None]  # (rows, tokens)
-    ends = place == torch.tensor(lengths)[:, None] - 1
-    first, last = sample[IDS][0, 0], sample[IDS][0, -1]
+    used = place < ends  # (rows, tokens)
     words = _words(config, sample[IDS])
     generator = torch.Generator().manual_seed(tokens)
     ids = words[torch.randint(len(words), (rows, tokens), generator=generator)]
-    ids[:, 0] = first
-    ids = torch.where(ends & (place > 0), last, ids)
+    ids[:, 0] = sample[IDS][0, 0]
+    ids = torch.where((place == ends - 1) & (place > 0), sample[IDS][0, -1], ids)
     padding = getattr(config, "pad_token_id", None) or 0
     found[IDS] = torch.where(used, ids, padding).to(sample[IDS])
     if MASK in sample:
         found[MASK] = used.to(sample[MASK])
     if TYPES in sample:
-        second = (place >= tokens // 2) & used
-        tells = (getattr(config, "type_vocab_size", None) or 0) > 1
-        found[TYPES] = (second & tells).to(sample[TYPES])
+        two_texts = (getattr(config, "type_vocab_size", None) or 0) > 1
+        second = (place >= tokens // 2) & used & two_texts
+        found[TYPES] = second.to(sample[TYPES])
     return found
 
 
 def _words(config: object, ids: Tensor) -> Tensor:
+    """List the vocabulary without special tokens."""
     size = getattr(config, "vocab_size", None) or int(ids.max()) + 1
-    special = (
-        {value for name, value in vars(config).items() if name.endswith("_token_id")}
-        if config is not None
-        else set()
-    )
+    named = vars(config) if config is not None else {}
+    special = {value for name, value in named.items() if name.endswith("_token_id")}
     special |= {int(ids[0, 0]), int(ids[0, -1])}
-    words = [one for one in range(size) if one not in special]
+    words = [word for word in range(size) if word not in special]
     return torch.tensor(words or [int(ids[0, 0])], dtype=torch.long)

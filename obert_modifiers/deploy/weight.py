@@ -33,15 +33,12 @@ def in_a_layer(name: str) -> bool:
 
 def count_tensors(tensors: Iterable[tuple[str, Tensor]]) -> list[Weight]:
     """Count the parameters of a saved model."""
-    return [
-        Weight(
-            name,
-            one.numel(),
-            int(torch.count_nonzero(one)),
-            one.ndim == 2 and name.endswith(".weight") and in_a_layer(name),
-        )
-        for name, one in tensors
-    ]
+    found = []
+    for name, one in tensors:
+        prunable = one.ndim == 2 and name.endswith(".weight") and in_a_layer(name)
+        nonzero = int(torch.count_nonzero(one))
+        found.append(Weight(name, one.numel(), nonzero, prunable))
+    return found
 
 
 def count_nonzero(array: np.ndarray, zero_point: np.ndarray | None) -> int:
@@ -49,8 +46,7 @@ def count_nonzero(array: np.ndarray, zero_point: np.ndarray | None) -> int:
     if zero_point is None or not zero_point.any():
         return int(np.count_nonzero(array))
     if zero_point.size > 1:
-        axis = next(i for i, n in enumerate(array.shape) if n == zero_point.size)
         shape = [1] * array.ndim
-        shape[axis] = -1
+        shape[array.shape.index(zero_point.size)] = -1
         zero_point = zero_point.reshape(shape)
     return int(np.count_nonzero(array != zero_point))

@@ -13,7 +13,7 @@ from obert_modifiers.core.quantization.scheme import Scheme
 from obert_modifiers.deploy import checks
 from obert_modifiers.deploy.artefact import names_of
 from obert_modifiers.deploy.bench.cases import plan_cases
-from tests.deploy.models import save
+from tests.deploy.models import save, sizes_of
 from tests.test_readme import exporting_commands
 
 
@@ -41,35 +41,26 @@ def test_the_commands_of_the_readme(run, dense, tmp_path, monkeypatch, capsys) -
         assert main(words) == 0, shlex.join(words)
     said = capsys.readouterr().out
     assert "17 weights as INT8" in said and "of PyTorch's largest" in said
-    assert "batch size 3 and sequence length 16 alone" in said
+    assert "only batch size 3 and sequence length 16" in said
     files = {path.name for path in (run / "export").iterdir()}
-    assert files == {"onnxruntime.onnx", "deepsparse.onnx", "openvino.xml"} | {
-        "openvino.bin"
-    }
+    graphs = {"onnxruntime.onnx", "deepsparse.onnx"}
+    assert files == graphs | {"openvino.xml", "openvino.bin"}
     assert (tmp_path / "bench.png").is_file()
 
 
-@pytest.mark.parametrize("form", ["safetensors", "torch24"])
-def test_the_other_formats(form, dense, tmp_path, capsys) -> None:
-    out = tmp_path / form
-    code = main(["export", str(dense), "--format", form, "--out", str(out)])
-    said = capsys.readouterr()
-    # A model without a 2:4 pattern is refused, and that is said.
-    assert (code == 0 and out.is_dir()) or (form == "torch24" and "2:4" in said.err)
-
-
-def test_a_dense_run_is_float32(dense, capsys) -> None:
+def test_a_dense_run_is_float32_and_can_be_packed(dense, tmp_path, capsys) -> None:
     assert main(["export", str(dense)]) == 0
     assert "all weights in float32" in capsys.readouterr().out
+    out = tmp_path / "packed"
+    assert main(["export", str(dense), "--format=safetensors", f"--out={out}"]) == 0
+    assert out.is_dir()
 
 
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        (
-            ["--format", "torch24", "--int8"],
-            "int8=True has no meaning for format=",
-        ),
+        (["--format", "torch24"], "has no 2:4 weight"),
+        (["--format", "torch24", "--int8"], "int8=True has no meaning for format="),
         (["--format", "safetensors", "--shape", "2x8"], "with onnx, openvino; leave"),
         (["--format", "openvino", "--target", "deepsparse"], "leave out --target"),
         (["--format", "openvino", "--integer-bias"], "leave out --integer-bias"),
@@ -77,7 +68,7 @@ def test_a_dense_run_is_float32(dense, capsys) -> None:
         (["--format", "safetensors", "--int8"], "was not trained with INT8"),
         (["--int8"], "was not trained with INT8: it has no quantization.json"),
         (["--format", "tflite"], "format=tflite is unknown; expected one of onnx"),
-        (["--target", "tvm"], "target=tvm is no engine that is known here"),
+        (["--target", "tvm"], "target=tvm is unknown; expected one of onnxruntime"),
         (["--shape", "32"], "--shape=32 is no batch size and sequence length"),
         (["--shape", "0x4"], "--shape=0x4 is no batch size and sequence length"),
     ],
@@ -89,24 +80,23 @@ def test_what_cannot_be_is_refused(words, why, dense, tmp_path, capsys) -> None:
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "words", "why"),
+    [
+        ("m.onnx", ["--integer-bias"], "leave out --integer-bias, which is less exact"),
+        ("m.xml", ["--format", "openvino"], "gives other outputs than the model"),
+    ],
+)
 def test_a_file_that_computes_something_else_is_removed(
-    run, tmp_path, capsys, monkeypatch
+    name, words, why, run, tmp_path, capsys, monkeypatch
 ):
+    if "openvino" in words:
+        pytest.importorskip("openvino")
     monkeypatch.setattr(checks, "FEW_STEPS", -1.0)
-    out = tmp_path / "m.onnx"
-    assert main(["export", str(run), "--out", str(out), "--integer-bias"]) == 2
-    assert "leave out --integer-bias, which is less exact" in capsys.readouterr().err
-    assert not out.exists()
-
-
-def test_both_files_of_an_ir_are_removed(run, tmp_path, capsys, monkeypatch):
-    pytest.importorskip("openvino")
-    monkeypatch.setattr(checks, "FEW_STEPS", -1.0)
-    out = tmp_path / "ir" / "m.xml"
-    words = ["export", str(run), "--format", "openvino", "--out", str(out)]
-    assert main(words) == 2
-    assert "gives other outputs than the model" in capsys.readouterr().err
-    assert list(out.parent.iterdir()) == []
+    out = tmp_path / "new" / name
+    assert main(["export", str(run), "--out", str(out), *words]) == 2
+    assert why in capsys.readouterr().err
+    assert list(out.parent.iterdir()) == []  # both files of an IR
 
 
 def test_models_are_told_apart_by_their_folders() -> None:
@@ -120,14 +110,8 @@ def test_runs_are_exported_for_each_engine(dense, tmp_path) -> None:
     plan = plan_cases([dense], engines, [(2, 6), (1, 6)], tmp_path)
     assert [one.engine for one in plan.cases] == engines * 2
     assert {one.source for one in plan.cases} == {dense}
-    sizes = [
-        [
-            axis.dim_value
-            for axis in onnx.load(one.path).graph.input[0].type.tensor_type.shape.dim
-        ]
-        for one in plan.cases
-        if one.engine == "deepsparse"
-    ]
+    fixed = [one.path for one in plan.cases if one.engine == "deepsparse"]
+    sizes = [sizes_of(onnx.load(path).graph.input[0]) for path in fixed]
     assert sizes == [[2, 6], [1, 6]]
 
 
@@ -136,12 +120,7 @@ def test_runs_are_exported_for_each_engine(dense, tmp_path) -> None:
     [
         ("config.json", ".+", None, "has no config.json"),
         ("config.json", ".+", "{", "has a config.json that cannot be read"),
-        (
-            "config.json",
-            "BertForSeq",
-            "NoBertForSeq",
-            "transformers does not have",
-        ),
+        ("config.json", "BertForSeq", "NoBertForSeq", "transformers does not have"),
         ("model.safetensors", ".+", "damaged", "cannot be loaded"),
     ],
 )

@@ -1,13 +1,10 @@
 """ONNX files against the torch models that they came from, on ONNX Runtime."""
 
-from collections import Counter
-
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
-from onnx import numpy_helper
 from torch import nn
 from transformers import (
     AutoModelForSequenceClassification,
@@ -17,21 +14,22 @@ from transformers import (
 
 from obert_modifiers import embedded, tasks
 from obert_modifiers.core.quantization.scales import load_quantization_
-from obert_modifiers.core.quantization.scheme import (
-    Scheme,
-    quantize_,
-    quantizers_of,
-)
+from obert_modifiers.core.quantization.scheme import Scheme, quantizers_of
 from obert_modifiers.deploy.onnx import export_onnx
 from tests.deploy.models import (
     OUTPUTS,
     SCHEMES,
     agrees,
+    arrays_of,
+    export,
     inputs,
+    kinds_of,
     make,
+    moving_,
     numpy_of,
     plain_session,
     run,
+    sizes_of,
 )
 
 
@@ -42,8 +40,7 @@ def test_the_file_agrees_at_every_batch_and_length(scheme, kind, tmp_path) -> No
     found = export_onnx(model, inputs(1, 5), tmp_path / "new" / "model.onnx")
     for rows, tokens in ((1, 1), (64, 11), (40, 24), (32, 2)):
         batch = inputs(rows, tokens, 7)
-        plain = SCHEMES[scheme] is None
-        assert agrees(model, found.path, found.outputs, batch, exactly=plain)
+        assert agrees(model, found, batch, exactly=scheme == "plain")
     assert found.size_bytes == found.path.stat().st_size
     assert found.inputs == ("input_ids", "attention_mask")
 
@@ -51,20 +48,15 @@ def test_the_file_agrees_at_every_batch_and_length(scheme, kind, tmp_path) -> No
 @pytest.mark.parametrize("cls", OUTPUTS)
 def test_outputs_are_named_by_the_task(cls, tmp_path) -> None:
     model = make(cls, Scheme())
-    found = export_onnx(model, inputs(2, 6), tmp_path / "model.onnx")
+    found = export(model, tmp_path)
     assert found.outputs == OUTPUTS[cls]
     graph = onnx.load(found.path)
     assert graph.opset_import[0].version == 17
-    shapes = {
-        one.name: [
-            axis.dim_param or axis.dim_value for axis in one.type.tensor_type.shape.dim
-        ]
-        for one in graph.graph.output
-    }
     follows = cls is not BertForSequenceClassification
-    for shape in shapes.values():
-        assert shape[0] == "batch" and (shape[1] == "sequence") == follows
-    assert agrees(model, found.path, found.outputs, inputs(32, 9, 7))
+    for one in graph.graph.output:
+        rows, second = sizes_of(one)[:2]
+        assert rows == "batch" and (second == "sequence") == follows
+    assert agrees(model, found, inputs(32, 9, 7))
 
 
 def test_two_labels_and_two_tokens_are_told_apart(tmp_path) -> None:
@@ -74,26 +66,24 @@ def test_two_labels_and_two_tokens_are_told_apart(tmp_path) -> None:
 
 
 def test_a_plain_file_does_not_agree_with_a_quantized_model(tmp_path) -> None:
-    plain, model = make(), make(scheme=Scheme())
-    found = export_onnx(plain, inputs(2, 6), tmp_path / "model.onnx")
-    assert not agrees(model, found.path, found.outputs, inputs(64, 11, 7))
-    assert agrees(plain, found.path, found.outputs, inputs(64, 11, 7), exactly=True)
+    plain, batch = make(), inputs(64, 11, 7)
+    found = export(plain, tmp_path)
+    assert not agrees(make(scheme=Scheme()), found, batch)
+    assert agrees(plain, found, batch, exactly=True)
 
 
 @pytest.mark.parametrize("integer_bias", [False, True])
 @pytest.mark.parametrize("per_channel", [False, True])
 def test_weights_are_stored_as_int8(per_channel, integer_bias, tmp_path) -> None:
     model = make(scheme=Scheme(per_channel=per_channel))
+    weight = model.bert.encoder.layer[0].output.dense.weight
     with torch.no_grad():
-        model.bert.encoder.layer[0].output.dense.weight[:, ::2] = 0.0
-        model.bert.encoder.layer[0].output.dense.weight[3] = 0.0
-    quantizers_of(model)["bert.encoder.layer.0.output.dense:weight"].observe_(
-        model.bert.encoder.layer[0].output.dense.weight
-    )
-    path = tmp_path / "model.onnx"
-    found = export_onnx(model, inputs(2, 6), path, integer_bias=integer_bias)
-    graph = onnx.load(found.path).graph
-    arrays = {one.name: numpy_helper.to_array(one) for one in graph.initializer}
+        weight[:, ::2] = 0.0
+        weight[3] = 0.0
+    name = "bert.encoder.layer.0.output.dense:weight"
+    quantizers_of(model)[name].observe_(weight)
+    found = export(model, tmp_path, integer_bias=integer_bias)
+    graph, arrays = onnx.load(found.path).graph, arrays_of(found.path)
     whole = {
         name.removeprefix("model.").split("_int8")[0]: array.T
         if name.endswith("_t")
@@ -121,16 +111,14 @@ def test_weights_are_stored_as_int8(per_channel, integer_bias, tmp_path) -> None
 
 
 def test_onnx_runtime_computes_in_integers(tmp_path) -> None:
-    model = make(scheme=Scheme(per_channel=True, attention_matmuls=True))
-    found = export_onnx(model, inputs(2, 6), tmp_path / "model.onnx")
+    found = export(make(scheme=SCHEMES["products too"]), tmp_path)
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
-    options.log_severity_level = 3  # that the file is for this machine alone
+    options.log_severity_level = 3  # that the file is only for this machine
     onnxruntime.InferenceSession(
         str(found.path), options, providers=["CPUExecutionProvider"]
     )
-    graph = onnx.load(tmp_path / "optimized.onnx").graph
-    kinds = Counter(node.op_type for node in graph.node)
+    kinds = kinds_of(tmp_path / "optimized.onnx")
     assert kinds["MatMul"] == kinds["Gemm"] == 0
     # Six linear layers and two products in each of two layers, pooler and head.
     integers = ("QGemm", "MatMulIntegerToFloat", "QLinearMatMul")
@@ -139,14 +127,12 @@ def test_onnx_runtime_computes_in_integers(tmp_path) -> None:
 
 
 def test_the_model_stays_as_it_was(tmp_path) -> None:
-    model = make()
-    quantize_(model, Scheme())
-    model.train()
-    model(**inputs(4, 11))
+    model = moving_(make(), Scheme(), inputs(4, 11)).train()
     model.bert.pooler.eval()
     ranges = {name: one.state() for name, one in quantizers_of(model).items()}
-    export_onnx(model, inputs(2, 6), tmp_path / "model.onnx")
+    export(model, tmp_path)
     assert model.training and not model.bert.pooler.training
+    assert model.config._attn_implementation == "sdpa"
     for name, one in quantizers_of(model).items():
         assert one.observing and one.state().keys() == ranges[name].keys()
         pairs = ((value, ranges[name][key]) for key, value in one.state().items())
@@ -154,18 +140,13 @@ def test_the_model_stays_as_it_was(tmp_path) -> None:
 
 
 def test_weights_that_are_shared_or_equal(tmp_path) -> None:
-    model = make(scheme=None)
+    model = make()
     layers = model.bert.encoder.layer
     layers[1] = layers[0]  # one layer called twice
-    layers[0].attention.self.key.load_state_dict(
-        layers[0].attention.self.query.state_dict()
-    )
-    quantize_(model, Scheme(per_channel=True))
-    model.train()
-    model(**inputs(4, 11))
-    model.eval()
-    found = export_onnx(model, inputs(2, 6), tmp_path / "model.onnx")
-    assert agrees(model, found.path, found.outputs, inputs(64, 11, 7))
+    attention = layers[0].attention.self
+    attention.key.load_state_dict(attention.query.state_dict())
+    moving_(model, Scheme(per_channel=True), inputs(4, 11))
+    assert agrees(model, export(model, tmp_path), inputs(64, 11, 7))
 
 
 class Bare(nn.Linear):
@@ -173,15 +154,14 @@ class Bare(nn.Linear):
         return x
 
 
+SHORT = {"input_ids": torch.zeros(2, 1, dtype=torch.long)}
+
+
 @pytest.mark.parametrize(
     ("model", "sample", "message"),
     [
-        (
-            make(),
-            {"input_ids": torch.zeros(2, 1, dtype=torch.long)},
-            r"sample input_ids has shape \(2, 1\); expected .* 2 tokens at least",
-        ),
-        (make(), {}, "sample has no inputs; expected tensors by name"),
+        (make(), SHORT, r"sample input_ids has shape \(2, 1\); .* 2 tokens at least"),
+        (make(), {}, "sample={} has no inputs; expected tensors by name"),
         (Bare(2, 2), {"x": torch.zeros(2, 3)}, "Bare returns Tensor; expected a mapp"),
     ],
 )
@@ -224,9 +204,7 @@ def test_the_embedded_encoder_is_as_accurate_in_int8(products, tmp_path) -> None
         "learning_rate": 2e-4,
         "eval_strategy": "no",
     }
-    words = [
-        str(word) for name, value in flags.items() for word in (f"--{name}", value)
-    ]
+    words = [f"--{name}={value}" for name, value in flags.items()]
     record = tasks.main("text_classification", [*words, "--use_cpu"])
     folder = tmp_path / "out"
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()

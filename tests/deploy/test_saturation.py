@@ -4,14 +4,12 @@ import itertools
 import os
 import subprocess
 import sys
-import warnings
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
-from onnx import numpy_helper
 
 from obert_modifiers.core.quantization.scheme import (
     Scheme,
@@ -19,17 +17,21 @@ from obert_modifiers.core.quantization.scheme import (
     quantizers_of,
 )
 from obert_modifiers.cpu import Cpu, host_cpu
-from obert_modifiers.deploy.engines import engine_advice
+from obert_modifiers.deploy.engines import ENGINES, engine_advice
 from obert_modifiers.deploy.engines import onnxruntime as sessions
 from obert_modifiers.deploy.export import export_run
 from obert_modifiers.deploy.formats.format import Options
+from obert_modifiers.deploy.formats.openvino import export_openvino
 from obert_modifiers.deploy.onnx import export as onnx_export
-from obert_modifiers.deploy.onnx import export_onnx, saturation
+from obert_modifiers.deploy.onnx import saturation
 from obert_modifiers.deploy.onnx.graph import Graph
 from obert_modifiers.deploy.onnx.saturation import count_saturating, saturating_layers
 from tests.deploy.integers import evaluate
 from tests.deploy.models import (
     FEW_STEPS,
+    arrays_of,
+    export,
+    farthest,
     inputs,
     make,
     numpy_of,
@@ -41,6 +43,7 @@ from tests.deploy.models import (
 REDUCED, FULL = Scheme(), Scheme(reduce_range=False)
 ROWS = Scheme(per_channel=True, reduce_range=False)
 HASWELL = Cpu("of 2013", "x86_64", frozenset({"avx2", "fma"}))
+BATCH = inputs(24, 11, 7)
 
 
 def brute_force(weight: np.ndarray) -> int:
@@ -87,63 +90,59 @@ def test_the_borders_of_16_bits(pair, count) -> None:
     assert forgets == count or pair in ((127, -127), (-64, -64), (-128, 0))
 
 
-def away(found: list[np.ndarray], expected: list[np.ndarray]) -> float:
-    largest = max(float(np.abs(one).max()) for one in expected)
-    pairs = zip(found, expected, strict=True)
-    return max(float(np.abs(a - b).max()) for a, b in pairs) / largest
+def logits_of(model) -> list[np.ndarray]:
+    with torch.no_grad():
+        return [model(**BATCH).logits.numpy()]
 
 
-def signed(graph: Graph) -> dict[str, int]:
-    """Leave INT8 weights as they are: the planted wrong exporter."""
-    return saturating_layers(graph)
+@pytest.fixture
+def planted(monkeypatch):
+    """The wrong exporter: it leaves INT8 weights as they are."""
+    for name in ("unsigned", "float"):
+        monkeypatch.setitem(onnx_export.SATURATING, name, saturating_layers)
 
 
 @pytest.mark.parametrize("scheme", [REDUCED, FULL, ROWS])
 def test_the_default_file_is_right_without_vnni(scheme, tmp_path) -> None:
-    model, batch = make(scheme=scheme), inputs(24, 11, 7)
-    found = export_onnx(model, inputs(2, 6), tmp_path / "model.onnx")
+    model, batch = make(scheme=scheme), numpy_of(BATCH)
+    found = export(model, tmp_path)
     assert bool(found.saturating) == (scheme is not REDUCED)
-    with torch.no_grad():
-        expected = [model(**batch).logits.numpy()]
-    exact = evaluate(found.path, numpy_of(batch), False)
-    without_vnni = evaluate(found.path, numpy_of(batch), True)
+    exact = evaluate(found.path, batch, False)
+    without_vnni = evaluate(found.path, batch, True)
     assert all(map(np.array_equal, exact, without_vnni))
-    assert away(exact, expected) < FEW_STEPS
+    assert farthest(exact, logits_of(model)) < FEW_STEPS
     # The engine on this CPU, whichever it is, against the graph in integers.
-    assert away(run(found.path, numpy_of(batch)), exact) < FEW_STEPS
+    assert farthest(run(found.path, batch), exact) < FEW_STEPS
 
 
 @pytest.mark.parametrize("scheme", [FULL, ROWS])
-def test_a_file_that_saturates_is_wrong_there(scheme, tmp_path, monkeypatch) -> None:
-    model, batch = make(scheme=scheme), numpy_of(inputs(24, 11, 7))
-    monkeypatch.setitem(onnx_export.SATURATING, "unsigned", signed)
-    found = export_onnx(model, inputs(2, 6), tmp_path / "model.onnx")
+def test_a_file_that_saturates_is_wrong_there(scheme, tmp_path, planted) -> None:
+    batch = numpy_of(BATCH)
+    found = export(make(scheme=scheme), tmp_path)
     stored = saturating_layers(Graph(onnx.load(found.path)))
     assert found.saturating and stored.keys() == found.saturating.keys()
     exact = evaluate(found.path, batch, False)
     without_vnni = evaluate(found.path, batch, True)
-    assert away(without_vnni, exact) > 2 * FEW_STEPS
+    assert farthest(without_vnni, exact) > 2 * FEW_STEPS
     # The engine is one of the two: a kernel that saturates, and no wrong file.
     right = without_vnni if host_cpu().saturates else exact
-    assert away(run(found.path, batch), right) < FEW_STEPS
+    assert farthest(run(found.path, batch), right) < FEW_STEPS
     # Opened as `obert evaluate` and `obert bench` do, it is right on every CPU.
-    session = sessions.open_session(found.path)
-    assert away(session.run(None, batch), exact) < FEW_STEPS
+    assert farthest(run(found.path, batch, sessions.open_session), exact) < FEW_STEPS
 
 
 def test_reduced_weights_stay_within_their_range() -> None:
     model = make(scheme=REDUCED)  # ranges are fixed
-    found = quantizers_of(model)
-    name = "bert.encoder.layer.0.output.dense"
-    weight = model.get_parameter(f"{name}.weight")
+    weight = model.bert.encoder.layer[0].output.dense.weight
+    one = quantizers_of(model)["bert.encoder.layer.0.output.dense:weight"]
     with torch.no_grad():
         weight.mul_(1.5)
-    grid = found[f"{name}:weight"](weight, False) / found[f"{name}:weight"].scale
+    grid = (one(weight, False) / one.scale).round()
     assert grid.abs().max() > 63  # without being held
     hold_weights_(model)
-    held = found[f"{name}:weight"](weight, False) / found[f"{name}:weight"].scale
-    assert torch.equal(held.round(), grid.round().clamp(-63, 63))
-    embedding = found["bert.embeddings.word_embeddings:weight"]
+    held = (one(weight, False) / one.scale).round()
+    assert torch.equal(held, grid.clamp(-63, 63))
+    embedding = quantizers_of(model)["bert.embeddings.word_embeddings:weight"]
     assert embedding.limit == 127  # not multiplied
 
 
@@ -162,13 +161,12 @@ def test_the_command_names_layer_and_fix(tmp_path) -> None:
 
 
 def test_zeros_are_128_in_unsigned_weights(tmp_path) -> None:
-    model = make(scheme=None)
+    model = make()
     with torch.no_grad():
         for layer in model.bert.encoder.layer:
             layer.intermediate.dense.weight[:, ::4] = 0.0
-    quantized_(model, FULL, inputs(4, 11))
-    found = export_onnx(model, inputs(2, 6), tmp_path / "model.onnx")
-    stored = map(numpy_helper.to_array, onnx.load(found.path).graph.initializer)
+    found = export(quantized_(model, FULL, inputs(4, 11)), tmp_path)
+    stored = arrays_of(found.path).values()
     unsigned = [one for one in stored if one.dtype == np.uint8 and one.ndim == 2]
     assert len(unsigned) == len(found.saturating)
     zeroed = [layer for layer in found.saturating if "intermediate" in layer]
@@ -181,10 +179,8 @@ def test_zeros_are_128_in_unsigned_weights(tmp_path) -> None:
         assert any(np.array_equal(expected, array) for array in unsigned)
 
 
-def test_a_session_is_told_where_the_cpu_needs_it(tmp_path, monkeypatch) -> None:
-    model = make(scheme=FULL)
-    monkeypatch.setitem(onnx_export.SATURATING, "unsigned", signed)
-    found = export_onnx(model, inputs(2, 6), tmp_path / "model.onnx")
+def test_a_session_is_told_where_the_cpu_needs_it(tmp_path, monkeypatch, planted):
+    found = export(make(scheme=FULL), tmp_path)
     monkeypatch.setattr(sessions, "host_cpu", lambda: HASWELL)
     options = onnxruntime.SessionOptions()
     sessions.open_session(found.path, options)
@@ -200,12 +196,9 @@ def test_a_session_is_told_where_the_cpu_needs_it(tmp_path, monkeypatch) -> None
             return "opened"
 
     monkeypatch.setattr(sessions, "import_engine", lambda name: Refusing)
-    with warnings.catch_warnings(record=True) as seen:
-        warnings.simplefilter("always")
+    with pytest.warns(UserWarning, match="without VNNI.*bert.encoder.layer.") as seen:
         assert sessions.open_session(found.path) == "opened"
-    (warning,) = seen
-    assert "without VNNI" in str(warning.message)
-    assert "bert.encoder.layer." in str(warning.message)
+    assert len(seen) == 1
 
 
 OPENVINO = """
@@ -221,37 +214,28 @@ np.save(sys.argv[3], compiled(given)[0])
 """
 
 
-def run_openvino(path, batch, tmp_path) -> list[np.ndarray]:
+def off_on_avx2(model, tmp_path) -> float:
     """Run a file with OpenVINO's kernels for AVX2, whatever the CPU has beside it."""
-    np.savez(tmp_path / "batch.npz", **batch)
+    pytest.importorskip("openvino")
+    path = export_openvino(model, inputs(2, 6), tmp_path / "m.xml").path
+    np.savez(tmp_path / "batch.npz", **numpy_of(BATCH))
     words = [path, tmp_path / "batch.npz", tmp_path / "found.npy"]
     subprocess.run(
         [sys.executable, "-c", OPENVINO, *map(str, words)],
         env=os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"},
         check=True,
     )
-    return [np.load(tmp_path / "found.npy")]
+    return farthest([np.load(tmp_path / "found.npy")], logits_of(model))
 
 
 @pytest.mark.parametrize("scheme", [REDUCED, FULL, ROWS])
-def test_openvino_on_avx2(scheme, tmp_path, monkeypatch) -> None:
-    pytest.importorskip("openvino")
-    from obert_modifiers.deploy.formats.openvino import export_openvino
+def test_openvino_on_avx2(scheme, tmp_path) -> None:
+    assert off_on_avx2(make(scheme=scheme), tmp_path) < FEW_STEPS
 
-    model, batch = make(scheme=scheme), inputs(24, 11, 7)
-    with torch.no_grad():
-        expected = [model(**batch).logits.numpy()]
 
-    def off() -> float:
-        path = export_openvino(model, inputs(2, 6), tmp_path / "m.xml").path
-        return away(run_openvino(path, numpy_of(batch), tmp_path), expected)
-
-    assert off() < FEW_STEPS
-    if scheme is REDUCED:
-        return
-    # The planted file shows that those kernels are the ones that saturate.
-    monkeypatch.setitem(onnx_export.SATURATING, "float", signed)
-    assert off() > 2 * FEW_STEPS
+@pytest.mark.parametrize("scheme", [FULL, ROWS])
+def test_openvinos_kernels_for_avx2_saturate(scheme, tmp_path, planted) -> None:
+    assert off_on_avx2(make(scheme=scheme), tmp_path) > 2 * FEW_STEPS
 
 
 @pytest.mark.parametrize(
@@ -269,7 +253,7 @@ def test_what_a_cpu_has_and_what_follows(machine, features, saturates) -> None:
     cpu = Cpu("made up", machine, frozenset(features))
     assert cpu.saturates == saturates
     advice = engine_advice(cpu)
-    assert set(advice) == {"onnxruntime", "openvino", "deepsparse", "torch"}
+    assert advice.keys() == ENGINES.keys()
     assert ("without VNNI" in advice["openvino"]) == saturates
     assert ("bfloat16 pays" in advice["torch"]) == ("amx-bf16" in features)
     assert len(cpu.instruction_sets) == len(features)

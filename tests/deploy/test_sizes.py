@@ -24,7 +24,7 @@ from obert_modifiers.deploy.onnx import export_onnx
 from obert_modifiers.deploy.weight import in_a_layer
 from obert_modifiers.modifiers._targets import encoder_weights
 from obert_modifiers.report.sizes import measure, measure_all
-from tests.deploy.models import quantized_, save_pruned, save_quantized
+from tests.deploy.models import SHAPE, quantized_, save_pruned, save_quantized
 
 
 @pytest.fixture(scope="module")
@@ -58,33 +58,34 @@ def counted(path) -> dict[str, int]:
     return {name: record[name] for name in counts(torch.nn.Linear(1, 1))}
 
 
-def sample(folder):
-    tokenizer = BertTokenizerFast.from_pretrained(folder)
+@pytest.fixture
+def sample(run):
+    tokenizer = BertTokenizerFast.from_pretrained(run)
     return tokenizer(["the film is fine"], return_tensors="pt")
 
 
-def test_every_format_counts_the_same(run, tmp_path):
+def test_every_format_counts_the_same(run, sample, tmp_path):
     model = BertForSequenceClassification.from_pretrained(run)
     expected = counts(model)
-    export_onnx(model, sample(run), tmp_path / "model.onnx")
-    export_packed(run, tmp_path / "packed")
-    export_torch24(run, tmp_path / "24", dtype="float32")
-    for path in (run, tmp_path / "model.onnx", tmp_path / "packed", tmp_path / "24"):
+    exported = (
+        export_onnx(model, sample, tmp_path / "model.onnx"),
+        export_packed(run, tmp_path / "packed"),
+        export_torch24(run, tmp_path / "24", dtype="float32"),
+    )
+    for path in (run, *(one.path for one in exported)):
         assert counted(path) == expected, path
 
 
 @pytest.mark.parametrize("per_channel", [False, True])
-def test_integers_are_counted_without_their_scales(run, tmp_path, per_channel):
+def test_integers_are_counted_without_their_scales(run, sample, tmp_path, per_channel):
     model = BertForSequenceClassification.from_pretrained(run)
-    quantized_(model, Scheme(per_channel=per_channel), sample(run))
-    export_onnx(model, sample(run), tmp_path / "model.onnx")
-    export_packed(save_quantized(model, tmp_path / "qat"), tmp_path / "packed")
-    state = load_packed(tmp_path / "packed")
+    quantized_(model, Scheme(per_channel=per_channel), sample)
+    graph = export_onnx(model, sample, tmp_path / "model.onnx").path
+    qat = save_quantized(model, tmp_path / "qat")
+    packed = export_packed(qat, tmp_path / "packed").path
     rounded = BertForSequenceClassification.from_pretrained(run)
-    rounded.load_state_dict(state)
-    expected = counts(rounded)
-    assert counted(tmp_path / "packed") == expected
-    assert counted(tmp_path / "model.onnx") == expected
+    rounded.load_state_dict(load_packed(packed))
+    assert counted(packed) == counted(graph) == counts(rounded)
 
 
 def test_bytes_are_those_of_the_files(run, tmp_path):
@@ -96,8 +97,7 @@ def test_bytes_are_those_of_the_files(run, tmp_path):
 
 
 def test_ratios_are_to_the_reference(run, tmp_path):
-    export_packed(run, tmp_path / "packed")
-    packed = tmp_path / "packed"
+    packed = export_packed(run, tmp_path / "packed").path
     first, second = measure_all([run, packed])
     assert first.ratio == 1.0
     assert second.ratio == first.gzip_bytes / second.gzip_bytes
@@ -120,18 +120,7 @@ def test_ratios_are_to_the_reference(run, tmp_path):
     ],
 )
 def test_the_encoders_weights_are_told_by_their_names(kind, shape, tmp_path):
-    config = AutoConfig.for_model(
-        kind,
-        **{
-            "vocab_size": 40,
-            "hidden_size": 32,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "intermediate_size": 64,
-        }
-        | shape,
-    )
-    model = AutoModel.from_config(config)
+    model = AutoModel.from_config(AutoConfig.for_model(kind, **SHAPE | shape))
     model.save_pretrained(tmp_path)
     found = {w.name for w in find_artefact(tmp_path).weights() if w.prunable}
     assert found == set(encoder_weights(model))
@@ -146,19 +135,14 @@ def test_names_of_layers():
 def integer_graph(path, zero_point: int) -> np.ndarray:
     """Write a product of integers whose weights have a zero point."""
     weight = np.random.default_rng(0).integers(0, 4, (8, 4)).astype(np.uint8)
-    nodes = [
-        helper.make_node("MatMulInteger", ["x", "w", "xz", "wz"], ["y"], "/layer.0/fc")
-    ]
-    scalars = [
-        numpy_helper.from_array(np.uint8(n), name)
-        for name, n in (("xz", 128), ("wz", zero_point))
-    ]
+    inputs = ["x", "w", "xz", "wz"]
+    constants = {"w": weight, "xz": np.uint8(128), "wz": np.uint8(zero_point)}
     graph = helper.make_graph(
-        nodes,
+        [helper.make_node("MatMulInteger", inputs, ["y"], "/layer.0/fc")],
         "g",
         [helper.make_tensor_value_info("x", TensorProto.UINT8, [None, 8])],
         [helper.make_tensor_value_info("y", TensorProto.INT32, [None, 4])],
-        [numpy_helper.from_array(weight, "w"), *scalars],
+        [numpy_helper.from_array(one, name) for name, one in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
     model.ir_version = 8
@@ -218,31 +202,27 @@ def test_an_openvino_ir_is_counted_without_openvino(tmp_path):
     }
     assert measure(tmp_path).bytes == len(IR) + len(data)
     (tmp_path / "m.bin").write_bytes(data[:20])
-    with pytest.raises(ValueError, match="needs 24 bytes of m.bin, which has 20"):
-        measure(tmp_path)
+    refused(tmp_path, "needs 24 bytes of m.bin, which has 20")
     (tmp_path / "m.xml").write_text(IR[:100])
-    with pytest.raises(ValueError, match="is no whole XML file"):
-        measure(tmp_path)
+    refused(tmp_path, "is no whole XML file")
 
 
-def test_what_is_no_model_is_refused(run, tmp_path):
-    with pytest.raises(FileNotFoundError, match="is not there; expected"):
-        measure(tmp_path / "missing")
-    with pytest.raises(FileNotFoundError, match="holds no model; expected"):
-        measure(tmp_path)
+def refused(path, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=f"{message}.*; expected"):
+        measure(path)
+
+
+def test_what_is_no_model_is_refused(tmp_path):
+    refused(tmp_path / "missing", "is not there")
+    refused(tmp_path, "holds no model")
     (tmp_path / "a.txt").write_text("x")
-    with pytest.raises(ValueError, match="no model that is known here"):
-        measure(tmp_path / "a.txt")
-    (tmp_path / "a.onnx").write_bytes(b"\x00\x01not a graph")
-    with pytest.raises(ValueError, match="damaged or no ONNX file"):
-        measure(tmp_path / "a.onnx")
+    refused(tmp_path / "a.txt", "no model that is known here")
     integer_graph(tmp_path / "b.onnx", 0)
-    with pytest.raises(ValueError, match=r"several models: a.onnx, b.onnx; expected"):
-        measure(tmp_path)
-    data = (tmp_path / "b.onnx").read_bytes()
-    (tmp_path / "a.onnx").write_bytes(data[: len(data) // 2])
-    with pytest.raises(ValueError, match="damaged or no ONNX file"):
-        measure(tmp_path / "a.onnx")
+    whole = (tmp_path / "b.onnx").read_bytes()
+    for damaged in (b"\x00\x01not a graph", whole[: len(whole) // 2]):
+        (tmp_path / "a.onnx").write_bytes(damaged)
+        refused(tmp_path / "a.onnx", "damaged or no ONNX file")
+    refused(tmp_path, "several models: a.onnx, b.onnx")
 
 
 def test_the_command_prints_a_table_and_writes_json(run, tmp_path, capsys):

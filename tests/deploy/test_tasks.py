@@ -77,22 +77,19 @@ def test_what_is_not_installed_is_left_out(monkeypatch) -> None:
 def test_the_metric_of_each_format(name, tmp_path, request) -> None:
     pytest.importorskip(embedded.ENCODER_PACKAGE)
     data, train, some, length, more = DATA[name]
-    words = [*more, "--max_seq_length", str(length), "--max_eval_samples", str(some)]
-    words += ["--cache_dir", str(tmp_path / "cache"), "--use_cpu"]
-    words += ["--per_device_eval_batch_size", str(BATCH)]
+    words = [*more, f"--max_seq_length={length}", f"--max_eval_samples={some}"]
+    words += [f"--per_device_eval_batch_size={BATCH}"]
+    words += [f"--cache_dir={tmp_path / 'cache'}", "--use_cpu"]
     if data is not None:
         folder = request.getfixturevalue("shared_data") / data
         if not folder.is_dir():
-            pytest.skip(
-                f"no data set in {folder}; name its parent in OBERT_SHARED_DATA"
-            )
-        words += ["--dataset_name", str(folder)]
-    (tmp_path / "recipe.yaml").write_text(RECIPE)
-    run = tmp_path / "run"
-    flags = ["--recipe", str(tmp_path / "recipe.yaml"), "--output_dir", str(run)]
-    flags += ["--max_train_samples", str(train), "--per_device_train_batch_size", "16"]
-    flags += ["--learning_rate", "2e-4", "--eval_strategy", "no"]
-    record = tasks.main(name, [*words, *flags])
+            pytest.skip(f"no data set in {folder}; set OBERT_SHARED_DATA")
+        words += [f"--dataset_name={folder}"]
+    recipe, run = tmp_path / "recipe.yaml", tmp_path / "run"
+    recipe.write_text(RECIPE)
+    flags = [f"--recipe={recipe}", f"--output_dir={run}", "--eval_strategy=no"]
+    flags += [f"--max_train_samples={train}", "--per_device_train_batch_size=16"]
+    record = tasks.main(name, [*words, *flags, "--learning_rate=2e-4"])
     headline = record["headline"][0]
     if headline == PERPLEXITY:
         headline = "accuracy"

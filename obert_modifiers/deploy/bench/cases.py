@@ -1,7 +1,9 @@
 """What is measured: a model on an engine at one size."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import onnx
@@ -12,6 +14,7 @@ from obert_modifiers.deploy.formats import FORMATS
 from obert_modifiers.deploy.formats.format import Options
 from obert_modifiers.deploy.onnx.file import load_onnx
 from obert_modifiers.deploy.onnx.shapes import fix_sizes
+from obert_modifiers.deploy.registry import check_known
 
 Size = tuple[int, int]  # batch size and sequence length
 
@@ -25,8 +28,7 @@ class Case:
     engine: str  # what computes it
     batch: int  # sequences at once
     seq: int  # tokens of each
-    # Let the engine compute floating point in bfloat16 where the CPU can.
-    bf16: bool = False
+    bf16: bool = False  # let the engine compute floating point in bfloat16
     # What the user named, where `path` was made from it, or None.
     source: Path | None = None
     # Tokens of each sequence where they are padded to `seq`; None for `seq` tokens.
@@ -64,104 +66,86 @@ def plan_cases(
     """Find what each engine can run of some runs and exported files.
 
     What an engine needs a file of its own for is written to `folder`.
-
-    Raises:
-        ValueError: If an engine is unknown, or no engine can run a model.
-        FileNotFoundError: If a model is not there.
     """
     for engine in engines:
-        if engine not in ENGINES:
-            raise ValueError(
-                f"--engine={engine} is unknown; expected some of {', '.join(ENGINES)}; "
-                "name them with commas"
-            )
+        check_known("--engine", engine, ENGINES, "name them with commas")
     models = [Path(path) for path in models]
-    names = dict(zip(models, names_of(models), strict=True))
-    artefacts = {path: find_artefact(path) for path in models}
+    artefacts = [find_artefact(path) for path in models]
+    named = list(zip(names_of(models), artefacts, strict=True))
     files = _Files(folder)
     cases: list[Case] = []
+    notes: dict[str, None] = {}  # in order, none twice
     for size in sizes:
-        for path in models:
+        for name, artefact in named:
             before = len(cases)
+            named_file = artefact.files[0] if artefact.is_graph else artefact.path
             for engine in engines:
-                file = files.of(artefacts[path], engine, size)
-                if file is None:
+                try:
+                    file = files.of(artefact, engine, size)
+                except _LeftOut as why:
+                    notes[str(why)] = None
                     continue
-                known = artefacts[path]
-                source = known.files[0] if known.is_graph else path
-                source = None if file in known.files else source
+                source = None if file in artefact.files else named_file
                 half = bf16 and ENGINES[engine].bf16
-                cases.append(Case(names[path], file, engine, *size, half, source))
+                cases.append(Case(name, file, engine, *size, half, source))
             if len(cases) == before:
                 raise ValueError(
-                    f"model={path} runs on none of {', '.join(engines)}: "
-                    f"{'; '.join(dict.fromkeys(files.notes))}; expected an engine that "
-                    "reads it; name another --engine"
+                    f"model={artefact.path} runs on none of {', '.join(engines)}: "
+                    f"{'; '.join(notes)}; expected an engine that reads it; name "
+                    "another --engine"
                 )
-    return Plan(tuple(cases), tuple(dict.fromkeys(files.notes)))
+    return Plan(tuple(cases), tuple(notes))
+
+
+class _LeftOut(Exception):
+    """Why an engine does not get a model."""
 
 
 class _Files:
     """What each engine reads of a model; exported once for each that needs its own."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._made: dict[tuple[Path, str, Size | None], Path] = {}
-        self.notes: list[str] = []
+        self._folder, self._number = folder, itertools.count()
+        self._run, self._exported = cache(self._make_run), cache(self._export)
 
-    def of(self, artefact: Artefact, engine: str, size: Size) -> Path | None:
-        """Return the file for an engine; a note says why there is none."""
-        reads, name = ENGINES[engine].reads, artefact.path.name
-        if not artefact.is_graph:
-            return self._exported(artefact, engine, size)
-        if artefact.kind not in reads:
-            self.notes.append(f"{engine} does not read {name} ({artefact.kind})")
-            return None
+    def of(self, artefact: Artefact, engine: str, size: Size) -> Path:
+        """Return the file for an engine."""
+        kind = artefact.kind if artefact.is_graph else RUN
+        reads, target = kind in ENGINES[engine].reads, ENGINES[engine].target
+        if not reads and kind != RUN:
+            raise _LeftOut(f"{engine} does not read {artefact.path.name} ({kind})")
+        if kind == RUN:
+            run = self._run(artefact)
+            shape = size if target is not None and target.fixed else None
+            return run if reads else self._exported(run.resolve(), engine, shape)
         file = artefact.files[0]
-        if artefact.kind != "onnx":
+        if kind != "onnx":
             return file
         model = load_onnx(file)
         note = ENGINES[engine].refusal(model, file.name) or _misfit(model, file, size)
         if note:
-            self.notes.append(note)
-            return None
-        target = ENGINES[engine].target
+            raise _LeftOut(note)
         if target is None or not target.fixed:
             return file
         fix_sizes(model, size)
         onnx.save(model, copy := self._new(f"{engine}.onnx"))
-        self._made[file, engine, size] = copy
         return copy
 
-    def _exported(self, artefact: Artefact, engine: str, size: Size) -> Path | None:
-        target = ENGINES[engine].target
-        if RUN in ENGINES[engine].reads:
-            return self._run(artefact)
-        run = self._run(artefact)
-        key = (run.resolve(), engine, size if target and target.fixed else None)
-        if key not in self._made and target is None:
+    def _make_run(self, artefact: Artefact) -> Path:
+        return artefact.as_run(self._new(RUN))
+
+    def _export(self, run: Path, engine: str, shape: Size | None) -> Path:
+        if ENGINES[engine].target is None:
             form = FORMATS[ENGINES[engine].reads[0]]
-            written = form.write(run, self._new(form.name), Options())
-            self._made[key] = written.path
-        elif key not in self._made:
-            from obert_modifiers.deploy.onnx.export import export_onnx
-            from obert_modifiers.deploy.run import load_run
+            return form.write(run, self._new(form.name), Options()).path
+        from obert_modifiers.deploy.onnx.export import export_onnx
+        from obert_modifiers.deploy.run import load_run
 
-            loaded, out = load_run(run), self._new(f"{engine}.onnx")
-            export_onnx(loaded.model, loaded.sample(), out, engine, key[2])
-            self._made[key] = out
-        return self._made[key]
-
-    def _run(self, artefact: Artefact) -> Path:
-        if artefact.kind == RUN:
-            return artefact.path
-        key = (artefact.path.resolve(), RUN, None)
-        if key not in self._made:
-            self._made[key] = artefact.as_run(self._new(RUN))
-        return self._made[key]
+        loaded, out = load_run(run), self._new(f"{engine}.onnx")
+        return export_onnx(loaded.model, loaded.sample(), out, engine, shape).path
 
     def _new(self, name: str) -> Path:
-        return self._folder / f"{len(self._made)}_{name}"
+        return self._folder / f"{next(self._number)}_{name}"
 
 
 def _misfit(model: onnx.ModelProto, file: Path, size: Size) -> str | None:
@@ -170,7 +154,7 @@ def _misfit(model: onnx.ModelProto, file: Path, size: Size) -> str | None:
         there = [axis.dim_value for axis in one.type.tensor_type.shape.dim]
         if any(a and a != b for a, b in zip(there, size, strict=False)):
             return (
-                f"{file.name} is for batch size and sequence length "
-                f"{'x'.join(map(str, there))} alone, not {size[0]}x{size[1]}"
+                f"{file.name} is only for batch size and sequence length "
+                f"{'x'.join(map(str, there))}, not {size[0]}x{size[1]}"
             )
     return None

@@ -21,22 +21,15 @@ class Setting(NamedTuple):
 
 @dataclass(frozen=True)
 class Speed:
-    """One measured throughput.
+    """One measured throughput."""
 
-    Attributes:
-        path: The path that was measured.
-        name: What the table calls it.
-        setting: How it was timed.
-        items: Samples a second, by the median latency: a neighbour that slows one
-            batch changes the mean.
-        low: The same at the lower quartile of the rounds' speed-ups, `items` without.
-        high: At the upper quartile.
-    """
-
-    path: str
-    name: str
+    path: str  # what was measured
+    name: str  # what the table calls it
     setting: Setting
+    # Samples a second, by the median latency: a neighbour that slows one batch changes
+    # the mean.
     items: float
+    # The same at the quartiles of the rounds' speed-ups; `items` without rounds.
     low: float
     high: float
 
@@ -46,26 +39,17 @@ def read_bench(path: Path) -> list[Speed]:
     found = _read(path)
     rows = found.get("results") if isinstance(found, Mapping) else None
     if not isinstance(rows, list) or not rows:
-        raise ValueError(
-            f"--bench={path} holds no results; expected what `obert bench --json` "
-            "writes; give that file"
-        )
+        raise _wrong("bench", path, "holds no results")
     return [_speed(row, path) for row in rows]
 
 
 def _speed(row: Any, path: Path) -> Speed:
     missing = _ROW - set(row if isinstance(row, Mapping) else ())
     if missing:
-        raise ValueError(
-            f"--bench={path} has a row without {min(missing)}; expected what `obert "
-            "bench --json` writes; give that file"
-        )
+        raise _wrong("bench", path, f"has a row without {min(missing)}")
     milliseconds = row["median_ms"]
     if not isinstance(milliseconds, int | float) or milliseconds <= 0:
-        raise ValueError(
-            f"--bench={path} has a row with median_ms={milliseconds}; expected more "
-            "than 0; give what `obert bench --json` writes"
-        )
+        raise _wrong("bench", path, f"has a row with median_ms={milliseconds}")
     engine = f"{row['engine']}{' bf16' * bool(row['bf16'])}"
     setting = Setting(engine, row["batch"], row["seq"], row["cores"], str(path))
     items = 1e3 * row["batch"] / milliseconds
@@ -82,12 +66,16 @@ def read_evaluated(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
     for path in paths:
         record = _read(path)
         if not isinstance(record, Mapping) or not {"model", "headline"} <= set(record):
-            raise ValueError(
-                f"--evaluated={path} is no evaluation; expected what `obert evaluate "
-                "--json` writes; give that file"
-            )
+            raise _wrong("evaluated", path, "is no evaluation", "evaluate")
         found[str(Path(record["model"]).resolve())] = dict(record)
     return found
+
+
+def _wrong(flag: str, path: Path, what: str, command: str = "bench") -> ValueError:
+    return ValueError(
+        f"--{flag}={path} {what}; expected what `obert {command} --json` writes; give "
+        "that file"
+    )
 
 
 def _read(path: Path) -> Any:

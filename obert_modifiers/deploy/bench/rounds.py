@@ -8,19 +8,18 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import psutil
 
 from obert_modifiers.deploy.bench.cases import Case
+from obert_modifiers.sizes import MB, plain_bytes
 
 # Of what a process needs beside its model: the widest values of all layers, and copies.
 _BYTES_PER_TOKEN = 64 << 10
 _COPIES = 2.0  # of the file while it is read and packed
-_MB = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Effort:
 class Measured:
     """What was measured of a case."""
 
-    case: Case  # what was run
+    case: Case
     facts: dict[str, Any]  # what the engine said
     # Seconds of each batch, by round.
     rounds: list[list[float]] = field(default_factory=list)
@@ -46,7 +45,7 @@ class Measured:
     @property
     def latencies(self) -> np.ndarray:
         """Seconds of all batches."""
-        return np.array([one for turn in self.rounds for one in turn])
+        return np.concatenate(self.rounds)
 
     def summary(self) -> dict[str, float]:
         """Return the figures that the papers give."""
@@ -69,21 +68,23 @@ class Measured:
         ``speedup_high`` are quartiles of the rounds' own, and ``speedup_cpu`` is that
         of processors' time, which other work on the machine hardly changes.
         """
-        own = np.array([np.median(turn) for turn in self.rounds]) / self.case.batch
-        other = np.array([np.median(turn) for turn in reference.rounds])
-        low, high = np.percentile(other / reference.case.batch / own, [25, 75])
+        own, other = self._of_item(), reference._of_item()
+        low, high = np.percentile(other["rounds"] / own["rounds"], [25, 75])
         return {
-            "speedup": reference._median_of_item() / self._median_of_item(),
+            "speedup": float(other["median"] / own["median"]),
             "speedup_low": float(low),
             "speedup_high": float(high),
-            "speedup_cpu": reference._cpu_of_item() / self._cpu_of_item(),
+            "speedup_cpu": float(other["cpu"] / own["cpu"]),
         }
 
-    def _median_of_item(self) -> float:
-        return float(np.median(self.latencies)) / self.case.batch
-
-    def _cpu_of_item(self) -> float:
-        return sum(self.cpu) / (len(self.latencies) * self.case.batch)
+    def _of_item(self) -> dict[str, Any]:
+        """Return the seconds of an item."""
+        seconds, batch = self.latencies, self.case.batch
+        return {
+            "median": np.median(seconds) / batch,
+            "rounds": np.array([np.median(turn) for turn in self.rounds]) / batch,
+            "cpu": sum(self.cpu) / (len(seconds) * batch),
+        }
 
 
 def measure(
@@ -130,25 +131,23 @@ class _Worker:
         self._process, self._case, self._log = process, case, log
         self.measured = Measured(case, {})
 
-    def send(self, line: str) -> None:
+    def ask(self, line: str) -> dict[str, Any]:
+        """Send a line and read the answer."""
         try:
             self._process.stdin.write(line + "\n")  # type: ignore[union-attr]
             self._process.stdin.flush()  # type: ignore[union-attr]
         except BrokenPipeError:
             pass  # what it said before it ended is read next
-
-    def answer(self) -> dict[str, Any]:
-        line = self._process.stdout.readline()  # type: ignore[union-attr]
-        if not line:
+        answer = self._process.stdout.readline()  # type: ignore[union-attr]
+        if not answer:
             raise self._ended()
-        found = json.loads(line)
+        found = json.loads(answer)
         if "error" in found:
             raise ValueError(found["error"])
         return found
 
     def turn(self, seconds: float) -> None:
-        self.send(str(seconds))
-        found = self.answer()
+        found = self.ask(str(seconds))
         self.measured.rounds.append(found["latencies"])
         self.measured.cpu.append(found["cpu"])
 
@@ -158,16 +157,11 @@ class _Worker:
         said = self._log.read().decode(errors="replace").strip().splitlines()
         case = self._case
         if code == -9 or any("bad_alloc" in line for line in said):
-            return ValueError(
-                f"batch={case.batch} seq={case.seq} of {case.label} takes more memory "
-                "than there is; expected less; lower --batch, or measure fewer models "
-                "at once"
-            )
+            return _too_large(case, "more memory than there is; expected less")
         last = said[-1] if said else "nothing was printed"
         return ValueError(
             f"model={case.path} ended {case.engine} with code {code} ({last[:300]}); "
-            "expected a file that it can run; export it with --target "
-            f"{case.engine}"
+            f"expected a file that it can run; export it with --target {case.engine}"
         )
 
 
@@ -186,18 +180,8 @@ def _worker(case: Case, cores: list[int], effort: Effort) -> Iterator[_Worker]:
         )
         try:
             worker = _Worker(process, case, log)
-            spec = {
-                "engine": case.engine,
-                "path": str(case.path),
-                "batch": case.batch,
-                "seq": case.seq,
-                "bf16": case.bf16,
-                "cores": cores,
-                "warm_up": effort.warm_up,
-                "lengths": case.lengths,
-            }
-            worker.send(json.dumps(spec))
-            worker.measured.facts = worker.answer()["facts"]
+            spec = {**asdict(case), "cores": cores, "warm_up": effort.warm_up}
+            worker.measured.facts = worker.ask(json.dumps(spec, default=str))["facts"]
             yield worker
         finally:
             process.kill()
@@ -205,18 +189,22 @@ def _worker(case: Case, cores: list[int], effort: Effort) -> Iterator[_Worker]:
 
 
 def _check_memory(case: Case) -> None:
-    need = _COPIES * _size(case.path) + case.batch * case.seq * _BYTES_PER_TOKEN
+    path = case.path
+    files = [*path.glob("model*.safetensors")] if path.is_dir() else [path]
+    if path.with_suffix(".bin").is_file():
+        files.append(path.with_suffix(".bin"))
+    need = _COPIES * plain_bytes(files) + case.batch * case.seq * _BYTES_PER_TOKEN
     there = psutil.virtual_memory().available
     if need > there:
-        raise ValueError(
-            f"batch={case.batch} seq={case.seq} of {case.label} takes about "
-            f"{need / _MB:.0f} MB, and {there / _MB:.0f} MB are free; expected as much;"
-            " lower --batch, or measure fewer models at once"
+        raise _too_large(
+            case,
+            f"about {need / MB:.0f} MB, and {there / MB:.0f} MB are free; expected as "
+            "much",
         )
 
 
-def _size(path: Path) -> int:
-    files = path.glob("model*.safetensors") if path.is_dir() else [path]
-    extra = path.with_suffix(".bin")
-    size = sum(file.stat().st_size for file in files)
-    return size + (extra.stat().st_size if extra.is_file() else 0)
+def _too_large(case: Case, what: str) -> ValueError:
+    return ValueError(
+        f"batch={case.batch} seq={case.seq} of {case.label} takes {what}; lower "
+        "--batch, or measure fewer models at once"
+    )

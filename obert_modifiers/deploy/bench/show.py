@@ -28,6 +28,7 @@ def record(
     `loads` are the machine's before and after, in cores' worth of work.
     """
     cpu = host_cpu()
+    cores = len(pick_cores(effort.cores))
     first = {size: group[0] for size, group in _by_size(found)}
     return {
         "machine": {
@@ -48,7 +49,7 @@ def record(
                 "bf16": one.case.bf16,
                 "batch": one.case.batch,
                 "seq": one.case.seq,
-                "cores": len(pick_cores(effort.cores)),
+                "cores": cores,
                 **one.summary(),
                 **one.ratio_to(first[one.case.size]),
                 "rounds_ms": [[1e3 * value for value in turn] for turn in one.rounds],
@@ -61,10 +62,8 @@ def record(
 
 def tables(found: Sequence[Measured]) -> Iterator[Table]:
     """Draw the figures for a terminal, a table for each size."""
-    for (batch, seq), group in _by_size(found):
-        rows = Table(
-            *HEAD, title=f"batch {batch}, sequence {seq}", title_justify="left"
-        )
+    for size, group in _by_size(found):
+        rows = Table(*HEAD, title=_title(size), title_justify="left")
         for number, column in enumerate(rows.columns):
             column.justify = "left" if number < 2 else "right"
             column.overflow = "fold"
@@ -74,12 +73,15 @@ def tables(found: Sequence[Measured]) -> Iterator[Table]:
         yield rows
 
 
+def _title(size: Size) -> str:
+    return "batch {}, sequence {}".format(*size)
+
+
 def _cells(one: Measured, reference: Measured) -> list[str]:
     figures, ratio = one.summary(), one.ratio_to(reference)
-    engine = f"{one.case.engine}{' bf16' if one.case.bf16 else ''}"
     return [
         one.case.name,
-        engine,
+        f"{one.case.engine}{' bf16' if one.case.bf16 else ''}",
         f"{figures['items_per_second']:.1f}",
         *(f"{figures[key]:.1f}" for key in ("median_ms", "mean_ms", "p99_ms", "sd_ms")),
         f"{ratio['speedup']:.2f}x",
@@ -110,9 +112,9 @@ def plot(path: Path, found: Sequence[Measured]) -> None:
     figure = Figure(figsize=(9, 0.8 + sum(heights)), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(len(groups), 1, squeeze=False, height_ratios=heights)
-    for axes, ((batch, seq), group) in zip(panels[:, 0], groups, strict=True):
+    for axes, (size, group) in zip(panels[:, 0], groups, strict=True):
         _draw(axes, group)
-        axes.set_title(f"batch {batch}, sequence {seq}", loc="left", fontsize=10)
+        axes.set_title(_title(size), loc="left", fontsize=10)
     panels[-1, 0].set_xlabel("items a second, and speed beside the first")
     figure.savefig(path, dpi=120)
 
@@ -125,8 +127,7 @@ def _draw(axes: Any, group: Sequence[Measured]) -> None:
     axes.set_yticks(places, [one.case.label for one in group], fontsize=8)
     axes.invert_yaxis()
     axes.set_xlim(0, 1.15 * max(speeds))
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    axes.spines[["top", "right"]].set_visible(False)
     for place, one, speed in zip(places, group, speeds, strict=True):
         ratio = one.ratio_to(group[0])["speedup"]
         axes.text(speed, place, f" {speed:.1f}  {ratio:.2f}x", va="center", fontsize=8)

@@ -52,17 +52,12 @@ class DeepSparse(Engine):
             found = opened.run(rows, val_inp=checked)
             return dict(zip(outputs, found, strict=True))
 
-        vnni = " vnni" if opened.cpu_vnni else ""
-        return Opened(
-            inputs,
-            outputs,
-            compute,
-            {
-                "version": module.__version__,
-                "fraction_of_supported_ops": opened.fraction_of_supported_ops,
-                "instructions": f"{opened.cpu_avx_type}{vnni}",
-            },
-        )
+        facts = {
+            "version": module.__version__,
+            "fraction_of_supported_ops": opened.fraction_of_supported_ops,
+            "instructions": opened.cpu_avx_type + " vnni" * bool(opened.cpu_vnni),
+        }
+        return Opened(inputs, outputs, compute, facts)
 
     def refusal(self, model: "onnx.ModelProto", name: str) -> str | None:
         from obert_modifiers.deploy.onnx.graph import Graph
@@ -87,9 +82,7 @@ def _signature(path: Path) -> tuple[dict[str, Shape], tuple[str, ...]]:
 
     graph = onnx.load(str(path), load_external_data=False).graph
     inputs = {
-        one.name: tuple(
-            axis.dim_value or None for axis in one.type.tensor_type.shape.dim
-        )
+        one.name: tuple(a.dim_value or None for a in one.type.tensor_type.shape.dim)
         for one in graph.input
     }
     return inputs, tuple(one.name for one in graph.output)

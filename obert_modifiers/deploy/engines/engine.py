@@ -65,11 +65,7 @@ class Engine(ABC):
     bf16: bool = False  # whether it can be told to compute in bfloat16
 
     def open(self, path: Path, setting: Setting | None = None) -> Opened:
-        """Open a file, to be timed in a setting or for any inputs.
-
-        Raises:
-            ValueError: If the engine is not installed or does not read the file.
-        """
+        """Open a file, to be timed in a setting or for any inputs."""
         module = self.package()
         try:
             return self.load(module, path, setting)

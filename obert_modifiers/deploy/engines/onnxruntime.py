@@ -38,16 +38,16 @@ class OnnxRuntime(Engine):
             # Threads that wait for the next batch would take time from other models.
             options.add_session_config_entry("session.force_spinning_stop", "1")
         session = open_session(path, options)
+        inputs = {
+            one.name: tuple(n if isinstance(n, int) else None for n in one.shape)
+            for one in session.get_inputs()
+        }
         outputs = tuple(one.name for one in session.get_outputs())
-        return Opened(
-            {
-                one.name: tuple(n if isinstance(n, int) else None for n in one.shape)
-                for one in session.get_inputs()
-            },
-            outputs,
-            lambda given: dict(zip(outputs, session.run(None, given), strict=True)),
-            {"version": module.__version__},
-        )
+
+        def compute(given: Any) -> dict[str, Any]:
+            return dict(zip(outputs, session.run(None, given), strict=True))
+
+        return Opened(inputs, outputs, compute, {"version": module.__version__})
 
     def advice(self, cpu: Cpu) -> str:
         if cpu.saturates:
@@ -65,9 +65,8 @@ def open_session(path: Path, options: Any = None) -> Any:
     options = options or runtime.SessionOptions()
 
     def opened() -> Any:
-        return runtime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"]
-        )
+        kinds = ["CPUExecutionProvider"]
+        return runtime.InferenceSession(str(path), options, providers=kinds)
 
     if not host_cpu().saturates:
         return opened()

@@ -45,21 +45,18 @@ class OpenVino(Engine):
             found = request.infer(given, share_inputs=True)
             return {name: found[name] for name in outputs}
 
-        return Opened(
-            {
-                one.any_name: tuple(
-                    n.get_length() if n.is_static else None for n in one.partial_shape
-                )
-                for one in compiled.inputs
-            },
-            outputs,
-            compute,
-            {
-                "version": module.__version__,
-                "precision": compiled.get_property(_PRECISION).to_string(),
-                "sparse_weights_rate": LEAST_SPARSITY if setting else None,
-            },
-        )
+        inputs = {
+            one.any_name: tuple(
+                n.get_length() if n.is_static else None for n in one.partial_shape
+            )
+            for one in compiled.inputs
+        }
+        facts = {
+            "version": module.__version__,
+            "precision": compiled.get_property(_PRECISION).to_string(),
+            "sparse_weights_rate": LEAST_SPARSITY if setting else None,
+        }
+        return Opened(inputs, outputs, compute, facts)
 
     def advice(self, cpu: Cpu) -> str:
         line = "INT8 pays"

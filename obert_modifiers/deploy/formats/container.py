@@ -3,7 +3,8 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +13,27 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from obert_modifiers.deploy.formats.format import Format
+from obert_modifiers.deploy.formats.format import Exported, Format
 
 _FORMAT, _VERSION, _SPEC, _DIGEST = "obert_format", "version", "spec", "sha256"
 
 
 class Folder(Format):
-    """A folder with one such file, and what else belongs to the run beside it.
+    """A folder with one such file, and what else belongs to the run beside it."""
 
-    Attributes:
-        kind: As the file's head has it.
-    """
-
-    kind: str
+    kind: str  # as the file's head has it
 
     def recognises(self, path: Path) -> bool:
         # A damaged file is still what its name says; loading says what is wrong.
         return path.name == self.pattern or kind_of(path) == self.kind
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportedFolder(Exported):
+    """What such a format wrote; its path is the folder, its size that of the file."""
+
+    file: Path
+    dense_bytes: int  # the same weights with their zeros, in the run's dtype
 
 
 def write(
@@ -36,12 +41,8 @@ def write(
 ) -> None:
     """Write a file whole or not at all."""
     text = json.dumps(spec, sort_keys=True, separators=(",", ":"))
-    metadata = {
-        _FORMAT: kind,
-        _VERSION: str(version),
-        _SPEC: text,
-        _DIGEST: _digest(text, tensors),
-    }
+    digest = _digest(text, tensors)
+    metadata = {_FORMAT: kind, _VERSION: str(version), _SPEC: text, _DIGEST: digest}
     unfinished = path.with_name(f"{path.name}.part")
     try:
         write_tensors(tensors, unfinished, metadata)
@@ -55,7 +56,7 @@ def write_tensors(
 ) -> None:
     """Write a file that may be read by whoever may read the files beside it."""
     path.touch()
-    mode = path.stat().st_mode  # save_file leaves it to its owner alone
+    mode = path.stat().st_mode  # save_file lets only its owner read it
     save_file(dict(tensors), path, metadata)
     path.chmod(mode)
 
@@ -63,35 +64,39 @@ def write_tensors(
 def read(
     path: Path, name: str, kind: str, version: int
 ) -> tuple[dict[str, Tensor], Any]:
-    """Read a file, or that of a name in a folder; return tensors and their spec.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is damaged, of another kind, or newer than `version`.
-    """
+    """Read a file, or that of a name in a folder; return tensors and their spec."""
     path = Path(path) / name if Path(path).is_dir() else Path(path)
     if not path.is_file():
         raise FileNotFoundError(
-            f"file={path} is not there; expected what `obert export` wrote; check the "
-            "path"
+            f"file={path} is not there; expected an export; check the path"
         )
+    fix = "expected it as `obert export` wrote it; export or copy it again"
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             _check_kind(path, metadata, kind, version)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise ValueError(
-            f"file={path} is no whole safetensors file ({error}); expected what `obert "
-            "export` wrote; export or copy it again"
-        ) from error
+        raise ValueError(f"file={path} is not whole ({error}); {fix}") from error
     text = metadata.get(_SPEC, "")
     if _digest(text, tensors) != metadata.get(_DIGEST):
-        raise ValueError(
-            f"file={path} is damaged: its checksum differs; expected it as `obert "
-            "export` wrote it; export or copy it again"
-        )
+        raise ValueError(f"file={path} is damaged: its checksum differs; {fix}")
     return tensors, json.loads(text)
+
+
+def check_written(
+    path: Path,
+    found: Mapping[str, Tensor],
+    wanted: Mapping[str, Tensor],
+    same: Callable[[Tensor, Tensor], bool],
+) -> None:
+    """Compare what was read of a new file with what was to be written."""
+    for name, tensor in wanted.items():
+        if not same(found[name], tensor):
+            raise RuntimeError(
+                f"{name} of {path} does not read as it was written; expected the same "
+                "numbers; report this with the run"
+            )
 
 
 def kind_of(path: Path) -> str | None:
@@ -108,19 +113,12 @@ def kind_of(path: Path) -> str | None:
 def _check_kind(
     path: Path, metadata: Mapping[str, str], kind: str, version: int
 ) -> None:
-    """Check that a file is of a format and version that can be read."""
-    found = metadata.get(_FORMAT)
-    if found is None:
-        raise ValueError(
-            f"file={path} is a safetensors file without our format in its header; "
-            f"expected {kind}; a plain model loads with from_pretrained"
-        )
+    found, given = metadata.get(_FORMAT, "run"), metadata.get(_VERSION, "")
     if found != kind:
         raise ValueError(
             f"file={path} is of the format {found}; expected {kind}; load it with that"
-            " format's loader"
+            " format's loader, a run with from_pretrained"
         )
-    given = metadata.get(_VERSION, "")
     if not given.isdigit() or not 1 <= int(given) <= version:
         raise ValueError(
             f"version={given} of {path} is unknown; expected {version} or older; load "
@@ -129,9 +127,9 @@ def _check_kind(
 
 
 def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
-    found = hashlib.sha256(text.encode())
+    digest = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
-        found.update(f"|{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        found.update(tensor.reshape(-1).view(torch.uint8).numpy())
-    return found.hexdigest()
+        digest.update(f"|{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

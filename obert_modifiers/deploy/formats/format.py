@@ -25,11 +25,11 @@ class Options:
 
 @dataclass(frozen=True)
 class Exported:
-    """What a format wrote: a file or folder, and lines that a user wants to read."""
+    """What a format wrote."""
 
-    path: Path
+    path: Path  # a file or folder
     size_bytes: int
-    facts: tuple[str, ...] = ()
+    facts: tuple[str, ...] = ()  # lines that a user wants to read
 
 
 class Format(ABC):
@@ -37,18 +37,12 @@ class Format(ABC):
 
     This one holds the weights of a plain model, which `load` gives back; `Graph` holds
     what an engine computes.
-
-    Attributes:
-        name: As ``--format`` has it.
-        pattern: Names of its files.
-        takes: The options that it makes use of.
-        is_graph: Whether engines read it; else its weights are read into the model.
     """
 
-    name: str
-    pattern: str
-    takes: frozenset[str] = frozenset()
-    is_graph = False
+    name: str  # as ``--format`` has it
+    pattern: str  # names of its files
+    takes: frozenset[str] = frozenset()  # the options that it makes use of
+    is_graph = False  # whether engines read it; else its weights go into the model
 
     def default_out(self, run: Path, options: Options) -> Path:
         """Say where a run's export goes unless told otherwise."""
@@ -69,8 +63,7 @@ class Format(ABC):
     def load(self, path: Path) -> dict[str, "Tensor"]:
         """Read the weights of a plain model from a file, or the folder that it is in.
 
-        Raises:
-            ValueError: If it is damaged, foreign, or of a newer version.
+        Raises a ValueError if it is damaged, foreign, or of a newer version.
         """
         raise NotImplementedError(f"{self.name} holds no plain model")
 

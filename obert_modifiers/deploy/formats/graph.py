@@ -31,9 +31,8 @@ class Graph(Format):
         loaded = load_run(run)
         check_int8(options, run, loaded.quantized)
         found = self.export(loaded, out, options)
-        facts = [*_facts(found), self._compared(loaded, found, options)]
-        files = self.files(found.path)
-        return Exported(found.path, plain_bytes(files), tuple(facts))
+        facts = (*_facts(found), self._compared(loaded, found, options))
+        return Exported(found.path, plain_bytes(self.files(found.path)), facts)
 
     @abstractmethod
     def export(self, run: Run, out: Path, options: Options) -> "OnnxExport":
@@ -53,8 +52,7 @@ class Graph(Format):
             fix = f"fix its sizes with --shape BATCHxLENGTH, or {fix}"
         if options.integer_bias:
             fix = "leave out --integer-bias, which is less exact"
-        int8 = found.int8_weights > 0
-        engine = self.engine(options)
+        int8, engine = found.int8_weights > 0, self.engine(options)
         try:
             return compare(run.model, run.sample(), found.path, engine, int8, fix)
         except BaseException:
@@ -65,13 +63,10 @@ class Graph(Format):
 
 def _facts(found: "OnnxExport") -> list[str]:
     """Say what a user wants to know of a file."""
-    count = found.int8_weights
-    facts = [f"{count} weights as INT8" if count else "all weights in float32"]
-    if found.shape is None:
-        facts.append("any batch size and sequence length")
-    else:
-        rows, tokens = found.shape
-        facts.append(f"batch size {rows} and sequence length {tokens} alone")
+    count, size = found.int8_weights, "any batch size and sequence length"
+    if found.shape is not None:
+        size = "only batch size {} and sequence length {}".format(*found.shape)
+    facts = [f"{count} weights as INT8" if count else "all weights in float32", size]
     if found.saturating:
         facts.append(
             f"{len(found.saturating)} layers have sums beyond 16 bits, which INT8 "

@@ -2,7 +2,7 @@
 
 A mask of n weights of which a share s is pruned needs n * H(s) bits at least, where
 H(s) = -s log2 s - (1 - s) log2 (1 - s), unless there is a pattern in it. One bit for
-each weight is near that for s about a half alone. The gaps between kept weights are
+each weight is near that only for s about a half. The gaps between kept weights are
 geometrically distributed where the mask has no pattern; a Rice code (Rice 1979, the
 powers of two among Golomb's 1966 codes) writes such gaps with about 2 % more than the
 bound. Its two halves are two streams here, so that numpy can read it without a loop.
@@ -21,7 +21,7 @@ ALL, BITS, GAPS = "all", "bits", "gaps"
 class MaskCode:
     """How a mask is written."""
 
-    kind: str  # ``all`` (everything is kept), ``bits`` or ``gaps``
+    kind: str  # ``all`` where everything is kept, ``bits`` or ``gaps``
     count: int = 0  # positions that the gaps lead to
     kept: bool = True  # whether these are the kept ones; else the pruned ones
     low_bits: int = 0  # bits of a gap that are written as they are
@@ -47,21 +47,18 @@ def entropy_bits(count: int, kept: int) -> float:
 
 
 def choose(mask: np.ndarray) -> tuple[MaskCode, int]:
-    """Choose the shortest code for a mask."""
-    count = mask.size
-    kept = int(np.count_nonzero(mask))
+    """Choose the shortest code for a mask; return it and its bytes."""
+    count, kept = mask.size, int(np.count_nonzero(mask))
     if kept == count:
         return MaskCode(ALL), 0
     rare_is_kept = kept <= count - kept
     gaps = _gaps(mask, rare_is_kept)
-    mean = max(1.0, (count - gaps.size) / max(1, gaps.size))
-    middle = int(math.log2(mean))
-    codes = [
-        MaskCode(
-            GAPS, gaps.size, rare_is_kept, low, int((gaps >> low).sum()) + gaps.size
-        )
-        for low in range(max(0, middle - 2), middle + 3)
-    ]
+    number = gaps.size
+    middle = int(math.log2(max(1.0, (count - number) / max(1, number))))
+    codes = []
+    for low in range(max(0, middle - 2), middle + 3):
+        unary = int((gaps >> low).sum()) + number
+        codes.append(MaskCode(GAPS, number, rare_is_kept, low, unary))
     best = min(codes, key=lambda code: code.size)
     plain = -(-count // 8)
     return (best, best.size) if best.size < plain else (MaskCode(BITS), plain)

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from obert_modifiers.deploy.engines import ENGINES
+from obert_modifiers.deploy.engines import ENGINES, targets
 from obert_modifiers.deploy.formats.format import Options
 from obert_modifiers.deploy.formats.graph import Graph
-from obert_modifiers.deploy.onnx.export import OnnxExport, check_target, export_onnx
-from obert_modifiers.deploy.onnx.file import external_files
-from obert_modifiers.deploy.onnx.weights import onnx_weights
+from obert_modifiers.deploy.onnx.export import OnnxExport, export_onnx
+from obert_modifiers.deploy.onnx.file import external_files, onnx_weights
+from obert_modifiers.deploy.registry import check_known
 from obert_modifiers.deploy.run import Run
 from obert_modifiers.deploy.weight import Weight
 
@@ -26,7 +26,7 @@ class Onnx(Graph):
         return run / "export" / f"{options.target}.onnx"
 
     def export(self, run: Run, out: Path, options: Options) -> OnnxExport:
-        check_target(options.target)
+        check_known("target", options.target, targets())
         fixed = ENGINES[options.target].target.fixed
         shape = options.shape or (DEFAULT_SHAPE if fixed else None)
         return export_onnx(

@@ -15,6 +15,7 @@ from obert_modifiers.deploy.formats.ir_weights import ir_weights
 from obert_modifiers.deploy.onnx.export import OnnxExport, export_onnx
 from obert_modifiers.deploy.run import Run
 from obert_modifiers.deploy.weight import Weight
+from obert_modifiers.sizes import plain_bytes
 
 
 class OpenVinoIr(Graph):
@@ -45,24 +46,12 @@ def export_openvino(
     path: str | Path,
     shape: tuple[int, int] | None = None,
 ) -> OnnxExport:
-    """Write a model as OpenVINO IR, with free batch size and sequence length.
+    """Write a model as OpenVINO IR, an ``.xml`` and a ``.bin`` file, as `export_onnx`.
 
     Weights are INT8 where they are quantized, else float32: nothing is rounded to
     float16. Zeros are written as they are. That the engine packs sparse INT8 weights
     in memory is a property of how it is run, ``CPU_SPARSE_WEIGHTS_DECOMPRESSION_RATE``,
-    that no file can hold.
-
-    Args:
-        model: As for `export_onnx`.
-        sample: As for `export_onnx`.
-        path: The ``.xml`` file to write; its folder is made where it is missing.
-        shape: Batch size and sequence length, both fixed; None leaves them free.
-
-    Returns:
-        What was written; nodes are those of the ONNX graph that it was made from.
-
-    Raises:
-        ValueError: If OpenVINO is not installed, or the model cannot be exported.
+    that no file can hold. What is returned counts the nodes of the ONNX graph.
     """
     openvino = import_engine("openvino")
     path = Path(path)
@@ -79,37 +68,32 @@ def export_openvino(
         try:
             graph = core.read_model(str(file))
         except RuntimeError as error:
-            raise ValueError(_unread(path, error)) from error
+            lines = str(error).strip().splitlines()
+            why = next((one for one in lines if one.startswith("While")), lines[-1])
+            raise ValueError(
+                f"out={path} is of a graph that OpenVINO does not read ({why[:200]}); "
+                "expected one that it reads; fix its sizes with --shape, or report "
+                "this model's class"
+            ) from error
         openvino.save_model(graph, str(path), compress_to_fp16=False)
         del graph, core
-    size = path.stat().st_size + path.with_suffix(".bin").stat().st_size
+    size = plain_bytes([path, path.with_suffix(".bin")])
     return replace(found, path=path, size_bytes=size)
 
 
-def _unread(path: Path, error: RuntimeError) -> str:
-    lines = str(error).strip().splitlines()
-    why = next((one for one in lines if one.startswith("While")), lines[-1])[:200]
-    return (
-        f"out={path} cannot be written: OpenVINO does not read the model's graph "
-        f"({why}); expected one that it reads; fix its sizes with --shape, or report "
-        "this model's class"
-    )
-
-
 def _weights_of(path: Path) -> Path:
-    weights = path.with_suffix(".bin")
+    weights, what = path.with_suffix(".bin"), None
     try:
-        root = ElementTree.parse(path).getroot().tag
+        if ElementTree.parse(path).getroot().tag != "net":
+            what = "has no <net>"
+        elif not weights.is_file():
+            what = f"has no {weights.name} beside it"
     except ElementTree.ParseError as error:
+        what = f"is no whole XML file ({error})"
+    if what is not None:
         raise ValueError(
-            f"model={path} is no whole XML file ({error}); expected an OpenVINO IR; "
+            f"model={path} {what}; expected an OpenVINO IR, an .xml and a .bin file; "
             "export it again"
-        ) from error
-    if root != "net" or not weights.is_file():
-        what = f"has no {weights.name} beside it" if root == "net" else "has no <net>"
-        raise ValueError(
-            f"model={path} {what}; expected an OpenVINO IR, an .xml file and a .bin "
-            "file; export it again"
         )
     return weights
 

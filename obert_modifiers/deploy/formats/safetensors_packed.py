@@ -16,19 +16,31 @@ from torch import Tensor
 
 from obert_modifiers.core.quantization.scales import FILE_NAME as SCALES
 from obert_modifiers.deploy.formats import container, mask_code
-from obert_modifiers.deploy.formats.format import Exported, Options, check_int8
+from obert_modifiers.deploy.formats.format import Options, check_int8
 from obert_modifiers.deploy.grid import from_grid, to_grid
 from obert_modifiers.deploy.run_folder import copy_along, read_run
 
 FILE_NAME = "packed.safetensors"
 KIND, VERSION = "obert_modifiers.packed", 1
-# Rows by columns; a tile that the mask was not made of costs values and is not chosen.
+# Rows by columns; a tile that the mask was not made of takes more values, and so is not
+# chosen.
 TILES = (
     *((1, 1), (1, 2), (1, 4), (1, 8), (1, 16), (1, 32)),
     *((2, 1), (4, 1), (8, 1), (16, 1), (32, 1)),
     *((2, 2), (4, 4), (8, 8), (16, 16), (32, 32)),
 )
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedExport(container.ExportedFolder):
+    """What was written."""
+
+    # What entropy allows: the kept values, and n * H(s) bits for the mask of each
+    # tensor with n weights of which a share s is pruned.
+    bound_bytes: int
+    tensors: int  # how many there are
+    int8_weights: int  # how many of them are stored as INT8
 
 
 class Packed(container.Folder):
@@ -40,28 +52,12 @@ class Packed(container.Folder):
     def default_out(self, run: Path, options: Options) -> Path:
         return run / "export" / "packed"
 
-    def write(self, run: Path, out: Path, options: Options) -> Exported:
+    def write(self, run: Path, out: Path, options: Options) -> PackedExport:
         check_int8(options, run, (run / SCALES).is_file())
-        found = export_packed(run, out)
-        return Exported(found.path, found.size_bytes)
+        return export_packed(run, out)
 
     def load(self, path: Path) -> dict[str, Tensor]:
         return load_packed(path)
-
-
-@dataclass(frozen=True)
-class PackedExport:
-    """What was written."""
-
-    path: Path  # the folder
-    file: Path  # the weights in it
-    size_bytes: int  # size of that file
-    dense_bytes: int  # the same weights with their zeros, in the run's dtype
-    # What entropy allows: the kept values, and n * H(s) bits for the mask of each
-    # tensor with n weights of which a share s is pruned.
-    bound_bytes: int
-    tensors: int  # how many there are
-    int8_weights: int  # how many of them are stored as INT8
 
 
 def export_packed(run_dir: Path, out: Path, *, int8: bool = True) -> PackedExport:
@@ -69,37 +65,23 @@ def export_packed(run_dir: Path, out: Path, *, int8: bool = True) -> PackedExpor
 
     Every bit of a weight comes back: -0.0, NaN and all dtypes too. Of a quantized
     model the weights are INT8, and what comes back is the weight that the model
-    computes with, rounded to its grid; the outputs keep their bits.
-
-    Args:
-        run_dir: The output folder of a run.
-        out: The folder that is written; made where it is missing.
-        int8: False keeps the floating-point weights of a quantized model.
-
-    Returns:
-        What was written.
-
-    Raises:
-        FileNotFoundError: If there is no run in the folder.
-        ValueError: If `out` is the run's folder.
-        RuntimeError: If what was written does not read as what was to be written.
+    computes with, rounded to its grid; the outputs keep their bits. ``int8=False``
+    keeps its floating-point weights.
     """
-    run = read_run(Path(run_dir))
-    out = Path(out)
+    run, out = read_run(Path(run_dir)), Path(out)
     copy_along(run.path, out)
     stored: dict[str, Tensor] = {}
     entries: dict[str, dict[str, Any]] = {}
     wanted: dict[str, Tensor] = {}
     bound = 0.0
     for name, tensor in run.tensors.items():
-        scale = run.scales.get(name) if int8 else None
-        values, kept, wanted[name] = tensor, _bits(tensor) != 0, tensor
-        if scale is not None and tensor.dtype == torch.float32:
+        takes_grid = int8 and tensor.dtype == torch.float32
+        scale = run.scales.get(name) if takes_grid else None
+        values, wanted[name], kept = tensor, tensor, _bits(tensor) != 0
+        if scale is not None:
             values = to_grid(tensor, scale)
             wanted[name] = from_grid(values, scale)
             stored[f"{name}.scale"] = scale
-        else:
-            scale = None
         parts, entries[name] = pack(values, kept)
         entries[name]["int8"] = scale is not None
         stored |= {f"{name}.{part}": one for part, one in parts.items()}
@@ -108,11 +90,11 @@ def export_packed(run_dir: Path, out: Path, *, int8: bool = True) -> PackedExpor
         bound += mask_code.entropy_bits(kept.size, count)
     path = out / FILE_NAME
     container.write(path, KIND, VERSION, stored, entries)
-    _check(path, wanted)
+    container.check_written(path, load_packed(path), wanted, _same_bits)
     return PackedExport(
         path=out,
-        file=path,
         size_bytes=path.stat().st_size,
+        file=path,
         dense_bytes=run.dense_bytes,
         bound_bytes=round(bound / 8),
         tensors=len(entries),
@@ -121,18 +103,10 @@ def export_packed(run_dir: Path, out: Path, *, int8: bool = True) -> PackedExpor
 
 
 def load_packed(path: Path) -> dict[str, Tensor]:
-    """Read packed weights as they were, zeros included.
+    """Read packed weights as they were, zeros included, from a folder or its file.
 
-    Args:
-        path: The folder that `export_packed` wrote, or the file in it.
-
-    Returns:
-        Tensors by name; those that were INT8 in float32, on their grids. A shared
-        weight is there once, as in a saved model; ``from_pretrained`` ties it again.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is damaged, foreign, or of a newer version.
+    Those that were INT8 come back in float32, on their grids. A shared weight is there
+    once, as in a saved model; ``from_pretrained`` ties it again.
     """
     tensors, entries = container.read(path, FILE_NAME, KIND, VERSION)
     found = {}
@@ -145,17 +119,17 @@ def load_packed(path: Path) -> dict[str, Tensor]:
 
 def pack(values: Tensor, kept: np.ndarray) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Leave out the tiles of a tensor that are pruned."""
-    shape = tuple(values.shape)
+    shape, size = tuple(values.shape), values.element_size()
     best = None
     for tile in TILES[:1] if kept.all() else TILES:
         if not _fits(shape, tile):
             continue
         tiles = _tiled(kept, shape, tile).any(axis=(-2, -1)).reshape(-1)
-        stored = int(np.count_nonzero(tiles)) * tile[0] * tile[1]
-        if best is not None and stored * values.element_size() >= best[0]:
+        total = int(np.count_nonzero(tiles)) * tile[0] * tile[1] * size
+        if best is not None and total >= best[0]:
             continue
-        code, size = mask_code.choose(tiles)
-        total = size + stored * values.element_size()
+        code, mask_size = mask_code.choose(tiles)
+        total += mask_size
         if best is None or total < best[0]:
             best = total, tile, tiles, code
     _, tile, tiles, code = best
@@ -163,23 +137,21 @@ def pack(values: Tensor, kept: np.ndarray) -> tuple[dict[str, Tensor], dict[str,
     parts = {"values": _values(bits.reshape(-1), values.dtype)}
     if code.kind != mask_code.ALL:
         parts["mask"] = torch.from_numpy(mask_code.encode(tiles, code))
-    entry = {"shape": shape, "tile": tile, "mask": code.as_dict()}
-    return parts, entry
+    return parts, {"shape": shape, "tile": tile, "mask": code.as_dict()}
 
 
 def unpack(values: Tensor, mask: Tensor | None, entry: Mapping[str, Any]) -> Tensor:
     """Put what `pack` left out back as zeros."""
-    shape, tile = tuple(entry["shape"]), tuple(entry["tile"])
+    shape, (high, wide) = tuple(entry["shape"]), entry["tile"]
     rows, columns = _matrix(shape)
+    down, across = rows // high, columns // wide
     code = mask_code.MaskCode(**entry["mask"])
     stream = np.zeros(0, np.uint8) if mask is None else mask.numpy()
-    count = rows // tile[0] * (columns // tile[1])
-    kept = mask_code.decode(stream, code, count)
+    kept = mask_code.decode(stream, code, down * across)
     bits = _bits(values)
-    whole = np.zeros((count, *tile), bits.dtype)
-    whole[kept] = bits.reshape(-1, *tile)
-    whole = whole.reshape(rows // tile[0], columns // tile[1], *tile)
-    whole = np.ascontiguousarray(whole.transpose(0, 2, 1, 3))
+    whole = np.zeros((down * across, high, wide), bits.dtype)
+    whole[kept] = bits.reshape(-1, high, wide)
+    whole = whole.reshape(down, across, high, wide).transpose(0, 2, 1, 3)
     return _values(whole.reshape(-1), values.dtype).reshape(shape)
 
 
@@ -214,16 +186,9 @@ def _tiled(
     return cut.transpose(0, 2, 1, 3)  # (rows / high, columns / wide, high, wide)
 
 
-def _check(path: Path, wanted: Mapping[str, Tensor]) -> None:
-    found = load_packed(path)
-    for name, tensor in wanted.items():
-        one = found[name]
-        same = one.dtype == tensor.dtype and one.shape == tensor.shape
-        if not (same and np.array_equal(_bits(one), _bits(tensor))):
-            raise RuntimeError(
-                f"{name} of {path} does not read as it was written; expected the same "
-                "bits; report this with the run"
-            )
+def _same_bits(one: Tensor, other: Tensor) -> bool:
+    alike = one.dtype == other.dtype and one.shape == other.shape
+    return alike and np.array_equal(_bits(one), _bits(other))
 
 
 FORMAT = Packed()

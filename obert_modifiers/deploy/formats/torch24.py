@@ -10,31 +10,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from obert_modifiers.deploy.formats import container
-from obert_modifiers.deploy.formats.format import Exported, Options
+from obert_modifiers.deploy.formats.format import Options
 from obert_modifiers.deploy.grid import from_grid, to_grid
-from obert_modifiers.deploy.run_folder import (
-    RunFolder,
-    copy_along,
-    read_run,
-)
+from obert_modifiers.deploy.registry import check_known
+from obert_modifiers.deploy.run_folder import RunFolder, copy_along, read_run
 
 FILE_NAME = "torch24.safetensors"
 KIND, VERSION = "obert_modifiers.torch24", 1
-DTYPES = {
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "float32": torch.float32,
-}
+DTYPES = {name: getattr(torch, name) for name in ("float16", "bfloat16", "float32")}
 # What rows and columns are multiples of in torch.sparse, so that both of its backends
-# take the weight: cuSPARSELt wants (16, 16) in half precision, CUTLASS (32, 64); in
-# float32 there is CUTLASS alone, with 1:2 in place of 2:4, which is not written here.
+# take the weight: cuSPARSELt wants (16, 16) in half precision, CUTLASS (32, 64). In
+# float32 there is only CUTLASS, with 1:2 in place of 2:4, which is not written here.
 MULTIPLES = (32, 64)
 _M, _N = 4, 2
+_SHIFTS = torch.tensor([0, 2, 4, 6])  # of four places in a byte
+
+
+@dataclass(frozen=True, kw_only=True)
+class Torch24Export(container.ExportedFolder):
+    """What was written."""
+
+    sparse_weights: tuple[str, ...]  # names of the weights that are written as 2:4
 
 
 class Torch24(container.Folder):
@@ -42,23 +42,11 @@ class Torch24(container.Folder):
 
     name, pattern, kind = "torch24", FILE_NAME, KIND
 
-    def write(self, run: Path, out: Path, options: Options) -> Exported:
-        found = export_torch24(run, out)
-        return Exported(found.path, found.size_bytes)
+    def write(self, run: Path, out: Path, options: Options) -> Torch24Export:
+        return export_torch24(run, out)
 
     def load(self, path: Path) -> dict[str, Tensor]:
         return load_torch24(path)
-
-
-@dataclass(frozen=True)
-class Torch24Export:
-    """What was written."""
-
-    path: Path  # the folder
-    file: Path  # the weights in it
-    size_bytes: int  # size of that file
-    dense_bytes: int  # the same weights with their zeros, in the run's dtype
-    sparse_weights: tuple[str, ...]  # names of the weights that are written as 2:4
 
 
 def export_torch24(
@@ -68,29 +56,11 @@ def export_torch24(
 
     Which weights are 2:4 is seen from their zeros. A quantized model's weights are
     rounded to their grids and written in floating point, with ``quantization.json``
-    beside them.
-
-    Args:
-        run_dir: The output folder of a run.
-        out: The folder that is written; made where it is missing.
-        dtype: ``float16`` or ``bfloat16``, in which GPUs compute 2:4, or ``float32``;
-            of the matrices. Biases and norms, which are small, stay as they are: in
-            half precision they would move a quantized model's activations over the
-            borders of their steps.
-
-    Returns:
-        What was written.
-
-    Raises:
-        FileNotFoundError: If there is no run in the folder.
-        ValueError: If no weight is 2:4, the shape of one does not fit, or a number is
-            too large for the dtype.
+    beside them. `dtype` is that of the matrices; GPUs compute 2:4 in float16 and
+    bfloat16. Biases and norms stay as they are: in half precision they would move a
+    quantized model's activations over the borders of their steps.
     """
-    if dtype not in DTYPES:
-        raise ValueError(
-            f"dtype={dtype} is unknown; expected one of {', '.join(DTYPES)}; use "
-            "float16"
-        )
+    check_known("dtype", dtype, DTYPES, "use float16")
     run, out = read_run(Path(run_dir)), Path(out)
     # Rounded to its grid a weight is still on it in half precision: 127 steps of 8 bits
     # against 11 bits, or 8 bits of bfloat16, where the farthest are a quarter step off.
@@ -104,19 +74,18 @@ def export_torch24(
     stored: dict[str, Tensor] = {}
     entries: dict[str, Any] = {}
     for name, tensor in cast.items():
+        values = tensor.contiguous()
         if name in sparse:
-            values, meta = compress(tensor)
-            stored |= {f"{name}.values": values, f"{name}.meta": meta}
-        else:
-            stored[f"{name}.values"] = tensor.contiguous()
+            values, stored[f"{name}.meta"] = compress(tensor)
+        stored[f"{name}.values"] = values
         entries[name] = {"shape": list(tensor.shape), "sparse": name in sparse}
     path = out / FILE_NAME
     container.write(path, KIND, VERSION, stored, entries)
-    _check(path, cast)
+    container.check_written(path, load_torch24(path), cast, _same_numbers)
     return Torch24Export(
         path=out,
-        file=path,
         size_bytes=path.stat().st_size,
+        file=path,
         dense_bytes=run.dense_bytes,
         sparse_weights=tuple(sparse),
     )
@@ -124,27 +93,21 @@ def export_torch24(
 
 def sparse_names(run: RunFolder) -> list[str]:
     """Find the weights of a run that are 2:4 along their input."""
-    found = [name for name, tensor in run.tensors.items() if is_24(tensor)]
-    if not found:
+    shapes = {name: tuple(one.shape) for name, one in run.tensors.items() if is_24(one)}
+    if not shapes:
         raise ValueError(
             f"run={run.path} has no 2:4 weight; expected two zeros in every four "
-            "neighbours along the input; prune with mask_type: 2:4, or export with "
-            "--format safetensors"
+            "neighbours along the input; prune with mask_type: 2:4"
         )
     high, wide = MULTIPLES
-    unfit = [
-        f"{name} {tuple(run.tensors[name].shape)}"
-        for name in found
-        if run.tensors[name].shape[0] % high or run.tensors[name].shape[1] % wide
-    ]
+    unfit = [f"{n} {s}" for n, s in shapes.items() if s[0] % high or s[1] % wide]
     if unfit:
         raise ValueError(
-            f"{len(unfit)} 2:4 weights of run={run.path} have shapes that sparse tensor"
-            f" cores do not take: {', '.join(unfit)}; expected rows that are a multiple"
-            f" of {high} and columns of {wide}; leave them out of the recipe's params, "
-            "or export with --format safetensors"
+            f"run={run.path} has 2:4 weights of shapes that sparse tensor cores do not "
+            f"take: {', '.join(unfit)}; expected rows that are a multiple of {high} and"
+            f" columns of {wide}; leave them out of the recipe's params"
         )
-    return found
+    return list(shapes)
 
 
 def is_24(tensor: Tensor) -> bool:
@@ -156,50 +119,37 @@ def is_24(tensor: Tensor) -> bool:
 
 
 def compress(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Write a 2:4 weight as values and metadata.
+    """Write a 2:4 weight ``(rows, columns)`` as values and metadata.
 
     Where fewer than two of four are not zero, zeros fill up: one that is -0.0 first,
-    then the foremost. `weight` is ``(rows, columns)``, columns a multiple of 8.
-
-    Returns:
-        The values ``(rows, columns / 2)``, and two bits for each, its place among its
-        four, four in a byte with the first in the lowest bits: uint8 ``(rows, columns /
-        8)``.
+    then the foremost. Columns are a multiple of 8. The values are ``(rows, columns /
+    2)``; the metadata, uint8 ``(rows, columns / 8)``, has two bits for each, its place
+    among its four, with the first in the lowest bits.
     """
     rows, columns = weight.shape
     fours = weight.reshape(rows, columns // _M, _M)
     rank = torch.where(fours != 0, 0, torch.where(torch.signbit(fours), 1, 2))
     places = rank.argsort(dim=-1, stable=True)[..., :_N].sort(dim=-1).values
     values = fours.gather(-1, places).reshape(rows, columns // 2)
-    bits = places.reshape(rows, columns // 8, 4).to(torch.uint8).numpy()
-    meta = bits[..., 0] | bits[..., 1] << 2 | bits[..., 2] << 4 | bits[..., 3] << 6
-    return values.contiguous(), torch.from_numpy(meta.astype(np.uint8))
+    meta = (places.reshape(rows, columns // 8, 4) << _SHIFTS).sum(-1)
+    return values.contiguous(), meta.to(torch.uint8)
 
 
 def decompress(values: Tensor, meta: Tensor) -> Tensor:
     """Read a 2:4 weight, ``(rows, columns)``, from what `compress` returned."""
     rows, half = values.shape
-    shifts = torch.tensor([0, 2, 4, 6], dtype=torch.uint8)
-    places = (meta[..., None] >> shifts) & 3  # (rows, columns / 8, 4)
-    places = places.reshape(rows, half // _N, _N).to(torch.int64)
+    places = (meta[..., None] >> _SHIFTS) & 3  # (rows, columns / 8, 4)
+    places = places.reshape(rows, half // _N, _N)
     whole = torch.zeros(rows, half // _N, _M, dtype=values.dtype)
     whole.scatter_(-1, places, values.reshape(rows, half // _N, _N))
     return whole.reshape(rows, 2 * half)
 
 
 def load_torch24(path: Path) -> dict[str, Tensor]:
-    """Read the weights as dense tensors, for a CPU or a model that is not sparse.
+    """Read the weights as dense tensors, from a folder or its file.
 
-    Args:
-        path: The folder that `export_torch24` wrote, or the file in it.
-
-    Returns:
-        Tensors by name, matrices in the dtype of the file, each bit as it was exported;
-        in a weight that is 2:4 a third -0.0 among four comes back as 0.0.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is damaged, foreign, or of a newer version.
+    Matrices have the dtype of the file, and each bit as it was exported; only a third
+    -0.0 among four comes back as 0.0.
     """
     return _read(path)[0]
 
@@ -207,21 +157,9 @@ def load_torch24(path: Path) -> dict[str, Tensor]:
 def sparsify_(model: nn.Module, path: Path, device: str = "cuda") -> list[str]:
     """Make the 2:4 weights of a model sparse on a GPU; changes the model in place.
 
-    The model is moved to the GPU and to the file's dtype. Its weights must be those of
-    the file, as ``from_pretrained(None, config=..., state_dict=load_torch24(path))``
-    loads them. Not run on a GPU by this package's tests where there is none.
-
-    Args:
-        model: The model, not quantized.
-        path: The folder that `export_torch24` wrote.
-        device: The GPU.
-
-    Returns:
-        Names of the weights that are sparse now.
-
-    Raises:
-        ValueError: If there is no such GPU, the dtype is float32, or a sparse weight
-            is not that of a linear layer of the model.
+    The model, which is not quantized, is moved to the GPU and to the file's dtype. Its
+    weights must be those of the file, as ``from_pretrained(None, config=...,
+    state_dict=load_torch24(path))`` loads them. Returns the names of the sparse ones.
     """
     dense, names = _read(path)
     dtype = dense[names[0]].dtype
@@ -233,20 +171,18 @@ def sparsify_(model: nn.Module, path: Path, device: str = "cuda") -> list[str]:
     if not torch.cuda.is_available():
         raise ValueError(
             f"device={device} is not there; expected an NVIDIA GPU with sparse tensor "
-            "cores (compute capability 8.0 or higher); load_torch24 gives dense weights"
-            " on a CPU"
+            "cores (compute capability 8.0 or higher); use load_torch24 on a CPU"
         )
-    layers = {}
+    modules, layers = dict(model.named_modules()), {}
     for name in names:
         owner, _, leaf = name.rpartition(".")
-        layer = dict(model.named_modules()).get(owner)
-        if type(layer) is not nn.Linear or leaf != "weight":
+        layers[name] = modules.get(owner)
+        if type(layers[name]) is not nn.Linear or leaf != "weight":
             raise ValueError(
-                f"{name} of {path} belongs to no plain linear layer of "
+                f"{name} of {path} is of no plain linear layer of "
                 f"{type(model).__name__}; expected the model that was exported, without"
                 " quantization; load that one"
             )
-        layers[name] = layer
     model.to(device=device, dtype=dtype).eval()
     with warnings.catch_warnings():
         # torch calls its sparse tensors a prototype, once.
@@ -255,17 +191,17 @@ def sparsify_(model: nn.Module, path: Path, device: str = "cuda") -> list[str]:
             weight = dense[name].to(device)
             sparse = torch.sparse.to_sparse_semi_structured(weight)
             layer.weight = nn.Parameter(sparse, requires_grad=False)
-    return list(layers)
+    return names
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """Read dense tensors, and the names of those that are 2:4."""
     tensors, entries = container.read(path, FILE_NAME, KIND, VERSION)
-    dense = {}
-    for name in entries:
-        values = tensors[f"{name}.values"]
-        meta = tensors.get(f"{name}.meta")
-        dense[name] = values if meta is None else decompress(values, meta)
-    return dense, [name for name in entries if entries[name]["sparse"]]
+    dense = {name: tensors[f"{name}.values"] for name in entries}
+    sparse = [name for name, entry in entries.items() if entry["sparse"]]
+    for name in sparse:
+        dense[name] = decompress(dense[name], tensors[f"{name}.meta"])
+    return dense, sparse
 
 
 def _cast(name: str, tensor: Tensor, dtype: str) -> Tensor:
@@ -280,13 +216,8 @@ def _cast(name: str, tensor: Tensor, dtype: str) -> Tensor:
     return found
 
 
-def _check(path: Path, wanted: dict[str, Tensor]) -> None:
-    for name, tensor in load_torch24(path).items():
-        if not torch.equal(torch.nan_to_num(tensor), torch.nan_to_num(wanted[name])):
-            raise RuntimeError(
-                f"{name} of {path} does not read as it was written; expected the same "
-                "numbers; report this with the run"
-            )
+def _same_numbers(one: Tensor, other: Tensor) -> bool:
+    return torch.equal(one.nan_to_num(), other.nan_to_num())
 
 
 FORMAT = Torch24()

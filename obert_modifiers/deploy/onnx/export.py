@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from obert_modifiers.core.positions import usable_length
 from obert_modifiers.deploy.engines import ENGINES, targets
-from obert_modifiers.deploy.onnx.gemm import write_gemms
 from obert_modifiers.deploy.onnx.graph import DEQUANTIZE, QUANTIZE, Graph
-from obert_modifiers.deploy.onnx.integers import write_integer_products
+from obert_modifiers.deploy.onnx.products import write_gemms, write_integer_products
 from obert_modifiers.deploy.onnx.qdq import (
     look_up_before_dequantizing,
     merge_equal_quantizers,
@@ -25,6 +24,7 @@ from obert_modifiers.deploy.onnx.saturation import (
 )
 from obert_modifiers.deploy.onnx.shapes import copy_sizes, fold_constants
 from obert_modifiers.deploy.onnx.trace import trace
+from obert_modifiers.deploy.registry import check_known
 from obert_modifiers.deploy.samples import longest_sample, repeated
 
 _ROWS = 2  # a trace of one row takes its size for a constant here and there
@@ -40,20 +40,17 @@ SATURATING: dict[str, Callable[[Graph], dict[str, int]]] = {
 class OnnxExport:
     """What was written."""
 
-    path: Path  # the file
-    size_bytes: int  # its size
-    inputs: tuple[str, ...]  # names of its inputs
-    outputs: tuple[str, ...]  # names of its outputs
-    quantize_nodes: int  # quantizeLinear nodes, one for each quantized activation
-    dequantize_nodes: int  # dequantizeLinear nodes, for activations and weights
-    int8_weights: int  # weights that are stored as INT8
+    path: Path
+    size_bytes: int
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    quantize_nodes: int  # one for each quantized activation
+    dequantize_nodes: int  # for activations and weights
+    int8_weights: int
     target: str = "onnxruntime"  # the engine that it was written for
-    # Its batch size and sequence length, None where both are free.
-    shape: tuple[int, int] | None = None
-    integer_products: int = 0  # matMulInteger nodes
-    # Pairs of weights whose sums a CPU without VNNI cannot hold, by layer. Those layers
-    # are stored as UINT8 for ``onnxruntime`` and as float32 for ``openvino``, which
-    # every CPU computes alike; for ``deepsparse`` they stay as they are.
+    shape: tuple[int, int] | None = None  # None where its sizes are free
+    integer_products: int = 0  # MatMulInteger nodes
+    # Pairs of weights whose sums a CPU without VNNI cannot hold, by layer.
     saturating: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -67,36 +64,22 @@ def export_onnx(
 ) -> OnnxExport:
     """Write a model as ONNX for an engine.
 
-    The outputs have the names that the model gives them: ``logits``, or
-    ``start_logits`` and ``end_logits``. The weights of a model that QATModifier
-    trained are stored as INT8; its ranges are taken as they are now. The model stays
-    as it is, and so does the mode of its modules.
+    The outputs have the names that the model, one of transformers or any that returns a
+    mapping of tensors, gives them. The weights of a model that QATModifier trained are
+    stored as INT8; its ranges are taken as they are now. The model stays as it is.
+    `sample` are inputs by name, ``(batch, sequence)``, as from the tokenizer; their
+    values do not matter.
 
-    For ``onnxruntime`` and ``openvino``: opset 17, free batch size and sequence length,
-    and Q and DQ nodes around what is quantized. For ``deepsparse``, which runs fast
-    only what it knows: opset 14, one batch size and sequence length, and products of
-    integers. Every target's file is plain ONNX that any of the engines can run.
+    For ``onnxruntime`` and ``openvino``: opset 17, sizes that are free unless `shape`
+    fixes batch size and sequence length, and Q and DQ nodes around what is quantized.
+    For ``deepsparse``, which runs fast only what it knows: opset 14, fixed sizes, and
+    products of integers. Every target's file is plain ONNX that any engine can run.
 
-    Args:
-        model: A transformers model, or one that returns a mapping of tensors.
-        sample: Inputs by name, ``(batch, sequence)``, as from the tokenizer; what the
-            values are does not matter, which names there are does.
-        path: The file to write; its folder is made where it is missing.
-        target: ``onnxruntime``, ``openvino`` or ``deepsparse``.
-        shape: Batch size and sequence length, both fixed; None leaves them free.
-        integer_bias: Round biases to INT32 on the grid of their sums, for
-            ``onnxruntime`` and ``deepsparse``: about a tenth faster, and not quite what
-            the model was trained with.
-
-    Returns:
-        What was written.
-
-    Raises:
-        ValueError: If the sample cannot be traced, the model returns no mapping, or the
-            target and the shape do not fit.
+    `integer_bias` rounds biases to INT32 on the grid of their sums, not for
+    ``openvino``: about a tenth faster, and not quite what the model was trained with.
     """
     path = Path(path)
-    check_target(target)
+    check_known("target", target, targets())
     traits = ENGINES[target].target
     _check_shape(model, target, shape)
     sample = _checked(model, sample)
@@ -136,22 +119,12 @@ def export_onnx(
     )
 
 
-def check_target(target: str) -> None:
-    """Refuse an engine that no ONNX file is written for."""
-    if target not in targets():
-        raise ValueError(
-            f"target={target} is no engine that is known here; expected one of "
-            f"{', '.join(targets())}; name one"
-        )
-
-
 def _check_shape(model: nn.Module, target: str, shape: tuple[int, int] | None) -> None:
     if shape is None:
         if ENGINES[target].target.fixed:
             raise ValueError(
-                f"target={target} without a shape is slow: it runs no part of a graph "
-                "with free sizes itself; expected a batch size and a sequence length; "
-                "give both"
+                f"target={target} runs no graph with free sizes; expected a shape; give"
+                " a batch size and a sequence length"
             )
         return
     if len(shape) != 2 or min(shape) < 1:
@@ -168,17 +141,16 @@ def _check_shape(model: nn.Module, target: str, shape: tuple[int, int] | None) -
 
 
 def _checked(model: nn.Module, sample: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Check the inputs that a model is traced with, and put them beside it."""
-    where = next(model.parameters()).device
+    """Check the inputs that a model is traced with, and put them on its device."""
+    device = next(model.parameters()).device
+    if not sample:
+        raise ValueError(
+            "sample={} has no inputs; expected tensors by name; pass the tokenizer's"
+        )
     for name, value in sample.items():
         if value.ndim != 2 or len(value) < 1 or value.shape[1] < 2:
             raise ValueError(
                 f"sample {name} has shape {tuple(value.shape)}; expected (batch, "
                 "sequence) with 2 tokens at least; pass what the tokenizer gives"
             )
-    if not sample:
-        raise ValueError(
-            "sample has no inputs; expected tensors by name; pass what the tokenizer "
-            "gives"
-        )
-    return {name: value.to(where) for name, value in sample.items()}
+    return {name: value.to(device) for name, value in sample.items()}

@@ -1,6 +1,7 @@
 """An ONNX graph by names: its constants, who writes a value and who reads it."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,19 +13,13 @@ TRANSPOSED = [1, 0]
 
 
 class Graph:
-    """A graph that passes rewrite; :meth:`write` puts what is in use back.
-
-    Attributes:
-        model: What it was read from; only :meth:`write` changes it, but for its nodes.
-        constants: Initializers, and the values of Constant nodes, by name.
-        nodes: All other nodes, in an order in which they can be computed.
-    """
+    """A graph that passes rewrite; :meth:`write` puts what is in use back."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        """Read a graph."""
-        self.model = model
+        self.model = model  # which only `write` changes, but for its nodes
+        # Initializers, and the values of Constant nodes.
         self.constants = {one.name: one for one in model.graph.initializer}
-        self.nodes: list[NodeProto] = []
+        self.nodes: list[NodeProto] = []  # the others, in an order to compute them in
         for node in model.graph.node:
             if node.op_type == "Constant" and node.attribute[0].name == "value":
                 tensor = onnx.TensorProto()
@@ -40,7 +35,7 @@ class Graph:
                 self.nodes.remove(node)
 
     def of_kind(self, *kinds: str) -> Iterator[NodeProto]:
-        """Go through the nodes of some kinds; the graph may change meanwhile."""
+        """Iterate over the nodes of some kinds; the graph may change meanwhile."""
         yield from [node for node in self.nodes if node.op_type in kinds]
 
     def array(self, name: str) -> np.ndarray:
@@ -59,7 +54,7 @@ class Graph:
         return self.store(self.free_name(name), array)
 
     def free_name(self, name: str) -> str:
-        """Find a name that nothing has yet, with underscores where it was taken."""
+        """Append underscores to a name until nothing has it."""
         taken = {out for node in self.nodes for out in node.output} | {*self.constants}
         while name in taken:
             name += "_"
@@ -78,7 +73,7 @@ class Graph:
         return any(one.name == name for one in self.model.graph.output)
 
     def rename(self, old: str, new: str) -> None:
-        """Let all that read one value read another."""
+        """Let all readers of one value read another."""
         for node in self.readers(old):
             for place, name in enumerate(node.input):
                 if name == old:
@@ -116,22 +111,28 @@ class Graph:
         graph.initializer.extend(self.constants.values())
 
 
-def make(
-    kind: str, inputs: Iterable[str], output: str, name: str = "", **attributes: Any
-) -> NodeProto:
-    """Make a node with one output."""
-    return helper.make_node(kind, [*inputs], [output], name=name or None, **attributes)
+@dataclass(frozen=True)
+class Product:
+    """A product of two values that are dequantized."""
+
+    node: NodeProto
+    left: NodeProto  # what dequantizes the first factor
+    right: NodeProto  # what dequantizes the second, or the matrix it is transposed from
+    transposed: bool  # whether the second is a transpose
+
+    def scale(self, graph: Graph) -> np.ndarray:
+        """Return the step of its sums."""
+        return graph.array(self.left.input[1]) * graph.array(self.right.input[1])
 
 
-def attribute_of(node: NodeProto, name: str) -> Any:
-    """Return a node's attribute, None without one."""
-    found = [one for one in node.attribute if one.name == name]
-    return helper.get_attribute_value(found[0]) if found else None
-
-
-def axis_of(node: NodeProto) -> int | None:
-    """Return the axis of a node, None where it has none."""
-    return attribute_of(node, "axis")
+def products_of(graph: Graph, *kinds: str) -> Iterator[Product]:
+    """Iterate over the products between Q and DQ nodes; the graph may change."""
+    for node in graph.of_kind(*kinds):
+        left, right = graph.writer(node.input[0]), dequantizer_of(graph, node.input[1])
+        if left is not None and left.op_type == DEQUANTIZE and right is not None:
+            flag = bool(attribute_of(node, "transB"))
+            turned = is_transposed(graph, node.input[1])
+            yield Product(node, left, right, turned != flag)
 
 
 def dequantizer_of(graph: Graph, name: str) -> NodeProto | None:
@@ -145,12 +146,27 @@ def dequantizer_of(graph: Graph, name: str) -> NodeProto | None:
 def is_transposed(graph: Graph, name: str) -> bool:
     """Tell whether a value is the transpose of a matrix."""
     node = graph.writer(name)
-    return node is not None and permutation_of(node) == TRANSPOSED
+    if node is None or node.op_type != "Transpose":
+        return False
+    return attribute_of(node, "perm") == TRANSPOSED
 
 
-def permutation_of(node: NodeProto) -> list[int] | None:
-    """Return what a Transpose does; None for another node, or without one."""
-    return attribute_of(node, "perm") if node.op_type == "Transpose" else None
+def make(
+    kind: str, inputs: Iterable[str], output: str, name: str = "", **attributes: Any
+) -> NodeProto:
+    """Make a node with one output."""
+    return helper.make_node(kind, [*inputs], [output], name=name or None, **attributes)
+
+
+def attribute_of(node: NodeProto, name: str) -> Any:
+    """Return a node's attribute, None without it."""
+    found = [one for one in node.attribute if one.name == name]
+    return helper.get_attribute_value(found[0]) if found else None
+
+
+def axis_of(node: NodeProto) -> int | None:
+    """Return the axis of a node, None where it has none."""
+    return attribute_of(node, "axis")
 
 
 def along(axis: int | None, like: np.ndarray, *grid: np.ndarray) -> list[np.ndarray]:

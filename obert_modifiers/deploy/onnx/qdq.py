@@ -1,5 +1,7 @@
 """Weights as INT8 in a graph of Q and DQ nodes, and no such node twice."""
 
+from collections.abc import Iterable
+
 import numpy as np
 from onnx import NodeProto
 
@@ -9,8 +11,8 @@ from obert_modifiers.deploy.onnx.graph import (
     Graph,
     along,
     axis_of,
-    dequantizer_of,
     make,
+    products_of,
 )
 
 
@@ -22,39 +24,28 @@ def store_int8_weights(graph: Graph) -> int:
     whole tensors. The weight keeps its layout, ``(out, in)``, and is transposed after
     it is dequantized: all engines see through that, an embedding can share the weight,
     and blocks of zeros along the inputs stay in one piece, which gzip packs better.
-
-    Returns:
-        Weights that are INT8 now.
+    Returns how many there are.
     """
-    count = 0
     for node in graph.of_kind(QUANTIZE, DEQUANTIZE):
-        _make_scalars(graph, node)
-    for node in graph.of_kind(QUANTIZE):
-        if node.input[0] in graph.constants:
-            _fold(graph, node)
-            count += 1
+        if axis_of(node) is None:
+            _make_scalars(graph, node.input[1:])
+    weights = [n for n in graph.of_kind(QUANTIZE) if n.input[0] in graph.constants]
+    for node in weights:
+        _fold(graph, node)
     graph.write()
-    return count
+    return len(weights)
 
 
 def merge_equal_quantizers(graph: Graph) -> None:
-    """Let all layers that read one value on one grid share its Q and DQ node.
-
-    Query, key and value each quantize the same hidden state, in training with a
-    quantizer of its own.
-    """
+    """Let all that read one value on one grid, as query, key and value, share its Q."""
     first: dict[tuple[object, ...], str] = {}
     for node in graph.of_kind(QUANTIZE, DEQUANTIZE):
         if any(name not in graph.constants for name in node.input[1:]):
             continue
         grid = [graph.array(name) for name in node.input[1:]]
         # A DequantizeLinear comes after its QuantizeLinear, which has been merged.
-        key = (
-            node.op_type,
-            node.input[0],
-            axis_of(node),
-            *((one.tobytes(), one.dtype.str) for one in grid),
-        )
+        values = [(one.tobytes(), one.dtype.str) for one in grid]
+        key = (node.op_type, node.input[0], axis_of(node), *values)
         kept = first.setdefault(key, node.output[0])
         if kept != node.output[0] and not graph.is_output(node.output[0]):
             graph.rename(node.output[0], kept)
@@ -63,24 +54,16 @@ def merge_equal_quantizers(graph: Graph) -> None:
 
 
 def look_up_before_dequantizing(graph: Graph) -> None:
-    """Gather rows of INT8 embeddings and dequantize those alone.
-
-    The other way round, an engine that does not see through it makes floating point of
-    all rows, in every run or once in memory.
-    """
+    """Gather rows of INT8 embeddings and dequantize only those, not all."""
     for gather in graph.of_kind("Gather"):
         before = graph.writer(gather.input[0])
         if before is None or before.op_type != DEQUANTIZE:
             continue
         if axis_of(before) is not None or axis_of(gather) not in (None, 0):
             continue
-        rows = graph.free_name(f"{gather.output[0]}_int8")
-        after = make(
-            DEQUANTIZE,
-            [rows, *before.input[1:]],
-            gather.output[0],
-            f"{gather.name}_dequantize",
-        )
+        rows, name = graph.free_name(f"{gather.output[0]}_int8"), gather.name
+        inputs = [rows, *before.input[1:]]
+        after = make(DEQUANTIZE, inputs, gather.output[0], f"{name}_dequantize")
         gather.input[0] = before.input[0]
         gather.output[0] = rows
         graph.replace(gather, gather, after)
@@ -89,17 +72,12 @@ def look_up_before_dequantizing(graph: Graph) -> None:
 
 def has_qdq_products(graph: Graph) -> bool:
     """Tell whether products are written between Q and DQ nodes."""
-    return any(
-        all(dequantizer_of(graph, name) for name in product.input[:2])
-        for product in graph.of_kind("MatMul", "Gemm")
-    )
+    return any(products_of(graph, "MatMul", "Gemm"))
 
 
-def _make_scalars(graph: Graph, node: NodeProto) -> None:
+def _make_scalars(graph: Graph, names: Iterable[str]) -> None:
     """Give a Q or DQ node of a whole tensor a scalar scale and zero point."""
-    if axis_of(node) is not None:
-        return
-    for name in node.input[1:]:
+    for name in names:
         if name in graph.constants and graph.array(name).size == 1:
             graph.store(name, graph.array(name).reshape(()))
 

@@ -13,17 +13,15 @@ import numpy as np
 from onnx import NodeProto
 
 from obert_modifiers.deploy.onnx.graph import (
-    DEQUANTIZE,
     Graph,
     along,
-    attribute_of,
     axis_of,
-    dequantizer_of,
     is_transposed,
+    products_of,
 )
 
 _LARGEST_ACTIVATION = 255
-_LEAST_SUM, _LARGEST_SUM = -(2**15), 2**15 - 1
+_SUMS = np.iinfo(np.int16)
 
 
 def count_saturating(weight: np.ndarray) -> int:
@@ -35,26 +33,21 @@ def count_saturating(weight: np.ndarray) -> int:
     if wide.shape[1] % 2:
         wide = np.pad(wide, ((0, 0), (0, 1)))
     pairs = wide.reshape(len(wide), -1, 2)  # (outputs, inputs / 2, 2)
-    most = np.clip(pairs, 0, None).sum(-1) * _LARGEST_ACTIVATION
-    least = np.clip(pairs, None, 0).sum(-1) * _LARGEST_ACTIVATION
-    return int(((most > _LARGEST_SUM) | (least < _LEAST_SUM)).sum())
+    most = pairs.clip(min=0).sum(-1) * _LARGEST_ACTIVATION
+    least = pairs.clip(max=0).sum(-1) * _LARGEST_ACTIVATION
+    return int(((most > _SUMS.max) | (least < _SUMS.min)).sum())
 
 
 def saturating_layers(graph: Graph) -> dict[str, int]:
-    """Count the pairs of weights, by layer, that a CPU without VNNI cannot sum.
-
-    Products of activations with int8 constants are looked at, between Q and DQ nodes or
-    as MatMulInteger; layers without any are left out.
-    """
-    found = {name: count_saturating(w) for name, w, _ in _products(graph)}
-    return {name: count for name, count in found.items() if count}
+    """Count the pairs of weights, by layer, that a CPU without VNNI cannot sum."""
+    return {layer: count for layer, count, _ in _saturating(graph)}
 
 
 def store_unsigned(graph: Graph) -> dict[str, int]:
     """Store the weights of saturating layers as UINT8 with zero point 128.
 
     ONNX Runtime multiplies u8 with u8 in 32 bits on every x86 CPU, with VNNI as fast as
-    u8 with s8. The integers that are multiplied are the same, and zeros stay zero.
+    u8 with s8.
     """
     return _store(graph, _make_unsigned)
 
@@ -69,38 +62,33 @@ def store_in_floating_point(graph: Graph) -> dict[str, int]:
 
 
 def describe(layers: Mapping[str, int]) -> str:
-    """Name layers and the sums in them."""
+    """Name the worst layers and the sums in them."""
     first = sorted(layers, key=lambda name: -layers[name])[:3]
     more = len(layers) - len(first)
     names = ", ".join(f"{name} ({layers[name]:,} sums)" for name in first)
     return f"{names}{f' and {more} more' if more else ''}"
 
 
-def _products(graph: Graph) -> Iterator[tuple[str, np.ndarray, NodeProto]]:
-    """Go through the products of activations with int8 constants.
+def _saturating(graph: Graph) -> Iterator[tuple[str, int, NodeProto]]:
+    """Find products of activations with int8 constants that can leave 16 bits.
 
-    Yields:
-        The layer's name, its weight ``(outputs, inputs)``, and the node that reads the
-        constant: a DequantizeLinear or MatMulInteger node.
+    Yields the layer's name, how many pairs of its weights can, and the node that reads
+    the constant: a DequantizeLinear or MatMulInteger node.
     """
-    for node in graph.of_kind("MatMul", "Gemm", "MatMulInteger"):
-        if node.op_type == "MatMulInteger":
-            name, reader = node.input[1], node
-            transposed = is_transposed(graph, name)
-            if transposed:
-                name = graph.writer(name).input[0]
-        else:
-            left = graph.writer(node.input[0])
-            right = dequantizer_of(graph, node.input[1])
-            if left is None or left.op_type != DEQUANTIZE or right is None:
-                continue
-            name, reader = right.input[0], right
-            transposed = is_transposed(graph, node.input[1]) != bool(
-                attribute_of(node, "transB")
-            )
+    read = [
+        (product.right.input[0], product.transposed, product.right)
+        for product in products_of(graph, "MatMul", "Gemm")
+    ]
+    for node in graph.of_kind("MatMulInteger"):
+        transposed = is_transposed(graph, node.input[1])
+        name = graph.writer(node.input[1]).input[0] if transposed else node.input[1]
+        read.append((name, transposed, node))
+    for name, transposed, node in read:
         weight = graph.array(name) if name in graph.constants else None
-        if weight is not None and weight.dtype == np.int8 and weight.ndim == 2:
-            yield _layer(name), weight if transposed else weight.T, reader
+        if weight is None or weight.dtype != np.int8 or weight.ndim != 2:
+            continue
+        if count := count_saturating(weight if transposed else weight.T):
+            yield _layer(name), count, node
 
 
 def _layer(constant: str) -> str:
@@ -110,14 +98,11 @@ def _layer(constant: str) -> str:
 
 def _store(graph: Graph, change: Callable[[Graph, NodeProto], None]) -> dict[str, int]:
     """Let `change` store the weight of each saturating layer in another form."""
-    found = {}
-    for name, weight, right in list(_products(graph)):
-        count = count_saturating(weight)
-        if count:
-            found[name] = count
-            change(graph, right)
+    found = list(_saturating(graph))
+    for _, _, reader in found:
+        change(graph, reader)
     graph.write()
-    return found
+    return {layer: count for layer, count, _ in found}
 
 
 def _make_floating_point(graph: Graph, right: NodeProto) -> None:

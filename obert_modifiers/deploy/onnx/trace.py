@@ -1,8 +1,8 @@
 """The graph of a model as torch traces it, in the shape that engines know."""
 
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,22 @@ from torch import Tensor, nn
 
 from obert_modifiers.core.quantization.scheme import ranges_held
 from obert_modifiers.deploy.engines.engine import reason
+from obert_modifiers.deploy.samples import MASK
 
-_AXES = ("batch", "sequence")
-_MASK = "attention_mask"
+_AXES = {0: "batch", 1: "sequence"}
 _FEW = (2, 8)  # rows and tokens that tell names and axes
 # A model that one of these is set for hides tokens by their distance.
 _WINDOWS = ("sliding_window", "local_attention", "attention_window")
+# torch calls this exporter old; the new one needs onnx 1.16 and cannot write fake
+# quantization. Flags that tracing fixes are meant to be fixed, transformers looks masks
+# up at positions, which are not negative, and DeBERTa makes tensors of sizes, which are
+# tensors in a trace.
+_EXPECTED_WARNINGS = (
+    ("", DeprecationWarning),
+    ("", torch.jit.TracerWarning),
+    ("Exporting aten::index", UserWarning),
+    ("To copy construct", UserWarning),
+)
 
 
 def trace(
@@ -30,29 +40,40 @@ def trace(
 
     Attention is written out as product, mask, softmax, product, the one form that
     engines know well, and the mask as ``(1 - m) * lowest``, where the model computes
-    the same from it as from its own. The model stays as it is.
-
-    What a model computes of the length in Python stays what it was for the sample, so
-    with free sizes the sample has as many tokens as the model reads.
-
-    Returns:
-        Names of the outputs.
+    the same from it as from its own. What a model computes of the length in Python
+    stays what it was for the sample, so with free sizes the sample has as many tokens
+    as the model reads. The model stays as it is. Returns the names of the outputs.
     """
-    with _evaluating(model), _attending_plainly(model), torch.no_grad():
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        _set_eval(model, stack)
+        _set_plain_attention(model, stack)
         few = sample
         if not fixed:
             few = {name: value[: _FEW[0], : _FEW[1]] for name, value in sample.items()}
-        found = _outputs(model, few)
+        outputs = _run(model, few)
         # Weights that still move have their ranges from the pass above.
-        axes = {} if fixed else _output_axes(model, few, found)
-        with ranges_held(model):
-            traced = _Positional(model, tuple(sample), tuple(found))
-            traced.plain_mask = not _has_window(model) and all(
-                _takes_plain_mask(traced, one)
-                for one in (few, {name: value[:1] for name, value in sample.items()})
-            )
-            _write(traced, sample, axes, path, opset)
-    return tuple(found)
+        axes = {} if fixed else _axes(model, few, outputs)
+        stack.enter_context(ranges_held(model))
+        traced = _Positional(model, tuple(sample), tuple(outputs))
+        traced.plain_mask = not _has_window(model) and all(
+            _takes_plain_mask(traced, one)
+            for one in (few, {name: value[:1] for name, value in sample.items()})
+        )
+        stack.enter_context(warnings.catch_warnings())
+        for message, category in _EXPECTED_WARNINGS:
+            warnings.filterwarnings("ignore", message, category)
+        torch.onnx.export(
+            traced,
+            tuple(sample.values()),
+            str(path),
+            dynamo=False,
+            opset_version=opset,
+            input_names=list(sample),
+            output_names=list(outputs),
+            dynamic_axes=axes or None,
+        )
+    return tuple(outputs)
 
 
 class _Positional(nn.Module):
@@ -68,8 +89,8 @@ class _Positional(nn.Module):
     def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
         given = dict(zip(self.inputs, values, strict=True))
         if self.plain_mask:
-            kept = given[_MASK][:, None, None, :].to(torch.float32)
-            given[_MASK] = (1.0 - kept) * torch.finfo(torch.float32).min
+            kept = given[MASK][:, None, None, :].to(torch.float32)
+            given[MASK] = (1.0 - kept) * torch.finfo(torch.float32).min
         found = self.model(**given)
         return tuple(found[name] for name in self.outputs)
 
@@ -81,11 +102,11 @@ def _has_window(model: nn.Module) -> bool:
 
 def _takes_plain_mask(traced: _Positional, sample: Mapping[str, Tensor]) -> bool:
     """Tell whether a model computes the same bits from a mask of its own making."""
-    if _MASK not in sample:
+    if MASK not in sample:
         return False
-    padded = dict(sample)
-    padded[_MASK] = torch.ones_like(sample[_MASK])
-    padded[_MASK][0, -1] = 0
+    mask = torch.ones_like(sample[MASK])
+    mask[0, -1] = 0
+    padded = dict(sample) | {MASK: mask}
     expected = traced(*padded.values())
     traced.plain_mask = True
     try:
@@ -97,90 +118,48 @@ def _takes_plain_mask(traced: _Positional, sample: Mapping[str, Tensor]) -> bool
     return all(map(torch.equal, expected, found))
 
 
-def _write(
-    traced: _Positional,
-    sample: Mapping[str, Tensor],
-    output_axes: dict[str, dict[int, str]],
-    path: Path,
-    opset: int,
-) -> None:
-    free = bool(output_axes)
-    input_axes = {name: dict(enumerate(_AXES)) for name in sample if free}
-    with warnings.catch_warnings():
-        # torch calls this exporter old; the new one needs onnx 1.16 and cannot write
-        # fake quantization. Flags that tracing fixes are meant to be fixed.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)
-        # transformers looks masks up at positions, which are not negative.
-        warnings.filterwarnings("ignore", "Exporting aten::index", UserWarning)
-        # DeBERTa makes tensors of sizes, which are tensors in a trace.
-        warnings.filterwarnings("ignore", "To copy construct", UserWarning)
-        torch.onnx.export(
-            traced,
-            tuple(sample.values()),
-            str(path),
-            dynamo=False,
-            opset_version=opset,
-            input_names=list(sample),
-            output_names=list(traced.outputs),
-            dynamic_axes=input_axes | output_axes or None,
-        )
-
-
-def _outputs(model: nn.Module, sample: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _run(model: nn.Module, sample: Mapping[str, Tensor]) -> dict[str, Tensor]:
     try:
         found: Any = model(**sample)
     except (RuntimeError, IndexError) as error:
         rows, tokens = next(iter(sample.values())).shape
         raise ValueError(
-            f"{type(model).__name__} does not run at batch size {rows} and sequence "
-            f"length {tokens} ({reason(error)}); expected a model that does; fix its "
-            "sizes with --shape BATCHxLENGTH, at a length that it takes"
+            f"{type(model).__name__} does not run at {rows}x{tokens} ({reason(error)});"
+            " expected any batch size and sequence length; fix its sizes with --shape "
+            "BATCHxLENGTH, at a length that it takes"
         ) from error
     if not isinstance(found, Mapping):
         raise ValueError(
             f"{type(model).__name__} returns {type(found).__name__}; expected a mapping"
-            " of tensors, such as a transformers model returns; leave return_dict on"
+            " of tensors; leave return_dict on"
         )
     return {name: value for name, value in found.items() if isinstance(value, Tensor)}
 
 
-def _output_axes(
-    model: nn.Module, sample: Mapping[str, Tensor], found: Mapping[str, Tensor]
+def _axes(
+    model: nn.Module, sample: Mapping[str, Tensor], outputs: Mapping[str, Tensor]
 ) -> dict[str, dict[int, str]]:
-    # The axes that a shorter sequence changes are those that follow it.
-    shorter = _outputs(model, {name: value[:, :-1] for name, value in sample.items()})
-    axes: dict[str, dict[int, str]] = {}
-    for name, value in found.items():
-        sizes = zip(value.shape, shorter[name].shape, strict=True)
-        changed = {i: "sequence" for i, (one, two) in enumerate(sizes) if one != two}
+    """Name the free axes: of outputs, those that a shorter sequence changes."""
+    shorter = _run(model, {name: value[:, :-1] for name, value in sample.items()})
+    axes = dict.fromkeys(sample, _AXES)
+    for name, value in outputs.items():
+        sizes = enumerate(zip(value.shape, shorter[name].shape, strict=True))
+        changed = {i: "sequence" for i, (one, two) in sizes if one != two}
         axes[name] = {0: "batch"} | changed
     return axes
 
 
-@contextmanager
-def _attending_plainly(model: nn.Module) -> Iterator[None]:
-    """Let attention be computed operation by operation, for a while."""
-    configs = {
-        id(one): one
-        for one in (getattr(module, "config", None) for module in model.modules())
-        if hasattr(one, "_attn_implementation")
-    }
-    with ExitStack() as stack:
-        for config in configs.values():
-            kind = config._attn_implementation
-            if kind is not None and kind != "eager":
-                stack.callback(setattr, config, "_attn_implementation", kind)
-                config._attn_implementation = "eager"
-        yield
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
+def _set_eval(model: nn.Module, stack: ExitStack) -> None:
+    """Put a model into eval mode, for as long as the stack."""
+    for module in model.modules():
+        stack.callback(setattr, module, "training", module.training)
     model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
+
+
+def _set_plain_attention(model: nn.Module, stack: ExitStack) -> None:
+    """Let attention be computed operation by operation, for as long as the stack."""
+    for config in (getattr(module, "config", None) for module in model.modules()):
+        kind = getattr(config, "_attn_implementation", None)
+        if kind not in (None, "eager"):
+            stack.callback(setattr, config, "_attn_implementation", kind)
+            config._attn_implementation = "eager"
