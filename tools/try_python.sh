@@ -4,7 +4,8 @@
 # the default, or forky for 3.14. PYTHON=/path/to/python takes that interpreter instead,
 # and a folder with nothing but a clone. What is committed is tried.
 # TARGETS="quickstart test"   the make targets to run
-# MIRROR=...                  Debian's mirror, debootstrap's own by default
+# MIRROR=...                  Debian's mirror, deb.debian.org by default
+# OBERT_SHARED_DATA=PATH      data sets for the tests that need them, with PATH in BIND
 # BIND="PATH ..."             files and folders that the root sees as they are here, such
 #                             as pip's configuration and wheels
 # PLACE=PATH                  a folder that is kept, and taken again where it is there
@@ -42,9 +43,11 @@ else
     where="Debian $suite"
 fi
 if [ -z "$python" ] && [ ! -e "$place/srv/obert_modifiers" ]; then
+    # The script of sid serves all: an older debootstrap has none by forky's name.
     echo "==> Making a root of Debian $suite"
     debootstrap --variant=minbase --include=ca-certificates,git,make,python3,python3-venv \
-        "$suite" "$place" ${MIRROR:+"$MIRROR"} >"$fresh/debootstrap.log" || {
+        "$suite" "$place" "${MIRROR:-http://deb.debian.org/debian}" sid \
+        >"$fresh/debootstrap.log" || {
         tail -n 5 "$fresh/debootstrap.log" >&2
         exit 1
     }
@@ -54,8 +57,8 @@ mkdir -p "$place/srv"
 rm -rf "$place/srv/obert_modifiers"
 git clone -q --no-hardlinks "$checkout" "$place/srv/obert_modifiers"
 
-# Settings of pip and of a proxy go in; all else is the place's own.
-settings=$(env | grep -E '^(PIP_|https?_proxy=|no_proxy=|HTTPS?_PROXY=|NO_PROXY=)' || true)
+# Settings of pip, of a proxy and of the tests' data go in; all else is the place's own.
+settings=$(env | grep -E '^(PIP_|OBERT_|https?_proxy=|no_proxy=|HTTPS?_PROXY=|NO_PROXY=)' || true)
 
 inside() {
     if [ -n "$python" ]; then
