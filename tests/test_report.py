@@ -356,8 +356,8 @@ def test_the_error_bar_is_the_quartiles_of_the_speed_up():
 
 
 def test_speeds_of_other_settings_are_not_compared(several, runs, tmp_path):
-    other = {"engine": "openvino"}, {"batch": 1}, {"seq": 64}, {"cores": 1}
-    rows = [timed(several[1], 20.0, **changes) for changes in (*other, {"bf16": True})]
+    other = {"engine": "openvino", "batch": 1, "seq": 64, "cores": 1, "bf16": True}
+    rows = [timed(several[1], 20.0, **{key: other[key]}) for key in other]
     path = write_bench(tmp_path / "b", timed(several[0], 10.0), *rows)
     measured, _ = measure_runs(runs, [path])
     assert len(measured[1].speeds) == 5 and speed_points(measured) == {}

@@ -29,8 +29,9 @@ class Measured:
     speeds: list[tuple[Path, Speed]] = field(default_factory=list)  # of its files
     sizes: list[Sizes] = field(default_factory=list)  # of its folder and these files
 
-    def __post_init__(self) -> None:
-        self.folder = self.run.folder.resolve()
+    @property
+    def folder(self) -> Path:
+        return self.run.folder.resolve()
 
     @property
     def files(self) -> set[Path]:
@@ -123,14 +124,14 @@ def _add_sizes(found: Sequence[Measured]) -> None:
     paths: list[tuple[Measured, Path]] = []
     known: dict[Path, tuple[int, int]] = {}
     for own in found:
+        files = [file for file in sorted(own.files - {own.folder}) if file.exists()]
         if any(own.folder.glob("model*.safetensors")):  # else somebody made room
-            paths.append((own, own.folder))
+            files.insert(0, own.folder)
+        paths += [(own, file) for file in files]
         megabytes = [own.run.record.get(key) for key in ("size_mb", "gzip_mb")]
         if all(megabytes):
             size, packed = (round(value * MB) for value in megabytes)
             known[own.folder] = size, packed
-        files = sorted(own.files - {own.folder})
-        paths += [(own, file) for file in files if file.exists()]
     sizes = measure_all([path for _, path in paths], known=known)
     for (own, path), size in zip(paths, sizes, strict=True):
         file = "" if path == own.folder else f": {path.name}"
