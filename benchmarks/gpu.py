@@ -177,6 +177,7 @@ def event(device: str, record: Record) -> None:
     from obert_modifiers.core.distributed.memory import peak_memory
     from obert_modifiers.core.options import SecondOrderConfig
     from obert_modifiers.core.pruning.event import PruningEvent, plan_targets
+    from obert_modifiers.core.pruning.fisher_state import FisherState
     from obert_modifiers.core.pruning.selection import make_pools
     from obert_modifiers.modifiers._targets import encoder_weights, find_targets
     from obert_modifiers.training.batches import gradient_source, inputs_of
@@ -192,7 +193,8 @@ def event(device: str, record: Record) -> None:
         config = SecondOrderConfig(num_grads=num_grads, fisher_block_size=WIDTH)
         plan = plan_targets(targets, config)
         source = gradient_source(data, model.forward, torch.device(device), seed=0)
-        found = PruningEvent(model, targets, masks, plan, config, source, 0)
+        state = FisherState(model, targets, masks, plan, config, source)
+        found = PruningEvent(state)
         if on_gpu(device):
             torch.cuda.reset_peak_memory_stats()
         started = wait(device)

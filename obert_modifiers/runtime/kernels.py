@@ -44,6 +44,7 @@ _GELU_END = 4.0
 _ERF_P = 0.3275911
 _ERF = (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592, 0.0)
 _MASKED = -1e30
+_AT_ONCE = 16  # features of an embedding
 
 ACTIVATIONS = ("none", "gelu", "gelu_new", "relu", "tanh")
 INPUTS = ("int8", "float1", "float4")
@@ -491,31 +492,37 @@ def _embed(path: Path, name: str, *tables: str) -> Code:
     indices, places, (features, out), scales = args[:3], args[3:6], args[6:8], args[8:]
     build, tokens = code.build, path.tokens
 
-    def token(t: Value, _: list[Value]) -> None:
-        rows = []
-        for index, place, table in zip(indices, places, tables, strict=True):
+    sizes = [1 if table == "int8" else 4 for table in tables]
+
+    def some(feature: Value, t: Value, count: int) -> None:
+        total = None
+        for index, place, size, scale in zip(
+            indices, places, sizes, scales, strict=True
+        ):
             row = build.sext(code.load(I32, index, code.times(t, 4)), I64)
-            size = 1 if table == "int8" else 4
-            rows.append(code.sum(place, code.times(build.mul(row, features), size)))
+            at = build.add(build.mul(row, features), feature)
+            kind = vector(I8 if size == 1 else F32, count)
+            value = code.load(kind, place, code.times(at, size))
+            if size == 1:
+                value = build.sitofp(value, vector(F32, count))
+                value = build.fmul(value, code.splat(scale, count))
+            total = value if total is None else build.fadd(total, value)
+        for k in range(count):
+            one = build.extract_element(total, constant(I32, k))
+            at = code.times(code.sum(feature, k), 4 * tokens)
+            code.store(one, out, at, code.times(t, 4))
 
-        def some(feature: Value, count: int) -> None:
-            total = None
-            for row, table, scale in zip(rows, tables, scales, strict=True):
-                size = 1 if table == "int8" else 4
-                kind = vector(I8 if table == "int8" else F32, count)
-                value = code.load(kind, row, code.times(feature, size))
-                if table == "int8":
-                    value = build.sitofp(value, vector(F32, count))
-                    value = build.fmul(value, code.splat(scale, count))
-                total = value if total is None else build.fadd(total, value)
-            for k in range(count):
-                one = build.extract_element(total, constant(I32, k))
-                at = code.times(code.sum(feature, k), 4 * tokens)
-                code.store(one, out, at, code.times(t, 4))
+    def every(start: Value | int, stop: Value, count: int) -> None:
+        # Tokens inside: what is written then stays in the first-level cache.
+        def body(feature: Value, _: list[Value]) -> None:
+            end = constant(I64, tokens)
+            code.loop(0, end, lambda t, _: some(feature, t, count))
 
-        code.loop(0, features, lambda f, _: some(f, GROUP), step=GROUP)
+        code.loop(start, stop, body, step=count)
 
-    code.loop(0, constant(I64, tokens), token)
+    wide = build.and_(features, constant(I64, -_AT_ONCE))
+    every(0, wide, _AT_ONCE)
+    every(wide, features, GROUP)
     return code
 
 
