@@ -25,7 +25,14 @@ EXECUTED_BY_CI = {"make quickstart", "make test"}
 TRAINING = 6  # commands in the README that train
 INTEGRATIONS = 2
 MEASURING = ("sizes", "evaluate", "report")
-EXPORTING = ("export", "export", "export", "bench")  # run by tests/deploy
+EXPORTING = (
+    "export",
+    "export",
+    "export",
+    "export",
+    "bench",
+    "bench",
+)  # run by tests/deploy
 INSTALLING = {
     "pip install torch==2.13.0",
     "pip install -c constraints.txt -e '.[demo]'",
@@ -100,7 +107,8 @@ def test_the_recipe_loads_and_the_shipped_ones_are_listed() -> None:
 
 
 def test_the_python_runs() -> None:
-    (code,) = blocks("python")
+    code, engine = blocks("python")
+    assert "SparseEncoder" in engine  # run by tests/deploy
     finished([sys.executable, "-W", "ignore", "-c", code])
 
 

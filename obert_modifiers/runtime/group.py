@@ -161,7 +161,7 @@ class Group:
         packed = self._prepared.packed(layer)
         kernel = self._run[self._prepared.plain(layer, activation)]
         count = len(tiles)
-        found, sums = self._take(count, packed.rows), self._take(count, packed.rows)
+        found = self._take(count, packed.rows)  # where sums of chunks wait, too
         source = tiles
         if packed.grid is not None:
             source = self._take(count, packed.columns, np.uint8)
@@ -174,7 +174,7 @@ class Group:
 
         def work(t: int, part: int) -> None:
             rows = _rows(packed.rows, (part, parts))
-            kernel(source[t], *packed.addresses, sums[t], *rows, found[t], 0.0, 0.0)
+            kernel(source[t], *packed.addresses, found[t], *rows, found[t], 0.0, 0.0)
 
         self._each(work, [(t, i) for t in range(count) for i in range(parts)])
         return found

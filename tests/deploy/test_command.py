@@ -14,7 +14,7 @@ from obert_modifiers.deploy import checks
 from obert_modifiers.deploy.artefact import names_of
 from obert_modifiers.deploy.bench.cases import plan_cases
 from tests.deploy.models import save, sizes_of
-from tests.test_readme import exporting_commands
+from tests.test_readme import blocks, exporting_commands
 
 
 @pytest.fixture
@@ -37,14 +37,19 @@ def test_the_commands_of_the_readme(run, dense, tmp_path, monkeypatch, capsys) -
         words = [word.replace("32x128", "3x16") for word in words[1:]]
         if words[0] == "bench":
             words += ["--seq", "8", "--seconds", "0.02", "--rounds", "2"]
-            words[words.index("1,32")] = "1,3"
+            words = ["1,3" if word == "1,32" else word for word in words]
         assert main(words) == 0, shlex.join(words)
     said = capsys.readouterr().out
     assert "17 weights as INT8" in said and "of PyTorch's largest" in said
     assert "only batch size 3 and sequence length 16" in said
     files = {path.name for path in (run / "export").iterdir()}
     graphs = {"onnxruntime.onnx", "deepsparse.onnx"}
-    assert files == graphs | {"openvino.xml", "openvino.bin"}
+    assert files == graphs | {"openvino.xml", "openvino.bin", "sparse"}
+    # The README's code reads what its command wrote.
+    code = next(one for one in blocks("python") if "SparseEncoder" in one)
+    loaded: dict = {}
+    exec(code, loaded)
+    assert loaded["encoder"].texts(["the film"]).logits.shape == (1, 2)
     assert (tmp_path / "bench.png").is_file()
 
 
