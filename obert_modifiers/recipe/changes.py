@@ -74,10 +74,7 @@ def unsafe_edits(
     """Say which edits cannot be taken up in mid-run."""
     found = []
     if now.num_epochs is not None and now.num_epochs <= now.epoch:
-        found.append(
-            f"the recipe ends at epoch {now.num_epochs:g}, before the checkpoint's "
-            f"{now.epoch:g}"
-        )
+        found.append(_before("the recipe ends", now.num_epochs, now))
     faults = (_unsafe(pair, state, now) for pair in pairs if not pair.same)
     return [*found, *filter(None, faults)]
 
@@ -95,10 +92,11 @@ def _unsafe(pair: Pair, state: Mapping[str, Mapping[str, Any]], now: Now) -> str
         return _over(new, now)
     if new.start_epoch >= now.epoch:
         return None
-    return (
-        f"{_kind(new)} is new and starts at epoch {new.start_epoch:g}, before the "
-        f"checkpoint's {now.epoch:g}"
-    )
+    return _before(f"{_kind(new)} is new and starts", new.start_epoch, now)
+
+
+def _before(what: str, epoch: float, now: Now) -> str:
+    return f"{what} at epoch {epoch:g}, before the checkpoint's {now.epoch:g}"
 
 
 def _started(state: Mapping[str, Any]) -> bool:
@@ -120,10 +118,7 @@ def _replaceable(modifier: Modifier) -> bool:
 
 def _over(modifier: Modifier, now: Now) -> str | None:
     if 0.0 <= modifier.end_epoch <= now.epoch:
-        return (
-            f"{_kind(modifier)} ends at epoch {modifier.end_epoch:g}, before the "
-            f"checkpoint's {now.epoch:g}"
-        )
+        return _before(f"{_kind(modifier)} ends", modifier.end_epoch, now)
     return None
 
 

@@ -80,15 +80,9 @@ def event_epochs(
     after it. Without them they are the epochs that the recipe names, or None where
     these depend on the steps.
     """
-    start = max(0.0, modifier.start_epoch)
-    end = modifier.end_epoch if modifier.end_epoch >= 0.0 else math.inf
-    frequency = modifier.update_frequency
     if steps_per_epoch is not None:
-        if num_epochs is None:
-            total = math.ceil(end * steps_per_epoch) + 1
-        else:
-            total = steps_of(num_epochs, steps_per_epoch)
-        return _on_steps(modifier, start, end, (total, steps_per_epoch))
+        return _on_steps(modifier, num_epochs, steps_per_epoch)
+    start, end, frequency = _schedule(modifier)
     if frequency == EVERY_STEP and end > start:
         return None
     last = end if num_epochs is None else min(end, num_epochs)
@@ -101,13 +95,21 @@ def event_epochs(
     return [e for e in found if num_epochs is None or e < num_epochs - CLOSE]
 
 
+def _schedule(modifier: Any) -> tuple[float, float, float]:
+    end = modifier.end_epoch if modifier.end_epoch >= 0.0 else math.inf
+    return max(0.0, modifier.start_epoch), end, modifier.update_frequency
+
+
 def _on_steps(
-    modifier: Any, start: float, end: float, steps: tuple[int, int]
+    modifier: Any, num_epochs: float | None, steps_per_epoch: int
 ) -> list[float]:
     from torch import nn
 
-    total, per_epoch = steps
-    frequency = modifier.update_frequency
+    start, end, frequency = _schedule(modifier)
+    if num_epochs is None:
+        total = math.ceil(end * steps_per_epoch) + 1
+    else:
+        total = steps_of(num_epochs, steps_per_epoch)
     clock = ScheduledUpdateModifier(
         start_epoch=modifier.start_epoch,
         end_epoch=modifier.end_epoch,
@@ -117,16 +119,16 @@ def _on_steps(
     model = nn.Linear(1, 1)
     clock.initialize(model, loggers=silent_loggers())
     found: list[float] = []
-    step = _just_before(start, per_epoch)
+    step = _just_before(start, steps_per_epoch)
     while step < total and not clock.ended:
-        epoch = epoch_at(step, per_epoch)
+        epoch = epoch_at(step, steps_per_epoch)
         step += 1
-        if clock.update_ready(epoch, per_epoch):
-            clock.scheduled_update(model, None, epoch, per_epoch)
+        if clock.update_ready(epoch, steps_per_epoch):
+            clock.scheduled_update(model, None, epoch, steps_per_epoch)
             found.append(epoch)
             if frequency != EVERY_STEP:  # nothing is due before
                 due = min(epoch + frequency, end)
-                step = max(step, _just_before(due, per_epoch))
+                step = max(step, _just_before(due, steps_per_epoch))
     return found
 
 

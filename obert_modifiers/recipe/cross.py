@@ -310,7 +310,7 @@ def _stopped_too_early(everyone: Sequence[Placed]) -> Iterator[Found]:
     for stopper in stoppers:
         start = stopper.modifier.start_epoch
         if last > 0.0 and start <= last:
-            wrong = f"does not lie after epoch {last:g}, where {name} last changes the "
-            wrong += "model; expected a later epoch, as the best weights from before "
-            wrong += f"would undo it; write {last + 1:g}"
+            wrong = f"does not lie after epoch {last:g}, at which {name} last changes "
+            wrong += "the model; expected a later epoch, as the best weights from "
+            wrong += f"before would undo it; write {last + 1:g}"
             yield stopper, Fault(Rule.CONFLICT, "start_epoch", f"{start:g}", wrong)

@@ -222,7 +222,7 @@ class Resolver:
         except ValueError as error:
             wrong = f"{error}; expected numbers, variables and + - * / // % ** between "
             wrong += "eval( and ); correct it"
-        self._fail(node, at, wrong, Rule.EXPRESSION, text)
+        self._fail(node, at, f"{at.key}={text} {wrong}", Rule.EXPRESSION)
 
     def _edit(self, node: yaml.Node, value: Any, at: _Place) -> None:
         """Note that a value takes the place of a node in the text."""
@@ -239,14 +239,9 @@ class Resolver:
             self._fail(node, at, wrong)
 
     def _fail(
-        self,
-        node: yaml.Node,
-        at: _Place,
-        wrong: str,
-        rule: Rule = Rule.YAML,
-        value: str | None = None,
+        self, node: yaml.Node, at: _Place, wrong: str, rule: Rule = Rule.YAML
     ) -> NoReturn:
-        self._outline.report(node, at.modifier, Fault(rule, at.key, value, wrong))
+        self._outline.report(node, at.modifier, Fault(rule, at.key, broken=wrong))
         raise _ReportedError
 
 
