@@ -95,9 +95,10 @@ def export_onnx(
     saturating = SATURATING[traits.saturating](graph)
     if traits.products == "integer":
         write_integer_products(graph, integer_bias)
-    copy_sizes(graph) if shape is None else fold_constants(graph)
+    longest = next(iter(sample.values())).shape[1]
+    copy_sizes(graph, longest) if shape is None else fold_constants(graph)
     if traits.products == "gemm":
-        write_gemms(graph, integer_bias)
+        write_gemms(graph, integer_bias, longest)
     written = graph.model
     written.producer_name = "obert_modifiers"
     written.metadata_props.add(key="target", value=target)

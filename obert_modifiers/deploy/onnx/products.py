@@ -37,7 +37,7 @@ def write_integer_products(graph: Graph, integer_bias: bool) -> None:
     graph.write()
 
 
-def write_gemms(graph: Graph, integer_bias: bool) -> None:
+def write_gemms(graph: Graph, integer_bias: bool, longest: int) -> None:
     """Write quantized linear layers as ONNX Runtime fuses them.
 
     ``MatMul(DQ(x), DQ(w)) + bias`` becomes ``Gemm(DQ(x), DQ(w), DQ(bias))`` on rows,
@@ -47,7 +47,7 @@ def write_gemms(graph: Graph, integer_bias: bool) -> None:
     point.
     """
     first = graph.model.graph.input[0].name
-    sizes = sizes_of(graph)
+    sizes = sizes_of(graph, longest)
     rows: dict[str, str] = {}  # dequantized rows by dequantized value
     for product in products_of(graph, "MatMul"):
         value, weight = product.left.output[0], product.right.input[0]

@@ -9,23 +9,21 @@ from onnx.reference import ReferenceEvaluator
 
 from obert_modifiers.deploy.onnx.graph import DEQUANTIZE, QUANTIZE, Graph
 
-# A number (0 where it is not known), or what a free size is for each of the probes.
-Size = int | tuple[int, ...]
-# Batch sizes and sequence lengths that sizes are computed for. Sizes that are equal for
-# all of them are taken for equal.
-_PROBES = ((5, 3), (7, 11))
+# A number (0 where it is not known), or what a free size is for few and many tokens.
+Size = int | tuple[int, int]
+_FEW, _MANY = (5, 3), (7, 4)  # rows and tokens, of many at least
 _COPY, _REST = 0, -1  # what Reshape takes for "as it was" and "what is left"
 _SMALL = 1 << 16  # values; indices and masks have fewer, embeddings more
 
 
-def copy_sizes(graph: Graph) -> None:
+def copy_sizes(graph: Graph, longest: int) -> None:
     """Let a Reshape copy the sizes that stay.
 
     torch writes ``view(batch, sequence, heads, width)`` of free sizes as seven nodes
     that compute a shape. Reshape knows a sign for a size that stays where it is, and
     another for one size of any kind.
     """
-    sizes = sizes_of(graph)
+    sizes = sizes_of(graph, longest)
     for node in graph.of_kind("Reshape"):
         before, after = sizes.get(node.input[0]), sizes.get(node.output[0])
         if node.input[1] in graph.constants or before is None or after is None:
@@ -41,12 +39,17 @@ def copy_sizes(graph: Graph) -> None:
     graph.write()
 
 
-def sizes_of(graph: Graph) -> dict[str, list[Size]]:
-    """Tell the sizes of the values of a graph that was just written."""
-    one, two = (_sizes_at(graph, probe) for probe in _PROBES)
+def sizes_of(graph: Graph, longest: int) -> dict[str, list[Size]]:
+    """Tell the sizes of the values of a graph that was just written.
+
+    Sizes that are the same for few tokens and for the `longest` that the graph was
+    traced with are taken for the same at every length.
+    """
+    few = _sizes_at(graph, _FEW)
+    many = _sizes_at(graph, (_MANY[0], max(_MANY[1], longest)))
     return {
-        name: [_size(pair) for pair in zip(one[name], two[name], strict=True)]
-        for name in one.keys() & two.keys()
+        name: [_size(pair) for pair in zip(few[name], many[name], strict=True)]
+        for name in few.keys() & many.keys()
     }
 
 
@@ -56,15 +59,15 @@ def _size(seen: tuple[int, int]) -> Size:
     return seen[0] if seen[0] == seen[1] else seen
 
 
-def _sizes_at(graph: Graph, probe: tuple[int, int]) -> dict[str, list[int]]:
-    """Infer the sizes of all values where the free sizes are those of a probe.
+def _sizes_at(graph: Graph, shape: tuple[int, int]) -> dict[str, list[int]]:
+    """Infer the sizes of all values where the free sizes are those of a shape.
 
     ONNX's inference of a whole graph stops where nodes compute a size. Here their
     numbers are computed, node by node.
     """
     model = onnx.ModelProto(graph=onnx.GraphProto(input=graph.model.graph.input))
     if not all(axis.dim_value for axis in _axes(model.graph.input[0])):
-        fix_sizes(model, probe)
+        fix_sizes(model, shape)
     types = {one.name: one for one in model.graph.input}
     vectors: dict[str, TensorProto] = {}  # and numbers: all that sizes are made of
 
