@@ -14,6 +14,8 @@ import pytest
 from obert_modifiers import host
 
 ROOT = Path(__file__).parent.parent
+# The address named: a machine's own name need not resolve, and torchrun waits for it.
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1")
 _BLOCKER = Path(__file__).parent / "without_sparseml"
 
 ON_SPARSEML = host.name() == host.SPARSEML

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -21,12 +22,12 @@ from obert_modifiers.cli.progress import LogLines, Reporter, pruning_line
 from obert_modifiers.tasks import TASKS
 from obert_modifiers.tasks.command_line import _transformers_flags
 from tests import tiny
+from tests.hosts import TORCHRUN
 from tests.test_report import event
 
 MEASURED = ("evaluate", "export", "bench", "sizes")
 EVENT = event(0.5, 0.0, 0.6, skipped_gradients=0)
 STEP = {"epoch": 0.5, "loss": 0.5, "learning_rate": 5e-5, "sparsity": 0.6}
-TORCHRUN = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
 
 
 def call(capsys, words: str) -> tuple[int, str, str]:
@@ -160,6 +161,18 @@ def test_a_fault_of_ours_keeps_its_traceback(capsys, monkeypatch, tmp_path):
         (tmp_path / name).touch()
     code, _, err = call(capsys, f"report {tmp_path}")
     assert code == 1 and "Traceback" in err
+
+
+def test_the_help_of_run_needs_no_sparseml(capsys, monkeypatch):
+    def not_installed(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "distribution", not_installed)
+    code, out, _ = call(capsys, "run --help")
+    assert code == 0 and "--replace=ours" in out
+    assert "sparseml is not installed" in out
+    code, _, err = call(capsys, "run sparseml.onnxruntime.benchmark")
+    assert code == 2 and "sparseml is not installed" in err
 
 
 TASK_FLAGS = {
@@ -307,7 +320,7 @@ def test_training_in_a_pipe_and_its_report(tmp_path):
 def test_two_processes_write_one_result(tmp_path):
     words = training_words(tmp_path, 36, per_device_train_batch_size=3)
     out = tmp_path / "out"
-    done = process([*words, "--use_cpu"], *TORCHRUN)
+    done = process([*words, "--use_cpu"], *TORCHRUN, "--nproc_per_node=2")
     assert done.returncode == 0, done.stderr
     record = json.loads((out / "metrics.json").read_text())
     assert record["machine"]["processes"] == 2

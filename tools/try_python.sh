@@ -51,7 +51,7 @@ if [ -z "$python" ] && [ ! -e "$place/srv/obert_modifiers" ]; then
         tail -n 5 "$fresh/debootstrap.log" >&2
         exit 1
     }
-    cp /etc/resolv.conf "$place/etc/resolv.conf"
+    cp /etc/resolv.conf /etc/hosts "$place/etc/"
 fi
 mkdir -p "$place/srv"
 rm -rf "$place/srv/obert_modifiers"

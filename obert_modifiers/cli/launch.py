@@ -53,5 +53,7 @@ def start_missing_processes(words: Sequence[str]) -> None:
     )
     sys.stderr.flush()
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    # Else the machine's own name, for which torchrun waits where it does not resolve.
+    command += ["--local-addr=127.0.0.1"]
     command += [f"--nproc_per_node={number}", "-m", "obert_modifiers.cli", *words]
     os.execv(sys.executable, command)

@@ -32,7 +32,11 @@ def run(context: typer.Context) -> None:
     if not words or words[0] in ("-h", "--help"):
         from obert_modifiers.sparseml_cli.scripts import scripts
 
-        typer.echo("\n  ".join([_USAGE, *sorted(scripts())]))
+        try:
+            known = sorted(scripts())
+        except ValueError as error:  # without SparseML the help still says what it is
+            known = [str(error)]
+        typer.echo("\n  ".join([_USAGE, *known]))
         return
     from obert_modifiers.sparseml_cli.launch import run as run_script
 

@@ -22,6 +22,7 @@ from obert_modifiers.training import checkpoint, train
 from obert_modifiers.training.journal import Journal
 from obert_modifiers.training.state import pack, unpack
 from tests.faults import world
+from tests.hosts import on_sparseml
 from tests.training.toy import all_equal
 
 PACKAGE = "obert_modifiers"
@@ -368,6 +369,7 @@ UNKNOWN = f"""{world.HEAD}
 """
 
 
+@on_sparseml
 def test_a_modifier_whose_state_is_unknown_is_refused(tmp_path) -> None:
     with pytest.raises(ValueError, match="modifier=ACDCPruningModifier has a state"):
         run(tmp_path, UNKNOWN)

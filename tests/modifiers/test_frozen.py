@@ -9,7 +9,7 @@ from torch import nn
 
 from obert_modifiers.modifiers import FrozenParamsModifier
 from obert_modifiers.recipe.manager import RecipeManager
-from tests.hosts import ROOT, environment
+from tests.hosts import ROOT, TORCHRUN, environment
 from tests.modifiers.driving import STEPS, adamw, same
 from tests.modifiers.table import make_batch, make_model, sample_loss
 
@@ -169,8 +169,8 @@ def test_two_processes_stay_equal_where_sparsemls_modifier_lets_them_part(
 ) -> None:
     script = tmp_path / "two.py"
     script.write_text(TWO_RANKS)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
-    command += ["--standalone", str(script), str(tmp_path)]
+    command = [sys.executable, *TORCHRUN, "--nproc_per_node=2"]
+    command += [str(script), str(tmp_path)]
     done = subprocess.run(
         command,
         env=environment(OMP_NUM_THREADS="1"),

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, BertForQuestionAnswering
 
 from obert_modifiers.resources import recipe_path
 from tests import questions, tiny
+from tests.hosts import TORCHRUN
 from tests.tasks.inputs import refused, words_of
 
 WINDOWS = {"max_seq_length": 24, "doc_stride": 6}
@@ -198,7 +199,7 @@ def test_two_processes_find_the_same_figures(small, asked, trained, tmp_path):
         per_device_eval_batch_size=16,
         **WINDOWS,
     )
-    launcher = "-m torch.distributed.run --standalone --nproc_per_node 2".split()
+    launcher = [*TORCHRUN, "--nproc_per_node=2"]
     command = "train question_answering --do_eval --use_cpu".split()
     words = [*launcher, "-m", "obert_modifiers.cli", *command, *words]
     options = {"capture_output": True, "text": True, "timeout": 240}

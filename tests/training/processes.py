@@ -5,15 +5,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.hosts import ROOT
+from tests.hosts import ROOT, TORCHRUN
 
 
 def torchrun(*words: object, timeout: float = 300) -> subprocess.CompletedProcess:
     """Run a script or ``-m`` a module with its words on two processes."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
+    command = [sys.executable, *TORCHRUN, "--nproc_per_node=2"]
     more = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [*command, "--standalone", *map(str, words)],
+        [*command, *map(str, words)],
         env={**os.environ, "PYTHONPATH": str(ROOT), **more},
         cwd=ROOT,
         capture_output=True,
