@@ -34,7 +34,7 @@ from obert_modifiers.deploy.bench import show
 from obert_modifiers.deploy.bench.cases import Case
 from obert_modifiers.deploy.bench.rounds import Effort, Measured, measure
 from obert_modifiers.deploy.engines import ENGINES as ENGINE_FILES
-from obert_modifiers.deploy.formats.sparse import describe
+from obert_modifiers.deploy.formats.sparse_model import describe
 from obert_modifiers.deploy.onnx import export_onnx
 from obert_modifiers.embedded import encoder_path, movie_snippets
 from obert_modifiers.runtime import file

@@ -16,7 +16,7 @@ from obert_modifiers.deploy.bench import advise
 from obert_modifiers.deploy.bench.cases import Case
 from obert_modifiers.deploy.bench.rounds import Measured
 from obert_modifiers.deploy.export import export_run
-from obert_modifiers.deploy.formats.sparse import describe
+from obert_modifiers.deploy.formats.sparse_model import describe
 from obert_modifiers.deploy.run import load_run
 from obert_modifiers.runtime import SparseEncoder
 from tests.deploy.models import save

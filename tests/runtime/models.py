@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from obert_modifiers.core.quantization.scheme import Scheme, freeze_, quantize_
-from obert_modifiers.deploy.formats.sparse import describe
+from obert_modifiers.deploy.formats.sparse_model import describe
 from obert_modifiers.runtime import file
 
 VOCAB, PAD = 120, 1
