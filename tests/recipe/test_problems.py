@@ -1,6 +1,7 @@
 """Everything that is wrong with a recipe is said at once, with its line."""
 
 import pickle
+import sys
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ from tests.recipe.samples import EPOCHS, GMP, OBERT, group
 
 BROKEN = {**VALUES, **VARIABLES, **ARRANGEMENT, **CROSS}
 assert len(BROKEN) == 91
+OLD_PATHLIB = sys.version_info < (3, 14)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +101,8 @@ def test_files_that_hold_no_recipe(tmp_path: Path):
         "empty.yaml": ("1 - YAML", "write 'modifiers:' above them"),
         "binary.yaml": ("1 - FILE", "make it readable"),
         "deep.md": ("3 Epoch UNKNOWN", "remove it"),
-        "x" * 5000: ("1 - FILE", "check it"),
+        # From Python 3.14 on pathlib says of a name that is too long: no such file.
+        "x" * 5000: ("1 - FILE", "check it" if OLD_PATHLIB else f"use {every}"),
     }
     assert len(expected) == 11
     for name, (where, fix) in expected.items():
