@@ -18,6 +18,19 @@ from tests import tiny
 from tests.hosts import on_sparseml
 
 FOLDER = Path(__file__).parents[1] / "integrations"
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> tuple[Path, Path, Path]:
+    """Return a recipe, a model's folder and a file of sentences."""
+    folder = tmp_path_factory.mktemp("files")
+    (folder / "recipe.yaml").write_text(tiny.RECIPE, encoding="utf-8")
+    rows = datasets.Dataset.from_list(tiny.sentences(48))
+    rows.to_parquet(folder / "train.parquet")
+    model = tiny.save_model(folder / "model")
+    return folder / "recipe.yaml", model, folder / "train.parquet"
+
+
 # The README runs two of them, tests/elsewhere two, and this file one.
 SCRIPTS = [
     "accelerate/plain_loop.py",
