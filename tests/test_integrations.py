@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
 
+import datasets
 import pytest
 from transformers import AutoModelForSequenceClassification
 
