@@ -21,6 +21,7 @@ from obert_modifiers.runtime.prepared import Prepared
 logger = logging.getLogger(__name__)
 
 _GROUP_TOKENS = 2048  # computed at a time by a thread: what bounds its memory
+_WORTH = 4e-3  # seconds of a layer below which threads wait longer than they save
 _UNEVEN = 1.1  # of threads' loads; beyond it they share sentences
 
 
@@ -140,7 +141,7 @@ class SparseEncoder:
 
         def run(rows: np.ndarray) -> None:
             lengths = _lengths(mask[rows])
-            registers = self._prepared.registers_for(int(lengths.sum()))
+            registers = self._prepared.registers_for(int(lengths.sum()), threads)
             packing = pack(rows, mask, self.path.lanes * registers)
             inputs = [np.zeros(len(packing.own), np.int32) for _ in given]
             for array, values in zip(inputs, given, strict=True):
@@ -305,7 +306,11 @@ class SparseEncoder:
             return groups, 1
         if count > self.threads and most * count <= _UNEVEN * total:
             return groups, 1
-        return divide(lengths, -(-total // _GROUP_TOKENS)), self.threads
+        few = divide(lengths, -(-total // _GROUP_TOKENS))
+        tokens = max(int(lengths[rows].sum()) for rows in few)
+        if self._prepared.layer_seconds(tokens) < _WORTH:
+            return groups, 1
+        return few, self.threads
 
     def _each(
         self, work: Callable[..., None], items: Sequence[tuple], threads: int

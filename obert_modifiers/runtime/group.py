@@ -12,7 +12,7 @@ from obert_modifiers.runtime.prepared import Prepared, ReadyLayer, seconds
 from obert_modifiers.runtime.weights import Linear, Packed
 
 Part = tuple[int, int]  # which of how many
-_WAIT = 1e-4  # seconds of a phase below which sharing it takes longer than it saves
+_WAIT = 1e-3  # seconds of a phase below which sharing it takes longer than it saves
 _QUANTIZE = Kernel("quantize")
 _NORM, _NORM_BYTES = Kernel("norm", ("floats",)), Kernel("norm", ("bytes",))
 
@@ -46,7 +46,7 @@ class Group:
         self._memory, self._each, self._threads = memory, each, threads
         self._tokens = tokens = prepared.path.lanes * registers
         self._tiles = packing.tiles
-        worth = prepared.phase_seconds(self._tiles * tokens) >= _WAIT
+        worth = prepared.layer_seconds(self._tiles * tokens) >= 7 * _WAIT
         self._shared = threads > 1 and self._tiles < threads and worth
         about = prepared.about
         self._width, self._heads = about["hidden"], about["heads"]

@@ -80,22 +80,23 @@ class Prepared:
         """Name the kernel that writes a layer's output as floats."""
         return linear(layer.inputs, "floats", activation, self.packed(layer).chunks)
 
-    def registers_for(self, tokens: int) -> int:
-        """Choose how many registers of tokens make a tile."""
+    def registers_for(self, tokens: int, threads: int = 1) -> int:
+        """Choose how many registers of tokens make a tile that a thread computes."""
         sizes = [
             1 << n for n in range(self.path.registers.bit_length())
         ]  # 1, 2, 4, ... registers
         lanes = self.path.lanes
 
         def cost(registers: int) -> float:
-            return -(-tokens // (lanes * registers)) * (registers + _TILE_COST)
+            tiles = -(-tokens // (lanes * registers))
+            return -(-tiles // threads) * (registers + _TILE_COST)
 
         return min(sizes, key=lambda n: (cost(n), n))
 
-    def phase_seconds(self, tokens: int) -> float:
-        """Guess how long a thread takes for one of the seven phases of a layer."""
+    def layer_seconds(self, tokens: int) -> float:
+        """Guess how long a thread takes for a layer."""
         kept = sum(one.kept for one in self.layers[0].linears.values())
-        return seconds(kept, tokens) / 7
+        return seconds(kept, tokens)
 
     def library(self, registers: int) -> Library:
         """Return the kernels for tiles of so many registers, compiled if need be."""

@@ -105,7 +105,7 @@ def test_one_long_sentence_is_shared_by_threads(quantized, monkeypatch):
         each(self, work, items, threads)
 
     monkeypatch.setattr(SparseEncoder, "_each", counted)
-    monkeypatch.setattr(prepared.Prepared, "phase_seconds", lambda *_: 1.0)
+    monkeypatch.setattr(prepared.Prepared, "layer_seconds", lambda *_: 1.0)
     alone = SparseEncoder.load(quantized, threads=1)(ids).logits
     assert {threads for _, threads in calls} == {1}
     calls.clear()
@@ -116,7 +116,7 @@ def test_one_long_sentence_is_shared_by_threads(quantized, monkeypatch):
 
 @pytest.mark.parametrize("seconds", [0.0, 1.0])
 def test_a_few_tiles_on_more_threads(quantized, monkeypatch, seconds):
-    monkeypatch.setattr(prepared.Prepared, "phase_seconds", lambda *_: seconds)
+    monkeypatch.setattr(prepared.Prepared, "layer_seconds", lambda *_: seconds)
     monkeypatch.setattr(prepared.Prepared, "registers_for", lambda *_: 1)
     ids = np.random.default_rng(0).integers(5, VOCAB, (1, 75))
     expected = SparseEncoder.load(quantized, threads=1)(ids).logits
@@ -327,6 +327,7 @@ def test_tiles_are_as_wide_as_the_tokens_need(quantized):
     choose = encoder._prepared.registers_for
     assert choose(lanes) == 1 and choose(lanes * most) == most
     assert choose(100 * lanes * most) == most
+    assert choose(lanes * most, 2) == most // 2  # a tile for each thread
     assert replace(encoder.path, registers=2).tokens == 2 * lanes
 
 
