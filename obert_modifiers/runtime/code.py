@@ -131,6 +131,11 @@ class Code:
             found = ir.Function(self.module, kind, name)
         return self.build.call(found, arguments)
 
+    def jump(self, address: Value, argument: Value) -> None:
+        """Call the function at an address."""
+        kind = ir.FunctionType(ir.VoidType(), [I64]).as_pointer()
+        self.build.call(self.build.inttoptr(address, kind), [argument])
+
     def number(self, value: float | Value) -> Value:
         """Copy a constant or a scalar into a float register."""
         if isinstance(value, int | float):

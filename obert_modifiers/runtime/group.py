@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from obert_modifiers.runtime.jit import Program
 from obert_modifiers.runtime.kernels import Kernel
 from obert_modifiers.runtime.memory import Memory, Tiles
 from obert_modifiers.runtime.model import Norm, Output
@@ -12,6 +13,8 @@ from obert_modifiers.runtime.prepared import Prepared, ReadyLayer, seconds
 from obert_modifiers.runtime.weights import Linear, Packed
 
 Part = tuple[int, int]  # which of how many
+# Adds what a part of a tile needs to a program.
+Phase = Callable[[Program, int, Part], None]
 _WAIT = 1e-3  # seconds of a phase below which sharing it takes longer than it saves
 _QUANTIZE = Kernel("quantize")
 _NORM, _NORM_BYTES = Kernel("norm", ("floats",)), Kernel("norm", ("bytes",))
@@ -42,7 +45,8 @@ class Group:
         threads: int,
     ) -> None:
         self._prepared, self._packing = prepared, packing
-        self._run = prepared.library(registers)
+        self._library = prepared.library(registers)
+        self._program = Program(self._library)  # of the only thread
         self._memory, self._each, self._threads = memory, each, threads
         self._tokens = tokens = prepared.path.lanes * registers
         self._tiles = packing.tiles
@@ -79,25 +83,32 @@ class Group:
         """Compute the last layer's output from the slots' ids, types and positions."""
         self._embed(inputs)
         layers = self._prepared.layers
+        if layers:
+            self._for_tiles(lambda to, t, _: self._round_first(to, layers[0], t))
         for layer, after in zip(layers, [*layers[1:], None], strict=True):
-            if layer is layers[0]:
-                self._each_tile([(self._round_first, False)], layer)
-            self._each_tile([(self._project, True)], layer)
-            phases = [
-                (self._attend, True),
-                (self._output, True),
-                (self._middle_norm, False),
-                (self._up, True),
-                (self._down, True),
-                (
-                    lambda layer, t, part, after=after: self._last_norm(
-                        layer, after, t
-                    ),
-                    False,
-                ),
-            ]
-            for group in [[one] for one in phases] if self._shared else [phases]:
-                self._each_tile(group, layer)
+            self._layer(layer, after)
+        self._program.run()
+
+    def _layer(self, layer: ReadyLayer, after: ReadyLayer | None) -> None:
+        phases: list[tuple[Phase, bool]] = [  # and whether it can be divided
+            (lambda to, t, part: self._attend(to, layer, t, part), True),
+            (lambda to, t, part: self._output(to, layer, t, part), True),
+            (lambda to, t, _: self._middle_norm(to, layer, t), False),
+            (lambda to, t, part: self._up(to, layer, t, part), True),
+            (lambda to, t, part: self._down(to, layer, t, part), True),
+            (lambda to, t, _: self._last_norm(to, layer, after, t), False),
+        ]
+        self._for_tiles(lambda to, t, part: self._project(to, layer, t, part), True)
+        if self._shared:
+            for phase, divided in phases:
+                self._for_tiles(phase, divided)
+            return
+
+        def every(to: Program, t: int, part: Part) -> None:
+            for phase, _ in phases:
+                phase(to, t, part)
+
+        self._for_tiles(every)
 
     def output(self, output: Output) -> np.ndarray:
         """Return features, ``(sentences, n)`` or of all tokens ``(tokens, n)``."""
@@ -119,21 +130,26 @@ class Group:
                 self._norm_all(tiles, self._prepared.model.norms[name])
             else:
                 tiles = self._linear(self._prepared.model.linears[name], tiles, rest[0])
+        self._program.run()
         return tiles.array[where // tokens, :, where % tokens]
 
-    def _each_tile(
-        self,
-        phases: Sequence[tuple[Callable[[ReadyLayer, int, Part], None], bool]],
-        layer: ReadyLayer,
-    ) -> None:
-        """Run phases tile by tile; True stands for those that can be divided."""
-        parts = self._threads if self._shared and all(d for _, d in phases) else 1
+    def _for_tiles(self, phase: Phase, divided: bool = False) -> None:
+        """Run a phase for each tile: at once by several threads, later by one."""
+        parts = self._threads if self._shared and divided else 1
+        self._for_each(phase, self._tiles, parts)
+
+    def _for_each(self, phase: Phase, count: int, parts: int = 1) -> None:
+        if self._threads == 1:
+            for t in range(count):
+                phase(self._program, t, (0, 1))
+            return
 
         def work(t: int, part: int) -> None:
-            for phase, _ in phases:
-                phase(layer, t, (part, parts))
+            program = Program(self._library)
+            phase(program, t, (part, parts))
+            program.run()
 
-        self._each(work, [(t, i) for t in range(self._tiles) for i in range(parts)])
+        self._each(work, [(t, i) for t in range(count) for i in range(parts)])
 
     # -- before and behind the layers
 
@@ -147,54 +163,53 @@ class Group:
         scales = [scale for _, scale in model.tables.values()]
         starts = [one.ctypes.data for one in inputs]
 
-        def work(t: int) -> None:
+        def work(to: Program, t: int, _: Part) -> None:
             places = [start + 4 * t * self._tokens for start in starts]
-            self._run[prepared.embed](*places, *tables, narrow, own[t], *scales)
-            self._norm(own[t], model.embedding_norm)
+            to.add(prepared.embed, *places, *tables, narrow, own[t], *scales)
+            self._norm(to, own[t], model.embedding_norm)
 
-        self._each(work, [(t,) for t in range(self._tiles)])
+        self._for_tiles(work)
         if model.project is not None:
             self._hidden = self._linear(model.project, own, "none")
 
     def _linear(self, layer: Linear, tiles: Tiles, activation: str) -> Tiles:
         """Compute the ``rows`` features of tiles of ``columns`` floats."""
         packed = self._prepared.packed(layer)
-        kernel = self._run[self._prepared.plain(layer, activation)]
+        kernel = self._prepared.plain(layer, activation)
         count = len(tiles)
         found = self._take(count, packed.rows)  # where sums of chunks wait, too
         source = tiles
         if packed.grid is not None:
             source = self._take(count, packed.columns, np.uint8)
-            self._each(
-                lambda t: self._round(packed, tiles[t], source[t]),
-                [(t,) for t in range(count)],
+            self._for_each(
+                lambda to, t, _: self._round(to, packed, tiles[t], source[t]), count
             )
         long = seconds(packed.kept, count * self._tokens) >= _WAIT
         parts = self._threads if count < self._threads and long else 1
 
-        def work(t: int, part: int) -> None:
-            rows = _rows(packed.rows, (part, parts))
-            kernel(source[t], *packed.addresses, found[t], *rows, found[t], 0.0, 0.0)
+        def work(to: Program, t: int, part: Part) -> None:
+            rows = _rows(packed.rows, part)
+            place = found[t]
+            to.add(kernel, source[t], *packed.addresses, place, *rows, place, 0.0, 0.0)
 
-        self._each(work, [(t, i) for t in range(count) for i in range(parts)])
+        self._for_each(work, count, parts)
+        self._program.run()
         return found
 
     def _norm_all(self, tiles: Tiles, norm: Norm) -> None:
-        self._each(
-            lambda t: self._norm(tiles[t], norm), [(t,) for t in range(len(tiles))]
-        )
+        self._for_each(lambda to, t, _: self._norm(to, tiles[t], norm), len(tiles))
 
     # -- phases of a layer; in each, tile t of the group
 
-    def _round_first(self, layer: ReadyLayer, t: int, part: Part) -> None:
-        self._round(layer.linears["query"], self._hidden[t], self._bytes[t])
+    def _round_first(self, to: Program, layer: ReadyLayer, t: int) -> None:
+        self._round(to, layer.linears["query"], self._hidden[t], self._bytes[t])
 
-    def _round(self, packed: Packed, tile: int, out: int) -> None:
+    def _round(self, to: Program, packed: Packed, tile: int, out: int) -> None:
         if packed.grid is not None:
             step, zero = packed.grid
-            self._run[_QUANTIZE](tile, out, packed.columns, 1.0 / step, zero)
+            to.add(_QUANTIZE, tile, out, packed.columns, 1.0 / step, zero)
 
-    def _project(self, layer: ReadyLayer, t: int, part: Part) -> None:
+    def _project(self, to: Program, layer: ReadyLayer, t: int, part: Part) -> None:
         """Compute queries, keys and values."""
         shared = layer.linears["query"].grid
         whole = self._wholes[layer.number_bytes]
@@ -202,20 +217,20 @@ class Group:
             packed = layer.linears[name]
             source = self._hidden[t] if packed.grid is None else self._bytes[t]
             if packed.grid not in (None, shared):  # its own rounding of the same input
-                own = np.empty((self._width, self._tokens), np.uint8)
-                source = own.ctypes.data
-                self._round(packed, self._hidden[t], source)
+                source = self._take(1, self._width, np.uint8)[0]
+                self._round(to, packed, self._hidden[t], source)
             out = array.start + whole * t
-            self._call(layer, name, source, t, part, out, layer.grids.get(name))
+            self._call(to, layer, name, source, t, part, out, layer.grids.get(name))
 
-    def _attend(self, layer: ReadyLayer, t: int, part: Part) -> None:
+    def _attend(self, to: Program, layer: ReadyLayer, t: int, part: Part) -> None:
         heads = _rows(self._heads, part, 1)
         if heads[0] == heads[1]:
             return
         worker = self._worker(t)
         place = worker * self._heads + heads[0] if self._shared else worker
         query, keys, values = (one.start for one in self._projected)
-        self._run[layer.attention](
+        to.add(
+            layer.attention,
             query + self._wholes[layer.number_bytes] * t,
             keys,
             values,
@@ -230,32 +245,37 @@ class Group:
             *layer.constants,
         )
 
-    def _output(self, layer: ReadyLayer, t: int, part: Part) -> None:
+    def _output(self, to: Program, layer: ReadyLayer, t: int, part: Part) -> None:
         source, out = self._context[self._worker(t)], self._hidden[t]
-        self._call(layer, "output", source, t, part, out)
+        self._call(to, layer, "output", source, t, part, out)
 
-    def _middle_norm(self, layer: ReadyLayer, t: int, part: Part) -> None:
-        self._norm(self._hidden[t], layer.norms[0], layer.linears["up"], self._bytes[t])
+    def _middle_norm(self, to: Program, layer: ReadyLayer, t: int) -> None:
+        self._norm(
+            to, self._hidden[t], layer.norms[0], layer.linears["up"], self._bytes[t]
+        )
 
-    def _up(self, layer: ReadyLayer, t: int, part: Part) -> None:
+    def _up(self, to: Program, layer: ReadyLayer, t: int, part: Part) -> None:
         floats = layer.linears["up"].grid is None
         source = self._hidden[t] if floats else self._bytes[t]
         out = self._middle[self._worker(t)]
-        self._call(layer, "up", source, t, part, out, layer.linears["down"].grid)
+        self._call(to, layer, "up", source, t, part, out, layer.linears["down"].grid)
 
-    def _down(self, layer: ReadyLayer, t: int, part: Part) -> None:
+    def _down(self, to: Program, layer: ReadyLayer, t: int, part: Part) -> None:
         source, out = self._middle[self._worker(t)], self._hidden[t]
-        self._call(layer, "down", source, t, part, out)
+        self._call(to, layer, "down", source, t, part, out)
 
-    def _last_norm(self, layer: ReadyLayer, after: ReadyLayer | None, t: int) -> None:
+    def _last_norm(
+        self, to: Program, layer: ReadyLayer, after: ReadyLayer | None, t: int
+    ) -> None:
         following = None if after is None else after.linears["query"]
-        self._norm(self._hidden[t], layer.norms[1], following, self._bytes[t])
+        self._norm(to, self._hidden[t], layer.norms[1], following, self._bytes[t])
 
     def _worker(self, t: int) -> int:
         return t if self._threads > 1 else 0
 
     def _call(
         self,
+        to: Program,
         layer: ReadyLayer,
         name: str,
         source: int,
@@ -266,7 +286,8 @@ class Group:
     ) -> None:
         packed = layer.linears[name]
         step, zero = grid or (1.0, 0)
-        self._run[layer.kernels[name]](
+        to.add(
+            layer.kernels[name],
             source,
             *packed.addresses,
             self._sums[self._worker(t)],
@@ -277,13 +298,19 @@ class Group:
         )
 
     def _norm(
-        self, tile: int, norm: Norm, after: Packed | None = None, out: int = 0
+        self,
+        to: Program,
+        tile: int,
+        norm: Norm,
+        after: Packed | None = None,
+        out: int = 0,
     ) -> None:
         """Normalise in place, and round to the grid of the layer that comes after."""
         grid = None if after is None else after.grid
         step, zero = grid or (1.0, 0)
         width = len(norm.gain)
-        self._run[_NORM if grid is None else _NORM_BYTES](
+        to.add(
+            _NORM if grid is None else _NORM_BYTES,
             tile,
             *norm.addresses,
             out,

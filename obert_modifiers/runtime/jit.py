@@ -5,19 +5,20 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Iterable
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path as File
 from threading import Lock
 
 import llvmlite
+import numpy as np
 from llvmlite import binding
 
 from obert_modifiers.runtime import code, kernels, paths
-from obert_modifiers.runtime.kernels import Kernel
+from obert_modifiers.runtime.kernels import RECORD, Kernel
 from obert_modifiers.runtime.paths import Path
 
 CACHE_VARIABLE = "OBERT_RUNTIME_CACHE"
-_TYPES = {"i": ctypes.c_int64, "f": ctypes.c_float}
+_SEQUENCE = Kernel("sequence")
 _LOCK = Lock()  # LLVM's global state is not made for several threads
 
 
@@ -63,26 +64,34 @@ class Library:
     ) -> None:
         self.path = path
         self.compiled: list[str] = []  # those that were not in the cache
-        self._functions = {}
+        self._addresses: dict[Kernel, int] = {}
         with _LOCK:
             machine, host = _machine()
             empty = binding.parse_assembly("")
             self._engine = binding.create_mcjit_compiler(empty, _machine()[0])
-            wanted = {kernel.name: kernel for kernel in kernels}
+            wanted = {kernel.name: kernel for kernel in (*kernels, _SEQUENCE)}
             for kernel in wanted.values():
                 found = self._object(kernel, machine, host, tell)
                 self._engine.add_object_file(binding.ObjectFileRef.from_data(found))
             self._engine.finalize_object()
             for name, kernel in wanted.items():
-                types = [_TYPES[letter] for letter in kernel.parameters]
-                address = self._engine.get_function_address(name)
-                function = ctypes.CFUNCTYPE(None, *types)(address)
-                function.engine = self._engine  # which owns its code
-                self._functions[kernel] = function
+                self._addresses[kernel] = self._engine.get_function_address(name)
+        self._sequence = ctypes.CFUNCTYPE(None, ctypes.c_int64)(
+            self._addresses[_SEQUENCE]
+        )
 
-    def __getitem__(self, kernel: Kernel) -> Callable[..., None]:
-        """Return a function of addresses and numbers; it runs without Python's lock."""
-        return self._functions[kernel]
+    def address(self, kernel: Kernel) -> int:
+        """Return where a kernel's code is."""
+        return self._addresses[kernel]
+
+    def run(self, records: np.ndarray) -> None:
+        """Run kernels one after the other, without Python's lock.
+
+        Args:
+            records: ``(count, RECORD)`` int64: the address of each, its parameters.
+        """
+        words = np.array([records.ctypes.data, len(records)], np.int64)
+        self._sequence(words.ctypes.data)
 
     def _object(
         self,
@@ -107,6 +116,37 @@ class Library:
         found = compiled(kernel.write(self.path).text(), machine)
         _keep(file, hashlib.sha256(found).digest() + found)
         return found
+
+
+class Program:
+    """Kernels that are to run one after the other."""
+
+    def __init__(self, library: Library) -> None:
+        """Begin an empty one."""
+        self._library = library
+        self._words: list[int] = []
+
+    def add(self, kernel: Kernel, *values: float) -> None:
+        """Add a kernel with its parameters; what they point to must stay."""
+        words = [
+            value if letter == "i" else _bits(value)
+            for letter, value in zip(kernel.parameters, values, strict=True)
+        ]
+        self._words.append(self._library.address(kernel))
+        self._words += words
+        self._words += [0] * (RECORD - 1 - len(words))
+
+    def run(self) -> None:
+        """Run what was added, and begin anew."""
+        if self._words:
+            self._library.run(np.array(self._words, np.int64).reshape(-1, RECORD))
+            self._words = []
+
+
+@lru_cache(maxsize=4096)
+def _bits(value: float) -> int:
+    """Return the bits of a float32."""
+    return int(np.float32(value).view(np.int32))
 
 
 def compiled(text: str, machine: binding.TargetMachine) -> bytes:

@@ -95,13 +95,19 @@ _PARAMETERS = {
     "attention": "i" * 13 + "ffff",
     # ids, types, positions, their tables, features, out, scales
     "embed": "i" * 8 + "fff",
+    # records, how many
+    "sequence": "ii",
 }
+# Words of a record of a sequence: a kernel's address, then its parameters.
+RECORD = 1 + max(map(len, _PARAMETERS.values()))
 
 
 def _write(path: Path, name: str, kind: str) -> tuple[Code, list[Value]]:
+    """Begin a kernel; it finds its parameters in words of 8 bytes at an address."""
+    code = Code(name, [I64], path.lanes)
+    (words,) = code.function.args
     types = [I64 if letter == "i" else F32 for letter in _PARAMETERS[kind]]
-    code = Code(name, types, path.lanes)
-    return code, list(code.function.args)
+    return code, [code.load(one, words, 8 * i) for i, one in enumerate(types)]
 
 
 # -- functions of a register
@@ -709,10 +715,23 @@ def _attention(path: Path, name: str, numbers: str, outputs: str) -> Code:
     return code
 
 
+def _sequence(path: Path, name: str) -> Code:
+    """Run kernels one after the other."""
+    code, (records, count) = _write(path, name, "sequence")
+
+    def body(i: Value, _: list[Value]) -> None:
+        record = code.sum(records, code.times(i, 8 * RECORD))
+        code.jump(code.load(I64, record), code.sum(record, 8))
+
+    code.loop(0, count, body)
+    return code
+
+
 _WRITERS: dict[str, Callable[..., Code]] = {
     "linear": _linear,
     "norm": _norm,
     "quantize": _quantize,
     "embed": _embed,
     "attention": _attention,
+    "sequence": _sequence,
 }

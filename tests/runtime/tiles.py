@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from obert_modifiers.runtime.jit import Library
+from obert_modifiers.runtime.jit import Library, Program
 from obert_modifiers.runtime.kernels import Kernel
 from obert_modifiers.runtime.paths import PATHS, Path, available
 from tests.runtime.interpreter import Interpreter
@@ -16,12 +16,17 @@ def of_registers(name: str, registers: int) -> Path:
     return replace(PATHS[name], registers=registers)
 
 
-def run(path: Path, kernel: Kernel, *arguments: float) -> None:
+def run(path: Path, kernel: Kernel, *values: float) -> None:
     """Run a kernel, on the CPU where it has the instructions, else interpreted."""
-    if path.name in FAR:
-        Interpreter(kernel.write(path))(*arguments)
-    else:
-        Library(path, [kernel], lambda line: None)[kernel](*arguments)
+    if path.name not in FAR:
+        program = Program(Library(path, [kernel], lambda line: None))
+        program.add(kernel, *values)
+        program.run()
+        return
+    words = np.zeros(len(values), np.int64)
+    for i, (letter, value) in enumerate(zip(kernel.parameters, values, strict=True)):
+        words[i] = value if letter == "i" else np.float32(value).view(np.int32)
+    Interpreter(kernel.write(path))(words.ctypes.data)
 
 
 def sparse(
