@@ -41,7 +41,7 @@ LAYERS = {
     "cpu": layer(set(), {"llvmlite"}),
     "kernels": layer(set(), {"numba", "numpy", "torch", "triton"}),
     "faults": layer(),
-    "runtime": layer(set(), {"llvmlite", "numpy", "safetensors", "tokenizers"}),
+    "runtime": layer({"cpu"}, {"llvmlite", "numpy", "safetensors", "tokenizers"}),
     "core": layer({"faults", "kernels"}, {"torch"}),
     "recipe_text": layer({"faults"}, {"yaml"}),
     "host": layer({"faults", "recipe_text"}, {"torch", "yaml"}),

@@ -249,7 +249,7 @@ class SparseEncoder:
                 )
             found.append(one)
         mask = found[1].astype(bool)
-        if ids.size or len(ids):
+        if len(ids):
             empty = np.nonzero(~mask.any(axis=1))[0]
             if len(empty):
                 raise ValueError(

@@ -47,8 +47,6 @@ _MASKED = -1e30
 _AT_ONCE = 16  # features of an embedding
 
 ACTIVATIONS = ("none", "gelu", "gelu_new", "relu", "tanh")
-INPUTS = ("int8", "float1", "float4")
-OUTPUTS = ("bytes", "floats", "add", "grid", "words", "halves")
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,8 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache
 
-from llvmlite import binding
+from obert_modifiers.cpu import host_cpu
 
 
 @dataclass(frozen=True)
@@ -20,7 +19,6 @@ class Path:
         pairs: Whether products are added in 16 bits, so that weights come in pairs of
             blocks whose sums fit.
         words: Whether pairs of 16-bit numbers multiply and add into 32 bits.
-        bound: Products of 8 bits that the instructions allow in a cycle, of two loads.
     """
 
     name: str
@@ -29,7 +27,6 @@ class Path:
     registers: int
     pairs: bool = False
     words: bool = True
-    bound: float = 0.0
 
     @property
     def at_once(self) -> int:
@@ -52,49 +49,25 @@ class Path:
         return self.needs <= set(features)
 
 
+_AVX512 = frozenset({"avx512f", "avx512bw", "avx512vl"})
 # The fastest first.
 PATHS = {
     path.name: path
     for path in (
-        Path(
-            "avx512vnni",
-            frozenset({"avx512f", "avx512bw", "avx512vl", "avx512vnni"}),
-            *(16, 8),
-            bound=2 * 4 * 64 / 5,
-        ),
-        Path(
-            "avxvnni", frozenset({"avx2", "fma", "avxvnni"}), 8, 4, bound=2 * 4 * 32 / 5
-        ),
-        Path(
-            "avx512",
-            frozenset({"avx512f", "avx512bw", "avx512vl"}),
-            *(16, 8, True),
-            bound=2 * 4 * 64 / 5,
-        ),
-        Path("avx2", frozenset({"avx2", "fma"}), 8, 4, True, bound=2 * 4 * 32 / 6),
-        Path(
-            "sdot",
-            frozenset({"neon", "dotprod"}),
-            4,
-            8,
-            words=False,
-            bound=2 * 8 * 16 / 9,
-        ),
+        Path("avx512vnni", _AVX512 | {"avx512vnni"}, 16, 8),
+        Path("avxvnni", frozenset({"avx2", "fma", "avxvnni"}), 8, 4),
+        Path("avx512", _AVX512, 16, 8, pairs=True),
+        Path("avx2", frozenset({"avx2", "fma"}), 8, 4, pairs=True),
+        Path("sdot", frozenset({"neon", "dotprod"}), 4, 8, words=False),
         Path("portable", frozenset(), 4, 8, words=False),
     )
 }
 
 
-@cache
-def host_features() -> frozenset[str]:
-    """Return what this CPU and its system allow, in LLVM's names."""
-    features = binding.get_host_cpu_features()
-    return frozenset(name for name, there in features.items() if there)
-
-
 def available() -> list[str]:
     """Name the paths that this CPU runs, the fastest first."""
-    return [name for name, path in PATHS.items() if path.runs_on(host_features())]
+    features = host_cpu().features
+    return [name for name, path in PATHS.items() if path.runs_on(features)]
 
 
 def choose(name: str | None = None) -> Path:
