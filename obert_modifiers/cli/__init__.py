@@ -7,7 +7,15 @@ import warnings
 from collections.abc import Callable
 from typing import Annotated, Any
 
-import typer
+try:
+    import typer
+except ModuleNotFoundError:
+    print(
+        "obert: the command needs the extra train; run "
+        "pip install 'obert-modifiers[train]'",
+        file=sys.stderr,
+    )
+    raise SystemExit(2) from None
 
 from obert_modifiers import __version__
 from obert_modifiers.cli import models, recipe, sparseml, train

@@ -143,12 +143,12 @@ def _new_environment(stack: Stack) -> str:
     root = Path(__file__).resolve().parents[2]
     if (root / "Makefile").is_file() and (root / "tools" / "venv.sh").is_file():
         return stack.install
-    extra = "[sparseml-cli]" if stack.key == "B" else ""
+    extra = "sparseml-cli" if stack.key == "B" else "train"
     folder = f".venv-{stack.key.lower()}"
     python = "python3.13" if stack.key == "C" else "python3.11"
     return (
         f"{python} -m venv {folder} && "
-        f"{folder}/bin/python -m pip install 'obert-modifiers{extra}'"
+        f"{folder}/bin/python -m pip install 'obert-modifiers[{extra}]'"
     )
 
 

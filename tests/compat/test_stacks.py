@@ -124,6 +124,9 @@ def test_another_python_needs_a_new_environment(monkeypatch, tmp_path):
         "python3.11 -m venv .venv-b && .venv-b/bin/python -m pip install "
         "'obert-modifiers[sparseml-cli]'"
     )
+    assert diagnose(C | {"python": "3.10.13"}).command.endswith(
+        "'obert-modifiers[train]'"
+    )
 
 
 def test_sparsemls_scripts_are_refused_with_the_command_that_mends_it():
@@ -160,7 +163,10 @@ def test_obert_train_is_refused_with_the_command_that_mends_it(monkeypatch, caps
 def requirements(section: str, name: str) -> dict[str, list[Requirement]]:
     config = configparser.ConfigParser(interpolation=None)
     config.read(REPO / "setup.cfg", encoding="utf-8")
-    return by_package(config[section][name])
+    lines = config[section][name]
+    for extra in re.findall(r"%\((.*)\)s", lines):
+        lines = lines.replace(f"%({extra})s", config[section][extra])
+    return by_package(lines)
 
 
 def by_package(lines: str) -> dict[str, list[Requirement]]:
@@ -187,14 +193,10 @@ def allowed(
 
 @pytest.mark.parametrize("key", STACKS)
 def test_setup_cfg_admits_each_stack(key):
-    found = requirements("options", "install_requires")
-    if key == "B":
-        extra = requirements("options.extras_require", "sparseml-cli")
-        for name, more in extra.items():
-            found.setdefault(name, []).extend(more)
-            # The extra is what the doctor asks for.
-            (own,) = more
-            assert own.specifier == SpecifierSet(STACKS["B"].packages[name])
+    extra = "sparseml-cli" if key == "B" else "train"
+    found = requirements("options.extras_require", extra)
+    for name, more in requirements("options", "install_requires").items():
+        found.setdefault(name, []).extend(more)
     python = SETS[key]["python"]
     for name, version in SETS[key].items():
         if name not in ("python", "compressed-tensors") and version:
@@ -202,19 +204,36 @@ def test_setup_cfg_admits_each_stack(key):
             assert wanted.contains(version, prereleases=True), name
 
 
+def test_the_extra_of_sparsemls_scripts_is_what_the_doctor_asks_for():
+    config = requirements("options.extras_require", "sparseml-cli")
+    train = requirements("options.extras_require", "train")
+    for name, found in config.items():
+        added = found[len(train.get(name, [])) :]
+        for one in added:
+            assert one.specifier == SpecifierSet(STACKS["B"].packages[name])
+
+
 SPARSEMLS = {"sparseml", "sparsezoo", "pyarrow", "setuptools"}
 
 
 def test_sparseml_and_its_pins_are_required_where_it_installs():
-    found = requirements("options", "install_requires")
+    found = requirements("options.extras_require", "train")
     extra = requirements("options.extras_require", "sparseml")
-    assert set(extra) == SPARSEMLS
-    for name, (own,) in extra.items():
-        bounds = set(own.specifier)
+    own = {name: many[-1] for name, many in extra.items() if many != found.get(name)}
+    assert set(own) == SPARSEMLS
+    for name, one in own.items():
+        bounds = set(one.specifier)
         assert bounds <= set(allowed(found, name, "3.11"))
         for python in ("3.12", "3.13", "3.14"):
             assert not bounds & set(allowed(found, name, python))
     assert not any("!=" in str(one) for many in found.values() for one in many)
+
+
+def test_a_plain_installation_is_the_sparse_engine():
+    found = requirements("options", "install_requires")
+    assert set(found) == {"llvmlite", "numpy", "safetensors", "tokenizers"}
+    extras = requirements("options.extras_require", "runtime")
+    assert extras == {}
 
 
 CONSTRAINTS = {
@@ -287,3 +306,10 @@ def test_a_command_needs_no_sparseml(command):
 def test_a_recipe_is_checked_without_torch():
     done = without("torch", "check")
     assert done.returncode == 0, done.stderr
+
+
+def test_without_the_extra_the_command_names_it():
+    done = without("typer", "check")
+    assert done.returncode == 2
+    assert done.stderr.endswith("run pip install 'obert-modifiers[train]'\n")
+    assert "Traceback" not in done.stderr
