@@ -4,13 +4,31 @@ One block is worked on at a time, in float64, so that it stays in the first-leve
 cache. Blocks are independent: the result does not depend on the number of threads.
 Loops over blocks return how many are not positive definite.
 
+What takes the time is written in vectors of :data:`LANES`, which every CPU has in
+registers of its own width: a compiler that is given plain loops over rows of 48 spends
+as long on finding out that they do not overlap. Rows are padded to whole vectors.
+
 All of them are in one file because numba, when it looks whether its cached code is
 still good, looks at the file of the function alone and not at those of its callees.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import numba
 import numpy as np
+from llvmlite import ir
 from numba import njit, prange
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+LANES = 8  # float64 values of a vector
+PANEL = 4  # pivots that are swept at a time
+_CHUNK = 8  # vectors of a row that are summed in registers at a time
+_VECTOR = ir.VectorType(ir.DoubleType(), LANES)
+_INDICES = ir.VectorType(ir.IntType(64), LANES)
+_INDEX = ir.IntType(64)
+_intrinsic: Any = intrinsic  # its type would ask callers for the typing context
 
 
 def use_threads(count: int) -> None:
@@ -21,6 +39,214 @@ def use_threads(count: int) -> None:
 
 # Fused multiply-add and no care for the sign of zero; NaN and order are kept.
 _FAST = {"contract", "nsz"}
+
+
+def _data(context: Any, builder: Any, signature: Any, args: Any, place: int) -> Any:
+    """Return an array argument of an intrinsic: its memory, and its shape."""
+    array = context.make_array(signature.args[place])(context, builder, args[place])
+    return array.data, cgutils.unpack_tuple(builder, array.shape)
+
+
+def _load(builder: Any, pointer: Any) -> Any:
+    value = builder.load(builder.bitcast(pointer, _VECTOR.as_pointer()))
+    value.align = 8
+    return value
+
+
+def _store(builder: Any, value: Any, pointer: Any) -> None:
+    builder.store(value, builder.bitcast(pointer, _VECTOR.as_pointer())).align = 8
+
+
+def _spread(builder: Any, value: Any, kind: Any = _VECTOR) -> Any:
+    """Return a vector of equal values."""
+    one = builder.insert_element(ir.Constant(kind, ir.Undefined), value, _INDEX(0))
+    zeros = ir.Constant(ir.VectorType(ir.IntType(32), LANES), None)
+    return builder.shuffle_vector(one, one, zeros)
+
+
+def _multiply_add(builder: Any) -> Any:
+    kind = ir.FunctionType(_VECTOR, [_VECTOR] * 3)
+    return cgutils.get_or_insert_function(builder.module, kind, "llvm.fma.v8f64")
+
+
+def _vectors(
+    builder: Any, width: Any, body: Callable[..., list[Any]], *state: Any
+) -> Any:
+    """Emit a loop over the vectors of a row; what ``body`` returns is its state."""
+    entry, loop, done = (
+        builder.block,
+        builder.append_basic_block(),
+        builder.append_basic_block(),
+    )
+    builder.branch(loop)
+    builder.position_at_end(loop)
+    values = [builder.phi(value.type) for value in (_INDEX(0), *state)]
+    after = body(*values)
+    last = builder.block
+    after = [builder.add(values[0], _INDEX(LANES)), *after]
+    for value, first, later in zip(values, (_INDEX(0), *state), after, strict=True):
+        value.add_incoming(first, entry)
+        value.add_incoming(later, last)
+    builder.cbranch(builder.icmp_signed("<", after[0], width), loop, done)
+    builder.position_at_end(done)
+    return after[1:]
+
+
+@_intrinsic
+def _subtract_panel(
+    typing: Any, rows: Any, place: Any, panel: Any, factors: Any
+) -> Any:
+    """``rows[place : place + PANEL] -= factors @ panel``, all of whole vectors."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        into, (_, width) = _data(context, builder, signature, args, 0)
+        source, _ = _data(context, builder, signature, args, 2)
+        scalars, _ = _data(context, builder, signature, args, 3)
+        fma, each = _multiply_add(builder), range(PANEL)
+
+        def row(base: Any, number: Any) -> Any:
+            return builder.gep(base, [builder.mul(number, width)])
+
+        targets = [row(into, builder.add(args[1], _INDEX(r))) for r in each]
+        sources = [row(source, _INDEX(q)) for q in each]
+        minus = [
+            builder.fneg(builder.load(builder.gep(scalars, [_INDEX(i)])))
+            for i in range(PANEL * PANEL)
+        ]
+        spread = [_spread(builder, value) for value in minus]
+
+        def step(at: Any) -> list[Any]:
+            found = [_load(builder, builder.gep(one, [at])) for one in sources]
+            for r in each:
+                pointer = builder.gep(targets[r], [at])
+                value = _load(builder, pointer)
+                for q in each:
+                    value = builder.call(fma, [spread[PANEL * r + q], found[q], value])
+                _store(builder, value, pointer)
+            return []
+
+        _vectors(builder, width, step)
+        return context.get_dummy_value()
+
+    return types.void(rows, place, panel, factors), emit
+
+
+@_intrinsic
+def _downdated_row(typing: Any, rows: Any, rank: Any, matrix: Any, column: Any) -> Any:
+    """``rows[rank] = matrix[column] - sum_{s<rank} rows[s, column] rows[s]``."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        base, (_, width) = _data(context, builder, signature, args, 0)
+        source, _ = _data(context, builder, signature, args, 2)
+        rank, column = args[1], args[3]
+        fma = _multiply_add(builder)
+        target = builder.gep(base, [builder.mul(rank, width)])
+        source = builder.gep(source, [builder.mul(column, width)])
+
+        def chunk(count: int, start: Any, after: Any) -> None:
+            # So many vectors, from an element on, kept in registers over all rows.
+            places = [builder.add(start, _INDEX(v * LANES)) for v in range(count)]
+            values = [_load(builder, builder.gep(source, [at])) for at in places]
+            entry, loop, body, done = (
+                builder.block,
+                *(builder.append_basic_block() for _ in range(3)),
+            )
+            builder.branch(loop)
+            builder.position_at_end(loop)
+            s = builder.phi(_INDEX)
+            s.add_incoming(_INDEX(0), entry)
+            sums = [builder.phi(_VECTOR) for _ in places]
+            for one, value in zip(sums, values, strict=True):
+                one.add_incoming(value, entry)
+            builder.cbranch(builder.icmp_signed("<", s, rank), body, done)
+            builder.position_at_end(body)
+            row = builder.gep(base, [builder.mul(s, width)])
+            factor = builder.fneg(builder.load(builder.gep(row, [column])))
+            factor = _spread(builder, factor)
+            for one, at in zip(sums, places, strict=True):
+                found = _load(builder, builder.gep(row, [at]))
+                one.add_incoming(builder.call(fma, [factor, found, one]), body)
+            s.add_incoming(builder.add(s, _INDEX(1)), body)
+            builder.branch(loop)
+            builder.position_at_end(done)
+            for one, at in zip(sums, places, strict=True):
+                _store(builder, one, builder.gep(target, [at]))
+            builder.branch(after)
+
+        whole = _CHUNK * LANES
+        full = builder.mul(builder.sdiv(width, _INDEX(whole)), _INDEX(whole))
+        entry, head, big, following, rest, end = (
+            builder.block,
+            *(builder.append_basic_block() for _ in range(5)),
+        )
+        builder.branch(head)
+        builder.position_at_end(head)
+        at = builder.phi(_INDEX)
+        at.add_incoming(_INDEX(0), entry)
+        builder.cbranch(builder.icmp_signed("<", at, full), big, rest)
+        builder.position_at_end(big)
+        chunk(_CHUNK, at, following)
+        builder.position_at_end(following)
+        at.add_incoming(builder.add(at, _INDEX(whole)), following)
+        builder.branch(head)
+        builder.position_at_end(rest)
+        left = builder.sdiv(builder.sub(width, full), _INDEX(LANES))
+        cases = builder.switch(left, end)
+        for count in range(1, _CHUNK):
+            case = builder.append_basic_block()
+            cases.add_case(_INDEX(count), case)
+            builder.position_at_end(case)
+            chunk(count, full, end)
+        builder.position_at_end(end)
+        return context.get_dummy_value()
+
+    return types.void(rows, rank, matrix, column), emit
+
+
+@_intrinsic
+def _lowest(typing: Any, weights: Any, diagonal: Any, barred: Any, doubled: Any) -> Any:
+    """Return the place of the lowest ``w^2 / a + barred``, ties by place.
+
+    ``doubled[0]`` gets it; infinity where there is none.
+    """
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        given = [_data(context, builder, signature, args, i) for i in range(4)]
+        pointers, (width,) = [pointer for pointer, _ in given], given[0][1]
+
+        def step(at: Any, least: Any, where: Any) -> list[Any]:
+            w, a, more = (
+                _load(builder, builder.gep(one, [at])) for one in pointers[:3]
+            )
+            value = builder.fadd(builder.fdiv(builder.fmul(w, w), a), more)
+            less = builder.fcmp_ordered("<", value, least)
+            here = _spread(builder, at, _INDICES)
+            return [
+                builder.select(less, value, least),
+                builder.select(less, here, where),
+            ]
+
+        least, where = _vectors(
+            builder,
+            width,
+            step,
+            ir.Constant(_VECTOR, [float("inf")] * LANES),
+            ir.Constant(_INDICES, None),
+        )
+        where = builder.add(where, ir.Constant(_INDICES, list(range(LANES))))
+        best, place = (builder.extract_element(x, _INDEX(0)) for x in (least, where))
+        for lane in range(1, LANES):
+            value = builder.extract_element(least, _INDEX(lane))
+            index = builder.extract_element(where, _INDEX(lane))
+            equal = builder.fcmp_ordered("==", value, best)
+            earlier = builder.and_(equal, builder.icmp_signed("<", index, place))
+            better = builder.or_(builder.fcmp_ordered("<", value, best), earlier)
+            best = builder.select(better, value, best)
+            place = builder.select(better, index, place)
+        builder.store(best, pointers[3])
+        return place
+
+    return types.int64(weights, diagonal, barred, doubled), emit
 
 
 @njit(cache=True)
@@ -66,118 +292,140 @@ def _solve(block, count, right):
 
 
 @njit(cache=True, error_model="numpy", fastmath=_FAST)
-def _invert(block, count, column):
-    """Return whether a block is positive definite, and invert it by symmetric sweeps.
+def _padded(sums, scale, damp, chosen, count):
+    """Return the chosen part of a dampened block, the identity behind it."""
+    rows = (count + PANEL - 1) // PANEL * PANEL
+    block = np.zeros((rows, (rows + LANES - 1) // LANES * LANES), np.float64)
+    if count == len(sums):
+        for i in range(count):
+            for j in range(count):
+                block[i, j] = sums[i, j] * scale
+            block[i, i] += damp
+    else:
+        _gather(sums, scale, damp, chosen, count, block)
+    for i in range(count, rows):
+        block[i, i] = 1.0
+    return block
 
-    A sweep of the pivot p turns ``a_ij`` into ``a_ij - a_ip a_pj / a_pp``, row and
-    column p into themselves over ``a_pp``, and ``a_pp`` into ``-1 / a_pp``; after all
-    of them the block is minus its inverse. Only the lower triangle is worked on. The
-    pivot's column is in a buffer of its own: only then does the compiler know that it
-    does not overlap with the rows, and uses vector instructions.
-    """
-    for p in range(count):
-        pivot = block[p, p]
+
+@njit(cache=True, error_model="numpy", fastmath=_FAST)
+def _invert_pivots(small):
+    """Invert a block of pivots by Gauss-Jordan steps; False if one is not positive."""
+    for q in range(PANEL):
+        pivot = small[q, q]
         if not pivot > 0.0:
             return False
-        for j in range(p):
-            column[j] = block[p, j]
-        column[p] = 0.0
-        for i in range(p + 1, count):
-            column[i] = block[i, p]
-        for i in range(count):
-            factor = column[i] / pivot
-            for j in range(i + 1):
-                block[i, j] -= factor * column[j]
-        for j in range(p):
-            block[p, j] = column[j] / pivot
-        for i in range(p + 1, count):
-            block[i, p] = column[i] / pivot
-        block[p, p] = -1.0 / pivot
-    for i in range(count):
-        for j in range(i + 1):
-            block[i, j] = -block[i, j]
-            block[j, i] = block[i, j]
+        small[q, q] = 1.0
+        for c in range(PANEL):
+            small[q, c] /= pivot
+        for r in range(PANEL):
+            if r != q:
+                factor = small[r, q]
+                small[r, q] = 0.0
+                for c in range(PANEL):
+                    small[r, c] -= factor * small[q, c]
     return True
 
 
 @njit(cache=True, error_model="numpy", fastmath=_FAST)
-def _lowest(inverse, weights, chosen, living, doubled):
-    """Return the place of the living weight of lowest saliency, ties by its index.
+def _invert(block):
+    """Return whether a padded block is positive definite, and invert it in place.
 
-    ``doubled`` gets twice the saliency of each.
+    Gauss-Jordan steps with :data:`PANEL` pivots at a time: with the pivots' square P
+    and their rows R, ``P^-1 R`` takes the place of R, and every other row i loses
+    ``a_iP P^-1 R``; in the columns of the pivots stands the identity instead of P.
     """
-    for i in range(living):
-        doubled[i] = weights[i] * weights[i] / inverse[i, i]
-    best = 0
-    for i in range(1, living):
-        if doubled[i] < doubled[best] or (
-            doubled[i] == doubled[best] and chosen[i] < chosen[best]
-        ):
-            best = i
-    return best
+    rows, width = block.shape
+    panel = np.empty((PANEL, width), np.float64)
+    factors = np.empty((PANEL, PANEL), np.float64)
+    for p in range(0, rows, PANEL):
+        for r in range(PANEL):
+            for q in range(PANEL):
+                factors[r, q] = block[p + r, p + q]
+        if not _invert_pivots(factors):
+            return False
+        for r in range(PANEL):
+            for j in range(width):
+                panel[r, j] = block[p + r, j]
+                block[p + r, j] = 0.0
+            for q in range(PANEL):
+                panel[r, p + q] = 1.0 if r == q else 0.0
+                factors[r, q] = -factors[r, q]
+        _subtract_panel(block, p, panel, factors)
+        for r in range(PANEL):
+            for j in range(width):
+                panel[r, j] = block[p + r, j]
+        for i in range(0, rows, PANEL):
+            if i != p:
+                for r in range(PANEL):
+                    for q in range(PANEL):
+                        factors[r, q] = block[i + r, p + q]
+                        block[i + r, p + q] = 0.0
+                _subtract_panel(block, i, panel, factors)
+    return True
 
 
 @njit(cache=True, error_model="numpy", fastmath=_FAST)
-def _drop(inverse, weights, chosen, place, last):
-    """Overwrite one row and column of the living part by the last ones."""
-    if place != last:
-        for j in range(last + 1):
-            inverse[place, j] = inverse[last, j]
-        for i in range(last):
-            inverse[i, place] = inverse[i, last]
-        weights[place] = weights[last]
-        chosen[place] = chosen[last]
+def _remove(inverse, rows, rank, column, weights):
+    """Return whether the pivot of a weight is positive, and take the weight out.
 
-
-@njit(cache=True, error_model="numpy", fastmath=_FAST)
-def _remove(inverse, weights, chosen, place, living, column):
-    """Remove a weight from the living part: downdate, and let the last take its place.
-
-    The whole square is worked on: the rows of a part that shrinks are too short for
-    half of them to take less time.
+    Its row goes into ``rows``, over the root of the pivot; weights are updated. No
+    other row of the inverse is downdated: each is when it is needed, from the rows of
+    all that went before, so that nothing is written twice.
     """
-    last = living - 1
-    for j in range(living):
-        column[j] = inverse[place, j]
-    pivot = column[place]
-    step = weights[place] / pivot
-    _drop(inverse, weights, chosen, place, last)
-    column[place] = column[last]
-    for i in range(last):
-        weights[i] -= column[i] * step
-        factor = column[i] / pivot
-        for j in range(last):
-            inverse[i, j] -= factor * column[j]
+    _downdated_row(rows, rank, inverse, column)
+    row = rows[rank]
+    if not row[column] > 0.0:
+        return False
+    root = 1.0 / np.sqrt(row[column])
+    step = weights[column] * root
+    for j in range(len(row)):
+        row[j] *= root
+        weights[j] -= row[j] * step
+    return True
 
 
 @njit(cache=True, error_model="numpy", fastmath=_FAST)
-def _eliminate(inverse, weights, chosen, count, left, of, order, saliency, scratch):
-    """Return how many weights went, each the lowest whose group may lose one.
+def _eliminate(inverse, weights, count, names, left, of, order, saliency):
+    """Return how many weights went, each the lowest whose group may lose one; or -1.
 
     ``left`` holds how many weights each group of ``of`` may still lose. What a group
-    keeps for good is dropped without a downdate: it stays in the Fisher, and nobody
-    asks for its row again.
+    keeps for good stays in the Fisher.
     """
-    column, doubled = scratch
-    living, rank = count, 0
-    for i in range(living - 1, -1, -1):
-        if left[chosen[i] // of] <= 0:
-            living -= 1
-            _drop(inverse, weights, chosen, i, living)
-    while living > 0:
-        best = _lowest(inverse, weights, chosen, living, doubled)
-        group = chosen[best] // of
-        order[rank] = chosen[best]
-        saliency[rank] = 0.5 * doubled[best]
+    width = inverse.shape[1]
+    rows = np.empty((count, width), np.float64)
+    diagonal = np.ones(width, np.float64)
+    barred = np.full(width, np.inf)
+    doubled = np.empty(1, np.float64)
+    removable = 0
+    for i in range(count):
+        diagonal[i] = inverse[i, i]
+        if left[names[i] // of] > 0:
+            barred[i] = 0.0
+            removable += 1
+    rank = 0
+    while removable > 0:
+        best = _lowest(weights, diagonal, barred, doubled)
+        if doubled[0] == np.inf:  # what is left is NaN or infinite: the caller's error
+            saliency[rank] = np.nan
+            return rank
+        order[rank] = names[best]
+        saliency[rank] = 0.5 * doubled[0]
+        if not _remove(inverse, rows, rank, best, weights):
+            return -1
+        row = rows[rank]
+        for j in range(width):
+            diagonal[j] -= row[j] * row[j]
+        diagonal[best], barred[best] = 1.0, np.inf
         rank += 1
-        _remove(inverse, weights, chosen, best, living, column)
-        living -= 1
+        removable -= 1
+        group = names[best] // of
         left[group] -= 1
         if left[group] == 0:
-            for i in range(living - 1, -1, -1):
-                if chosen[i] // of == group:
-                    living -= 1
-                    _drop(inverse, weights, chosen, i, living)
+            for i in range(count):
+                if names[i] // of == group and barred[i] == 0.0:
+                    barred[i], diagonal[i] = np.inf, 1.0
+                    removable -= 1
     return rank
 
 
@@ -195,11 +443,11 @@ def _half_solve(block, count, right):
 
 
 @njit(cache=True, error_model="numpy", fastmath=_FAST)
-def _factor_group(inverse, weights, start, size, block, right):
-    """Factor a group and half-solve; return twice its saliency, or NaN."""
+def _doubled_of_group(diagonal, weights, start, size, block, right):
+    """Return twice the saliency of a group, or NaN."""
     for i in range(size):
         for j in range(i + 1):
-            block[i, j] = inverse[start + i, start + j]
+            block[i, j] = diagonal[i, start + j]
         right[i] = weights[start + i]
     if not _factor(block, size):
         return np.nan
@@ -207,62 +455,42 @@ def _factor_group(inverse, weights, start, size, block, right):
 
 
 @njit(cache=True, error_model="numpy", fastmath=_FAST)
-def _downdate_group(inverse, weights, end, size, rows, right):
-    """Take a removed group's share out of the first ``end`` rows and weights."""
-    for i in range(end):
-        for q in range(size):
-            factor = rows[q, i]
-            weights[i] -= factor * right[q]
-            for j in range(end):
-                inverse[i, j] -= factor * rows[q, j]
-
-
-@njit(cache=True, error_model="numpy", fastmath=_FAST)
-def _eliminate_groups(inverse, weights, chosen, groups, size, order, saliency):
-    """Return how many groups went, the lowest each time; -1 if one is indefinite.
-
-    As for single weights, the last living group takes the place of the removed one.
-    """
-    rows = np.empty((size, groups * size), np.float64)
+def _eliminate_groups(inverse, weights, groups, size, names, order, saliency):
+    """Return how many groups went, the lowest each time; -1 if one is indefinite."""
+    width, count = inverse.shape[1], groups * size
+    rows = np.empty((count, width), np.float64)
     block = np.empty((size, size), np.float64)
     right = np.empty(size, np.float64)
-    doubled = np.empty(groups, np.float64)
+    diagonal = np.empty((size, width), np.float64)  # rows of the groups' own squares
+    living = np.ones(groups, np.bool_)
+    for i in range(count):
+        for j in range(size):
+            diagonal[i % size, i - i % size + j] = inverse[i, i - i % size + j]
     for rank in range(groups):
-        last = groups - rank - 1
-        best = 0
-        for g in range(last + 1):
-            doubled[g] = _factor_group(inverse, weights, g * size, size, block, right)
-            if np.isnan(doubled[g]):
-                return -1
-            if doubled[g] < doubled[best] or (
-                doubled[g] == doubled[best] and chosen[g] < chosen[best]
-            ):
-                best = g
-        order[rank] = chosen[best]
-        saliency[rank] = 0.5 * doubled[best]
-        start, end = best * size, last * size
-        _factor_group(inverse, weights, start, size, block, right)
+        best, least = -1, np.inf
+        for g in range(groups):
+            if living[g]:
+                found = _doubled_of_group(
+                    diagonal, weights, g * size, size, block, right
+                )
+                if np.isnan(found):
+                    return -1
+                if best < 0 or found < least:
+                    best, least = g, found
+        order[rank] = names[best]
+        saliency[rank] = 0.5 * least
+        living[best] = False
         for q in range(size):
-            for j in range(end + size):
-                rows[q, j] = inverse[start + q, j]
-            for k in range(q):
-                for j in range(end + size):
-                    rows[q, j] -= block[q, k] * rows[k, j]
-            for j in range(end + size):
-                rows[q, j] /= block[q, q]
-        if best != last:
-            chosen[best] = chosen[last]
-            for q in range(size):
-                weights[start + q] = weights[end + q]
-                for j in range(end + size):
-                    inverse[start + q, j] = inverse[end + q, j]
-            for i in range(end):
-                for q in range(size):
-                    inverse[i, start + q] = inverse[i, end + q]
-            for k in range(size):
-                for q in range(size):
-                    rows[k, start + q] = rows[k, end + q]
-        _downdate_group(inverse, weights, end, size, rows, right)
+            nth = rank * size + q
+            if not _remove(inverse, rows, nth, best * size + q, weights):
+                return -1
+            row = rows[nth]
+            for g in range(groups):
+                if living[g]:
+                    at = g * size
+                    for i in range(size):
+                        for j in range(i + 1):
+                            diagonal[i, at + j] -= row[at + i] * row[at + j]
     return groups
 
 
@@ -273,9 +501,8 @@ def invert_group_blocks(sums, scale, damp, group_size, found):
     failed = np.zeros(num_blocks, np.int64)
     for b in prange(num_blocks):
         everything = np.arange(width)
-        block = np.empty((width, width), np.float64)
-        _gather(sums[b], scale, damp, everything, width, block)
-        if not _invert(block, width, np.empty(width, np.float64)):
+        block = _padded(sums[b], scale, damp, everything, width)
+        if not _invert(block):
             failed[b] = 1
             continue
         for i in range(width):
@@ -299,9 +526,6 @@ def eliminate_blocks(
     failed = np.zeros(num_blocks, np.int64)
     for b in prange(num_blocks):
         chosen = np.empty(width, np.int64)
-        living = np.empty(width, np.float64)
-        block = np.empty((width, width), np.float64)
-        scratch = np.empty((2, width), np.float64)
         names = np.empty(width // size, np.int64)
         left = np.full(width // size // of, -kept, np.int64)
         groups = 0
@@ -311,18 +535,19 @@ def eliminate_blocks(
                 left[g // of] += 1
                 for q in range(size):
                     chosen[groups * size + q] = g * size + q
-                    living[groups * size + q] = weights[b, g * size + q]
                 groups += 1
-        _gather(sums[b], scale, damp, chosen, groups * size, block)
+        count = groups * size
+        block = _padded(sums[b], scale, damp, chosen, count)
+        living = np.zeros(block.shape[1], np.float64)
+        for i in range(count):
+            living[i] = weights[b, chosen[i]]
         gone = -1
-        if _invert(block, groups * size, scratch[0]):
+        if _invert(block):
             found = order[b], saliency[b]
             if size == 1:
-                gone = _eliminate(
-                    block, living, names, groups, left, of, *found, scratch
-                )
+                gone = _eliminate(block, living, count, names, left, of, *found)
             else:
-                gone = _eliminate_groups(block, living, names, groups, size, *found)
+                gone = _eliminate_groups(block, living, groups, size, names, *found)
         if gone < 0:
             failed[b] = 1
             continue
