@@ -39,7 +39,7 @@ LAYERS = {
     "resources": layer(),
     "sizes": layer(),
     "cpu": layer(set(), {"llvmlite"}),
-    "kernels": layer(set(), {"numba", "numpy", "torch", "triton"}),
+    "kernels": layer(set(), {"llvmlite", "numba", "numpy", "torch", "triton"}),
     "faults": layer(),
     "runtime": layer({"cpu"}, {"llvmlite", "numpy", "safetensors", "tokenizers"}),
     "core": layer({"faults", "kernels"}, {"torch"}),

@@ -10,10 +10,9 @@ from typing import Annotated, Any
 try:
     import typer
 except ModuleNotFoundError:
-    print(
+    sys.stderr.write(
         "obert: the command needs the extra train; run "
-        "pip install 'obert-modifiers[train]'",
-        file=sys.stderr,
+        "pip install 'obert-modifiers[train]'\n"
     )
     raise SystemExit(2) from None
 

@@ -134,8 +134,8 @@ def gradient_source(
     """Draw gradient samples from a task's training data.
 
     Each draw takes other samples, by seed and number only, and is cut into the same
-    batches however many processes there are; they take turns at the batches. Samples
-    for per-sample gradients are sorted by length, which changes none of them.
+    batches however many processes there are; they take turns at the batches. They are
+    sorted by length, which changes no sample's gradient and spares padding.
 
     Args:
         data: The task.
@@ -162,8 +162,7 @@ def gradient_source(
                 len(lengths),
             )
         indices = _draw(len(lengths), wanted, seed + 104729 * (request.draw + 1))
-        if not by_batch:
-            indices.sort(key=lengths.__getitem__)
+        indices.sort(key=lengths.__getitem__)
         rank, ranks = world()
         for part in _cut(indices, size)[rank::ranks]:
             batch = data.collate([data.train[i] for i in part])
