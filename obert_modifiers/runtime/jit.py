@@ -13,12 +13,19 @@ import llvmlite
 import numpy as np
 from llvmlite import binding
 
-from obert_modifiers.runtime import code, kernels, paths
-from obert_modifiers.runtime.kernels import RECORD, Kernel
+from obert_modifiers.runtime import code, kernels, meeting, paths
+from obert_modifiers.runtime.kernels import Kernel
+from obert_modifiers.runtime.meeting import RECORD
 from obert_modifiers.runtime.paths import Path
 
 CACHE_VARIABLE = "OBERT_RUNTIME_CACHE"
-_SEQUENCE = Kernel("sequence")
+_RUNNERS = [Kernel(kind) for kind in meeting.PARAMETERS]
+# Leaves the core to other threads; None on systems that call it otherwise.
+YIELD = (
+    ctypes.cast(ctypes.CDLL(None).sched_yield, ctypes.c_void_p).value
+    if hasattr(os, "sched_yield")
+    else None
+)
 _LOCK = Lock()  # LLVM's global state is not made for several threads
 
 
@@ -37,7 +44,7 @@ def _machine() -> tuple[binding.TargetMachine, str]:
 def _sources() -> str:
     """Return a digest of the files that write kernels: a change is another kernel."""
     found = hashlib.sha256()
-    for module in (code, kernels, paths):
+    for module in (code, kernels, meeting, paths):
         found.update(File(module.__file__).read_bytes())
     return found.hexdigest()
 
@@ -69,29 +76,32 @@ class Library:
             machine, host = _machine()
             empty = binding.parse_assembly("")
             self._engine = binding.create_mcjit_compiler(empty, _machine()[0])
-            wanted = {kernel.name: kernel for kernel in (*kernels, _SEQUENCE)}
+            wanted = {kernel.name: kernel for kernel in (*kernels, *_RUNNERS)}
             for kernel in wanted.values():
                 found = self._object(kernel, machine, host, tell)
                 self._engine.add_object_file(binding.ObjectFileRef.from_data(found))
             self._engine.finalize_object()
             for name, kernel in wanted.items():
                 self._addresses[kernel] = self._engine.get_function_address(name)
-        self._sequence = ctypes.CFUNCTYPE(None, ctypes.c_int64)(
-            self._addresses[_SEQUENCE]
-        )
+        call = ctypes.CFUNCTYPE(None, ctypes.c_int64)  # without Python's lock
+        self._runners = {one.kind: call(self._addresses[one]) for one in _RUNNERS}
 
     def address(self, kernel: Kernel) -> int:
         """Return where a kernel's code is."""
         return self._addresses[kernel]
 
-    def run(self, records: np.ndarray) -> None:
+    def run(
+        self, records: np.ndarray, kind: str = "sequence", *others: int | None
+    ) -> None:
         """Run kernels one after the other, without Python's lock.
 
         Args:
             records: ``(count, RECORD)`` int64: the address of each, its parameters.
+            kind: Of `meeting`'s kernels, the one that runs them.
+            others: Its other parameters.
         """
-        words = np.array([records.ctypes.data, len(records)], np.int64)
-        self._sequence(words.ctypes.data)
+        words = np.array([records.ctypes.data, len(records), *others], np.int64)
+        self._runners[kind](words.ctypes.data)
 
     def _object(
         self,
@@ -136,11 +146,15 @@ class Program:
         self._words += words
         self._words += [0] * (RECORD - 1 - len(words))
 
-    def run(self) -> None:
-        """Run what was added, and begin anew."""
-        if self._words:
-            self._library.run(np.array(self._words, np.int64).reshape(-1, RECORD))
-            self._words = []
+    def __len__(self) -> int:
+        """Count its kernels."""
+        return len(self._words) // RECORD
+
+    def take(self) -> np.ndarray:
+        """Return the records of what was added, and begin anew."""
+        records = np.array(self._words, np.int64).reshape(-1, RECORD)
+        self._words = []
+        return records
 
 
 @lru_cache(maxsize=4096)

@@ -9,6 +9,7 @@ weights multiplies a register of either. In what follows W is ``path.lanes`` and
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from obert_modifiers.runtime import meeting
 from obert_modifiers.runtime.code import (
     F32,
     I8,
@@ -62,8 +63,16 @@ class Kernel:
         return "_".join((self.kind, *self.options))
 
     def write(self, path: Path) -> Code:
-        """Write it for a path."""
-        return _WRITERS[self.kind](path, self.name, *self.options)
+        """Write it for a path.
+
+        It finds its parameters in words of 8 bytes at the address that it is given.
+        """
+        code = Code(self.name, [I64], path.lanes)
+        (words,) = code.function.args
+        types = [I64 if letter == "i" else F32 for letter in self.parameters]
+        args = [code.load(one, words, 8 * i) for i, one in enumerate(types)]
+        _WRITERS[self.kind](path, code, args, *self.options)
+        return code
 
     @property
     def parameters(self) -> str:
@@ -93,19 +102,8 @@ _PARAMETERS = {
     "attention": "i" * 13 + "ffff",
     # ids, types, positions, their tables, features, out, scales
     "embed": "i" * 8 + "fff",
-    # records, how many
-    "sequence": "ii",
-}
-# Words of a record of a sequence: a kernel's address, then its parameters.
-RECORD = 1 + max(map(len, _PARAMETERS.values()))
-
-
-def _write(path: Path, name: str, kind: str) -> tuple[Code, list[Value]]:
-    """Begin a kernel; it finds its parameters in words of 8 bytes at an address."""
-    code = Code(name, [I64], path.lanes)
-    (words,) = code.function.args
-    types = [I64 if letter == "i" else F32 for letter in _PARAMETERS[kind]]
-    return code, [code.load(one, words, 8 * i) for i, one in enumerate(types)]
+} | meeting.PARAMETERS
+assert max(map(len, _PARAMETERS.values())) < meeting.RECORD
 
 
 # -- functions of a register
@@ -305,8 +303,14 @@ def _row(
 
 
 def _linear(
-    path: Path, name: str, inputs: str, outputs: str, activation: str, chunked: str
-) -> Code:
+    path: Path,
+    code: Code,
+    args: list[Value],
+    inputs: str,
+    outputs: str,
+    activation: str,
+    chunked: str,
+) -> None:
     """Multiply rows ``first`` to ``last`` of a packed weight with a tile.
 
     ``y = scale[row] * sum + bias[row]``, through the activation, then by `outputs`:
@@ -321,7 +325,6 @@ def _linear(
     are sorted into chunks of columns, and all rows go through one chunk before the
     next; their sums wait in memory.
     """
-    code, args = _write(path, name, "linear")
     x, values, columns, starts, scale, bias = args[:6]
     chunks, height, sums, first, last, out, inverse, zero = args[6:]
     build, lanes, tokens = code.build, path.lanes, path.tokens
@@ -403,15 +406,13 @@ def _linear(
     if chunked == "chunks":
         code.loop(0, final, all_rows)
     code.loop(first, last, rows, step=together)
-    return code
 
 
 # -- the rest of a layer
 
 
-def _norm(path: Path, name: str, outputs: str) -> Code:
+def _norm(path: Path, code: Code, args: list[Value], outputs: str) -> None:
     """Normalise a tile in place over its features; ``bytes``: and round it to them."""
-    code, args = _write(path, name, "norm")
     tile, gain, bias, out, features, eps, share, inverse, zero = args
     build, lanes, tokens = code.build, path.lanes, path.tokens
     share, eps = code.splat(share), code.splat(eps)
@@ -460,7 +461,6 @@ def _norm(path: Path, name: str, outputs: str) -> Code:
                 code.store(packed, out, code.times(feature, tokens), 4 * lanes * r)
 
     code.loop(0, features, body, step=GROUP)
-    return code
 
 
 def _pack_byte(
@@ -471,9 +471,9 @@ def _pack_byte(
     return found if packed is None else code.build.or_(packed, found)
 
 
-def _quantize(path: Path, name: str) -> Code:
+def _quantize(path: Path, code: Code, args: list[Value]) -> None:
     """Round a tile of floats to bytes."""
-    code, (tile, out, features, inverse, zero) = _write(path, name, "quantize")
+    tile, out, features, inverse, zero = args
     lanes, tokens = path.lanes, path.tokens
     inverse, zero = code.splat(inverse), code.splat(zero)
 
@@ -487,12 +487,10 @@ def _quantize(path: Path, name: str) -> Code:
             code.store(packed, out, code.times(feature, tokens), 4 * lanes * r)
 
     code.loop(0, features, body, step=GROUP)
-    return code
 
 
-def _embed(path: Path, name: str, *tables: str) -> Code:
+def _embed(path: Path, code: Code, args: list[Value], *tables: str) -> None:
     """Add rows of three tables, each ``int8`` or ``float``, for a tile of tokens."""
-    code, args = _write(path, name, "embed")
     indices, places, (features, out), scales = args[:3], args[3:6], args[6:8], args[8:]
     build, tokens = code.build, path.tokens
 
@@ -527,10 +525,11 @@ def _embed(path: Path, name: str, *tables: str) -> Code:
     wide = build.and_(features, constant(I64, -_AT_ONCE))
     every(0, wide, _AT_ONCE)
     every(wide, features, GROUP)
-    return code
 
 
-def _attention(path: Path, name: str, numbers: str, outputs: str) -> Code:
+def _attention(
+    path: Path, code: Code, args: list[Value], numbers: str, outputs: str
+) -> None:
     """Attend from a tile of queries to the keys of the same segments.
 
     `numbers`: ``floats``; ``grid``, floats that are integers, with the probabilities
@@ -538,7 +537,6 @@ def _attention(path: Path, name: str, numbers: str, outputs: str) -> Code:
     last two is the same to the last bit: all sums are whole numbers below 2**24.
     `outputs`: ``bytes`` or ``floats``.
     """
-    code, args = _write(path, name, "attention")
     query, keys, values, segments, own, first, last = args[:7]
     features, size, head0, head1, scratch, out = args[7:13]
     scale, step, factor, zero = args[13:]
@@ -710,26 +708,12 @@ def _attention(path: Path, name: str, numbers: str, outputs: str) -> Code:
         code.loop(0, size, outputs_of, step=GROUP)
 
     code.loop(head0, head1, head)
-    return code
 
 
-def _sequence(path: Path, name: str) -> Code:
-    """Run kernels one after the other."""
-    code, (records, count) = _write(path, name, "sequence")
-
-    def body(i: Value, _: list[Value]) -> None:
-        record = code.sum(records, code.times(i, 8 * RECORD))
-        code.jump(code.load(I64, record), code.sum(record, 8))
-
-    code.loop(0, count, body)
-    return code
-
-
-_WRITERS: dict[str, Callable[..., Code]] = {
+_WRITERS: dict[str, Callable[..., None]] = {
     "linear": _linear,
     "norm": _norm,
     "quantize": _quantize,
     "embed": _embed,
     "attention": _attention,
-    "sequence": _sequence,
-}
+} | meeting.WRITERS
