@@ -5,8 +5,9 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Iterable
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path as File
+from struct import Struct
 from threading import Lock
 
 import llvmlite
@@ -71,7 +72,7 @@ class Library:
     ) -> None:
         self.path = path
         self.compiled: list[str] = []  # those that were not in the cache
-        self._addresses: dict[Kernel, int] = {}
+        self._entries: dict[str, tuple[int, Struct]] = {}
         with _LOCK:
             machine, host = _machine()
             empty = binding.parse_assembly("")
@@ -82,13 +83,14 @@ class Library:
                 self._engine.add_object_file(binding.ObjectFileRef.from_data(found))
             self._engine.finalize_object()
             for name, kernel in wanted.items():
-                self._addresses[kernel] = self._engine.get_function_address(name)
+                address = self._engine.get_function_address(name)
+                self._entries[name] = address, _record(kernel)
         call = ctypes.CFUNCTYPE(None, ctypes.c_int64)  # without Python's lock
-        self._runners = {one.kind: call(self._addresses[one]) for one in _RUNNERS}
+        self._runners = {one.kind: call(self.entry(one)[0]) for one in _RUNNERS}
 
-    def address(self, kernel: Kernel) -> int:
-        """Return where a kernel's code is."""
-        return self._addresses[kernel]
+    def entry(self, kernel: Kernel) -> tuple[int, Struct]:
+        """Return where a kernel's code is, and how its records are packed."""
+        return self._entries[kernel.name]
 
     def run(
         self, records: np.ndarray, kind: str = "sequence", *others: int | None
@@ -128,39 +130,33 @@ class Library:
         return found
 
 
+def _record(kernel: Kernel) -> Struct:
+    words = "".join({"i": "q", "f": "f4x"}[one] for one in kernel.parameters)
+    return Struct(f"<q{words}{8 * (RECORD - 1 - len(kernel.parameters))}x")
+
+
 class Program:
     """Kernels that are to run one after the other."""
 
     def __init__(self, library: Library) -> None:
         """Begin an empty one."""
         self._library = library
-        self._words: list[int] = []
+        self._records: list[bytes] = []
 
     def add(self, kernel: Kernel, *values: float) -> None:
         """Add a kernel with its parameters; what they point to must stay."""
-        words = [
-            value if letter == "i" else _bits(value)
-            for letter, value in zip(kernel.parameters, values, strict=True)
-        ]
-        self._words.append(self._library.address(kernel))
-        self._words += words
-        self._words += [0] * (RECORD - 1 - len(words))
+        address, record = self._library.entry(kernel)
+        self._records.append(record.pack(address, *values))
 
     def __len__(self) -> int:
         """Count its kernels."""
-        return len(self._words) // RECORD
+        return len(self._records)
 
     def take(self) -> np.ndarray:
         """Return the records of what was added, and begin anew."""
-        records = np.array(self._words, np.int64).reshape(-1, RECORD)
-        self._words = []
-        return records
-
-
-@lru_cache(maxsize=4096)
-def _bits(value: float) -> int:
-    """Return the bits of a float32."""
-    return int(np.float32(value).view(np.int32))
+        records = np.frombuffer(b"".join(self._records), np.int64)
+        self._records = []
+        return records.reshape(-1, RECORD)
 
 
 def compiled(text: str, machine: binding.TargetMachine) -> bytes:

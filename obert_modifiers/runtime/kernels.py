@@ -8,6 +8,7 @@ weights multiplies a register of either. In what follows W is ``path.lanes`` and
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from obert_modifiers.runtime import meeting
 from obert_modifiers.runtime.code import (
@@ -57,7 +58,7 @@ class Kernel:
     kind: str
     options: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def name(self) -> str:
         """Its symbol."""
         return "_".join((self.kind, *self.options))

@@ -76,7 +76,7 @@ class Team:
         except RuntimeError:  # no more threads are to be had
             pass
         if not came(int(control[0, 0])):
-            library.run(_in_turn(parts, library.address(_MEET)))
+            library.run(_in_turn(parts, library.entry(_MEET)[0]))
 
 
 class Parts:
@@ -127,9 +127,7 @@ def cores() -> int:
 
 
 def _in_turn(parts: Sequence[np.ndarray], meet: int) -> np.ndarray:
-    """Return the same work for one thread: between two meetings one part, then another."""
+    """Return the same work for one thread: what is before a meeting of each part."""
     phases = [np.split(one, np.flatnonzero(one[:, 0] == meet)) for one in parts]
-    found = np.concatenate([
-        one for phase in zip(*phases, strict=True) for one in phase
-    ])
+    found = np.concatenate([one for at in zip(*phases, strict=True) for one in at])
     return found[found[:, 0] != meet]
