@@ -14,7 +14,7 @@ import llvmlite
 import numpy as np
 from llvmlite import binding
 
-from obert_modifiers.runtime import code, kernels, meeting, paths
+from obert_modifiers.runtime import arithmetic, attention, code, kernels, meeting, paths
 from obert_modifiers.runtime.kernels import Kernel
 from obert_modifiers.runtime.meeting import RECORD
 from obert_modifiers.runtime.paths import Path
@@ -45,7 +45,7 @@ def _machine() -> tuple[binding.TargetMachine, str]:
 def _sources() -> str:
     """Return a digest of the files that write kernels: a change is another kernel."""
     found = hashlib.sha256()
-    for module in (code, kernels, meeting, paths):
+    for module in (arithmetic, attention, code, kernels, meeting, paths):
         found.update(File(module.__file__).read_bytes())
     return found.hexdigest()
 
