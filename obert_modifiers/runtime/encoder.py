@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from obert_modifiers.runtime import model, paths
-from obert_modifiers.runtime.group import Group
+from obert_modifiers.runtime.group import UNEVEN, Group
+from obert_modifiers.runtime.jit import YIELD
 from obert_modifiers.runtime.memory import Memory, Store
 from obert_modifiers.runtime.model import Model, Output
 from obert_modifiers.runtime.packing import Packing, divide, pack
@@ -21,7 +22,6 @@ logger = logging.getLogger(__name__)
 
 _GROUP_TOKENS = 2048  # computed at a time by a thread: what bounds its memory
 _WORTH = 1e-4  # seconds of a layer that a thread of several should have
-_UNEVEN = 1.1  # of threads' loads; beyond it they share sentences
 
 
 class Outputs(dict[str, np.ndarray]):
@@ -304,14 +304,14 @@ class SparseEncoder:
         count = -(-count // self.threads) * self.threads
         groups = divide(lengths, min(count, len(lengths)))
         most = max(int(lengths[rows].sum()) for rows in groups)
-        if self.threads == 1 or most * self.threads <= _UNEVEN * total:
+        if self.threads == 1 or most * self.threads <= UNEVEN * total:
             return groups, 1
-        if count > self.threads and most * count <= _UNEVEN * total:
+        if count > self.threads and most * count <= UNEVEN * total:
             return groups, 1
         few = divide(lengths, -(-total // _GROUP_TOKENS))
         tokens = max(int(lengths[rows].sum()) for rows in few)
         useful = int(self._prepared.layer_seconds(tokens) / _WORTH)
-        if useful < 2:
+        if useful < 2 or not YIELD:
             return groups, 1
         return few, min(useful, self.threads)
 

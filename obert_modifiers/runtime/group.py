@@ -16,6 +16,7 @@ from obert_modifiers.runtime.weights import Linear, Packed
 Part = tuple[int, int]  # which of how many
 # Adds what a part of a tile needs to a program.
 Phase = Callable[[Program, int, Part], None]
+UNEVEN = 1.1  # of threads' loads; beyond it they share
 _WORTH_DIVIDING = 2e-5  # seconds of a layer of the head; below, one thread has it
 _QUANTIZE = Kernel("quantize")
 _NORM, _NORM_BYTES = Kernel("norm", ("floats",)), Kernel("norm", ("bytes",))
@@ -24,7 +25,7 @@ _NORM, _NORM_BYTES = Kernel("norm", ("floats",)), Kernel("norm", ("bytes",))
 class Group:
     """Tiles of sentences, and the phases of a layer over them.
 
-    Threads take tiles where there are enough of them, and else parts of the rows of
+    Threads take tiles where there are as many for each, and else parts of the rows of
     each weight and of the heads. All of it is one program for each thread.
 
     Args:
@@ -50,7 +51,8 @@ class Group:
         self._memory, self._threads = memory, threads
         self._tokens = tokens = prepared.path.lanes * registers
         self._tiles = packing.tiles
-        self._shared = self._tiles < threads
+        # Whether threads share tiles: where some would otherwise have one less.
+        self._shared = -(-self._tiles // threads) * threads > UNEVEN * self._tiles
         about = prepared.about
         self._width, self._heads = about["hidden"], about["heads"]
         inner = about["intermediate"]

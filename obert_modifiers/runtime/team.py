@@ -43,7 +43,7 @@ class Team:
         """
         with self._lock:
             left = min(self.threads, cores()) - self._busy
-            taken = max(1, min(wanted, left)) if YIELD else 1
+            taken = max(1, min(wanted, left))
             self._busy += taken
         try:
             yield taken
