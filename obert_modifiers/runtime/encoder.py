@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from obert_modifiers.runtime import model, paths
-from obert_modifiers.runtime.group import UNEVEN, Group
+from obert_modifiers.runtime.group import Group
 from obert_modifiers.runtime.jit import YIELD
 from obert_modifiers.runtime.memory import Memory, Store
 from obert_modifiers.runtime.model import Model, Output
-from obert_modifiers.runtime.packing import Packing, divide, pack
+from obert_modifiers.runtime.packing import Packing, divide, pack, uneven
 from obert_modifiers.runtime.prepared import Prepared
 from obert_modifiers.runtime.team import Team, cores
 
@@ -304,9 +304,9 @@ class SparseEncoder:
         count = -(-count // self.threads) * self.threads
         groups = divide(lengths, min(count, len(lengths)))
         most = max(int(lengths[rows].sum()) for rows in groups)
-        if self.threads == 1 or most * self.threads <= UNEVEN * total:
+        if self.threads == 1 or not uneven(most, self.threads, total):
             return groups, 1
-        if count > self.threads and most * count <= UNEVEN * total:
+        if count > self.threads and not uneven(most, count, total):
             return groups, 1
         few = divide(lengths, -(-total // _GROUP_TOKENS))
         tokens = max(int(lengths[rows].sum()) for rows in few)

@@ -9,14 +9,13 @@ from obert_modifiers.runtime.kernels import Kernel
 from obert_modifiers.runtime.memory import Memory, Tiles
 from obert_modifiers.runtime.model import Norm, Output
 from obert_modifiers.runtime.packing import Packing
-from obert_modifiers.runtime.prepared import Prepared, ReadyLayer, seconds
+from obert_modifiers.runtime.prepared import Prepared, ReadyLayer, seconds, shares_rows
 from obert_modifiers.runtime.team import Parts, Team
 from obert_modifiers.runtime.weights import Linear, Packed
 
 Part = tuple[int, int]  # which of how many
 # Adds what a part of a tile needs to a program.
 Phase = Callable[[Program, int, Part], None]
-UNEVEN = 1.1  # of threads' loads; beyond it they share
 _WORTH_DIVIDING = 2e-5  # seconds of a layer of the head; below, one thread has it
 _QUANTIZE = Kernel("quantize")
 _NORM, _NORM_BYTES = Kernel("norm", ("floats",)), Kernel("norm", ("bytes",))
@@ -51,8 +50,7 @@ class Group:
         self._memory, self._threads = memory, threads
         self._tokens = tokens = prepared.path.lanes * registers
         self._tiles = packing.tiles
-        # Whether threads share tiles: where some would otherwise have one less.
-        self._shared = -(-self._tiles // threads) * threads > UNEVEN * self._tiles
+        self._shared = shares_rows(self._tiles, threads)
         about = prepared.about
         self._width, self._heads = about["hidden"], about["heads"]
         inner = about["intermediate"]

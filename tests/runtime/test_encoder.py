@@ -411,6 +411,7 @@ def test_tiles_are_as_wide_as_the_tokens_need(quantized):
     assert choose(lanes) == 1 and choose(lanes * most) == most
     assert choose(100 * lanes * most) == most
     assert choose(lanes * most, 2) == most // 2  # a tile for each thread
+    assert choose(lanes * most, 4) == most  # rows: narrow tiles take too long
     assert replace(encoder.path, registers=2).tokens == 2 * lanes
 
 
