@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 _GROUP_TOKENS = 2048  # computed at a time by a thread: what bounds its memory
 _WORTH = 1e-4  # seconds of a layer that a thread of several should have
+_MEETING = 5e-4  # seconds that sharing should save: half of it, threads are waited for
 
 
 class Outputs(dict[str, np.ndarray]):
@@ -310,10 +311,12 @@ class SparseEncoder:
             return groups, 1
         few = divide(lengths, -(-total // _GROUP_TOKENS))
         tokens = max(int(lengths[rows].sum()) for rows in few)
-        useful = int(self._prepared.layer_seconds(tokens) / _WORTH)
-        if useful < 2 or not YIELD:
+        layer = self._prepared.layer_seconds(tokens)
+        useful = min(int(layer / _WORTH), self.threads)
+        saved = len(self._model.layers) * layer * (1 - 1 / max(1, useful))
+        if saved < _MEETING or not YIELD:
             return groups, 1
-        return few, min(useful, self.threads)
+        return few, useful
 
     def _threads(self) -> Team:
         if self._team.process != os.getpid():

@@ -13,7 +13,7 @@ from obert_modifiers.runtime.paths import Path
 
 RECORD = 18  # words: a kernel's address, then its parameters
 _SPINS = 300  # turns of waiting before the core is left to other threads
-_PATIENCE = 2_000  # turns of the thread that leads, a millisecond at least
+_PATIENCE = 8_000  # turns of the thread that leads, a millisecond at least
 _OPEN, _CLOSED = 1 << 32, 1 << 33  # added to how many wait at the door
 _EVER = (1 << 63) - 1
 

@@ -14,10 +14,10 @@ from obert_modifiers.runtime.paths import Path
 from obert_modifiers.runtime.weights import Linear, Packed
 
 # What a tile costs beside its products, in registers of tokens.
-_TILE_COST = 0.8
+_TILE_COST = 2.5
 # How much longer the rows of a tile take than its share of them, where threads share
 # them: norms are computed by one.
-_SHARING_COST = 1.2
+_SHARING_COST = 1.25
 _RATE = 1e11  # products of a second, in round figures
 
 
