@@ -213,7 +213,7 @@ def test_from_text_to_a_sparse_model_that_guesses_words(small, command, tmp_path
 SMALL_OBERT = {"num_grads": 8, "grad_batch_size": 2, "pruning_update_frequency": 1.0}
 UPSTREAM = {
     "bert-base_mlm_teacher-10ep_dense0": {"num_epochs": 1.0},
-    "bert-base_mlm_obert-3ep_unstructured90": SMALL_OBERT,
+    "bert-base_mlm_obert-3ep_unstructured90": SMALL_OBERT | {"lr_cycle_epochs": 1.0},
     "bert-base_mlm_gmp-star-3ep_unstructured90": {},
     "roberta-base_mlm_gmp-5ep_unstructured90": {},
     "roberta-base_mlm_distill-5ep_dense0": {},
