@@ -5,8 +5,6 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 RECIPES = Path(__file__).parent / "recipes"
 
 
@@ -42,6 +40,8 @@ def recipe_setup(name: str) -> dict[str, Any]:
         ``stride`` (of questions) and ``batch``, or these by task, with ``others``;
         ``seeds``, how many; ``grid``, the values of recipe variables.
     """
+    import yaml  # which a plain installation has not
+
     lines = recipe_path(name).read_text(encoding="utf-8").splitlines()
     lines = lines[lines.index("# Setup:") + 1 :]
     setup = takewhile(lambda line: line.startswith("#   "), lines)
