@@ -86,7 +86,7 @@ _ROWS = [
     (QAT, {"ignore": 3}, Rule.NAMES),
     (MASKS, {"end_epoch": 1.0, "start_epoch": 2.0}, Rule.EPOCHS),
     (FROZEN, {"params": 3}, Rule.NAMES),
-    (FROZEN, {"start_epoch": 2, "end_epoch": 1}, Rule.EPOCHS),
+    (FROZEN, {"end_epoch": 1, "start_epoch": 2}, Rule.EPOCHS),
     (STOP, {"metric": " "}, Rule.NAMES),
     (STOP, {"min_delta": -0.5}, Rule.NOT_NEGATIVE),
     (STOP, {"patience": 0}, Rule.COUNT),
