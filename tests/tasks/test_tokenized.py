@@ -103,7 +103,17 @@ def test_what_the_tokens_are_made_from_is_checked(prepare, small, tmp_path) -> N
     config.write_text(json.dumps(cased), encoding="utf-8")
     with refused("is made with tokens="):  # the same words, otherwise read
         prepare(other)
-    rows = [{"text": text} for text in ["good film", *TEXTS[1:20]]]
+
+
+@pytest.mark.parametrize("whole", [tokenized.WHOLE, 0])
+def test_an_edited_text_is_told(prepare, tmp_path, monkeypatch, whole) -> None:
+    """Any row of a small data set; of a large one, by its bytes."""
+    monkeypatch.setattr(tokenized, "WHOLE", whole)
+    monkeypatch.setattr(tokenized, "SAMPLED", 2)
+    prepare()
+    prepare()
+    texts = [*TEXTS[:3], f"{TEXTS[3]} {tiny.BAD[0]}", *TEXTS[4:20]]
+    rows = [{"text": text} for text in texts]
     inputs.write(tmp_path / "books" / "train.json", rows)
     with refused("is made with texts="):
         prepare()

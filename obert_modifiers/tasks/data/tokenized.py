@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 MANIFEST = "made_from.json"
 SAMPLED = 64  # rows that are tokenized again to see whether they give the same tokens
+WHOLE = 2**27  # bytes of text up to which every row is looked at
 
 Encode = Callable[[dict[str, list[Any]]], dict[str, list[Any]]]
 
@@ -35,17 +36,24 @@ def made_from(
 ) -> dict[str, Any]:
     """Say what tokens are made from, by name: what differs first is to blame.
 
-    Rows are known by their number and some of their texts, and the tokenizer by its
-    vocabulary and what `encode` makes of those.
+    Rows are known by their number and texts; of more than `WHOLE` bytes, by the bytes
+    and some of the texts. The tokenizer is known by its vocabulary and what `encode`
+    makes of some texts.
     """
+    rows = rows.select_columns([column])
     step = max(len(rows) // SAMPLED, 1)
-    some = rows[range(0, len(rows), step)][column][:SAMPLED]
-    texts = ["" if one is None else str(one) for one in some]
+    some = rows[range(0, len(rows), step)]
+    texts = ["" if one is None else str(one) for one in some[column][:SAMPLED]]
+    size = rows.data.nbytes  # of all that the rows are chosen from; nothing is read
+    seen = hashlib.sha256()
+    for part in rows.iter(1000) if size <= WHOLE else [some, {column: [size]}]:
+        for text in part[column]:
+            seen.update(f"{text}\n".encode("utf-8", "surrogatepass"))
     return {
         **flags,
         "vocabulary": _digest(sorted(tokenizer.get_vocab().items())),
         "rows": len(rows),
-        "texts": _digest(texts),
+        "texts": seen.hexdigest(),
         "tokens": _digest(encode({column: texts})),
     }
 
