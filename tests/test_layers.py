@@ -36,7 +36,7 @@ RUNNING = LOADING | {"cpu", "training", "tasks", "embedded", "resources", "sizes
 # The first part of a module's name below the package, or a file named in full.
 LAYERS = {
     "__init__": layer({"recipe"}),
-    "resources": layer(),
+    "resources": layer(set(), {"yaml"}),
     "sizes": layer(),
     "cpu": layer(set(), {"llvmlite"}),
     "kernels": layer(set(), {"llvmlite", "numba", "numpy", "torch", "triton"}),
