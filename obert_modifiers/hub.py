@@ -73,10 +73,8 @@ def _asking(verb: str, repository: str) -> Iterator[None]:
     except Exception as error:  # the hub's, those of the HTTP library, or the system's
         said = str(error).replace(get_token() or "\n", "TOKEN")
         said = " ".join(said.split())[:300] or type(error).__name__
-    else:
-        return
-    raise ValueError(
-        f"hub={constants.ENDPOINT} did not {verb} {repository} ({said}); expected a "
-        "token that may write to it, and a network; nothing here is lost: `obert card "
-        "RUN --push_to_hub` tries again"
-    )
+        raise ValueError(
+            f"hub={constants.ENDPOINT} did not {verb} {repository} ({said}); expected "
+            "a token that may write to it, and a network; nothing here is lost: `obert "
+            "card RUN --push_to_hub` tries again"
+        ) from None  # a traceback would show what was answered

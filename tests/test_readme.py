@@ -24,7 +24,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXECUTED_BY_CI = {"make quickstart", "make test"}
 TRAINING = 6  # commands in the README that train
 INTEGRATIONS = 2
-MEASURING = ("sizes", "evaluate", "report")
+MEASURING = ("sizes", "evaluate", "report", "card")
 EXPORTING = (
     "export",
     "export",
