@@ -201,11 +201,13 @@ def _table(rows: Rows) -> str:
 
 def _read_model(run: Run) -> Model:
     config = json.loads((run.folder / "config.json").read_text(encoding="utf-8"))
+    embeds = (run.folder / "modules.json").is_file()
     return Model(
         architecture=(config.get("architectures") or ["a model"])[0],
         problem=config.get("problem_type"),
-        pairs=len(run.record.get("text_columns") or ()) == 2,
-        embeds=(run.folder / "modules.json").is_file(),
+        # Two texts are embedded one by one.
+        pairs=len(run.record.get("text_columns") or ()) == 2 and not embeds,
+        embeds=embeds,
         quantized=(run.folder / FILE_NAME).is_file(),
     )
 
