@@ -169,6 +169,18 @@ def test_the_figures_sizes_and_speeds(tmp_path):
     assert "## Speed" not in (folder / CARD).read_text()
 
 
+@pytest.mark.parametrize(("sparsity", "sparse"), [(0.8, True), (1e-4, False)])
+def test_a_run_that_keeps_masks_is_sparse(sparsity, sparse, tmp_path):
+    folder = run_of(tmp_path / "mine", sparsity=sparsity)
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    kept = [line for line in lines if json.loads(line)["kind"] != "prune"]
+    (folder / "metrics.jsonl").write_text("\n".join(kept))
+    write_card(folder)
+    card = ModelCard.load(folder / CARD)
+    assert ("pruned" in card.data.tags) is sparse
+    assert ("80.00 % of its prunable weights are zero." in card.text) is sparse
+
+
 def test_names_cannot_break_the_card(tmp_path):
     record = {"data": HOSTILE, "model": HOSTILE, "command": ["obert", "--x", "/a b/c"]}
     folder = run_of(tmp_path / "a|b `c` ***", **record)

@@ -129,7 +129,7 @@ def write_card(
     and `evaluated` are JSON files of the commands of that name, of which the card has
     what is the run's.
     """
-    run = read_run(folder)
+    run = read_run(folder, repository and repository.rpartition("/")[2])
     ((own,), _) = measure_runs([run], bench, evaluated)
     for flag, files, mine in (
         ("bench", bench, own.speeds),
@@ -160,18 +160,17 @@ def _contents(
 ) -> dict[str, Any]:
     """Collect what the template asks for."""
     run, model = own.run, _read_model(own.run)
-    title = repository.rpartition("/")[2] if repository else run.name
     ticks = [len(found) for found in re.findall("`+", run.recipe)]
     sizes = (HEAD, *(size.cells() for size in own.sizes))
     return {
-        "header": _header(run, model, title).to_yaml(),
-        "title": title,
+        "header": _header(run, model).to_yaml(),
+        "title": run.name,
         "model": model,
         "base_model": (run.record.get("hub") or {}).get("base_model"),
         "began_as": short_path(run.record.get("model")),
-        "data": short_path(run.record.get("data")),
+        "data": _data(run),
         "modifiers": dict.fromkeys(f"`{event['modifier']}`" for event in run.prunes),
-        "zeros": percent(run.record.get("sparsity")),
+        "zeros": percent(run.record["sparsity"]) if _sparse(run) else None,
         "zeros_of_all": percent(run.record.get("sparsity_non_embedding")),
         "figures": _table(_figures(own)),
         "sizes": _table([row[:-1] for row in sizes]),  # without the ratio to another
@@ -218,10 +217,19 @@ def _measured(run: Run) -> dict[str, float]:
     return {k: v for k, v in found.items() if v is not None and math.isfinite(v)}
 
 
-def _header(run: Run, model: Model, title: str) -> ModelCardData:
+def _sparse(run: Run) -> bool:
+    """Tell whether it is pruned, by this run or by one before it."""
+    return (run.record.get("sparsity") or 0.0) >= 0.01
+
+
+def _data(run: Run) -> str:
+    return short_path(run.record.get("data")).removeprefix("the embedded ")
+
+
+def _header(run: Run, model: Model) -> ModelCardData:
     """Make what the hub reads: its terms, and only what it knows."""
     ids = run.record.get("hub") or dict.fromkeys(("base_model", "dataset"))
-    data = short_path(run.record.get("data"))
+    data = _data(run)
     results = [
         EvalResult(
             task_type=model.pipeline or "other",
@@ -235,7 +243,7 @@ def _header(run: Run, model: Model, title: str) -> ModelCardData:
         for name, value in _measured(run).items()
     ]
     tags = ["obert_modifiers", *model.tags]
-    tags += ["pruned", "sparse"] if run.prunes else []
+    tags += ["pruned", "sparse"] if _sparse(run) else []
     tags += ["int8", "quantization-aware-training"] if model.quantized else []
     return ModelCardData(
         library_name=model.library,
@@ -244,7 +252,7 @@ def _header(run: Run, model: Model, title: str) -> ModelCardData:
         datasets=[ids["dataset"]] if ids["dataset"] else None,
         tags=tags,
         metrics=list(dict.fromkeys(one.metric_type for one in results)) or None,
-        model_name=title if results else None,
+        model_name=run.name if results else None,
         eval_results=results or None,
     )
 
