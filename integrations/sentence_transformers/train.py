@@ -33,7 +33,7 @@ def main(recipe: Path, model_name: Path, train_file: Path, out: Path, **options)
         The callback, which knows the sparsity, and the trained model.
     """
     resume = options.pop("resume_from_checkpoint", None)
-    model = SentenceTransformer(str(model_name), device="cpu")
+    model = SentenceTransformer(str(model_name))
     rows = load_dataset("parquet", data_files=str(train_file), split="train")
     rows = rows.select_columns("sentence")
     rows = rows.add_column("label", model.encode(rows["sentence"]).tolist())
