@@ -103,7 +103,7 @@ def test_the_recipe_loads_and_the_shipped_ones_are_listed() -> None:
     listed = re.findall(r"^\| `recipes/(\S+)\.yaml` \|", table, re.MULTILINE)
     assert sorted(listed) == recipe_names()
     (papers,) = re.findall(r"ship are (\d+) setups of the papers", README)
-    assert int(papers) == len(recipe_names()) - 4
+    assert int(papers) == len(recipe_names()) - 5
 
 
 def test_the_python_runs() -> None:

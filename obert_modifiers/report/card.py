@@ -171,7 +171,7 @@ def _contents(
         "data": _data(run),
         "modifiers": dict.fromkeys(f"`{event['modifier']}`" for event in run.prunes),
         "zeros": percent(run.record["sparsity"]) if _sparse(run) else None,
-        "zeros_of_all": percent(run.record.get("sparsity_non_embedding")),
+        "zeros_of_all": run.record.get("sparsity_non_embedding"),
         "figures": _table(_figures(own)),
         "sizes": _table([row[:-1] for row in sizes]),  # without the ratio to another
         "speeds": _table(_speeds(own, bench)),
@@ -180,6 +180,7 @@ def _contents(
         "facts": _facts(run),
         "recipe": run.recipe,
         "fence": "`" * max(3, *(length + 1 for length in ticks), 0),
+        "percent": percent,
     }
 
 
