@@ -48,6 +48,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], dict[str, Any]]] = {
     "bench": (models.bench, {}),
     "sizes": (models.sizes, {}),
     "report": (train.report, {}),
+    "card": (train.card, {}),
     "run": (sparseml.run, _OWN_FLAGS),
     "doctor": (sparseml.doctor, {}),
 }

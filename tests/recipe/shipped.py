@@ -58,6 +58,7 @@ SCHEDULES = {
     "none": {},
     "quick": {0.5: 0.6, 2.0: 0.8},
     "movies": {3.0: 0.5, 5.0: 0.7625, 7.0: 0.8},
+    "reranker": {0.5: 0.5, 1.5: 0.7352, 3.0: 0.8},
     "ten": {2.0: 0.7, 5.0: 0.875, 8.0: 0.9},  # half way is 7/8 of the rest
     "thirty": {2.0: 0.7, 14.0: 0.875, 26.0: 0.9},
     "blocks": {2.0: 0.7, 14.0: 0.7875, 26.0: 0.8},
@@ -82,6 +83,7 @@ RATES = {
     "quick": {0.0: 1e-4},
     "quick-int8": {0.0: 5e-5},
     "movies": {0.0: 1e-4, 3.0: 1e-4, 7.0: 1e-4, 10.0: 5e-5},
+    "reranker": {0.0: 1e-4, 3.0: 5.05e-5},
     "squad-10": {0.0: 8e-5, 8.0: 8e-5, 4.0: 5.5e-5, 9.0: 5.5e-5},
     "glue-10": {0.0: 8e-5, 8.0: 8e-5, 4.0: 5e-5, 9.0: 5e-5},
     "squad-30": {0.0: 8e-5, 1.0: 4.4e-5, 2.0: 8e-5, 8.0: 4.4e-5, 26.0: 8e-5},
@@ -112,6 +114,7 @@ quickstart 3 4 0.8 quick quick
 quickstart_gmp 3 4 0.8 quick quick
 quickstart_int8 1 0 0.0 none quick-int8 int8
 minilm-l6_movies_compound-3layer-int8_4block80 13 5 0.8 movies movies slow int8 6>3
+minilm-l6_reranker_obert-6ep_4block80 6 6 0.8 reranker reranker slow
 # oBERT, downstream
 bert-base_squad_obert-10ep_unstructured90 10 13 0.9 ten squad-10 =10 to:80,90,97
 bert-base_glue_obert-10ep_unstructured90 10 13 0.9 ten glue-10 slow =10 to:80,90,97
