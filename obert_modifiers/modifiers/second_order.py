@@ -150,7 +150,24 @@ class SecondOrder:
                 "of gradients; pass grad_sampler with data_loader_builder and "
                 "loss_function to initialize GradSampler"
             )
+        if source.probes:
+            self._check_probes()
         self._source = source.of_loss(self._fisher_loss)
+
+    def _check_probes(self) -> None:
+        """Refuse keys that need a loss, where the Fisher is that of the outputs."""
+        uses = "embeddings have no loss of their own; expected"
+        wrong = {
+            f"fisher_loss={self._fisher_loss}: {uses} task or distillation; use task": (
+                self._fisher_loss == "train"
+            ),
+            f"damp=auto: {uses} a fraction; use damp_fraction: "
+            f"{DEFAULT_DAMP_FRACTION}": self.config.damp_grid,
+            f"first_order=True: {uses} False; leave it out": self.config.first_order,
+        }
+        for said, holds in wrong.items():
+            if holds:
+                raise ValueError(said)
 
     def plan(self, targets: Sequence[Target], ranks: int | None = None) -> MemoryPlan:
         """Plan the Fisher state of an event; an error if the budget is too small.

@@ -48,6 +48,8 @@ class TaskData:
         more_validation: Further samples to evaluate on, by what is put after the names
             of their figures.
         start_epoch: Called with the number of each epoch before its first batch.
+        gradients: Another task of which second-order pruning takes the gradients, with
+            the ``probes`` of a `GradientSource` as its losses; None for this one.
     """
 
     train: Samples
@@ -59,6 +61,7 @@ class TaskData:
     headline: tuple[str, ...] = ("accuracy",)
     more_validation: Mapping[str, Samples] = field(default_factory=dict)
     start_epoch: Callable[[int], None] | None = None
+    gradients: "TaskData | None" = None
 
 
 def lengths_of(samples: Samples) -> list[int]:
@@ -145,6 +148,8 @@ def gradient_source(
         batch_size: Samples of a batch where its mean is a gradient (granularity
             ``batch``) and the recipe names no size; as SparseML, that of training.
     """
+    probes = data.gradients is not None
+    data = data.gradients or data
     lengths = lengths_of(data.train)
 
     def batches(request: SampleRequest) -> Iterable[Batch]:
@@ -182,6 +187,7 @@ def gradient_source(
         forward=outputs,
         inputs=inputs_of,
         output_loss=data.sample_loss,
+        probes=probes,
     )
 
 
