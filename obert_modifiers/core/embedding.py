@@ -31,9 +31,12 @@ class Pooling:
     unit: bool = True
 
     def __call__(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Pool tokens (k, T, H) by their attention mask (k, T); returns (k, n H).
+        """Pool tokens (k, T, H) by their attention mask (k, T).
 
         A mask (k, 1, 1, T) is one that is added to scores, 0 for what is attended to.
+
+        Returns:
+            ``(k, H)``, of n modes ``(k, n H)``.
         """
         if mask is None:
             mask = hidden.new_ones(hidden.shape[:2])
@@ -70,6 +73,9 @@ def embed_(model: nn.Module, embeds: Embeds) -> nn.Module:
     It then returns a dict with ``sentence_embedding``, ``last_hidden_state`` and, where
     they are asked for, ``hidden_states``; `save_pretrained` writes `files` too. Names
     of class and parameters stay. A pooler, which has no part in it, is frozen.
+
+    Returns:
+        The model.
     """
     base = type(model)
 
@@ -94,7 +100,7 @@ def embed_(model: nn.Module, embeds: Embeds) -> nn.Module:
     Embedding.__name__, Embedding.__qualname__ = base.__name__, base.__qualname__
     Embedding.__module__ = base.__module__
     model.__class__ = Embedding
-    model.embeds = embeds
+    model.embeds = embeds  # type: ignore[assignment]
     pooler = getattr(model, "pooler", None)
     if isinstance(pooler, nn.Module):
         pooler.requires_grad_(False)
@@ -113,7 +119,7 @@ def embedding_of(outputs: Any) -> Tensor:
 
 
 def probe_losses(embeddings: Tensor, ids: Tensor, seed: int) -> Tensor:
-    r"""Compute :math:`\langle v_i, e(x_i) \rangle` with random :math:`v_i \sim N(0, I)`.
+    r"""Compute :math:`\langle v_i, e(x_i) \rangle` with random v of :math:`N(0, I)`.
 
     With J the Jacobian of an embedding e, its gradient is :math:`J^T v`, and
     :math:`E[J^T v v^T J] = J^T J`: the Gauss-Newton matrix of
@@ -157,11 +163,14 @@ def squared_losses(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def similarity_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Compare the cosines among the sentences of a batch: their mean squared error.
+    """Compare the cosines among the sentences of a batch (k, H).
 
-    Embeddings are (k, H), and may be of different widths; over the k (k - 1) pairs of
-    two sentences, 0 where there is only one (Tung and Mori 2019, "Similarity-Preserving
-    Knowledge Distillation").
+    Tung and Mori 2019, "Similarity-Preserving Knowledge Distillation", with cosines.
+    The embeddings may be of different widths.
+
+    Returns:
+        The mean squared error over the k (k - 1) pairs of two sentences, 0 where there
+        is only one sentence.
     """
     count = len(student)
     error = similarities(student) - similarities(teacher.to(student))

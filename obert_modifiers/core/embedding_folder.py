@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from obert_modifiers.core.embedding import MODES, Embeds, Pooling, embed_
 
 MODULES = "modules.json"
@@ -94,12 +92,10 @@ def read_folder(folder: Path, width: int) -> SentenceFolder:
     )
 
 
-def embed_as_saved_(model: nn.Module, folder: Path) -> bool:
-    """Let a loaded encoder embed sentences where its folder says how; tells whether."""
-    if not is_sentence_folder(folder):
-        return False
-    embed_(model, read_folder(folder, model.config.hidden_size).embeds)
-    return True
+def embed_as_saved_(model: Any, folder: Path) -> None:
+    """Let a loaded encoder of transformers embed sentences, if its folder says how."""
+    if is_sentence_folder(folder):
+        embed_(model, read_folder(folder, model.config.hidden_size).embeds)
 
 
 def _modes(path: Path, prompts: bool) -> tuple[str, ...]:

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from obert_modifiers.core.embedding_folder import SentenceFolder
-    from obert_modifiers.training.batches import TaskData
 
 logger = logging.getLogger(__name__)
 

@@ -182,15 +182,15 @@ def test_prompts_are_read(files, tmp_path, small) -> None:
 
     made = folder(tmp_path / "made", pooling_mode="mean")
     shutil.copytree(made, model, dirs_exist_ok=True)
-    about = {"prompts": {"query": "good ", "film": "bad "}}
+    about = {"prompts": {"query": "fine ", "film": "poor "}}
     (model / "config_sentence_transformers.json").write_text(json.dumps(about))
     given = {"train_file": files["texts"], "validation_file": files["queries"]}
     plain, tokenizer = inputs.prepare(TASK, tmp_path, small.model, **given)
     found, _ = inputs.prepare(TASK, tmp_path, model, prompt_name=None, **given)
     own, _ = inputs.prepare(TASK, tmp_path, model, prompt_name="film", **given)
     first = [tokenizer.decode(one.validation[0]["input_ids"]) for one in (plain, found)]
-    assert first[1] == first[0].replace("[CLS]", "[CLS] good")
-    assert tokenizer.decode(own.train[0]["input_ids"]).startswith("[CLS] bad")
+    assert first[1] == first[0].replace("[CLS]", "[CLS] fine")
+    assert tokenizer.decode(own.train[0]["input_ids"]).startswith("[CLS] poor")
     assert found.train[0]["input_ids"] == plain.train[0]["input_ids"]
     with refused("--prompt_name=other .*query, film"):
         inputs.prepare(TASK, tmp_path, model, prompt_name="other", **given)
@@ -206,12 +206,11 @@ def rows_with(**changed) -> list[dict]:
 @pytest.mark.parametrize(
     ("rows", "flags", "match"),
     [
-        (rows_with(score=6.5), {}, r"score=6.5 in row 0 .*\[0, 5\].*--max_score"),
-        (rows_with(score=-1.0), {"max_score": 5.0}, r"score=-1 in row 0 .*\[0, 5\]"),
+        (rows_with(score=6.5), {}, r"score=6.5 in row 1 .*\[0, 5\].*--max_score"),
+        (rows_with(score=-1.0), {"max_score": 5.0}, r"score=-1 in row 1 .*\[0, 5\]"),
         (rows_with(score=None), {}, "column score .*empty in 1 rows"),
         (rows_with(sentence2=None), {}, "column sentence2 .*empty in 1 rows"),
-        (rows_with(sentence2="  "), {}, "column sentence2 .*no text in 1 rows.*row 0"),
-        (rows_with(), {"max_score": -1.0}, "--max_score=-1"),
+        (rows_with(sentence2="  "), {}, "column sentence2 .*no text in 1 rows.*row 1"),
         (
             [{"query": "good", "passage": "film"}] * 3,
             {},
@@ -220,13 +219,15 @@ def rows_with(**changed) -> list[dict]:
     ],
 )
 def test_pairs_that_cannot_be_used(files, tmp_path, small, rows, flags, match) -> None:
-    path = tmp_path / "bad.json"
-    tiny.write_rows(path, [*rows_with(score=2.0), *rows][-len(rows) :] + rows)
-    flags = flags | {"validation_file": path}
+    good = rows_with() if "score" in rows[0] else []
+    path = tiny.write_rows(tmp_path / "bad.json", [*good, *rows])
     with refused(match):
-        data = prepared(files, tmp_path, small, **flags)
-        tasks.load(TASK).flags(**{k: v for k, v in flags.items()}).check()
-        assert data is not None
+        prepared(files, tmp_path, small, validation_file=path, **flags)
+
+
+def test_a_highest_score_is_positive() -> None:
+    with refused("--max_score=-1"):
+        tasks.load(TASK).flags(max_score=-1.0).check()
 
 
 def test_texts_that_cannot_be_used(files, tmp_path, small) -> None:
@@ -278,7 +279,9 @@ def test_embeddings_are_not_distilled_into_classes(run_in, small, tmp_path) -> N
     ],
 )
 def test_a_fisher_that_needs_a_loss_is_refused(train, tmp_path, key, match) -> None:
-    text = tiny.RECIPE.replace("num_grads", f"{key}\n      num_grads") + DISTIL
+    # At the first step, where the student still is the teacher.
+    text = tiny.RECIPE.replace("start_epoch: 0.5", "start_epoch: 0.0") + DISTIL
+    text = text.replace("num_grads", f"{key}\n      num_grads")
     recipe = tmp_path / "needs.yaml"
     recipe.write_text(text, encoding="utf-8")
     with refused(match):
@@ -325,14 +328,28 @@ def test_supervised_terms_are_trained(train, files) -> None:
     found = train(half, "pairs", train_on="pairs", **queries)
     assert scored["pruning_events"] == found["pruning_events"] > 0
     assert 0.0 <= found["ndcg_at_10"] <= 1.0 and 0.0 <= found["mrr_at_10"] <= 1.0
-    plain = train("", "alone", distill_teacher=None, train_file=files["pairs"])
-    assert plain["steps"] == scored["steps"]
 
 
-def test_texts_are_measured_beside_the_dense_model(train, files) -> None:
-    record = train(validation_file=files["texts"])
-    assert record["headline"] == ["top10_kept", "cosine_to_dense"]
-    assert 0.0 < record["top10_kept"] <= 1.0
+def test_texts_are_measured_beside_the_dense_model(files, tmp_path, small) -> None:
+    data = prepared(files, tmp_path, small, validation_file=files["texts"])
+    assert data.headline == ("top10_kept", "cosine_to_dense")
+    count = len(data.validation)
+    with torch.no_grad():
+        model = tasks.load(TASK).model_class.from_pretrained(small.model).eval()
+        batch = data.collate([data.validation[i] for i in range(count)])
+        ids = batch.pop("sample_ids")
+        found = data.keep(model(**batch), batch)
+    assert ids.tolist() == list(range(count))
+    figures = data.metrics(**{name: one.numpy() for name, one in found.items()})
+    assert figures["top10_kept"] == 1.0 and figures["samples"] == count
+    assert figures["loss"] == pytest.approx(0.0, abs=1e-6)
+    only = {"validation_file": files["texts"]}
+    again, _ = inputs.prepare(
+        TASK, tmp_path, small.model, dense_model=str(small.model), **only
+    )
+    assert again.metrics.dense is not None
+    with refused("only texts and no model"):
+        inputs.prepare(TASK, tmp_path, small.model, **only)
 
 
 def test_kill_and_resume_are_bit_identical(train, tmp_path, monkeypatch) -> None:

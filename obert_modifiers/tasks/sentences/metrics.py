@@ -130,5 +130,3 @@ def _cosines(
 def _top(cosines: np.ndarray, count: int = TOP) -> np.ndarray:
     """Return the columns of the highest in each row; ties go to the lower column."""
     return np.argsort(-cosines, axis=1, kind="stable")[:, :count]
-
-
