@@ -156,18 +156,16 @@ class SecondOrder:
 
     def _check_probes(self) -> None:
         """Refuse keys that need a loss, where the Fisher is that of the outputs."""
-        uses = "embeddings have no loss of their own; expected"
-        wrong = {
-            f"fisher_loss={self._fisher_loss}: {uses} task or distillation; use task": (
-                self._fisher_loss == "train"
-            ),
-            f"damp=auto: {uses} a fraction; use damp_fraction: "
-            f"{DEFAULT_DAMP_FRACTION}": self.config.damp_grid,
-            f"first_order=True: {uses} False; leave it out": self.config.first_order,
-        }
-        for said, holds in wrong.items():
-            if holds:
-                raise ValueError(said)
+        config, loss = self.config, self._fisher_loss
+        for said, wrong, expected in (
+            (f"fisher_loss={loss}", loss == "train", "task or distillation; use task"),
+            ("damp=auto", config.damp_grid, "a fraction; use damp_fraction: 0.01"),
+            ("first_order=True", config.first_order, "False; leave it out"),
+        ):
+            if wrong:
+                raise ValueError(
+                    f"{said}: embeddings have no loss of their own; expected {expected}"
+                )
 
     def plan(self, targets: Sequence[Target], ranks: int | None = None) -> MemoryPlan:
         """Plan the Fisher state of an event; an error if the budget is too small.

@@ -2,18 +2,23 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
 from obert_modifiers import tasks
-from obert_modifiers.core.embedding import MODES, embedding_of
+from obert_modifiers.core.embedding import MODES, Pooling, embedding_of
 from obert_modifiers.tasks.sentences.metrics import HEADLINES, Measure
+from obert_modifiers.training import TrainingStopped
 from tests import tiny
+from tests.core.test_embedding import folder
 from tests.tasks import inputs
 from tests.tasks.inputs import refused, write
+from tests.tasks.test_resume import terminate_at
 from tests.words import sentences
 
 TASK = "sentence_embedding"
@@ -175,11 +180,7 @@ def test_pairs_have_both_texts_in_a_batch(files, tmp_path, small, kind) -> None:
 
 
 def test_prompts_are_read(files, tmp_path, small) -> None:
-    import shutil
-
     model = shutil.copytree(small.model, tmp_path / "prompted")
-    from tests.core.test_embedding import folder
-
     made = folder(tmp_path / "made", pooling_mode="mean")
     shutil.copytree(made, model, dirs_exist_ok=True)
     about = {"prompts": {"query": "fine ", "film": "poor "}}
@@ -293,8 +294,6 @@ def test_a_fisher_that_needs_a_loss_is_refused(train, tmp_path, key, match) -> N
 
 def embeddings_of(folder, given: list[str]) -> torch.Tensor:
     model = tasks.load(TASK).model_class.from_pretrained(folder).eval()
-    from transformers import AutoTokenizer
-
     tokenizer = AutoTokenizer.from_pretrained(folder)
     batch = tokenizer(given, padding=True, return_tensors="pt")
     with torch.no_grad():
@@ -353,17 +352,14 @@ def test_texts_are_measured_beside_the_dense_model(files, tmp_path, small) -> No
 
 
 def test_kill_and_resume_are_bit_identical(train, tmp_path, monkeypatch) -> None:
-    from tests.tasks.test_resume import terminate_at
-
+    recipe = f"{DISTIL}      hidden_weight: 0.5\n{QAT}"
     saves = {"save_strategy": "epoch", "save_total_limit": 2}
-    whole = train(DISTIL + QAT, "whole", **saves)
+    whole = train(recipe, "whole", **saves)
     with monkeypatch.context() as patched:
         terminate_at(patched, 11)
-        from obert_modifiers.training import TrainingStopped
-
         with pytest.raises(TrainingStopped):
-            train(DISTIL + QAT, "stopped", **saves)
-    again = train(DISTIL + QAT, "stopped", resume_from_checkpoint="last", **saves)
+            train(recipe, "stopped", **saves)
+    again = train(recipe, "stopped", resume_from_checkpoint="last", **saves)
     names = ("spearman", "loss", "sparsity", "steps", "cosine_to_dense")
     assert {k: again[k] for k in names} == {k: whole[k] for k in names}
     first, second = (
@@ -376,8 +372,6 @@ def test_kill_and_resume_are_bit_identical(train, tmp_path, monkeypatch) -> None
 
 def test_the_modes_are_those_of_sentence_transformers() -> None:
     theirs = pytest.importorskip("sentence_transformers.sentence_transformer.modules")
-    from obert_modifiers.core.embedding import Pooling
-
     torch.manual_seed(0)
     hidden = torch.randn(3, 5, 4)
     mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 0, 0, 0, 0]])
