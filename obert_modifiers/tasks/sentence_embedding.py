@@ -240,6 +240,7 @@ def _numbered(
         texts = [prompt + text for text in rows[column]]
         texts = [text.lower() for text in texts] if folder.lower else texts
         places[column] = [numbers.setdefault(text, len(numbers)) for text in texts]
+    logger.info("%s: %d %s, %d different texts", split, len(rows), kind, len(numbers))
     length, tokenizer = _max_length(inputs, folder), inputs.pretrained.tokenizer
 
     def encode(batch: dict[str, list[Any]]) -> dict[str, Any]:
@@ -301,12 +302,21 @@ def _check_measured(measured: Any, inputs: Inputs) -> None:
         raise ValueError(f"data={place} has one text; expected two or more; add some")
 
 
-def _check(inputs: Inputs, distils: bool) -> None:
-    """Check that there is something to learn from."""
+def _check(inputs: Inputs, distillers: Sequence[Any]) -> None:
+    """Check that there is something to learn from, and say what is not learnt."""
     from obert_modifiers.tasks.sentences import data
 
     rows = inputs.data.splits.get("train")
-    if rows is not None and data.kind_of(rows) == data.TEXTS and not distils:
+    if rows is None:
+        return
+    labelled = data.kind_of(rows) != data.TEXTS
+    if labelled and any(one.hardness == 1.0 for one in distillers):
+        logger.warning(
+            "hardness=1.0: what the pairs of %s say is not learnt beside the teacher; "
+            "write a smaller one where it should be",
+            inputs.data.place("train"),
+        )
+    if not labelled and not distillers:
         raise ValueError(
             f"data={inputs.data.place('train')} has no labels and no teacher embeds it;"
             " expected a loss; add !EmbeddingDistillationModifier to the recipe and "

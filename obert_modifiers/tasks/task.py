@@ -103,8 +103,8 @@ class Task:
     output: str = "logits"  # what a recipe can distil
     # From the flags, which loads the model; None for transformers' class of `head`.
     loader: Callable[[], Any] | None = None
-    # From flags and whether a recipe distils: raises where nothing is learnt from.
-    check: Callable[[Any, bool], None] | None = None
+    # From the inputs and the modifiers that distil: raises where nothing is learnt.
+    check: Callable[[Inputs, Sequence[Any]], None] | None = None
 
     def parse(self, argv: Sequence[str]) -> Arguments:
         """Read the flags of its command."""

@@ -320,11 +320,13 @@ def test_a_run_prunes_and_its_folder_loads_without_us(train, tmp_path, caplog) -
     assert kinds == ["Transformer", "Pooling", "Normalize"]
 
 
-def test_supervised_terms_are_trained(train, files) -> None:
+def test_supervised_terms_are_trained(train, files, caplog) -> None:
     half = DISTIL + "      hardness: 0.5\n"
     scored = train(half, "scored", train_file=files["pairs"])
+    assert "hardness=1.0" not in caplog.text
     queries = {"train_file": files["queries"], "validation_file": files["queries"]}
-    found = train(half, "pairs", train_on="pairs", **queries)
+    found = train(DISTIL, "pairs", train_on="pairs", **queries)
+    assert "hardness=1.0: what the pairs of" in caplog.text
     assert scored["pruning_events"] == found["pruning_events"] > 0
     assert 0.0 <= found["ndcg_at_10"] <= 1.0 and 0.0 <= found["mrr_at_10"] <= 1.0
 

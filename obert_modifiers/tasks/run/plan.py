@@ -120,8 +120,8 @@ def prepare(
     if config.mixed_precision != "no" and state.device.type != "cpu":
         inputs = replace(inputs, pad_multiple=_PAD_MULTIPLE)
     if task.check is not None:
-        distils = manager is not None and bool(manager.distillation)
-        task.check(inputs, distils and teaches not in (None, "disable"))
+        taught = manager is not None and teaches not in (None, "disable")
+        task.check(inputs, manager.distillation if taught else ())
     samples = task.prepare(inputs)
     if teacher.lacks_types(teaches) and len(inputs.data.text_columns) == 2:
         notes.say("the teacher gets token types of its own, which the model has not")
