@@ -57,7 +57,7 @@ METHODS: dict[str, tuple[str | Path, dict[str, Any], dict[str, Any]] | None] = {
 }
 # Paragraphs and questions to learn from, and the most tokens of one.
 TEXTS, LENGTH = (1200, 9600), 128
-QUICK_TEXTS, QUICK_QUESTIONS = (64, 192), 200
+QUICK_TEXTS, QUICK_PAIRS = (64, 192), 200
 QUICK = {"num_grads": 64, "pruning_update_frequency": 2.0}
 FIGURES = ("stsb_spearman", "squad_ndcg_at_10", "squad_accuracy_at_1", "top10_kept")
 FIGURES += ("mb", "gzip_mb", "train_seconds")
@@ -67,7 +67,7 @@ def main() -> None:
     """Run what is missing, and print the table."""
     parser = common.parser(__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--methods", nargs="+", choices=METHODS)
     parser.add_argument("--data", type=Path, help="the folder of the data sets")
     parser.add_argument("--output_dir", type=Path, help="keep the runs in this folder")
     parser.add_argument("--table", type=Path, nargs="+", help="print FILES, no runs")
@@ -80,13 +80,14 @@ def main() -> None:
         print("\n".join(table(rows)))
         return
     seeds = flags.seeds[:1] if flags.quick else flags.seeds
+    methods = flags.methods or (["dense", "80"] if flags.quick else [*METHODS])
     rows = read(flags.json)
     done = {(row["method"], row["seed"]) for row in rows}
     with tempfile.TemporaryDirectory() as scratch:
         folder = flags.output_dir or Path(scratch)
         files = write_data(data_folder(flags.data), folder / "data", flags.quick)
         for seed in seeds:
-            for method in flags.methods:
+            for method in methods:
                 own = seed if METHODS[method] else 0
                 if (method, own) in done:
                     continue
@@ -159,10 +160,11 @@ def write_data(source: Path, folder: Path, quick: bool) -> dict[str, Path]:
     np.random.default_rng(1).shuffle(found)
     (folder / "texts.txt").write_text("\n".join(found) + "\n", encoding="utf-8")
     asked = rows("squad", "validation").select_columns(["question", "context"])
+    scored = rows("stsb", "validation")
     if quick:
-        asked = asked.select(range(QUICK_QUESTIONS))
+        asked, scored = (one.select(range(QUICK_PAIRS)) for one in (asked, scored))
     asked.to_json(folder / "squad.json")
-    rows("stsb", "validation").to_json(folder / "stsb.json")
+    scored.to_json(folder / "stsb.json")
     return {
         "texts": folder / "texts.txt",
         "stsb": folder / "stsb.json",
