@@ -34,15 +34,15 @@ class TeacherModifier(KeyedModifier, ScheduledModifier):
 
     The teacher is in eval mode, takes no gradient and keeps its own dtype.
 
-    Attributes:
-        distils: The output that it learns, as `obert_modifiers.core.outputs` names it.
-
     Order of its hooks: ``initialize`` takes the teacher (``distillation_teacher``, a
     module, ``"self"`` for a copy of the model as it is then, or ``"disable"``) and,
     with ``hidden_weight``, has the student return its hidden states
     (``config.output_hidden_states``); ``loss_update`` runs the teacher on the
     student's inputs and mixes the losses between ``start_epoch`` and ``end_epoch``;
     ``finalize`` lets go of the teacher and sets the configuration back.
+
+    Attributes:
+        distils: The output that it learns, as `obert_modifiers.core.outputs` names it.
     """
 
     kind = SparsificationTypes.distillation
