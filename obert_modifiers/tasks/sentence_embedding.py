@@ -240,7 +240,8 @@ def _numbered(
         texts = [prompt + text for text in rows[column]]
         texts = [text.lower() for text in texts] if folder.lower else texts
         places[column] = [numbers.setdefault(text, len(numbers)) for text in texts]
-    logger.info("%s: %d %s, %d different texts", split, len(rows), kind, len(numbers))
+    told = {data.SCORES: "scored pairs"}.get(kind, kind)
+    logger.info("%s: %d %s, %d different texts", split, len(rows), told, len(numbers))
     length, tokenizer = _max_length(inputs, folder), inputs.pretrained.tokenizer
 
     def encode(batch: dict[str, list[Any]]) -> dict[str, Any]:
