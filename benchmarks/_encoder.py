@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from obert_modifiers import quickstart
 from obert_modifiers.cli.progress import Reporter
-from obert_modifiers.core.pruning.sampling import GradientSource
+from obert_modifiers.core.pruning.sampling import GradientSource, SampleRequest
 from obert_modifiers.core.pruning.targets import Target
 from obert_modifiers.embedded import movie_snippets
 from obert_modifiers.modifiers._targets import encoder_weights, find_targets
@@ -235,25 +235,32 @@ def validation(model: nn.Module, data: TaskData) -> dict[str, float]:
     }
 
 
-def sparseml_sampler(data: TaskData, batch_size: int, seed: int = 0) -> dict[str, Any]:
-    """Give SparseML's modifier the same sentences, in random order.
+def sparseml_sampler(
+    model: nn.Module, data: TaskData, num_grads: int, batch_size: int, seed: int = 0
+) -> dict[str, Any]:
+    """Give SparseML's modifier the batches of which our step takes its gradients.
 
     Args:
+        model: The model.
         data: The task.
+        num_grads: Batches of the draw.
         batch_size: Sentences of a batch.
-        seed: Seed of the order.
+        seed: Seed of the draw.
 
     Returns:
-        The ``grad_sampler`` dict of its ``initialize``.
+        The ``grad_sampler`` dict of its ``initialize``. The batches come in random
+        order, so that the first of them are as long as the others.
     """
+    options = {"batch_size": batch_size}
+    request = SampleRequest(num_grads, num_grads, 0, options, "batch")
+    batches = list(source_of(model, data, seed).batches(request))
+    order = torch.randperm(
+        len(batches), generator=torch.Generator().manual_seed(seed)
+    ).tolist()
 
     def build(options: dict[str, Any] | None) -> Iterable[tuple]:
-        generator = torch.Generator().manual_seed(seed)
-        order = torch.randperm(len(data.train), generator=generator).tolist()
-        for start in range(0, len(order), batch_size):
-            part = order[start : start + batch_size]
-            batch = data.collate([data.train[i] for i in part])
-            yield [], inputs_of(batch), batch["labels"]
+        for i in order:
+            yield [], inputs_of(batches[i]), batches[i]["labels"]
 
     def loss(outputs: Any, labels: Tensor) -> Tensor:
         return nn.functional.cross_entropy(outputs.logits, labels)

@@ -46,15 +46,18 @@ class FisherOptions:
     Attributes:
         num_grads: Gradients m.
         fisher_block_size: Width B of a Fisher block.
-        grad_granularity: ``"sample"``, or ``"batch"`` for batches of
-            `SAMPLES_OF_BATCH`.
+        grad_granularity: ``"sample"`` or ``"batch"``.
         labels: ``"true"``, or ``"sampled"`` from the model's predictions.
+        batch_samples: Samples of a gradient, where gradients are those of batches.
+        fisher_dtype: Precision of the sums.
     """
 
     num_grads: int = 1024
     fisher_block_size: int = 48
     grad_granularity: str = "sample"
     labels: str = "true"
+    batch_samples: int = SAMPLES_OF_BATCH
+    fisher_dtype: str = "float64"
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,8 @@ class Job:
             update=update,
             num_recomputations=self.num_recomputations,
             first_order=self.first_order,
-            options=(("batch_size", SAMPLES_OF_BATCH),) if by_batch else (),
+            fisher_dtype=self.fisher.fisher_dtype,
+            options=(("batch_size", self.fisher.batch_samples),) if by_batch else (),
             pattern=parse_mask_type(self.pattern),
         )
 

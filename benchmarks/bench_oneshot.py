@@ -169,13 +169,19 @@ def check_dense(
         )
 
 
-def measure(arguments: argparse.Namespace) -> None:
+def measure(
+    arguments: argparse.Namespace, jobs: list[Job], benchmark: str = "oneshot"
+) -> dict[str, Any]:
     """Measure what is missing, and write it row by row.
 
     Args:
         arguments: The command line.
+        jobs: What is wanted.
+        benchmark: Its name in the result.
+
+    Returns:
+        The dense models' figures and all rows.
     """
-    jobs = plan(arguments.parts, arguments.quick)
     seeds = arguments.seeds[:1] if arguments.quick else arguments.seeds
     names = arguments.datasets[:1] if arguments.quick else arguments.datasets
     result = load(arguments.json)
@@ -198,10 +204,9 @@ def measure(arguments: argparse.Namespace) -> None:
                     print(
                         f"{label(row)}: {show(row)}, {row['seconds']:.0f} s", flush=True
                     )
-                    written = {"benchmark": "oneshot", **result, "rows": rows}
+                    written = {"benchmark": benchmark, **result, "rows": rows}
                     common.write(arguments.json, written | common.environment())
-    for line in table(rows, result["dense"]):
-        print(line)
+    return result
 
 
 def by_identity(rows: list[dict[str, Any]]) -> dict[tuple, dict[str, Any]]:
@@ -261,7 +266,8 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     if not arguments.table:
-        measure(arguments)
+        found = measure(arguments, plan(arguments.parts, arguments.quick))
+        print("\n".join(table(found["rows"], found["dense"])))
         return
     rows, dense = [], {}
     for path in arguments.table:

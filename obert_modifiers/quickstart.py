@@ -77,6 +77,7 @@ def run(
     ``summary.json`` holds: the figures of each run by its name.
     """
     check_names(only)
+    from obert_modifiers.report.card import write_card
     from obert_modifiers.report.write import write_report
     from obert_modifiers.tasks.run.execute import run as run_task
     from obert_modifiers.tasks.text_classification import TASK
@@ -91,6 +92,7 @@ def run(
                 reporter.message(f"== {step.title}")
             record = run_task(TASK, arguments(name, folder, seed, settings), reporter)
             write_report([folder / name])
+            write_card(folder / name)
         if record is not None:
             records[name] = record
     if reporter is not None:

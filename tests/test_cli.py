@@ -87,6 +87,7 @@ ERRORS = {
     "bench . --rounds 0": "Invalid value for '--rounds'",
     "report nowhere": "run=nowhere has no metrics.json",
     "report a b --output_dir c": "run=a has no metrics.json",
+    "card nowhere": "run=nowhere has no metrics.json",
     **{f"train {task} --recpie r": "did you mean --recipe?" for task in TASKS},
     "train text_classification --optim sgd": "the optimizer is AdamW",
     "train text_classification --fp16 --bf16": "--fp16 and --bf16 exclude",
@@ -112,7 +113,7 @@ HEAVIER = HEAVY | {"transformers"}
 
 
 def test_help_and_errors_of_usage_load_neither_torch_nor_sparseml():
-    assert (len(HELP), len(ERRORS)) == (19, 38)
+    assert (len(HELP), len(ERRORS)) == (20, 39)
     words = sorted([*HELP, *ERRORS], key=lambda words: words.startswith("train"))
     code = (
         "import sys; from obert_modifiers import cli\n"

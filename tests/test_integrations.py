@@ -12,8 +12,11 @@ from pathlib import Path
 
 import datasets
 import pytest
+import torch
+from sentence_transformers import SentenceTransformer
 from transformers import AutoModelForSequenceClassification
 
+from obert_modifiers.core.quantization.scales import load_quantization_
 from obert_modifiers.deploy.export import export_run
 from tests import tiny
 from tests.hosts import on_sparseml
@@ -37,6 +40,7 @@ SCRIPTS = [
     "accelerate/plain_loop.py",
     "composer/obert.py",
     "llmcompressor/obert.py",
+    "sentence_transformers/train.py",
     "sparseml/plain_loop.py",
     "transformers/train.py",
 ]
@@ -63,6 +67,49 @@ def test_hugging_face_trainer(files, tmp_path) -> None:
     assert callback.manager.sparsity() == pytest.approx(0.8, abs=1e-4)
     assert tiny.sparsity(model) == pytest.approx(0.8, abs=1e-4)
     assert (tmp_path / "recipe.yaml").is_file()
+
+
+QAT = "\nquantization_modifiers:\n  - !QATModifier\n      start_epoch: 2.6\n"
+
+
+def test_sentence_transformers_trainer(files, tmp_path) -> None:
+    folder, recipe = FOLDER / "sentence_transformers", tmp_path / "recipe.yaml"
+    text = (folder / "recipe.yaml").read_text(encoding="utf-8")
+    text = text.replace("num_grads: 512", "num_grads: 16")
+    recipe.write_text(text + QAT, encoding="utf-8")
+
+    def train(name: str, **options):
+        options |= {"save_strategy": "steps", "save_steps": 5, "use_cpu": True}
+        options |= {"per_device_train_batch_size": 8, "disable_tqdm": True}
+        main = runpy.run_path(str(folder / "train.py"))["main"]
+        return main(recipe, *files[1:], tmp_path / name, **options)
+
+    callback, model = train("out")
+    encoder = model[0].auto_model
+    assert callback.manager.sparsity() == pytest.approx(0.8, abs=1e-4)
+    assert tiny.sparsity(model) == tiny.sparsity(encoder) == callback.manager.sparsity()
+    events = callback.manager.events
+    assert len(events) == 4 and all(event.predicted_loss_increase for event in events)
+    # The folder loads without us, and with us on its 8-bit grids.
+    texts = [row["sentence"] for row in tiny.sentences(4)]
+    loaded = SentenceTransformer(str(tmp_path / "out"), device="cpu")
+    weights = loaded[0].auto_model.state_dict()
+    assert all(torch.equal(weights[name], own) for name, own in plain(encoder).items())
+    load_quantization_(loaded[0].auto_model, tmp_path / "out")
+    model.eval()
+    assert torch.equal(
+        *(one.encode(texts, convert_to_tensor=True) for one in (model, loaded))
+    )
+    # A run that goes on from a checkpoint, between two pruning events, has its bits.
+    shutil.copytree(tmp_path / "out" / "checkpoint-5", tmp_path / "b" / "checkpoint-5")
+    _, again = train("b", resume_from_checkpoint=True)
+    own = again[0].auto_model.state_dict()
+    assert all(torch.equal(own[name], one) for name, one in plain(encoder).items())
+
+
+def plain(model) -> dict[str, torch.Tensor]:
+    """Return the parameters, without what quantization keeps beside them."""
+    return {name: one.detach() for name, one in model.named_parameters()}
 
 
 @contextmanager
@@ -130,6 +177,7 @@ def test_every_script_is_run_here() -> None:
         "accelerate/plain_loop.py",
         "composer/obert.py",
         "llmcompressor/obert.py",
+        "sentence_transformers/train.py",
         "serving/server.py",
         "sparseml/plain_loop.py",
         "transformers/train.py",

@@ -36,10 +36,11 @@ RUNNING = LOADING | {"cpu", "training", "tasks", "embedded", "resources", "sizes
 # The first part of a module's name below the package, or a file named in full.
 LAYERS = {
     "__init__": layer({"recipe"}),
-    "resources": layer(),
+    "resources": layer(set(), {"yaml"}),
     "sizes": layer(),
+    "hub": layer(set(), {"huggingface_hub"}),
     "cpu": layer(set(), {"llvmlite"}),
-    "kernels": layer(set(), {"numba", "numpy", "torch", "triton"}),
+    "kernels": layer(set(), {"llvmlite", "numba", "numpy", "torch", "triton"}),
     "faults": layer(),
     "runtime": layer({"cpu"}, {"llvmlite", "numpy", "safetensors", "tokenizers"}),
     "core": layer({"faults", "kernels"}, {"torch"}),
@@ -58,7 +59,8 @@ LAYERS = {
     ),
     "embedded": layer(),
     "tasks": layer(
-        LOADING | {"compat", "cpu", "training", "embedded", "resources", "sizes"},
+        LOADING
+        | {"compat", "cpu", "training", "embedded", "hub", "resources", "sizes"},
         NUMERIC | HUGGING_FACE | {"safetensors", "scipy", "seqeval", "sklearn"},
     ),
     "sparseml_cli": layer(
@@ -78,6 +80,7 @@ LAYERS = {
     "report": layer(
         {"deploy", "recipe", "recipe_text", "sizes"}, {"jinja2", "matplotlib"}
     ),
+    "report/card.py": layer({"core", "deploy"}, {"huggingface_hub", "jinja2"}),
     "quickstart": layer({
         "cpu",
         "deploy",
@@ -89,7 +92,7 @@ LAYERS = {
     }),
     "run": layer({"cli"}),
     "cli": layer(
-        {"__init__", "core", "cpu", "host", "recipe", "recipe_text", "sizes"}
+        {"__init__", "core", "cpu", "host", "hub", "recipe", "recipe_text", "sizes"}
         | {"tasks", "training"}
         | {"compat", "deploy", "quickstart", "report", "sparseml_cli"},
         {"psutil", "rich", "torch", "transformers", "typer"},

@@ -10,10 +10,9 @@ from typing import Annotated, Any
 try:
     import typer
 except ModuleNotFoundError:
-    print(
+    sys.stderr.write(
         "obert: the command needs the extra train; run "
-        "pip install 'obert-modifiers[train]'",
-        file=sys.stderr,
+        "pip install 'obert-modifiers[train]'\n"
     )
     raise SystemExit(2) from None
 
@@ -49,6 +48,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], dict[str, Any]]] = {
     "bench": (models.bench, {}),
     "sizes": (models.sizes, {}),
     "report": (train.report, {}),
+    "card": (train.card, {}),
     "run": (sparseml.run, _OWN_FLAGS),
     "doctor": (sparseml.doctor, {}),
 }

@@ -1,13 +1,14 @@
-"""``obert train``, ``quickstart`` and ``report``: runs."""
+"""``obert train``, ``quickstart``, ``report`` and ``card``: runs."""
 
+import json
 import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from obert_modifiers import hub, tasks
 from obert_modifiers import quickstart as study
-from obert_modifiers import tasks
 from obert_modifiers.cli.common import figures, flag, rank
 from obert_modifiers.cli.progress import Reporter, reporting
 from obert_modifiers.report.read import check_run
@@ -39,10 +40,17 @@ def _finish(record: dict[str, Any], reporter: Reporter) -> None:
     said = figures(record, *record["headline"], "loss", "sparsity")
     reporter.message(f"done in {record['minutes']:.1f} min: {said}")
     if "sparsity" in record:
+        from obert_modifiers.report.card import write_card
         from obert_modifiers.report.write import write_report
 
-        page = write_report([Path(record["config"]["output_dir"])])
-        reporter.message(f"model and metrics.json in {page.parent}, report in {page}")
+        folder = Path(record["config"]["output_dir"])
+        page = write_report([folder])
+        card = write_card(folder, record["hub_model_id"])
+        reporter.message(
+            f"model, metrics.json and {card.name} in {folder}, report in {page}"
+        )
+        if record["hub_model_id"] is not None:
+            reporter.message(f"pushed to {hub.push(folder, record['hub_model_id'])}")
 
 
 def quickstart(
@@ -74,6 +82,12 @@ def quickstart(
             )
 
 
+Benches = Annotated[list[Path] | None, flag("JSON of `obert bench`, for speeds.")]
+Evaluations = Annotated[
+    list[Path] | None, flag("JSON of `obert evaluate`, for exported files.")
+]
+
+
 def report(
     runs: Annotated[
         list[Path], typer.Argument(help="Runs' folders; the first is the reference.")
@@ -81,12 +95,8 @@ def report(
     output_dir: Annotated[
         Path | None, flag("Where the page goes; a run's own folder or runs/report.")
     ] = None,
-    bench: Annotated[
-        list[Path] | None, flag("JSON of `obert bench`, for speeds.")
-    ] = None,
-    evaluated: Annotated[
-        list[Path] | None, flag("JSON of `obert evaluate`, for exported files.")
-    ] = None,
+    bench: Benches = None,
+    evaluated: Evaluations = None,
 ) -> None:
     """Write report.html and report.png about runs that are finished."""
     for folder in runs:
@@ -95,3 +105,33 @@ def report(
 
     page = write_report(runs, output_dir, bench=bench or (), evaluated=evaluated or ())
     typer.echo(page)
+
+
+def card(
+    run: Annotated[Path, typer.Argument(help="The run's folder.")],
+    bench: Benches = None,
+    evaluated: Evaluations = None,
+    push_to_hub: Annotated[
+        bool, flag("Upload model and card to the hub.", "--push_to_hub")
+    ] = False,
+    hub_model_id: Annotated[
+        str | None, flag("OWNER/NAME; as it was trained with, or the folder's name.")
+    ] = None,
+    hub_private_repo: Annotated[
+        bool, flag("Make it private where it is new.", "--hub_private_repo")
+    ] = False,
+) -> None:
+    """Write README.md, the model card of a finished run, and push both."""
+    check_run(run)
+    repository = hub_model_id
+    if push_to_hub:
+        record = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+        repository = hub_model_id or record.get("hub_model_id") or run.resolve().name
+        hub.check_ready(repository)
+        repository = hub.open_repository(repository, hub_private_repo)
+    from obert_modifiers.report.card import write_card
+
+    page = write_card(run, repository, bench=bench or (), evaluated=evaluated or ())
+    typer.echo(page)
+    if push_to_hub:
+        typer.echo(f"pushed to {hub.push(run, repository)}")

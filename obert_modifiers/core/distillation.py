@@ -165,6 +165,7 @@ def output_losses(
     *,
     attention_mask: Tensor | None = None,
     labels: Tensor | None = None,
+    mask_unlabelled: bool = True,
     problem: str | None = None,
 ) -> RowLosses:
     """Compare the logits row by row, and leave padding out.
@@ -175,9 +176,10 @@ def output_losses(
     says, or else outputs and labels, as in transformers.
 
     A row is a sample, or for tokens a position; there rows of padding, 0 in the
-    ``(k, T)`` attention mask, and rows whose label is -100 are left out. For question
-    answering, start and end logits are a row each, and positions of padding are left
-    out of the softmax. Memory: for tokens, the logits of the rows that count, twice.
+    ``(k, T)`` attention mask, and with ``mask_unlabelled`` rows whose label is -100 are
+    left out. For question answering, start and end logits are a row each, and positions
+    of padding are left out of the softmax. Memory: for tokens, the logits of the rows
+    that count, twice.
 
     Returns:
         The loss of each row that counts.
@@ -199,7 +201,8 @@ def output_losses(
             kept = attention_mask.ne(0)
             rows = rows & kept.any(dim=-1)
         elif ours.ndim == 3:
-            rows = counted_tokens(rows, attention_mask, labels)
+            told = labels if mask_unlabelled else None
+            rows = counted_tokens(rows, attention_mask, told)
         # Shapes are compared before rows are picked, for the error's sake.
         if ours.shape == theirs.shape:
             ours, theirs = ours[rows], theirs[rows]

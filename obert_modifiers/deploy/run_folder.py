@@ -17,7 +17,7 @@ from obert_modifiers.sizes import weight_files
 
 # What stays behind: weights in any form, and what was made from the run.
 _LEFT = (".safetensors", ".bin", ".pt", ".pth", ".onnx", ".html", ".png", ".part")
-_LEFT += ("model.safetensors.index.json",)
+_LEFT += ("model.safetensors.index.json", "README.md")
 _LEFT_STARTS = ("predictions", "nbest_predictions", "null_odds", "eval_metrics")
 
 

@@ -13,13 +13,16 @@ from obert_modifiers.kernels._backend import (
 from obert_modifiers.kernels._run import run_blocks
 
 
-def accumulate_blocks_(sums: Tensor, grads: Tensor, *, backend: str = "auto") -> Tensor:
+def accumulate_blocks_(
+    sums: Tensor, grads: Tensor, *, fresh: bool = False, backend: str = "auto"
+) -> Tensor:
     """Add the outer products of gradients to each block, in place.
 
     ``S_b += sum_k g_kb g_kb^T``, the sum in oBERT equation (2) before it is divided
     by the number of gradients. In torch one batched matrix product on permuted views,
     near the machine's matrix-product rate, which copies the gradients only if they are
-    not in the dtype of the sums. Triton converts them on chip, without TF32.
+    not in the dtype of the sums. Triton converts them on chip, without TF32. ``fresh``
+    sums, which were not written yet, count as zero.
 
     Returns:
         ``sums``, after ``grads`` ``(k, num_blocks, B)``, float32 or of their dtype.
@@ -27,10 +30,12 @@ def accumulate_blocks_(sums: Tensor, grads: Tensor, *, backend: str = "auto") ->
     if choose_backend(backend, sums, among=("torch", "triton")) == "triton":
         from obert_modifiers.kernels import _triton_fisher
 
-        _triton_fisher.accumulate(sums, grads)
+        _triton_fisher.accumulate(sums.zero_() if fresh else sums, grads)
         return sums
     grads = grads.to(sums.dtype)
-    torch.baddbmm(sums, grads.permute(1, 2, 0), grads.permute(1, 0, 2), out=sums)
+    factors = grads.permute(1, 2, 0), grads.permute(1, 0, 2)
+    # With beta=0 what stands in the sums is not read, be it NaN.
+    torch.baddbmm(sums, *factors, beta=0 if fresh else 1, out=sums)
     return sums
 
 

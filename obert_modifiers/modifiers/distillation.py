@@ -30,8 +30,10 @@ class LogitDistillationModifier(TeacherModifier):
 
     GMP★ section 2.1; oBERT and GMP★ use a hardness of 1.0 and temperatures of 2.0 and
     5.5. KL is the mean over rows of T^2 KL(teacher || student), where a row is a
-    sample, a token that is neither padding nor without a label, or the start or end
-    logits of a sample over the positions that are no padding. For several labels at
+    sample, a token, or the start or end logits of a sample over its positions, without
+    padding (``mask_padding``) and tokens that have no label (``mask_unlabelled``): of
+    masked language modelling those leave the masked tokens only, 15 %, where SparseML,
+    and with it the papers, take all. For several labels at
     once (``problem_type: multi_label_classification``) it is the binary divergence, the
     mean over the labels; for numbers (one output, or ``problem_type: regression``) the
     squared error between the outputs, where the temperature has no meaning.
@@ -61,8 +63,12 @@ class LogitDistillationModifier(TeacherModifier):
         "Softening T of both outputs."
     )
     mask_padding = Key(rules.FLAG, True, later=True).means(
-        "False counts padding and ignored labels too, as SparseML's "
-        "DistillationModifier does."
+        "False counts padding too, as SparseML's DistillationModifier does."
+    )
+    mask_unlabelled = Key(rules.FLAG, None, later=True, silent=True).means(
+        "Whether tokens whose label is -100 are left out; false counts them, as "
+        "SparseML does; without a value as mask_padding, which meant both before this "
+        "key."
     )
 
     def begin(self) -> None:
@@ -132,14 +138,17 @@ class LogitDistillationModifier(TeacherModifier):
         device = student.logits[0].device
         found = self.ask_teacher(device, student_inputs, teacher_inputs)
         teacher = self._in_order(core.distillation.read_outputs(found))
-        named = self._mask_padding and isinstance(student_inputs, Mapping)
-        mask = student_inputs.get("attention_mask") if named else None
+        known = student_inputs if isinstance(student_inputs, Mapping) else {}
+        padding, unlabelled = self._mask_padding, self._mask_unlabelled
+        unlabelled = padding if unlabelled is None else unlabelled
+        mask = known.get("attention_mask") if padding else None
         rows = core.distillation.output_losses(
             student,
             teacher,
             self._temperature,
             attention_mask=mask,
-            labels=student_inputs.get("labels") if named else None,
+            labels=known.get("labels") if padding or unlabelled else None,
+            mask_unlabelled=unlabelled,
             problem=getattr(self._config, "problem_type", None),
         )
         if not self._hidden_weight:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from obert_modifiers.host.bases import ScheduledModifier
 from obert_modifiers.modifiers._targets import match_names, unwrap
-from obert_modifiers.modifiers.keys import KeyedModifier, recipe_modifier
+from obert_modifiers.modifiers.keys import KeyedModifier, between, recipe_modifier
 from obert_modifiers.modifiers.rules import listed
-from obert_modifiers.modifiers.shared_keys import SharedKeys, ends_later
+from obert_modifiers.modifiers.shared_keys import SharedKeys, starts_before_it_ends
 
 if TYPE_CHECKING:
     from torch import nn
@@ -48,9 +48,10 @@ class FrozenParamsModifier(KeyedModifier, ScheduledModifier):
         "Epoch of the first step that leaves them as they are."
     )
     end_epoch = SharedKeys.end_epoch.but(default=-1.0).means(
-        "Epoch of the first step that moves them again; -1 for never."
+        "Epoch of the first step that moves them again; -1 for never. That of "
+        "start_epoch freezes nothing, so that a recipe's variable may decide."
     )
-    _ends = ends_later()
+    _ends = between("start_epoch", "end_epoch")(starts_before_it_ends)
 
     def begin(self) -> None:
         """Hold nothing yet."""

@@ -11,6 +11,7 @@ from obert_modifiers.deploy.bench.results import (
     read_bench,
     read_evaluated,
 )
+from obert_modifiers.deploy.engines import ENGINES
 from obert_modifiers.deploy.formats import FORMATS
 from obert_modifiers.report.panels import Point
 from obert_modifiers.report.read import Run
@@ -60,6 +61,11 @@ class Measured:
         value = (record or {}).get(self.run.metric)
         value = self.run.record.get(self.run.metric) if value is None else value
         return None if value is None else float(value)
+
+
+def engine_title(engine: str) -> str:
+    """Return what people call an engine."""
+    return ENGINES[engine].title if engine in ENGINES else engine
 
 
 def measure_runs(

@@ -9,9 +9,9 @@ from pathlib import Path
 import jinja2
 
 from obert_modifiers.deploy.artefact import names_of
-from obert_modifiers.deploy.engines import ENGINES
 from obert_modifiers.report.compare import (
     Measured,
+    engine_title,
     measure_runs,
     size_points,
     speed_points,
@@ -27,7 +27,7 @@ from obert_modifiers.report.read import Run, read_run
 from obert_modifiers.report.sizes import HEAD
 from obert_modifiers.report.text import NONE, figure, number, percent, short_path
 
-_TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
+TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
 _EVENT_HEAD = (
     *("modifier", "epoch", "step", "before", "planned", "after", "pruned weights"),
     *("predicted loss increase", "gradients", "skipped", "seconds", "peak memory"),
@@ -67,7 +67,7 @@ def write_report(
     title = title or (f"{len(found)} runs" if many else f"Run {first.name}")
     model, data = (short_path(first.record.get(name)) for name in ("model", "data"))
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -115,8 +115,7 @@ def _gains(measured: Sequence[Measured], metric: str) -> list[tuple[Panel, Rows]
     metric = metric.replace("_", " ")
     groups = [("size\ngzipped", "smaller", "gzip MB", size_points(measured))]
     for setting, points in speed_points(measured).items():
-        engine = setting.engine
-        engine = ENGINES[engine].title if engine in ENGINES else engine
+        engine = engine_title(setting.engine)
         size = f"batch {setting.batch}, {setting.sequence} tokens"
         name = f"speed\n{engine}, {size}, {setting.cores} core(s)"
         groups.append((name, "faster", "samples a second", points))

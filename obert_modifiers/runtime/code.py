@@ -71,6 +71,53 @@ class Code:
         place = self.build.inttoptr(self.sum(*address), value.type.as_pointer())
         self.build.store(value, place, align=1)
 
+    # -- what other threads see, 64-bit integers
+
+    def add_atomic(self, number: Value | int, address: Value) -> Value:
+        """Add to what stands there, and return what that was."""
+        place = self.build.inttoptr(address, I64.as_pointer())
+        return self.build.atomic_rmw("add", place, self.sum(number), "acq_rel")
+
+    def exchange(self, expected: Value, new: Value, address: Value) -> Value:
+        """Replace what stands there if it is as expected, and return what it was."""
+        place = self.build.inttoptr(address, I64.as_pointer())
+        found = self.build.cmpxchg(place, expected, new, "acq_rel", "acquire")
+        return self.build.extract_value(found, 0)
+
+    def wait(
+        self,
+        address: Value,
+        least: Value,
+        turns: Value,
+        spin: Callable[[Value], None],
+    ) -> Value:
+        """Wait until a number is so large, some turns at most, and return it.
+
+        Args:
+            address: Of the number.
+            least: What is waited for.
+            turns: The most.
+            spin: Writes what is done in a turn, of which it is told the number.
+        """
+        build = self.build
+        before = build.block
+        head, inside, after = (self.function.append_basic_block() for _ in range(3))
+        build.branch(head)
+        build.position_at_end(head)
+        turn = build.phi(I64)
+        turn.add_incoming(constant(I64, 0), before)
+        place = build.inttoptr(address, I64.as_pointer())
+        found = build.load_atomic(place, "acquire", 8)
+        short = build.icmp_signed("<", found, least)
+        again = build.and_(short, build.icmp_signed("<", turn, turns))
+        build.cbranch(again, inside, after)
+        build.position_at_end(inside)
+        spin(turn)
+        turn.add_incoming(self.sum(turn, 1), build.block)
+        build.branch(head)
+        build.position_at_end(after)
+        return found
+
     # -- control flow
 
     def loop(
@@ -131,10 +178,10 @@ class Code:
             found = ir.Function(self.module, kind, name)
         return self.build.call(found, arguments)
 
-    def jump(self, address: Value, argument: Value) -> None:
-        """Call the function at an address."""
-        kind = ir.FunctionType(ir.VoidType(), [I64]).as_pointer()
-        self.build.call(self.build.inttoptr(address, kind), [argument])
+    def jump(self, address: Value, *arguments: Value) -> None:
+        """Call the function at an address with 64-bit integers."""
+        kind = ir.FunctionType(ir.VoidType(), [I64] * len(arguments)).as_pointer()
+        self.build.call(self.build.inttoptr(address, kind), arguments)
 
     def number(self, value: float | Value) -> Value:
         """Copy a constant or a scalar into a float register."""

@@ -3,8 +3,6 @@
 import logging
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -13,16 +11,18 @@ import numpy as np
 
 from obert_modifiers.runtime import model, paths
 from obert_modifiers.runtime.group import Group
+from obert_modifiers.runtime.jit import YIELD
 from obert_modifiers.runtime.memory import Memory, Store
 from obert_modifiers.runtime.model import Model, Output
-from obert_modifiers.runtime.packing import Packing, divide, pack
+from obert_modifiers.runtime.packing import Packing, divide, pack, uneven
 from obert_modifiers.runtime.prepared import Prepared
+from obert_modifiers.runtime.team import Team, cores
 
 logger = logging.getLogger(__name__)
 
 _GROUP_TOKENS = 2048  # computed at a time by a thread: what bounds its memory
-_WORTH = 4e-3  # seconds of a layer below which threads wait longer than they save
-_UNEVEN = 1.1  # of threads' loads; beyond it they share sentences
+_WORTH = 1e-4  # seconds of a layer that a thread of several should have
+_MEETING = 5e-4  # seconds that sharing should save: half of it, threads are waited for
 
 
 class Outputs(dict[str, np.ndarray]):
@@ -62,15 +62,14 @@ class SparseEncoder:
     ) -> None:
         if threads is not None and threads < 1:
             raise ValueError(f"threads={threads} is too few; expected 1 or more")
-        self.threads = threads or _cores()
+        self.threads = threads or cores()
         self.path = paths.choose(cpu_path)
         self.about = loaded.about
         self._model, self._folder = loaded, folder
         self._prepared = Prepared(loaded, self.path, tell)
         self._store = Store(16 * self.threads)
         self._lock = Lock()
-        self._pool: ThreadPoolExecutor | None = None
-        self._process = os.getpid()  # of the pool's threads, which a fork leaves behind
+        self._team = Team(self.threads)
         self._tokenizer: Any = None
 
     @classmethod
@@ -137,9 +136,9 @@ class SparseEncoder:
         ids, mask, types = self._checked(input_ids, attention_mask, token_type_ids)
         given = (ids, types, self._positions(ids))
         found = [self._empty(output, *ids.shape) for output in self._model.outputs]
-        groups, threads = self._groups(mask)
+        team = self._threads()
 
-        def run(rows: np.ndarray) -> None:
+        def run(rows: np.ndarray, threads: int = 1) -> None:
             lengths = _lengths(mask[rows])
             registers = self._prepared.registers_for(int(lengths.sum()), threads)
             packing = pack(rows, mask, self.path.lanes * registers)
@@ -149,16 +148,20 @@ class SparseEncoder:
                     values[row, :n] for row, n in zip(rows, lengths, strict=True)
                 ])
             with Memory(self._store) as memory:
-                each = partial(self._each, threads=threads)
-                group = Group(self._prepared, packing, registers, memory, each, threads)
+                group = Group(self._prepared, packing, registers, memory, team, threads)
                 group.encode(inputs)
                 for output, array in zip(self._model.outputs, found, strict=True):
                     features = _ended(group.output(output), packing, mask, output)
                     _put(array, features, packing, output.of_sentence)
 
+        groups, wanted = self._groups(mask)
         try:
-            items = [(rows,) for rows in groups]
-            self._each(run, items, threads=1 if threads > 1 else self.threads)
+            with team.some(max(wanted, min(len(groups), self.threads))) as threads:
+                if wanted > 1:
+                    for rows in groups:
+                        run(rows, threads)
+                else:
+                    team.each(run, groups)
         except MemoryError as error:
             raise MemoryError(
                 f"a batch of {ids.shape[0]} x {ids.shape[1]} tokens does not fit into "
@@ -294,7 +297,7 @@ class SparseEncoder:
         return self._model.linears[names[-1]].rows if names else self.about["hidden"]
 
     def _groups(self, mask: np.ndarray) -> tuple[list[np.ndarray], int]:
-        """Divide the rows; how many threads compute a part together."""
+        """Divide the rows; how many threads share each part."""
         if not mask.size:
             return [], 1
         lengths = _lengths(mask)
@@ -303,36 +306,23 @@ class SparseEncoder:
         count = -(-count // self.threads) * self.threads
         groups = divide(lengths, min(count, len(lengths)))
         most = max(int(lengths[rows].sum()) for rows in groups)
-        if self.threads == 1 or most * self.threads <= _UNEVEN * total:
+        if self.threads == 1 or not uneven(most, self.threads, total):
             return groups, 1
-        if count > self.threads and most * count <= _UNEVEN * total:
+        if count > self.threads and not uneven(most, count, total):
             return groups, 1
         few = divide(lengths, -(-total // _GROUP_TOKENS))
         tokens = max(int(lengths[rows].sum()) for rows in few)
-        if self._prepared.layer_seconds(tokens) < _WORTH:
+        layer = self._prepared.layer_seconds(tokens)
+        useful = min(int(layer / _WORTH), self.threads)
+        saved = len(self._model.layers) * layer * (1 - 1 / max(1, useful))
+        if saved < _MEETING or not YIELD:
             return groups, 1
-        return few, self.threads
+        return few, useful
 
-    def _each(
-        self, work: Callable[..., None], items: Sequence[tuple], threads: int
-    ) -> None:
-        if threads == 1 or len(items) < 2:
-            for item in items:
-                work(*item)
-            return
-        with self._lock:
-            if self._pool is None or self._process != os.getpid():
-                self._process = os.getpid()
-                self._pool = ThreadPoolExecutor(self.threads, "sparse")
-        for _ in self._pool.map(lambda item: work(*item), items):
-            pass
-
-
-def _cores() -> int:
-    """Count the cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    def _threads(self) -> Team:
+        if self._team.process != os.getpid():
+            self._team = Team(self.threads)
+        return self._team
 
 
 def _lengths(mask: np.ndarray) -> np.ndarray:

@@ -9,13 +9,14 @@ from obert_modifiers.runtime.kernels import Kernel
 from obert_modifiers.runtime.memory import Memory, Tiles
 from obert_modifiers.runtime.model import Norm, Output
 from obert_modifiers.runtime.packing import Packing
-from obert_modifiers.runtime.prepared import Prepared, ReadyLayer, seconds
+from obert_modifiers.runtime.prepared import Prepared, ReadyLayer, seconds, shares_rows
+from obert_modifiers.runtime.team import Parts, Team
 from obert_modifiers.runtime.weights import Linear, Packed
 
 Part = tuple[int, int]  # which of how many
 # Adds what a part of a tile needs to a program.
 Phase = Callable[[Program, int, Part], None]
-_WAIT = 1e-3  # seconds of a phase below which sharing it takes longer than it saves
+_WORTH_DIVIDING = 2e-5  # seconds of a layer of the head; below, one thread has it
 _QUANTIZE = Kernel("quantize")
 _NORM, _NORM_BYTES = Kernel("norm", ("floats",)), Kernel("norm", ("bytes",))
 
@@ -23,16 +24,16 @@ _NORM, _NORM_BYTES = Kernel("norm", ("floats",)), Kernel("norm", ("bytes",))
 class Group:
     """Tiles of sentences, and the phases of a layer over them.
 
-    Threads take tiles where there are enough of them, and else parts of the rows of
-    each weight.
+    Threads take tiles where there are as many for each, and else parts of the rows of
+    each weight and of the heads. All of it is one program for each thread.
 
     Args:
         prepared: The model.
         packing: The sentences; T as the registers say.
         registers: Of tokens in a tile.
         memory: Where arrays come from.
-        each: Calls a function with each of some items, on `threads` threads.
-        threads: How many take part.
+        team: The threads.
+        threads: How many of them take part.
     """
 
     def __init__(
@@ -41,17 +42,15 @@ class Group:
         packing: Packing,
         registers: int,
         memory: Memory,
-        each: Callable[[Callable[..., None], Sequence[tuple]], None],
+        team: Team,
         threads: int,
     ) -> None:
         self._prepared, self._packing = prepared, packing
-        self._library = prepared.library(registers)
-        self._program = Program(self._library)  # of the only thread
-        self._memory, self._each, self._threads = memory, each, threads
+        self._parts = Parts(prepared.library(registers), team, threads)
+        self._memory, self._threads = memory, threads
         self._tokens = tokens = prepared.path.lanes * registers
         self._tiles = packing.tiles
-        worth = prepared.layer_seconds(self._tiles * tokens) >= 7 * _WAIT
-        self._shared = threads > 1 and self._tiles < threads and worth
+        self._shared = shares_rows(self._tiles, threads)
         about = prepared.about
         self._width, self._heads = about["hidden"], about["heads"]
         inner = about["intermediate"]
@@ -64,8 +63,8 @@ class Group:
             Tiles(memory((tiles, number * whole), np.uint8)) for _ in range(3)
         ]
         self._wholes = {2: 2 * whole, 4: 4 * whole}  # bytes of a tile's numbers
-        # Where tiles are not computed at the same time one has the memory of all.
-        workers = tiles if threads > 1 else 1
+        # Tiles that are not computed at the same time have the same memory.
+        workers = tiles if self._shared else min(tiles, threads)
         self._context = self._take(workers, width)
         self._middle = self._take(workers, inner)
         self._sums = self._take(workers, max(inner, width))
@@ -87,7 +86,6 @@ class Group:
             self._for_tiles(lambda to, t, _: self._round_first(to, layers[0], t))
         for layer, after in zip(layers, [*layers[1:], None], strict=True):
             self._layer(layer, after)
-        self._program.run()
 
     def _layer(self, layer: ReadyLayer, after: ReadyLayer | None) -> None:
         phases: list[tuple[Phase, bool]] = [  # and whether it can be divided
@@ -108,12 +106,15 @@ class Group:
             for phase, _ in phases:
                 phase(to, t, part)
 
+        self._parts.meet()  # a tile attends to the keys of others
         self._for_tiles(every)
+        self._parts.meet()
 
     def output(self, output: Output) -> np.ndarray:
         """Return features, ``(sentences, n)`` or of all tokens ``(tokens, n)``."""
         tokens, packing = self._tokens, self._packing
         if output.first:
+            self._parts.run()
             where = np.arange(len(packing.rows))
             shape = (-(-len(where) // tokens), self._width, tokens)
             tiles = Tiles(self._memory(shape, np.float32))
@@ -126,30 +127,27 @@ class Group:
         for kind, name, *rest in output.steps:
             if kind == "norm":
                 if tiles is self._hidden:
+                    self._parts.run()
                     tiles = Tiles(tiles.array.copy())
                 self._norm_all(tiles, self._prepared.model.norms[name])
             else:
                 tiles = self._linear(self._prepared.model.linears[name], tiles, rest[0])
-        self._program.run()
+        self._parts.run()
         return tiles.array[where // tokens, :, where % tokens]
 
     def _for_tiles(self, phase: Phase, divided: bool = False) -> None:
-        """Run a phase for each tile: at once by several threads, later by one."""
+        """Add a phase for each tile."""
         parts = self._threads if self._shared and divided else 1
         self._for_each(phase, self._tiles, parts)
+        if self._shared:
+            self._parts.meet()
 
     def _for_each(self, phase: Phase, count: int, parts: int = 1) -> None:
-        if self._threads == 1:
-            for t in range(count):
-                phase(self._program, t, (0, 1))
-            return
-
-        def work(t: int, part: int) -> None:
-            program = Program(self._library)
-            phase(program, t, (part, parts))
-            program.run()
-
-        self._each(work, [(t, i) for t in range(count) for i in range(parts)])
+        programs = self._parts.programs
+        for t in range(count):
+            for i in range(parts):
+                to = programs[i if parts > 1 else t % self._threads]
+                phase(to, t, (i, parts))
 
     # -- before and behind the layers
 
@@ -184,8 +182,10 @@ class Group:
             self._for_each(
                 lambda to, t, _: self._round(to, packed, tiles[t], source[t]), count
             )
-        long = seconds(packed.kept, count * self._tokens) >= _WAIT
+        long = seconds(packed.kept, count * self._tokens) >= _WORTH_DIVIDING
         parts = self._threads if count < self._threads and long else 1
+        if parts > 1:
+            self._parts.meet()
 
         def work(to: Program, t: int, part: Part) -> None:
             rows = _rows(packed.rows, part)
@@ -193,7 +193,8 @@ class Group:
             to.add(kernel, source[t], *packed.addresses, place, *rows, place, 0.0, 0.0)
 
         self._for_each(work, count, parts)
-        self._program.run()
+        if parts > 1:
+            self._parts.meet()
         return found
 
     def _norm_all(self, tiles: Tiles, norm: Norm) -> None:
@@ -271,7 +272,7 @@ class Group:
         self._norm(to, self._hidden[t], layer.norms[1], following, self._bytes[t])
 
     def _worker(self, t: int) -> int:
-        return t if self._threads > 1 else 0
+        return t if self._shared else t % self._threads
 
     def _call(
         self,

@@ -5,20 +5,28 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Iterable
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path as File
+from struct import Struct
 from threading import Lock
 
 import llvmlite
 import numpy as np
 from llvmlite import binding
 
-from obert_modifiers.runtime import code, kernels, paths
-from obert_modifiers.runtime.kernels import RECORD, Kernel
+from obert_modifiers.runtime import arithmetic, attention, code, kernels, meeting, paths
+from obert_modifiers.runtime.kernels import Kernel
+from obert_modifiers.runtime.meeting import RECORD
 from obert_modifiers.runtime.paths import Path
 
 CACHE_VARIABLE = "OBERT_RUNTIME_CACHE"
-_SEQUENCE = Kernel("sequence")
+_RUNNERS = [Kernel(kind) for kind in meeting.PARAMETERS]
+# Leaves the core to other threads; None on systems that call it otherwise.
+YIELD = (
+    ctypes.cast(ctypes.CDLL(None).sched_yield, ctypes.c_void_p).value
+    if hasattr(os, "sched_yield")
+    else None
+)
 _LOCK = Lock()  # LLVM's global state is not made for several threads
 
 
@@ -37,7 +45,7 @@ def _machine() -> tuple[binding.TargetMachine, str]:
 def _sources() -> str:
     """Return a digest of the files that write kernels: a change is another kernel."""
     found = hashlib.sha256()
-    for module in (code, kernels, paths):
+    for module in (arithmetic, attention, code, kernels, meeting, paths):
         found.update(File(module.__file__).read_bytes())
     return found.hexdigest()
 
@@ -64,34 +72,38 @@ class Library:
     ) -> None:
         self.path = path
         self.compiled: list[str] = []  # those that were not in the cache
-        self._addresses: dict[Kernel, int] = {}
+        self._entries: dict[str, tuple[int, Struct]] = {}
         with _LOCK:
             machine, host = _machine()
             empty = binding.parse_assembly("")
             self._engine = binding.create_mcjit_compiler(empty, _machine()[0])
-            wanted = {kernel.name: kernel for kernel in (*kernels, _SEQUENCE)}
+            wanted = {kernel.name: kernel for kernel in (*kernels, *_RUNNERS)}
             for kernel in wanted.values():
                 found = self._object(kernel, machine, host, tell)
                 self._engine.add_object_file(binding.ObjectFileRef.from_data(found))
             self._engine.finalize_object()
             for name, kernel in wanted.items():
-                self._addresses[kernel] = self._engine.get_function_address(name)
-        self._sequence = ctypes.CFUNCTYPE(None, ctypes.c_int64)(
-            self._addresses[_SEQUENCE]
-        )
+                address = self._engine.get_function_address(name)
+                self._entries[name] = address, _record(kernel)
+        call = ctypes.CFUNCTYPE(None, ctypes.c_int64)  # without Python's lock
+        self._runners = {one.kind: call(self.entry(one)[0]) for one in _RUNNERS}
 
-    def address(self, kernel: Kernel) -> int:
-        """Return where a kernel's code is."""
-        return self._addresses[kernel]
+    def entry(self, kernel: Kernel) -> tuple[int, Struct]:
+        """Return where a kernel's code is, and how its records are packed."""
+        return self._entries[kernel.name]
 
-    def run(self, records: np.ndarray) -> None:
+    def run(
+        self, records: np.ndarray, kind: str = "sequence", *others: int | None
+    ) -> None:
         """Run kernels one after the other, without Python's lock.
 
         Args:
             records: ``(count, RECORD)`` int64: the address of each, its parameters.
+            kind: Of `meeting`'s kernels, the one that runs them.
+            others: Its other parameters.
         """
-        words = np.array([records.ctypes.data, len(records)], np.int64)
-        self._sequence(words.ctypes.data)
+        words = np.array([records.ctypes.data, len(records), *others], np.int64)
+        self._runners[kind](words.ctypes.data)
 
     def _object(
         self,
@@ -118,35 +130,33 @@ class Library:
         return found
 
 
+def _record(kernel: Kernel) -> Struct:
+    words = "".join({"i": "q", "f": "f4x"}[one] for one in kernel.parameters)
+    return Struct(f"<q{words}{8 * (RECORD - 1 - len(kernel.parameters))}x")
+
+
 class Program:
     """Kernels that are to run one after the other."""
 
     def __init__(self, library: Library) -> None:
         """Begin an empty one."""
         self._library = library
-        self._words: list[int] = []
+        self._records: list[bytes] = []
 
     def add(self, kernel: Kernel, *values: float) -> None:
         """Add a kernel with its parameters; what they point to must stay."""
-        words = [
-            value if letter == "i" else _bits(value)
-            for letter, value in zip(kernel.parameters, values, strict=True)
-        ]
-        self._words.append(self._library.address(kernel))
-        self._words += words
-        self._words += [0] * (RECORD - 1 - len(words))
+        address, record = self._library.entry(kernel)
+        self._records.append(record.pack(address, *values))
 
-    def run(self) -> None:
-        """Run what was added, and begin anew."""
-        if self._words:
-            self._library.run(np.array(self._words, np.int64).reshape(-1, RECORD))
-            self._words = []
+    def __len__(self) -> int:
+        """Count its kernels."""
+        return len(self._records)
 
-
-@lru_cache(maxsize=4096)
-def _bits(value: float) -> int:
-    """Return the bits of a float32."""
-    return int(np.float32(value).view(np.int32))
+    def take(self) -> np.ndarray:
+        """Return the records of what was added, and begin anew."""
+        records = np.frombuffer(b"".join(self._records), np.int64)
+        self._records = []
+        return records.reshape(-1, RECORD)
 
 
 def compiled(text: str, machine: binding.TargetMachine) -> bytes:

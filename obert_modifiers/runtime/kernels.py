@@ -6,9 +6,13 @@ weights multiplies a register of either. In what follows W is ``path.lanes`` and
 ``path.registers``, T = W R; every address is in bytes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
+from obert_modifiers.runtime import meeting
+from obert_modifiers.runtime.arithmetic import GROUP, activate, add_bytes, pack_byte
+from obert_modifiers.runtime.attention import attention
 from obert_modifiers.runtime.code import (
     F32,
     I8,
@@ -22,28 +26,6 @@ from obert_modifiers.runtime.code import (
 )
 from obert_modifiers.runtime.paths import Path
 
-GROUP = 4  # weights of a block: products that one instruction adds
-_LOG2_E = 1.4426950408889634
-# 2**f for f in -0.5 to 0.5, relative error 7.5e-8: a minimax fit.
-_EXP2 = (
-    0.00132768019,
-    0.00967555866,
-    0.0555071197,
-    0.240221202,
-    0.693146944,
-    1.00000012,
-)
-# (Phi(x) - 0.5) / x in powers of x**2, for |x| <= 4: a minimax fit of x Phi(x), whose
-# error is 2e-4, a hundredth of an 8-bit step.
-_GELU = (
-    *(2.27811014e-08, -1.59858359e-06, 4.79551200e-05, -0.000814011379),
-    *(0.00877236947, -0.0645730793, 0.397883385),
-)
-_GELU_END = 4.0
-# Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26: error 1.5e-7.
-_ERF_P = 0.3275911
-_ERF = (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592, 0.0)
-_MASKED = -1e30
 _AT_ONCE = 16  # features of an embedding
 
 ACTIVATIONS = ("none", "gelu", "gelu_new", "relu", "tanh")
@@ -56,14 +38,22 @@ class Kernel:
     kind: str
     options: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def name(self) -> str:
         """Its symbol."""
         return "_".join((self.kind, *self.options))
 
     def write(self, path: Path) -> Code:
-        """Write it for a path."""
-        return _WRITERS[self.kind](path, self.name, *self.options)
+        """Write it for a path.
+
+        It finds its parameters in words of 8 bytes at the address that it is given.
+        """
+        code = Code(self.name, [I64], path.lanes)
+        (words,) = code.function.args
+        types = [I64 if letter == "i" else F32 for letter in self.parameters]
+        args = [code.load(one, words, 8 * i) for i, one in enumerate(types)]
+        _WRITERS[self.kind](path, code, args, *self.options)
+        return code
 
     @property
     def parameters(self) -> str:
@@ -93,155 +83,11 @@ _PARAMETERS = {
     "attention": "i" * 13 + "ffff",
     # ids, types, positions, their tables, features, out, scales
     "embed": "i" * 8 + "fff",
-    # records, how many
-    "sequence": "ii",
-}
-# Words of a record of a sequence: a kernel's address, then its parameters.
-RECORD = 1 + max(map(len, _PARAMETERS.values()))
-
-
-def _write(path: Path, name: str, kind: str) -> tuple[Code, list[Value]]:
-    """Begin a kernel; it finds its parameters in words of 8 bytes at an address."""
-    code = Code(name, [I64], path.lanes)
-    (words,) = code.function.args
-    types = [I64 if letter == "i" else F32 for letter in _PARAMETERS[kind]]
-    return code, [code.load(one, words, 8 * i) for i, one in enumerate(types)]
-
-
-# -- functions of a register
-
-
-def _exp(code: Code, value: Value) -> Value:
-    """Compute exp of what is at most 88; e**-69 for all below that.
-
-    A product with 2**-100 is no denormal, which would be slow, and vanishes beside 1.
-    """
-    # 2**n 2**f by adding n to the exponent's bits.
-    build = code.build
-    power = code.at_least(build.fmul(value, code.number(_LOG2_E)), -100.0)
-    shifted = build.fadd(power, code.number(1.5 * 2**23))
-    rest = build.fsub(power, build.fsub(shifted, code.number(1.5 * 2**23)))
-    bits = build.shl(build.bitcast(shifted, code.ints), constant(code.ints, 23))
-    found = build.bitcast(code.polynomial(rest, _EXP2), code.ints)
-    return build.bitcast(build.add(found, bits), code.floats)
-
-
-def _tanh(code: Code, value: Value) -> Value:
-    build = code.build
-    power = _exp(code, code.at_most(build.fmul(value, code.number(2.0)), 80.0))
-    part = build.fdiv(code.number(2.0), build.fadd(power, code.number(1.0)))
-    return build.fsub(code.number(1.0), part)
-
-
-def _erf(code: Code, value: Value) -> Value:
-    build = code.build
-    bits = build.bitcast(value, code.ints)
-    sign = build.and_(bits, constant(code.ints, -(2**31)))
-    size = build.bitcast(build.xor(bits, sign), code.floats)
-    t = build.fdiv(
-        code.number(1.0), code.fma(size, code.number(_ERF_P), code.number(1.0))
-    )
-    tail = _exp(code, build.fneg(build.fmul(size, size)))
-    found = build.fsub(code.number(1.0), build.fmul(code.polynomial(t, _ERF), tail))
-    return build.bitcast(build.or_(build.bitcast(found, code.ints), sign), code.floats)
-
-
-def _activate(code: Code, value: Value, activation: str, exact: bool) -> Value:
-    build = code.build
-    if activation == "relu":
-        return code.at_least(value, 0.0)
-    if activation == "tanh":
-        return _tanh(code, value)
-    half = code.number(0.5)
-    if activation == "gelu" and exact:
-        found = _erf(code, build.fmul(value, code.number(0.5**0.5)))
-        return build.fmul(build.fmul(value, half), build.fadd(found, code.number(1.0)))
-    if activation == "gelu":
-        held = code.at_most(code.at_least(value, -_GELU_END), _GELU_END)
-        share = build.fmul(held, code.polynomial(build.fmul(held, held), _GELU))
-        return code.fma(value, share, build.fmul(value, half))
-    if activation == "gelu_new":
-        cube = build.fmul(build.fmul(value, value), value)
-        inner = code.fma(cube, code.number(0.044715), value)
-        share = _tanh(code, build.fmul(inner, code.number(0.7978845608028654)))
-        return build.fmul(build.fmul(value, half), build.fadd(share, code.number(1.0)))
-    return value
+} | meeting.PARAMETERS
+assert max(map(len, _PARAMETERS.values())) < meeting.RECORD
 
 
 # -- products
-
-
-def _dot_bytes(
-    path: Path, code: Code, inputs: Sequence[Value], weights: Sequence[Value]
-):
-    """Return ``sum(u8 * s8)`` of blocks, to be added to a register of int32 sums.
-
-    `inputs` are registers of ``(W, 4)`` bytes, `weights` four bytes in all lanes.
-    """
-    build, lanes = code.build, path.lanes
-    bytes_, words = vector(I8, 4 * lanes), vector(I16, 2 * lanes)
-    if path.pairs:
-        wide = lanes == 16
-        multiply = (
-            "llvm.x86.avx512.pmaddubs.w.512" if wide else "llvm.x86.avx2.pmadd.ub.sw"
-        )
-        total = None
-        for x, w in zip(inputs, weights, strict=True):
-            found = code.call(multiply, words, x, build.bitcast(w, bytes_))
-            total = found if total is None else build.add(total, found)
-        return _dot_words(path, code, total, constant(words, 1))
-    total = None
-    for x, w in zip(inputs, weights, strict=True):
-        for k in range(GROUP):
-            left = build.zext(code.pick(x, k, GROUP), code.ints)
-            shifted = build.shl(w, constant(code.ints, 24 - 8 * k))
-            right = build.ashr(shifted, constant(code.ints, 24))
-            found = build.mul(left, right)
-            total = found if total is None else build.add(total, found)
-    return total
-
-
-def _dot_words(path: Path, code: Code, left: Value, right: Value) -> Value:
-    """Return the sums of two neighbouring products of 16 bits."""
-    wide = path.lanes == 16
-    name = "llvm.x86.avx512.pmaddw.d.512" if wide else "llvm.x86.avx2.pmadd.wd"
-    return code.call(name, code.ints, left, right)
-
-
-def _add_words(
-    path: Path, code: Code, total: Value, left: Value, right: Value
-) -> Value:
-    if path.name == "avx512vnni":
-        left, right = (code.build.bitcast(one, code.ints) for one in (left, right))
-        name = "llvm.x86.avx512.vpdpwssd.512"
-        return code.call(name, code.ints, total, left, right)
-    return code.build.add(total, _dot_words(path, code, left, right))
-
-
-def _add_bytes(
-    path: Path,
-    code: Code,
-    total: Value,
-    inputs: Sequence[Value],
-    weights: Sequence[Value],
-) -> Value:
-    build, lanes = code.build, path.lanes
-    if "vnni" in path.name:
-        name = f"llvm.x86.avx512.vpdpbusd.{32 * lanes}"
-        for x, w in zip(inputs, weights, strict=True):
-            total = code.call(name, code.ints, total, build.bitcast(x, code.ints), w)
-        return total
-    if path.name == "sdot":
-        # Signed by signed: x - 128 here, and 128 times the weights' sum in the bias.
-        flip = constant(vector(I8, 4 * lanes), -128)
-        name = "llvm.aarch64.neon.sdot.v4i32.v16i8"
-        for x, w in zip(inputs, weights, strict=True):
-            signed = build.xor(x, flip)
-            total = code.call(
-                name, code.ints, total, signed, build.bitcast(w, flip.type)
-            )
-        return total
-    return build.add(total, _dot_bytes(path, code, inputs, weights))
 
 
 def blocks_at_once(path: Path, inputs: str) -> int:
@@ -290,7 +136,7 @@ def _row(
                     code.load(vector(I8, 4 * lanes), place, 4 * lanes * r)
                     for place in places
                 ]
-                total = _add_bytes(path, code, total, blocks, [w[0] for w in weights])
+                total = add_bytes(path, code, total, blocks, [w[0] for w in weights])
             else:
                 for g in range(group):
                     feature = code.load(
@@ -305,8 +151,14 @@ def _row(
 
 
 def _linear(
-    path: Path, name: str, inputs: str, outputs: str, activation: str, chunked: str
-) -> Code:
+    path: Path,
+    code: Code,
+    args: list[Value],
+    inputs: str,
+    outputs: str,
+    activation: str,
+    chunked: str,
+) -> None:
     """Multiply rows ``first`` to ``last`` of a packed weight with a tile.
 
     ``y = scale[row] * sum + bias[row]``, through the activation, then by `outputs`:
@@ -321,7 +173,6 @@ def _linear(
     are sorted into chunks of columns, and all rows go through one chunk before the
     next; their sums wait in memory.
     """
-    code, args = _write(path, name, "linear")
     x, values, columns, starts, scale, bias = args[:6]
     chunks, height, sums, first, last, out, inverse, zero = args[6:]
     build, lanes, tokens = code.build, path.lanes, path.tokens
@@ -369,7 +220,7 @@ def _linear(
             totals = [build.sitofp(total, code.floats) for total in totals]
         found = [code.fma(total, factor, plus) for total in totals]
         exact = outputs != "bytes"
-        return [_activate(code, one, activation, exact) for one in found]
+        return [activate(code, one, activation, exact) for one in found]
 
     def rows(n: Value, _: list[Value]) -> None:
         packed = None
@@ -403,15 +254,13 @@ def _linear(
     if chunked == "chunks":
         code.loop(0, final, all_rows)
     code.loop(first, last, rows, step=together)
-    return code
 
 
 # -- the rest of a layer
 
 
-def _norm(path: Path, name: str, outputs: str) -> Code:
+def _norm(path: Path, code: Code, args: list[Value], outputs: str) -> None:
     """Normalise a tile in place over its features; ``bytes``: and round it to them."""
-    code, args = _write(path, name, "norm")
     tile, gain, bias, out, features, eps, share, inverse, zero = args
     build, lanes, tokens = code.build, path.lanes, path.tokens
     share, eps = code.splat(share), code.splat(eps)
@@ -455,25 +304,16 @@ def _norm(path: Path, name: str, outputs: str) -> Code:
                 plus = code.splat(code.load(F32, bias, code.times(this, 4)))
                 value = code.fma(value, factor, plus)
                 code.store(value, *place(this, r))
-                packed = _pack_byte(code, packed, value, k, inverse, zero)
+                packed = pack_byte(code, packed, value, k, inverse, zero)
             if outputs == "bytes":
                 code.store(packed, out, code.times(feature, tokens), 4 * lanes * r)
 
     code.loop(0, features, body, step=GROUP)
-    return code
 
 
-def _pack_byte(
-    code: Code, packed: Value | None, value: Value, k: int, inverse: Value, zero: Value
-) -> Value:
-    found = code.to_byte(code.fma(value, inverse, zero))
-    found = code.build.shl(found, constant(code.ints, 8 * k))
-    return found if packed is None else code.build.or_(packed, found)
-
-
-def _quantize(path: Path, name: str) -> Code:
+def _quantize(path: Path, code: Code, args: list[Value]) -> None:
     """Round a tile of floats to bytes."""
-    code, (tile, out, features, inverse, zero) = _write(path, name, "quantize")
+    tile, out, features, inverse, zero = args
     lanes, tokens = path.lanes, path.tokens
     inverse, zero = code.splat(inverse), code.splat(zero)
 
@@ -483,16 +323,14 @@ def _quantize(path: Path, name: str) -> Code:
             for k in range(GROUP):
                 at = code.times(code.sum(feature, k), 4 * tokens)
                 value = code.load(code.floats, tile, at, 4 * lanes * r)
-                packed = _pack_byte(code, packed, value, k, inverse, zero)
+                packed = pack_byte(code, packed, value, k, inverse, zero)
             code.store(packed, out, code.times(feature, tokens), 4 * lanes * r)
 
     code.loop(0, features, body, step=GROUP)
-    return code
 
 
-def _embed(path: Path, name: str, *tables: str) -> Code:
+def _embed(path: Path, code: Code, args: list[Value], *tables: str) -> None:
     """Add rows of three tables, each ``int8`` or ``float``, for a tile of tokens."""
-    code, args = _write(path, name, "embed")
     indices, places, (features, out), scales = args[:3], args[3:6], args[6:8], args[8:]
     build, tokens = code.build, path.tokens
 
@@ -527,209 +365,12 @@ def _embed(path: Path, name: str, *tables: str) -> Code:
     wide = build.and_(features, constant(I64, -_AT_ONCE))
     every(0, wide, _AT_ONCE)
     every(wide, features, GROUP)
-    return code
 
 
-def _attention(path: Path, name: str, numbers: str, outputs: str) -> Code:
-    """Attend from a tile of queries to the keys of the same segments.
-
-    `numbers`: ``floats``; ``grid``, floats that are integers, with the probabilities
-    rounded to a grid of 8 bits; ``words``, the same in 16 bits. The arithmetic of the
-    last two is the same to the last bit: all sums are whole numbers below 2**24.
-    `outputs`: ``bytes`` or ``floats``.
-    """
-    code, args = _write(path, name, "attention")
-    query, keys, values, segments, own, first, last = args[:7]
-    features, size, head0, head1, scratch, out = args[7:13]
-    scale, step, factor, zero = args[13:]
-    build, lanes, tokens = code.build, path.lanes, path.tokens
-    registers = range(path.registers)
-    at_once = path.at_once  # keys, and features, in registers
-    words = numbers == "words"
-    number = 2 if words else 4  # bytes of a query, key or value
-    paired = vector(I16, 2 * lanes)
-    mine = [code.load(code.ints, own, 4 * lanes * r) for r in registers]
-    factor, zero = code.splat(factor), code.splat(zero)
-
-    def of_tile(tile: Value, key: Value, feature: Value) -> Value:
-        # Where the numbers of a feature (words: of two) of a key are.
-        shift = constant(I64, tokens.bit_length() - 1)
-        inside = build.and_(key, constant(I64, tokens - 1))
-        row = build.add(build.mul(build.lshr(key, shift), features), feature)
-        at = code.times(row, number * tokens)
-        return code.sum(tile, at, code.times(inside, 4 if words else number))
-
-    def head(h: Value, _: list[Value]) -> None:
-        feature0 = build.mul(h, size)
-        mine_query = code.sum(query, code.times(feature0, number * tokens))
-
-        def score(key: Value, most: list[Value]) -> list[Value]:
-            base = of_tile(keys, key, feature0)
-
-            def product(f: Value, sums: list[Value]) -> list[Value]:
-                at = code.times(f, number * tokens)
-                found = list(sums)
-                for k in range(at_once):
-                    if words:
-                        one = code.splat(code.load(I32, base, at, 4 * k))
-                        one = build.bitcast(one, paired)
-                    else:
-                        one = code.splat(code.load(F32, base, at, 4 * k))
-                    for r in registers:
-                        n = k * path.registers + r
-                        place = mine_query, at, constant(I64, 4 * lanes * r)
-                        if words:
-                            left = code.load(paired, *place)
-                            found[n] = _add_words(path, code, found[n], left, one)
-                        else:
-                            found[n] = code.fma(
-                                code.load(code.floats, *place), one, found[n]
-                            )
-                return found
-
-            start = constant(code.ints if words else code.floats, 0)
-            count = at_once * path.registers
-            sums = code.loop(0, size, product, [start] * count, step=2 if words else 1)
-            found = list(most)
-            for k in range(at_once):
-                at = code.sum(key, k)
-                segment = code.splat(code.load(I32, segments, code.times(at, 4)))
-                row = code.times(build.sub(at, first), 4 * tokens)
-                for r in registers:
-                    total = sums[k * path.registers + r]
-                    if words:
-                        total = build.sitofp(total, code.floats)
-                    total = build.fmul(total, code.splat(scale))
-                    same = build.icmp_signed("==", segment, mine[r])
-                    total = build.select(same, total, code.number(_MASKED))
-                    code.store(total, scratch, row, 4 * lanes * r)
-                    found[r] = code.at_least(total, found[r])
-            return found
-
-        lowest = [code.number(_MASKED)] * path.registers
-        most = code.loop(first, last, score, lowest, step=at_once)
-        count = build.sub(last, first)
-
-        def exponential(n: Value, sums: list[Value]) -> list[Value]:
-            found = []
-            for r in registers:
-                place = scratch, code.times(n, 4 * tokens), constant(I64, 4 * lanes * r)
-                value = build.fsub(code.load(code.floats, *place), most[r])
-                value = _exp(code, value)
-                code.store(value, *place)
-                found.append(build.fadd(sums[r], value))
-            return found
-
-        sums = code.loop(0, count, exponential, [code.number(0.0)] * path.registers)
-        share = [build.fdiv(code.number(1.0), one) for one in sums]
-        if numbers != "floats":
-            share = [build.fmul(one, code.splat(step)) for one in share]
-
-            def rounded(n: Value, _: list[Value]) -> None:
-                for r in registers:
-                    found = []
-                    for k in range(2):
-                        at = code.times(code.sum(n, k), 4 * tokens)
-                        value = code.load(code.floats, scratch, at, 4 * lanes * r)
-                        found.append(code.to_byte(build.fmul(value, share[r])))
-                    place = scratch, code.times(n, 4 * tokens)
-                    if words:  # two keys side by side, where the first stood
-                        high = build.shl(found[1], constant(code.ints, 16))
-                        code.store(build.or_(found[0], high), *place, 4 * lanes * r)
-                        continue
-                    for k in range(2):
-                        value = build.sitofp(found[k], code.floats)
-                        code.store(value, *place, 4 * (tokens * k + lanes * r))
-
-            code.loop(0, count, rounded, step=2)
-
-        def mix(feature: Value) -> list[list[Value]]:
-            """Return `at_once` features of the output."""
-
-            def body(key: Value, totals: list[Value]) -> list[Value]:
-                # Features stand side by side only with their own keys.
-                row = code.times(build.sub(key, first), 4 * tokens)
-                kind = paired if words else code.floats
-                chances = [
-                    code.load(kind, scratch, row, 4 * lanes * r) for r in registers
-                ]
-                found = list(totals)
-                for k in range(at_once):
-                    if words:
-                        base = word_value(key, code.sum(feature, k))
-                        one = build.bitcast(code.splat(code.load(I32, base)), paired)
-                    else:
-                        base = of_tile(values, key, code.sum(feature, k))
-                        one = code.splat(code.load(F32, base))
-                    for r in registers:
-                        n = k * path.registers + r
-                        if words:
-                            found[n] = _add_words(path, code, found[n], chances[r], one)
-                        else:
-                            found[n] = code.fma(chances[r], one, found[n])
-                return found
-
-            start = constant(code.ints if words else code.floats, 0)
-            zeros = [start] * (at_once * path.registers)
-            found = code.loop(first, last, body, zeros, step=2 if words else 1)
-            if words:
-                found = [build.sitofp(one, code.floats) for one in found]
-            wide = path.registers
-            return [found[k * wide : (k + 1) * wide] for k in range(at_once)]
-
-        def word_value(key: Value, feature: Value) -> Value:
-            # Values are rows of 16-bit numbers, two keys side by side.
-            shift = constant(I64, tokens.bit_length() - 1)
-            inside = build.and_(key, constant(I64, tokens - 1))
-            row = build.add(build.mul(build.lshr(key, shift), features), feature)
-            return code.sum(values, code.times(row, 2 * tokens), code.times(inside, 2))
-
-        def outputs_of(f: Value, _: list[Value]) -> None:
-            feature = build.add(feature0, f)
-            packed = [None] * path.registers
-            for part in range(0, GROUP, at_once):
-                found = mix(code.sum(feature, part))
-                for k in range(at_once):
-                    for r in registers:
-                        value = found[k][r]
-                        if numbers == "floats":
-                            value = build.fmul(value, share[r])
-                        if outputs == "bytes":
-                            packed[r] = _pack_byte(
-                                code, packed[r], value, part + k, factor, zero
-                            )
-                        else:
-                            at = code.times(code.sum(feature, part + k), 4 * tokens)
-                            value = build.fmul(value, factor)
-                            code.store(value, out, at, 4 * lanes * r)
-            if outputs == "bytes":
-                for r in registers:
-                    at = code.times(feature, tokens)
-                    code.store(packed[r], out, at, 4 * lanes * r)
-
-        code.loop(0, size, outputs_of, step=GROUP)
-
-    code.loop(head0, head1, head)
-    return code
-
-
-def _sequence(path: Path, name: str) -> Code:
-    """Run kernels one after the other."""
-    code, (records, count) = _write(path, name, "sequence")
-
-    def body(i: Value, _: list[Value]) -> None:
-        record = code.sum(records, code.times(i, 8 * RECORD))
-        code.jump(code.load(I64, record), code.sum(record, 8))
-
-    code.loop(0, count, body)
-    return code
-
-
-_WRITERS: dict[str, Callable[..., Code]] = {
+_WRITERS: dict[str, Callable[..., None]] = {
     "linear": _linear,
     "norm": _norm,
     "quantize": _quantize,
     "embed": _embed,
-    "attention": _attention,
-    "sequence": _sequence,
-}
+    "attention": attention,
+} | meeting.WRITERS

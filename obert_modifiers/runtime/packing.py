@@ -7,6 +7,7 @@ import numpy as np
 
 KEYS_AT_ONCE = 4  # ranges of keys begin and end at multiples of it
 _UNUSED, _MASKED = -1, -2
+_UNEVEN = 1.1  # of threads' loads: the largest over the mean
 
 
 @dataclass(frozen=True)
@@ -95,3 +96,8 @@ def divide(lengths: Sequence[int], parts: int) -> list[np.ndarray]:
         loads[lightest] += lengths[i]
         chosen[lightest].append(int(i))
     return [np.array(sorted(part), dtype=np.int64) for part in chosen if part]
+
+
+def uneven(most: int, parts: int, total: int) -> bool:
+    """Tell whether parts of which the largest is so large had better be shared."""
+    return most * parts > _UNEVEN * total

@@ -44,6 +44,15 @@ class Path:
         """Tokens of a tile."""
         return self.lanes * self.registers
 
+    @property
+    def pause(self) -> tuple[str, list[int]] | None:
+        """LLVM's intrinsic for a turn of a loop that waits, and its arguments."""
+        if self.name == "portable":
+            return None
+        if self.name == "sdot":
+            return "llvm.aarch64.hint", [1]
+        return "llvm.x86.sse2.pause", []
+
     def runs_on(self, features: Iterable[str]) -> bool:
         """Tell whether a CPU with these features runs it."""
         return self.needs <= set(features)

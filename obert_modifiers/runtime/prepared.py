@@ -9,12 +9,21 @@ import numpy as np
 from obert_modifiers.runtime.jit import Library
 from obert_modifiers.runtime.kernels import Kernel, linear
 from obert_modifiers.runtime.model import Layer, Model, Norm
+from obert_modifiers.runtime.packing import uneven
 from obert_modifiers.runtime.paths import Path
 from obert_modifiers.runtime.weights import Linear, Packed
 
 # What a tile costs beside its products, in registers of tokens.
-_TILE_COST = 0.8
+_TILE_COST = 2.5
+# How much longer the rows of a tile take than its share of them, where threads share
+# them: norms are computed by one.
+_SHARING_COST = 1.25
 _RATE = 1e11  # products of a second, in round figures
+
+
+def shares_rows(tiles: int, threads: int) -> bool:
+    """Tell whether threads share the rows of each tile, or have tiles of their own."""
+    return uneven(-(-tiles // threads), threads, tiles)
 
 
 def seconds(weights: int, tokens: int) -> float:
@@ -89,7 +98,10 @@ class Prepared:
 
         def cost(registers: int) -> float:
             tiles = -(-tokens // (lanes * registers))
-            return -(-tiles // threads) * (registers + _TILE_COST)
+            each: float = -(-tiles // threads)
+            if shares_rows(tiles, threads):
+                each = _SHARING_COST * tiles / threads
+            return each * (registers + _TILE_COST)
 
         return min(sizes, key=lambda n: (cost(n), n))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from transformers import HfArgumentParser
 
+from obert_modifiers import hub
 from obert_modifiers.tasks.flags import (
     Arguments,
     DataSetArguments,
@@ -16,11 +17,15 @@ from obert_modifiers.tasks.flags import (
     TrainArguments,
 )
 
+_TOKEN = "a command line is kept in files: run `hf auth login` or set HF_TOKEN"
 _NOT_YET = {
+    "hub_token": _TOKEN,
     "load_best_model_at_end": "the model of the last step is saved",
     "logging_dir": "the log is OUTPUT_DIR/metrics.jsonl",
     "max_steps": "use --num_train_epochs",
     "optim": "the optimizer is AdamW",
+    "push_to_hub_model_id": "use --hub_model_id",
+    "push_to_hub_token": _TOKEN,
     "warmup_steps": "use --warmup_ratio",
 }
 # Flags of SparseML and of the transformers releases that it supports; those of the
@@ -142,6 +147,13 @@ def check(arguments: Arguments) -> None:
             f"--resume_from_checkpoint={resumed} needs training; expected --do_train "
             "beside it; add it"
         )
+    if train.push_to_hub:
+        if not trains:
+            raise ValueError(
+                "--push_to_hub needs training; expected --do_train beside it; push a "
+                "finished run with `obert card RUN --push_to_hub`"
+            )
+        hub.check_ready(train.repository)
     full = folder.is_dir() and any(folder.iterdir())
     if trains and full and not train.overwrite_output_dir:
         finished = any(folder.glob("model*.safetensors"))

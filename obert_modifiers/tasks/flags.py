@@ -1,6 +1,7 @@
 """The flags of SparseML's training scripts, which mean here what they mean there."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 SPLITS = ("train", "validation", "test")
@@ -148,6 +149,16 @@ class TrainArguments:
         None, "Who gets the figures too; if unset tensorboard, where it is installed."
     )
     disable_tqdm: bool = flag(False, "Print lines instead of a progress bar.")
+    push_to_hub: bool = flag(False, "Upload model and card to the hub at the end.")
+    hub_model_id: str | None = flag(
+        None, "The hub's repository, OWNER/NAME; output_dir's name if unset."
+    )
+    hub_private_repo: bool = flag(False, "Make it private where it is new.")
+
+    @property
+    def repository(self) -> str:
+        """The hub's repository that is pushed to."""
+        return self.hub_model_id or Path(self.output_dir).resolve().name
 
     def check(self) -> None:
         """Raise ValueError if a value breaks its rule or two exclude each other."""
@@ -158,6 +169,12 @@ class TrainArguments:
         check_positive(self, "save_steps", "save_total_limit")
         if self.fp16 and self.bf16:
             raise ValueError("--fp16 and --bf16 exclude each other; drop one")
+        for name in ("hub_model_id", "hub_private_repo"):
+            if getattr(self, name) and not self.push_to_hub:
+                raise ValueError(
+                    f"--{name}={getattr(self, name)} has nothing to push; expected "
+                    "--push_to_hub beside it; add it"
+                )
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 REPLACED, KEPT = 0.8, 0.1  # by the mask token; as they are. The rest: any other token.
+_USUAL = ("text", "sentence")  # columns
 _LARGEST = 700.0  # of which the exponential is still a number
 
 
@@ -41,11 +44,38 @@ class MaskedArguments(DataSetArguments):
         False, "A sample is a row, cut to max_seq_length; else rows are joined and cut."
     )
     mlm_probability: float = flag(0.15, "The share of the tokens to be predicted.")
+    dataset_name: str | None = flag(
+        None, "A folder or hub id of a data set, or several with commas, read as one."
+    )
+    dataset_config_name: str | None = flag(
+        None, "Its configuration; of several, with commas, empty where one has none."
+    )
+    tokenized_dir: str | None = flag(
+        None,
+        "Where the tokens are kept and read from; else in --cache_dir or the cache of "
+        "the datasets library, for each data set, tokenizer and length.",
+    )
 
     def check(self) -> None:
         """Raise ValueError if a value breaks its rule or two exclude each other."""
         super().check()
         check_share(self, "mlm_probability", 0.15)
+        self.data_sets()
+
+    def data_sets(self) -> list[tuple[str, str | None]]:
+        """Return names and configurations of the data sets that are read as one."""
+        name, config = self.dataset_name or "", self.dataset_config_name
+        if "," not in name or Path(name).exists():
+            return [(name, config)]
+        names = [one.strip() for one in name.split(",")]
+        configs = [None] * len(names) if config is None else config.split(",")
+        if not all(names) or len(configs) != len(names):
+            raise ValueError(
+                f"--dataset_config_name={config} has {len(configs)} configurations for "
+                f"--dataset_name={name}; expected one for each of the data sets, empty "
+                "where there is none; correct the commas"
+            )
+        return [(one, c or None) for one, c in zip(names, configs, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -113,7 +143,13 @@ class MaskedSamples(Sequence[dict[str, Any]]):
 
     def token_counts(self) -> list[int]:
         """Return the number of tokens of each block."""
-        return [len(ids) for ids in self.blocks["input_ids"]]
+        return self._counts
+
+    @cached_property
+    def _counts(self) -> list[int]:
+        # From where blocks begin: the tokens themselves stay on the disk.
+        lists = self.blocks.with_format("arrow")[:].column("input_ids")
+        return [n for part in lists.chunks for n in np.diff(part.offsets).tolist()]
 
     def __len__(self) -> int:
         return len(self.blocks)
@@ -125,8 +161,36 @@ class MaskedSamples(Sequence[dict[str, Any]]):
         return {"input_ids": ids, "labels": labels}
 
 
+def _read(
+    flags: MaskedArguments, cache_dir: str | None
+) -> tuple[dict[str, Dataset], str]:
+    """Read the data sets; the texts of several stand one behind the other."""
+    from datasets import Value, concatenate_datasets
+
+    from obert_modifiers.tasks.data import sources
+
+    named = flags.data_sets()
+    if len(named) == 1:
+        return sources.read(flags, cache_dir)
+    parts: dict[str, list[Dataset]] = {}
+    for name, config in named:
+        one = replace(flags, dataset_name=name, dataset_config_name=config)
+        for split, rows in sources.read(one, cache_dir)[0].items():
+            (column,), _ = _columns(rows, flags, name)
+            rows = rows.select_columns([column])
+            if rows.features[column] != Value("string"):
+                rows = as_text(rows, column, f"{name} ({split})")
+                rows = rows.cast_column(column, Value("string"))
+            own = flags.text_column_name or _USUAL[0]
+            if column != own:
+                rows = rows.rename_column(column, own)
+            parts.setdefault(split, []).append(rows)
+    splits = {split: concatenate_datasets(several) for split, several in parts.items()}
+    return splits, ", ".join(name for name, _ in named)
+
+
 def _columns(rows: Dataset, flags: MaskedArguments, description: str) -> Columns:
-    column = usual_column(rows, flags.text_column_name, ("text", "sentence"))
+    column = usual_column(rows, flags.text_column_name, _USUAL)
     need_column(rows, column, "--text_column_name", description)
     return (column,), None
 
@@ -149,16 +213,20 @@ def _prepare(inputs: Inputs) -> Prepared:
 
 
 def tokenize(inputs: Inputs, masking: Masking, name: str) -> Dataset:
-    """Turn the texts of a split into blocks of tokens that can be masked.
+    """Turn the texts of a split into blocks of tokens that can be masked, on disk.
 
     Joined rows keep their special tokens, a thousand rows at a time; what remains of
     them is a shorter block.
     """
+    from datasets import config
+
+    from obert_modifiers.tasks.data import tokenized
+
     flags, length = inputs.flags, inputs.max_length
     tokenizer = inputs.pretrained.tokenizer
     options = {"truncation": True, "max_length": length} if flags.line_by_line else {}
     (column,) = inputs.data.text_columns
-    rows = as_text(inputs.data.splits[name], column, inputs.data.place(name))
+    rows = inputs.data.splits[name]
 
     def encode(batch: Batch) -> Batch:
         texts = [text for text in batch[column] if text.strip()]
@@ -170,14 +238,21 @@ def tokenize(inputs: Inputs, masking: Masking, name: str) -> Dataset:
             blocks = [joined[i : i + length] for i in range(0, len(joined), length)]
         return {"input_ids": [ids for ids in blocks if masking.choosable(ids).any()]}
 
-    workers = flags.preprocessing_num_workers
-    blocks = map_rows(rows, encode, [column], workers, f"tokenizing {name}")
-    if len(blocks) == 0:
-        raise ValueError(
-            f"data={inputs.data.description} has no words in its {name} split; expected"
-            " a text; check the file"
-        )
-    return blocks
+    def make(folder: Path) -> None:
+        texts = as_text(rows, column, inputs.data.place(name))
+        workers, title = flags.preprocessing_num_workers, f"tokenizing {name}"
+        file = folder / "blocks.arrow"
+        if len(map_rows(texts, encode, [column], workers, title, file)) == 0:
+            raise ValueError(
+                f"data={inputs.data.description} has no words in its {name} split; "
+                "expected a text; check the file"
+            )
+
+    given = {"max_seq_length": length, "line_by_line": flags.line_by_line}
+    source = tokenized.made_from(rows, column, tokenizer, encode, given)
+    named = None if flags.tokenized_dir is None else Path(flags.tokenized_dir) / name
+    cache = Path(inputs.cache_dir or config.HF_DATASETS_CACHE)
+    return tokenized.stored(tokenized.folder_of(source, named, cache), source, make)
 
 
 def _keep(outputs: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -204,4 +279,5 @@ TASK = Task(
     head="ForMaskedLM",
     columns=_columns,
     prepare=_prepare,
+    reader=_read,
 )

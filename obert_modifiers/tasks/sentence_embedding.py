@@ -145,8 +145,7 @@ def _prepare(inputs: Inputs) -> Prepared:
     from obert_modifiers.tasks.sentences import data, metrics
     from obert_modifiers.training.batches import TaskData
 
-    source, config = inputs.pretrained.source, inputs.pretrained.config
-    folder = _folder(source, config)
+    folder = _folder(inputs)
     if not folder.given:
         logger.warning(
             "model=%s does not say how its tokens are pooled: the mean of them is "
@@ -205,10 +204,11 @@ class _Probes:
         return core.embedding.probe_losses(found, ids, self.seed)
 
 
-def _folder(source: str, config: Any) -> SentenceFolder:
+def _folder(inputs: Inputs) -> SentenceFolder:
     from obert_modifiers.tasks.sentences.model import sentence_folder
 
-    return sentence_folder(source, getattr(config, "hidden_size", 0))
+    width = getattr(inputs.pretrained.config, "hidden_size", 0)
+    return sentence_folder(inputs.pretrained.source, width, inputs.cache_dir)
 
 
 def _max_length(inputs: Inputs, folder: SentenceFolder) -> int:

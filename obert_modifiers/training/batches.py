@@ -133,12 +133,13 @@ def gradient_source(
     *,
     seed: int,
     batch_size: int = GRADIENT_BATCH_SIZE,
+    losses: Callable[[nn.Module, Any], Tensor] | None = None,
 ) -> GradientSource:
     """Draw gradient samples from a task's training data.
 
     Each draw takes other samples, by seed and number only, and is cut into the same
-    batches however many processes there are; they take turns at the batches. Samples
-    for per-sample gradients are sorted by length, which changes none of them.
+    batches however many processes there are; they take turns at the batches. They are
+    sorted by length, which changes no sample's gradient and spares padding.
 
     Args:
         data: The task.
@@ -147,10 +148,12 @@ def gradient_source(
         seed: Seed of the draws.
         batch_size: Samples of a batch where its mean is a gradient (granularity
             ``batch``) and the recipe names no size; as SparseML, that of training.
+        losses: Called with model and batch; gives each sample's loss, ``(k,)``, where
+            the model is not called with what the batch holds, and `forward` cannot be.
     """
     probes = data.gradients is not None
     data = data.gradients or data
-    lengths = lengths_of(data.train)
+    lengths = [0] * len(data.train) if losses is not None else lengths_of(data.train)
 
     def batches(request: SampleRequest) -> Iterable[Batch]:
         by_batch = request.granularity == "batch"
@@ -167,12 +170,11 @@ def gradient_source(
                 len(lengths),
             )
         indices = _draw(len(lengths), wanted, seed + 104729 * (request.draw + 1))
-        if not by_batch:
-            indices.sort(key=lengths.__getitem__)
+        indices.sort(key=lengths.__getitem__)
         rank, ranks = world()
         for part in _cut(indices, size)[rank::ranks]:
             batch = data.collate([data.train[i] for i in part])
-            yield {name: values.to(device) for name, values in batch.items()}
+            yield {name: _moved(values, device) for name, values in batch.items()}
 
     def outputs(model: nn.Module, batch: Batch) -> Any:
         return forward(**inputs_of(batch))
@@ -180,6 +182,8 @@ def gradient_source(
     def loss(model: nn.Module, batch: Batch) -> Tensor:
         return data.sample_loss(outputs(model, batch), batch)
 
+    if losses is not None:
+        return GradientSource(batches, losses, divides=True)
     return GradientSource(
         batches,
         loss,
@@ -189,6 +193,10 @@ def gradient_source(
         output_loss=data.sample_loss,
         probes=probes,
     )
+
+
+def _moved(values: Any, device: torch.device | str) -> Any:
+    return values.to(device) if isinstance(values, Tensor) else values
 
 
 def check_sampling_options(options: dict[str, Any] | None) -> int:

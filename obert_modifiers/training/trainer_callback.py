@@ -69,6 +69,8 @@ class RecipeCallback(TrainerCallback):
         teacher: The dense model, ``"self"``, or None for what the recipe names.
         sample_loss: Called with outputs and batch; gives the loss of each sample,
             (k,), of which second-order pruning takes gradients.
+        losses: Called with the model and a batch instead, where the model is not called
+            with what the batch holds, as in sentence-transformers' trainers.
 
     Raises:
         RecipeError: With everything that is wrong with the recipe.
@@ -81,10 +83,12 @@ class RecipeCallback(TrainerCallback):
         *,
         teacher: nn.Module | str | None = None,
         sample_loss: Callable[[Any, Mapping[str, Tensor]], Tensor] = sample_losses,
+        losses: Callable[[nn.Module, Any], Tensor] | None = None,
     ) -> None:
         self.manager = RecipeManager.from_recipe(recipe, recipe_args)
         self._teacher = teacher
         self._sample_loss = sample_loss
+        self._losses = losses
         self._stepper: Any = None  # from the begin of the training on
         self._model: Any = None
         self._optimizer: Any = None
@@ -96,12 +100,15 @@ class RecipeCallback(TrainerCallback):
         self._scaled = False  # whether the Trainer leaves it to the model to divide
         self._mixed = self._used = 0  # losses made in this step, and trained on
 
-    def save(self, folder: str | Path) -> None:
-        """Write what belongs beside a saved model: the recipe, and scales after QAT."""
+    def save(self, folder: str | Path, model: nn.Module | None = None) -> None:
+        """Write what belongs beside a saved model: the recipe, and scales after QAT.
+
+        `model` is the part of the trained model whose weights the folder holds.
+        """
         if self._model is None:
             raise RuntimeError(f"folder={folder} has no trained model; expected one")
         self.manager.save(Path(folder) / RECIPE)
-        scales.save_quantization(self._model, Path(folder))
+        scales.save_quantization(model or self._model, Path(folder))
 
     def on_init_end(self, args, state, control, **kwargs) -> None:
         model = kwargs["model"]
@@ -140,6 +147,7 @@ class RecipeCallback(TrainerCallback):
             args.device,
             seed=args.seed,
             batch_size=args.per_device_train_batch_size,
+            losses=self._losses,
         )
         if isinstance(self._teacher, nn.Module):
             self._teacher.to(args.device)

@@ -67,6 +67,7 @@ _ROWS = [
     (LOGITS, {"hidden_weight": 1.0, "layer_map": [0, -1]}, Rule.LAYERS),
     (LOGITS, {"teacher": 3}, Rule.NAMES),
     (LOGITS, {"mask_padding": "no"}, Rule.FLAG),
+    (LOGITS, {"mask_unlabelled": "no"}, Rule.FLAG),
     (LOGITS, {"hardness": 2}, Rule.FRACTION),
     (LOGITS, {"temperature": 0}, Rule.POSITIVE),
     (LOGITS, {"hidden_weight": 1.0, "layer_map": 3}, Rule.LAYERS),
@@ -85,7 +86,7 @@ _ROWS = [
     (QAT, {"ignore": 3}, Rule.NAMES),
     (MASKS, {"end_epoch": 1.0, "start_epoch": 2.0}, Rule.EPOCHS),
     (FROZEN, {"params": 3}, Rule.NAMES),
-    (FROZEN, {"end_epoch": 0}, Rule.EPOCHS),
+    (FROZEN, {"end_epoch": 1, "start_epoch": 2}, Rule.EPOCHS),
     (STOP, {"metric": " "}, Rule.NAMES),
     (STOP, {"min_delta": -0.5}, Rule.NOT_NEGATIVE),
     (STOP, {"patience": 0}, Rule.COUNT),
@@ -95,7 +96,7 @@ _ROWS = [
 BROKEN = [
     (name, keys, [*keys][-1], rule) for names, keys, rule in _ROWS for name in names
 ]
-assert len(BROKEN) == 89
+assert len(BROKEN) == 90
 
 # The sentences, one of each form.
 SAID = [

@@ -106,6 +106,41 @@ def test_padding_changes_no_loss(task) -> None:
     assert torch.allclose(one, two) == (task == "classes")  # control
 
 
+MASKS = {"padding and unlabelled": {}, "padding": {"mask_unlabelled": False}}
+MASKS |= {"none": {"mask_padding": False}, "both": {"mask_unlabelled": True}}
+MASKS |= {"unlabelled": {"mask_padding": False, "mask_unlabelled": True}}
+
+
+@pytest.mark.parametrize("case", MASKS)
+@pytest.mark.parametrize("task", ["tokens", "mlm"])
+def test_padding_and_tokens_without_a_label_are_two_keys(task, case) -> None:
+    """Against the rows written out; before the second key the first meant both."""
+    student, teacher, batch = three(task, 9)
+    made = distiller(student, teacher, **MASKS[case])
+    kept = torch.ones(3, 9, dtype=torch.bool)
+    if case not in ("none", "unlabelled"):
+        kept &= batch["attention_mask"] != 0
+    if case not in ("none", "padding"):
+        kept &= batch["labels"] != -100
+    rows = [run(one, batch)["logits"][kept] for one in (student, teacher)]
+    oracle = sum(rows_of(*rows)) / int(kept.sum())
+    assert value(made, student, batch) == pytest.approx(oracle, rel=1e-4)
+    if case == "padding":  # control
+        both = value(distiller(student, teacher), student, batch)
+        assert both != pytest.approx(oracle, rel=1e-3)
+
+
+def test_a_recipe_from_before_the_second_key_has_its_meaning_and_identity() -> None:
+    for text in ("hardness: 0.5", "mask_padding: true", "mask_padding: false"):
+        recipe = f"modifiers:\n  - !LogitDistillationModifier\n      {text}"
+        (one,) = RecipeManager.from_recipe(recipe).modifiers
+        assert "mask_unlabelled" not in one.props(only_serializable=True)
+        assert "mask_unlabelled" not in one.identifier()
+    recipe += "\n      mask_unlabelled: true"
+    (one,) = RecipeManager.from_recipe(recipe).modifiers
+    assert one.props(only_serializable=True)["mask_unlabelled"] is True
+
+
 def kldiv_loss(*args):
     found = importlib.import_module(f"{SPARSEML}.modifier_distillation_base")
     return found.kldiv_loss(*args)
@@ -122,6 +157,12 @@ def test_without_masks_it_is_sparsemls_loss(task) -> None:
         read_outputs(run(student, batch)), read_outputs(run(teacher, batch)), T
     )
     torch.testing.assert_close(direct.mean(), hosts)
+    # What the upstream recipes say, whose blocks have no padding.
+    whole = batch | {"attention_mask": torch.ones_like(batch["attention_mask"])}
+    if task != "answers":
+        hosts = kldiv_loss(dict(run(student, whole)), dict(run(teacher, whole)), T)
+        upstream = distiller(student, teacher, mask_unlabelled=False)
+        torch.testing.assert_close(mixed(upstream, student, whole), hosts)
 
 
 FORMS = {

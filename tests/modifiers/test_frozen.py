@@ -91,6 +91,14 @@ def test_from_the_start_and_to_the_end() -> None:
     assert run(RecipeManager.from_recipe(first))[0] == [False] * 12 + [True] * 4
 
 
+@pytest.mark.parametrize("at", [0.0, 1.0])
+def test_a_range_that_ends_where_it_starts_freezes_nothing(at) -> None:
+    empty = RecipeManager.from_recipe(RECIPE.format(start=at, end=at, **OURS))
+    moved, norms, model = run(empty)
+    _, expected, reference = run(None)
+    assert all(moved) and norms == expected and same(model, reference)
+
+
 @pytest.mark.parametrize("at", [0, 6, 7, 10])
 def test_its_state_comes_back(at) -> None:
     model = make_model()

@@ -26,7 +26,7 @@ from obert_modifiers.resources import recipe_path
 from obert_modifiers.training.stepper import RecipeStepper
 
 # Steps of an epoch, at least two of each cycle of the learning rate; else 2.
-CYCLES = {"_mlm_obert": 8, "_mlm_gmp": 4, "mobilebert": 1}
+CYCLES = {"_mlm_obert": 8, "_mlm_gmp": 4, "_mlm_distill": 4, "mobilebert": 1}
 SMALL = {"num_grads": 4, "grad_batch_size": 2}
 SHAPE = {
     "vocab_size": 40,
@@ -62,13 +62,14 @@ SCHEDULES = {
     "quick": {0.5: 0.6, 2.0: 0.8},
     "movies": {3.0: 0.5, 5.0: 0.7625, 7.0: 0.8},
     "embedding": {0.0: 0.5, 1.0: 0.7625, 2.0: 0.8},
+    "reranker": {0.5: 0.5, 1.5: 0.7352, 3.0: 0.8},
     "ten": {2.0: 0.7, 5.0: 0.875, 8.0: 0.9},  # half way is 7/8 of the rest
     "thirty": {2.0: 0.7, 14.0: 0.875, 26.0: 0.9},
     "blocks": {2.0: 0.7, 14.0: 0.7875, 26.0: 0.8},
     "fewer": {2.0: 0.3, 14.0: 0.825, 26.0: 0.9},
     "fewer-blocks": {2.0: 0.3, 14.0: 0.7375, 26.0: 0.8},
-    "large-blocks": {2.0: 0.7, 14.0: 0.91875, 26.0: 0.95},
-    "mobile": {2.0: 0.3, 14.0: 0.475, 26.0: 0.5},
+    "large-blocks": {2.0: 0.7, 14.0: 0.95 - 0.25 * (7 / 13) ** 3, 28.0: 0.95},
+    "mobile": {2.0: 0.25, 14.0: 0.5 - 0.25 * (7 / 13) ** 3, 28.0: 0.5},
     "half": {0.0: 0.5},
     "upstream": {0.0: 0.7, 2.75: 0.9},
     "star-30": {2.0: 0.7, 15.0: 0.875, 28.0: 0.9},
@@ -79,6 +80,7 @@ SCHEDULES = {
     "late-6": {5.0: 0.5, 7.0: 0.85, 9.0: 0.9},
     "late-3": {5.0: 0.3, 7.0: 0.825, 9.0: 0.9},
 }
+COMPOUND = {0.0: 1e-4, 1.0: 5.05e-5, 2.0: 1e-4, 27.0: 7.5e-5, 28.0: 1e-4, 29.0: 5.05e-5}
 UPSTREAM = {0.0: 5e-4, 0.5: 5e-4, 2.5: 5e-4}
 RATES = {
     "none": {},
@@ -86,14 +88,19 @@ RATES = {
     "quick-int8": {0.0: 5e-5},
     "embedding": {0.0: 3e-4},
     "movies": {0.0: 1e-4, 3.0: 1e-4, 7.0: 1e-4, 10.0: 5e-5},
+    "reranker": {0.0: 1e-4, 3.0: 5.05e-5},
     "squad-10": {0.0: 8e-5, 8.0: 8e-5, 4.0: 5.5e-5, 9.0: 5.5e-5},
     "glue-10": {0.0: 8e-5, 8.0: 8e-5, 4.0: 5e-5, 9.0: 5e-5},
     "squad-30": {0.0: 8e-5, 1.0: 4.4e-5, 2.0: 8e-5, 8.0: 4.4e-5, 26.0: 8e-5},
     "glue-30": {0.0: 5e-5, 2.0: 5e-5, 28.0: 2.75e-5},
     "large-30": {0.0: 8e-5, 28.0: 4.4e-5},
     "qat": {0.0: 8e-5, 5.0: 4e-5},
-    "compound": {0.0: 8e-5, 8.0: 4.4e-5, 28.0: 4.4e-5, 30.0: 8e-5, 35.0: 4e-5},
+    "compound": COMPOUND | {30.0: 2e-5, 31.0: 1e-5},
+    "mobile": COMPOUND | {30.0: 3e-5, 31.0: 1.5e-5},
     "one": {0.0: 8e-5, 0.5: 5.5e-5},
+    "squad-2": {0.0: 3e-5, 1.0: 1.5e-5},
+    "glue-3": {0.0: 2e-5, 1.5: 1e-5},
+    "roberta-3": {0.0: 1e-5, 1.5: 5e-6},
     "teacher": {0.0: 1e-4, 5.0: 5e-5},
     "upstream": UPSTREAM,
     "upstream-3": UPSTREAM | {0.25: 5e-4, 2.75: 5e-4},
@@ -114,6 +121,7 @@ quickstart_int8 1 0 0.0 none quick-int8 int8
 minilm-l6_movies_compound-3layer-int8_4block80 13 5 0.8 movies movies slow int8 6>3
 minilm-l6_embedding_distil-int8_4block80 4 5 0.8 embedding embedding int8
 minilm-l6_embedding_distil-3layer-int8_dense0 7 0 0.0 none embedding int8 6>3
+minilm-l6_reranker_obert-6ep_4block80 6 6 0.8 reranker reranker slow
 # oBERT, downstream
 bert-base_squad_obert-10ep_unstructured90 10 13 0.9 ten squad-10 =10 to:80,90,97
 bert-base_glue_obert-10ep_unstructured90 10 13 0.9 ten glue-10 slow =10 to:80,90,97
@@ -125,13 +133,16 @@ bert-3layer_squad_obert-30ep_unstructured90 30 7 0.9 fewer squad-30 slow =30 to:
 bert-6layer_squad_obert-30ep_4block80 30 7 0.8 fewer-blocks squad-30 slow =30 to:80,90
 bert-3layer_squad_obert-30ep_4block80 30 7 0.8 fewer-blocks squad-30 slow =30 to:80,90
 bert-large_squad_obert-30ep_unstructured90 30 7 0.9 thirty large-30 slow =30 to:90,95
+bert-base_squad_distill-30ep_dense0 30 0 0.0 none squad-30
+bert-base_squad_teacher-2ep_dense0 2 0 0.0 none squad-2 =teach
+bert-base_glue_teacher-3ep_dense0 3 0 0.0 none glue-3 slow =teach
 bert-base_squad_qat-10ep_4block80 10 0 0.8 none qat int8
-bert-large_squad_compound-40ep_4block95 40 7 0.95 large-blocks compound slow int8 to:95
-mobilebert-14layer_squad_compound-40ep_4block50 40 7 0.5 mobile compound slow int8 24>14
+bert-large_squad_compound-32ep_4block95 32 14 0.95 large-blocks compound slow int8 to:95
+mobilebert-14layer_squad_compound-32ep_4block50 32 14 0.5 mobile mobile slow int8 24>14
 bert-base_squad_obert-oneshot_2of4-50 - 1 0.5 half none
 bert-base_squad_obert-1ep_2of4-50 1 1 0.5 half one
 # oBERT, upstream and transfer
-bert-base_mlm_teacher-10ep_dense0 10 0 0.0 none teacher
+bert-base_mlm_teacher-10ep_dense0 10 0 0.0 none teacher =teach
 bert-6layer_mlm_drop-10ep_dense0 10 0 0.0 none teacher 12>6 =drop
 bert-3layer_mlm_drop-10ep_dense0 10 0 0.0 none teacher 12>3 =drop
 bert-base_mlm_obert-3ep_unstructured90 3 12 0.9 upstream upstream-3 to:90,97
@@ -140,12 +151,17 @@ bert-base_downstream_transfer-nokd-8ep_unstructured90 8 0 0.9 none transfer-8 en
 # GMP★
 bert-base_downstream_gmp-star-10ep_unstructured90 10 61 0.9 ten star =st to:90,97
 bert-large_squad_gmp-star-30ep_unstructured90 30 261 0.9 star-30 star slow =st to:90,97
-bert-base_mlm_gmp-star-3ep_unstructured90 3 201 0.9 star-3 upstream =up to:90,97
+bert-base_mlm_gmp-star-3ep_unstructured90 3 201 0.9 star-3 upstream to:90,97
 bert-base_squad_obert-star-30ep_unstructured90 30 261 0.9 star-30 star slow to:90,97
 # oBERTa
+roberta-base_downstream_teacher-3ep_dense0 3 0 0.0 none roberta-3 slow =teach
 roberta-base_squad_obert-10ep_unstructured90 10 17 0.9 at-once roberta
 roberta-base_squad_gmp-10ep_unstructured90 10 17 0.9 at-once roberta
-roberta-base_mlm_gmp-5ep_unstructured90 5 401 0.9 in-four upstream-5 =up to:90,95
+roberta-base_mlm_distill-5ep_dense0 5 0 0.0 none upstream-5
+roberta-6layer_mlm_distill-5ep_dense0 5 0 0.0 none upstream-5 slow 12>6 =dense
+roberta-3layer_mlm_distill-5ep_dense0 5 0 0.0 none upstream-5 slow 12>3 =dense
+roberta-base_mlm_gmp-5ep_unstructured90 5 401 0.9 in-four upstream-5 to:90,95
+roberta-base_mlm_obert-5ep_unstructured90 5 401 0.9 in-four upstream-5 slow to:90,95
 roberta-base_mlm_gmp-10ep_unstructured90 10 401 0.9 late upstream-10 slow to:90,95
 roberta-6layer_mlm_gmp-10ep_unstructured90 10 401 0.9 late-6 upstream-10 slow 12>6 =few
 roberta-3layer_mlm_gmp-10ep_unstructured90 10 401 0.9 late-3 upstream-10 12>3 =few

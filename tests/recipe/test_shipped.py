@@ -13,7 +13,7 @@ from obert_modifiers.modifiers._targets import encoder_weights
 from obert_modifiers.recipe import clock, load_recipe
 from obert_modifiers.recipe.manager import RecipeManager
 from obert_modifiers.recipe.plan import plan_recipe
-from obert_modifiers.resources import recipe_names, recipe_path
+from obert_modifiers.resources import recipe_names, recipe_path, recipe_setup
 from tests.recipe.samples import same_modifiers
 from tests.recipe.shipped import SHIPPED, small_run, zeros
 
@@ -27,8 +27,8 @@ RUN = [
 
 
 def test_the_table_holds_every_recipe() -> None:
-    assert set(SHIPPED) == set(recipe_names()) and len(SHIPPED) == 39
-    assert sum(promise.slow for promise in SHIPPED.values()) == 16
+    assert set(SHIPPED) == set(recipe_names()) and len(SHIPPED) == 48
+    assert sum(promise.slow for promise in SHIPPED.values()) == 22
     for name, promise in SHIPPED.items():
         assert name.startswith("quickstart") or NAME.fullmatch(name)
         if not name.startswith("quickstart"):
@@ -61,6 +61,37 @@ def test_it_is_planned_as_the_paper_has_it(name: str, monkeypatch) -> None:
     assert all(p.num_grads in (0, 512, 1024) for p in plan.pruning)
 
 
+SETUP = "table student teacher tasks tokens batch seeds grid".split()
+NUMBERS = "tokens stride batch".split()
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_its_header_says_which_runs_it_stands_for(name: str) -> None:
+    setup = recipe_setup(name)
+    assert set(SETUP) <= set(setup) <= {*SETUP, "data", "stride"}
+    assert setup["tasks"] and setup["seeds"] in (1, 3, 4)
+    assert ("data" in setup) == (setup["tasks"] == ["mlm"])
+    papers = ("oBERT ", "GMP★ ", "oBERTa ")
+    ours = "quick" in name or "movies" in name
+    assert setup["table"] == "none" if ours else setup["table"].startswith(papers)
+    for key in set(NUMBERS) & set(setup):
+        by_task = setup[key] if isinstance(setup[key], dict) else {"others": setup[key]}
+        assert set(by_task) <= {*setup["tasks"], "others"}
+        assert "others" in by_task or set(by_task) == set(setup["tasks"])
+        assert all(type(number) is int for number in by_task.values())
+    for role in ("student", "teacher"):
+        named = setup[role].values() if isinstance(setup[role], dict) else setup[role]
+        named = [named] if isinstance(named, str) else named
+        for one in named:  # a recipe's name is that of a recipe
+            made = one.partition(" of ")[0]
+            assert made in SHIPPED or "ep_" not in made, one
+    text = recipe_path(name).read_text(encoding="utf-8")
+    for variable, values in setup["grid"].items():
+        assert re.search(rf"^{variable}: ", text, re.MULTILINE)
+        for value in values:
+            RecipeManager.from_recipe(recipe_path(name), {variable: value})
+
+
 @pytest.mark.parametrize("name", SHIPPED)
 def test_sparseml_reads_it_the_same(name: str) -> None:
     host = ScheduledModifierManager.from_yaml(str(recipe_path(name)))
@@ -89,7 +120,10 @@ def test_the_engines_own_way_is_a_recipe_arg(name: str) -> None:
     assert (modifier.damp, modifier.damp_fraction) == (None, 0.01)
     assert modifier.selection == "greedy" and modifier.grad_granularity == "sample"
     (paper,) = RecipeManager.from_recipe(recipe_path(name)).pruning
-    assert paper.damp == 1e-7 and paper.fisher_block_size in (32, 48, 50)
+    published = (1e-7, 32), (1e-7, 48), (1e-7, 50), (1e-8, 4)
+    assert (paper.damp, paper.fisher_block_size) in published
+    size = 16 if "glue" in name or "mlm" in name else 8
+    assert paper.grad_sampler_kwargs == {"batch_size": size}
 
 
 @pytest.mark.parametrize("name", RUN)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from obert_modifiers.modifiers import FrozenParamsModifier
 from obert_modifiers.recipe import load_recipe
 from obert_modifiers.recipe.clock import event_epochs
 from obert_modifiers.recipe.manager import RecipeManager
@@ -13,11 +14,11 @@ from obert_modifiers.recipe.plan import RecipePlan, plan_recipe
 from obert_modifiers.resources import recipe_path
 from tests.modifiers.table import make_model, make_source
 from tests.recipe.samples import same_modifiers
-from tests.recipe.shipped import SHIPPED
+from tests.recipe.shipped import SHIPPED, tiny_model
 
 SQUAD_10 = "bert-base_squad_obert-10ep_unstructured90"
 CASES = [(name, last) for name, one in SHIPPED.items() for last in one.variants]
-assert len(CASES) == 39
+assert len(CASES) == 41
 # Table 25 of oBERTa: SQuAD v1.1, v2.0, MNLI, QQP, IMDB, SST-2, CoNLL-2003.
 TABLE_25 = {
     "base": (1.0e-5, 1.0e-5, 1.0e-5, 2.0e-5, 1.0e-5, 2.0e-5, 3.0e-5),
@@ -47,7 +48,7 @@ def test_a_family_shares_its_template() -> None:
         if not name.startswith("quick"):
             bodies.setdefault(promise.family or name, []).append(body(name))
     families = [found for found in bodies.values() if len(found) > 1]
-    assert (len(families), sum(map(len, families))) == (6, 18)
+    assert (len(families), sum(map(len, families))) == (7, 22)
     assert all(len(set(found)) == 1 for found in families)
     # No two others are of one family.
     assert len({found[0] for found in bodies.values()}) == len(bodies)
@@ -124,6 +125,44 @@ def test_the_learning_rates_of_obertas_table_25(kind: str) -> None:
     for rate in {rate for row in TABLE_25.values() for rate in row}:
         rates = dict(planned(path, {"init_lr": rate}).rates)
         assert rates[0.0] == rate and rates[5.0] == pytest.approx(rate / 2)
+
+
+FREEZING = {"roberta-base_downstream_transfer-10ep_unstructured90": 10.0}
+FREEZING |= {"roberta-base_downstream_transfer-qat-20ep_unstructured90": 10.0}
+FREEZING |= {f"roberta-base_mlm_{m}-5ep_unstructured90": 5.0 for m in ("gmp", "obert")}
+
+
+@pytest.mark.parametrize("name", FREEZING)
+@pytest.mark.parametrize("frozen", [0.0, 1.0])
+def test_frozen_embeddings_are_a_variable(name: str, frozen: float) -> None:
+    """OBERTa Tables 6, 23 and 24, "Frozen Embeddings: 1.0, 0.0"."""
+    args = {"frozen_embeddings": frozen}
+    manager = RecipeManager.from_recipe(recipe_path(name), args)
+    (one,) = [m for m in manager.modifiers if isinstance(m, FrozenParamsModifier)]
+    assert (one.start_epoch, one.end_epoch) == (0.0, frozen * FREEZING[name])
+    assert len(one.resolve_targets(tiny_model(name))) == 3
+
+
+@pytest.mark.parametrize("cycle", [0.25, 0.5])
+def test_the_cycle_of_the_rate_upstream_is_not_that_of_pruning(cycle: float) -> None:
+    """OBERT section 4.2 rewinds with each pruning event, Table 10 every half epoch."""
+    path = recipe_path("bert-base_mlm_obert-3ep_unstructured90")
+    plan = plan_recipe(load_recipe(path, {"lr_cycle_epochs": cycle}), steps_per_epoch=8)
+    assert plan.num_events == 12
+    rates = dict(plan.rates)
+    assert (rates[0.25] == pytest.approx(5e-4)) == (cycle == 0.25)
+    assert rates[0.5] == pytest.approx(5e-4)
+
+
+UPSTREAM = [n for n in SHIPPED if "_mlm_" in n]
+
+
+@pytest.mark.parametrize("name", UPSTREAM)
+def test_upstream_all_tokens_are_distilled(name: str) -> None:
+    for one in RecipeManager.from_recipe(recipe_path(name)).distillation:
+        assert one.mask_unlabelled is False and one.mask_padding
+    teaches = "dense0" in name and "teacher" in name
+    assert teaches == (not RecipeManager.from_recipe(recipe_path(name)).distillation)
 
 
 UPSTREAM_GMP = [name for name in SHIPPED if "_mlm_" in name and "gmp" in name]

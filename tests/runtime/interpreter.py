@@ -3,6 +3,7 @@
 import ctypes
 import operator
 from collections.abc import Callable
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,13 @@ def fma(left: np.ndarray, right: np.ndarray, plus: np.ndarray) -> np.ndarray:
     return (left.astype(np.float64) * right + plus).astype(np.float32)
 
 
+def nothing(*_: np.ndarray) -> np.ndarray:
+    return np.zeros(1, np.int64)
+
+
 INTRINSICS: dict[str, Callable[..., np.ndarray]] = {
+    "llvm.x86.sse2.pause": nothing,
+    "llvm.aarch64.hint": nothing,
     "llvm.fma": fma,
     "llvm.sqrt": np.sqrt,
     "llvm.x86.avx512.vpdpbusd": vpdpbusd,
@@ -75,6 +82,7 @@ COMPARE = {
     "ne": operator.ne,
     "slt": operator.lt,
     "sgt": operator.gt,
+    "sge": operator.ge,
     "olt": operator.lt,
     "ogt": operator.gt,
 }
@@ -94,12 +102,23 @@ ARITHMETIC = {
 }
 
 
-class Interpreter:
-    """Runs a function on the addresses of NumPy arrays."""
+ATOMIC = Lock()
 
-    def __init__(self, code: Code) -> None:
+
+class Interpreter:
+    """Runs a function on the addresses of NumPy arrays.
+
+    Args:
+        code: Of the function.
+        functions: Stand for those at addresses that it calls.
+    """
+
+    def __init__(
+        self, code: Code, functions: dict[int, Callable[..., None]] | None = None
+    ) -> None:
         code.text()  # which ends it
         self.function = code.function
+        self.functions = functions or {}
         self.values: dict[Any, np.ndarray] = {}
 
     def __call__(self, *arguments: float) -> None:
@@ -141,10 +160,20 @@ class Interpreter:
     def compute(self, one: Any) -> np.ndarray:
         name, kind = one.opname, one.type
         if isinstance(one, ir.CallInstr):
+            if one.callee in self.values:
+                address = int(self.values[one.callee][0])
+                self.functions[address](*(int(self.value(a)[0]) for a in one.args))
+                return nothing()
             names = [key for key in INTRINSICS if one.callee.name.startswith(key)]
             chosen = max(names, key=len)
             return INTRINSICS[chosen](*(self.value(a) for a in one.args))
         given = [self.value(operand) for operand in one.operands]
+        if name in ("atomicrmw", "cmpxchg"):
+            assert name == "cmpxchg" or one.operation == "add"
+            return self.replace(int(given[0][0]), *given[1:])
+        if name == "extractvalue":
+            assert list(one.indices) == [0]
+            return given[0]
         if name in ARITHMETIC:
             return ARITHMETIC[name](*given).astype(dtype(kind))
         if name == "lshr":
@@ -161,7 +190,7 @@ class Interpreter:
             return as_unsigned(given[0]).astype(dtype(kind))
         if name in ("sext", "trunc", "sitofp", "fptosi", "inttoptr"):
             return given[0].astype(np.int64 if name == "inttoptr" else dtype(kind))
-        if name == "load":
+        if name in ("load", "load atomic"):
             count = kind.count if isinstance(kind, ir.VectorType) else 1
             size = count * dtype(kind).itemsize
             read = ctypes.string_at(int(given[0][0]), size)
@@ -179,3 +208,14 @@ class Interpreter:
         if name == "shufflevector":
             return np.concatenate(given[:2])[given[2]]
         raise AssertionError(f"unknown instruction {name}")
+
+    def replace(self, address: int, number: np.ndarray, *new: np.ndarray) -> np.ndarray:
+        """Add a number to what stands there, or put a new one in its place."""
+        with ATOMIC:
+            place = ctypes.c_int64.from_address(address)
+            found = np.array([place.value])
+            if not new:
+                place.value += int(number[0])
+            elif found[0] == number[0]:
+                place.value = int(new[0][0])
+        return found

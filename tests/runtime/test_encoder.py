@@ -5,13 +5,15 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from threading import Event
 
 import numpy as np
 import pytest
 import torch
 
 from obert_modifiers.deploy.checks import FEW_STEPS, SAME
-from obert_modifiers.runtime import SparseEncoder, file, jit, prepared
+from obert_modifiers.runtime import SparseEncoder, file, group, jit, prepared, team
+from obert_modifiers.runtime.meeting import came
 from obert_modifiers.runtime.paths import PATHS, available
 from tests.runtime.models import (
     CLASSES,
@@ -95,58 +97,139 @@ def test_paths_threads_and_tiles_give_the_same_bits(quantized, given, monkeypatc
                 np.testing.assert_array_equal(found, expected)
 
 
-def test_one_long_sentence_is_shared_by_threads(quantized, monkeypatch):
-    ids = np.random.default_rng(0).integers(5, VOCAB, (1, 60))
-    calls = []
-    each = SparseEncoder._each
-
-    def counted(self, work, items, threads):
-        calls.append((len(items), threads))
-        each(self, work, items, threads)
-
-    monkeypatch.setattr(SparseEncoder, "_each", counted)
+@pytest.fixture
+def shared(monkeypatch):
+    """Let any sentence be worth sharing; how many took part, and whether all came."""
     monkeypatch.setattr(prepared.Prepared, "layer_seconds", lambda *_: 1.0)
-    alone = SparseEncoder.load(quantized, threads=1)(ids).logits
-    assert {threads for _, threads in calls} == {1}
-    calls.clear()
-    shared = SparseEncoder.load(quantized, threads=5)(ids).logits
-    assert max(count for count, threads in calls if threads == 5) >= 5
-    np.testing.assert_array_equal(shared, alone)
+    monkeypatch.setattr(team, "cores", lambda: 64)
+    runs = []
+    run = team.Team.run
+
+    def counted(self, library, parts, control):
+        run(self, library, parts, control)
+        runs.append((len(parts), came(int(control[0, 0]))))
+
+    monkeypatch.setattr(team.Team, "run", counted)
+    return runs
 
 
-@pytest.mark.parametrize("seconds", [0.0, 1.0])
-def test_a_few_tiles_on_more_threads(quantized, monkeypatch, seconds):
-    monkeypatch.setattr(prepared.Prepared, "layer_seconds", lambda *_: seconds)
-    monkeypatch.setattr(prepared.Prepared, "registers_for", lambda *_: 1)
-    ids = np.random.default_rng(0).integers(5, VOCAB, (1, 75))
-    expected = SparseEncoder.load(quantized, threads=1)(ids).logits
-    encoder = SparseEncoder.load(quantized, threads=30)
-    for _ in range(20):
-        np.testing.assert_array_equal(encoder(ids).logits, expected)
+def one_sentence(length: int = 75) -> np.ndarray:
+    return np.random.default_rng(0).integers(5, VOCAB, (1, length))
 
 
-def test_a_short_sentence_is_not_worth_sharing(quantized, monkeypatch):
-    ids = np.random.default_rng(0).integers(5, VOCAB, (1, 60))
-    used = []
-    each = SparseEncoder._each
-    monkeypatch.setattr(
-        SparseEncoder,
-        "_each",
-        lambda self, work, items, threads: (
-            used.append(len(items)) or each(self, work, items, threads)
-        ),
-    )
-    SparseEncoder.load(quantized, threads=5)(ids)
-    assert max(used) == 1
+@pytest.mark.parametrize("registers", [1, 2, 4])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_one_sentence_is_shared_by_threads(
+    scheme, registers, shared, monkeypatch, tmp_path
+):
+    """Over tiles where there are enough of them, else over rows and heads."""
+    monkeypatch.setattr(prepared.Prepared, "registers_for", lambda *_: registers)
+    torch.manual_seed(0)
+    model = make("Electra", "ForTokenClassification")  # with a layer for embeddings
+    prune_(model, 1 if scheme == "float" else 4)
+    quantized_(model, SCHEMES[scheme], batch([40, 17], types=False))
+    path = write(model, tmp_path / file.FILE_NAME)
+    ids = one_sentence()
+    alone = SparseEncoder.load(path, threads=1)(ids).logits
+    assert not shared
+    for threads in (2, 3, 5):
+        found = SparseEncoder.load(path, threads=threads)(ids).logits
+        np.testing.assert_array_equal(found, alone)
+    assert [count for count, _ in shared] == [2, 3, 5]  # they meet once in Python
 
 
-def test_a_forked_process_has_threads_of_its_own(quantized, given):
+@pytest.mark.parametrize("head", ["ForSequenceClassification", "ForMaskedLM"])
+def test_heads_of_a_shared_sentence(head, shared, monkeypatch, tmp_path):
+    monkeypatch.setattr(group, "_WORTH_DIVIDING", 0.0)
+    model = make("Bert", head)
+    path = write(model, tmp_path / file.FILE_NAME)
+    alone = SparseEncoder.load(path, threads=1)(one_sentence()).logits
+    found = SparseEncoder.load(path, threads=3)(one_sentence()).logits
+    np.testing.assert_array_equal(found, alone)
+    assert shared
+
+
+def test_more_threads_than_cores(quantized, shared):
+    expected = SparseEncoder.load(quantized, threads=1)(one_sentence()).logits
+    encoder = SparseEncoder.load(quantized, threads=16)
+    for _ in range(30):
+        np.testing.assert_array_equal(encoder(one_sentence()).logits, expected)
+    assert {count for count, _ in shared} == {16}
+    assert any(all_came for _, all_came in shared)
+
+
+def test_sentences_of_several_callers(quantized, shared):
+    """Those for whom no thread is left run alone."""
+    encoder = SparseEncoder.load(quantized, threads=3)
+    inputs = [one_sentence(length) for length in (75, 20, 33, 1, 64, 50)]
+    alone = SparseEncoder.load(quantized, threads=1)
+    expected = [alone(ids).logits for ids in inputs]
+    with ThreadPoolExecutor(6) as pool:
+        for _ in range(10):
+            found = pool.map(lambda ids: encoder(ids).logits, inputs)
+            for one, other in zip(found, expected, strict=True):
+                np.testing.assert_array_equal(one, other)
+    assert encoder._team._busy == 0
+    assert len(shared) < 60
+
+
+def test_a_thread_that_stays_away_is_not_waited_for(quantized, shared):
+    expected = SparseEncoder.load(quantized, threads=1)(one_sentence()).logits
+    encoder = SparseEncoder.load(quantized, threads=3)
+    release = Event()
+    held = [encoder._team._sharing.submit(release.wait) for _ in range(2)]
+    np.testing.assert_array_equal(encoder(one_sentence()).logits, expected)
+    assert shared == [(3, False)]
+    release.set()
+    assert all(one.result() for one in held)
+    np.testing.assert_array_equal(encoder(one_sentence()).logits, expected)
+
+
+def test_a_caller_that_is_interrupted_leaves_nobody_waiting(
+    quantized, shared, monkeypatch
+):
+    encoder = SparseEncoder.load(quantized, threads=3)
+    expected = encoder(one_sentence()).logits
+    run = jit.Library.run
+
+    def interrupted(self, records, kind="sequence", *others):
+        if kind == "lead":
+            raise KeyboardInterrupt
+        run(self, records, kind, *others)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jit.Library, "run", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            encoder(one_sentence())
+    encoder._team._sharing.shutdown()  # returns: those who came have left
+    assert encoder._team._busy == 0
+    np.testing.assert_array_equal(encoder(one_sentence()).logits, expected)
+    assert shared[-1] == (3, False)  # there are no threads to be had any more
+
+
+def test_one_core_is_never_shared(quantized, shared, monkeypatch):
+    monkeypatch.setattr(team, "cores", lambda: 1)
+    SparseEncoder.load(quantized, threads=5)(one_sentence())
+    assert not shared
+
+
+def test_a_short_sentence_is_not_worth_sharing(quantized, shared, monkeypatch):
+    monkeypatch.setattr(prepared.Prepared, "layer_seconds", lambda *_: 1e-5)
+    SparseEncoder.load(quantized, threads=5)(one_sentence())
+    assert not shared
+
+
+@pytest.mark.parametrize("single", [False, True])
+def test_a_forked_process_has_threads_of_its_own(quantized, given, shared, single):
+    given = {"input_ids": one_sentence()} if single else given
     encoder = SparseEncoder.load(quantized, threads=2)
     expected = encoder(**given).logits
+    encoder._team._busy = 2  # as in the midst of another thread's call
     child = os.fork()
     if child == 0:
+        shared.clear()
         same = np.array_equal(encoder(**given).logits, expected)
-        os._exit(0 if same else 1)
+        os._exit(0 if same and bool(shared) == single else 1)
     assert os.waitpid(child, 0)[1] == 0
 
 
@@ -327,8 +410,10 @@ def test_tiles_are_as_wide_as_the_tokens_need(quantized):
     choose = encoder._prepared.registers_for
     assert choose(lanes) == 1 and choose(lanes * most) == most
     assert choose(100 * lanes * most) == most
-    assert choose(lanes * most, 2) == most // 2  # a tile for each thread
     assert replace(encoder.path, registers=2).tokens == 2 * lanes
+    encoder._prepared.path = PATHS["avx512vnni"]
+    assert choose(128, 2) == 4  # a tile for each thread
+    assert choose(40, 2) == choose(64, 4) == 4  # rows: narrow tiles take too long
 
 
 def test_threads_are_the_cores_that_the_process_may_use(quantized, monkeypatch):

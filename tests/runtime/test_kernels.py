@@ -321,11 +321,18 @@ def test_every_path_compiles_to_its_instructions(name) -> None:
         Kernel("attention", (numbers, "bytes")),
         Kernel("norm", ("bytes",)),
         Kernel("embed", ("int8", "int8", "float")),
+        Kernel("lead"),
+        Kernel("follow"),
+        Kernel("meet"),
     ):
         module = optimised(kernel.write(path).text(), machine)
         text = machine.emit_assembly(module)
         if kernel.options[:1] == ("int8",) and kernel.kind == "linear":
             assert re.search(pattern, text), name
+        if kernel.kind == "meet":
+            assert re.search(r"lock\s+(xadd|inc)|ldadd|ldaxr", text), name
+            assert name == "portable" or re.search(r"\s(pause|yield)\s", text), name
+        assert not re.search("call.*atomic|bl.*atomic", text)
 
 
 def test_paths_are_chosen_by_features() -> None:

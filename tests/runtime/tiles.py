@@ -19,9 +19,10 @@ def of_registers(name: str, registers: int) -> Path:
 def run(path: Path, kernel: Kernel, *values: float) -> None:
     """Run a kernel, on the CPU where it has the instructions, else interpreted."""
     if path.name not in FAR:
-        program = Program(Library(path, [kernel], lambda line: None))
+        library = Library(path, [kernel], lambda line: None)
+        program = Program(library)
         program.add(kernel, *values)
-        program.run()
+        library.run(program.take())
         return
     words = np.zeros(len(values), np.int64)
     for i, (letter, value) in enumerate(zip(kernel.parameters, values, strict=True)):

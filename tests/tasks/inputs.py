@@ -65,7 +65,8 @@ def prepare(name: str, folder, model=None, seed=0, **flags):
     task = tasks.load(name)
     labels = None if task.labels is None else task.labels(data, args, {})
     pretrained = find(ModelArguments(None if model is None else str(model)))
-    made = task.prepare(Inputs(data, labels, pretrained, args, seed))
+    cache = str(folder / "cache")
+    made = task.prepare(Inputs(data, labels, pretrained, args, seed, cache_dir=cache))
     return made.data, pretrained.tokenizer
 
 

@@ -213,10 +213,12 @@ def test_from_text_to_a_sparse_model_that_guesses_words(small, command, tmp_path
 SMALL_OBERT = {"num_grads": 8, "grad_batch_size": 2, "pruning_update_frequency": 1.0}
 UPSTREAM = {
     "bert-base_mlm_teacher-10ep_dense0": {"num_epochs": 1.0},
-    "bert-base_mlm_obert-3ep_unstructured90": SMALL_OBERT,
+    "bert-base_mlm_obert-3ep_unstructured90": SMALL_OBERT | {"lr_cycle_epochs": 1.0},
     "bert-base_mlm_gmp-star-3ep_unstructured90": {},
     "roberta-base_mlm_gmp-5ep_unstructured90": {},
+    "roberta-base_mlm_distill-5ep_dense0": {},
     "roberta-base_mlm_gmp-10ep_unstructured90": {},
+    "roberta-base_mlm_obert-5ep_unstructured90": SMALL_OBERT,
 }
 
 
@@ -234,8 +236,9 @@ def test_upstream_recipes_run(command, repo, name) -> None:
         max_train_samples=40,
         max_eval_samples=4,
     )
-    # GMP prunes each layer alike, oBERT all of them together.
-    expected = 0 if "teacher" in name else round(0.9 * 16384)
-    if "gmp" in name:
+    # GMP and oBERTa prune each layer alike, oBERT all of them together.
+    dense = name.endswith("dense0")
+    expected = 0 if dense else round(0.9 * 16384)
+    if not dense and ("gmp" in name or "roberta" in name):
         expected = 8 * round(0.9 * 1024) + 4 * round(0.9 * 2048)
     assert record["sparsity"] == expected / 16384

@@ -40,7 +40,9 @@ def folder(tmp_path_factory) -> Path:
 def make(folder, tmp_path):
     """Return a function that makes a Trainer and the callback of its recipe."""
 
-    def trainer(recipe, out=tmp_path, cls=Trainer, late=False, labels=None, **options):
+    def trainer(
+        recipe, out=tmp_path, cls=Trainer, late=False, labels=None, how=None, **options
+    ):
         torch.manual_seed(0)
         tokenizer = AutoTokenizer.from_pretrained(folder)
         rows = tiny.sentences(40)
@@ -65,7 +67,7 @@ def make(folder, tmp_path):
             "seed": 1,
         }
         teacher = "self" if DISTIL.splitlines()[0] in recipe else None
-        callback = RecipeCallback(recipe, teacher=teacher)
+        callback = RecipeCallback(recipe, teacher=teacher, **how or {})
         made = cls(
             AutoModelForSequenceClassification.from_pretrained(folder, **kinds),
             TrainingArguments(output_dir=str(out), **settings | options),
@@ -100,6 +102,22 @@ def test_a_recipe_runs_in_the_trainer(make, tmp_path, accumulation) -> None:
     callback.save(tmp_path)
     assert (tmp_path / "recipe.yaml").is_file()
     assert not trainer.model._forward_hooks and not trainer.model._forward_pre_hooks
+
+
+def test_losses_of_a_batch_take_the_place_of_those_of_outputs(make, tmp_path) -> None:
+    def losses(model, batch):
+        inputs = {name: one for name, one in batch.items() if name != "labels"}
+        return sample_losses(model(**inputs), batch)
+
+    models = []
+    for name, how in (("a", {}), ("b", {"losses": losses})):
+        trainer, callback = make(tiny.RECIPE, tmp_path / name, how=how)
+        trainer.train()
+        assert len(callback.manager.events) == 3
+        models.append(trainer.model)
+    pairs = zip(*(model.parameters() for model in models), strict=True)
+    # The samples are the same, in another order.
+    assert all(torch.allclose(*pair, rtol=1e-4, atol=1e-6) for pair in pairs)
 
 
 def test_layers_are_dropped_before_there_is_an_optimizer(make) -> None:

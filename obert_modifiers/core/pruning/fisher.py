@@ -31,12 +31,12 @@ class BlockFisher:
         dtype: torch.dtype = torch.float64,
         with_mean: bool = False,
     ) -> None:
-        """Allocate zeros; ``with_mean`` keeps the sum of the gradients too."""
+        """Allocate; ``with_mean`` keeps the sum of the gradients too."""
         blocks = count_blocks(numel, fisher_block_size)
         self.numel = numel
         self.fisher_block_size = fisher_block_size
         self.num_grads = 0
-        self.sums = torch.zeros(
+        self.sums = torch.empty(
             blocks, fisher_block_size, fisher_block_size, device=device, dtype=dtype
         )
         self.grad_sum = None
@@ -64,7 +64,8 @@ class BlockFisher:
             grads.mul_(kept)
         if self.grad_sum is not None:
             self.grad_sum += grads.sum(dim=0, dtype=torch.float64)
-        accumulate_blocks_(self.sums, to_blocks(grads, self.fisher_block_size))
+        blocks = to_blocks(grads, self.fisher_block_size)
+        accumulate_blocks_(self.sums, blocks, fresh=self.num_grads == 0)
         self.num_grads += grads.shape[0]
 
     def to(self, device: torch.device | str) -> "BlockFisher":

@@ -110,7 +110,7 @@ class FisherState:
         return {i: fisher.to(where) for i, fisher in fishers.items()}
 
     def allocate(self, turn: int) -> dict[int, BlockFisher]:
-        """Return zeros for the pieces of this process in one turn."""
+        """Return memory for the pieces of this process in one turn."""
         return {
             i: BlockFisher(
                 self.plan.pieces[i].numel,

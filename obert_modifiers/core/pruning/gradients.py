@@ -2,7 +2,9 @@
 
 Per-sample gradients of a Linear layer come from its inputs x and the gradients dy of
 its outputs, all samples in one backward pass: ``G_i = sum_t dy_it x_it^T``. What is
-passed on are x and dy: whoever adds the gradients up forms them, a piece at a time.
+passed on are x and dy, where they are smaller than G: whoever adds the gradients up
+forms them, a piece at a time. The gradient of a batch's mean loss is that of a sample
+whose positions are those of all.
 """
 
 import random
@@ -16,11 +18,8 @@ from torch import nn
 
 from obert_modifiers.core.pruning.per_sample import (
     BatchGradients,
-    Collected,
     Losses,
     SampleGradients,
-    gradients_of,
-    requiring_grad,
 )
 from obert_modifiers.core.pruning.sampling import GradientSource
 
@@ -76,9 +75,10 @@ def collect_gradients(
             "use sample"
         )
     count = GradientCount()
-    kind = SampleGradients if granularity == "sample" else _BatchGradients
+    if granularity == "batch":
+        losses = _mean_of(losses)
     with undisturbed(model):
-        gradients = kind(model, parameters, losses)
+        gradients = SampleGradients(model, parameters, losses)
         for batch in batches:
             left = None if limit is None else limit - count.used - count.skipped
             if left is not None and left <= 0:
@@ -92,21 +92,9 @@ def collect_gradients(
     return count
 
 
-@dataclass
-class _BatchGradients:
-    """The gradient of a batch's mean loss, as of a single sample."""
-
-    model: nn.Module
-    parameters: Sequence[nn.Parameter]
-    losses: Losses
-
-    def __call__(self, batch: Any, left: int | None) -> Collected:
-        with requiring_grad(self.model, self.parameters):
-            loss = self.losses(self.model, batch).mean()
-            grads = gradients_of(loss, self.parameters)
-        if not all(torch.isfinite(t).all() for t in (loss.detach(), *grads)):
-            return 1, None
-        return 1, BatchGradients(1, tuple(grads))
+def _mean_of(losses: Losses) -> Losses:
+    # A batch as a single sample: its rows are the positions of one gradient.
+    return lambda model, batch: losses(model, batch).mean().reshape(1)
 
 
 def sum_losses(

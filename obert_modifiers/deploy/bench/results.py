@@ -43,6 +43,12 @@ def read_bench(path: Path) -> list[Speed]:
     return [_speed(row, path) for row in rows]
 
 
+def read_machine(path: Path) -> str:
+    """Name the CPU that a file of `obert bench --json` was measured on."""
+    machine = _read(path).get("machine") or {}
+    return machine.get("cpu") or "an unknown CPU"
+
+
 def _speed(row: Any, path: Path) -> Speed:
     missing = _ROW - set(row if isinstance(row, Mapping) else ())
     if missing:

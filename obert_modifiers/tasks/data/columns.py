@@ -103,15 +103,20 @@ def map_rows(
     columns: Sequence[str],
     workers: int | None,
     what: str,
+    file: Path | None = None,
     **options: Any,
 ) -> Dataset:
-    """Replace columns, the only ones that `encode` gets, by what it makes of them."""
+    """Replace columns, the only ones that `encode` gets, by what it makes of them.
+
+    The result is in memory, or in an Arrow file: one for each worker, by their order.
+    """
     return rows.select_columns(list(columns)).map(
         encode,
         batched=True,
         remove_columns=list(columns),
         num_proc=workers,
-        keep_in_memory=True,
+        keep_in_memory=file is None,
+        cache_file_name=None if file is None else str(file),
         load_from_cache_file=False,
         desc=what,
         **options,

@@ -12,6 +12,7 @@ import torch
 import transformers
 from accelerate import PartialState
 
+from obert_modifiers import hub
 from obert_modifiers.core.quantization import scales
 from obert_modifiers.tasks.command_line import check, resumes
 from obert_modifiers.tasks.flags import Arguments
@@ -23,15 +24,15 @@ from obert_modifiers.tasks.run.plan import (
     prepare,
     with_actions,
 )
+from obert_modifiers.tasks.run.record import TRAIN_RECORD
 from obert_modifiers.tasks.task import Task
 from obert_modifiers.training import TrainResult, checkpoint, evaluate, predict, train
 from obert_modifiers.training.environment import check_environment
 
-TRAIN_RECORD = "metrics.json"
 EVAL_RECORD = "eval_metrics.json"
 # What a run writes beside the model; removed when a folder is written over.
 WRITTEN = (TRAIN_RECORD, EVAL_RECORD, "metrics.jsonl", scales.FILE_NAME, "recipe.yaml")
-WRITTEN += ("report.html", "report.png")
+WRITTEN += ("report.html", "report.png", "README.md")
 
 
 def run(task: Task, arguments: Arguments, reporter: Any = None) -> dict[str, Any]:
@@ -49,8 +50,13 @@ def run(task: Task, arguments: Arguments, reporter: Any = None) -> dict[str, Any
         torch.manual_seed(flags.seed + state.process_index)
         with state.main_process_first():
             plan = prepare(task, arguments, manager, state, notes)
+        repository = None
+        if flags.push_to_hub and state.is_main_process:
+            # Now, as it may be refused.
+            repository = hub.open_repository(flags.repository, flags.hub_private_repo)
         figures = _execute(plan, state, reporter)
     figures |= {
+        "hub_model_id": repository,
         "minutes": (time.monotonic() - started) / 60,
         "notes": notes.texts,
         "command": list(arguments.command),
@@ -131,6 +137,8 @@ def _facts(plan: Plan, result: TrainResult | None) -> dict[str, Any]:
         "headline": list(data.headline),
         "model": plan.inputs.pretrained.description,
         "data": plan.inputs.data.description,
+        "text_columns": list(plan.inputs.data.text_columns),
+        "hub": record.hub_ids(asked.model.model_name_or_path, asked.data),
         "recipe": asked.train.recipe,
         "teacher": asked.model.distill_teacher or named,
         "config": asdict(plan.config),

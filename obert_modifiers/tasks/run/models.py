@@ -136,6 +136,8 @@ def load_student(
     if labels is not None:
         config.num_labels = labels.num_labels
         config.problem_type = labels.problem_type
+    if labels is not None and labels.regression:
+        keep_numbers(config)
     if labels is not None and labels.names:
         config.id2label = dict(enumerate(labels.names))
         config.label2id = {name: number for number, name in enumerate(labels.names)}
@@ -150,6 +152,18 @@ def load_student(
     if new:
         logger.info("new weights, from seed %d: %s", seed, ", ".join(new))
     return model
+
+
+def keep_numbers(config: Config) -> None:
+    """Have sentence-transformers' CrossEncoder give a number as it is, not its sigmoid.
+
+    A model that says itself what is done with its number goes on saying so.
+    """
+    said = ("sentence_transformers", "sbert_ce_default_activation_function")
+    if not any(getattr(config, name, None) for name in said):
+        config.sentence_transformers = {
+            "activation_fn": "torch.nn.modules.linear.Identity"
+        }
 
 
 def load_saved(folder: Path, model_class: Any) -> Model:

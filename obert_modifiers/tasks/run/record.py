@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from obert_modifiers import __version__
+from obert_modifiers import __version__, embedded
 from obert_modifiers.cpu import host_cpu
 from obert_modifiers.modifiers._targets import (
     encoder_weights,
@@ -21,6 +21,7 @@ from obert_modifiers.modifiers._targets import (
 )
 from obert_modifiers.sizes import MB, gzip_bytes, plain_bytes, weight_files
 
+TRAIN_RECORD = "metrics.json"
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "sparseml", "numpy")
 
 
@@ -65,6 +66,33 @@ def sizes_mb(folder: Path) -> dict[str, float]:
     """Return the MB (1,000,000 bytes) of the weights on disk, plain and gzipped."""
     files = weight_files(folder)
     return {"size_mb": plain_bytes(files) / MB, "gzip_mb": gzip_bytes(files) / MB}
+
+
+def hub_ids(model: str | None, data: Any) -> dict[str, Any]:
+    """Name what the hub has: the model that a run began with, and its data set.
+
+    The former through earlier runs, which are folders here; None where it has not.
+    """
+    task, named = getattr(data, "task_name", None), data.dataset_name
+    dataset = named if named is not None and not Path(named).exists() else None
+    config = task or data.dataset_config_name
+    dataset = "nyu-mll/glue" if task else dataset
+    return {
+        "base_model": embedded.ENCODER_ID if model is None else _base_model(model),
+        "dataset": dataset,
+        "dataset_config": config if dataset else None,
+    }
+
+
+def _base_model(model: str) -> str | None:
+    folder = Path(model)
+    if not folder.exists():
+        return model
+    try:
+        earlier = json.loads((folder / TRAIN_RECORD).read_text(encoding="utf-8"))
+        return earlier.get("hub_model_id") or earlier["hub"]["base_model"]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return None  # no run of ours
 
 
 def versions() -> dict[str, str]:
