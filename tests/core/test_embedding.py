@@ -119,18 +119,21 @@ def jacobians(model: nn.Module, batch: dict) -> torch.Tensor:
 
 def probed(model: nn.Module, batch: dict, ids: torch.Tensor, seed: int = SEED):
     """Collect the gradients of probes, (k, d), as an event does."""
-    found = []
+    found, asked = [], []
 
     def losses(model, batch):
+        asked.append(batch)
         embeddings = model(**batch)["sentence_embedding"]
         return emb.probe_losses(embeddings, ids, seed)
 
     def consume(gradients):
         (part,) = gradients.parts
-        assert isinstance(part, Signals)  # all samples in one backward pass
-        found.append((part.output_grads.mT @ part.inputs).flatten(1))
+        if isinstance(part, Signals):
+            part = part.output_grads.mT @ part.inputs
+        found.append(part.flatten(1))
 
     collect_gradients(model, [model.first.weight], [batch], losses, consume)
+    assert len(asked) == 1  # all samples in one backward pass
     return torch.cat(found)
 
 

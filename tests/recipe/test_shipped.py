@@ -72,7 +72,7 @@ def test_its_header_says_which_runs_it_stands_for(name: str) -> None:
     assert setup["tasks"] and setup["seeds"] in (1, 3, 4)
     assert ("data" in setup) == (setup["tasks"] == ["mlm"])
     papers = ("oBERT ", "GMP★ ", "oBERTa ")
-    ours = "quick" in name or "movies" in name
+    ours = any(part in name for part in ("quick", "movies", "embedding"))
     assert setup["table"] == "none" if ours else setup["table"].startswith(papers)
     for key in set(NUMBERS) & set(setup):
         by_task = setup[key] if isinstance(setup[key], dict) else {"others": setup[key]}
