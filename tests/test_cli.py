@@ -180,6 +180,7 @@ TASK_FLAGS = {
     "question_answering": {"--doc_stride", "--version_2_with_negative"},
     "text_classification": {"--task_name", "--input_column_names"},
     "token_classification": {"--label_column_name", "--label_names"},
+    "sentence_embedding": {"--train_on", "--pair_column_names", "--dense_model"},
     "masked_language_modeling": {"--line_by_line", "--mlm_probability"},
 }
 

@@ -125,10 +125,15 @@ def read_outputs(outputs: Any) -> Outputs:
         return Outputs((outputs,))
     if not isinstance(outputs, Mapping):
         return Outputs((outputs[0],))
-    hidden = tuple(outputs.get("hidden_states") or ())[1:]
+    hidden = hidden_of(outputs)
     if all(name in outputs for name in _POSITIONS):
         return Outputs(tuple(outputs[name] for name in _POSITIONS), True, hidden)
     return Outputs((outputs["logits"],), False, hidden)
+
+
+def hidden_of(outputs: Mapping[str, Any]) -> tuple[Tensor, ...]:
+    """Return the hidden states (k, T, H) after each layer, () where there are none."""
+    return tuple(outputs.get("hidden_states") or ())[1:]
 
 
 @dataclass(frozen=True)

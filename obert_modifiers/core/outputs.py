@@ -6,7 +6,9 @@ from typing import Any
 from torch import Tensor
 
 # What a task's loss is computed from, and the model is not called with.
-LABELS = ("labels", "start_positions", "end_positions")
+SAMPLE_IDS = "sample_ids"  # numbers that tell the samples apart
+LABELS = ("labels", "start_positions", "end_positions", SAMPLE_IDS)
+EMBEDDING = "sentence_embedding"  # the output that sentence-transformers names so
 TEACHERS_OWN = "teacher_"  # how the inputs begin that only the teacher gets
 # What logits stand for, as transformers' ``problem_type`` names it; elsewhere classes.
 REGRESSION, MULTI_LABEL = "regression", "multi_label_classification"

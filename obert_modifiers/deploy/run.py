@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from obert_modifiers.core.embedding_folder import embed_as_saved_
 from obert_modifiers.core.quantization.scales import load_quantization_
 from obert_modifiers.deploy.engines.engine import reason
 from obert_modifiers.deploy.run_folder import check_run
@@ -64,4 +65,6 @@ def load_run(path: Path) -> Run:
     finally:
         if bars:
             hub.enable_progress_bar()
+    if model is model.base_model:
+        embed_as_saved_(model, path)
     return Run(path, model, tokenizer, load_quantization_(model, path))

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from obert_modifiers.core.embedding_folder import module_files
 from obert_modifiers.core.quantization.scales import FILE_NAME
 from obert_modifiers.deploy.formats import container
 from obert_modifiers.sizes import weight_files
@@ -67,6 +68,9 @@ def copy_along(source: Path, out: Path) -> None:
         left = path.name.endswith(_LEFT) or path.name.startswith(_LEFT_STARTS)
         if path.is_file() and not left:
             shutil.copyfile(path, out / path.name)
+    for name in module_files(source):  # those in folders of their own too
+        (out / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(source / name, out / name)
 
 
 def write_run(tensors: Mapping[str, Tensor], source: Path, out: Path) -> Path:

@@ -6,6 +6,7 @@ The rest of the package finds them in the registry.
 from obert_modifiers.modifiers.constant_masks import ConstantMasksModifier
 from obert_modifiers.modifiers.distillation import LogitDistillationModifier
 from obert_modifiers.modifiers.early_stopping import EarlyStoppingModifier
+from obert_modifiers.modifiers.embedding import EmbeddingDistillationModifier
 from obert_modifiers.modifiers.frozen import FrozenParamsModifier
 from obert_modifiers.modifiers.gmp_star import GMPStarPruningModifier
 from obert_modifiers.modifiers.keys import REGISTRY

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from obert_modifiers import core
-from obert_modifiers.modifiers.distillation import LogitDistillationModifier
+from obert_modifiers.modifiers._teacher import TeacherModifier
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def with_distillation(
     source: GradientSource,
-    distillers: Sequence[LogitDistillationModifier],
+    distillers: Sequence[TeacherModifier],
     epoch: Callable[[], float],
 ) -> GradientSource:
     """Add the losses of distillation to a source of gradients.
@@ -37,7 +37,7 @@ def with_distillation(
         kept = {k: v for k, v in items if k in known or k.startswith(own)}
         return kept | dict(source.inputs(batch))
 
-    def active() -> list[LogitDistillationModifier]:
+    def active() -> list[TeacherModifier]:
         return [one for one in distillers if one.active(epoch())]
 
     def train(model: nn.Module, batch: Any) -> Tensor:

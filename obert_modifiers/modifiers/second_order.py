@@ -162,7 +162,22 @@ class SecondOrder:
                 "of gradients; pass grad_sampler with data_loader_builder and "
                 "loss_function to initialize GradSampler"
             )
+        if source.probes:
+            self._check_probes()
         self._source = source.of_loss(self._fisher_loss)
+
+    def _check_probes(self) -> None:
+        """Refuse keys that need a loss, where the Fisher is that of the outputs."""
+        config, loss = self.config, self._fisher_loss
+        for said, wrong, expected in (
+            (f"fisher_loss={loss}", loss == "train", "task or distillation; use task"),
+            ("damp=auto", config.damp_grid, "a fraction; use damp_fraction: 0.01"),
+            ("first_order=True", config.first_order, "False; leave it out"),
+        ):
+            if wrong:
+                raise ValueError(
+                    f"{said}: embeddings have no loss of their own; expected {expected}"
+                )
 
     def plan(self, targets: Sequence[Target], ranks: int | None = None) -> MemoryPlan:
         """Plan the Fisher state of an event; an error if the budget is too small.

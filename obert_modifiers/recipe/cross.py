@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from obert_modifiers.faults import Fault, Rule
 from obert_modifiers.modifiers._gradual import GradualPruningModifier
 from obert_modifiers.modifiers._targets import ALL, ALL_ENCODER, TOKENS, unwrap
-from obert_modifiers.modifiers.distillation import LogitDistillationModifier
+from obert_modifiers.modifiers._teacher import TeacherModifier
 from obert_modifiers.modifiers.early_stopping import EarlyStoppingModifier
 from obert_modifiers.modifiers.layer_drop import LayerDropModifier
 from obert_modifiers.modifiers.qat import QATModifier
@@ -274,13 +274,13 @@ def _masks_released_early(everyone: Sequence[Placed]) -> Iterator[Found]:
 
 def _nothing_to_distil(everyone: Sequence[Placed]) -> Iterator[Found]:
     """Find Fishers of a distillation loss that nobody computes."""
-    distillers = of_class(everyone, LogitDistillationModifier)
+    distillers = of_class(everyone, TeacherModifier)
     for placed in gradual_in(everyone):
         loss = getattr(placed.modifier, "fisher_loss", "task")
         if loss == "task":
             continue
         if not distillers:
-            wrong = "finds no LogitDistillationModifier; expected one that gives the "
+            wrong = "finds no distillation modifier; expected one that gives the "
             wrong += "loss; add it or write fisher_loss: task"
         elif loss == "distillation" and not any(
             d.start <= placed.start and placed.end < d.end for d in distillers

@@ -131,6 +131,19 @@ def _after_the_last_step(
     yield Fault(Rule.STEPS, key, f"{getattr(modifier, key):g}", wrong)
 
 
+def output_faults(modifier: Modifier, output: str) -> Iterator[Fault]:
+    """Find distillation of another output than the model gives; SparseML's: logits."""
+    if KINDS.distillation not in modifier.sparsification_types:
+        return
+    distils = getattr(modifier, "distils", "logits")
+    if distils != output:
+        names = {"logits": "Logit", "sentence_embedding": "Embedding"}
+        wrong = f"{type(modifier).__name__} distils {distils}, and the model gives "
+        wrong += f"{output}; expected what the task trains; write "
+        wrong += f"!{names[output]}DistillationModifier"
+        yield Fault(Rule.TEACHER, broken=wrong)
+
+
 def teacher_faults(modifier: Modifier, teacher: Any) -> Iterator[Fault]:
     """Find a distillation modifier without a model, ``"self"`` or ``"disable"``."""
     from torch import nn

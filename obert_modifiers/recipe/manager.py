@@ -21,7 +21,7 @@ from obert_modifiers.host.bases import (
 from obert_modifiers.host.state import cannot_be_saved, known, load_state, state_of
 from obert_modifiers.modifiers._losses import with_distillation
 from obert_modifiers.modifiers._targets import unwrap
-from obert_modifiers.modifiers.distillation import LogitDistillationModifier
+from obert_modifiers.modifiers._teacher import TeacherModifier
 from obert_modifiers.modifiers.early_stopping import EarlyStoppingModifier
 from obert_modifiers.modifiers.layer_drop import LayerDropModifier
 from obert_modifiers.recipe import changes, environment
@@ -162,6 +162,10 @@ class RecipeManager:
         given = self._teacher_or(teacher)
         self._recipe.check(lambda one: environment.teacher_faults(one, given))
 
+    def check_output(self, output: str) -> None:
+        """Check that what the recipe distils is the output that the model gives."""
+        self._recipe.check(lambda one: environment.output_faults(one, output))
+
     def apply_structure(
         self, model: Module, *, teacher: Module | str | None = None
     ) -> None:
@@ -222,7 +226,7 @@ class RecipeManager:
         if gradient_source is not None:
             gradient_source = with_distillation(
                 gradient_source,
-                self._of(LogitDistillationModifier),
+                self._of(TeacherModifier),
                 lambda: self._epoch,
             )
         offered = {

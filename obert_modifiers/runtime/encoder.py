@@ -151,7 +151,8 @@ class SparseEncoder:
                 group = Group(self._prepared, packing, registers, memory, team, threads)
                 group.encode(inputs)
                 for output, array in zip(self._model.outputs, found, strict=True):
-                    _put(array, group.output(output), packing, output.first)
+                    features = _ended(group.output(output), packing, mask, output)
+                    _put(array, features, packing, output.of_sentence)
 
         groups, wanted = self._groups(mask)
         try:
@@ -288,7 +289,7 @@ class SparseEncoder:
 
     def _empty(self, output: Output, rows: int, length: int) -> np.ndarray:
         width = self._width(output)
-        shape = (rows, width) if output.first else (rows, length, width)
+        shape = (rows, width) if output.of_sentence else (rows, length, width)
         return np.zeros(shape, np.float32)
 
     def _width(self, output: Output) -> int:
@@ -327,6 +328,22 @@ class SparseEncoder:
 def _lengths(mask: np.ndarray) -> np.ndarray:
     """Count the tokens of each row up to the last that is attended to."""
     return mask.shape[1] - np.argmax(mask[:, ::-1], axis=1)
+
+
+def _ended(
+    found: np.ndarray, packing: Packing, mask: np.ndarray, output: Output
+) -> np.ndarray:
+    """Take the mean of the tokens of each sentence, and give it the length 1."""
+    if "mean" in output.ends:
+        parts = zip(packing.rows, packing.lengths, strict=True)
+        kept = np.concatenate([mask[row, :length] for row, length in parts])
+        starts = np.cumsum([0, *packing.lengths[:-1]])
+        counts = np.add.reduceat(kept.astype(np.float32), starts)
+        found = np.add.reduceat(found * kept[:, None], starts) / counts[:, None]
+    if "unit" in output.ends:
+        lengths = np.sqrt(np.square(found).sum(axis=-1, keepdims=True))
+        found = found / np.maximum(lengths, 1e-12)
+    return found
 
 
 def _put(array: np.ndarray, found: np.ndarray, packing: Packing, first: bool) -> None:

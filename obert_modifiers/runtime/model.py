@@ -14,6 +14,7 @@ from obert_modifiers.runtime.weights import Linear, check_grid
 
 PARTS = ("query", "key", "value", "output", "up", "down")
 TABLES = ("words", "types", "positions")
+_ENDS = (("mean",), ("unit",))  # steps that come last
 _PRODUCTS = ("query", "key", "probabilities", "value")
 
 
@@ -55,11 +56,19 @@ class Output:
         names: Of the outputs; of several each is one feature.
         first: Whether it is made of the first token of a sentence, else of each token.
         steps: ``("linear", name, activation)`` or ``("norm", name)``, in order.
+        ends: What comes of them: ``mean``, over the tokens of a sentence that are
+            attended to, and ``unit``, for the length 1.
     """
 
     names: tuple[str, ...]
     first: bool
     steps: tuple[tuple[str, ...], ...]
+    ends: tuple[str, ...] = ()
+
+    @property
+    def of_sentence(self) -> bool:
+        """Whether there is one for a sentence, not for each token."""
+        return self.first or "mean" in self.ends
 
 
 @dataclass(frozen=True)
@@ -161,7 +170,9 @@ def _model(spec: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Model:
     norms: dict[str, Norm] = {}
     outputs = []
     for one in spec["outputs"]:
-        steps = tuple(tuple(step) for step in one["steps"])
+        every = [tuple(step) for step in one["steps"]]
+        ends = tuple(step[0] for step in every if step in _ENDS)
+        steps = tuple(step for step in every if step not in _ENDS)
         width = hidden
         for kind, name, *rest in steps:
             if kind == "norm":
@@ -173,7 +184,7 @@ def _model(spec: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Model:
         for kind, *_ in steps[1:]:  # between steps features come in blocks
             _check(kind in ("norm", "linear"), "step", kind)
         _check(len(one["names"]) in (1, width), "outputs", one["names"])
-        outputs.append(Output(tuple(one["names"]), bool(one["first"]), steps))
+        outputs.append(Output(tuple(one["names"]), bool(one["first"]), steps, ends))
     project = linear("project", hidden, narrow) if "project" in described else None
     _check(project is not None or narrow == hidden, "embedding", narrow)
     return Model(

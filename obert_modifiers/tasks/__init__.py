@@ -12,6 +12,7 @@ TASKS = {
     "question_answering": "Find answers in contexts, as in SQuAD",
     "text_classification": "Classify texts, or predict a number",
     "token_classification": "Classify the words of texts, such as named entities",
+    "sentence_embedding": "Embed sentences, distilled from texts without labels",
     "masked_language_modeling": "Predict words that were masked, for upstream pruning",
 }
 

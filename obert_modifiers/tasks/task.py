@@ -101,6 +101,11 @@ class Task:
     # for `obert_modifiers.tasks.data.sources.read`.
     reader: Callable[[Any, str | None], tuple[dict[str, Dataset], str]] | None = None
     words: bool = False  # texts are lists of words, whose starts the tokenizer must see
+    output: str = "logits"  # what a recipe can distil
+    # From the flags, which loads the model; None for transformers' class of `head`.
+    loader: Callable[[], Any] | None = None
+    # From the inputs and the modifiers that distil: raises where nothing is learnt.
+    check: Callable[[Inputs, Sequence[Any]], None] | None = None
 
     def parse(self, argv: Sequence[str]) -> Arguments:
         """Read the flags of its command."""
@@ -108,7 +113,9 @@ class Task:
 
     @property
     def model_class(self) -> Any:
-        """The class of transformers that loads the model."""
+        """What loads the model, mostly a class of transformers."""
+        if self.loader is not None:
+            return self.loader()
         import transformers
 
         return getattr(transformers, f"AutoModel{self.head}")

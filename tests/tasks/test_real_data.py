@@ -10,6 +10,7 @@ from obert_modifiers import embedded, tasks
 from obert_modifiers.tasks.data.labels import labels_of
 from obert_modifiers.tasks.flags import ModelArguments
 from obert_modifiers.tasks.run.models import find
+from obert_modifiers.tasks.sentences import data
 from obert_modifiers.tasks.task import Inputs
 from tests.tasks import inputs
 from tests.tasks.inputs import counts, tokenize, unmasked
@@ -110,3 +111,18 @@ def test_plain_text(load, name, sizes, line_by_line):
     assert found == expected
     masked = [label for i in range(len(samples)) for label in samples[i]["labels"]]
     assert 0.12 < sum(label != -100 for label in masked) / len(masked) < 0.18
+
+
+def test_pairs_of_sentences(data_set, tmp_path) -> None:
+    """STS-B has scores, SQuAD questions and paragraphs, Wikipedia texts."""
+    given = {"train": "stsb", "validation": "squad", "test": "wiki_paragraphs"}
+    files = {
+        f"{split}_file": data_set(name) / "validation.parquet"
+        for split, name in given.items()
+    }
+    _, read = inputs.load("sentence_embedding", tmp_path, **files)
+    kinds = {split: data.kind_of(rows) for split, rows in read.splits.items()}
+    assert kinds == {"train": "scores", "validation": "pairs", "test": "texts"}
+    assert counts(read.splits) == {"train": 1500, "validation": 10570, "test": 2067}
+    scaled = data.scaled_scores(read, None)["train"]
+    assert min(scaled) == 0.0 and max(scaled) == 1.0

@@ -41,6 +41,9 @@ class GradientSource:
         inputs: Called with a batch; gives the model's inputs by name.
         output_loss: Called with outputs and a batch; gives the same as ``loss``.
         other_losses: Losses beside ``loss`` by name, called as that one.
+        probes: True if ``loss`` is a random linear function of the outputs, as
+            :func:`~obert_modifiers.core.embedding.probe_losses`, of which only the
+            products of gradients have a meaning: neither a value nor a mean gradient.
     """
 
     batches: Callable[[SampleRequest], Iterable[Any]]
@@ -51,6 +54,7 @@ class GradientSource:
     inputs: Callable[[Any], Mapping[str, Tensor]] | None = None
     output_loss: Callable[[Any, Any], Tensor] | None = None
     other_losses: Mapping[str, Callable[[nn.Module, Any], Tensor]] | None = None
+    probes: bool = False
 
     def of_loss(self, name: str) -> "GradientSource":
         """Return a source of the same samples, for the loss of that name."""
@@ -60,10 +64,10 @@ class GradientSource:
         if name not in losses:
             raise ValueError(
                 f"fisher_loss={name} is not available from this source of gradients; "
-                "expected a source that gives the model's outputs, and a "
-                "LogitDistillationModifier in the recipe; use fisher_loss: task"
+                "expected a source that gives the model's outputs, and a distillation "
+                "modifier in the recipe; use fisher_loss: task"
             )
-        return replace(self, loss=losses[name])
+        return replace(self, loss=losses[name], probes=False)
 
     def sample_losses(self, model: nn.Module, batch: Any) -> Tensor:
         """Return the loss of each sample, ``(k,)``, whose sum has its gradients."""

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from obert_modifiers.core.embedding_folder import is_sentence_folder
 from obert_modifiers.deploy.engines import ENGINES, targets
 from obert_modifiers.deploy.formats.format import Options
 from obert_modifiers.deploy.formats.graph import Graph
@@ -23,6 +24,8 @@ class Onnx(Graph):
     takes = frozenset({"target", "shape", "int8", "integer_bias"})
 
     def default_out(self, run: Path, options: Options) -> Path:
+        if options.target == "onnxruntime" and is_sentence_folder(run):
+            return run / "onnx" / "model.onnx"  # where sentence-transformers looks
         return run / "export" / f"{options.target}.onnx"
 
     def export(self, run: Run, out: Path, options: Options) -> OnnxExport:

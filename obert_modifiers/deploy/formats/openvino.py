@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from obert_modifiers.core.embedding_folder import is_sentence_folder
 from obert_modifiers.deploy.engines.engine import import_engine
 from obert_modifiers.deploy.formats.format import Options
 from obert_modifiers.deploy.formats.graph import Graph
@@ -25,6 +26,8 @@ class OpenVinoIr(Graph):
     takes = frozenset({"shape", "int8"})
 
     def default_out(self, run: Path, options: Options) -> Path:
+        if is_sentence_folder(run):
+            return run / "openvino" / "openvino_model.xml"  # as sentence-transformers
         return run / "export" / "openvino.xml"
 
     def export(self, run: Run, out: Path, options: Options) -> OnnxExport:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from obert_modifiers.core.embedding import Pooling
+from obert_modifiers.core.outputs import EMBEDDING
 from obert_modifiers.core.quantization.layers import Quantized
 from obert_modifiers.deploy.grid import to_grid
 from obert_modifiers.runtime.model import PARTS, TABLES
@@ -227,6 +229,8 @@ def _outputs(
     model: PreTrainedModel, activation: str, found: _Collected
 ) -> list[dict[str, Any]]:
     """Describe what is computed from the last layer, and add its layers."""
+    if hasattr(model, "embeds"):
+        return [_embedding(model.embeds.pooling)]
     first, names, modules = _head(model)
     steps = []
     for name, activated in modules:
@@ -246,6 +250,14 @@ def _outputs(
     if steps:
         outputs.append({"names": ["pooler_output"], "first": True, "steps": steps})
     return outputs
+
+
+def _embedding(pooling: Pooling) -> dict[str, Any]:
+    if pooling.modes not in (("mean",), ("cls",)):
+        raise _refusal(f"pooling={'+'.join(pooling.modes)}", "mean or cls")
+    first = pooling.modes == ("cls",)
+    steps = [["mean"]] * (not first) + [["unit"]] * pooling.unit
+    return {"names": [EMBEDDING], "first": first, "steps": steps}
 
 
 def _refusal(what: str, expected: str) -> ValueError:

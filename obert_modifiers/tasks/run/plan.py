@@ -108,6 +108,7 @@ def prepare(
     teaches = teacher.load_teacher(*loading, named)
     if manager is not None:
         manager.check_teacher(teaches)
+        manager.check_output(task.output)
         # Before any parameter is looked up by its name.
         manager.apply_structure(model, teacher=teaches)
         manager.check_model(model)
@@ -118,6 +119,9 @@ def prepare(
         )
     if config.mixed_precision != "no" and state.device.type != "cpu":
         inputs = replace(inputs, pad_multiple=_PAD_MULTIPLE)
+    if task.check is not None:
+        taught = manager is not None and teaches not in (None, "disable")
+        task.check(inputs, manager.distillation if taught else ())
     samples = task.prepare(inputs)
     if teacher.lacks_types(teaches) and len(inputs.data.text_columns) == 2:
         notes.say("the teacher gets token types of its own, which the model has not")

@@ -1,0 +1,1 @@
+"""Texts and pairs of them, embedded: the data, the model, the figures."""
