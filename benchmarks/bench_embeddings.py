@@ -9,7 +9,8 @@ STS-B's validation pairs, and finding the paragraphs of SQuAD's validation part 
 questions.
 
     python benchmarks/bench_embeddings.py --json FILE [--seeds 0 1 2]
-        [--methods dense ptq 80 90 3layer] [--data FOLDER] [--output_dir FOLDER]
+        [--methods dense ptq 80 90 3layer] [--texts PARAGRAPHS QUESTIONS]
+        [--data FOLDER] [--output_dir FOLDER]
     python benchmarks/bench_embeddings.py --quick
     python benchmarks/bench_embeddings.py --table FILE [FILE ...]
 
@@ -24,6 +25,7 @@ import os
 import resource
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +58,7 @@ METHODS: dict[str, tuple[str | Path, dict[str, Any], dict[str, Any]] | None] = {
     "3layer": (FEWER, {}, {}),
 }
 # Paragraphs and questions to learn from, and the most tokens of one.
-TEXTS, LENGTH = (1200, 9600), 128
+TEXTS, LENGTH = (800, 8000), 128
 QUICK_TEXTS, QUICK_PAIRS = (64, 192), 200
 QUICK = {"num_grads": 64, "pruning_update_frequency": 2.0}
 FIGURES = ("stsb_spearman", "squad_ndcg_at_10", "squad_accuracy_at_1", "top10_kept")
@@ -68,6 +70,9 @@ def main() -> None:
     parser = common.parser(__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", choices=METHODS)
+    parser.add_argument(
+        "--texts", type=int, nargs=2, help="how many paragraphs and questions"
+    )
     parser.add_argument("--data", type=Path, help="the folder of the data sets")
     parser.add_argument("--output_dir", type=Path, help="keep the runs in this folder")
     parser.add_argument("--table", type=Path, nargs="+", help="print FILES, no runs")
@@ -85,7 +90,9 @@ def main() -> None:
     done = {(row["method"], row["seed"]) for row in rows}
     with tempfile.TemporaryDirectory() as scratch:
         folder = flags.output_dir or Path(scratch)
-        files = write_data(data_folder(flags.data), folder / "data", flags.quick)
+        texts = flags.texts or (QUICK_TEXTS if flags.quick else TEXTS)
+        source = data_folder(flags.data)
+        files = write_data(source, folder / "data", texts, flags.quick)
         for seed in seeds:
             for method in methods:
                 own = seed if METHODS[method] else 0
@@ -132,13 +139,16 @@ def data_folder(named: Path | None) -> Path:
     return folder
 
 
-def write_data(source: Path, folder: Path, quick: bool) -> dict[str, Path]:
+def write_data(
+    source: Path, folder: Path, texts: Sequence[int], quick: bool
+) -> dict[str, Path]:
     """Write the texts to learn from, and the pairs to measure on.
 
     Args:
         source: Of the data sets.
         folder: Where they are written.
-        quick: Write few.
+        texts: How many paragraphs and questions to learn from.
+        quick: Write few pairs.
 
     Returns:
         The files: ``texts``, ``stsb`` and ``squad``.
@@ -151,9 +161,7 @@ def write_data(source: Path, folder: Path, quick: bool) -> dict[str, Path]:
 
     found = []
     kinds = (("wiki_paragraphs", "text"), ("squad", "question"))
-    for (name, column), count in zip(
-        kinds, QUICK_TEXTS if quick else TEXTS, strict=True
-    ):
+    for (name, column), count in zip(kinds, texts, strict=True):
         given = list(dict.fromkeys(rows(name, "train")[column]))
         chosen = np.random.default_rng(0).permutation(len(given))[:count]
         found += [" ".join(given[i].split()) for i in chosen]
@@ -190,6 +198,7 @@ def measure(
     started, cpu = time.perf_counter(), cpu_seconds()
     dense = embedded.encoder_path()
     row: dict[str, Any] = {"method": method, "seed": seed, "quick": flags.quick}
+    row["texts"] = flags.texts or (QUICK_TEXTS if flags.quick else TEXTS)
     setup = METHODS[method]
     if setup is None:
         run, file = dense, out / "model.onnx"

@@ -119,7 +119,7 @@ quickstart 3 4 0.8 quick quick
 quickstart_gmp 3 4 0.8 quick quick
 quickstart_int8 1 0 0.0 none quick-int8 int8
 minilm-l6_movies_compound-3layer-int8_4block80 13 5 0.8 movies movies slow int8 6>3
-minilm-l6_embedding_distil-int8_4block80 4 5 0.8 embedding embedding int8
+minilm-l6_embedding_distil-int8_4block80 4 3 0.8 embedding embedding int8
 minilm-l6_embedding_distil-3layer-int8_dense0 7 0 0.0 none embedding int8 6>3
 minilm-l6_reranker_obert-6ep_4block80 6 6 0.8 reranker reranker slow
 # oBERT, downstream
