@@ -309,21 +309,28 @@ def _padded(sums, scale, damp, chosen, count):
 
 
 @njit(cache=True, error_model="numpy", fastmath=_FAST)
-def _invert_pivots(small):
-    """Invert a block of pivots by Gauss-Jordan steps; False if one is not positive."""
+def _pivot_rows(block, p, panel):
+    """Return whether a panel's pivots are positive, after the steps in its own rows.
+
+    ``panel`` gets each pivot's row, over the pivot, as it was at its own step.
+    """
+    width = block.shape[1]
     for q in range(PANEL):
-        pivot = small[q, q]
+        pivot = block[p + q, p + q]
         if not pivot > 0.0:
             return False
-        small[q, q] = 1.0
-        for c in range(PANEL):
-            small[q, c] /= pivot
+        block[p + q, p + q] = 1.0
+        for j in range(width):
+            panel[q, j] = block[p + q, j] / pivot
         for r in range(PANEL):
-            if r != q:
-                factor = small[r, q]
-                small[r, q] = 0.0
-                for c in range(PANEL):
-                    small[r, c] -= factor * small[q, c]
+            if r == q:
+                for j in range(width):
+                    block[p + r, j] = panel[q, j]
+            else:
+                factor = block[p + r, p + q]
+                block[p + r, p + q] = 0.0
+                for j in range(width):
+                    block[p + r, j] -= factor * panel[q, j]
     return True
 
 
@@ -331,35 +338,30 @@ def _invert_pivots(small):
 def _invert(block):
     """Return whether a padded block is positive definite, and invert it in place.
 
-    Gauss-Jordan steps with :data:`PANEL` pivots at a time: with the pivots' square P
-    and their rows R, ``P^-1 R`` takes the place of R, and every other row i loses
-    ``a_iP P^-1 R``; in the columns of the pivots stands the identity instead of P.
+    Gauss-Jordan steps with :data:`PANEL` pivots at a time. A step takes its pivot's row
+    times ``f`` out of every other row, with f what stands there in the pivot's column;
+    f of a later step of the panel is brought up to date first, as one step after the
+    other would, which an inverse of the pivots' square would not be as accurate as.
     """
     rows, width = block.shape
     panel = np.empty((PANEL, width), np.float64)
+    among = np.empty((PANEL, PANEL), np.float64)
     factors = np.empty((PANEL, PANEL), np.float64)
     for p in range(0, rows, PANEL):
-        for r in range(PANEL):
-            for q in range(PANEL):
-                factors[r, q] = block[p + r, p + q]
-        if not _invert_pivots(factors):
+        if not _pivot_rows(block, p, panel):
             return False
         for r in range(PANEL):
-            for j in range(width):
-                panel[r, j] = block[p + r, j]
-                block[p + r, j] = 0.0
-            for q in range(PANEL):
-                panel[r, p + q] = 1.0 if r == q else 0.0
-                factors[r, q] = -factors[r, q]
-        _subtract_panel(block, p, panel, factors)
-        for r in range(PANEL):
-            for j in range(width):
-                panel[r, j] = block[p + r, j]
+            for q in range(r + 1, PANEL):
+                among[r, q] = panel[r, p + q]
+                panel[r, p + q] = 0.0  # is in the factor of step q
         for i in range(0, rows, PANEL):
             if i != p:
                 for r in range(PANEL):
                     for q in range(PANEL):
-                        factors[r, q] = block[i + r, p + q]
+                        factor = block[i + r, p + q]
+                        for s in range(q):
+                            factor -= factors[r, s] * among[s, q]
+                        factors[r, q] = factor
                         block[i + r, p + q] = 0.0
                 _subtract_panel(block, i, panel, factors)
     return True

@@ -28,10 +28,6 @@ if TYPE_CHECKING:
 AUTO = "auto"
 FISHER_LOSSES = ("task", "distillation", "train")
 DEFAULT_DAMP_FRACTION = 0.01
-# Where a recipe says neither how many gradients nor of what: the knee of loss against
-# time (benchmarks/bench_frontier.py).
-DEFAULT_BATCHES, DEFAULT_BATCH_SIZE = 128, 8
-DEFAULT_SAMPLES = 1024  # where it says a part
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -39,10 +35,8 @@ _LOGGER = logging.getLogger(__name__)
 class SecondOrderKeys(KeyedModifier):
     """The keys of pruning by second order; a mixin beside the base of pruning."""
 
-    num_grads = Key(rules.COUNT, None, later=True).means(
-        "Gradients m of the Fisher approximation, over all processes. Where neither it "
-        f"nor grad_granularity is given, {DEFAULT_BATCHES} gradients of batches of "
-        f"{DEFAULT_BATCH_SIZE} are taken; else {DEFAULT_SAMPLES}."
+    num_grads = Key(rules.COUNT, 1024, later=True).means(
+        "Gradients m of the Fisher approximation, over all processes."
     )
     damp = Key(rules.either(AUTO, rules.POSITIVE), None, later=True).means(
         "Absolute dampening as in oBERT equation (2), or auto for the fraction of the "
@@ -62,9 +56,9 @@ class SecondOrderKeys(KeyedModifier):
     num_recomputations = Key(rules.COUNT, 1, later=True).means(
         "Sub-steps of an event, each with a fresh Fisher."
     )
-    grad_granularity = Key(choice("sample", "batch"), None, later=True).means(
+    grad_granularity = Key(choice("sample", "batch"), "sample", later=True).means(
         "sample for the gradient of each sample, batch for that of a batch's mean "
-        "loss, as in SparseML. Where num_grads is given without it, sample."
+        "loss, as in SparseML."
     )
     selection = Key(choice(*options.SELECTIONS), "greedy", later=True).means(
         "How weights are chosen."
@@ -103,14 +97,8 @@ class SecondOrderKeys(KeyedModifier):
 
     @classmethod
     def derive(cls, values: Values) -> None:
-        """Add the defaults of the dampening and of the gradients."""
+        """Add the default of the dampening."""
         super().derive(values)
-        if values.num_grads is None and values.grad_granularity is None:
-            values.num_grads, values.grad_granularity = DEFAULT_BATCHES, "batch"
-            given = values.grad_sampler_kwargs or {}
-            values.grad_sampler_kwargs = {"batch_size": DEFAULT_BATCH_SIZE, **given}
-        values.num_grads = values.num_grads or DEFAULT_SAMPLES
-        values.grad_granularity = values.grad_granularity or "sample"
         if values.damp is None and values.damp_fraction is None:
             values.damp_fraction = DEFAULT_DAMP_FRACTION
 

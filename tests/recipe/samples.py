@@ -67,6 +67,7 @@ FrozenParamsModifier: {params: ['re:.*embeddings.*'], end_epoch: 2.0}
 GMPStarPruningModifier: {final_sparsity: {0.9: ['re:.*a']}, end_epoch: 9}
 GMPruningModifier: {<<: *gradual, mask_type: [1, 4]}
 GlobalMagnitudePruningModifier: {<<: *gradual, inter_func: linear}
+EmbeddingDistillationModifier: {hardness: 1.0, similarity_weight: 0.5}
 GradualParamModifier:
   {<<: *period, params: ['re:.*\.alpha'], init_val: 0.1, final_val: 0.5}
 LayerDropModifier: {keep: 6, choice: interleaved}
