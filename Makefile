@@ -66,8 +66,8 @@ format: install  ## Format the code and sort its imports
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench-prepare: install  ## Fine-tune and keep the models that the benchmarks prune
-	@$(BIN)/python benchmarks/prepare.py
+bench-prepare: install  ## Fine-tune and keep the model that the short benchmarks prune
+	@$(BIN)/python benchmarks/prepare.py --datasets movie_snippets
 
 bench-quick: bench-prepare  ## Run every benchmark in its short form
 	@set -e; for file in benchmarks/bench_*.py; do \

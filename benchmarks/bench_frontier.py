@@ -37,15 +37,15 @@ def fishers() -> list[FisherOptions]:
     Returns:
         Options, each once.
     """
+    narrow = replace(BATCHES, fisher_dtype="float32")
+    wide = [replace(BATCHES, fisher_block_size=96)]
+    wide.append(replace(narrow, fisher_block_size=128))
     same = [
-        replace(BATCHES, batch_samples=k, num_grads=SENTENCES // k)
-        for k in (2, 4, 8, 16)
+        replace(BATCHES, batch_samples=k, num_grads=SENTENCES // k) for k in (2, 4, 16)
     ]
     fewer = [replace(BATCHES, num_grads=m) for m in (32, 64, 256)]
-    widths = [replace(BATCHES, fisher_block_size=width) for width in (32, 64, 96, 128)]
-    narrow = replace(BATCHES, fisher_dtype="float32")
-    wide = replace(narrow, fisher_block_size=128)
-    return [FisherOptions(), *same, *fewer, *widths, narrow, wide]
+    other = [replace(BATCHES, fisher_block_size=width) for width in (32, 64)]
+    return [FisherOptions(), BATCHES, *wide, *same, *fewer, *other, narrow]
 
 
 def jobs(quick: bool) -> list[Job]:
