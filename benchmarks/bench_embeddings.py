@@ -21,7 +21,6 @@ names their columns) are looked for as benchmarks/README.md says.
 """
 
 import json
-import os
 import resource
 import tempfile
 import time
@@ -30,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import _common as common
+import _encoder as encoder
 import numpy as np
 from datasets import load_dataset
 
@@ -131,8 +131,7 @@ def data_folder(named: Path | None) -> Path:
     Returns:
         The folder.
     """
-    beside = common.ROOT.parent / "shared" / "data"
-    folder = named or Path(os.environ.get("OBERT_SHARED_DATA", beside))
+    folder = encoder.data_folder(named)
     if not (folder / "stsb").is_dir():
         print(f"data={folder} has no stsb; nothing is measured; name it with --data")
         raise SystemExit(0)
