@@ -118,6 +118,9 @@ class TrainArguments:
     lr_scheduler_type: str = flag("linear", "The schedule, without a recipe's.")
     warmup_ratio: float = flag(0.0, "The share of the steps that warms the rate up.")
     weight_decay: float = flag(0.0, "AdamW's; biases and LayerNorms have none.")
+    dropout: float | None = flag(
+        None, "The probability of dropout in training, in place of the model's own."
+    )
     max_grad_norm: float = flag(1.0, "Gradients are clipped to this norm.")
     per_device_train_batch_size: int = flag(8, "Samples in a batch of a process.")
     per_device_eval_batch_size: int = flag(64, "The same when it evaluates.")
@@ -167,6 +170,8 @@ class TrainArguments:
         )
         check_positive(self, "gradient_accumulation_steps", "logging_steps")
         check_positive(self, "save_steps", "save_total_limit")
+        if self.dropout != 0:
+            check_share(self, "dropout")
         if self.fp16 and self.bf16:
             raise ValueError("--fp16 and --bf16 exclude each other; drop one")
         for name in ("hub_model_id", "hub_private_repo"):

@@ -1,6 +1,7 @@
 """The training loop on ``accelerate``."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 from accelerate import skip_first_batches
 from torch import nn
 
+from obert_modifiers.core.attention import plain_attention
 from obert_modifiers.core.distributed.parallel import all_reduce_count
 from obert_modifiers.recipe.manager import RecipeManager
 from obert_modifiers.training.batches import Batch, TaskData, inputs_of
@@ -21,6 +23,7 @@ from obert_modifiers.training.environment import (
     TrainingStopped,
     check_not_sharded,
     check_tf32,
+    dropout_of,
     listening,
     products_in_tf32,
     translate_lost_rank_errors,
@@ -74,8 +77,10 @@ def train(
         run = _Run(model, data, config, manager, teacher, accelerator, journal)
         listens = config.save_on_sigterm and (manager is None or manager.can_be_saved)
         precision = products_in_tf32(config.tf32)
+        dropout = dropout_of(model, config.dropout)
         with listening(listens) as request, translate_lost_rank_errors(), precision:
-            return run.run(checkpoint, request)
+            with dropout:
+                return run.run(checkpoint, request)
     finally:
         journal.close()
         accelerator.free_memory()
@@ -89,6 +94,9 @@ class _Run(Run):
         self.guard = FiniteGuard(self.accelerator, self.message)
         self.saver = Saver(self)
         self.random: dict[str, Any] | None = None  # to be set before the next batch
+        # Backward, torch's fused kernel takes 3 times as long as the products.
+        bf16 = self.config.mixed_precision == "bf16"
+        self.slow_attention = bf16 and self.accelerator.device.type == "cpu"
 
     def run(self, checkpoint: Path | None, request: StopRequest) -> TrainResult:
         self.request = request
@@ -195,7 +203,8 @@ class _Run(Run):
         raise TrainingStopped(saved)
 
     def _micro_batch(self, batch: Batch) -> torch.Tensor:
-        outputs = self.wrapped(**inputs_of(batch))
+        with plain_attention(self.model) if self.slow_attention else nullcontext():
+            outputs = self.wrapped(**inputs_of(batch))
         loss = self.data.sample_loss(outputs, batch).mean()
         if self.manager is not None:
             with self.accelerator.autocast():

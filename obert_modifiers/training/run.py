@@ -35,6 +35,7 @@ _FIXED = (
     "num_train_epochs",
     "learning_rate",
     "weight_decay",
+    "dropout",
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
     "max_grad_norm",
