@@ -4,6 +4,7 @@
     python -m studies run TABLE [--scale small|paper] [--seeds 0,1,2] [--jobs 2]
         [--rows PATTERN] [--data FOLDER] [--output_dir F] [--limit_minutes M]
     python -m studies table TABLE
+    python -m studies speed rivals [--seconds 10]
     python -m studies plot TABLE
     python -m studies results [--check]
 """
@@ -46,6 +47,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--output_dir", type=Path, default=ROOT / "runs" / "studies")
     made.add_argument("--results", type=Path, help="the CSV file; else the table's own")
     made.add_argument("--limit_minutes", type=float, help="start no run after these")
+    made.add_argument("--seconds", type=float, default=10.0, help="speed: of each file")
     made.add_argument("--dry_run", action="store_true", help="check and show the runs")
     made.add_argument("--check", action="store_true", help="fail if the page is not so")
     return made
@@ -135,8 +137,26 @@ def _plot(flags: argparse.Namespace) -> int:
     lines = results.read(flags.results or results.results_of(table.name))
     for task in dict.fromkeys(job.run.task for job in table.jobs("small")):
         path = plots.picture(task)
-        drawn = plots.draw(table, lines, task, path)
+        timed = results.read(results.results_of(f"{table.name}_speed"))
+        drawn = plots.draw(table, lines, timed, task, path)
         print(path if drawn else f"{task}: nothing with a cost is measured yet")
+    return 0
+
+
+def _speed(flags: argparse.Namespace) -> int:
+    from benchmarks._common import environment
+    from obert_modifiers.deploy.bench.rounds import Effort
+    from studies import speed
+
+    table = read_table(_named(flags))
+    place = runs.Place(flags.output_dir.resolve(), data_folder(flags.data).resolve())
+    path = flags.results or results.results_of(f"{table.name}_speed")
+    for task in table.told["speed"]["tasks"]:
+        if re.search(flags.rows, task):
+            effort = Effort(seconds=flags.seconds, rounds=5)
+            for line in speed.lines(table, place, task, effort, environment()):
+                results.append(path, line, speed.COLUMNS)
+                print(f"{task}, {line['row']}, {line['engine']}: {line['p50_ms']} ms")
     return 0
 
 
@@ -156,6 +176,7 @@ COMMANDS = {
     "run": _run,
     "list": _list,
     "table": _table,
+    "speed": _speed,
     "plot": _plot,
     "results": _results,
 }

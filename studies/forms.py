@@ -16,9 +16,11 @@ def export(run: Path, form: str, task: str) -> Path:
     """Write a run in a form; return the file."""
     from obert_modifiers.deploy.export import export_run
 
-    plain = export_run(run, "sparse" if form == "sparse" else "onnx").path
-    if form in ("onnx", "sparse"):
+    plain = export_run(run, "onnx").path
+    if form == "onnx":
         return plain
+    if form == "sparse":
+        return export_run(run, "sparse").path
     out = plain.with_name(f"{form}.onnx")
     {"onnx-dynamic": _dynamic, "onnx-static": _static}[form](run, plain, out, task)
     return out

@@ -2,6 +2,7 @@
 
 import json
 import resource
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -29,6 +30,8 @@ def main(folder: Path) -> None:
     (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     if not order["keep"]:
         (folder / WEIGHTS).unlink(missing_ok=True)
+    if not order["keep_exports"]:
+        shutil.rmtree(folder / "export", ignore_errors=True)
 
 
 def measure(folder: Path, form: str, order: dict[str, Any]) -> dict[str, Any]:

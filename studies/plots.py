@@ -1,16 +1,16 @@
 """Accuracy against latency and size, with the frontier drawn; a picture a task."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks._data import ROOT
 from studies import results
-from studies.results import Cell
 from studies.tables import Table, tasks
 from studies.verdicts import frontier
 
 FOLDER = ROOT / "docs" / "results"
 Point = tuple[str, float, float]  # row, cost, accuracy
+Line = Mapping[str, str]
 
 
 def picture(task: str) -> Path:
@@ -18,47 +18,61 @@ def picture(task: str) -> Path:
     return FOLDER / f"rivals_{task}.png"
 
 
-def costs() -> dict[str, tuple[str, str]]:
-    """Name the costs: what the lines have, and the label of the axis."""
-    return {
-        "gzip_mb": ("gzip_mb", "gzip MB"),
-        "p50_1": ("p50_ms_batch1", "p50 of one sample, ms"),
-        "p50_32": ("p50_ms_batch32", "p50 of 32 samples, ms"),
-    }
+def points(
+    table: Table, lines: Sequence[Line], timed: Sequence[Line], task: str
+) -> dict[str, list[Point]]:
+    """Find each row's accuracy and costs, by the label of the cost.
 
-
-def points(table: Table, lines: Sequence[dict[str, str]], task: str) -> dict[str, list[Point]]:
-    """Find each row's accuracy and costs, means over the seeds."""
+    Accuracy and size are means over the seeds; of a row's engines the fastest counts,
+    and bfloat16 is a row of its own.
+    """
     jobs = table.jobs("small")
-    accuracy = results.cells(lines, jobs)
+    accuracy = {
+        row: cell.mean
+        for (row, where), cell in results.cells(lines, jobs).items()
+        if where == task
+    }
+    sizes = results.cells(lines, jobs, "gzip_mb")
     found: dict[str, list[Point]] = {}
-    for name, (figure, _) in costs().items():
-        cost = results.cells(lines, jobs, figure)
-        found[name] = [
-            (row, cost[row, task].mean, cell.mean)
-            for (row, where), cell in accuracy.items()
-            if where == task and cost.get((row, task), Cell()).values
+    for row, y in accuracy.items():
+        if (row, task) in sizes:
+            found.setdefault("gzip MB", []).append((row, sizes[row, task].mean, y))
+    for batch in dict.fromkeys(line["batch"] for line in timed):
+        fastest: dict[tuple[str, str], float] = {}
+        for line in timed:
+            if line["batch"] == batch and line["task"] == task:
+                key = line["row"], line["bf16"]
+                p50 = float(line["p50_ms"])
+                fastest[key] = min(p50, fastest.get(key, p50))
+        there = [
+            (f"{row}, bf16" if int(half) else row, p50, accuracy[row])
+            for (row, half), p50 in fastest.items()
+            if row in accuracy
         ]
-    return found
+        found[f"p50 of a batch of {batch}, ms"] = there
+    return {label: there for label, there in found.items() if there}
 
 
-def draw(table: Table, lines: Sequence[dict[str, str]], task: str, path: Path) -> bool:
+def draw(
+    table: Table, lines: Sequence[Line], timed: Sequence[Line], task: str, path: Path
+) -> bool:
     """Draw what there is of a task; tell whether there was anything."""
     from matplotlib.figure import Figure
 
-    found = {name: there for name, there in points(table, lines, task).items() if there}
+    found = points(table, lines, timed, task)
     if not found:
         return False
     figure = Figure(figsize=(6.0 * len(found), 4.8), layout="constrained")
-    for axes, (name, there) in zip(
+    for axes, (label, there) in zip(
         figure.subplots(1, len(found), squeeze=False)[0], found.items(), strict=True
     ):
         best = [there[i] for i in frontier([(cost, y) for _, cost, y in there])]
-        axes.step([c for _, c, _ in best], [y for *_, y in best], where="post", color="C1")
-        for row, cost, y in there:
-            axes.plot(cost, y, "o", color="C0")
-            axes.annotate(row, (cost, y), (4, 4), fontsize=7, textcoords="offset points")
-        axes.set(xscale="log", xlabel=costs()[name][1], title=task)
+        steps = [cost for _, cost, _ in best], [y for *_, y in best]
+        axes.step(*steps, where="post", color="C1")
+        for row, *place in there:
+            axes.plot(*place, "o", color="C0")
+            axes.annotate(row, place, (4, 4), fontsize=7, textcoords="offset points")
+        axes.set(xscale="log", xlabel=label, title=task)
         axes.set_ylabel(tasks("small")[task]["metric"])
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)

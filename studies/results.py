@@ -3,7 +3,7 @@
 import csv
 import json
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,15 +38,17 @@ def missing(jobs: Iterable[Job], lines: Iterable[Mapping[str, str]]) -> list[Job
     return [job for job in jobs if job.identity not in done]
 
 
-def append(path: Path, line: Mapping[str, Any]) -> None:
+def append(
+    path: Path, line: Mapping[str, Any], columns: Sequence[str] = COLUMNS
+) -> None:
     """Add a line, and the head where the file is new."""
     path.parent.mkdir(parents=True, exist_ok=True)
     new = not path.is_file()
     with path.open("a", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
         if new:
             writer.writeheader()
-        writer.writerow({name: line.get(name, "") for name in COLUMNS})
+        writer.writerow({name: line.get(name, "") for name in columns})
 
 
 def line_of(job: Job, record: Mapping[str, Any], machine: str) -> dict[str, Any]:

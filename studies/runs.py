@@ -12,9 +12,9 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-from benchmarks._data import shuffled
+from benchmarks._data import ROOT, shuffled
 from obert_modifiers.embedded import movie_snippets
-from studies.tables import HERE, Job, Run, digest, find_recipe, tasks
+from studies.tables import Job, Run, find_recipe, tasks
 
 # One thread a run, so that a result does not depend on how many run side by side.
 ONE_THREAD = {
@@ -159,19 +159,24 @@ def _one(node: Node, place: Place, over: float) -> tuple[str, dict[str, Any]]:
         "words": words,
         "forms": sorted(node.forms),
         "keep": node.kept,
+        "keep_exports": run.seed == 0,  # whose latency is measured
     }
     (folder / "order.json").write_text(json.dumps(order, indent=2), encoding="utf-8")
+    code = start_process(folder)
+    if code:
+        lines = (folder / "log.txt").read_text("utf-8").strip().splitlines()
+        return f"{label}: {lines[-1] if lines else code}; {folder}", {}
+    return "", read_record(folder)
+
+
+def start_process(folder: Path) -> int:
+    """Run the order in a folder with one thread; return the exit status."""
     command = [sys.executable, "-W", "ignore", "-m", "studies.one", str(folder)]
-    paths = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
+    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | ONE_THREAD | {"PYTHONPATH": paths}
     with (folder / "log.txt").open("w", encoding="utf-8") as log:
-        done = subprocess.run(
-            command, env=environment, stdout=log, stderr=subprocess.STDOUT
-        )
-    if done.returncode:
-        lines = (folder / "log.txt").read_text("utf-8").strip().splitlines()
-        return f"{label}: {lines[-1] if lines else done.returncode}; {folder}", {}
-    return "", read_record(folder)
+        streams = {"stdout": log, "stderr": subprocess.STDOUT}
+        return subprocess.run(command, env=environment, **streams).returncode
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -204,8 +209,3 @@ def machine_name(environment: Mapping[str, Any]) -> str:
     parts = [cpu.name, f"family {cpu.family} model {cpu.model}", *wanted]
     parts.append(f"{environment['machine']['cores']} cores")
     return ", ".join(parts)
-
-
-def hash_of(recipe: str | None, text: str) -> str:
-    """Return the hash of a recipe's text; empty without one."""
-    return digest(text) if recipe is not None else ""

@@ -183,7 +183,10 @@ class Table:
         place = " ".join(f"{value:g}" for value in row.setting.values())
         for known in (f"{name} {place}".strip(), name):
             if known in self.rows:
-                return self.run_of(self.rows[known], "small", task, seed)
+                other = self.rows[known]
+                theirs = self.tasks_of(other, "small")
+                where = task if task in theirs else theirs[0]
+                return self.run_of(other, "small", where, seed % other.seeds)
         raise ValueError(
             f"{row.name}: start={name} is no row of {self.name}; expected {ENCODER}, "
             f"{DENSE}, self or a row; correct it in tables/{self.name}.yaml"
@@ -196,7 +199,11 @@ def dense(task: str, seed: int) -> Run:
 
 
 def of_paper(
-    recipe: str, task: str, seed: int, start: str | None, teacher: str | None
+    recipe: str,
+    task: str,
+    seed: int,
+    start: "Run | str | None",
+    teacher: "Run | str | None",
 ) -> Run:
     """Make the run of a recipe as its header says; students and teachers too."""
     setup = recipe_setup(recipe)
@@ -209,7 +216,7 @@ def of_paper(
     start = start or _by_task(setup["student"], task)
     teacher = teacher or _by_task(setup["teacher"], task)
     for role, name in (("start", start), ("teacher", teacher)):
-        if not isinstance(name, str):
+        if isinstance(name, list):
             raise ValueError(
                 f"{recipe} has several models for {role}: {', '.join(name)}; expected "
                 f"one; name it as {role} in the row"
@@ -218,15 +225,23 @@ def of_paper(
     return Run("paper", task, seed, recipe, {}, flags, *models)
 
 
-def _of_paper(name: str, task: str) -> Run | str | None:
-    """Find a model that a header names: one of the hub, or what a recipe makes."""
+def _of_paper(name: Run | str, task: str) -> Run | str | None:
+    """Find a model that a header names: one of the hub, or what a recipe makes.
+
+    ``RECIPE of MODEL`` starts from a model, and ``with`` gives recipe variables as JSON.
+    """
     if name == "none":
         return None
+    if isinstance(name, Run):
+        return name
+    name, _, given = name.partition(" with ")
     made, _, of = name.partition(" of ")
     if made not in recipe_names():
         return name
     known = recipe_setup(made)["tasks"]
-    return of_paper(made, task if task in known else known[0], 0, of or None, None)
+    of = _of_paper(of, task) if of else None
+    run = of_paper(made, task if task in known else known[0], 0, of, None)
+    return replace(run, args=json.loads(given)) if given else run
 
 
 def numbers_of(row: Row, scale: str, task: str) -> dict[str, float]:
@@ -311,11 +326,13 @@ def _expand(base: str, told: Mapping[str, Any]) -> Iterator[Row]:
     """Make the rows of a grid."""
     grid = told.get("grid", {})
     for values in itertools.product(*grid.values()):
-        words = [f"{v:g}" if isinstance(v, float) else str(v) for v in values]
+        words = [f"{value:g}" for value in values]
+        title = told.get("title", base)
+        named = title.format(**dict(zip(grid, words, strict=True)))
         yield Row(
             " ".join([base, *words]),
             base,
-            " ".join([told.get("title", base), *words]),
+            " ".join([title, *words]) if named == title else named,
             told.get("of", "none"),
             dict(zip(grid, values, strict=True)),
             told.get("seeds", 3),
