@@ -1,12 +1,12 @@
 """The papers' tables, rerun.
 
-    python -m studies list
-    python -m studies run TABLE [--scale small|paper] [--seeds 0,1,2] [--jobs 2]
-        [--rows PATTERN] [--data FOLDER] [--output_dir F] [--limit_minutes M]
-    python -m studies table TABLE
-    python -m studies speed rivals [--seconds 10]
-    python -m studies plot TABLE
-    python -m studies results [--check]
+python -m studies list
+python -m studies run TABLE [--scale small|paper] [--seeds 0,1,2] [--jobs 2]
+    [--rows PATTERN] [--data FOLDER] [--output_dir F] [--limit_minutes M]
+python -m studies table TABLE
+python -m studies speed rivals [--seconds 10]
+python -m studies plot TABLE
+python -m studies results [--check]
 """
 
 import argparse
@@ -42,7 +42,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--scale", choices=SCALES, default="small")
     made.add_argument("--seeds", type=_seeds, help="such as 0,1,2; else the row's own")
     made.add_argument("--jobs", type=int, default=1, help="runs side by side")
-    made.add_argument("--rows", default="", help="a pattern of TASK/ROW, as sst2/gmp 0.9")
+    made.add_argument(
+        "--rows", default="", help="a pattern of TASK/ROW, as sst2/gmp 0.9"
+    )
     made.add_argument("--data", type=Path, help="the folder of the data sets")
     made.add_argument("--output_dir", type=Path, default=ROOT / "runs" / "studies")
     made.add_argument("--results", type=Path, help="the CSV file; else the table's own")
@@ -80,7 +82,9 @@ def _run(flags: argparse.Namespace) -> int:
             line = results.line_of(job, record, runs.machine_name(record))
             results.append(path, line)
             cost = f"{float(line['cpu_seconds']) / 60:.1f} CPU minutes"
-            print(f"{_label(job)}: {line['metric']} {line['value']}, {cost}", flush=True)
+            print(
+                f"{_label(job)}: {line['metric']} {line['value']}, {cost}", flush=True
+            )
 
     nodes = runs.graph_of(left, table.jobs(scale, flags.seeds))
     faults = runs.work_off(nodes, place, flags.jobs, ended, flags.limit_minutes)

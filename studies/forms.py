@@ -1,4 +1,4 @@
-"""Forms of a run that a row measures: exported files, and plain quantization of them."""
+"""Forms of a run that a row measures: exported files, quantized plainly or not."""
 
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,11 @@ def _dynamic(run: Path, plain: Path, out: Path, task: str) -> None:
 
 def _static(run: Path, plain: Path, out: Path, task: str) -> None:
     """Quantize weights and activations, with ranges from training samples."""
-    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        QuantType,
+        quantize_static,
+    )
 
     batches = iter(_samples(run, plain, task))
 

@@ -1,4 +1,4 @@
-"""One run in a process of its own: `python -m studies.one FOLDER`, with an order in it."""
+"""One run in a process of its own: `python -m studies.one FOLDER_OF_ITS_ORDER`."""
 
 import json
 import resource

@@ -13,7 +13,12 @@ PAGE = ROOT / "docs" / "results.md"
 _HEAD = """\
 # The papers' tables, rerun
 
-Written by `python -m studies results` from `studies/tables/*.yaml` and `studies/results/*.csv`; a test holds it to them. Measured is the **small scale**: the embedded encoder (6 layers, hidden 384) on a few thousand samples, with sizes and epochs that were fixed before ([tasks.yaml](../studies/tasks.yaml)). The papers' numbers are those of BERT-base and RoBERTa-base on whole data sets: a claim may hold there and not here, and the other way round. [studies/README.md](../studies/README.md) has the commands.
+Written by `python -m studies results` from `studies/tables/*.yaml` and
+`studies/results/*.csv`; a test holds it to them. Measured is the **small scale**: the
+embedded encoder (6 layers, hidden 384) on a few thousand samples, with sizes and epochs
+that were fixed before ([tasks.yaml](../studies/tasks.yaml)). The papers' numbers are
+those of BERT-base and RoBERTa-base on whole data sets: a claim may hold there and not
+here, and the other way round. [studies/README.md](../studies/README.md) has the commands.
 
 {rule}
 
@@ -114,7 +119,9 @@ def _by_recipe(tables: Sequence[Table], lines: Mapping[str, Lines]) -> Iterator[
             cell = cells.get((job.row, task), Cell())
             metric = tasks("small")[task]["metric"]
             where = f"{table.name}, {job.row}"
-            found.append(f"| `{recipe}` | {where} | {task} | {metric} | {cell.show()} |")
+            found.append(
+                f"| `{recipe}` | {where} | {task} | {metric} | {cell.show()} |"
+            )
     yield from sorted(found)
 
 

@@ -18,8 +18,7 @@ from studies.tables import Job, Run, find_recipe, tasks
 
 # One thread a run, so that a result does not depend on how many run side by side.
 ONE_THREAD = {
-    name: "1"
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+    name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 } | {
     "TOKENIZERS_PARALLELISM": "false",
     "OMP_WAIT_POLICY": "PASSIVE",
@@ -49,7 +48,12 @@ class Place:
     def words(self, run: Run) -> list[str]:
         """Write a run as the words behind `obert train TASK`; makes its data."""
         told = tasks(run.scale)[run.task]
-        flags = USUAL | told.get("flags", {}) | dict(run.flags) | self._data(run.scale, told)
+        flags = (
+            USUAL
+            | told.get("flags", {})
+            | dict(run.flags)
+            | self._data(run.scale, told)
+        )
         if run.recipe is not None:
             flags["recipe"] = find_recipe(run.recipe)
             if run.args:
@@ -78,7 +82,9 @@ class Place:
         for split in ("train", "validation"):
             name, count = told[split]["file"], told[split].get("rows")
             source = self.data / f"{name}.parquet"
-            kept = self.output_dir / "data" / f"{name.replace('/', '_')}_{count}.parquet"
+            kept = (
+                self.output_dir / "data" / f"{name.replace('/', '_')}_{count}.parquet"
+            )
             found[f"{split}_file"] = shuffled(source, kept, count) if count else source
         return found
 
@@ -201,7 +207,7 @@ def dry_run(run: Run, place: Place) -> None:
 
 
 def machine_name(environment: Mapping[str, Any]) -> str:
-    """Name the machine: maker's name, family, model, instructions that matter, cores."""
+    """Name the machine: CPU, family, model, instructions that matter, cores."""
     from obert_modifiers.cpu import host_cpu
 
     cpu = host_cpu()

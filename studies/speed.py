@@ -37,7 +37,7 @@ def lengths_of(place: Place, job: Job, count: int) -> list[int]:
 
 
 def cases_of(table: Table, place: Place, task: str) -> Iterator[Case]:
-    """List what is measured: each row's file of seed 0, on each engine that reads it."""
+    """List each row's file of seed 0, on each engine that reads it."""
     told = table.told["speed"]
     jobs = [j for j in table.jobs("small", [0]) if j.run.task == task and j.form]
     for batch in told["batches"]:
@@ -50,7 +50,9 @@ def cases_of(table: Table, place: Place, task: str) -> Iterator[Case]:
                 size = (batch, max(lengths))
                 yield Case(job.row, path, engine, *size, lengths=tuple(lengths))
                 if engine == "openvino" and job.row == "dense":
-                    yield Case(job.row, path, engine, *size, True, lengths=tuple(lengths))
+                    yield Case(
+                        job.row, path, engine, *size, True, lengths=tuple(lengths)
+                    )
 
 
 def file_of(folder: Path, form: str, engine: str) -> Path | None:
@@ -63,7 +65,11 @@ def file_of(folder: Path, form: str, engine: str) -> Path | None:
 
 
 def lines(
-    table: Table, place: Place, task: str, effort: Effort, environment: Mapping[str, Any]
+    table: Table,
+    place: Place,
+    task: str,
+    effort: Effort,
+    environment: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
     """Measure a task's rows."""
     found = []
@@ -74,5 +80,7 @@ def lines(
         told += (figures["batches"], environment["machine"]["cores"])
         told += (environment["commit"],)
         told += ("; ".join(f"{k} {v}" for k, v in environment["versions"].items()),)
-        found.append(dict(zip(COLUMNS, (*told, machine_name(environment)), strict=True)))
+        found.append(
+            dict(zip(COLUMNS, (*told, machine_name(environment)), strict=True))
+        )
     return found

@@ -228,7 +228,7 @@ def of_paper(
 def _of_paper(name: Run | str, task: str) -> Run | str | None:
     """Find a model that a header names: one of the hub, or what a recipe makes.
 
-    ``RECIPE of MODEL`` starts from a model, and ``with`` gives recipe variables as JSON.
+    ``RECIPE of MODEL`` starts from a model, ``with`` gives recipe variables as JSON.
     """
     if name == "none":
         return None

@@ -16,10 +16,10 @@ LEAST = 0.002  # a difference that decides, whatever the spread
 RULE = (
     "A claim says that one row is better than others, by a margin where it names one. "
     "Two rows are told apart where the difference of their means, less the margin, is "
-    f"more than {ERRORS:g} times its standard error (from the sample standard deviations "
-    f"over the seeds) and more than {LEAST:g}. **Holds here**: better than each of the "
-    "others. **Does not hold here**: worse than one of them. **Undecided**: neither, or "
-    "fewer seeds than the claim asks for. **Not measured yet**: a row has no run."
+    f"more than {ERRORS:g} times its standard error (from the sample standard "
+    f"deviations over the seeds) and more than {LEAST:g}. **Holds here**: better than "
+    "each of the others. **Does not hold here**: worse than one of them. **Undecided**: "
+    "neither, or fewer seeds than the claim asks for. **Not measured yet**: a row has no run."
 )
 _CLAIM = set("says of left right margin at paper seeds differs".split())
 
@@ -44,8 +44,8 @@ def claims_of(table: Mapping[str, Any]) -> Iterator[Claim]:
         unknown = sorted(set(told) - _CLAIM)
         if unknown:
             raise ValueError(
-                f"claim={told.get('says')!r}: {unknown[0]} is unknown; expected some of "
-                f"{', '.join(sorted(_CLAIM))}; correct it"
+                f"claim={told.get('says')!r}: {unknown[0]} is unknown; expected some "
+                f"of {', '.join(sorted(_CLAIM))}; correct it"
             )
         rights = told["right"] if isinstance(told["right"], list) else [told["right"]]
         places = told.get("at", [None])

@@ -83,9 +83,7 @@ def test_the_frontier_is_what_nothing_beats() -> None:
     brute = {
         i
         for i, (cost, y) in enumerate(points)
-        if not any(
-            (c <= cost and z >= y) and (c, z) != (cost, y) for c, z in points
-        )
+        if not any((c <= cost and z >= y) and (c, z) != (cost, y) for c, z in points)
     }
     assert set(verdicts.frontier(points)) == brute == {0, 2, 5}
 

@@ -26,7 +26,11 @@ def test_rows_are_run_once_and_rerun_to_the_same(
     assert main([*words, "--rows", "pruned 0.8"]) == 0
     assert len(made) == 2  # the dense model, which it starts from, is made too
     (line,) = results.read(tmp_path / "results" / "words.csv")
-    assert (line["row"], line["seed"], line["metric"]) == ("pruned 0.8", "0", "accuracy")
+    assert (line["row"], line["seed"], line["metric"]) == (
+        "pruned 0.8",
+        "0",
+        "accuracy",
+    )
     assert json.loads(line["recipe_args"]) == {"final_sparsity": 0.8}
     figures = json.loads(line["figures"])
     assert figures["sparsity_encoder"] == pytest.approx(0.8, abs=1e-3)

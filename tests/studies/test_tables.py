@@ -74,7 +74,9 @@ def test_a_wrong_row_is_no_command(tmp_path: Path) -> None:
     told["rows"]["width"]["small"]["args"] = {"fisher_block_sise": 50}
     file = tmp_path / "oneshot.yaml"
     file.write_text(yaml.safe_dump(told, sort_keys=False), encoding="utf-8")
-    (job,) = [j for j in read_table(str(file)).jobs("small", [0]) if j.row == "width 50"]
+    (job,) = [
+        j for j in read_table(str(file)).jobs("small", [0]) if j.row == "width 50"
+    ]
     with pytest.raises(ValueError, match="fisher_block_sise"):
         RecipeManager.from_recipe(find_recipe(job.run.recipe), dict(job.run.args))
     told["rows"]["width"]["smal"] = {}
@@ -105,7 +107,11 @@ def test_recipes_are_those_of_their_tables() -> None:
     run = {job.run.recipe for name in PAPERS for job in read_table(name).jobs("paper")}
     left = {name for name in recipe_names() if not name.startswith(ELSEWHERE)}
     needed = {one.recipe for one in every_run("paper")}
-    assert left - needed <= {"quickstart", "quickstart_gmp", "bert-base_squad_obert-1ep_2of4-50"}
+    assert left - needed <= {
+        "quickstart",
+        "quickstart_gmp",
+        "bert-base_squad_obert-1ep_2of4-50",
+    }
     for recipe in run:
         assert recipe_setup(recipe)["table"] != "none"
 
