@@ -18,7 +18,8 @@ Written by `python -m studies results` from `studies/tables/*.yaml` and
 embedded encoder (6 layers, hidden 384) on a few thousand samples, with sizes and epochs
 that were fixed before ([tasks.yaml](../studies/tasks.yaml)). The papers' numbers are
 those of BERT-base and RoBERTa-base on whole data sets: a claim may hold there and not
-here, and the other way round. [studies/README.md](../studies/README.md) has the commands.
+here, and the other way round. [studies/README.md](../studies/README.md) has the
+commands.
 
 {rule}
 

@@ -18,8 +18,9 @@ RULE = (
     "Two rows are told apart where the difference of their means, less the margin, is "
     f"more than {ERRORS:g} times its standard error (from the sample standard "
     f"deviations over the seeds) and more than {LEAST:g}. **Holds here**: better than "
-    "each of the others. **Does not hold here**: worse than one of them. **Undecided**: "
-    "neither, or fewer seeds than the claim asks for. **Not measured yet**: a row has no run."
+    "each of the others. **Does not hold here**: worse than one of them. "
+    "**Undecided**: neither, or fewer seeds than the claim asks for. "
+    "**Not measured yet**: a row has no run."
 )
 _CLAIM = set("says of left right margin at paper seeds differs".split())
 
