@@ -78,8 +78,7 @@ def test_its_commands_run(guide: str, tmp_path: Path, monkeypatch, capsys) -> No
         assert cli.main([*words[1:], *more]) == 0, capsys.readouterr().err
     runs = [path.parent for path in tmp_path.glob("runs/*/metrics.json")]
     figures = {
-        run.name: json.loads((run / "metrics.json").read_text("utf-8"))
-        for run in runs
+        run.name: json.loads((run / "metrics.json").read_text("utf-8")) for run in runs
     }
     wanted = {"one-shot": 0.7, "pruned": 0.9, "compound": 0.8, "transferred": 0.9}
     wanted |= {"replaced": 0.8}
