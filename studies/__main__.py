@@ -113,17 +113,18 @@ def _matches(job: Job, pattern: str) -> bool:
 def _list(flags: argparse.Namespace) -> int:
     print("| table | rows | runs | left | CPU minutes left, estimated | paper's runs |")
     print("|---|---|---|---|---|---|")
-    total = 0.0
+    costs: dict[runs.Run, float] = {}
     for name in [flags.table] if flags.table else table_names():
         table = read_table(name)
         jobs = [j for j in table.jobs("small", flags.seeds) if _matches(j, flags.rows)]
         left = results.missing(jobs, results.read(results.results_of(table.name)))
-        minutes = sum({job.run: job.minutes for job in left}.values())
-        total += minutes
+        for job in left:
+            costs[job.run] = max(job.minutes, costs.get(job.run, 0.0))
+        minutes = sum(costs[run] for run in {job.run for job in left})
         counts = (len(table.rows), len(jobs), len(left), f"{minutes:.0f}")
         paper = len(table.jobs("paper", flags.seeds))
         print(f"| {table.name} | {' | '.join(map(str, counts))} | {paper} |")
-    print(f"\n{total:.0f} minutes of one core in all, dense models not counted twice")
+    print(f"\n{sum(costs.values()):.0f} minutes of one core; no run counted twice")
     return 0
 
 

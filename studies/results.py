@@ -53,14 +53,15 @@ def append(
 
 def line_of(job: Job, record: Mapping[str, Any], machine: str) -> dict[str, Any]:
     """Make the line of a job that has ended."""
-    run, metric = job.run, tasks(job.run.scale)[job.run.task]["metric"]
+    run, told = job.run, tasks(job.run.scale)[job.run.task]
+    metric = told["metric"]
     own = record["forms"][job.form] if job.form else record
     figures = own["figures"]
     spent = {name: f"{own[name]:.3f}" for name in ("minutes", "cpu_seconds")}
     versions = "; ".join(f"{k} {v}" for k, v in record["versions"].items())
     return dict(zip(IDENTITY, job.identity, strict=True)) | {
         "metric": metric,
-        "value": repr(figures[metric]),
+        "value": repr(figures[metric] * told.get("unit", 1.0)),
         "recipe": run.recipe or "",
         "recipe_hash": digest(recipe_text(run.recipe)) if run.recipe else "",
         "recipe_args": json.dumps(dict(run.args), sort_keys=True),
