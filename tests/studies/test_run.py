@@ -25,6 +25,8 @@ def test_rows_are_run_once_and_rerun_to_the_same(
     made = in_this_process(monkeypatch)
     assert main([*words, "--rows", "pruned 0.8"]) == 0
     assert len(made) == 2  # the dense model, which it starts from, is made too
+    kept = [(folder / runs.WEIGHTS).is_file() for folder in made]
+    assert kept == [True, False]  # nothing needs the pruned one
     (line,) = results.read(tmp_path / "results" / "words.csv")
     assert (line["row"], line["seed"], line["metric"]) == (
         "pruned 0.8",
@@ -49,15 +51,6 @@ def test_rows_are_run_once_and_rerun_to_the_same(
     assert rerun["value"] == line["value"] and rerun["run"] == line["run"]
     one, other = (json.loads(x["figures"])["loss"] for x in (line, rerun))
     assert one == other
-
-
-def test_models_that_nobody_needs_are_not_kept(
-    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = in_this_process(monkeypatch)
-    assert main([*words, "--rows", "pruned 0.5"]) == 0
-    kept = {folder: (folder / runs.WEIGHTS).is_file() for folder in made}
-    assert list(kept.values()) == [True, False]
 
 
 def test_the_clock_and_failures_leave_runs_for_later(

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from obert_modifiers.recipe import load_recipe
 from obert_modifiers.recipe.manager import RecipeManager
+from obert_modifiers.recipe.plan import plan_recipe
 from obert_modifiers.resources import recipe_names, recipe_path, recipe_setup
 from obert_modifiers.tasks import load
 from studies import runs, tables, verdicts
@@ -47,25 +49,22 @@ def test_every_row_is_a_command(scale: str, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(runs, "shuffled", lambda source, kept, count: kept)
     made = every_run(scale)
     assert len(made) > 60
-    recipes, commands = set(), set()
+    commands, loaded = set(), set()
     for run in made:
-        told = tables.tasks(scale)[run.task]
+        name = tables.tasks(scale)[run.task]["task"]
         words = PLACE.words(run)
-        command = told["task"], *(w for w in words if w.startswith("--"))
+        command = name, run.task, *(word for word in words if word.startswith("--"))
         if command not in commands:
-            parsed = load(told["task"]).parse(words)
+            commands.add(command)
+            parsed = load(name).parse(words)
             parsed.data.check()
             parsed.train.check()
             assert parsed.train.output_dir == str(PLACE.folder(run))
             assert parsed.data.max_seq_length < 513
-        commands.add(command)
-        if run.recipe is not None:
-            recipes.add((run.recipe, str(sorted(run.args.items())), run))
-    loaded = set()
-    for recipe, args, run in recipes:
-        if (recipe, args) not in loaded:
-            RecipeManager.from_recipe(find_recipe(recipe), dict(run.args))
-        loaded.add((recipe, args))
+        recipe = run.recipe, str(sorted(run.args.items()))
+        if run.recipe is not None and recipe not in loaded:
+            loaded.add(recipe)
+            load_recipe(find_recipe(run.recipe), dict(run.args))
     assert len(loaded) > 20 and len(commands) > 3
 
 
@@ -78,7 +77,7 @@ def test_a_wrong_row_is_no_command(tmp_path: Path) -> None:
         j for j in read_table(str(file)).jobs("small", [0]) if j.row == "width 50"
     ]
     with pytest.raises(ValueError, match="fisher_block_sise"):
-        RecipeManager.from_recipe(find_recipe(job.run.recipe), dict(job.run.args))
+        load_recipe(find_recipe(job.run.recipe), dict(job.run.args))
     told["rows"]["width"]["smal"] = {}
     file.write_text(yaml.safe_dump(told), encoding="utf-8")
     with pytest.raises(ValueError, match="smal is unknown"):
@@ -143,9 +142,6 @@ def test_levers_begin_with_the_shipped_recipe() -> None:
 
 
 def test_the_first_event_and_the_others_follow_one_cubic() -> None:
-    from obert_modifiers.recipe import load_recipe
-    from obert_modifiers.recipe.plan import plan_recipe
-
     found = []
     for name in ("levers", "levers_first"):
         plan = plan_recipe(load_recipe(find_recipe(f"recipes/{name}.yaml")))
