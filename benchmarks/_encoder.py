@@ -1,6 +1,5 @@
 """The embedded encoder, fine-tuned, with its data: what several benchmarks prune."""
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 import torch
 from _common import ROOT
+from _data import DATA_VARIABLE, data_folder, shuffled
 from datasets import load_dataset
 from rich.console import Console
 from torch import Tensor, nn
@@ -30,7 +30,6 @@ from obert_modifiers.training.batches import (
 
 MOVIES, SST2 = "movie_snippets", "sst2"
 DATASETS = (MOVIES, SST2)
-DATA_VARIABLE = "OBERT_SHARED_DATA"
 KEPT = ROOT / "runs" / "bench"
 MAX_LENGTH = 128
 SST2_SENTENCES = 20_000
@@ -53,21 +52,6 @@ class DataSet:
     sentences: int
 
 
-def data_folder(named: Path | None = None) -> Path:
-    """Find the folder of the data sets that are not shipped.
-
-    Args:
-        named: What the command line says.
-
-    Returns:
-        That, or what the environment variable `DATA_VARIABLE` names, or
-        ``../shared/data`` beside the checkout; it need not exist.
-    """
-    if named is None and DATA_VARIABLE in os.environ:
-        named = Path(os.environ[DATA_VARIABLE])
-    return named or ROOT.parent / "shared" / "data"
-
-
 def find(name: str, data: Path | None = None) -> DataSet | None:
     """Find a data set; where its files are missing, say so.
 
@@ -88,13 +72,8 @@ def find(name: str, data: Path | None = None) -> DataSet | None:
             f"name the folder above with --data or in {DATA_VARIABLE}"
         )
         return None
-    shuffled = KEPT / f"{name}_train.parquet"
-    if not shuffled.is_file():
-        KEPT.mkdir(parents=True, exist_ok=True)
-        rows = load_dataset("parquet", data_files=str(files["train"]), split="train")
-        part = rows.shuffle(seed=0).select(range(SST2_SENTENCES))
-        part.to_parquet(str(shuffled))
-    return DataSet(name, files | {"train": shuffled}, KEPT / name, SST2_SENTENCES)
+    part = shuffled(files["train"], KEPT / f"{name}_train.parquet", SST2_SENTENCES)
+    return DataSet(name, files | {"train": part}, KEPT / name, SST2_SENTENCES)
 
 
 def dense_model(dataset: DataSet | None = None) -> nn.Module:

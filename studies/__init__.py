@@ -1,0 +1,1 @@
+"""The papers' tables, rerun: a driver, a YAML file a table, a CSV line a run."""

@@ -1,0 +1,68 @@
+"""One run in a process of its own: `python -m studies.one FOLDER_OF_ITS_ORDER`."""
+
+import json
+import resource
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks._common import environment
+from obert_modifiers import tasks
+from obert_modifiers.sizes import MB, gzip_bytes, plain_bytes
+from studies.forms import FORMS, export
+from studies.runs import RECORD, WEIGHTS, read_record
+
+
+def main(folder: Path) -> None:
+    """Train, measure what was asked for, and leave a record."""
+    order = json.loads((folder / "order.json").read_text(encoding="utf-8"))
+    record = read_record(folder)
+    started, used = time.perf_counter(), cpu_seconds()
+    if order["words"]:
+        found = tasks.main(order["task"], order["words"])
+        record = {"figures": figures(found), "forms": {}, "notes": found["notes"]}
+        record |= environment() | spent(started, used)
+    for form in order["forms"]:
+        if form not in record["forms"]:
+            record["forms"][form] = measure(folder, form, order) | spent(started, used)
+    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    if not order["keep"]:
+        (folder / WEIGHTS).unlink(missing_ok=True)
+    if not order["keep_exports"]:
+        shutil.rmtree(folder / "export", ignore_errors=True)
+
+
+def measure(folder: Path, form: str, order: dict[str, Any]) -> dict[str, Any]:
+    """Export a run, and evaluate the file."""
+    from obert_modifiers.deploy.evaluate import Request, evaluate_file
+
+    path = export(folder, form, order["task"])
+    # The data is that of the run's own command.
+    asked = Request(path, order["task"], FORMS[form], folder, ("--use_cpu",))
+    found = evaluate_file(asked)
+    sizes = {"file_mb": plain_bytes([path]) / MB, "gzip_mb": gzip_bytes([path]) / MB}
+    return {"figures": figures(found) | sizes}
+
+
+def spent(started: float, used: float) -> dict[str, float]:
+    """Return minutes and processor seconds since a time."""
+    minutes = (time.perf_counter() - started) / 60
+    return {"minutes": minutes, "cpu_seconds": cpu_seconds() - used}
+
+
+def cpu_seconds() -> float:
+    """Count the processors' time of this process, over all threads."""
+    own = resource.getrusage(resource.RUSAGE_SELF)
+    return own.ru_utime + own.ru_stime
+
+
+def figures(record: dict[str, Any]) -> dict[str, float]:
+    """Keep what is a number."""
+    numbers = (int, float)
+    return {k: v for k, v in record.items() if type(v) in numbers and k != "seed"}
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
