@@ -1,7 +1,8 @@
 """Load, check and drive a recipe: a thin wrapper around the host's manager."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from obert_modifiers.host.state import cannot_be_saved, known, load_state, state
 from obert_modifiers.modifiers._losses import with_distillation
 from obert_modifiers.modifiers._targets import unwrap
 from obert_modifiers.modifiers._teacher import TeacherModifier
+from obert_modifiers.modifiers.averaging import WeightAveragingModifier
 from obert_modifiers.modifiers.early_stopping import EarlyStoppingModifier
 from obert_modifiers.modifiers.layer_drop import LayerDropModifier
 from obert_modifiers.recipe import changes, environment
@@ -113,6 +115,11 @@ class RecipeManager:
     def early_stopping(self) -> EarlyStoppingModifier | None:
         """The modifier that ends the training early, if the recipe has one."""
         return next(iter(self._of(EarlyStoppingModifier)), None)
+
+    @property
+    def averages(self) -> bool:
+        """Whether the recipe ends with an average of the weights."""
+        return bool(self._of(WeightAveragingModifier))
 
     @property
     def teacher(self) -> str | None:
@@ -281,6 +288,17 @@ class RecipeManager:
         place = (model, optimizer, epoch, steps_per_epoch)
         return self.host.loss_update(loss, *place, **batch)
 
+    @contextmanager
+    def averaged(self, model: Module) -> Iterator[None]:
+        """Have the average of the weights in the model while it is evaluated.
+
+        Where no modifier averages yet, the model stays as it is.
+        """
+        with ExitStack() as stack:
+            for averaging in self._of(WeightAveragingModifier):
+                stack.enter_context(averaging.averaged(model))
+            yield
+
     def evaluated(
         self, model: Module, metrics: Mapping[str, float], epoch: float
     ) -> bool:
@@ -300,6 +318,9 @@ class RecipeManager:
         """Let go of the model; :meth:`sparsity` keeps its last value."""
         self.sparsity()
         self.restore_best(model)
+        # Before ranges are fixed, which then are those of the average.
+        for averaging in self._of(WeightAveragingModifier):
+            averaging.leave(model)
         self.host.finalize(model)
         self._restructured, self._dense = False, None
 

@@ -1,6 +1,7 @@
 """The training loop on ``accelerate``."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -244,7 +245,8 @@ class _Run(Run):
         losses.clear()
 
     def _evaluate(self) -> dict[str, float]:
-        metrics = evaluate(self.wrapped, self.data, self.config, self.accelerator)
+        with self.manager.averaged(self.model) if self.manager else nullcontext():
+            metrics = evaluate(self.wrapped, self.data, self.config, self.accelerator)
         record = {"step": self.stepper.steps, "epoch": self.stepper.epoch, **metrics}
         self.journal.write("eval", record | {"headline": list(self.data.headline)})
         return metrics

@@ -105,6 +105,7 @@ RECIPES = {
     "early": HEAD
     + "  - !EarlyStoppingModifier {metric: loss, mode: max, patience: 1}\n",
     "obert": OBERT,
+    "average": f"{GMP}  - !WeightAveragingModifier {{start_epoch: 2.0, decay: 0.8}}\n",
     "gmp": GMP,
     "nm": N_M,
     "qat": QAT,
