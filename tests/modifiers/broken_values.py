@@ -40,6 +40,7 @@ _ROWS = [
     (OBERT, {"damp_fraction": 0.1, "damp": 1e-07}, Rule.BOTH),
     (OBERT, {"selection": "gready"}, Rule.CHOICE),
     (OBERT, {"update": "none"}, Rule.CHOICE),
+    (OBERT, {"first_order": True, "update": "row"}, Rule.BOTH),
     (OBERT, {"grad_granularity": "token"}, Rule.CHOICE),
     (OBERT, {"grad_sampler_kwargs": 8}, Rule.MAPPING),
     (OBERT, {"memory_budget": "8XB"}, Rule.BYTES),
@@ -100,7 +101,7 @@ _ROWS = [
 BROKEN = [
     (name, keys, [*keys][-1], rule) for names, keys, rule in _ROWS for name in names
 ]
-assert len(BROKEN) == 92
+assert len(BROKEN) == 93
 
 # The sentences, one of each form.
 SAID = [

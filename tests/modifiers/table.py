@@ -151,6 +151,7 @@ TABLE = [
     _obert(block=10),
     _obert("block4", mask_type="block4"),
     _obert("block:2x2", mask_type="block:2x2", selection="independent"),
+    _obert("rows", update="row"),
     _obert("2:4", **HALF),
     _obert("2:4 by single groups", **HALF, **SINGLE),
     _gmp(),
@@ -182,7 +183,7 @@ TABLE = [
     _other("FrozenParamsModifier", params=["re:.*embedding.*"], **SPAN),
     _other("ConstantMasksModifier", params="__ALL_ENCODER__", **SPAN),
 ]
-assert len(TABLE) == 26
+assert len(TABLE) == 27
 
 
 def default_row(cls: type) -> Row:
