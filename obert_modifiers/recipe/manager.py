@@ -1,7 +1,7 @@
 """Load, check and drive a recipe: a thin wrapper around the host's manager."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -174,14 +174,20 @@ class RecipeManager:
         self._recipe.check(lambda one: environment.output_faults(one, output))
 
     def apply_structure(
-        self, model: Module, *, teacher: Module | str | None = None
+        self,
+        model: Module,
+        *,
+        teacher: Module | str | None = None,
+        loss: Callable[[Module], float] | None = None,
     ) -> None:
         """Drop the layers that the recipe drops, of all its stages, in place.
 
         To be called before anything holds the model's parameters or looks for their
         names: an optimizer, a wrapper for parallel training, :meth:`check_model`.
         :meth:`initialize` does it first where it was not called. For the teacher
-        ``"self"`` a copy of the model as it is now is kept. Raises ``RecipeError`` if
+        ``"self"`` a copy of the model as it is now is kept. ``loss`` gives the loss of
+        a model on calibration samples, the same in all processes, by which ``choice:
+        measured`` goes. Raises ``RecipeError`` if
         the model does not have the layers.
         """
         drops = self._of(LayerDropModifier)
@@ -193,7 +199,7 @@ class RecipeManager:
             self._recipe.check(
                 lambda one: environment.model_faults(one, model), only=drop
             )
-            drop.initialize(model, loggers=silent_loggers())
+            drop.initialize(model, loggers=silent_loggers(), calibration_loss=loss)
         self._restructured = True
 
     def _dense_teacher(self, named: Module | str | None) -> Module | str | None:

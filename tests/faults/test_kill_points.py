@@ -118,6 +118,7 @@ POINTS = [
     one("early", "before it is told", Kill(EVALUATE, 2)),
     one("average", "averaging", Kill(STEP, 13), quick=True),
     one("average", "in an evaluation", Kill("core.snapshot:restore_snapshot_")),
+    one("texts", "between micro-batches", Kill(MICRO, 15)),
     # Killed again while it resumes, and several times.
     one("obert", "while resuming", Kill(STEP, 8), Kill(RESTORE)),
     one("qat", "while resuming", Kill(STEP, 11), Kill(RESTORE, 1, "after")),
