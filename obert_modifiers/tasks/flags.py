@@ -59,6 +59,14 @@ class DataSetArguments:
     train_file: str | None = flag(None, "A csv, tsv, json, jsonl, parquet or txt file.")
     validation_file: str | None = flag(None, "The same, to evaluate on.")
     test_file: str | None = flag(None, "The same, to predict.")
+    distill_file: str | None = flag(
+        None,
+        "The same, of texts whose labels are not read: they join the training with the "
+        "teacher's loss only.",
+    )
+    distill_share: float = flag(
+        0.5, "The share of a training batch that they are, beside its samples."
+    )
     validation_ratio: float | None = flag(
         None, "The share of the training data kept for validation, between 0 and 1."
     )
@@ -80,6 +88,7 @@ class DataSetArguments:
         check_positive(self, "max_seq_length", "max_train_samples", "max_eval_samples")
         check_positive(self, "preprocessing_num_workers")
         check_share(self, "validation_ratio")
+        check_share(self, "distill_share", 0.5)
         if self.eval_on_test and self.validation_ratio is not None:
             raise ValueError(
                 "--eval_on_test and --validation_ratio exclude each other; drop one"

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import nn
 from obert_modifiers.core.attention import plain_attention
 from obert_modifiers.core.distributed.parallel import all_reduce_count
 from obert_modifiers.recipe.manager import RecipeManager
-from obert_modifiers.training.batches import Batch, TaskData, inputs_of
+from obert_modifiers.training.batches import Batch, TaskData, inputs_of, mean_loss
 from obert_modifiers.training.checkpoint import find_whole
 from obert_modifiers.training.checks import check_run
 from obert_modifiers.training.config import TrainConfig, TrainResult
@@ -28,7 +29,11 @@ from obert_modifiers.training.environment import (
     products_in_tf32,
     translate_lost_rank_errors,
 )
-from obert_modifiers.training.evaluation import evaluate, make_accelerator
+from obert_modifiers.training.evaluation import (
+    calibration_loss,
+    evaluate,
+    make_accelerator,
+)
 from obert_modifiers.training.guards import FiniteGuard
 from obert_modifiers.training.journal import Journal, Reporter, Trackers, trackers_of
 from obert_modifiers.training.run import Run
@@ -61,11 +66,17 @@ def train(
     check_run(model, data, config, manager, teacher)
     folder = Path(config.output_dir)
     checkpoint = find_whole(config.resume_from_checkpoint, folder)
+    accelerator = make_accelerator(config)
     if manager is not None:
         # The optimizer and the parallel wrapper must not know dropped layers.
-        manager.apply_structure(model, teacher=teacher)
+        manager.apply_structure(
+            model,
+            teacher=teacher,
+            loss=partial(
+                calibration_loss, data=data, seed=config.seed, device=accelerator.device
+            ),
+        )
         manager.check_model(model)
-    accelerator = make_accelerator(config)
     check_not_sharded(accelerator, model)
     if config.tf32:
         check_tf32(accelerator.device)
@@ -205,7 +216,7 @@ class _Run(Run):
     def _micro_batch(self, batch: Batch) -> torch.Tensor:
         with plain_attention(self.model) if self.slow_attention else nullcontext():
             outputs = self.wrapped(**inputs_of(batch))
-        loss = self.data.sample_loss(outputs, batch).mean()
+        loss = mean_loss(self.data.sample_loss(outputs, batch), batch)
         if self.manager is not None:
             with self.accelerator.autocast():
                 loss = self.manager.loss(
@@ -253,7 +264,8 @@ class _Run(Run):
         losses.clear()
 
     def _evaluate(self) -> dict[str, float]:
-        metrics = evaluate(self.wrapped, self.data, self.config, self.accelerator)
+        with self.manager.averaged(self.model) if self.manager else nullcontext():
+            metrics = evaluate(self.wrapped, self.data, self.config, self.accelerator)
         record = {"step": self.stepper.steps, "epoch": self.stepper.epoch, **metrics}
         self.journal.write("eval", record | {"headline": list(self.data.headline)})
         return metrics
