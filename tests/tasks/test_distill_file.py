@@ -85,7 +85,11 @@ def test_a_run_learns_from_them(run_task, small, tmp_path) -> None:
         (TWO_EPOCHS + SELF.format(1.0, "disable"), {}, "have no loss without"),
         (TWO_EPOCHS + SELF.format(0.0, "self"), {}, "hardness above 0"),
         (None, {"distill_share": 1.0}, "--distill_share=1.0 is outside"),
-        (None, {"distill_file": tmp_path / "no.txt"}, "--distill_file=.*no.txt does not exist"),
+        (
+            None,
+            {"distill_file": tmp_path / "no.txt"},
+            "--distill_file=.*no.txt does not exist",
+        ),
     ]:
         if text is not None:
             recipe.write_text(text, encoding="utf-8")
