@@ -49,8 +49,8 @@ class WeightAveragingModifier(KeyedModifier, ScheduledModifier):
             decay: 0.99
     """
 
-    start_epoch = SharedKeys.start_epoch.means(
-        "Epoch of the first step whose weights count."
+    start_epoch = SharedKeys.start_epoch.but(
+        meaning="Epoch of the first step whose weights count."
     )
     decay = Key(rules.INSIDE, None).means(
         "Share of the average that each step leaves; none for the mean of the weights "

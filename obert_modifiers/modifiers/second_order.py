@@ -56,6 +56,9 @@ class SecondOrderKeys(KeyedModifier):
     num_recomputations = Key(rules.COUNT, 1, later=True).means(
         "Sub-steps of an event, each with a fresh Fisher."
     )
+    first_recomputations = Key(rules.COUNT, None, later=True, silent=True).means(
+        "Sub-steps of the first event; those of all where it is not given."
+    )
     grad_granularity = Key(choice("sample", "batch"), "sample", later=True).means(
         "sample for the gradient of each sample, batch for that of a batch's mean "
         "loss, as in SparseML."
@@ -144,6 +147,7 @@ class SecondOrder:
         self.draws = 0
         self.reached: list[float] | None = None
         self._fisher_loss = values["fisher_loss"]
+        self._first = values["first_recomputations"] or self.config.num_recomputations
         self._source: GradientSource | None = None
 
     def connect(self, offered: Mapping[str, Any]) -> None:
@@ -181,6 +185,10 @@ class SecondOrder:
         if self.config.update == "row":
             core.pruning.rows.check_linear(model, targets)
 
+    def recomputations(self, event: int) -> int:
+        """Return the sub-steps of an event, counted from 0."""
+        return self.config.num_recomputations if event else self._first
+
     def plan(self, targets: Sequence[Target], ranks: int | None = None) -> MemoryPlan:
         """Plan the Fisher state of an event; an error if the budget is too small.
 
@@ -210,7 +218,10 @@ class SecondOrder:
         ``global_sparsity`` all that share one have the same threshold. ``pattern`` is
         the structure of this event.
         """
-        config = replace(self.config, pattern=pattern)
+        count, draw = self.recomputations(self.draws), self.draws
+        if draw:  # behind the draws of the first event's sub-steps
+            draw += -(-self._first // count) - 1
+        config = replace(self.config, pattern=pattern, num_recomputations=count)
         result = core.pruning.pruning_step.second_order_step_(
             model,
             masks.targets,
@@ -219,7 +230,7 @@ class SecondOrder:
             global_sparsity=global_sparsity,
             config=config,
             source=self._source,
-            draw=self.draws,
+            draw=draw,
             reached=self.reached,
         )
         self.draws += 1

@@ -50,7 +50,7 @@ def assigned(kind: str) -> Counter:
 
 def test_each_key_is_declared_in_one_place() -> None:
     found = assigned("Key")
-    assert set(found) == ALL_KEYS and len(found) == 53
+    assert set(found) == ALL_KEYS and len(found) == 55
     assert set(found.values()) == {1}
 
 

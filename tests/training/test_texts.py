@@ -11,7 +11,7 @@ from obert_modifiers.training.batches import EpochBatches, WithTexts, mean_loss
 from obert_modifiers.training.draws import SeededCollate
 from tests.modifiers.driving import same
 from tests.modifiers.table import make_model
-from tests.training.toy import make_task, records
+from tests.training.toy import each_step, make_task, records
 
 RANGE = "modifiers:\n  - !EpochRangeModifier {start_epoch: 0.0, end_epoch: 1.0}\n"
 DISTIL = "  - !LogitDistillationModifier {{hardness: {h}, temperature: 1.0}}\n"
@@ -117,3 +117,23 @@ def test_a_run_goes_on_with_the_texts_that_it_began_with(tmp_path) -> None:
     other = replace(with_texts(), texts_share=0.5)
     with pytest.raises(ValueError, match="texts_without_labels=.* was .* when the"):
         run(tmp_path, other, **saving, resume_from_checkpoint="last")
+
+
+class Broken(Exception):
+    """The power is gone."""
+
+
+def test_a_run_that_broke_off_goes_on_with_the_same_texts(tmp_path) -> None:
+    whole, losses = run(tmp_path / "a", with_texts())
+
+    def stop(stepper, step):
+        if stepper.steps == 5:
+            raise Broken
+        return step()
+
+    saving = {"save_strategy": "steps", "save_steps": 3}
+    with each_step(stop), pytest.raises(Broken):
+        run(tmp_path / "b", with_texts(), **saving)
+    how = saving | {"resume_from_checkpoint": "last"}
+    again, found = run(tmp_path / "b", with_texts(), **how)
+    assert same(again, whole) and found == losses
