@@ -8,12 +8,13 @@ import pytest
 from studies import results, runs
 from studies.__main__ import main
 from studies.tables import read_table
-from tests.studies.small import forget, in_this_process, write_study
+from tests.studies.small import forget, in_this_process, write_model, write_study
 
 
 @pytest.fixture
 def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     table = write_study(tmp_path, monkeypatch)
+    write_model(tmp_path)
     yield ["run", str(table), "--data", str(tmp_path / "data"), "--output_dir",
            str(tmp_path / "out"), "--seeds", "0"]  # fmt: skip
     forget()
