@@ -30,7 +30,7 @@ install-sparseml-cli:  ## Make .venv-sparseml-cli, in which SparseML's own scrip
 	@tools/venv.sh $(SPARSEML_VENV) sparseml-cli
 
 quickstart: install  ## Prune the embedded encoder: dense, GMP* and oBERT, one table
-	@echo "==> Running the quickstart, up to 10 minutes on 2 cores"
+	@echo "==> Running the quickstart, 9 to 13 minutes on 2 cores"
 	@$(BIN)/obert quickstart
 
 test: install  ## Run the quick tests

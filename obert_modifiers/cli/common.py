@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -44,10 +45,13 @@ def draw_table(
     rows: Sequence[Sequence[str]], left: int = 1, title: str | None = None
 ) -> Table:
     """Make a table; the first row is the head, the first `left` columns are text."""
-    table = Table(title=title)
-    for number, name in enumerate(rows[0]):
-        justify = "left" if number < left else "right"
-        table.add_column(name, justify=justify, overflow="fold")
+    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, padding=0)
+    for number, (name, *cells) in enumerate(zip(*rows, strict=True)):
+        if number < left:
+            table.add_column(name, overflow="fold")
+        else:  # numbers are never cut
+            least = max(map(len, [*name.split(), *cells]))
+            table.add_column(name, justify="right", min_width=least)
     for row in rows[1:]:
         table.add_row(*row)
     return table

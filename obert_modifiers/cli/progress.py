@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from obert_modifiers.cli.common import draw_table, figures, rank
+from obert_modifiers.cli.common import draw_table, figures, rank, table_console
 
 _LINES = 20  # plain lines about training steps in a run
 
@@ -114,7 +114,7 @@ class LogLines(logging.Handler):
 @contextmanager
 def reporting(bar: bool | None = None) -> Iterator[Reporter]:
     """Show what the package logs, only on the first process."""
-    reporter = Reporter(Console(highlight=False), bar)
+    reporter = Reporter(table_console(), bar)
     logger = logging.getLogger("obert_modifiers")
     handler = LogLines(reporter)
     level = logger.level

@@ -6,11 +6,11 @@ from typing import Any
 from obert_modifiers.core.patterns import UNSTRUCTURED, MaskPattern
 
 SELECTIONS = ("independent", "greedy")
-UPDATES = ("joint", "independent")
+UPDATES = ("joint", "independent", "row")
 FISHER_DTYPES = ("float32", "float64")
 DAMP_GRID = (0.001, 0.01, 0.1, 1.0)  # of the mean diagonal, for damp: auto
 LAYER_MAPS = ("uniform", "last")
-CHOICES = ("first_middle_last", "interleaved")  # of the layers that stay
+CHOICES = ("first_middle_last", "interleaved", "measured")  # of the layers that stay
 WHOLE = ""  # the name of a model inside itself
 
 
@@ -27,7 +27,7 @@ class SecondOrderConfig:
             ``damp`` or ``damp_fraction``.
         grad_granularity: ``"sample"`` or ``"batch"``.
         selection: ``"independent"`` or ``"greedy"``.
-        update: ``"joint"`` or ``"independent"``.
+        update: ``"joint"``, ``"independent"``, or ``"row"``: joint, then whole rows.
         num_recomputations: Sub-steps with a fresh Fisher each.
         fisher_dtype: Precision of the sums, ``"float64"`` or ``"float32"``.
         memory_budget: Bytes that an event may take on the device of one process,

@@ -7,7 +7,8 @@ from torch import Tensor
 
 # What a task's loss is computed from, and the model is not called with.
 SAMPLE_IDS = "sample_ids"  # numbers that tell the samples apart
-LABELS = ("labels", "start_positions", "end_positions", SAMPLE_IDS)
+UNLABELLED = "unlabelled"  # True for samples whose labels only fill their places
+LABELS = ("labels", "start_positions", "end_positions", SAMPLE_IDS, UNLABELLED)
 EMBEDDING = "sentence_embedding"  # the output that sentence-transformers names so
 TEACHERS_OWN = "teacher_"  # how the inputs begin that only the teacher gets
 # What logits stand for, as transformers' ``problem_type`` names it; elsewhere classes.

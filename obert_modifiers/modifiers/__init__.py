@@ -3,6 +3,7 @@
 The rest of the package finds them in the registry.
 """
 
+from obert_modifiers.modifiers.averaging import WeightAveragingModifier
 from obert_modifiers.modifiers.constant_masks import ConstantMasksModifier
 from obert_modifiers.modifiers.distillation import LogitDistillationModifier
 from obert_modifiers.modifiers.early_stopping import EarlyStoppingModifier

@@ -109,6 +109,13 @@ class GradualPruningModifier(PruningKeys, MaskingModifier, ScheduledUpdateModifi
             except ValueError as error:
                 fault = Fault(Rule.MODEL, "mask_type", broken=str(error))
                 raise FaultError(fault) from error
+        if self._engine is not None:
+            try:
+                self._engine.check_layers(model, targets)
+            except ValueError as error:
+                raise FaultError(
+                    Fault(Rule.MODEL, "update", broken=str(error))
+                ) from error
         return list(zip(targets, goals.values(), strict=True))
 
     def initialize(self, module, epoch=0, loggers=None, **kwargs) -> None:

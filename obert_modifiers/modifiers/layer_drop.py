@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -24,13 +25,20 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+MEASURED = CHOICES[2]
+
+_LOGGER = logging.getLogger(__name__)
+
+
 @recipe_modifier()
 class LayerDropModifier(KeyedModifier, ScheduledModifier):
     """Keep some of the encoder's layers and drop the others, for good.
 
     oBERT section 4.3, "direct" layer dropping; oBERTa section 3. Without ``choice``
     or a list, three layers are the first, the middle and the last, and any other
-    number is interleaved: 0, 6, 11 and 0, 2, 4, 6, 8, 11 of twelve. The model's
+    number is interleaved: 0, 6, 11 and 0, 2, 4, 6, 8, 11 of twelve. With ``choice:
+    measured`` the layer goes whose absence leaves the lowest loss of training samples,
+    one after the other: for a model that is trained for the task. The model's
     configuration says how many are left, so that the saved model loads without us.
 
     Order of its hooks: ``initialize`` drops the layers, before any other modifier
@@ -52,7 +60,8 @@ class LayerDropModifier(KeyedModifier, ScheduledModifier):
         "How many layers stay, at least 2, or a list of their indices, counted from 0."
     )
     choice = Key(rules.choice(*CHOICES), None).means(
-        "first_middle_last, for three layers, or interleaved."
+        "first_middle_last, for three layers; interleaved; or measured, for a trained "
+        "model: one after the other goes without which the loss is lowest."
     )
     drop = Key(rules.LAYER_NAMES, None).means(
         "In the place of keep, the full names of the layers that go, as "
@@ -125,10 +134,24 @@ class LayerDropModifier(KeyedModifier, ScheduledModifier):
                 "that are to be dropped; expected the model before it is wrapped; call "
                 "RecipeManager.apply_structure first"
             )
-        dropped = core.layer_drop.drop_layers_(model, self.plan(model))
+        kept = self.plan(model)
+        if self._choice == MEASURED:
+            kept = self._measured(model, kwargs.get("calibration_loss"))
+        dropped = core.layer_drop.drop_layers_(model, kept)
         self.kept = dropped.kept
         self._model = weakref.ref(model)
         self._gone = [weakref.ref(parameter) for parameter in dropped.parameters]
+
+    def _measured(self, model: nn.Module, loss: Any) -> tuple[int, ...]:
+        if loss is None:
+            raise ValueError(
+                "choice=measured has no samples to measure on; expected those of the "
+                "training; drop layers with `obert train` or obert_modifiers.training, "
+                "or write the indices of the layers into keep"
+            )
+        kept = core.layer_drop.measure_layers(model, self._keep, loss)
+        _LOGGER.info("choice=measured: the layers %s stay", list(kept))
+        return core.layer_drop.plan_layers(model, kept)
 
     def optimizer_pre_step(self, module, optimizer, epoch, steps_per_epoch) -> None:
         """Refuse an optimizer that holds dropped layers, at the first step."""

@@ -109,6 +109,13 @@ def NOT_NEGATIVE(value: float) -> float | None:
     return value if value >= 0.0 else None
 
 
+@simple(
+    Rule.FRACTION, "is outside (0, 1)", "a number between 0 and 1", "write one", NUMBER
+)
+def INSIDE(value: float) -> float | None:
+    return value if 0.0 < value < 1.0 else None
+
+
 _OFTEN = "epochs between events, or -1 for every step"
 
 

@@ -65,7 +65,10 @@ class SecondOrderKeys(KeyedModifier):
     )
     _update_rule = Key(
         choice(*options.UPDATES), "joint", later=True, name="update"
-    ).means("How the remaining weights are updated.")
+    ).means(
+        "How the remaining weights are updated; row fits them again after joint, over "
+        "whole output rows of Linear layers, to the layers' outputs."
+    )
     fisher_dtype = Key(choice(*options.FISHER_DTYPES), "float64", later=True).means(
         "Precision of the Fisher's sums: float64, or float32 for half the memory and "
         "less time, where the dampening is not far below the gradients."
@@ -90,6 +93,12 @@ class SecondOrderKeys(KeyedModifier):
             broken = f"and damp_fraction={fraction} are both given"
             said = broken, "one of them", "leave damp out"
             yield Fault.of(Rule.BOTH, "damp", damp, *said)
+
+    @between("update", "first_order")
+    def _one_aim(update: str, first_order: bool) -> Iterator[Fault]:
+        if update == "row" and first_order:
+            said = "and first_order=true are both given", "one of them", "write joint"
+            yield Fault.of(Rule.BOTH, "update", update, *said)
 
     @between("fisher_block_size", "mask_type")
     def _whole_groups(width: int, mask_type: str) -> Iterator[Fault]:
@@ -166,6 +175,11 @@ class SecondOrder:
                 raise ValueError(
                     f"{said}: embeddings have no loss of their own; expected {expected}"
                 )
+
+    def check_layers(self, model: nn.Module, targets: Sequence[Target]) -> None:
+        """Check that what ``update: row`` fits are linear layers."""
+        if self.config.update == "row":
+            core.pruning.rows.check_linear(model, targets)
 
     def plan(self, targets: Sequence[Target], ranks: int | None = None) -> MemoryPlan:
         """Plan the Fisher state of an event; an error if the budget is too small.

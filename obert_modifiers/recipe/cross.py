@@ -13,6 +13,7 @@ from obert_modifiers.faults import Fault, Rule
 from obert_modifiers.modifiers._gradual import GradualPruningModifier
 from obert_modifiers.modifiers._targets import ALL, ALL_ENCODER, TOKENS, unwrap
 from obert_modifiers.modifiers._teacher import TeacherModifier
+from obert_modifiers.modifiers.averaging import WeightAveragingModifier
 from obert_modifiers.modifiers.early_stopping import EarlyStoppingModifier
 from obert_modifiers.modifiers.layer_drop import LayerDropModifier
 from obert_modifiers.modifiers.qat import QATModifier
@@ -49,6 +50,7 @@ def cross_faults(everyone: Sequence[Placed], complete: bool) -> Iterator[Found]:
     if complete:
         yield from _masks_released_early(everyone)
         yield from _nothing_to_distil(everyone)
+        yield from _averaged_in_vain(everyone)
 
 
 def cross_notes(everyone: Sequence[Placed]) -> Iterator[Found]:
@@ -302,11 +304,7 @@ def _stopped_too_early(everyone: Sequence[Placed]) -> Iterator[Found]:
         wrong = "is that of a second EarlyStoppingModifier; expected one in a recipe; "
         metric = again.modifier.metric
         yield again, Fault(Rule.CONFLICT, "metric", metric, f"{wrong}remove one")
-    # The last pruning event, or where quantization begins.
-    gradual, quantizing = gradual_in(everyone), of_kind(everyone, KINDS.quantization)
-    changes = [(max(p.start, p.modifier.end_epoch), p.tag) for p in gradual]
-    changes += [(p.modifier.start_epoch, p.tag) for p in quantizing]
-    last, name = max(changes, default=(0.0, ""))
+    last, name = _last_change(everyone)
     for stopper in stoppers:
         start = stopper.modifier.start_epoch
         if last > 0.0 and start <= last:
@@ -314,3 +312,39 @@ def _stopped_too_early(everyone: Sequence[Placed]) -> Iterator[Found]:
             wrong += "the model; expected a later epoch, as the best weights from "
             wrong += f"before would undo it; write {last + 1:g}"
             yield stopper, Fault(Rule.CONFLICT, "start_epoch", f"{start:g}", wrong)
+
+
+def _last_change(everyone: Sequence[Placed]) -> tuple[float, str]:
+    """Find the last pruning event or the begin of quantization, and what does it."""
+    gradual, quantizing = gradual_in(everyone), of_kind(everyone, KINDS.quantization)
+    changes = [(max(p.start, p.modifier.end_epoch), p.tag) for p in gradual]
+    changes += [(p.modifier.start_epoch, p.tag) for p in quantizing]
+    return max(changes, default=(0.0, ""))
+
+
+def _averaged_in_vain(everyone: Sequence[Placed]) -> Iterator[Found]:
+    """Find averages of weights on other masks, or that nothing would use."""
+    averages = of_class(everyone, WeightAveragingModifier)
+    for again in averages[1:]:
+        wrong = "is a second WeightAveragingModifier; expected one in a recipe; remove "
+        yield again, Fault(Rule.CONFLICT, broken=f"{wrong}one")
+    last, name = _last_change(everyone)
+    ends = [math.ceil(e) for p in everyone for e in (p.start, p.end) if e < math.inf]
+    length = max(ends, default=0)  # as the host has it
+    for placed in averages:
+        start = placed.start
+        where = "start_epoch", f"{start:g}"
+        if start < last:
+            wrong = f"lies before epoch {last:g}, at which {name} last changes the "
+            wrong += "model; expected fixed masks, as other states cannot be averaged; "
+            yield placed, Fault(Rule.CONFLICT, *where, f"{wrong}write {last:g}")
+        elif 0 < length <= start and all(p.tag != _EPOCH_RANGE for p in everyone):
+            wrong = "is where the recipe ends, so that nothing is averaged; expected "
+            wrong += "an earlier epoch; lower it or add EpochRangeModifier"
+            yield placed, Fault(Rule.RECIPE_END, *where, wrong)
+        for stopper in of_class(everyone, EarlyStoppingModifier):
+            if stopper.modifier.restore_best:
+                wrong = "goes back to the weights of an evaluation, so that the average"
+                wrong += f" of {placed.name} is lost; expected one of the two; write "
+                where = "restore_best", "true", f"{wrong}restore_best: false"
+                yield stopper, Fault(Rule.CONFLICT, *where)

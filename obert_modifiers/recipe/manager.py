@@ -1,7 +1,8 @@
 """Load, check and drive a recipe: a thin wrapper around the host's manager."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from obert_modifiers.host.state import cannot_be_saved, known, load_state, state
 from obert_modifiers.modifiers._losses import with_distillation
 from obert_modifiers.modifiers._targets import unwrap
 from obert_modifiers.modifiers._teacher import TeacherModifier
+from obert_modifiers.modifiers.averaging import WeightAveragingModifier
 from obert_modifiers.modifiers.early_stopping import EarlyStoppingModifier
 from obert_modifiers.modifiers.layer_drop import LayerDropModifier
 from obert_modifiers.recipe import changes, environment
@@ -115,6 +117,11 @@ class RecipeManager:
         return next(iter(self._of(EarlyStoppingModifier)), None)
 
     @property
+    def averages(self) -> bool:
+        """Whether the recipe ends with an average of the weights."""
+        return bool(self._of(WeightAveragingModifier))
+
+    @property
     def teacher(self) -> str | None:
         """The teacher that the recipe names: a folder or hub id, self or disable.
 
@@ -167,14 +174,20 @@ class RecipeManager:
         self._recipe.check(lambda one: environment.output_faults(one, output))
 
     def apply_structure(
-        self, model: Module, *, teacher: Module | str | None = None
+        self,
+        model: Module,
+        *,
+        teacher: Module | str | None = None,
+        loss: Callable[[Module], float] | None = None,
     ) -> None:
         """Drop the layers that the recipe drops, of all its stages, in place.
 
         To be called before anything holds the model's parameters or looks for their
         names: an optimizer, a wrapper for parallel training, :meth:`check_model`.
         :meth:`initialize` does it first where it was not called. For the teacher
-        ``"self"`` a copy of the model as it is now is kept. Raises ``RecipeError`` if
+        ``"self"`` a copy of the model as it is now is kept. ``loss`` gives the loss of
+        a model on calibration samples, the same in all processes, by which ``choice:
+        measured`` goes. Raises ``RecipeError`` if
         the model does not have the layers.
         """
         drops = self._of(LayerDropModifier)
@@ -186,7 +199,7 @@ class RecipeManager:
             self._recipe.check(
                 lambda one: environment.model_faults(one, model), only=drop
             )
-            drop.initialize(model, loggers=silent_loggers())
+            drop.initialize(model, loggers=silent_loggers(), calibration_loss=loss)
         self._restructured = True
 
     def _dense_teacher(self, named: Module | str | None) -> Module | str | None:
@@ -281,6 +294,17 @@ class RecipeManager:
         place = (model, optimizer, epoch, steps_per_epoch)
         return self.host.loss_update(loss, *place, **batch)
 
+    @contextmanager
+    def averaged(self, model: Module) -> Iterator[None]:
+        """Have the average of the weights in the model while it is evaluated.
+
+        Where no modifier averages yet, the model stays as it is.
+        """
+        with ExitStack() as stack:
+            for averaging in self._of(WeightAveragingModifier):
+                stack.enter_context(averaging.averaged(model))
+            yield
+
     def evaluated(
         self, model: Module, metrics: Mapping[str, float], epoch: float
     ) -> bool:
@@ -300,6 +324,9 @@ class RecipeManager:
         """Let go of the model; :meth:`sparsity` keeps its last value."""
         self.sparsity()
         self.restore_best(model)
+        # Before ranges are fixed, which then are those of the average.
+        for averaging in self._of(WeightAveragingModifier):
+            averaging.leave(model)
         self.host.finalize(model)
         self._restructured, self._dense = False, None
 

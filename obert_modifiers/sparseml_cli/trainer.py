@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -185,19 +186,25 @@ def resume_epoch(patch: Patch) -> None:
 def early_stopping(patch: Patch) -> None:
     """SparseML's trainer tells a recipe nothing of its evaluations.
 
-    They are told to `EarlyStoppingModifier`, which may end the training.
+    They are told to `EarlyStoppingModifier`, which may end the training, and are of
+    the average that `WeightAveragingModifier` has.
     """
     from sparseml.transformers.sparsification import trainer as module
 
-    from obert_modifiers.modifiers import EarlyStoppingModifier
+    from obert_modifiers.modifiers import EarlyStoppingModifier, WeightAveragingModifier
     from obert_modifiers.modifiers._targets import unwrap
 
     original = module.TrainerInterface.evaluate
 
     def evaluate(self: Any, *args: Any, **kwargs: Any) -> dict[str, float]:
-        metrics = original(self, *args, **kwargs)
         running = self.manager_initialized and not self.manager_finalized
-        for modifier in self.manager.iter_modifiers() if running else ():
+        modifiers = list(self.manager.iter_modifiers()) if running else []
+        with ExitStack() as stack:
+            for modifier in modifiers:
+                if isinstance(modifier, WeightAveragingModifier):
+                    stack.enter_context(modifier.averaged(self.model))
+            metrics = original(self, *args, **kwargs)
+        for modifier in modifiers:
             if isinstance(modifier, EarlyStoppingModifier):
                 named = {k.removeprefix("eval_"): v for k, v in metrics.items()}
                 if modifier.evaluated(unwrap(self.model), named, self.state.epoch):

@@ -59,6 +59,14 @@ class DataSetArguments:
     train_file: str | None = flag(None, "A csv, tsv, json, jsonl, parquet or txt file.")
     validation_file: str | None = flag(None, "The same, to evaluate on.")
     test_file: str | None = flag(None, "The same, to predict.")
+    distill_file: str | None = flag(
+        None,
+        "The same, of texts whose labels are not read: they join the training with the "
+        "teacher's loss only.",
+    )
+    distill_share: float = flag(
+        0.5, "The share of a training batch that they are, beside its samples."
+    )
     validation_ratio: float | None = flag(
         None, "The share of the training data kept for validation, between 0 and 1."
     )
@@ -80,6 +88,7 @@ class DataSetArguments:
         check_positive(self, "max_seq_length", "max_train_samples", "max_eval_samples")
         check_positive(self, "preprocessing_num_workers")
         check_share(self, "validation_ratio")
+        check_share(self, "distill_share", 0.5)
         if self.eval_on_test and self.validation_ratio is not None:
             raise ValueError(
                 "--eval_on_test and --validation_ratio exclude each other; drop one"
@@ -118,6 +127,9 @@ class TrainArguments:
     lr_scheduler_type: str = flag("linear", "The schedule, without a recipe's.")
     warmup_ratio: float = flag(0.0, "The share of the steps that warms the rate up.")
     weight_decay: float = flag(0.0, "AdamW's; biases and LayerNorms have none.")
+    dropout: float | None = flag(
+        None, "The probability of dropout in training, in place of the model's own."
+    )
     max_grad_norm: float = flag(1.0, "Gradients are clipped to this norm.")
     per_device_train_batch_size: int = flag(8, "Samples in a batch of a process.")
     per_device_eval_batch_size: int = flag(64, "The same when it evaluates.")
@@ -167,6 +179,8 @@ class TrainArguments:
         )
         check_positive(self, "gradient_accumulation_steps", "logging_steps")
         check_positive(self, "save_steps", "save_total_limit")
+        if self.dropout != 0:
+            check_share(self, "dropout")
         if self.fp16 and self.bf16:
             raise ValueError("--fp16 and --bf16 exclude each other; drop one")
         for name in ("hub_model_id", "hub_private_repo"):

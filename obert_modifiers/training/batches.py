@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 
 from obert_modifiers.core.distributed.parallel import world
-from obert_modifiers.core.outputs import LABELS, TEACHERS_OWN, logits_of
+from obert_modifiers.core.outputs import LABELS, TEACHERS_OWN, UNLABELLED, logits_of
 from obert_modifiers.core.pruning.sampling import GradientSource, SampleRequest
 
 _LOGGER = logging.getLogger(__name__)
@@ -50,6 +50,9 @@ class TaskData:
         start_epoch: Called with the number of each epoch before its first batch.
         gradients: Another task of which second-order pruning takes the gradients, with
             the ``probes`` of a `GradientSource` as its losses; None for this one.
+        texts: Samples without labels that are only distilled, with anything in the
+            places of the labels; they join each batch of the training.
+        texts_share: The share of a batch that they are, in (0, 1).
     """
 
     train: Samples
@@ -62,6 +65,37 @@ class TaskData:
     more_validation: Mapping[str, Samples] = field(default_factory=dict)
     start_epoch: Callable[[int], None] | None = None
     gradients: "TaskData | None" = None
+    texts: Samples | None = None
+    texts_share: float = 0.5
+
+
+@dataclass(frozen=True)
+class WithTexts:
+    """Collates samples with a share of texts behind them, drawn anew for each batch.
+
+    They are drawn by torch's generator, which whoever calls it seeds.
+    """
+
+    collate: Callable[[list[dict[str, Any]]], Batch]
+    texts: Samples
+    share: float
+
+    def __call__(self, samples: list[dict[str, Any]]) -> Batch:
+        """Make a batch that tells the texts by `UNLABELLED`, ``(k,)``."""
+        count = max(1, round(len(samples) * self.share / (1.0 - self.share)))
+        drawn = torch.randint(len(self.texts), (count,)).tolist()
+        rows = [*samples, *(self.texts[i] for i in drawn)]
+        batch = dict(self.collate(rows))
+        return batch | {UNLABELLED: torch.arange(len(rows)) >= len(samples)}
+
+
+def mean_loss(losses: Tensor, batch: Batch) -> Tensor:
+    """Return the mean over a batch of its samples' losses, 0 for texts without label.
+
+    Losses are ``(k,)``.
+    """
+    alone = batch.get(UNLABELLED)
+    return losses.mean() if alone is None else losses.masked_fill(alone, 0.0).mean()
 
 
 def lengths_of(samples: Samples) -> list[int]:

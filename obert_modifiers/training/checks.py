@@ -29,6 +29,8 @@ def check_run(
     _check_data(data.train)
     check_same_classes(model, teacher)
     trackers_of(config.report_to)
+    if data.texts is not None:
+        check_taught("texts without labels", manager, teacher)
     if manager is None:
         return
     if config.save_strategy != "no":
@@ -76,6 +78,20 @@ def _check_data(samples: Sequence[dict[str, Any]]) -> None:
         )
     if not len(samples):
         raise ValueError("train data has 0 samples; expected 1 or more; look at it")
+
+
+def check_taught(what: str, manager: RecipeManager | None, teacher: Any) -> None:
+    """Check that somebody teaches what has no labels."""
+    distils = manager.distillation if manager is not None else []
+    if manager is not None and teacher is None:
+        teacher = manager.teacher
+    known = teacher not in (None, "disable")
+    if not (known and any(getattr(one, "hardness", 1.0) > 0.0 for one in distils)):
+        raise ValueError(
+            f"{what} have no loss without a teacher; expected a distillation modifier "
+            "with a hardness above 0 in the recipe, and a teacher; add them, as with "
+            "--distill_teacher"
+        )
 
 
 def check_same_classes(model: nn.Module, teacher: Any) -> None:

@@ -25,6 +25,7 @@ class TrainConfig:
     per_device_train_batch_size: int = 32  # samples of a process's micro-batch
     per_device_eval_batch_size: int = 64
     gradient_accumulation_steps: int = 1  # micro-batches of a step
+    dropout: float | None = None  # in training, in place of the model's own
     max_grad_norm: float = 1.0  # to which gradients are clipped; 0 for never
     warmup_ratio: float = 0.0  # share of the steps in which the rate rises from 0
     lr_scheduler_type: str = "linear"  # cosine, constant

@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 from torch.distributed.tensor import DTensor
+from torch.nn.modules.dropout import _DropoutNd
 
 _LOGGER = logging.getLogger(__name__)
 # Of accelerate's ways to run, those that shard the parameters.
@@ -80,6 +81,33 @@ def products_in_tf32(wanted: bool) -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
+def dropout_of(model: nn.Module, probability: float | None) -> Iterator[None]:
+    """Let every dropout of a model have this probability in the body, where given."""
+    before: list[tuple[nn.Module, str, float]] = []
+    if probability is not None:
+        for module in model.modules():  # attention has it as a number beside itself
+            named = ("p",) if isinstance(module, _DropoutNd) else vars(module)
+            before += [
+                (module, name, value)
+                for name in named
+                if isinstance(value := getattr(module, name), float)
+                and (name == "p" or "dropout" in name)
+            ]
+        if not before:
+            raise ValueError(
+                f"dropout={probability} has no dropout in the model to replace; "
+                "expected a model with dropout; leave it out"
+            )
+    try:
+        for module, name, _ in before:
+            setattr(module, name, probability)
+        yield
+    finally:
+        for module, name, value in before:
+            setattr(module, name, value)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from torch import nn
 
 from obert_modifiers.core.distillation import IGNORED_LABEL
 from obert_modifiers.training.batches import (
+    GRADIENT_BATCH_SIZE,
     Samples,
     TaskData,
     inputs_of,
@@ -18,8 +19,10 @@ from obert_modifiers.training.batches import (
     sorted_batches,
 )
 from obert_modifiers.training.config import TrainConfig
+from obert_modifiers.training.draws import SeededCollate
 
 _LOSS = "_loss"
+CALIBRATION_SAMPLES = 128
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
@@ -68,6 +71,36 @@ def predict(
         Arrays by name, a row for each sample in their order, equal on all processes.
     """
     return _rows(model, data, samples, config, make_accelerator(config), losses=False)
+
+
+@torch.no_grad()
+def calibration_loss(
+    model: nn.Module, data: TaskData, seed: int, device: torch.device
+) -> float:
+    """Return a model's mean loss of some training samples, drawn by the seed.
+
+    Every process takes all of them, and none asks another. The model goes to the
+    device, and its mode comes back as it was.
+    """
+    if data.gradients is not None:
+        raise ValueError(
+            "choice=measured goes by a task's loss, and embeddings have none; expected "
+            "labels; write the indices of the layers into keep"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randperm(len(data.train), generator=generator)[:CALIBRATION_SAMPLES]
+    lengths = lengths_of(data.train)
+    parts = sorted_batches([lengths[i] for i in drawn], GRADIENT_BATCH_SIZE)
+    was_training, total = model.training, 0.0
+    model.to(device).eval()
+    for number, part in enumerate(parts):
+        collate = SeededCollate(data.collate, seed, 0, number=number)
+        batch = collate([data.train[int(drawn[i])] for i in part])
+        batch = {name: values.to(device) for name, values in batch.items()}
+        losses = data.sample_loss(model(**inputs_of(batch)), batch)
+        total += float(losses.sum(dtype=torch.float64))
+    model.train(was_training)
+    return total / len(drawn)
 
 
 @torch.no_grad()

@@ -1,7 +1,9 @@
 """The training loop on ``accelerate``."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,10 @@ import torch
 from accelerate import skip_first_batches
 from torch import nn
 
+from obert_modifiers.core.attention import plain_attention
 from obert_modifiers.core.distributed.parallel import all_reduce_count
 from obert_modifiers.recipe.manager import RecipeManager
-from obert_modifiers.training.batches import Batch, TaskData, inputs_of
+from obert_modifiers.training.batches import Batch, TaskData, inputs_of, mean_loss
 from obert_modifiers.training.checkpoint import find_whole
 from obert_modifiers.training.checks import check_run
 from obert_modifiers.training.config import TrainConfig, TrainResult
@@ -21,11 +24,16 @@ from obert_modifiers.training.environment import (
     TrainingStopped,
     check_not_sharded,
     check_tf32,
+    dropout_of,
     listening,
     products_in_tf32,
     translate_lost_rank_errors,
 )
-from obert_modifiers.training.evaluation import evaluate, make_accelerator
+from obert_modifiers.training.evaluation import (
+    calibration_loss,
+    evaluate,
+    make_accelerator,
+)
 from obert_modifiers.training.guards import FiniteGuard
 from obert_modifiers.training.journal import Journal, Reporter, Trackers, trackers_of
 from obert_modifiers.training.run import Run
@@ -58,11 +66,17 @@ def train(
     check_run(model, data, config, manager, teacher)
     folder = Path(config.output_dir)
     checkpoint = find_whole(config.resume_from_checkpoint, folder)
+    accelerator = make_accelerator(config)
     if manager is not None:
         # The optimizer and the parallel wrapper must not know dropped layers.
-        manager.apply_structure(model, teacher=teacher)
+        manager.apply_structure(
+            model,
+            teacher=teacher,
+            loss=partial(
+                calibration_loss, data=data, seed=config.seed, device=accelerator.device
+            ),
+        )
         manager.check_model(model)
-    accelerator = make_accelerator(config)
     check_not_sharded(accelerator, model)
     if config.tf32:
         check_tf32(accelerator.device)
@@ -74,8 +88,10 @@ def train(
         run = _Run(model, data, config, manager, teacher, accelerator, journal)
         listens = config.save_on_sigterm and (manager is None or manager.can_be_saved)
         precision = products_in_tf32(config.tf32)
+        dropout = dropout_of(model, config.dropout)
         with listening(listens) as request, translate_lost_rank_errors(), precision:
-            return run.run(checkpoint, request)
+            with dropout:
+                return run.run(checkpoint, request)
     finally:
         journal.close()
         accelerator.free_memory()
@@ -89,6 +105,9 @@ class _Run(Run):
         self.guard = FiniteGuard(self.accelerator, self.message)
         self.saver = Saver(self)
         self.random: dict[str, Any] | None = None  # to be set before the next batch
+        # Backward, torch's fused kernel takes 3 times as long as the products.
+        bf16 = self.config.mixed_precision == "bf16"
+        self.slow_attention = bf16 and self.accelerator.device.type == "cpu"
 
     def run(self, checkpoint: Path | None, request: StopRequest) -> TrainResult:
         self.request = request
@@ -195,8 +214,9 @@ class _Run(Run):
         raise TrainingStopped(saved)
 
     def _micro_batch(self, batch: Batch) -> torch.Tensor:
-        outputs = self.wrapped(**inputs_of(batch))
-        loss = self.data.sample_loss(outputs, batch).mean()
+        with plain_attention(self.model) if self.slow_attention else nullcontext():
+            outputs = self.wrapped(**inputs_of(batch))
+        loss = mean_loss(self.data.sample_loss(outputs, batch), batch)
         if self.manager is not None:
             with self.accelerator.autocast():
                 loss = self.manager.loss(
@@ -244,7 +264,8 @@ class _Run(Run):
         losses.clear()
 
     def _evaluate(self) -> dict[str, float]:
-        metrics = evaluate(self.wrapped, self.data, self.config, self.accelerator)
+        with self.manager.averaged(self.model) if self.manager else nullcontext():
+            metrics = evaluate(self.wrapped, self.data, self.config, self.accelerator)
         record = {"step": self.stepper.steps, "epoch": self.stepper.epoch, **metrics}
         self.journal.write("eval", record | {"headline": list(self.data.headline)})
         return metrics

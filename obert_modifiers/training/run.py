@@ -19,6 +19,7 @@ from obert_modifiers.recipe.manager import RecipeManager
 from obert_modifiers.training.batches import (
     EpochBatches,
     TaskData,
+    WithTexts,
     gradient_source,
     lengths_of,
 )
@@ -35,6 +36,7 @@ _FIXED = (
     "num_train_epochs",
     "learning_rate",
     "weight_decay",
+    "dropout",
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
     "max_grad_norm",
@@ -106,8 +108,11 @@ class Run:
             by_length=config.group_by_length,
             short_last=accelerator.num_processes > 1,
         )
+        collate, texts = self.data.collate, self.data.texts
+        if texts is not None:
+            collate = WithTexts(collate, texts, self.data.texts_share)
         rank = accelerator.process_index
-        self.collate = SeededCollate(self.data.collate, config.seed, rank)
+        self.collate = SeededCollate(collate, config.seed, rank)
         samples = CheckedSamples(self.data.train)
         return DataLoader(samples, batch_sampler=self.sampler, collate_fn=self.collate)
 
@@ -150,12 +155,14 @@ class Run:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """What has to be the same when the run is resumed."""
-        digest = hashlib.sha256(repr(list(self.lengths)).encode())
+        texts = self.data.texts
+        told = "" if texts is None else f"{lengths_of(texts)} {self.data.texts_share}"
         return {
             **{name: getattr(self.config, name) for name in _FIXED},
             "processes": self.accelerator.num_processes,
             "train_samples": len(self.lengths),
-            "lengths_of_samples": digest.hexdigest(),
+            "lengths_of_samples": _digest(repr(list(self.lengths))),
+            "texts_without_labels": _digest(told) if told else "",
         }
 
     def events(self) -> list[PruneReport]:
@@ -166,3 +173,7 @@ class Run:
 
     def message(self, text: str) -> None:
         self.journal.write("message", {"text": text})
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

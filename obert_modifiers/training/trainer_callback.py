@@ -1,6 +1,7 @@
 """A recipe inside the Hugging Face ``Trainer``, as one of its callbacks."""
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -98,6 +99,7 @@ class RecipeCallback(TrainerCallback):
         self._window = 1  # those of this optimizer step
         self._training = False
         self._scaled = False  # whether the Trainer leaves it to the model to divide
+        self._averaged = ExitStack()  # left after an evaluation
         self._mixed = self._used = 0  # losses made in this step, and trained on
 
     def save(self, folder: str | Path, model: nn.Module | None = None) -> None:
@@ -165,7 +167,7 @@ class RecipeCallback(TrainerCallback):
             ]
 
     def _check(self, args: TrainingArguments, state: Any, steps: int) -> None:
-        epochs = self.manager.max_epochs
+        epochs, averages = self.manager.max_epochs, self.manager.averages
         if epochs is not None and round(epochs * steps) != state.max_steps:
             raise ValueError(
                 f"num_train_epochs={args.num_train_epochs:g} makes {state.max_steps} "
@@ -179,10 +181,11 @@ class RecipeCallback(TrainerCallback):
             )
         if args.deepspeed or args.fsdp:
             raise ValueError(refusal("DEEPSPEED" if args.deepspeed else "FSDP"))
-        if args.load_best_model_at_end and self.manager.pruning:
+        if args.load_best_model_at_end and (self.manager.pruning or averages):
             raise ValueError(
-                "load_best_model_at_end=True brings back weights from before pruning; "
-                "expected False with a recipe that prunes; set it so"
+                "load_best_model_at_end=True brings back weights from before pruning, "
+                "or such as are not averaged; expected False with a recipe that prunes "
+                "or averages; set it so"
             )
 
     def on_epoch_begin(self, args, state, control, **kwargs) -> None:
@@ -212,7 +215,15 @@ class RecipeCallback(TrainerCallback):
     def on_optimizer_step(self, args, state, control, **kwargs) -> None:
         self._stepper.after()
 
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        # The Trainer's own callback, which comes first, has decided by now.
+        if self._training and control.should_evaluate:
+            self._averaged.enter_context(self.manager.averaged(self._model))
+
+    on_epoch_end = on_step_end
+
     def on_evaluate(self, args, state, control, **kwargs) -> None:
+        self._averaged.close()
         if not self._training:
             return
         metrics = kwargs["metrics"].items()
@@ -258,6 +269,7 @@ class RecipeCallback(TrainerCallback):
         for hook in self._hooks:
             hook.remove()
         self._hooks, self._training = [], False
+        self._averaged.close()
         self.manager.finalize(kwargs["model"])
 
     def _take_scaling(self, model: nn.Module, args: tuple, kwargs: dict) -> Any:

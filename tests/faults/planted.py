@@ -6,6 +6,7 @@ from obert_modifiers.core.quantization.fake_quant import Quantizer
 from obert_modifiers.host import state as host_state
 from obert_modifiers.modifiers._gradual import GradualPruningModifier
 from obert_modifiers.modifiers._masks import ParameterMasks
+from obert_modifiers.modifiers.averaging import WeightAveragingModifier
 from obert_modifiers.recipe import manager
 from obert_modifiers.training import loop, saving
 from obert_modifiers.training.draws import SeededCollate
@@ -56,6 +57,10 @@ def losses_forgotten() -> None:
         return random
 
     loop.resume_ = resume
+
+
+def average_forgotten() -> None:
+    WeightAveragingModifier.load_own_state = lambda self, state: None
 
 
 def epoch_starts_over() -> None:
@@ -144,6 +149,7 @@ BUGS = {
     draws_start_over: ("obert", 6),
     reports_forgotten: ("obert", 6),
     masks_forgotten: ("gmp", 11),
+    average_forgotten: ("average", 14),
     random_state_forgotten: ("none", 6),
     losses_forgotten: ("none", 6),
     epoch_starts_over: ("none", 8),
@@ -153,4 +159,4 @@ BUGS = {
     hosts_start_over: ("hosts", 9),
     host_masks_off: ("hosts", 9),
 }
-assert len(BUGS) == 13
+assert len(BUGS) == 14

@@ -116,6 +116,9 @@ POINTS = [
     one("hosts", "parameters free again", Kill(STEP, 13)),
     one("early", "stopped early", Kill(AFTER_EPOCH, 2, "after"), strategy="epoch"),
     one("early", "before it is told", Kill(EVALUATE, 2)),
+    one("average", "averaging", Kill(STEP, 13), quick=True),
+    one("average", "in an evaluation", Kill("core.snapshot:restore_snapshot_")),
+    one("texts", "between micro-batches", Kill(MICRO, 15)),
     # Killed again while it resumes, and several times.
     one("obert", "while resuming", Kill(STEP, 8), Kill(RESTORE)),
     one("qat", "while resuming", Kill(STEP, 11), Kill(RESTORE, 1, "after")),
@@ -136,7 +139,7 @@ POINTS = [
     one("drop", "epochs", Kill(EVALUATE, 2), ranks=2, strategy="epoch"),
 ]
 assert len(POINTS) >= 60
-assert sum(point.quick for point in POINTS) == 6
+assert sum(point.quick for point in POINTS) == 7
 
 
 def parameter(point: Point):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -75,6 +76,7 @@ prune_stage:
         memory_budget: 2GB
         fisher_block_size: 12
         mask_type: block:2x2
+        update: row
 quantize_stage:
   quantize_modifiers:
     - !EpochRangeModifier {start_epoch: 2.0, end_epoch: 3.0}
@@ -105,6 +107,8 @@ RECIPES = {
     "early": HEAD
     + "  - !EarlyStoppingModifier {metric: loss, mode: max, patience: 1}\n",
     "obert": OBERT,
+    "average": f"{GMP}  - !WeightAveragingModifier {{start_epoch: 2.0, decay: 0.8}}\n",
+    "texts": f"{GMP}{SELF}",
     "gmp": GMP,
     "nm": N_M,
     "qat": QAT,
@@ -222,7 +226,9 @@ def train_once(folder: Path, recipe: str, **options) -> None:
     """Train, and write what the run was after each step, and what it ended with."""
     folder.mkdir(parents=True, exist_ok=True)
     text = RECIPES.get(recipe, recipe)
-    model = make_model(sparse=recipe in ("qat", "none"))
+    model, task = make_model(sparse=recipe in ("qat", "none")), make_task()
+    if recipe == "texts":  # without labels, beside the others
+        task = replace(task, texts=make_task(20).train, texts_share=0.4)
     rank = int(os.environ.get("RANK", "0"))
     torch.manual_seed(11 + rank)
     manager = RecipeManager.from_recipe(text) if text.strip() else None
@@ -235,7 +241,7 @@ def train_once(folder: Path, recipe: str, **options) -> None:
         return advanced
 
     with each_step(log):
-        result = train(model, make_task(), config_of(folder, **options), manager)
+        result = train(model, task, config_of(folder, **options), manager)
     found = {
         "weights": {n: toy.digest([v]) for n, v in model.state_dict().items()},
         "ranges": {n: q.scale.tolist() for n, q in quantizers_of(model).items()},

@@ -147,5 +147,5 @@ def test_names_and_texts_are_the_same_byte_for_byte() -> None:
         )
         assert done.returncode == 0, done.stderr
         found.append(json.loads(done.stdout.splitlines()[-1]))
-    assert len(texts) == 19
+    assert len(texts) == 20
     assert found[0] == found[1]

@@ -7,12 +7,14 @@ PRUNERS = "OBERTPruningModifier", "GMPStarPruningModifier"
 OBERT = PRUNERS[:1]
 NM, DROP, QAT = ("NMPruningModifier",), ("LayerDropModifier",), ("QATModifier",)
 LOGITS, MASKS = ("LogitDistillationModifier",), ("ConstantMasksModifier",)
+AVERAGE = ("WeightAveragingModifier",)
 FROZEN, STOP = ("FrozenParamsModifier",), ("EarlyStoppingModifier",)
 # What has to be given beside the broken value.
 SOUND = {
     **dict.fromkeys(PRUNERS, SCHEDULE),
     "NMPruningModifier": {"start_epoch": 0.0},
     "FrozenParamsModifier": {"params": "a"},
+    "WeightAveragingModifier": {"start_epoch": 1.0},
     "EarlyStoppingModifier": {"metric": "loss"},
 }
 # The broken key comes last.
@@ -38,6 +40,7 @@ _ROWS = [
     (OBERT, {"damp_fraction": 0.1, "damp": 1e-07}, Rule.BOTH),
     (OBERT, {"selection": "gready"}, Rule.CHOICE),
     (OBERT, {"update": "none"}, Rule.CHOICE),
+    (OBERT, {"first_order": True, "update": "row"}, Rule.BOTH),
     (OBERT, {"grad_granularity": "token"}, Rule.CHOICE),
     (OBERT, {"grad_sampler_kwargs": 8}, Rule.MAPPING),
     (OBERT, {"memory_budget": "8XB"}, Rule.BYTES),
@@ -87,6 +90,8 @@ _ROWS = [
     (MASKS, {"end_epoch": 1.0, "start_epoch": 2.0}, Rule.EPOCHS),
     (FROZEN, {"params": 3}, Rule.NAMES),
     (FROZEN, {"end_epoch": 1, "start_epoch": 2}, Rule.EPOCHS),
+    (AVERAGE, {"decay": 1.0}, Rule.FRACTION),
+    (AVERAGE, {"decay": "most"}, Rule.NUMBER),
     (STOP, {"metric": " "}, Rule.NAMES),
     (STOP, {"min_delta": -0.5}, Rule.NOT_NEGATIVE),
     (STOP, {"patience": 0}, Rule.COUNT),
@@ -96,7 +101,7 @@ _ROWS = [
 BROKEN = [
     (name, keys, [*keys][-1], rule) for names, keys, rule in _ROWS for name in names
 ]
-assert len(BROKEN) == 90
+assert len(BROKEN) == 93
 
 # The sentences, one of each form.
 SAID = [

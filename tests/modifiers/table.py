@@ -151,6 +151,7 @@ TABLE = [
     _obert(block=10),
     _obert("block4", mask_type="block4"),
     _obert("block:2x2", mask_type="block:2x2", selection="independent"),
+    _obert("rows", update="row"),
     _obert("2:4", **HALF),
     _obert("2:4 by single groups", **HALF, **SINGLE),
     _gmp(),
@@ -177,10 +178,12 @@ TABLE = [
     _qat("per channel", end_epoch=3.0, freeze="activations", per_channel=True),
     _qat("linears alone", quantize_embeddings=False, ignore=["head"]),
     _other("EarlyStoppingModifier", **STOP),
+    _other("WeightAveragingModifier", start_epoch=1.0, decay=0.7),
+    _other("WeightAveragingModifier", "mean", start_epoch=1.0),
     _other("FrozenParamsModifier", params=["re:.*embedding.*"], **SPAN),
     _other("ConstantMasksModifier", params="__ALL_ENCODER__", **SPAN),
 ]
-assert len(TABLE) == 24
+assert len(TABLE) == 27
 
 
 def default_row(cls: type) -> Row:

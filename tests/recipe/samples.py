@@ -104,6 +104,7 @@ SetWeightDecayModifier: {weight_decay: 0.1}
 SparsificationLoggingModifier: {start_epoch: 0.0}
 StructuredPruningModifier: {<<: *gradual, mask_type: filter}
 TopKASTPruningModifier: {forward_sparsity: 0.9, backward_sparsity: 0.5, <<: *period}
+WeightAveragingModifier: {start_epoch: 0.0, decay: 0.99}
 TrainableParamsModifier: {params: ['re:.*bias'], trainable: false}
 """)
 SAMPLES = {name: keys for name, keys in SAMPLES.items() if name[0] != "."}

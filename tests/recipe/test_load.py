@@ -169,7 +169,7 @@ def test_modifiers_are_those_that_sparseml_loads(name):
 
 
 def test_table_of_samples_is_whole():
-    assert len(SAMPLES) == 36
+    assert len(SAMPLES) == 37
     assert set(HERE) == set(modifier_classes())
     assert set(SAMPLES) >= ONLY_SPARSEML and len(ONLY_SPARSEML) == 19
     assert len(LOADED_BY_SPARSEML) == len(HERE) + 9

@@ -185,6 +185,45 @@ def test_early_stopping_ends_it_with_the_best_weights(make) -> None:
     refused(make(STOP, num_train_epochs=6), "eval_strategy=no .*nothing")
 
 
+AVERAGE = f"""{RANGE}3.0
+  - !WeightAveragingModifier
+      start_epoch: 1.0
+"""
+
+
+def test_it_evaluates_and_ends_with_the_average_and_trains_on(make) -> None:
+    def run(recipe):
+        trainer, _ = make(recipe, num_train_epochs=3, eval_strategy="epoch")
+        states = {"eval": [], "step": []}
+        inner = trainer.evaluate
+
+        def keep(kind):
+            states[kind].append([
+                p.detach().clone() for p in trainer.model.parameters()
+            ])
+
+        class Watch(TrainerCallback):
+            def on_pre_optimizer_step(self, args, state, control, **kwargs) -> None:
+                keep("step")
+
+        trainer.evaluate = lambda *a, **k: (keep("eval"), inner(*a, **k))[1]
+        trainer.add_callback(Watch())
+        trainer.train()
+        return trainer, states
+
+    trainer, states = run(AVERAGE)
+    _, plain = run(f"{RANGE}3.0\n")
+    assert all(map(all_equal, states["step"], plain["step"]))
+    assert all(map(all_equal, states["eval"][:2], plain["eval"][:2]))
+    means = [(a + b) / 2 for a, b in zip(*plain["eval"][1:], strict=True)]
+    assert not all_equal(means, plain["eval"][2])
+    for found in (states["eval"][2], trainer.model.parameters()):
+        torch.testing.assert_close([*found], means, rtol=0.0, atol=1e-7)
+    best = {"load_best_model_at_end": True, "eval_strategy": "epoch"}
+    best |= {"save_strategy": "epoch", "num_train_epochs": 3}
+    refused(make(AVERAGE, **best), "load_best_model_at_end=True .* not averaged")
+
+
 class Stopping(TrainerCallback):
     """Ends a run after some steps, with a checkpoint."""
 

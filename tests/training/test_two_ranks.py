@@ -20,7 +20,7 @@ def two_processes(folder: Path, *words: str) -> list:
 @pytest.mark.slow
 def test_the_same_bits_at_every_step_and_one_processes_first_masks(tmp_path) -> None:
     (steps, first), (others, others_first) = two_processes(tmp_path)
-    assert len(steps) == len(TABLE) == 23 and len(first) == len(PRUNERS) == 14
+    assert len(steps) == len(TABLE) == 27 and len(first) == len(PRUNERS) == 15
     for name, bits in steps.items():
         assert len(bits) == STEPS or name.startswith("EarlyStopping")
         pairs = enumerate(zip(bits, others[name], strict=True))

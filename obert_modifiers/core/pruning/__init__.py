@@ -30,7 +30,8 @@ of one row is that of the parameter.
    ``sums`` (:class:`~.fisher.BlockFisher`).
 4. Saliency (:mod:`~.saliency`): of each weight or group, piece by piece.
 5. Selection (:func:`~.selection.choose`): those of lowest saliency, to an exact count.
-6. Update (:mod:`~.update`): the new values of the weights that stay.
+6. Update (:mod:`~.update`): the new values of the weights that stay; with ``update:
+   row`` fitted again over whole rows (:func:`~.rows.fit_rows`).
 7. Write (:func:`~.targets.write_parameters_`).
 
 :class:`~.event.PruningEvent` calls 4 to 6 for each piece of a
@@ -44,7 +45,8 @@ that way, nothing else is needed. Beside it lie:
 - rollback: ``restored`` takes back what was written before an error, and an event that
   runs out of memory starts again with a smaller plan.
 
-The bits are the same under every plan and on any number of processes.
+The bits are the same under every plan and on any number of processes; only the weights
+of ``update: row`` are rounded otherwise where each process has other samples.
 """
 
 from obert_modifiers.core import importing

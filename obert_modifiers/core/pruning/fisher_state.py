@@ -78,6 +78,11 @@ class FisherState:
             found = self._turns[turn]
             yield {i: fisher.to(self.device) for i, fisher in found.items()}
 
+    def release(self) -> None:
+        """Let go of all sums; they are collected again when they are asked for."""
+        self._turns.clear()
+        self._last = None
+
     def traces(self) -> tuple[list[float], int]:
         """Return each piece's sum of the diagonal over living weights, and the number.
 

@@ -13,6 +13,7 @@ from obert_modifiers.core.patterns import UNSTRUCTURED, MaskPattern
 from obert_modifiers.core.pruning.event import PruningEvent, plan_targets
 from obert_modifiers.core.pruning.fisher_state import FisherState
 from obert_modifiers.core.pruning.gradients import GradientCount
+from obert_modifiers.core.pruning.rows import fit_rows
 from obert_modifiers.core.pruning.saliency import magnitude_candidates
 from obert_modifiers.core.pruning.sampling import GradientSource
 from obert_modifiers.core.pruning.selection import choose, make_pools, make_quotas
@@ -151,7 +152,10 @@ def _prune_(
         event = PruningEvent(replace(first, masks=masks, draw=first.draw + nth))
         pools = make_pools(_numels(masks), sparsities, global_sparsity, unit)
         found, damp = event.best_outcome(pools)
-        write_parameters_(first.targets, found.values, found.masks)  # step 7
+        values = found.values
+        if first.config.update == "row":
+            values = fit_rows(event.state, found.masks, values)
+        write_parameters_(first.targets, values, found.masks)  # step 7
         masks = found.masks
         total += found.predicted_loss_increase
         gradients.used += event.state.count.used

@@ -65,3 +65,4 @@ def independent_update(
 
 
 UPDATES = {"joint": joint_update, "independent": independent_update}
+UPDATES["row"] = joint_update  # from which rows.fit_rows starts

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from obert_modifiers.core.attention import plain_attention
 from obert_modifiers.core.quantization.scheme import ranges_held
 from obert_modifiers.deploy.engines.engine import reason
 from obert_modifiers.deploy.samples import MASK
@@ -47,7 +48,7 @@ def trace(
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         _set_eval(model, stack)
-        _set_plain_attention(model, stack)
+        stack.enter_context(plain_attention(model))
         few = sample
         if not fixed:
             few = {name: value[: _FEW[0], : _FEW[1]] for name, value in sample.items()}
@@ -154,12 +155,3 @@ def _set_eval(model: nn.Module, stack: ExitStack) -> None:
     for module in model.modules():
         stack.callback(setattr, module, "training", module.training)
     model.eval()
-
-
-def _set_plain_attention(model: nn.Module, stack: ExitStack) -> None:
-    """Let attention be computed operation by operation, for as long as the stack."""
-    for config in (getattr(module, "config", None) for module in model.modules()):
-        kind = getattr(config, "_attn_implementation", None)
-        if kind not in (None, "eager"):
-            stack.callback(setattr, config, "_attn_implementation", kind)
-            config._attn_implementation = "eager"

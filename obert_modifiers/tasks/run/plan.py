@@ -6,17 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from torch import nn
 from transformers import PreTrainedModel
 
 from obert_modifiers.compat import replaced
 from obert_modifiers.recipe.manager import RecipeManager
-from obert_modifiers.tasks.data import dataset
+from obert_modifiers.tasks.data import dataset, unlabelled
 from obert_modifiers.tasks.data.columns import MISMATCHED
 from obert_modifiers.tasks.flags import Arguments
 from obert_modifiers.tasks.run import models, teacher
 from obert_modifiers.tasks.task import Inputs, Prepared, Task
 from obert_modifiers.training import SCHEDULES, TrainConfig, check_tf32
 from obert_modifiers.training.batches import lengths_of
+from obert_modifiers.training.checks import check_taught
+from obert_modifiers.training.evaluation import calibration_loss
 
 logger = logging.getLogger(__name__)
 
@@ -106,23 +109,38 @@ def prepare(
             f"teacher {named}"
         )
     teaches = teacher.load_teacher(*loading, named)
+    if config.mixed_precision != "no" and state.device.type != "cpu":
+        inputs = replace(inputs, pad_multiple=_PAD_MULTIPLE)
+    prepared: list[Prepared] = []
+
+    def measure(trial: nn.Module) -> float:
+        if not prepared:
+            prepared.append(task.prepare(inputs))
+        return calibration_loss(trial, prepared[0].data, config.seed, state.device)
+
     if manager is not None:
         manager.check_teacher(teaches)
         manager.check_output(task.output)
         # Before any parameter is looked up by its name.
-        manager.apply_structure(model, teacher=teaches)
+        manager.apply_structure(model, teacher=teaches, loss=measure)
         manager.check_model(model)
     if teaches not in (None, "disable") and not (manager and manager.distillation):
         notes.say(
             f"the teacher {flags.distill_teacher} is not used: no distillation "
             "modifier is in the recipe"
         )
-    if config.mixed_precision != "no" and state.device.type != "cpu":
-        inputs = replace(inputs, pad_multiple=_PAD_MULTIPLE)
     if task.check is not None:
         taught = manager is not None and teaches not in (None, "disable")
         task.check(inputs, manager.distillation if taught else ())
-    samples = task.prepare(inputs)
+    named = inputs.flags.distill_file
+    if named is not None:
+        unlabelled.check(task, arguments)
+        check_taught(f"--distill_file={named}: texts", manager, teaches)
+    samples = prepared[0] if prepared else task.prepare(inputs)
+    if named is not None:
+        samples = unlabelled.add(task, inputs, samples)
+        count, share = len(samples.data.texts), inputs.flags.distill_share
+        notes.say(f"{count:,} texts without labels are {share:g} of each batch")
     if teacher.lacks_types(teaches) and len(inputs.data.text_columns) == 2:
         notes.say("the teacher gets token types of its own, which the model has not")
         separator = inputs.pretrained.tokenizer.sep_token_id
@@ -130,7 +148,9 @@ def prepare(
         samples = replace(samples, data=replace(samples.data, collate=collate))
     train = samples.data.train
     if len(train):
-        teacher.check_length(teaches, max(lengths_of(train)))
+        every = train if named is None else samples.data.texts
+        longest = max(*lengths_of(train), *lengths_of(every))
+        teacher.check_length(teaches, longest)
     if manager is not None and arguments.train.do_train:
         manager.check_data(len(train))
     prunable = models.prunable_names(model, manager)

@@ -46,7 +46,7 @@ def _with_less(config):
 
 @pytest.mark.parametrize("damp", [None, 1e-3])
 @pytest.mark.parametrize("selection", ["greedy", "independent"])
-@pytest.mark.parametrize("update", ["joint", "independent"])
+@pytest.mark.parametrize("update", ["joint", "independent", "row"])
 def test_turns_change_no_bit(small_pieces, selection, update, damp) -> None:
     fraction = None if damp else 0.01
     options = {"damp": damp, "damp_fraction": fraction}

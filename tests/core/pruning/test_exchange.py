@@ -24,9 +24,10 @@ CASES = {
     "chosen dampening": {"damp_fraction": None, "damp_grid": (0.01, 1.0)},
 }
 assert len(CASES) == 8
+ROWS = {"names": NAMES[:3], "update": "row"}
 
 
-def _event(case: str, divides: bool = True, bad: bool = False):
+def _event(case: str, divides: bool = True, bad: bool = False, names=NAMES, **more):
     # Several pieces of a layer, and several portions of gradients.
     sharding.PIECE_WEIGHTS, collect.FOLD_SAMPLES = 24, 10
 
@@ -41,9 +42,9 @@ def _event(case: str, divides: bool = True, bad: bool = False):
         return found  # every process draws alike and is cut off at its share
 
     model = models.make_model(dtype=torch.float32)
-    config = models.make_config(**{"num_grads": BATCHES * SIZE, **CASES[case]})
+    config = models.make_config(**{"num_grads": BATCHES * SIZE, **CASES[case], **more})
     source = GradientSource(batches, models.losses, divides=divides)
-    targets = models.targets_of(model, *NAMES)
+    targets = models.targets_of(model, *names)
     result, weights = models.prune(config, source, model=model, targets=targets)
     figures = (result.gradients.used, result.damp, result.predicted_loss_increase)
     return result.masks + weights, figures
@@ -53,6 +54,7 @@ def _worker(rank: int, folder: str) -> None:
     with models.in_group(rank, folder):
         found = {case: _event(case) for case in CASES}
         found["own draws"] = _event("default", divides=False)
+        found["rows"] = _event("default", **ROWS)
         torch.save(found, f"{folder}/rank{rank}.pt")
 
 
@@ -63,8 +65,12 @@ def test_two_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = (
         torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)
     )
-    assert len(first) == len(CASES) + 1
+    assert len(first) == len(CASES) + 2
     single = {case: _event(case) for case in CASES}
+    # Gram matrices are sums of the processes' own, and so are rounded otherwise.
+    rows, (alone, _) = first["rows"][0], _event("default", **ROWS)
+    assert models.equal(rows[:3], alone[:3])
+    assert all(map(torch.allclose, rows[3:], alone[3:]))
     for case, (tensors, figures) in first.items():
         for others in (second, single) if case in CASES else (second,):
             assert models.equal(tensors, others[case][0]), case  # the same bits
