@@ -38,7 +38,7 @@ def measure(folder: Path, form: str, order: dict[str, Any]) -> dict[str, Any]:
     """Export a run, and evaluate the file."""
     from obert_modifiers.deploy.evaluate import Request, evaluate_file
 
-    path = export(folder, form, order["task"])
+    path = export(folder, form)
     # The data is that of the run's own command.
     asked = Request(path, order["task"], FORMS[form], folder, ("--use_cpu",))
     found = evaluate_file(asked)
