@@ -21,8 +21,8 @@ def quantize(plain: Path, out: Path) -> Path:
         from onnxruntime.quantization import QuantType, quantize_dynamic
     except (ImportError, AttributeError) as error:
         raise ValueError(
-            f"form=onnx-dynamic has no quantizer ({error}); expected onnx 1.16 or later "
-            "with ml_dtypes beside ONNX Runtime; leave the row out with --rows"
+            f"form=onnx-dynamic has no quantizer ({error}); expected onnx 1.16 or "
+            "later with ml_dtypes beside ONNX Runtime; leave the row out with --rows"
         ) from error
     quantize_dynamic(plain, out, weight_type=QuantType.QInt8)
     return out

@@ -159,6 +159,9 @@ def work_off(
                     continue
                 ended(nodes[run], record)
                 sorter.done(run)
+                for form in nodes[run].forms - set(record["forms"]):
+                    log = place.folder(run) / "log.txt"
+                    faults.append(f"{run.task}, seed {run.seed}: no {form}; see {log}")
 
 
 def _one(node: Node, place: Place, over: float) -> tuple[str, dict[str, Any]]:

@@ -27,7 +27,7 @@ TABLE = {
 }  # fmt: skip
 
 
-def write_study(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def write_study(folder: Path, monkeypatch: pytest.MonkeyPatch, **rows: dict) -> Path:
     """Write the study, and let the driver find it; returns the table's file."""
     model = folder / "model"
     dense = {"model_name_or_path": str(model), "num_train_epochs": 1}
@@ -50,7 +50,8 @@ def write_study(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     text = f"# a comment\n{text}"
     (folder / "recipes" / "own.yaml").write_text(text, encoding="utf-8")
     path = folder / "tables" / "words.yaml"
-    path.write_text(yaml.safe_dump(TABLE, sort_keys=False), encoding="utf-8")
+    table = TABLE | {"rows": TABLE["rows"] | rows}
+    path.write_text(yaml.safe_dump(table, sort_keys=False), encoding="utf-8")
     monkeypatch.setattr(tables, "HERE", folder)
     monkeypatch.setattr(results, "RESULTS", folder / "results")
     forget()
