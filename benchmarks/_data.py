@@ -22,13 +22,17 @@ def data_folder(named: Path | None = None) -> Path:
     return named or ROOT.parent / "shared" / "data"
 
 
-def shuffled(source: Path, kept: Path, count: int) -> Path:
+def shuffled(
+    source: Path, kept: Path, count: int, skip: int = 0, order: int | None = 0
+) -> Path:
     """Keep the first rows of a fixed shuffle.
 
     Args:
         source: A parquet file.
         kept: Where they are written, if they are not there yet.
         count: How many.
+        skip: How many come before them.
+        order: Seed of the shuffle; None for the file's own order.
 
     Returns:
         ``kept``.
@@ -38,6 +42,6 @@ def shuffled(source: Path, kept: Path, count: int) -> Path:
 
         kept.parent.mkdir(parents=True, exist_ok=True)
         rows = load_dataset("parquet", data_files=str(source), split="train")
-        rows = rows.shuffle(seed=0)
-        rows.select(range(min(count, len(rows)))).to_parquet(str(kept))
+        rows = rows if order is None else rows.shuffle(seed=order)
+        rows.select(range(skip, min(skip + count, len(rows)))).to_parquet(str(kept))
     return kept

@@ -79,6 +79,8 @@ def _run(flags: argparse.Namespace) -> int:
 
     def ended(node: runs.Node, record: dict) -> None:
         for job in node.jobs:
+            if job.form and job.form not in record["forms"]:
+                continue
             line = results.line_of(job, record, runs.machine_name(record))
             results.append(path, line)
             cost = f"{float(line['cpu_seconds']) / 60:.1f} CPU minutes"

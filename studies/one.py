@@ -24,21 +24,32 @@ def main(folder: Path) -> None:
         found = tasks.main(order["task"], order["words"])
         record = {"figures": figures(found), "forms": {}, "notes": found["notes"]}
         record |= environment() | spent(started, used)
-    for form in order["forms"]:
-        if form not in record["forms"]:
-            record["forms"][form] = measure(folder, form, order) | spent(started, used)
-    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        write(folder, record)
+    for form in set(order["forms"]) - set(record["forms"]):
+        try:
+            measured = measure(folder, form, order)
+        except ValueError as error:  # a form that is not to be had; the others are
+            print(f"{form}: {error}", flush=True)
+        else:
+            record["forms"][form] = measured | spent(started, used)
+            write(folder, record)
     if not order["keep"]:
         (folder / WEIGHTS).unlink(missing_ok=True)
     if not order["keep_exports"]:
         shutil.rmtree(folder / "export", ignore_errors=True)
 
 
+def write(folder: Path, record: dict[str, Any]) -> None:
+    """Write what there is so far."""
+    text = json.dumps(record, indent=2) + "\n"
+    (folder / RECORD).write_text(text, encoding="utf-8")
+
+
 def measure(folder: Path, form: str, order: dict[str, Any]) -> dict[str, Any]:
     """Export a run, and evaluate the file."""
     from obert_modifiers.deploy.evaluate import Request, evaluate_file
 
-    path = export(folder, form, order["task"])
+    path = export(folder, form)
     # The data is that of the run's own command.
     asked = Request(path, order["task"], FORMS[form], folder, ("--use_cpu",))
     found = evaluate_file(asked)

@@ -31,6 +31,8 @@ USUAL = {
     "do_eval": True,
 }
 WEIGHTS = "model.safetensors"
+OTHERS = "others"  # of distill_file: samples that are not trained on
+MOVIES = "movie_snippets"
 RECORD = "study.json"  # of a run: its figures, and those of its exported forms
 
 
@@ -48,12 +50,10 @@ class Place:
     def words(self, run: Run) -> list[str]:
         """Write a run as the words behind `obert train TASK`; makes its data."""
         told = tasks(run.scale)[run.task]
-        flags = (
-            USUAL
-            | told.get("flags", {})
-            | dict(run.flags)
-            | self._data(run.scale, told)
-        )
+        flags = USUAL | told.get("flags", {}) | dict(run.flags)
+        flags |= self._data(run.scale, told)
+        if flags.get("distill_file") == OTHERS:
+            flags["distill_file"] = self._others(told)
         if run.recipe is not None:
             flags["recipe"] = find_recipe(run.recipe)
             if run.args:
@@ -87,6 +87,19 @@ class Place:
             )
             found[f"{split}_file"] = shuffled(source, kept, count) if count else source
         return found
+
+    def _others(self, told: Mapping[str, Any]) -> Path:
+        """Write as many training samples again, of those that are not trained on."""
+        embedded = told.get("embedded")
+        count = (
+            told["flags"]["max_train_samples"] if embedded else told["train"]["rows"]
+        )
+        name = MOVIES if embedded else told["train"]["file"]
+        file = f"{name.replace('/', '_')}_others_{count}.parquet"
+        kept, order = self.output_dir / "data" / file, None if embedded else 0
+        source = self.data / f"{name}.parquet"
+        source = movie_snippets()["train"] if embedded else source
+        return shuffled(source, kept, count, count, order)
 
 
 @dataclass
@@ -146,6 +159,9 @@ def work_off(
                     continue
                 ended(nodes[run], record)
                 sorter.done(run)
+                for form in nodes[run].forms - set(record["forms"]):
+                    log = place.folder(run) / "log.txt"
+                    faults.append(f"{run.task}, seed {run.seed}: no {form}; see {log}")
 
 
 def _one(node: Node, place: Place, over: float) -> tuple[str, dict[str, Any]]:

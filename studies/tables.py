@@ -228,19 +228,21 @@ def of_paper(
 def _of_paper(name: Run | str, task: str) -> Run | str | None:
     """Find a model that a header names: one of the hub, or what a recipe makes.
 
-    ``RECIPE of MODEL`` starts from a model, ``with`` gives recipe variables as JSON.
+    ``RECIPE of MODEL`` starts from a model, ``by`` names a teacher, and ``with`` gives
+    recipe variables as JSON.
     """
     if name == "none":
         return None
     if isinstance(name, Run):
         return name
     name, _, given = name.partition(" with ")
+    name, _, teacher = name.partition(" by ")
     made, _, of = name.partition(" of ")
     if made not in recipe_names():
         return name
     known = recipe_setup(made)["tasks"]
     of = _of_paper(of, task) if of else None
-    run = of_paper(made, task if task in known else known[0], 0, of, None)
+    run = of_paper(made, task if task in known else known[0], 0, of, teacher or None)
     return replace(run, args=json.loads(given)) if given else run
 
 

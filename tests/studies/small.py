@@ -2,12 +2,11 @@
 
 from pathlib import Path
 
-import datasets
 import pytest
 import yaml
 
-from studies import one, results, runs, tables
-from tests import tiny
+from studies import results, runs, tables
+from tests.words import OBERT, TWO_EPOCHS, sentences
 
 TABLE = {
     "title": "Tiny",
@@ -28,13 +27,9 @@ TABLE = {
 }  # fmt: skip
 
 
-def write_study(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def write_study(folder: Path, monkeypatch: pytest.MonkeyPatch, **rows: dict) -> Path:
     """Write the study, and let the driver find it; returns the table's file."""
-    model = tiny.save_model(folder / "model")
-    for split, count in (("train", 48), ("validation", 24)):
-        (folder / "data" / "words").mkdir(parents=True, exist_ok=True)
-        rows = datasets.Dataset.from_list(tiny.sentences(count))
-        rows.to_parquet(folder / "data" / "words" / f"{split}.parquet")
+    model = folder / "model"
     dense = {"model_name_or_path": str(model), "num_train_epochs": 1}
     task = {
         "task": "text_classification",
@@ -48,16 +43,32 @@ def write_study(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "tasks.yaml").write_text(yaml.safe_dump(tasks), encoding="utf-8")
     for name in ("recipes", "tables"):
         (folder / name).mkdir()
-    text = "# a comment\nfinal_sparsity: 0.8\nnum_grads: 16\n\n" + tiny.RECIPE.replace(
-        "final_sparsity: 0.8", "final_sparsity: eval(final_sparsity)"
-    ).replace("num_grads: 16", "num_grads: eval(num_grads)")
+    text = TWO_EPOCHS + OBERT
+    for variable, value in (("final_sparsity", "0.8"), ("num_grads", "16")):
+        text = text.replace(f"{variable}: {value}", f"{variable}: eval({variable})")
+        text = f"{variable}: {value}\n{text}"
+    text = f"# a comment\n{text}"
     (folder / "recipes" / "own.yaml").write_text(text, encoding="utf-8")
     path = folder / "tables" / "words.yaml"
-    path.write_text(yaml.safe_dump(TABLE, sort_keys=False), encoding="utf-8")
+    table = TABLE | {"rows": TABLE["rows"] | rows}
+    path.write_text(yaml.safe_dump(table, sort_keys=False), encoding="utf-8")
     monkeypatch.setattr(tables, "HERE", folder)
     monkeypatch.setattr(results, "RESULTS", folder / "results")
     forget()
     return path
+
+
+def write_model(folder: Path) -> None:
+    """Write the model and the data of the study."""
+    import datasets
+
+    from tests import tiny
+
+    tiny.save_model(folder / "model")
+    (folder / "data" / "words").mkdir(parents=True)
+    for split, count in (("train", 48), ("validation", 24)):
+        rows = datasets.Dataset.from_list(sentences(count))
+        rows.to_parquet(folder / "data" / "words" / f"{split}.parquet")
 
 
 def forget() -> None:
@@ -68,6 +79,8 @@ def forget() -> None:
 
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Make runs in this process; returns the folders, as they come."""
+    from studies import one
+
     found = []
 
     def start(folder: Path) -> int:

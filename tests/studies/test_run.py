@@ -8,12 +8,13 @@ import pytest
 from studies import results, runs
 from studies.__main__ import main
 from studies.tables import read_table
-from tests.studies.small import forget, in_this_process, write_study
+from tests.studies.small import forget, in_this_process, write_model, write_study
 
 
 @pytest.fixture
 def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     table = write_study(tmp_path, monkeypatch)
+    write_model(tmp_path)
     yield ["run", str(table), "--data", str(tmp_path / "data"), "--output_dir",
            str(tmp_path / "out"), "--seeds", "0"]  # fmt: skip
     forget()
@@ -68,6 +69,40 @@ def test_the_clock_and_failures_leave_runs_for_later(
     assert main(words) == 1
     assert "ValueError: no" in capsys.readouterr().err
     assert not results.read(tmp_path / "results" / "words.csv")
+
+
+def test_a_form_that_fails_stops_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    """With a process that only pretends, and cannot quantize."""
+    forms = {"plain": "onnx", "other": "onnx-dynamic"}
+    rows = {
+        name: {"seeds": 1, "small": {"start": "dense", "forms": form}}
+        for name, form in forms.items()
+    }
+    table = write_study(tmp_path, monkeypatch, **rows)
+    monkeypatch.setattr(runs, "shuffled", lambda source, kept, *others: kept)
+    figures = {"figures": {"accuracy": 0.5}, "minutes": 1.0, "cpu_seconds": 60.0}
+    facts = {"versions": {}, "commit": "c", "machine": {"cores": 2}, "torch_threads": 1}
+    orders = []
+
+    def pretend(folder: Path) -> int:
+        order = json.loads((folder / "order.json").read_text(encoding="utf-8"))
+        orders.append((order["forms"], order["keep"]))
+        made = {"onnx": figures} if "onnx" in order["forms"] else {}
+        record = figures | facts | {"forms": made}
+        (folder / runs.RECORD).write_text(json.dumps(record), encoding="utf-8")
+        (folder / runs.WEIGHTS).touch()
+        return 0
+
+    monkeypatch.setattr(runs, "start_process", pretend)
+    words = ["--data", str(tmp_path), "--output_dir", str(tmp_path / "out")]
+    assert main(["run", str(table), *words, "--jobs", "2"]) == 1
+    assert "words, seed 0: no onnx-dynamic" in capsys.readouterr().err
+    lines = results.read(tmp_path / "results" / "words.csv")
+    assert len(lines) == 7 and "other" not in {line["row"] for line in lines}
+    assert len(orders) == 6 and orders.count((["onnx", "onnx-dynamic"], True)) == 1
+    forget()
 
 
 @pytest.mark.slow
