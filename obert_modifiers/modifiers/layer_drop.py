@@ -55,7 +55,7 @@ class LayerDropModifier(KeyedModifier, ScheduledModifier):
         "first_middle_last, for three layers, or interleaved."
     )
     drop = Key(rules.LAYER_NAMES, None).means(
-        "In the place of keep, the full names of the layers that go, as "
+        "Instead of keep, the full names of the layers to drop, such as "
         "bert.encoder.layer.1."
     )
 
