@@ -56,13 +56,13 @@ class TeacherModifier(KeyedModifier, ScheduledModifier):
         "First epoch; -1 for the start."
     )
     end_epoch = SharedKeys.end_epoch.but(default=-1.0, later=True).means(
-        "Epoch from which on the task's loss is back; -1 for never."
+        "Epoch from which the task's loss is used again; -1 for never."
     )
     teacher = Key(
         rules.name("a folder or hub id, self or disable"), None, later=True
     ).means(
-        "Folder or hub id of the teacher, which whoever runs the recipe loads; self or "
-        "disable. A teacher given to initialize comes before it."
+        "Folder or hub id of the teacher, loaded by the caller that runs the recipe; "
+        "self or disable. A teacher passed to initialize takes precedence."
     )
     hidden_weight = Key(rules.NOT_NEGATIVE, 0.0, later=True).means(
         "Weight w of the loss on hidden states, beside that on logits; 0 leaves it out."

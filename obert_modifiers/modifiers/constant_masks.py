@@ -40,10 +40,10 @@ class ConstantMasksModifier(MaskingModifier):
 
     params = SharedKeys.params.but(default=_targets.ALL_ENCODER)
     start_epoch = SharedKeys.start_epoch.but(default=-1.0).means(
-        "Epoch from which on zeros stay; -1 for the start."
+        "Epoch from which zeros stay; -1 for the start."
     )
     end_epoch = SharedKeys.end_epoch.but(default=-1.0).means(
-        "Epoch from which on they may grow back; -1 for never."
+        "Epoch from which they may grow back; -1 for never."
     )
     _ends = ends_later()
 

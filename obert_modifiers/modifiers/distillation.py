@@ -67,8 +67,8 @@ class LogitDistillationModifier(TeacherModifier):
     )
     mask_unlabelled = Key(rules.FLAG, None, later=True, silent=True).means(
         "Whether tokens whose label is -100 are left out; false counts them, as "
-        "SparseML does; without a value as mask_padding, which meant both before this "
-        "key."
+        "SparseML does; without a value it is as mask_padding, which covered both "
+        "before this key."
     )
 
     def begin(self) -> None:

@@ -57,17 +57,17 @@ class EarlyStoppingModifier(KeyedModifier, ScheduledModifier):
     best: float | None = None  # of the evaluations that count
     best_epoch = -1.0
 
-    metric = Key(rules.name("a figure of the evaluations")).means(
-        "Name of a figure of the evaluations, such as accuracy."
+    metric = Key(rules.name("a metric of the evaluations")).means(
+        "Name of a metric of the evaluations, such as accuracy."
     )
     mode = Key(rules.choice("max", "min"), "max").means(
-        "max where a larger figure is better, min for a loss."
+        "max if larger is better, min for a loss."
     )
     patience = Key(rules.COUNT, 1).means(
         "Evaluations in a row that are not better, after which the training ends."
     )
     min_delta = Key(rules.NOT_NEGATIVE, 0.0).means(
-        "By how much a better figure exceeds the best so far."
+        "Smallest improvement that counts as better."
     )
     start_epoch = SharedKeys.start_epoch.but(default=0.0).means(
         "Epoch of the first evaluation that counts."

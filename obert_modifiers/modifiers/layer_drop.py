@@ -64,7 +64,7 @@ class LayerDropModifier(KeyedModifier, ScheduledModifier):
         "model: one after the other goes without which the loss is lowest."
     )
     drop = Key(rules.LAYER_NAMES, None).means(
-        "In the place of keep, the full names of the layers that go, as "
+        "Instead of keep, the full names of the layers to drop, such as "
         "bert.encoder.layer.1."
     )
 

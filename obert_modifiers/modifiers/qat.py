@@ -81,11 +81,11 @@ class QATModifier(KeyedModifier, ScheduledModifier):
         "-1 for the end of the training."
     )
     disable_observer_epoch = Key(rules.NUMBER, None, later=True).means(
-        "Epoch from which on ranges are fixed; None for end_epoch."
+        "Epoch from which ranges are fixed; None for end_epoch."
     )
     freeze = Key(rules.choice("all", "activations"), "all", later=True).means(
         "Which ranges disable_observer_epoch fixes: all, as in the paper, or "
-        "activations, while the scales of weights go on following their largest value."
+        "activations, while the scales of weights still follow their largest value."
     )
     per_channel = Key(rules.FLAG, False).means(
         "True for a scale for each output of a linear layer, false for one for its "

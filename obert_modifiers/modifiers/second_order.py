@@ -44,8 +44,8 @@ class SecondOrderKeys(KeyedModifier):
         "each event."
     )
     damp_fraction = Key(rules.POSITIVE, None, later=True).means(
-        "Dampening as a fraction of the mean Fisher diagonal over the living weights; "
-        f"{DEFAULT_DAMP_FRACTION} where neither is given."
+        "Dampening as a fraction of the mean Fisher diagonal over the unpruned "
+        f"weights; {DEFAULT_DAMP_FRACTION} where neither is given."
     )
     fisher_block_size = Key(rules.COUNT, 48, later=True).means(
         "Width B of a Fisher block."
