@@ -118,6 +118,30 @@ def test_sums_in_portions_are_the_fisher(small_pieces) -> None:
             np.testing.assert_allclose(ours, dense[part, part], rtol=1e-10, atol=1e-15)
 
 
+@pytest.mark.parametrize("text", ["unstructured", "block:2x2"])
+def test_long_and_short_batches_in_one_portion(text: str) -> None:
+    """Those that wait as gradients, and those as inputs and output gradients."""
+    pattern = parse_mask_type(text)
+    batches = make_batches(3)
+    batches[1] = (batches[1][0][:, :2], batches[1][1])  # two tokens
+    model = models.make_model()
+    targets = models.targets_of(model, NAMES[0])
+    config = make_config(pattern=pattern, damp=0.1, damp_fraction=None)
+    plan, masks = plan_targets(targets, config), models.all_kept(targets)
+    source = models.make_source(batches)
+    ((fisher,),) = (
+        found.values()
+        for found in FisherState(model, targets, masks, plan, config, source).sweep()
+    )
+    grads = models.sample_gradients(model, batches, targets[0].parameter)
+    arranged = targets[0].layout(pattern).arrange(grads)
+    for ours, part in zip(fisher.sums, arranged.split(WIDTH, dim=1), strict=True):
+        torch.testing.assert_close(ours, part.T @ part, rtol=1e-10, atol=1e-15)
+    if pattern.rows > 1:  # control: in the order of the parameter it is another one
+        other = grads[:, :WIDTH]
+        assert not torch.allclose(fisher.sums[0], other.T @ other, rtol=1e-3)
+
+
 def test_mean_gradient_against_the_oracle() -> None:
     config = make_config(first_order=True, damp=0.1, damp_fraction=None)
     result, after = prune(config, model=models.make_model())
