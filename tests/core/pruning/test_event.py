@@ -185,6 +185,31 @@ def test_auto_takes_the_dampening_of_lowest_held_out_loss() -> None:
     assert len({loss for loss, _ in tried}) > 1
 
 
+@pytest.mark.parametrize("bad", [1, len(DAMP_GRID)])
+def test_auto_passes_over_losses_that_are_not_numbers(bad: int) -> None:
+    measured = []
+
+    def losses(model, batch):
+        found = models.losses(model, batch)
+        if torch.is_grad_enabled():
+            return found
+        measured.append(found)
+        return found * torch.nan if len(measured) <= bad else found
+
+    batches = {0: make_batches(), event_module._HELD_OUT_DRAWS: make_batches(1)}
+    source = GradientSource(lambda request: batches[request.draw], losses)
+    model, targets = _encoder()
+    options = {"source": source, "model": model, "targets": targets}
+    auto = make_config(damp_fraction=None, damp_grid=DAMP_GRID)
+    if bad == len(DAMP_GRID):
+        with models.unchanged(targets), pytest.raises(FloatingPointError, match="auto"):
+            prune(auto, **options)
+        return
+    result, _ = prune(auto, **options)
+    first, _ = prune(make_config(damp_fraction=DAMP_GRID[0]))
+    assert result.damp > 1.01 * first.damp  # not the one whose loss is none
+
+
 def test_auto_is_refused_where_the_fisher_does_not_stay(small_pieces) -> None:
     config = make_config(damp_fraction=None, damp_grid=DAMP_GRID)
     with pytest.raises(ValueError, match="damp=auto tries several dampenings"):
