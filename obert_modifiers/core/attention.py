@@ -13,14 +13,17 @@ def plain_attention(model: nn.Module) -> Iterator[None]:
     Without fused kernels, which a tracer does not see into, and whose backward pass in
     bfloat16 on a CPU takes longer than the products.
     """
-    before = []
-    for config in (getattr(module, "config", None) for module in model.modules()):
-        kind = getattr(config, "_attn_implementation", None)
-        if kind not in (None, "eager"):
-            before.append((config, kind))
-            config._attn_implementation = "eager"
+    configs = {id(c): c for c in (getattr(m, "config", None) for m in model.modules())}
+    kinds = [
+        (config, kind)
+        for config in configs.values()
+        if (kind := getattr(config, "_attn_implementation", None)) is not None
+    ]
     try:
+        for config, _ in kinds:
+            config._attn_implementation = "eager"
         yield
     finally:
-        for config, kind in reversed(before):
+        # In this order: what is set in a model's goes on to those of its parts.
+        for config, kind in kinds:
             config._attn_implementation = kind

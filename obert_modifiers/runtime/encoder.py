@@ -193,6 +193,11 @@ class SparseEncoder:
         Raises:
             ValueError: If the model has no tokenizer, or a text is not a string.
         """
+        if isinstance(texts, str):  # whose letters are texts, too
+            raise ValueError(
+                f"texts={texts[:80]!r} is one text; expected a list of them; put it in "
+                "brackets"
+            )
         tokenizer = self.tokenizer
         length = min(max_length or self.max_length, self.max_length)
         with self._lock:  # its settings are its own
@@ -252,6 +257,11 @@ class SparseEncoder:
                     f"{ids.shape}"
                 )
             found.append(one)
+        if found[2].size and found[2].dtype.kind not in "iub":
+            raise ValueError(
+                f"token_type_ids are of dtype {found[2].dtype}; expected integers; "
+                "leave them out for zeros"
+            )
         mask = found[1].astype(bool)
         if len(ids):
             empty = np.nonzero(~mask.any(axis=1))[0]

@@ -56,13 +56,14 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
             metadata = opened.metadata() or {}
             _check_version(path, metadata)
             arrays = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        text = metadata.get("spec", "")
+        digest = _digest(text, arrays)
     except (SafetensorError, TypeError, KeyError, OSError) as error:
         raise ValueError(
             f"file={path} is no whole safetensors file ({error}); expected what `obert "
             "export` wrote; export or copy it again"
         ) from error
-    text = metadata.get("spec", "")
-    if _digest(text, arrays) != metadata.get("sha256"):
+    if digest != metadata.get("sha256"):
         raise ValueError(
             f"file={path} is damaged: its checksum differs; expected it as `obert "
             "export` wrote it; export or copy it again"

@@ -112,14 +112,18 @@ def read(path: Path) -> Model:
 
 def _model(spec: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Model:
     about = spec["model"]
-    described = spec["linears"]
+    described, offset = spec["linears"], about["position_offset"]
     hidden, inner, narrow = (about[n] for n in ("hidden", "intermediate", "embedding"))
     if about["activation"] not in ACTIVATIONS:
         raise ValueError(f"activation={about['activation']} is unknown")
-    _check(hidden % about["heads"] == 0, "heads", about["heads"])
+    _check(about["heads"] > 0 and hidden % about["heads"] == 0, "heads", about["heads"])
     _check(hidden // about["heads"] % GROUP == 0, "heads", about["heads"])
     for name in ("hidden", "intermediate", "embedding"):
         _check(about[name] > 0 and about[name] % GROUP == 0, name, about[name])
+    for name in ("vocab", "types", "positions"):
+        _check(about[name] > 0, name, about[name])
+    _check(0 <= offset < about["positions"], "position_offset", offset)
+    _check(not offset or 0 <= about["pad"] < about["positions"], "pad", about["pad"])
 
     def linear(name: str, rows: int | None, columns: int) -> Linear:
         found = Linear.read(name, described[name], arrays)
@@ -134,6 +138,7 @@ def _model(spec: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Model:
         parts = [arrays[f"{name}.{part}"] for part in ("gain", "bias")]
         for part in parts:
             fits = part.shape == (width,) and part.dtype == np.float32
+            fits = fits and width % GROUP == 0  # computed so many at a time
             _check(fits and np.isfinite(part).all(), name, part.shape)
         return Norm(*parts)
 

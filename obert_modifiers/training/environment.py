@@ -93,8 +93,9 @@ def dropout_of(model: nn.Module, probability: float | None) -> Iterator[None]:
             before += [
                 (module, name, value)
                 for name in named
-                if isinstance(value := getattr(module, name), float)
-                and (name == "p" or "dropout" in name)
+                if isinstance(value := getattr(module, name), int | float)  # 0, too
+                and not isinstance(value, bool)
+                and (isinstance(module, _DropoutNd) or "dropout" in name)
             ]
         if not before:
             raise ValueError(

@@ -15,6 +15,30 @@ def model_with(kind: str | None) -> nn.Module:
     return model
 
 
+class Parent:
+    """A configuration that hands on what is set, as those of transformers do."""
+
+    def __init__(self, part: SimpleNamespace) -> None:
+        self.part, self.kind = part, "sdpa"
+
+    @property
+    def _attn_implementation(self) -> str:
+        return self.kind
+
+    @_attn_implementation.setter
+    def _attn_implementation(self, kind: str) -> None:
+        self.kind = self.part._attn_implementation = kind
+
+
+def test_a_part_that_computes_in_another_way_gets_its_own_back() -> None:
+    model = model_with("eager")
+    model.config = Parent(model[1].config)
+    with plain_attention(model):
+        assert model.config.kind == model[1].config._attn_implementation == "eager"
+    assert model.config.kind == "sdpa"
+    assert model[1].config._attn_implementation == "eager"
+
+
 @pytest.mark.parametrize("kind", ["sdpa", "eager", None])
 def test_what_a_model_computes_with_comes_back(kind: str | None) -> None:
     model = model_with(kind)

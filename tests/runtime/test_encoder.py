@@ -286,6 +286,10 @@ def wrong_inputs(given):
             changed(given, token_type_ids=np.full_like(ids, 2)),
             "token_type_ids",
         ),
+        "types that are no numbers": (
+            changed(given, token_type_ids=np.full(ids.shape, np.nan)),
+            "token_type_ids.*float64",
+        ),
         "another shape": (changed(given, attention_mask=mask[:1]), "attention_mask"),
         "nothing to attend to": (changed(given, attention_mask=nothing), "row 2"),
         "floats": (changed(given, input_ids=ids.astype(float)), "dtype float64"),
@@ -294,10 +298,10 @@ def wrong_inputs(given):
     }
 
 
-@pytest.mark.parametrize("case", range(8))
+@pytest.mark.parametrize("case", range(9))
 def test_wrong_inputs_are_refused(quantized, given, case):
     cases = wrong_inputs(given)
-    assert len(cases) == 8
+    assert len(cases) == 9
     inputs, said = list(cases.values())[case]
     with pytest.raises(ValueError, match=said):
         SparseEncoder.load(quantized)(**inputs)
@@ -399,6 +403,8 @@ def test_texts_are_tokenized(tmp_path):
     assert encoder.texts([]).logits.shape == (0, 2)
     with pytest.raises(ValueError, match="texts="):
         encoder.texts([3])
+    with pytest.raises(ValueError, match="texts=.*one text"):
+        encoder.texts("abc")
     (tmp_path / "tokenizer.json").unlink()
     with pytest.raises(ValueError, match=r"tokenizer\.json"):
         SparseEncoder.load(tmp_path).texts(texts)

@@ -35,11 +35,31 @@ def test_damage_is_noticed(written, tmp_path_factory, data) -> None:
         model.read(path)
 
 
+def _without_types(spec, arrays) -> None:
+    spec["model"].update(types=0)
+    arrays["tables.types"] = arrays["tables.types"][:0]
+
+
+def _with_narrow_norm(spec, arrays) -> None:
+    """Behind the classifier, which has three outputs."""
+    spec["outputs"][0]["steps"].append(["norm", "narrow"])
+    for part in ("gain", "bias"):
+        arrays[f"narrow.{part}"] = np.ones(3, np.float32)
+
+
 WRONG = {
     "an unknown activation": lambda spec, arrays: spec["model"].update(
         activation="swish"
     ),
     "more heads than features": lambda spec, arrays: spec["model"].update(heads=7),
+    "less than no heads": lambda spec, arrays: spec["model"].update(heads=-4),
+    "no types": lambda spec, arrays: _without_types(spec, arrays),
+    "positions before the first": lambda spec, arrays: spec["model"].update(
+        position_offset=1, pad=-90
+    ),
+    "a norm that is no whole block": lambda spec, arrays: _with_narrow_norm(
+        spec, arrays
+    ),
     "more layers": lambda spec, arrays: spec["model"].update(layers=2),
     "another vocabulary": lambda spec, arrays: spec["model"].update(vocab=7),
     "another hidden size": lambda spec, arrays: spec["model"].update(hidden=44),
@@ -89,6 +109,13 @@ def test_any_change_of_a_number_is_refused_or_runs(written, tmp_path_factory, da
         assert f"file={path}" in str(error)
         return
     assert encoder(np.arange(5, 25)[None]).logits.shape == (1, 3)
+
+
+def test_damage_that_makes_arrays_of_another_kind(written, tmp_path) -> None:
+    path = tmp_path / file.FILE_NAME
+    path.write_bytes(written.read_bytes().replace(b'"U32"', b'"I32"', 1))
+    with pytest.raises(ValueError, match="file=.*int32"):
+        model.read(path)
 
 
 def test_other_files_are_named(written, tmp_path) -> None:

@@ -47,6 +47,19 @@ def test_none_keeps_the_models_own() -> None:
     assert model[0].p == 0.3
 
 
+def test_a_probability_that_is_an_integer_is_one() -> None:
+    model = nn.Sequential(nn.Dropout(0), nn.Dropout(0.3))  # as JSON may have it
+    with dropout_of(model, 0.1):
+        assert [module.p for module in model] == [0.1, 0.1]
+    assert [module.p for module in model] == [0, 0.3]
+
+
+def test_another_p_is_none() -> None:
+    model = nn.ModuleList([nn.Dropout(0.3), nn.TripletMarginLoss(p=2.0)])
+    with dropout_of(model, 0.1):
+        assert (model[0].p, model[1].p) == (0.1, 2.0)
+
+
 def test_a_model_without_dropout_is_an_error() -> None:
     with pytest.raises(ValueError, match="dropout=0.1 has no dropout"):
         with dropout_of(nn.Linear(2, 2), 0.1):

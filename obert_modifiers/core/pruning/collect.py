@@ -124,10 +124,10 @@ class Collector:
             part = batch.parts[piece.target]
             if isinstance(part, Signals):
                 self._multiply(into, part, piece, start, layout.shape[1])
+                if layout.pattern.rows > 1:  # gradients come in this order already
+                    into.copy_(layout.band(piece.numel).arrange(into))
             else:
                 into.copy_(part[:, piece.start - start : piece.stop - start])
-        if layout.pattern.rows > 1 and isinstance(part, Signals):
-            return layout.band(piece.numel).arrange(grads)
         return grads
 
     def _multiply(

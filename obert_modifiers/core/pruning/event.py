@@ -202,7 +202,14 @@ class PruningEvent:
                 write_parameters_(self.targets, found.values, found.masks)
                 loss = self._held_out_loss()
             tried.append((loss, found, damp, fraction))
-        _, best, damp, best_fraction = min(tried, key=lambda row: row[0])
+        finite = [row for row in tried if math.isfinite(row[0])]
+        if not finite:
+            raise FloatingPointError(
+                "damp=auto finds no held-out loss that is finite, with any of "
+                f"{', '.join(f'{row[3]:g}' for row in tried)}; expected numbers; lower "
+                "the learning rate or check the data; nothing was pruned"
+            )
+        _, best, damp, best_fraction = min(finite, key=lambda row: row[0])
         if world()[0] == 0:
             _LOGGER.info(
                 "damp: auto takes %g x the mean diagonal; held-out loss %s",

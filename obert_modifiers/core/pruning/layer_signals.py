@@ -26,6 +26,11 @@ class Signals:
         """Return those of some samples."""
         return Signals(self.inputs[rows], self.output_grads[rows])
 
+    def gradients(self) -> Tensor:
+        """Return the gradients themselves, ``(k, d)``."""
+        products = torch.bmm(self.output_grads.transpose(1, 2), self.inputs)
+        return products.reshape(len(products), -1)
+
 
 class SharedRows(Exception):
     """Samples of a batch share the rows of a layer."""
@@ -181,9 +186,9 @@ def signals_of(
             xs.append(x.to(dtype).reshape(len(rows), -1, width))
             dys.append(dy.to(dtype).reshape(len(rows), -1, out))
     x, dy = (xs[-1], dys[-1]) if len(xs) <= 2 else (torch.cat(xs, 1), torch.cat(dys, 1))
-    if x.shape[1] * (out + width) < out * width:
-        return Signals(x, dy)
-    return torch.bmm(dy.transpose(1, 2), x).reshape(len(rows), -1)
+    found = Signals(x, dy)
+    smaller = x.shape[1] * (out + width) < out * width
+    return found if smaller else found.gradients()
 
 
 def _take(values: Tensor, rows: Tensor) -> Tensor:

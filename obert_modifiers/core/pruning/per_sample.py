@@ -223,11 +223,15 @@ def _joined(batches: list[BatchGradients]) -> BatchGradients:
     parts: list[Signals | Tensor] = []
     for of_samples in zip(*(batch.parts for batch in batches), strict=True):
         signals = [part for part in of_samples if isinstance(part, Signals)]
-        if signals:
+        if len(signals) == len(of_samples):
             x = join([part.inputs for part in signals])
             parts.append(Signals(x, join([part.output_grads for part in signals])))
         else:
-            parts.append(torch.cat(of_samples))
+            # Of long samples they are formed already.
+            formed = [
+                p.gradients() if isinstance(p, Signals) else p for p in of_samples
+            ]
+            parts.append(torch.cat(formed))
     return BatchGradients(len(batches), tuple(parts))
 
 

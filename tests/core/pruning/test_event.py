@@ -118,6 +118,30 @@ def test_sums_in_portions_are_the_fisher(small_pieces) -> None:
             np.testing.assert_allclose(ours, dense[part, part], rtol=1e-10, atol=1e-15)
 
 
+@pytest.mark.parametrize("text", ["unstructured", "block:2x2"])
+def test_long_and_short_batches_in_one_portion(text: str) -> None:
+    """Those that wait as gradients, and those as inputs and output gradients."""
+    pattern = parse_mask_type(text)
+    batches = make_batches(3)
+    batches[1] = (batches[1][0][:, :2], batches[1][1])  # two tokens
+    model = models.make_model()
+    targets = models.targets_of(model, NAMES[0])
+    config = make_config(pattern=pattern, damp=0.1, damp_fraction=None)
+    plan, masks = plan_targets(targets, config), models.all_kept(targets)
+    source = models.make_source(batches)
+    ((fisher,),) = (
+        found.values()
+        for found in FisherState(model, targets, masks, plan, config, source).sweep()
+    )
+    grads = models.sample_gradients(model, batches, targets[0].parameter)
+    arranged = targets[0].layout(pattern).arrange(grads)
+    for ours, part in zip(fisher.sums, arranged.split(WIDTH, dim=1), strict=True):
+        torch.testing.assert_close(ours, part.T @ part, rtol=1e-10, atol=1e-15)
+    if pattern.rows > 1:  # control: in the order of the parameter it is another one
+        other = grads[:, :WIDTH]
+        assert not torch.allclose(fisher.sums[0], other.T @ other, rtol=1e-3)
+
+
 def test_mean_gradient_against_the_oracle() -> None:
     config = make_config(first_order=True, damp=0.1, damp_fraction=None)
     result, after = prune(config, model=models.make_model())
@@ -159,6 +183,31 @@ def test_auto_takes_the_dampening_of_lowest_held_out_loss() -> None:
     auto, _ = prune(config, source, sparsity=0.7)
     assert auto.damp == min(tried)[1]
     assert len({loss for loss, _ in tried}) > 1
+
+
+@pytest.mark.parametrize("bad", [1, len(DAMP_GRID)])
+def test_auto_passes_over_losses_that_are_not_numbers(bad: int) -> None:
+    measured = []
+
+    def losses(model, batch):
+        found = models.losses(model, batch)
+        if torch.is_grad_enabled():
+            return found
+        measured.append(found)
+        return found * torch.nan if len(measured) <= bad else found
+
+    batches = {0: make_batches(), event_module._HELD_OUT_DRAWS: make_batches(1)}
+    source = GradientSource(lambda request: batches[request.draw], losses)
+    model, targets = _encoder()
+    options = {"source": source, "model": model, "targets": targets}
+    auto = make_config(damp_fraction=None, damp_grid=DAMP_GRID)
+    if bad == len(DAMP_GRID):
+        with models.unchanged(targets), pytest.raises(FloatingPointError, match="auto"):
+            prune(auto, **options)
+        return
+    result, _ = prune(auto, **options)
+    first, _ = prune(make_config(damp_fraction=DAMP_GRID[0]))
+    assert result.damp > 1.01 * first.damp  # not the one whose loss is none
 
 
 def test_auto_is_refused_where_the_fisher_does_not_stay(small_pieces) -> None:

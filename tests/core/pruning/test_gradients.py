@@ -225,6 +225,13 @@ def _tokens_first(m, batch):
     return _classified(m, hidden.transpose(0, 1), batch[1])
 
 
+def _unpadded(m, batch):  # the tokens of all samples, one after the other
+    real = (batch[0] != 0).any(dim=2)
+    hidden = torch.tanh(m.first(batch[0][real])).split(real.sum(dim=1).tolist())
+    pooled = torch.stack([tokens.mean(dim=0, keepdim=True) for tokens in hidden])
+    return _classified(m, torch.tanh(m.shared(pooled)), batch[1])
+
+
 SHARED = {
     "positions": (_with_positions(7, 3), 4),
     "as many positions as samples": (_with_positions(4, 2), 4),
@@ -239,6 +246,14 @@ def test_layers_in_which_samples_share_rows(case: str) -> None:
     loss, size = SHARED[case]
     batches, count = make_batches(size=size), 3 * size - 1
     _check(make_model(), NAMES, batches, loss, limit=count, count=count)
+
+
+def test_long_and_short_samples_without_padding() -> None:
+    """Gradients of some are formed, as they are smaller, and of others are not."""
+    batches = make_batches()
+    for x, _ in batches:
+        x[1:3, 2:] = 0.0
+    _check(make_model(), NAMES[:2], batches, _unpadded)
 
 
 def test_a_mean_loss_of_samples_that_share_rows() -> None:
