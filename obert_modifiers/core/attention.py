@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
 
@@ -13,10 +14,10 @@ def plain_attention(model: nn.Module) -> Iterator[None]:
     Without fused kernels, which a tracer does not see into, and whose backward pass in
     bfloat16 on a CPU takes longer than the products.
     """
-    configs = {id(c): c for c in (getattr(m, "config", None) for m in model.modules())}
+    found: list[Any] = [getattr(module, "config", None) for module in model.modules()]
     kinds = [
         (config, kind)
-        for config in configs.values()
+        for config in {id(config): config for config in found}.values()
         if (kind := getattr(config, "_attn_implementation", None)) is not None
     ]
     try:

@@ -130,10 +130,11 @@ def fit_rows(
                 target, start = state.targets[place], values[place]
                 if number % ranks == rank:
                     _check_finite(gram, target)
-                    matrices = [target.parameter.detach(), start, masks[place]]
-                    if target.transposed:
-                        matrices = [one.T for one in matrices]
-                    fitted = solve_rows(gram, *matrices)
+                    before, first, mask = (
+                        one.T if target.transposed else one
+                        for one in (target.parameter.detach(), start, masks[place])
+                    )
+                    fitted = solve_rows(gram, before, first, mask)
                     fitted = fitted.T if target.transposed else fitted
                     found[place] = fitted.to(start.dtype).contiguous()
                 else:  # each comes from one process; the others add zero
