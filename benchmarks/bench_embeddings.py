@@ -2,14 +2,14 @@
 
 Dense; dense in INT8 by plain post-training quantization (the same grids, ranges from
 512 texts, weights as they are); 80 and 90 % in blocks of four with INT8; 3 of the 6
-layers with INT8. The others learn from the dense model on paragraphs and questions
-without labels.
+layers with INT8. The others learn from the dense model on paragraphs, sentences of
+paragraphs, and questions, without labels.
 What is measured is the exported ONNX file on ONNX Runtime: Spearman's correlation on
 STS-B's validation pairs, and finding the paragraphs of SQuAD's validation part by their
 questions.
 
     python benchmarks/bench_embeddings.py --json FILE [--seeds 0 1 2]
-        [--methods dense ptq 80 90 3layer] [--texts PARAGRAPHS QUESTIONS]
+        [--methods dense ptq 80 90 3layer] [--texts PARAGRAPHS QUESTIONS SENTENCES]
         [--data FOLDER] [--output_dir FOLDER]
     python benchmarks/bench_embeddings.py --quick
     python benchmarks/bench_embeddings.py --table FILE [FILE ...]
@@ -21,6 +21,7 @@ names their columns) are looked for as benchmarks/README.md says.
 """
 
 import json
+import re
 import resource
 import tempfile
 import time
@@ -57,9 +58,11 @@ METHODS: dict[str, tuple[str | Path, dict[str, Any], dict[str, Any]] | None] = {
     "90": (PRUNED, {"final_sparsity": 0.9}, {}),
     "3layer": (FEWER, {}, {}),
 }
-# Paragraphs and questions to learn from, and the most tokens of one.
-TEXTS, LENGTH = (800, 8000), 128
-QUICK_TEXTS, QUICK_PAIRS = (64, 192), 200
+# Paragraphs, questions and sentences to learn from, and the most tokens of one.
+TEXTS, LENGTH = (400, 3000, 5000), 128
+QUICK_TEXTS, QUICK_PAIRS = (64, 128, 64), 200
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z])")
+_FEWEST_WORDS = 4
 QUICK = {"num_grads": 64, "pruning_update_frequency": 2.0}
 FIGURES = ("stsb_spearman", "squad_ndcg_at_10", "squad_accuracy_at_1", "top10_kept")
 FIGURES += ("mb", "gzip_mb", "train_seconds")
@@ -71,7 +74,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", choices=METHODS)
     parser.add_argument(
-        "--texts", type=int, nargs=2, help="how many paragraphs and questions"
+        "--texts", type=int, nargs=3, help="how many paragraphs, questions, sentences"
     )
     parser.add_argument("--data", type=Path, help="the folder of the data sets")
     parser.add_argument("--output_dir", type=Path, help="keep the runs in this folder")
@@ -146,7 +149,7 @@ def write_data(
     Args:
         source: Of the data sets.
         folder: Where they are written.
-        texts: How many paragraphs and questions to learn from.
+        texts: How many paragraphs, questions and sentences to learn from.
         quick: Write few pairs.
 
     Returns:
@@ -159,9 +162,15 @@ def write_data(
         return load_dataset("parquet", data_files=file, split="train")
 
     found = []
-    kinds = (("wiki_paragraphs", "text"), ("squad", "question"))
-    for (name, column), count in zip(kinds, texts, strict=True):
-        given = list(dict.fromkeys(rows(name, "train")[column]))
+    paragraphs = list(dict.fromkeys(rows("wiki_paragraphs", "train")["text"]))
+    questions = list(dict.fromkeys(rows("squad", "train")["question"]))
+    sentences = [
+        text
+        for paragraph in paragraphs
+        for text in _SENTENCE_END.split(paragraph)
+        if len(text.split()) >= _FEWEST_WORDS
+    ]
+    for given, count in zip((paragraphs, questions, sentences), texts, strict=True):
         chosen = np.random.default_rng(0).permutation(len(given))[:count]
         found += [" ".join(given[i].split()) for i in chosen]
     np.random.default_rng(1).shuffle(found)
