@@ -263,6 +263,9 @@ def _dense(inputs: Inputs, texts: Texts, collate: Collate) -> np.ndarray | None:
     import torch
     from accelerate import PartialState
 
+    from transformers import AutoTokenizer
+
+    from obert_modifiers.tasks.run.teacher import check_tokens
     from obert_modifiers.tasks.sentences.model import EmbeddingModel
     from obert_modifiers.training.batches import inputs_of, sorted_batches
 
@@ -271,6 +274,9 @@ def _dense(inputs: Inputs, texts: Texts, collate: Collate) -> np.ndarray | None:
         source = inputs.pretrained.source
     if source is None:
         return None
+    if source != inputs.pretrained.source:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        check_tokens(inputs.pretrained.tokenizer, tokenizer, f"--dense_model={source}")
     device = PartialState().device
     model = EmbeddingModel.from_pretrained(source, dtype=torch.float32)
     model = model.to(device).eval()

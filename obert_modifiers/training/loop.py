@@ -160,7 +160,10 @@ class _Run(Run):
         for batch in self._batches():
             self.progress.micro_batch += 1
             with self.accelerator.accumulate(self.wrapped):
-                self.progress.losses.append(self._micro_batch(batch))
+                # Backward passes that compute layers again need the same attention.
+                plain = self.slow_attention
+                with plain_attention(self.model) if plain else nullcontext():
+                    self.progress.losses.append(self._micro_batch(batch))
                 if self.accelerator.sync_gradients and self._step():
                     self._log()
                     self.saver.after_step()
@@ -214,8 +217,7 @@ class _Run(Run):
         raise TrainingStopped(saved)
 
     def _micro_batch(self, batch: Batch) -> torch.Tensor:
-        with plain_attention(self.model) if self.slow_attention else nullcontext():
-            outputs = self.wrapped(**inputs_of(batch))
+        outputs = self.wrapped(**inputs_of(batch))
         loss = mean_loss(self.data.sample_loss(outputs, batch), batch)
         if self.manager is not None:
             with self.accelerator.autocast():

@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from datasets import ClassLabel, Dataset
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
@@ -224,6 +225,16 @@ def test_pairs_that_cannot_be_used(files, tmp_path, small, rows, flags, match) -
     path = tiny.write_rows(tmp_path / "bad.json", [*good, *rows])
     with refused(match):
         prepared(files, tmp_path, small, validation_file=path, **flags)
+
+
+def test_classes_are_no_scores(files, tmp_path, small) -> None:
+    """GLUE's RTE and QNLI have 0 for what belongs together."""
+    named = ClassLabel(names=["entailment", "not_entailment"])
+    path = tmp_path / "classes.parquet"
+    rows = Dataset.from_list(rows_with(label=0) * 3).remove_columns("score")
+    rows.cast_column("label", named).to_parquet(path)
+    with refused(r"column label .*classes \(entailment, .*--train_on pairs"):
+        prepared(files, tmp_path, small, validation_file=path)
 
 
 def test_a_highest_score_is_positive() -> None:

@@ -147,6 +147,13 @@ def _pairs(
     if score is not None:
         no_gaps(rows, score, place)
         dtype = str(getattr(rows.features[score], "dtype", ""))
+        classes = getattr(rows.features[score], "names", None)
+        if classes:
+            raise ValueError(
+                f"column {score} of {place} holds classes ({', '.join(classes)}); "
+                "expected scores of similarity; name another with --score_column_name, "
+                "or give --train_on pairs"
+            )
         if not dtype.startswith(("int", "uint", "float")):
             raise ValueError(
                 f"column {score} of {place} holds {rows[0][score]!r} in row 0; "
