@@ -262,7 +262,6 @@ def _dense(inputs: Inputs, texts: Texts, collate: Collate) -> np.ndarray | None:
     import numpy as np
     import torch
     from accelerate import PartialState
-
     from transformers import AutoTokenizer
 
     from obert_modifiers.tasks.run.teacher import check_tokens
