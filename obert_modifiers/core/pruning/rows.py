@@ -21,7 +21,7 @@ from obert_modifiers.core.pruning.targets import Target, is_conv1d
 
 DAMP = 0.01  # of the mean diagonal of the Gram matrix
 ITERATIONS = 100
-TOLERANCE = 1e-6  # of the gradient at the weights that stay as they were
+TOLERANCE = 1e-6  # of the gradient at the start, or at the weights before pruning
 
 
 def solve_rows(
@@ -58,9 +58,10 @@ def solve_rows(
     weights = start.to(gram.dtype) * kept
     residual = pull(before - weights)
     most = pull(before * (1.0 - kept))
-    enough = TOLERANCE**2 * (most.square_() @ inverse)  # (out,)
     step = residual * inverse
     size = (residual * step).sum(1)  # (out,)
+    # A row that has lost nothing has only its start's gradient to compare with.
+    enough = TOLERANCE**2 * torch.maximum(most.square_() @ inverse, size)
     for _ in range(ITERATIONS):
         going = size > enough
         if not bool(going.any()):

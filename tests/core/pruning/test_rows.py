@@ -96,6 +96,16 @@ def test_single_precision_has_the_same_output_error() -> None:
     assert error(found) < 0.9 * error(start)
 
 
+def test_a_row_that_has_lost_nothing_goes_back_to_what_it_was() -> None:
+    """To rounding in a few steps, and all others make nothing of it but zeros."""
+    inputs, before, start, _ = problem(width=8)
+    whole = torch.ones_like(before, dtype=torch.bool)
+    found = solve_rows(inputs.T @ inputs, before, start, whole)
+    assert torch.isfinite(found).all()
+    gap = (inputs @ (found - before).T).norm() / (inputs @ (start - before).T).norm()
+    assert gap < 1e-5
+
+
 def test_nothing_to_fit_changes_nothing() -> None:
     _, before, start, mask = problem()
     nothing = torch.zeros(17, 17, dtype=torch.float64)
