@@ -132,6 +132,8 @@ RECIPES = {
       params: ["re:.*embeddings.*"]
       start_epoch: 0.0
       end_epoch: 2.0
+  - !WeightAveragingModifier
+      start_epoch: 1.5
 """,
     "mlm": f"""{TWO_EPOCHS}  - !NMPruningModifier
       mask_type: "2:4"
