@@ -157,7 +157,8 @@ def test_lines_survive_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("words", [["list"], ["table", "gradual"], ["plot", "rivals"]])
-def test_commands_answer(words: list[str], capsys) -> None:
+def test_commands_answer(words: list[str], capsys, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(plots, "FOLDER", tmp_path)  # where pictures go
     assert main(words) == 0
     assert capsys.readouterr().out
     assert main(["run"]) == 2 and main(["run", "nothing"]) == 2
