@@ -3,6 +3,7 @@
 import argparse
 import json
 import platform
+import resource
 import statistics
 import subprocess
 import time
@@ -80,6 +81,16 @@ def mean_and_spread(values: Sequence[float], digits: int) -> str:
     """
     spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.{digits}f}{spread}"
+
+
+def cpu_seconds() -> float:
+    """Count the processors' time of this process.
+
+    Returns:
+        Seconds, over all threads.
+    """
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
 
 
 def timed(function: Callable[[], Any], repeats: int = 3) -> dict[str, float]:

@@ -22,7 +22,6 @@ names their columns) are looked for as benchmarks/README.md says.
 
 import json
 import re
-import resource
 import tempfile
 import time
 from collections.abc import Sequence
@@ -30,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import _common as common
-import _encoder as encoder
+import _data
 import numpy as np
 from datasets import load_dataset
 
@@ -134,7 +133,7 @@ def data_folder(named: Path | None) -> Path:
     Returns:
         The folder.
     """
-    folder = encoder.data_folder(named)
+    folder = _data.data_folder(named)
     if not (folder / "stsb").is_dir():
         print(f"data={folder} has no stsb; nothing is measured; name it with --data")
         raise SystemExit(0)
@@ -203,7 +202,7 @@ def measure(
     Returns:
         The row.
     """
-    started, cpu = time.perf_counter(), cpu_seconds()
+    started, cpu = time.perf_counter(), common.cpu_seconds()
     dense = embedded.encoder_path()
     row: dict[str, Any] = {"method": method, "seed": seed, "quick": flags.quick}
     row["texts"] = flags.texts or (QUICK_TEXTS if flags.quick else TEXTS)
@@ -226,7 +225,7 @@ def measure(
         row |= {f"{name}_{k}": v for k, v in kept.items() if k != "seconds"}
     row |= {"mb": file.stat().st_size / 1e6, "gzip_mb": gzip_bytes([file]) / 1e6}
     row |= {"file": str(file), "seconds": time.perf_counter() - started}
-    return row | {"cpu_seconds": cpu_seconds() - cpu} | common.environment()
+    return row | {"cpu_seconds": common.cpu_seconds() - cpu} | common.environment()
 
 
 def train(
@@ -262,16 +261,6 @@ def _values(setup: tuple[Any, dict, dict], flags: Any) -> dict[str, Any]:
     recipe, given, _ = setup
     own = QUICK if flags.quick and recipe is PRUNED else {}
     return own | given | (flags.recipe_args if recipe is not PTQ else {})
-
-
-def cpu_seconds() -> float:
-    """Count the processors' time of this process.
-
-    Returns:
-        Seconds, over all threads.
-    """
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:

@@ -1,14 +1,13 @@
 """One run in a process of its own: `python -m studies.one FOLDER_OF_ITS_ORDER`."""
 
 import json
-import resource
 import shutil
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks._common import environment
+from benchmarks._common import cpu_seconds, environment
 from obert_modifiers import tasks
 from obert_modifiers.sizes import MB, gzip_bytes, plain_bytes
 from studies.forms import FORMS, export
@@ -61,12 +60,6 @@ def spent(started: float, used: float) -> dict[str, float]:
     """Return minutes and processor seconds since a time."""
     minutes = (time.perf_counter() - started) / 60
     return {"minutes": minutes, "cpu_seconds": cpu_seconds() - used}
-
-
-def cpu_seconds() -> float:
-    """Count the processors' time of this process, over all threads."""
-    own = resource.getrusage(resource.RUSAGE_SELF)
-    return own.ru_utime + own.ru_stime
 
 
 def figures(record: dict[str, Any]) -> dict[str, float]:

@@ -10,7 +10,8 @@ UPDATES = ("joint", "independent", "row")
 FISHER_DTYPES = ("float32", "float64")
 DAMP_GRID = (0.001, 0.01, 0.1, 1.0)  # of the mean diagonal, for damp: auto
 LAYER_MAPS = ("uniform", "last")
-CHOICES = ("first_middle_last", "interleaved", "measured")  # of the layers that stay
+MEASURED = "measured"
+CHOICES = ("first_middle_last", "interleaved", MEASURED)  # of the layers that stay
 WHOLE = ""  # the name of a model inside itself
 
 

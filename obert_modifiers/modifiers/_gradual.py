@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from obert_modifiers import core
@@ -104,18 +105,11 @@ class GradualPruningModifier(PruningKeys, MaskingModifier, ScheduledUpdateModifi
                 _warn_of_extras(model, goals)
         targets = _targets.find_targets(model, list(goals))
         for target in targets:
-            try:
+            with _faults_of("mask_type"):
                 target.layout(self._pattern)
-            except ValueError as error:
-                fault = Fault(Rule.MODEL, "mask_type", broken=str(error))
-                raise FaultError(fault) from error
         if self._engine is not None:
-            try:
+            with _faults_of("update"):
                 self._engine.check_layers(model, targets)
-            except ValueError as error:
-                raise FaultError(
-                    Fault(Rule.MODEL, "update", broken=str(error))
-                ) from error
         return list(zip(targets, goals.values(), strict=True))
 
     def initialize(self, module, epoch=0, loggers=None, **kwargs) -> None:
@@ -226,6 +220,15 @@ class GradualPruningModifier(PruningKeys, MaskingModifier, ScheduledUpdateModifi
     def move_schedule(self, last_event: float, ended: bool) -> None:
         """Go on after another event than the last, for an edited schedule."""
         self._last_update_epoch, self._ended = last_event, ended
+
+
+@contextmanager
+def _faults_of(key: str) -> Iterator[None]:
+    """Say of a ValueError in the body that the key does not fit the model."""
+    try:
+        yield
+    except ValueError as error:
+        raise FaultError(Fault(Rule.MODEL, key, broken=str(error))) from error
 
 
 def _zero_fraction(parameter: nn.Parameter) -> float:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from obert_modifiers import core
@@ -116,3 +116,13 @@ class WeightAveragingModifier(KeyedModifier, ScheduledModifier):
         made = core.averaging.Average
         values, count = state["values"], state["count"]
         self._average = made(dict(values), count) if count else None
+
+
+@contextmanager
+def averaged(modifiers: Iterable[Any], module: nn.Module) -> Iterator[None]:
+    """Have the average of the weights in the model in the body, where any is taken."""
+    with ExitStack() as stack:
+        for modifier in modifiers:
+            if isinstance(modifier, WeightAveragingModifier):
+                stack.enter_context(modifier.averaged(module))
+        yield

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from obert_modifiers import core
-from obert_modifiers.core.options import CHOICES
+from obert_modifiers.core.options import CHOICES, MEASURED
 from obert_modifiers.faults import Fault, Rule
 from obert_modifiers.host.bases import ScheduledModifier, SparsificationTypes
 from obert_modifiers.modifiers import rules
@@ -24,8 +24,6 @@ from obert_modifiers.modifiers.keys import (
 if TYPE_CHECKING:
     from torch import nn
 
-
-MEASURED = CHOICES[2]
 
 _LOGGER = logging.getLogger(__name__)
 

@@ -23,8 +23,7 @@ ONE_SHOT, BY_FRACTION, BY_N = "one_shot", "by_fraction", "by_n"
 _ROUNDING = 1e-9  # of an epoch that is a sum of fractions
 # Checkpoints from before these keys are resumed, by the identifier of the others.
 _LATER_KEYS = "grad_sampler_kwargs num_recomputations grad_granularity fisher_dtype "
-_LATER_KEYS += "first_recomputations "
-_LATER_KEYS += "fisher_loss first_order"
+_LATER_KEYS += "first_recomputations fisher_loss first_order"
 
 
 def _n_m(key: str, value: Any) -> str:

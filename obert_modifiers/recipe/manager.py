@@ -1,8 +1,8 @@
 """Load, check and drive a recipe: a thin wrapper around the host's manager."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from obert_modifiers.host.state import cannot_be_saved, known, load_state, state
 from obert_modifiers.modifiers._losses import with_distillation
 from obert_modifiers.modifiers._targets import unwrap
 from obert_modifiers.modifiers._teacher import TeacherModifier
-from obert_modifiers.modifiers.averaging import WeightAveragingModifier
+from obert_modifiers.modifiers.averaging import WeightAveragingModifier, averaged
 from obert_modifiers.modifiers.early_stopping import EarlyStoppingModifier
 from obert_modifiers.modifiers.layer_drop import LayerDropModifier
 from obert_modifiers.recipe import changes, environment
@@ -294,16 +294,12 @@ class RecipeManager:
         place = (model, optimizer, epoch, steps_per_epoch)
         return self.host.loss_update(loss, *place, **batch)
 
-    @contextmanager
-    def averaged(self, model: Module) -> Iterator[None]:
+    def averaged(self, model: Module) -> AbstractContextManager[None]:
         """Have the average of the weights in the model while it is evaluated.
 
         Where no modifier averages yet, the model stays as it is.
         """
-        with ExitStack() as stack:
-            for averaging in self._of(WeightAveragingModifier):
-                stack.enter_context(averaging.averaged(model))
-            yield
+        return averaged(self._of(WeightAveragingModifier), model)
 
     def evaluated(
         self, model: Module, metrics: Mapping[str, float], epoch: float

@@ -3,7 +3,6 @@
 import math
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -191,18 +190,16 @@ def early_stopping(patch: Patch) -> None:
     """
     from sparseml.transformers.sparsification import trainer as module
 
-    from obert_modifiers.modifiers import EarlyStoppingModifier, WeightAveragingModifier
+    from obert_modifiers.modifiers import EarlyStoppingModifier
     from obert_modifiers.modifiers._targets import unwrap
+    from obert_modifiers.modifiers.averaging import averaged
 
     original = module.TrainerInterface.evaluate
 
     def evaluate(self: Any, *args: Any, **kwargs: Any) -> dict[str, float]:
         running = self.manager_initialized and not self.manager_finalized
         modifiers = list(self.manager.iter_modifiers()) if running else []
-        with ExitStack() as stack:
-            for modifier in modifiers:
-                if isinstance(modifier, WeightAveragingModifier):
-                    stack.enter_context(modifier.averaged(self.model))
+        with averaged(modifiers, self.model):
             metrics = original(self, *args, **kwargs)
         for modifier in modifiers:
             if isinstance(modifier, EarlyStoppingModifier):

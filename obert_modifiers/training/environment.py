@@ -89,14 +89,11 @@ def dropout_of(model: nn.Module, probability: float | None) -> Iterator[None]:
     before: list[tuple[nn.Module, str, float]] = []
     if probability is not None:
         for module in model.modules():  # attention has it as a number beside itself
-            named = ("p",) if isinstance(module, _DropoutNd) else vars(module)
-            before += [
-                (module, name, value)
-                for name in named
-                if isinstance(value := getattr(module, name), int | float)  # 0, too
-                and not isinstance(value, bool)
-                and (isinstance(module, _DropoutNd) or "dropout" in name)
-            ]
+            names = [name for name in vars(module) if "dropout" in name]
+            for name in ["p"] if isinstance(module, _DropoutNd) else names:
+                value = getattr(module, name)
+                if isinstance(value, int | float) and not isinstance(value, bool):
+                    before.append((module, name, value))
         if not before:
             raise ValueError(
                 f"dropout={probability} has no dropout in the model to replace; "

@@ -1,6 +1,6 @@
 """Evaluation of a model on all validation samples, on one process or many."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -10,8 +10,11 @@ from accelerate.utils import gather_object
 from torch import nn
 
 from obert_modifiers.core.distillation import IGNORED_LABEL
+from obert_modifiers.core.pruning.gradients import sum_losses
+from obert_modifiers.core.pruning.sampling import GradientSource
 from obert_modifiers.training.batches import (
     GRADIENT_BATCH_SIZE,
+    Batch,
     Samples,
     TaskData,
     inputs_of,
@@ -73,7 +76,6 @@ def predict(
     return _rows(model, data, samples, config, make_accelerator(config), losses=False)
 
 
-@torch.no_grad()
 def calibration_loss(
     model: nn.Module, data: TaskData, seed: int, device: torch.device
 ) -> float:
@@ -91,16 +93,19 @@ def calibration_loss(
     drawn = torch.randperm(len(data.train), generator=generator)[:CALIBRATION_SAMPLES]
     lengths = lengths_of(data.train)
     parts = sorted_batches([lengths[i] for i in drawn], GRADIENT_BATCH_SIZE)
-    was_training, total = model.training, 0.0
-    model.to(device).eval()
-    for number, part in enumerate(parts):
-        collate = SeededCollate(data.collate, seed, 0, number=number)
-        batch = collate([data.train[int(drawn[i])] for i in part])
-        batch = {name: values.to(device) for name, values in batch.items()}
-        losses = data.sample_loss(model(**inputs_of(batch)), batch)
-        total += float(losses.sum(dtype=torch.float64))
-    model.train(was_training)
-    return total / len(drawn)
+
+    def batches() -> Iterator[Batch]:
+        for number, part in enumerate(parts):
+            collate = SeededCollate(data.collate, seed, 0, number=number)
+            batch = collate([data.train[int(drawn[i])] for i in part])
+            yield {name: values.to(device) for name, values in batch.items()}
+
+    def losses(trial: nn.Module, batch: Batch) -> torch.Tensor:
+        return data.sample_loss(trial(**inputs_of(batch)), batch)
+
+    source = GradientSource(lambda _: batches(), losses)
+    total, count = sum_losses(model.to(device), batches(), source)
+    return total / count
 
 
 @torch.no_grad()

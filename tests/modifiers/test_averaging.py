@@ -13,7 +13,7 @@ from obert_modifiers.recipe.manager import RecipeError, RecipeManager
 from obert_modifiers.training import TrainConfig, evaluate, train
 from tests.modifiers.driving import copied, half_pruned, same, zeros
 from tests.modifiers.table import ENCODER, make_model
-from tests.training.toy import each_step, make_task, records
+from tests.training.toy import each_step, make_task, records, steady
 
 STEPS, EPOCHS = 8, 4
 RANGE = "modifiers:\n  - !EpochRangeModifier {start_epoch: 0.0, end_epoch: 4.0}\n"
@@ -34,15 +34,7 @@ def run(folder, *lines: str, model=None, metrics=None, **options):
     """Train; return the model, the states after each step, and the result."""
     model, states = model or make_model(), []
     torch.manual_seed(7)
-    config = TrainConfig(
-        folder,
-        learning_rate=1e-2,
-        lr_scheduler_type="constant",
-        weight_decay=0.1,
-        per_device_train_batch_size=8,
-        cpu=True,
-        **options,
-    )
+    config = steady(folder, weight_decay=0.1, **options)
     task = make_task() if metrics is None else replace(make_task(), metrics=metrics)
     manager = RecipeManager.from_recipe(RANGE + "".join(lines))
 

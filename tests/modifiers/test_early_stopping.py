@@ -15,6 +15,7 @@ from obert_modifiers.training import TrainConfig, train
 from tests.modifiers.driving import copied, same
 from tests.modifiers.table import make_model
 from tests.training.test_training import make_task
+from tests.training.toy import steady
 
 RECIPE = (
     "modifiers:\n  - !EpochRangeModifier {{start_epoch: 0.0, end_epoch: {epochs}}}\n"
@@ -46,14 +47,8 @@ def run(folder, epochs, keys=None, script=SCRIPT, extra=""):
     text += "" if keys is None else STOP.format(keys=keys)
     model = make_model()
     torch.manual_seed(7)
-    config = TrainConfig(
-        folder,
-        learning_rate=1e-2,
-        lr_scheduler_type="constant",
-        per_device_train_batch_size=8,
-        cpu=True,
-    )
-    result = train(model, task, config, RecipeManager.from_recipe(text + extra))
+    manager = RecipeManager.from_recipe(text + extra)
+    result = train(model, task, steady(folder), manager)
     return model, result, (folder / "metrics.jsonl").read_text().splitlines()
 
 

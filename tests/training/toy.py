@@ -69,6 +69,12 @@ def run(folder, recipe=None, task=None, dtype=torch.float64, **options):
     return model, train(model, task or make_task(), config, manager)
 
 
+def steady(folder, **options) -> TrainConfig:
+    """Settings of a run at a constant, high rate, 8 samples a step."""
+    settings = {"learning_rate": 1e-2, "lr_scheduler_type": "constant", "cpu": True}
+    return TrainConfig(folder, per_device_train_batch_size=8, **settings, **options)
+
+
 def masks_of(model: TinyModel) -> Tensor:
     return torch.cat([(model.get_parameter(n) != 0).reshape(-1) for n in ENCODER])
 

@@ -64,5 +64,8 @@ def independent_update(
     return updated, float(0.5 * (values * pull).sum())
 
 
-UPDATES = {"joint": joint_update, "independent": independent_update}
-UPDATES["row"] = joint_update  # from which rows.fit_rows starts
+UPDATES = {
+    "joint": joint_update,
+    "independent": independent_update,
+    "row": joint_update,  # from which rows.fit_rows starts
+}
