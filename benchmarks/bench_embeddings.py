@@ -49,20 +49,25 @@ modifiers:
   - !QATModifier {start_epoch: 0.0, disable_observer_epoch: 0.9}
 """
 STILL = {"learning_rate": 0, "max_train_samples": 512}
+# Many texts and few epochs: twice as many epochs of half of the layers, which take as
+# long.
+SHORT = {"num_epochs": 2.0, "pruning_end_epoch": 1.0, "pruning_update_frequency": 0.5}
+SHORT |= {"qat_start_epoch": 1.5, "qat_observers_end_epoch": 1.75}
+LAYERS = {"num_epochs": 4.0, "qat_start_epoch": 3.5, "qat_observers_end_epoch": 3.75}
 # A recipe, its variables, and other flags.
 METHODS: dict[str, tuple[str | Path, dict[str, Any], dict[str, Any]] | None] = {
     "dense": None,
     "ptq": (PTQ, {}, STILL),
-    "80": (PRUNED, {}, {}),
-    "90": (PRUNED, {"final_sparsity": 0.9}, {}),
-    "3layer": (FEWER, {}, {}),
+    "80": (PRUNED, SHORT, {}),
+    "90": (PRUNED, SHORT | {"final_sparsity": 0.9}, {}),
+    "3layer": (FEWER, LAYERS, {}),
 }
 # Paragraphs, questions and sentences to learn from, and the most tokens of one.
-TEXTS, LENGTH = (400, 3000, 5000), 128
+TEXTS, LENGTH, BATCH = (800, 6000, 10000), 128, 32
 QUICK_TEXTS, QUICK_PAIRS = (64, 128, 64), 200
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z])")
 _FEWEST_WORDS = 4
-QUICK = {"num_grads": 64, "pruning_update_frequency": 2.0}
+QUICK = {"num_grads": 64, "pruning_update_frequency": 1.0}
 FIGURES = ("stsb_spearman", "squad_ndcg_at_10", "squad_accuracy_at_1", "top10_kept")
 FIGURES += ("mb", "gzip_mb", "train_seconds")
 
@@ -250,7 +255,7 @@ def train(
     words += [word for name, value in more.items() for word in (f"--{name}", value)]
     words += ["--output_dir", out]
     words += ["--max_eval_samples", 512, "--eval_strategy", "no"]
-    words += ["--max_seq_length", LENGTH, "--per_device_train_batch_size", 64]
+    words += ["--max_seq_length", LENGTH, "--per_device_train_batch_size", BATCH]
     words += ["--distill_teacher", "self", "--seed", seed, "--report_to", "none"]
     words += ["--overwrite_output_dir", "--use_cpu", "--bf16", "--disable_tqdm"]
     words += ["--dropout", 0]
@@ -260,7 +265,7 @@ def train(
 def _values(setup: tuple[Any, dict, dict], flags: Any) -> dict[str, Any]:
     recipe, given, _ = setup
     own = QUICK if flags.quick and recipe is PRUNED else {}
-    return own | given | (flags.recipe_args if recipe is not PTQ else {})
+    return given | own | (flags.recipe_args if recipe is not PTQ else {})
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:

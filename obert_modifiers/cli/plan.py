@@ -111,9 +111,12 @@ def _pruning(plan: PruningPlan) -> Iterator[str]:
         said = f"{_times(len(events), 'pruning event')} {where}, {to}"
     yield f"{plan.modifier} (line {plan.line}): {said}"
     if plan.num_grads:
-        total = "" if not events else f", {plan.num_grads * len(events):,} in all"
+        first, later = plan.first_grads, plan.num_grads
+        total = first + later * (len(events or ()) - 1)
+        total = f", {total:,} in all" if events else ""
         kind = _GRADIENT.get(plan.grad_granularity, "")
-        yield f"  {plan.num_grads:,} gradients for an event{total}{kind}"
+        more = "" if first == later else f" and {first:,} for the first"
+        yield f"  {later:,} gradients for an event{more}{total}{kind}"
     if plan.memory is not None:
         yield f"  {plan.memory.describe()}; on one process, with the memory it needs"
     if plan.pools:

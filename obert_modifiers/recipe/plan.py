@@ -40,7 +40,8 @@ class PruningPlan:
     line: int
     goals: tuple[float, ...]  # one, unless the recipe maps sparsities to names
     events: tuple[Event, ...] | None  # None where they depend on unknown steps
-    num_grads: int = 0  # of an event
+    num_grads: int = 0  # of an event after the first
+    first_grads: int = 0  # of the first event
     grad_granularity: str = ""  # "sample", "batch" or empty
     pools: tuple[counts.PoolCount, ...] = ()  # with a model, what will be pruned
     memory: MemoryPlan | None = None  # with a model, the Fisher state on one process
@@ -189,8 +190,11 @@ def _pruning(
     num_grads = getattr(modifier, "num_grads", None)
     if isinstance(num_grads, dict):  # SparseML's M-FAC: by sparsity
         num_grads = None
+    first_grads = num_grads
     if config is not None:
         num_grads = config.num_grads * config.num_recomputations
+        first = getattr(modifier, "first_recomputations", None)
+        first_grads = config.num_grads * first if first else num_grads
     events = None
     if epochs is not None:
         events = tuple(Event(e, _sparsities(modifier, goals, e)) for e in epochs)
@@ -200,6 +204,7 @@ def _pruning(
         goals=goals,
         events=events,
         num_grads=num_grads or 0,
+        first_grads=first_grads or 0,
         grad_granularity="" if config is None else config.grad_granularity,
         pools=() if model is None else counts.pool_counts(modifier, model),
         memory=None if model is None else counts.fisher_memory(modifier, model),

@@ -251,7 +251,7 @@ def tokenize(inputs: Inputs, masking: Masking, name: str) -> Dataset:
     given = {"max_seq_length": length, "line_by_line": flags.line_by_line}
     source = tokenized.made_from(rows, column, tokenizer, encode, given)
     named = None if flags.tokenized_dir is None else Path(flags.tokenized_dir) / name
-    cache = Path(inputs.cache_dir or config.HF_DATASETS_CACHE)
+    cache = Path(inputs.pretrained.args.cache_dir or config.HF_DATASETS_CACHE)
     return tokenized.stored(tokenized.folder_of(source, named, cache), source, make)
 
 

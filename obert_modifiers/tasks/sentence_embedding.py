@@ -208,7 +208,9 @@ def _folder(inputs: Inputs) -> SentenceFolder:
     from obert_modifiers.tasks.sentences.model import sentence_folder
 
     width = getattr(inputs.pretrained.config, "hidden_size", 0)
-    return sentence_folder(inputs.pretrained.source, width, inputs.cache_dir)
+    where = inputs.pretrained.args
+    name, revision = inputs.pretrained.source, where.model_revision
+    return sentence_folder(name, width, where.cache_dir, revision)
 
 
 def _max_length(inputs: Inputs, folder: SentenceFolder) -> int:
@@ -264,6 +266,7 @@ def _dense(inputs: Inputs, texts: Texts, collate: Collate) -> np.ndarray | None:
     from accelerate import PartialState
     from transformers import AutoTokenizer
 
+    from obert_modifiers.tasks.run.models import fetch
     from obert_modifiers.tasks.run.teacher import check_tokens
     from obert_modifiers.tasks.sentences.model import EmbeddingModel
     from obert_modifiers.training.batches import inputs_of, sorted_batches
@@ -273,11 +276,12 @@ def _dense(inputs: Inputs, texts: Texts, collate: Collate) -> np.ndarray | None:
         source = inputs.pretrained.source
     if source is None:
         return None
+    flag, where = "--dense_model", inputs.pretrained.args
     if source != inputs.pretrained.source:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        check_tokens(inputs.pretrained.tokenizer, tokenizer, f"--dense_model={source}")
+        tokenizer = fetch(AutoTokenizer, flag, source, where)
+        check_tokens(inputs.pretrained.tokenizer, tokenizer, f"{flag}={source}")
     device = PartialState().device
-    model = EmbeddingModel.from_pretrained(source, dtype=torch.float32)
+    model = fetch(EmbeddingModel, flag, source, where, dtype=torch.float32)
     model = model.to(device).eval()
     found: dict[int, np.ndarray] = {}
     for indices in sorted_batches(texts.token_counts(), _DENSE_BATCH):

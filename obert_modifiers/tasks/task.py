@@ -34,7 +34,6 @@ class Inputs:
     flags: Any
     seed: int
     pad_multiple: int | None = None  # batches are padded to a multiple of this
-    cache_dir: str | None = None  # --cache_dir
 
     @property
     def max_length(self) -> int:

@@ -20,7 +20,7 @@ from tests import reference
 
 
 class TinyEncoder(nn.Module):
-    """Tokens ``(k, T, 6)`` to two logits; one layer is called twice."""
+    """Tokens ``(k, T, 6)`` to two logits; a layer called twice, one by keyword."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class TinyEncoder(nn.Module):
         hidden = torch.tanh(self.first(x))
         hidden = torch.tanh(self.shared(hidden))
         hidden = self.drop(torch.tanh(self.shared(hidden)))
-        return self.head(hidden.mean(dim=1))
+        return self.head(input=hidden.mean(dim=1))
 
 
 def make_model(seed: int = 0, dtype: torch.dtype = torch.float64) -> TinyEncoder:

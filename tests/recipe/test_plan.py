@@ -195,6 +195,9 @@ def test_the_fisher_is_planned_on_shapes_alone():
         model = make_model()
     found = planned(pruning(OBERT, **keys), model)
     assert (found.num_grads, found.grad_granularity) == (300, "sample")
+    assert found.first_grads == 300
+    other = planned(pruning(OBERT, first_recomputations=5, **keys), model)
+    assert (other.num_grads, other.first_grads) == (300, 500)
     blocks = sum(math.ceil(96 / 20) for _ in ENCODER)
     assert found.memory.state_bytes == blocks * 20 * 20 * 8
     first_order = planned(pruning(), model)

@@ -64,9 +64,9 @@ def prepare(name: str, folder, model=None, seed=0, **flags):
     args, data = load(name, folder, **flags)
     task = tasks.load(name)
     labels = None if task.labels is None else task.labels(data, args, {})
-    pretrained = find(ModelArguments(None if model is None else str(model)))
-    cache = str(folder / "cache")
-    made = task.prepare(Inputs(data, labels, pretrained, args, seed, cache_dir=cache))
+    named = None if model is None else str(model)
+    pretrained = find(ModelArguments(named, cache_dir=str(folder / "cache")))
+    made = task.prepare(Inputs(data, labels, pretrained, args, seed))
     return made.data, pretrained.tokenizer
 
 

@@ -360,6 +360,8 @@ def test_texts_are_measured_beside_the_dense_model(files, tmp_path, small) -> No
         TASK, tmp_path, small.model, dense_model=str(small.model), **only
     )
     assert again.metrics.dense is not None
+    with refused("--dense_model=missing/one is no folder here"):
+        inputs.prepare(TASK, tmp_path, small.model, dense_model="missing/one", **only)
     with refused("only texts and no model"):
         inputs.prepare(TASK, tmp_path, small.model, **only)
 

@@ -1,8 +1,9 @@
 """Inputs and output gradients of Linear layers, captured while a model runs."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,11 @@ class Signals:
         """Return the gradients themselves, ``(k, d)``."""
         products = torch.bmm(self.output_grads.transpose(1, 2), self.inputs)
         return products.reshape(len(products), -1)
+
+
+def input_of(args: tuple, named: Mapping[str, Any]) -> Tensor:
+    """Return what a layer is called with, ``layer(x)`` or ``layer(input=x)``."""
+    return args[0] if args else next(iter(named.values()))
 
 
 class SharedRows(Exception):
@@ -105,25 +111,30 @@ def captured(
     """List the calls of Linear layers in the body; their hooks are gone afterwards."""
     calls: list[Call] = []
 
-    def begin(layer: nn.Module, args: tuple) -> tuple:
+    def begin(layer: nn.Module, args: tuple, named: dict) -> tuple[tuple, dict]:
         # No output is a leaf, which could not be changed in place.
-        if args[0].requires_grad or not torch.is_grad_enabled():
-            return args
-        return (args[0].detach().requires_grad_(True), *args[1:])
+        given = input_of(args, named)
+        if given.requires_grad or not torch.is_grad_enabled():
+            return args, named
+        given = given.detach().requires_grad_(True)
+        if args:
+            return (given, *args[1:]), named
+        return args, named | {next(iter(named)): given}
 
-    def keep(layer: nn.Module, args: tuple, output: Tensor) -> Tensor:
+    def keep(layer: nn.Module, args: tuple, named: dict, output: Tensor) -> Tensor:
         if not torch.is_grad_enabled():  # first pass of a reentrant checkpoint
             raise ValueError(
                 "gradient checkpointing with use_reentrant=True hides the layers' "
                 "outputs; expected a plain forward pass; use use_reentrant=False"
             )
-        inputs = args[0].detach()
+        inputs = input_of(args, named).detach()
         copy = layer in copied  # as inputs or outputs are changed later
         calls.append(Call(layer, inputs.clone() if copy else inputs, output))
         return output.clone() if copy else output
 
-    handles = [layer.register_forward_pre_hook(begin) for layer in layers]
-    handles += [layer.register_forward_hook(keep) for layer in layers]
+    named = {"with_kwargs": True}
+    handles = [layer.register_forward_pre_hook(begin, **named) for layer in layers]
+    handles += [layer.register_forward_hook(keep, **named) for layer in layers]
     try:
         yield calls
     finally:

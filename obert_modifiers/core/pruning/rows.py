@@ -16,6 +16,7 @@ from obert_modifiers.core.distributed.parallel import (
 )
 from obert_modifiers.core.pruning.fisher_state import FisherState
 from obert_modifiers.core.pruning.gradients import undisturbed
+from obert_modifiers.core.pruning.layer_signals import input_of
 from obert_modifiers.core.pruning.sampling import GradientSource
 from obert_modifiers.core.pruning.targets import Target, is_conv1d
 
@@ -199,17 +200,20 @@ def _collect(state: FisherState, group: Sequence[int]) -> list[Tensor]:
     words: Tensor | None = None  # True where a batch has no padding, (k, T)
     last: tuple[Tensor, Tensor] | None = None  # layers with the same inputs share
 
-    def add(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+    def add(layer: nn.Module, args: tuple, named: dict) -> None:
         nonlocal last
-        inputs = args[0].detach()
-        if last is None or last[0] is not args[0]:
+        given = input_of(args, named)
+        inputs = given.detach()
+        if last is None or last[0] is not given:
             if words is not None and inputs.shape[:-1] == words.shape:
                 inputs = inputs[words]
             rows = inputs.reshape(-1, inputs.shape[-1]).to(places[layer].dtype)
-            last = args[0], rows.T @ rows
+            last = given, rows.T @ rows
         places[layer] += last[1]
 
-    handles = [layer.register_forward_pre_hook(add) for layer in places]
+    handles = [
+        layer.register_forward_pre_hook(add, with_kwargs=True) for layer in places
+    ]
     try:
         with undisturbed(state.model), torch.no_grad():
             batches, limit = state.batches()

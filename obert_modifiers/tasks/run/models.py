@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ class Pretrained:
     config: Config
     tokenizer: Tokenizer
     description: str  # what it is called in the log
+    args: ModelArguments = field(default_factory=ModelArguments)  # that named it
 
     def classes(self, head: str) -> dict[str, int]:
         """Return the classes that it was trained with; none if with another head."""
@@ -89,7 +90,7 @@ def find(args: ModelArguments, *, words: bool = False) -> Pretrained:
             part.add_prefix_space = True
     flag = "--tokenizer_name" if args.tokenizer_name else "--model_name_or_path"
     check_vocabulary(config, tokenizer, f"{flag}={named[1]}")
-    return Pretrained(source, config, tokenizer, str(description))
+    return Pretrained(source, config, tokenizer, str(description), args)
 
 
 def check_fixed_length(pretrained: Pretrained, length: int, padded: bool) -> None:

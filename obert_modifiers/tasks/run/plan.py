@@ -172,7 +172,7 @@ def read_inputs(task: Task, arguments: Arguments, notes: Notes) -> Inputs:
         labels = pretrained.labels(task.head, data.label_column)
     elif task.labels is not None:
         labels = task.labels(data, flags, pretrained.classes(task.head))
-    inputs = Inputs(data, labels, pretrained, flags, seed, cache_dir=cache)
+    inputs = Inputs(data, labels, pretrained, flags, seed)
     if arguments.model.model_name_or_path is None:
         notes.say(f"no --model_name_or_path: training {pretrained.description}")
     if data.description.startswith("the embedded"):
