@@ -253,9 +253,10 @@ def test_recipe_plan(capsys, tmp_path):
     code, out, err = call(capsys, f"{words} --no-timing")
     assert code == 0 and "820" not in out and "estimated" not in out
     assert re.search(r"819\W+79.98 %", out) and "hardness 0.5, temperature 2" in out
-    first = tiny.RECIPE.replace("num_grads: 16", "num_grads: 16, first_recomputations: 3")
-    recipe.write_text(first)
-    code, out, err = call(capsys, f"recipe plan {recipe} --train-samples 50")
+    more = "num_grads: 16\n      first_recomputations: 3"
+    recipe.write_text(tiny.RECIPE.replace("num_grads: 16", more))
+    words = f"recipe plan {recipe} --train-samples 50 --batch-size 8"
+    code, out, err = call(capsys, words)
     assert "16 gradients for an event and 48 for the first, 80 in all, each" in out
 
 

@@ -55,7 +55,8 @@ class LayerDropModifier(KeyedModifier, ScheduledModifier):
     kept: tuple[int, ...] | None = None  # indices of the layers that stayed
 
     keep = Key(rules.LAYERS, None).means(
-        "How many layers stay, at least 2, or a list of their indices, counted from 0."
+        "How many layers stay, or a list of their indices, counted from 0; 1 only if "
+        "they are measured."
     )
     choice = Key(rules.choice(*CHOICES), None).means(
         "first_middle_last, for three layers; interleaved; or measured, for a trained "
@@ -81,6 +82,13 @@ class LayerDropModifier(KeyedModifier, ScheduledModifier):
         elif keep is None:
             said = "keep is missing", "a number of layers, or drop", "write keep: 3"
             yield Fault(Rule.MISSING, "keep", None, *said)
+        elif keep == 1 and choice != MEASURED:
+            said = (
+                "does not say which layer",
+                "2 or more",
+                f"write a list, as in keep: [0], or choice: {MEASURED}",
+            )
+            yield Fault.of(Rule.LAYERS, "keep", keep, *said)
         elif choice is not None and isinstance(keep, list):
             said = "and a list in keep are both given", "one of them", "leave it out"
             yield Fault.of(Rule.BOTH, "choice", choice, *said)

@@ -298,11 +298,7 @@ _texts = _all(lambda item: isinstance(item, str))
 
 def _layers(key: str, value: Any) -> int | list[int]:
     if not isinstance(value, (list, tuple)):
-        found = COUNT(key, value)
-        if found < 2:
-            broken, fix = "does not say which layer", "write a list, as in keep: [0]"
-            refuse(Rule.LAYERS, key, found, broken, "2 or more", fix)
-        return found
+        return COUNT(key, value)
     if not _indices(value) or list(value) != sorted(set(value)):
         broken = "is not a list of layers"
         expected = "different indices from 0 on, in increasing order"
@@ -310,7 +306,7 @@ def _layers(key: str, value: Any) -> int | list[int]:
     return list(value)
 
 
-LAYERS = Reader("2 or more, or a list of indices", _layers)
+LAYERS = Reader("a whole number of 1 or more, or a list of indices", _layers)
 _MAP_WORD = choice(*LAYER_MAPS)
 _MAP_LIST = simple(
     Rule.LAYERS,

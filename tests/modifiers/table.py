@@ -146,6 +146,7 @@ def _logits(label: str = "", extras=None, **keys: Any) -> Row:
 SINGLE = {"selection": "independent", "update": "independent"}
 BY_N, BY_FRACTION = {"gradual": "by_n"}, {"gradual": "by_fraction"} | GRADUALLY
 SINGLE_OBS = {"score": "obs", "selection": "independent"}
+MEASURED = {"calibration_loss": lambda one: sample_loss(one, make_batch()).sum().item()}
 STOP = {"metric": "loss", "mode": "min", "patience": 2, "min_delta": 0.01}
 TABLE = [
     _obert(block=10),
@@ -164,6 +165,7 @@ TABLE = [
     _n_m("1:4 by n, obs", EVERY_EVENT[::2], "1:4", **BY_N, score="obs", end_epoch=3.0),
     _n_m("2:4 by fraction, obs", EVERY_EVENT, "2:4", **BY_FRACTION, **SINGLE_OBS),
     _other("LayerDropModifier", drops=True, keep=[1]),
+    _other("LayerDropModifier", "measured", True, MEASURED, keep=1, choice="measured"),
     _logits(
         hardness=0.7, temperature=3.0, **SPAN, extras={"distillation_teacher": "self"}
     ),
@@ -183,7 +185,7 @@ TABLE = [
     _other("FrozenParamsModifier", params=["re:.*embedding.*"], **SPAN),
     _other("ConstantMasksModifier", params="__ALL_ENCODER__", **SPAN),
 ]
-assert len(TABLE) == 27
+assert len(TABLE) == 28
 
 
 def default_row(cls: type) -> Row:
