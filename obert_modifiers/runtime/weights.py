@@ -11,6 +11,8 @@ from obert_modifiers.runtime.kernels import GROUP, blocks_at_once
 from obert_modifiers.runtime.paths import Path
 
 _MOST_BLOCKS = 2**16  # a block's number has 16 bits
+# Sums of products of 255 and -128 have 32 bits.
+_MOST_INT8 = (2**31 - 1) // (255 * 128) // GROUP * GROUP
 # Columns of a chunk: a tile of them is of the first-level cache's size.
 _CHUNK = {"int8": 768, "float1": 96, "float4": 96}
 # Of two bytes times weights in 16 bits: 255 * 128 < 2**15.
@@ -118,6 +120,7 @@ class Linear:
         fits = (
             self.group in ((GROUP,) if self.grid is not None else (1, GROUP))
             and self.columns % GROUP == 0
+            and (self.grid is None or self.columns <= _MOST_INT8)
             and len(self.counts) == self.rows > 0
             and len(self.blocks) == len(self.values) == int(self.counts.sum())
             and (not len(self.blocks) or self.blocks.max() < self.columns // self.group)
@@ -173,10 +176,11 @@ def from_dense(
     if weight.dtype != np.int8 and np.count_nonzero(weight) < 0.8 * GROUP * kept.sum():
         group, cut = 1, weight.reshape(rows, -1, 1)
         kept = cut[:, :, 0] != 0
-    if kept.shape[1] > _MOST_BLOCKS:
+    most = _MOST_BLOCKS * group if grid is None else _MOST_INT8
+    if columns > most:
         raise ValueError(
-            f"columns={columns} of a weight are too many; expected at most "
-            f"{_MOST_BLOCKS * group}; use another format"
+            f"columns={columns} of a weight are too many; expected at most {most}; "
+            "use another format"
         )
     return Linear(
         columns=columns,

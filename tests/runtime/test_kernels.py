@@ -103,6 +103,20 @@ def test_chunks_of_columns_add_up(name) -> None:
     np.testing.assert_array_equal(multiplied(path, weight, x), exact)
 
 
+@pytest.mark.parametrize("name", available())
+def test_the_sums_of_the_widest_weight_have_32_bits(name) -> None:
+    path, columns = PATHS[name], 65_792
+    x = np.full((columns, path.tokens), 255, np.uint8)
+    weight = np.full((1, columns), -128, np.int8)
+    assert (multiplied(path, weight, x) == -128 * 255 * columns).all()
+    with pytest.raises(ValueError, match="columns=65796 of a weight are too many"):
+        multiplied(path, np.full((1, columns + 4), -128, np.int8), x)
+    # The negative control: another group of four no longer fits.
+    with np.errstate(over="ignore"):
+        wrapped = np.int64(-128 * 255 * (columns + 4)).astype(np.int32)
+    assert wrapped > 0
+
+
 def activated(y: np.ndarray, activation: str) -> np.ndarray:
     return {
         "none": lambda: y,
