@@ -10,7 +10,7 @@ PYTEST := $(BIN)/python -m pytest
 # workers and the processes that they start would spin on each other's cores.
 WORKERS := -n auto --dist loadscope
 ON_BOTH_HOSTS := tests/modifiers tests/recipe 
-test: export OMP_WAIT_POLICY = PASSIVE
+test test-core: export OMP_WAIT_POLICY = PASSIVE
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
@@ -49,7 +49,7 @@ test-all: install  ## Run every test, the slow ones too
 test-core:  ## Test kernels and core where sparseml and transformers are not installed
 	@tools/venv.sh $(CORE_VENV) core
 	@echo "==> Running the tests of kernels and core in $(CORE_VENV)"
-	@$(CORE_VENV)/bin/python -m pytest -m "not slow" tests/core tests/kernels
+	@$(CORE_VENV)/bin/python -m pytest -m "not slow" $(WORKERS) tests/core tests/kernels
 
 test-sparseml-cli: install-sparseml-cli  ## Test SparseML's own scripts with our modifiers
 	@echo "==> Running the tests of SparseML's own scripts in $(SPARSEML_VENV)"

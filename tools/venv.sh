@@ -1,7 +1,7 @@
 #!/bin/sh
 # Make or reuse a virtual environment: tools/venv.sh FOLDER full|core|sparseml-cli
 # full: the package (editable) with everything that users, tests and linters need.
-# core: torch, numpy, numba, triton and pytest alone, to test kernels and core.
+# core: torch, numpy, numba, triton, pytest and its xdist, to test kernels and core.
 # sparseml-cli: the package (editable) with the transformers of SparseML's own scripts.
 # PYTHON=... in the environment picks the interpreter; else the first supported Python
 # of the machine is taken, 3.11 before the others, since SparseML installs there alone.
@@ -89,7 +89,7 @@ case $kind in
     core)
         echo "==> Installing numpy, numba, triton and pytest, without sparseml and"
         echo "    transformers"
-        install numpy numba pytest 'triton; platform_system == "Linux"'
+        install numpy numba pytest pytest-xdist 'triton; platform_system == "Linux"'
         ;;
     sparseml-cli)
         echo "==> Installing obert_modifiers (editable) and SparseML's transformers,"
