@@ -46,7 +46,7 @@ PTQ = """
 modifiers:
   - !EpochRangeModifier {start_epoch: 0.0, end_epoch: 1.0}
   - !EmbeddingDistillationModifier {hardness: 1.0}
-  - !QATModifier {start_epoch: 0.0, disable_observer_epoch: 0.9}
+  - !QATModifier {start_epoch: 0.0, disable_observer_epoch: 0.9, per_channel: True}
 """
 STILL = {"learning_rate": 0, "max_train_samples": 512}
 # Many texts and few epochs: twice as many epochs of half of the layers, which take as
