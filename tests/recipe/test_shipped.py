@@ -177,7 +177,7 @@ def check_quantization(model: torch.nn.Module) -> None:
         quantizer, weight = found[f"{layer}:weight"], weights[name].detach()
         rounded = quantizer(weight, False)
         assert (rounded[weight == 0] == 0).all()
-        steps = rounded / quantizer.scale
+        steps = rounded / quantizer.scale.reshape(-1, 1)  # of all rows, or of each
         assert torch.allclose(steps, steps.round(), atol=1e-3)
         assert steps.abs().max() <= 127.001
         # A global threshold may take all of a small weight.

@@ -59,7 +59,7 @@ def add(task: Task, inputs: Inputs, samples: Prepared) -> Prepared:
     alone = {"dataset_name": None, "task_name": None, "files": {"distill": path}}
     flags = SimpleNamespace(**vars(inputs.flags) | alone)
     read = task.reader or sources.read
-    rows = read(flags, inputs.cache_dir)[0]["distill"]
+    rows = read(flags, inputs.pretrained.args.cache_dir)[0]["distill"]
     if len(columns) == 1 and rows.column_names == [_PLAIN]:
         rows = rows.rename_column(_PLAIN, columns[0])
     named = {"description": path, "files": {"test": f"--distill_file={path}"}}
