@@ -44,11 +44,13 @@ FEWER = RECIPES / "minilm-l6_embedding_distil-3layer-int8_dense0.yaml"
 # No weight moves, as the learning rate is 0: ranges are observed, and that is all.
 PTQ = """
 modifiers:
-  - !EpochRangeModifier {start_epoch: 0.0, end_epoch: 1.0}
+  - !EpochRangeModifier {start_epoch: 0.0, end_epoch: 5.0}
   - !EmbeddingDistillationModifier {hardness: 1.0}
-  - !QATModifier {start_epoch: 0.0, disable_observer_epoch: 0.9, per_channel: True}
+  - !QATModifier {start_epoch: 0.0, disable_observer_epoch: 4.9, per_channel: True}
 """
+# Ranges are moving averages over batches: 320 of 8.
 STILL = {"learning_rate": 0, "max_train_samples": 512}
+STILL |= {"per_device_train_batch_size": 8}
 # Many texts and few epochs: twice as many epochs of half of the layers, which take as
 # long.
 SHORT = {"num_epochs": 2.0, "pruning_end_epoch": 1.0, "pruning_update_frequency": 0.5}
@@ -94,6 +96,7 @@ def main() -> None:
     seeds = flags.seeds[:1] if flags.quick else flags.seeds
     methods = flags.methods or (["dense", "80"] if flags.quick else [*METHODS])
     rows = read(flags.json)
+    rows = [row for row in rows if row["asked"] == asked(row["method"], flags)]
     done = {(row["method"], row["seed"]) for row in rows}
     with tempfile.TemporaryDirectory() as scratch:
         folder = flags.output_dir or Path(scratch)
@@ -210,7 +213,7 @@ def measure(
     started, cpu = time.perf_counter(), common.cpu_seconds()
     dense = embedded.encoder_path()
     row: dict[str, Any] = {"method": method, "seed": seed, "quick": flags.quick}
-    row["texts"] = flags.texts or (QUICK_TEXTS if flags.quick else TEXTS)
+    row["asked"] = asked(method, flags)
     setup = METHODS[method]
     if setup is None:
         run, file = dense, out / "model.onnx"
@@ -219,7 +222,6 @@ def measure(
         run, record = out, train(setup, seed, out, files["texts"], flags)
         row |= {k: record[k] for k in ("train_seconds", "steps", "pruning_events")}
         row |= {k: record[k] for k in ("sparsity_encoder", "top10_kept")}
-        row |= {"recipe_args": _values(setup, flags)}
         file = export_run(run, "onnx").path
     for name in ("stsb", "squad"):
         words = ["--validation_file", str(files[name]), "--max_seq_length", "256"]
@@ -231,6 +233,15 @@ def measure(
     row |= {"mb": file.stat().st_size / 1e6, "gzip_mb": gzip_bytes([file]) / 1e6}
     row |= {"file": str(file), "seconds": time.perf_counter() - started}
     return row | {"cpu_seconds": common.cpu_seconds() - cpu} | common.environment()
+
+
+def asked(method: str, flags: Any) -> dict[str, Any]:
+    """Tell what else a row depends on; rows of other runs are measured again."""
+    setup = METHODS[method]
+    if setup is None:
+        return {"quick": flags.quick}
+    texts = flags.texts or (QUICK_TEXTS if flags.quick else TEXTS)
+    return {"quick": flags.quick, "texts": [*texts], **_values(setup, flags)}
 
 
 def train(
@@ -252,13 +263,13 @@ def train(
     values = _values(setup, flags)
     words = ["--train_file", texts, "--validation_file", texts, "--recipe", recipe]
     words += ["--recipe_args", json.dumps(values)] * bool(values)
-    words += [word for name, value in more.items() for word in (f"--{name}", value)]
     words += ["--output_dir", out]
     words += ["--max_eval_samples", 512, "--eval_strategy", "no"]
     words += ["--max_seq_length", LENGTH, "--per_device_train_batch_size", BATCH]
     words += ["--distill_teacher", "self", "--seed", seed, "--report_to", "none"]
     words += ["--overwrite_output_dir", "--use_cpu", "--bf16", "--disable_tqdm"]
     words += ["--dropout", 0]
+    words += [word for name, value in more.items() for word in (f"--{name}", value)]
     return tasks.main("sentence_embedding", [str(word) for word in words])
 
 

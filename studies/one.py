@@ -24,7 +24,7 @@ def main(folder: Path) -> None:
         record = {"figures": figures(found), "forms": {}, "notes": found["notes"]}
         record |= environment() | spent(started, used)
         write(folder, record)
-    for form in set(order["forms"]) - set(record["forms"]):
+    for form in sorted(set(order["forms"]) - set(record["forms"])):
         try:
             measured = measure(folder, form, order)
         except ValueError as error:  # a form that is not to be had; the others are
@@ -32,7 +32,7 @@ def main(folder: Path) -> None:
         else:
             record["forms"][form] = measured | spent(started, used)
             write(folder, record)
-    if not order["keep"]:
+    if not order["keep"] and set(order["forms"]) <= set(record["forms"]):
         (folder / WEIGHTS).unlink(missing_ok=True)
     if not order["keep_exports"]:
         shutil.rmtree(folder / "export", ignore_errors=True)

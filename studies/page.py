@@ -57,14 +57,16 @@ def _section(table: Table, lines: Lines, found: Counter[str]) -> Iterator[str]:
         yield f"What differs: {told['differs']}\n"
     claims = list(verdicts.claims_of(told))
     if claims:
-        yield "| claim | of | the papers | task | here | verdict |"
+        yield "| claim | of | the papers | task | here (seeds) | verdict |"
         yield "|---|---|---|---|---|---|"
     for claim in claims:
         for task in _tasks_of(table, claim.left):
             sides = [cells.get((name, task), Cell()) for name in _sides(claim)]
             decided = verdicts.verdict(claim, sides[0], sides[1:])
             found[decided] += 1
-            shown = " / ".join(f"{c.mean:.4f}" if c.values else "-" for c in sides)
+            shown = " / ".join(
+                f"{c.mean:.4f} ({len(c.values)})" if c.values else "-" for c in sides
+            )
             parts = (claim.says, claim.of, claim.paper or "-", task, shown, decided)
             yield f"| {' | '.join(parts)} |"
     if claims:

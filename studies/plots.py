@@ -24,9 +24,13 @@ def points(
     """Find each row's accuracy and costs, by the label of the cost.
 
     Accuracy and size are means over the seeds; of a row's engines the fastest counts,
-    and bfloat16 is a row of its own.
+    and bfloat16 is a row of its own. Latencies are the latest of the machine that was
+    measured last, of runs as they are today.
     """
     jobs = table.jobs("small")
+    current = {(job.row, job.run.key) for job in jobs if job.run.task == task}
+    timed = [line for line in timed if line["task"] == task]
+    timed = [line for line in timed if line["machine"] == timed[-1]["machine"]]
     accuracy = {
         row: cell.mean
         for (row, where), cell in results.cells(lines, jobs).items()
@@ -38,12 +42,14 @@ def points(
         if (row, task) in sizes:
             found.setdefault("gzip MB", []).append((row, sizes[row, task].mean, y))
     for batch in dict.fromkeys(line["batch"] for line in timed):
+        latest = {
+            (line["row"], line["bf16"], line["engine"]): float(line["p50_ms"])
+            for line in timed
+            if line["batch"] == batch and (line["row"], line["run"]) in current
+        }
         fastest: dict[tuple[str, str], float] = {}
-        for line in timed:
-            if line["batch"] == batch and line["task"] == task:
-                key = line["row"], line["bf16"]
-                p50 = float(line["p50_ms"])
-                fastest[key] = min(p50, fastest.get(key, p50))
+        for (row, half, _), p50 in latest.items():
+            fastest[row, half] = min(p50, fastest.get((row, half), p50))
         there = [
             (f"{row}, bf16" if int(half) else row, p50, accuracy[row])
             for (row, half), p50 in fastest.items()

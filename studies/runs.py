@@ -143,13 +143,17 @@ def work_off(
     sorter = TopologicalSorter({run: run.needs for run in nodes})
     sorter.prepare()
     faults: list[str] = []
+    ready = 0
     with ThreadPoolExecutor(count) as pool:
         running: dict[Future, Run] = {}
         while True:
             for run in sorter.get_ready():
                 running[pool.submit(_one, nodes[run], place, over)] = run
+                ready += 1
             if not running:
-                return faults
+                waiting = len(nodes) - ready
+                waits = [f"{waiting} more runs wait for these"] if waiting else []
+                return faults + waits
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
                 run = running.pop(future)

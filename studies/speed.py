@@ -11,7 +11,7 @@ from obert_modifiers.runtime.file import FILE_NAME
 from studies.runs import Place, machine_name
 from studies.tables import Job, Table
 
-COLUMNS = ("task", "row", "engine", "bf16", "batch", "tokens", "p50_ms", "sd_ms")
+COLUMNS = ("task", "row", "run", "engine", "bf16", "batch", "tokens", "p50_ms", "sd_ms")
 SPARSE = "sparse"
 COLUMNS += ("batches", "cores", "commit", "versions", "machine")
 
@@ -60,8 +60,8 @@ def file_of(folder: Path, form: str, engine: str) -> Path | None:
     if engine == SPARSE:
         path = folder / SPARSE / FILE_NAME
         return path if form == SPARSE and path.is_file() else None
-    plain, own = folder / "onnxruntime.onnx", folder / f"{form}.onnx"
-    return next((path for path in (own, plain) if path.is_file()), None)
+    path = folder / ("onnxruntime.onnx" if form == "onnx" else f"{form}.onnx")
+    return path if path.is_file() else None
 
 
 def lines(
@@ -73,9 +73,20 @@ def lines(
 ) -> list[dict[str, Any]]:
     """Measure a task's rows."""
     found = []
+    runs = {
+        job.row: job.run.key for job in table.jobs("small", [0]) if job.run.task == task
+    }
     for one in measure(list(cases_of(table, place, task)), effort):
         case, figures = one.case, one.summary()
-        told = (task, case.name, case.engine, int(case.bf16), case.batch, case.seq)
+        told = (
+            task,
+            case.name,
+            runs[case.name],
+            case.engine,
+            int(case.bf16),
+            case.batch,
+            case.seq,
+        )
         told += (f"{figures['median_ms']:.4f}", f"{figures['sd_ms']:.4f}")
         told += (figures["batches"], environment["machine"]["cores"])
         told += (environment["commit"],)

@@ -176,7 +176,7 @@ class Table:
         if name in (None, ENCODER):
             return None
         if name == DENSE:
-            return dense(task, 0)
+            return dense(task, seed)
         if name == "self":
             return "self"
         # A row at the same place of the grid, or the only one of that name.

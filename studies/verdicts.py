@@ -3,20 +3,22 @@
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import isfinite, sqrt
 from typing import Any
+
+from scipy.stats import t
 
 from studies.results import Cell
 
 HOLDS, FAILS = "holds here", "does not hold here"
 UNDECIDED, MISSING = "undecided: within the spread", "not measured yet"
 FEW = "undecided: too few seeds"
-ERRORS = 2.0  # standard errors of a difference that decide
+SURE = 0.95  # how sure a difference must be, on both sides
 LEAST = 0.002  # a difference that decides, whatever the spread
 RULE = (
     "A claim says that one row is better than others, by a margin where it names one. "
     "Two rows are told apart where the difference of their means, less the margin, is "
-    f"more than {ERRORS:g} times its standard error (from the sample standard "
+    f"beyond its {SURE:.0%} confidence interval (Student's, from the sample standard "
     f"deviations over the seeds) and more than {LEAST:g}. **Holds here**: better than "
     "each of the others. **Does not hold here**: worse than one of them. "
     "**Undecided**: neither, or fewer seeds than the claim asks for. "
@@ -82,7 +84,10 @@ def _compare(left: Cell, right: Cell, margin: float) -> int:
     """Return 1 where left is better, -1 where it is worse, 0 where nobody knows."""
     difference = left.mean - right.mean - margin
     error = sqrt(sum(c.spread**2 / len(c.values) for c in (left, right)))
-    if abs(difference) <= max(ERRORS * error, LEAST):
+    freedom = len(left.values) + len(right.values) - 2
+    if not isfinite(difference) or freedom < 1:
+        return 0
+    if abs(difference) <= max(t.ppf(0.5 + SURE / 2, freedom) * error, LEAST):
         return 0
     return 1 if difference > 0 else -1
 

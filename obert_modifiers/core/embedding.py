@@ -1,6 +1,7 @@
 """Embeddings of sentences: pooled from the tokens, their losses and their Fisher."""
 
 import functools
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,13 +79,16 @@ def embed_(model: nn.Module, embeds: Embeds) -> nn.Module:
         The model.
     """
     base = type(model)
+    named = inspect.signature(base.forward)
 
     class Embedding(base):  # type: ignore[misc, valid-type]
         @functools.wraps(base.forward)
         def forward(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+            kwargs.pop("return_dict", None)
+            given = named.bind_partial(self, *args, **kwargs).arguments
             outputs = super().forward(*args, **kwargs)
             hidden = outputs[_TOKENS]
-            mask = kwargs.get("attention_mask")
+            mask = given.get("attention_mask", kwargs.get("attention_mask"))
             found = {EMBEDDING: self.embeds.pooling(hidden, mask), _TOKENS: hidden}
             states = outputs.get("hidden_states")
             return found if states is None else found | {"hidden_states": states}

@@ -104,6 +104,10 @@ def test_an_encoder_returns_embeddings_and_keeps_its_names(tmp_path) -> None:
     assert torch.equal(again["sentence_embedding"], found["sentence_embedding"])
     frozen = [n for n, p in model.named_parameters() if not p.requires_grad]
     assert frozen == ["pooler.weight", "pooler.bias"]
+    by_place = model(batch["input_ids"], batch["attention_mask"], return_dict=False)
+    assert torch.equal(by_place["sentence_embedding"], found["sentence_embedding"])
+    unmasked = model(batch["input_ids"])["sentence_embedding"]  # the negative control
+    assert not torch.allclose(unmasked, found["sentence_embedding"])
 
 
 def jacobians(model: nn.Module, batch: dict) -> torch.Tensor:

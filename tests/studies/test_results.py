@@ -23,7 +23,8 @@ def by_hand(left: list[float], right: list[float], margin: float) -> int:
         for one, mean in zip((left, right), means, strict=True)
     ]
     difference = means[0] - means[1] - margin
-    if abs(difference) <= 2 * sum(squares) ** 0.5 or abs(difference) <= 0.002:
+    # 97.5 % of Student's distribution with four degrees of freedom is below this.
+    if abs(difference) <= max(2.776445 * sum(squares) ** 0.5, 0.002):
         return 0
     return 1 if difference > 0 else -1
 
@@ -60,6 +61,18 @@ def test_a_verdict_that_looks_at_means_alone_is_found_out() -> None:
         != verdicts.verdict(CLAIM, *(_cell(pair[0]), [_cell(pair[1])]))
     ]
     assert len(differs) > 10
+
+
+def test_few_seeds_and_no_numbers_decide_nothing() -> None:
+    """Rows of two seeds are told apart at 4.3 standard errors, not at 2."""
+    claim = Claim("better", "none", "a", ("b",), seeds=1)
+    one, other = _cell([0.9]), _cell([0.1])
+    assert verdicts.verdict(claim, one, [other]) == UNDECIDED
+    assert verdicts.verdict(claim, _cell([0.9, 0.9]), [other]) == HOLDS
+    assert verdicts.verdict(claim, _cell([float("nan"), 0.9]), [other]) == UNDECIDED
+    near, far = _cell([0.80, 0.82]), _cell([0.83, 0.85])
+    assert verdicts.verdict(claim, far, [near]) == UNDECIDED  # 2.1 errors
+    assert verdicts.verdict(claim, _cell([0.87, 0.89]), [near]) == HOLDS  # 4.9
 
 
 def _cell(values: list[float]) -> Cell:
@@ -105,10 +118,10 @@ def test_the_page_says_what_the_lines_say(tmp_path: Path, monkeypatch) -> None:
     empty = page.render([table], {table.name: []})
     assert f"| words | - / - | {MISSING} |" in empty
     assert f"1 {MISSING}" in empty and "0 holds here" in empty
-    lines = lines_of(table, {"dense": [0.9, 0.9], "pruned 0.5": [0.8, 0.85]})
+    lines = lines_of(table, {"dense": [0.9, 0.9], "pruned 0.5": [0.8, 0.81]})
     full = page.render([table], {table.name: lines})
-    assert "| words | 0.8250 / 0.9000 | holds here |" in full
-    assert "0.8250 ± 0.0354 (2 seeds)" in full
+    assert "| words | 0.8050 (2) / 0.9000 (2) | holds here |" in full
+    assert "0.8050 ± 0.0071 (2 seeds)" in full
     planted = [line | {"value": "0.1"} for line in lines]
     assert page.render([table], {table.name: planted}) != full
     older = [line | {"run": "another"} for line in lines]
@@ -122,16 +135,22 @@ def test_the_page_says_what_the_lines_say(tmp_path: Path, monkeypatch) -> None:
 def test_of_a_rows_engines_the_fastest_counts(tmp_path: Path, monkeypatch) -> None:
     table = read_table(str(write_study(tmp_path, monkeypatch)))
     lines = lines_of(table, {"dense": [0.9], "pruned 0.5": [0.8]})
+    runs = {job.row: job.run.key for job in table.jobs("small", [0])}
     timed = [
         {"task": "words", "row": row, "bf16": half, "batch": "1", "p50_ms": p50}
-        for row, half, p50 in (
-            ("dense", "0", "3.0"),
-            ("dense", "0", "2.0"),
-            ("dense", "1", "1.0"),
-            ("pruned 0.5", "0", "0.5"),
-            ("gone", "0", "0.1"),
+        | {"run": runs.get(row, run), "engine": engine, "machine": machine}
+        for row, half, p50, run, engine, machine in (
+            ("dense", "0", "0.1", "", "one", "another"),
+            ("dense", "0", "1.5", "", "one", "this"),
+            ("dense", "0", "2.5", "", "one", "this"),  # the latest of its engine
+            ("dense", "0", "2.0", "", "two", "this"),
+            ("dense", "1", "1.0", "", "two", "this"),
+            ("pruned 0.5", "0", "0.5", "", "one", "this"),
+            ("gone", "0", "0.1", "", "one", "this"),
         )
     ]
+    older = timed[-2] | {"run": "of another recipe", "p50_ms": "0.1"}
+    timed.insert(1, older)
     found = plots.points(table, lines, timed, "words")
     assert found["p50 of a batch of 1, ms"] == [
         ("dense", 2.0, 0.9),
