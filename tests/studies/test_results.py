@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from studies import page, plots, results, verdicts
+from studies import page, plots, results, speed, verdicts
 from studies.__main__ import main
 from studies.results import Cell
 from studies.tables import read_table
@@ -181,3 +181,22 @@ def test_commands_answer(words: list[str], capsys, tmp_path, monkeypatch) -> Non
     assert main(words) == 0
     assert capsys.readouterr().out
     assert main(["run"]) == 2 and main(["run", "nothing"]) == 2
+
+
+def test_a_file_that_is_missing_is_not_timed_by_another(tmp_path: Path) -> None:
+    (tmp_path / "onnxruntime.onnx").touch()
+    dense = tmp_path / "onnxruntime.onnx"
+    assert speed.file_of(tmp_path, "onnx", "openvino") == dense
+    assert speed.file_of(tmp_path, "onnx-dynamic", "onnxruntime") is None
+    assert speed.file_of(tmp_path, "sparse", "sparse") is None
+    (tmp_path / "onnx-dynamic.onnx").touch()
+    found = speed.file_of(tmp_path, "onnx-dynamic", "onnxruntime")
+    assert found == tmp_path / "onnx-dynamic.onnx"
+
+
+def test_every_seed_has_a_dense_model_of_its_own() -> None:
+    table = read_table("rivals")
+    jobs = [job for job in table.jobs("small") if job.row == "int8"]
+    assert {job.run.seed for job in jobs} == {0, 1, 2}
+    assert all(job.run.start.seed == job.run.seed for job in jobs)
+    assert all(job.run.teacher == job.run.start for job in jobs)
