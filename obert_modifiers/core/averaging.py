@@ -43,7 +43,8 @@ def add_state_(average: Average, model: nn.Module, decay: float | None = None) -
             average.values[name] = parameter.detach().to(dtype, copy=True)
         else:
             own = average.values[name].to(parameter.device)  # after a resume
-            average.values[name] = own.lerp_(parameter.to(dtype), share)
+            # Not in place: a state that was saved or loaded holds these tensors.
+            average.values[name] = own.lerp(parameter.to(dtype), share)
 
 
 @torch.no_grad()

@@ -77,13 +77,13 @@ def choose_layers(
     return (*(i * total // keep for i in range(keep - 1)), total - 1)
 
 
-def find_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
+def find_layers(model: nn.Module, least: int = 2) -> tuple[str, nn.ModuleList]:
     """Return the encoder's only list of layers with its full name, or raise."""
     count = getattr(_config(model), _COUNT, None)
     found: dict[str, nn.ModuleList] = {}
     for name, module in model.named_modules():
         inside = any(name.startswith(f"{outer}.") for outer in found)
-        if not isinstance(module, nn.ModuleList) or inside or len(module) < 2:
+        if not isinstance(module, nn.ModuleList) or inside or len(module) < least:
             continue
         if count is not None and len(module) != count:
             continue

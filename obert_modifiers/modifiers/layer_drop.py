@@ -120,7 +120,8 @@ class LayerDropModifier(KeyedModifier, ScheduledModifier):
     def adopt(self, model: nn.Module) -> None:
         """Take a model that was saved after its layers were dropped: drop no more."""
         model = unwrap(model)
-        self.kept = tuple(range(len(core.layer_drop.find_layers(model)[1])))
+        layers = core.layer_drop.find_layers(model, least=1)[1]
+        self.kept = tuple(range(len(layers)))
         self._model = weakref.ref(model)
 
     def _applied_to(self, model: nn.Module) -> bool:

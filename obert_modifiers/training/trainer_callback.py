@@ -98,6 +98,7 @@ class RecipeCallback(TrainerCallback):
         self._batches_left = 0  # micro-batches of the epoch that are still to come
         self._window = 1  # those of this optimizer step
         self._training = False
+        self._evaluated: int | None = None  # the step of the last evaluation
         self._scaled = False  # whether the Trainer leaves it to the model to divide
         self._averaged = ExitStack()  # left after an evaluation
         self._mixed = self._used = 0  # losses made in this step, and trained on
@@ -226,6 +227,12 @@ class RecipeCallback(TrainerCallback):
         self._averaged.close()
         if not self._training:
             return
+        again, self._evaluated = self._evaluated == state.global_step, state.global_step
+        if again and (self.manager.averages or self.manager.early_stopping is not None):
+            raise ValueError(
+                "eval_dataset has several data sets, of which an average and early "
+                "stopping see the first; expected one; evaluate on others afterwards"
+            )
         metrics = kwargs["metrics"].items()
         figures = {name.removeprefix("eval_"): value for name, value in metrics}
         if self.manager.evaluated(self._model, figures, self._stepper.epoch):

@@ -197,6 +197,25 @@ def test_quantized_weights_stay_on_their_grids(fixed, tmp_path) -> None:
     assert again == pytest.approx(result.metrics["loss"], abs=1e-6)
 
 
+def test_a_state_that_is_kept_or_given_stays_as_it_is() -> None:
+    model, again = make_model(), make_model()
+    one, other = (WeightAveragingModifier(start_epoch=0.0, decay=0.5) for _ in "12")
+    one.initialize(model)
+    other.initialize(again)
+    one.optimizer_post_step(model, None, 0.0, 2)
+    saved = one.state_dict()
+    before = {k: v.clone() for k, v in saved.items() if isinstance(v, torch.Tensor)}
+    with torch.no_grad():
+        model.head.weight.add_(1.0)
+    one.optimizer_post_step(model, None, 0.5, 2)
+    other.load_state_dict(saved)
+    other.optimizer_post_step(again, None, 0.5, 2)
+    assert before and all(torch.equal(saved[k], v) for k, v in before.items())
+    assert not torch.equal(
+        one.state_dict()["values.head.weight"], before["values.head.weight"]
+    )
+
+
 def test_a_skipped_step_does_not_count() -> None:
     modifier, model = WeightAveragingModifier(start_epoch=0.0), make_model()
     modifier.initialize(model)

@@ -13,7 +13,7 @@ from obert_modifiers.recipe.manager import RecipeManager
 from obert_modifiers.recipe_text.problems import RecipeError
 from obert_modifiers.training import TrainConfig, train
 from tests.modifiers.driving import SMALL, same
-from tests.modifiers.table import make_batch
+from tests.modifiers.table import make_batch, make_model
 from tests.training.test_training import make_task
 
 SIZE = SMALL | {"vocab_size": 50, "max_position_embeddings": 32}
@@ -240,6 +240,16 @@ modifiers:
   - !LogitDistillationModifier
       hardness: 0.5
 """
+
+
+def test_a_model_with_one_layer_left_is_adopted() -> None:
+    model = make_model()
+    LayerDropModifier(keep=[1]).initialize(model)
+    adopted = LayerDropModifier(keep=[1])
+    adopted.adopt(model)
+    assert adopted.kept == (0,)
+    adopted.initialize(model)  # which has nothing left to drop
+    assert len(model.layers) == 1
 
 
 def test_the_training_loop_drops_before_it_makes_its_optimizer(tmp_path) -> None:

@@ -191,6 +191,18 @@ AVERAGE = f"""{RANGE}3.0
 """
 
 
+def test_several_sets_to_evaluate_on_are_refused_where_the_first_alone_counts(
+    make,
+) -> None:
+    for recipe, wrong in ((AVERAGE, True), (f"{RANGE}3.0\n", False)):
+        trainer, _ = made = make(recipe, num_train_epochs=3, eval_strategy="epoch")
+        trainer.eval_dataset = dict.fromkeys("ab", trainer.eval_dataset)
+        if wrong:
+            refused(made, "eval_dataset has several data sets")
+        else:
+            trainer.train()
+
+
 def test_it_evaluates_and_ends_with_the_average_and_trains_on(make) -> None:
     def run(recipe):
         trainer, _ = make(recipe, num_train_epochs=3, eval_strategy="epoch")

@@ -127,8 +127,9 @@ def second_order_step_(
     # The way from one sparsity to the other, in equal parts.
     goals = [
         [s + (t - s) * (nth / count) for s, t in zip(start, sparsities, strict=True)]
-        for nth in range(1, count + 1)
+        for nth in range(1, count)
     ]
+    goals.append(list(sparsities))  # exactly, as those that share one are a pool
     state = FisherState(model, targets, masks, plan, config, source, draw * count)
     while True:
         try:

@@ -198,22 +198,32 @@ def _collect(state: FisherState, group: Sequence[int]) -> list[Tensor]:
         for owner in _owners(state.model, state.targets[place])
     }
     words: Tensor | None = None  # True where a batch has no padding, (k, T)
-    last: tuple[Tensor, Tensor] | None = None  # layers with the same inputs share
+    # Layers with the same inputs share a product.
+    last: tuple[Tensor, int, Tensor] | None = None
+
+    def see(module: nn.Module, args: tuple, named: dict) -> None:
+        # Batches that are no mappings of inputs show their mask to the model alone.
+        nonlocal words, last
+        for given in (named, *args[:1]):
+            found = _mask(given)
+            if found is not None:
+                words, last = found, None
 
     def add(layer: nn.Module, args: tuple, named: dict) -> None:
         nonlocal last
         given = input_of(args, named)
         inputs = given.detach()
-        if last is None or last[0] is not given:
+        same = last is not None and last[0] is given
+        if not same or last[1] != given._version:
             if words is not None and inputs.shape[:-1] == words.shape:
                 inputs = inputs[words]
             rows = inputs.reshape(-1, inputs.shape[-1]).to(places[layer].dtype)
-            last = given, rows.T @ rows
-        places[layer] += last[1]
+            last = given, given._version, rows.T @ rows
+        places[layer] += last[2]
 
-    handles = [
-        layer.register_forward_pre_hook(add, with_kwargs=True) for layer in places
-    ]
+    outer = [m for m in state.model.modules() if next(m.children(), None) is not None]
+    handles = [one.register_forward_pre_hook(see, with_kwargs=True) for one in outer]
+    handles += [one.register_forward_pre_hook(add, with_kwargs=True) for one in places]
     try:
         with undisturbed(state.model), torch.no_grad():
             batches, limit = state.batches()
@@ -232,6 +242,9 @@ def _collect(state: FisherState, group: Sequence[int]) -> list[Tensor]:
 
 
 def _words(source: GradientSource, batch: object) -> Tensor | None:
-    inputs = batch if source.inputs is None else source.inputs(batch)
+    return _mask(batch if source.inputs is None else source.inputs(batch))
+
+
+def _mask(inputs: object) -> Tensor | None:
     mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
     return mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None

@@ -6,7 +6,10 @@ import torch
 
 from obert_modifiers.core.options import SecondOrderConfig
 from obert_modifiers.core.patterns import MaskPattern, parse_mask_type
-from obert_modifiers.core.pruning.pruning_step import magnitude_step_
+from obert_modifiers.core.pruning.pruning_step import (
+    magnitude_step_,
+    second_order_step_,
+)
 from obert_modifiers.core.pruning.sampling import GradientSource
 from tests import reference
 from tests.core import models
@@ -265,6 +268,27 @@ def test_many_bad_gradients_leave_everything_as_it_was() -> None:
         x[:1] = float("nan")
     message = "3 of 12 sampled gradients are not"
     _refused(problem, models.make_config(), None, message, FloatingPointError)
+
+
+def test_the_last_goal_is_the_target_to_the_last_bit() -> None:
+    """Or parameters with one target would be several pools."""
+    assert 0.06 + (0.9 - 0.06) != 0.9
+    found = []
+    for reached in (None, [0.06, 0.5]):
+        model = models.make_model()
+        targets = models.targets_of(model, *models.NAMES)
+        result = second_order_step_(
+            model,
+            targets,
+            models.all_kept(targets),
+            [0.9] * len(targets),
+            global_sparsity=True,
+            config=models.make_config(),
+            source=models.make_source(models.make_batches()),
+            reached=reached,
+        )
+        found.append(result.masks)
+    assert models.equal(*found)
 
 
 def test_failure_in_a_later_recomputation_rolls_back() -> None:

@@ -202,6 +202,76 @@ def test_a_layer_that_runs_twice_is_fitted_to_both_inputs() -> None:
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
+class Masked(torch.nn.Module):
+    """A mean over words, whose mask it takes by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = torch.nn.Linear(6, 10), torch.nn.Linear(10, 2)
+
+    def forward(self, x, attention_mask):
+        words = attention_mask[..., None]
+        hidden = torch.tanh(self.first(x)) * words
+        return self.head(hidden.sum(1) / words.sum(1))
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_padding_is_no_word_where_the_model_alone_sees_the_mask(plain) -> None:
+    """Batches of SparseML's samplers are tuples."""
+
+    def losses(model, batch):
+        named, labels = batch
+        logits = (model.forward if plain else model)(**named)
+        return torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+
+    def run(padding: int) -> torch.Tensor:
+        torch.manual_seed(5)
+        model, x = Masked().double(), torch.randn(8, 4, 6, dtype=torch.float64)
+        named = {"x": torch.nn.functional.pad(x, (0, 0, 0, padding), value=3.0)}
+        named["attention_mask"] = torch.nn.functional.pad(
+            torch.ones(8, 4), (0, padding)
+        )
+        batch = named, torch.arange(8) % 2
+        source = GradientSource(lambda request: [batch], losses)
+        config = make_config(update="row", num_grads=8)
+        targets = models.targets_of(model, "first.weight")
+        return prune(config, source, model=model, targets=targets)[1][0]
+
+    same = torch.allclose(run(12), run(0), rtol=1e-9)
+    assert same is not plain  # the negative control hides the mask from hooks
+
+
+def test_inputs_that_are_changed_in_place_are_not_taken_for_another_layers() -> None:
+    class Changing(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = torch.nn.Linear(6, 6), torch.nn.Linear(6, 2)
+
+        def forward(self, x):
+            hidden = x.clone()
+            with torch.no_grad():
+                hidden += self.one(hidden)
+            return self.two(hidden)
+
+    torch.manual_seed(5)
+    model, x = Changing().double(), torch.randn(20, 6, dtype=torch.float64)
+    weight, bias = (one.detach().clone() for one in model.one.parameters())
+    before = model.two.weight.detach().clone().numpy()
+    source = GradientSource(
+        lambda request: [(x, torch.arange(20) % 2)],
+        lambda model, batch: torch.nn.functional.cross_entropy(
+            model(batch[0]), batch[1], reduction="none"
+        ),
+    )
+    targets = models.targets_of(model, "two.weight")
+    config = make_config(update="row", num_grads=20)
+    result, after = prune(config, source, model=model, targets=targets)
+    hidden = (x + x @ weight.T + bias).numpy()
+    mask = result.masks[0].numpy()
+    expected = least_squares(hidden, before, mask, rows.DAMP)
+    np.testing.assert_allclose(after[0].numpy(), expected, atol=1e-5)
+
+
 def test_what_has_no_rows_is_refused() -> None:
     mixed = models.make_mixed()
     targets = models.mixed_targets(mixed)
