@@ -213,8 +213,7 @@ def _collect(state: FisherState, group: Sequence[int]) -> list[Tensor]:
         nonlocal last
         given = input_of(args, named)
         inputs = given.detach()
-        same = last is not None and last[0] is given
-        if not same or last[1] != given._version:
+        if last is None or last[0] is not given or last[1] != given._version:
             if words is not None and inputs.shape[:-1] == words.shape:
                 inputs = inputs[words]
             rows = inputs.reshape(-1, inputs.shape[-1]).to(places[layer].dtype)
