@@ -78,15 +78,8 @@ def lines(
     }
     for one in measure(list(cases_of(table, place, task)), effort):
         case, figures = one.case, one.summary()
-        told = (
-            task,
-            case.name,
-            runs[case.name],
-            case.engine,
-            int(case.bf16),
-            case.batch,
-            case.seq,
-        )
+        told = (task, case.name, runs[case.name])
+        told += (case.engine, int(case.bf16), case.batch, case.seq)
         told += (f"{figures['median_ms']:.4f}", f"{figures['sd_ms']:.4f}")
         told += (figures["batches"], environment["machine"]["cores"])
         told += (environment["commit"],)

@@ -16,6 +16,7 @@ from obert_modifiers.core.outputs import EMBEDDING
 MODES = ("mean", "cls", "max", "mean_sqrt_len_tokens")
 TEMPERATURE = 0.05  # of the contrastive loss
 _TOKENS = "last_hidden_state"
+_MASK = "attention_mask"
 _TINY = 1e-9
 
 
@@ -79,16 +80,16 @@ def embed_(model: nn.Module, embeds: Embeds) -> nn.Module:
         The model.
     """
     base = type(model)
-    named = inspect.signature(base.forward)
+    names = [*inspect.signature(base.forward).parameters][1:]
+    place = names.index(_MASK) if _MASK in names else len(names)
 
     class Embedding(base):  # type: ignore[misc, valid-type]
         @functools.wraps(base.forward)
         def forward(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
             kwargs.pop("return_dict", None)
-            given = named.bind_partial(self, *args, **kwargs).arguments
             outputs = super().forward(*args, **kwargs)
             hidden = outputs[_TOKENS]
-            mask = given.get("attention_mask", kwargs.get("attention_mask"))
+            mask = args[place] if place < len(args) else kwargs.get(_MASK)
             found = {EMBEDDING: self.embeds.pooling(hidden, mask), _TOKENS: hidden}
             states = outputs.get("hidden_states")
             return found if states is None else found | {"hidden_states": states}
