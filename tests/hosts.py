@@ -21,7 +21,9 @@ _BLOCKER = Path(__file__).parent / "without_sparseml"
 ON_SPARSEML = host.name() == host.SPARSEML
 # What a recipe can name on every host; the rest needs SparseML.
 MISSING = frozenset() if ON_SPARSEML else host.ONLY_SPARSEML
-on_sparseml = pytest.mark.skipif(not ON_SPARSEML, reason="about SparseML's own classes")
+on_sparseml = pytest.mark.skipif(
+    not ON_SPARSEML, reason="SparseML is missing, whose own classes it is about"
+)
 
 
 def needs_sparseml(text: str) -> bool:
