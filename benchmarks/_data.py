@@ -43,5 +43,8 @@ def shuffled(
         kept.parent.mkdir(parents=True, exist_ok=True)
         rows = load_dataset("parquet", data_files=str(source), split="train")
         rows = rows if order is None else rows.shuffle(seed=order)
-        rows.select(range(skip, min(skip + count, len(rows)))).to_parquet(str(kept))
+        unfinished = kept.with_name(f"{kept.name}.{os.getpid()}")
+        part = rows.select(range(skip, min(skip + count, len(rows))))
+        part.to_parquet(str(unfinished))
+        unfinished.replace(kept)
     return kept

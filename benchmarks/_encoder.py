@@ -17,6 +17,7 @@ from obert_modifiers import quickstart
 from obert_modifiers.cli.progress import Reporter
 from obert_modifiers.core.pruning.sampling import GradientSource, SampleRequest
 from obert_modifiers.core.pruning.targets import Target
+from obert_modifiers.cpu import host_cpu
 from obert_modifiers.embedded import movie_snippets
 from obert_modifiers.modifiers._targets import encoder_weights, find_targets
 from obert_modifiers.tasks.run.execute import run as run_task
@@ -87,7 +88,9 @@ def dense_model(dataset: DataSet | None = None) -> nn.Module:
     """
     dataset = dataset or find(MOVIES)
     if not (dataset.dense / "model.safetensors").is_file():
-        settings = quickstart.Settings(sentences=dataset.sentences, bf16=True)
+        settings = quickstart.Settings(
+            sentences=dataset.sentences, bf16=host_cpu().has_bf16
+        )
         flags = quickstart.arguments("dense", KEPT, 0, settings)
         flags.train.output_dir = str(dataset.dense)
         read = TextArguments(

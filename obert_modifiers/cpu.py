@@ -7,6 +7,7 @@ from pathlib import Path
 
 # LLVM's names. The first three sum four products of 8 bits in 32 bits at once.
 _EXACT_INT8 = ("avx512vnni", "avxvnni", "amx-int8")
+_BF16 = ("avx512bf16", "amx-bf16", "bf16")
 _KNOWN = {
     "avx2": "AVX2",
     "fma": "FMA",
@@ -49,6 +50,11 @@ class Cpu:
         """
         x86 = self.machine.lower() in _X86
         return x86 and self.features.isdisjoint(_EXACT_INT8)
+
+    @property
+    def has_bf16(self) -> bool:
+        """Whether it multiplies bfloat16; elsewhere torch computes slowly in it."""
+        return not self.features.isdisjoint(_BF16)
 
 
 @cache

@@ -252,6 +252,7 @@ def test_openvinos_kernels_for_avx2_saturate(scheme, tmp_path, planted) -> None:
 def test_what_a_cpu_has_and_what_follows(machine, features, saturates) -> None:
     cpu = Cpu("made up", machine, frozenset(features))
     assert cpu.saturates == saturates
+    assert cpu.has_bf16 == ("amx-bf16" in features)
     advice = engine_advice(cpu)
     assert advice.keys() == ENGINES.keys()
     assert ("without VNNI" in advice["openvino"]) == saturates
