@@ -111,7 +111,7 @@ KEYS: dict[str, dict[str, Key]] = {
     "MagnitudePruningModifier": dict(_GRADUAL),
     "GlobalMagnitudePruningModifier": dict(_GRADUAL),
     "ConstantPruningModifier": {
-        "params": _PARAMS,
+        "params": Key("params", note="the same; empty is refused"),
         "start_epoch": Key("start_epoch", -1.0),
         "end_epoch": Key("end_epoch", -1.0),
         "update_frequency": Key("", -1.0, "SparseML ignores it too"),

@@ -105,6 +105,17 @@ def test_the_page_shows_the_tables() -> None:
         assert shown == expected, name
 
 
+@pytest.mark.parametrize("name", [one for one in KEYS if "params" in KEYS[one]])
+def test_the_tables_say_what_empty_params_are(name) -> None:
+    found = translate(name, {**MINIMAL[name], "params": []})
+    said = KEYS[name]["params"].note
+    assert said == f"the same; empty is {_taken(found)}"
+
+
+def _taken(found) -> str:
+    return "refused" if found.faults else found.values["params"]
+
+
 @pytest.mark.parametrize("mode", ["same", "ours"])
 @pytest.mark.parametrize("tag", TABLES)
 def test_a_minimal_recipe_runs_on_ours_in_both_managers(tag, mode) -> None:
