@@ -176,6 +176,11 @@ def test_the_help_of_run_needs_no_sparseml(capsys, monkeypatch):
     assert code == 2 and "sparseml is not installed" in err
 
 
+@pytest.mark.parametrize("command", ["recipe check", "recipe plan"])
+def test_the_help_says_how_variables_are_given(capsys, command):
+    assert "name=value" in call(capsys, f"{command} --help")[1]
+
+
 TASK_FLAGS = {
     "question_answering": {"--doc_stride", "--version_2_with_negative"},
     "text_classification": {"--task_name", "--input_column_names"},
@@ -194,7 +199,7 @@ def test_the_flags_are_listed(capsys, task):
     assert TASK_FLAGS[task] <= listed
     for other in set(TASK_FLAGS) - {task}:
         assert not TASK_FLAGS[other] <= listed
-    assert f"runs/{task}" in out
+    assert f"runs/{task}" in out and "name=value" in out
     assert task in call(capsys, "train --help")[1]
 
 

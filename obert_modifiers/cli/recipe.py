@@ -14,7 +14,7 @@ _BATCH_SIZE, _TOKENS = 8, 384  # as `obert train` has them
 
 Mode = Literal["same", "ours"]
 _MODES = get_args(Mode)
-RecipeArgs = Annotated[str | None, flag("Variables, as JSON.")]
+RecipeArgs = Annotated[str | None, flag("Variables: name=value, with commas, or JSON.")]
 Replace = Annotated[Mode | None, flag("Run SparseML's own modifiers on ours.")]
 _FILE = "A .yaml file, or .md with one on top."
 

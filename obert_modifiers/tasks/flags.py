@@ -112,7 +112,9 @@ class TrainArguments:
     overwrite_output_dir: bool = flag(False, "Write over what output_dir holds.")
     recipe: str | None = flag(None, "The recipe: a .yaml file, or .md with it on top.")
     recipe_args: str | None = flag(
-        None, "Values for the recipe's variables, as JSON: '{\"num_grads\": 512}'."
+        None,
+        "Values for the recipe's variables: name=value, with commas, or JSON: "
+        "'{\"num_grads\": 512}'.",
     )
     replace: Literal["same", "ours"] | None = flag(
         None,
