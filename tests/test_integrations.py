@@ -9,12 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
+import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from obert_modifiers.core.quantization.scales import load_quantization_
 from obert_modifiers.deploy.export import export_run
@@ -161,6 +163,44 @@ def test_serving_a_classifier(files, tmp_path) -> None:
             assert post(body)[0] == 400
         assert post(5_000_000)[0] == 413
         assert post(None)[1]["labels"] == ["LABEL_0", "LABEL_1"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "count"), [("multi_label_classification", 3), ("regression", 1)]
+)
+def test_serving_what_has_no_classes(kind, count, files, tmp_path) -> None:
+    run, texts = tmp_path / "run", ["good", "a bad one"]
+    shutil.copytree(files[1], run)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        run, num_labels=count, problem_type=kind
+    )
+    model.save_pretrained(run)
+    tokens = AutoTokenizer.from_pretrained(run)(
+        texts, padding=True, return_tensors="pt"
+    )
+    with torch.no_grad():
+        logits = model.eval()(**tokens).logits
+    with serving(run, tmp_path / "out") as post:
+        answers = post({"texts": texts})[1]["answers"]
+    if kind == "regression":
+        found, expected = [[one["score"]] for one in answers], logits
+    else:
+        assert list(answers[0]["labels"]) == ["LABEL_0", "LABEL_1", "LABEL_2"]
+        found, expected = (
+            [[*one["labels"].values()] for one in answers],
+            logits.sigmoid(),
+        )
+    torch.testing.assert_close(torch.tensor(found), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_serving_embeddings_that_the_model_pools() -> None:
+    script = runpy.run_path(str(FOLDER / "serving" / "server.py"))
+    names = ("sentence_embedding", "last_hidden_state")
+    encoder = SimpleNamespace(outputs=[SimpleNamespace(names=names, first=False)])
+    answer, labels = script["answers_of"](encoder, {})
+    pooled = np.array([[1.0, 2.0], [3.0, 4.0]])
+    assert answer({"sentence_embedding": pooled}, 1) == {"embedding": [3.0, 4.0]}
+    assert labels == []
 
 
 def test_serving_embeddings(files, tmp_path) -> None:

@@ -1,4 +1,4 @@
-"""Serve a pruned model over HTTP: texts in, labels or embeddings out.
+"""Serve a pruned model over HTTP: texts in, labels, numbers or embeddings out.
 
     obert export runs/mine --format sparse
     python integrations/serving/server.py runs/mine/export/sparse --port 8000
@@ -12,7 +12,7 @@ import argparse
 import json
 import queue
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -22,6 +22,8 @@ import numpy as np
 
 from obert_modifiers.runtime import SparseEncoder
 
+# Of a row of a batch's outputs, by their names.
+Answer = Callable[[dict[str, np.ndarray], int], dict[str, Any]]
 MOST_BYTES = 4_000_000  # of a request
 MOST_CHARACTERS = 64_000  # of a batch; about 16,000 tokens
 
@@ -29,9 +31,9 @@ MOST_CHARACTERS = 64_000  # of a batch; about 16,000 tokens
 class Batcher:
     """Computes what several requests ask for together."""
 
-    def __init__(self, encoder: SparseEncoder, labels: Sequence[str]) -> None:
-        """Take a model and its classes, of which one that gives embeddings has none."""
-        self._encoder, self._labels = encoder, labels
+    def __init__(self, encoder: SparseEncoder, answer: Answer) -> None:
+        """Take a model, and what makes an answer of the outputs of a row."""
+        self._encoder, self._answer = encoder, answer
         self._waiting: queue.Queue[tuple[str, Future] | None] = queue.Queue()
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
@@ -74,16 +76,55 @@ class Batcher:
         for (_, future), answer in zip(batch, answers, strict=True):
             future.set_result(answer)
 
-    def _answer(self, found: dict[str, np.ndarray], row: int) -> dict[str, Any]:
-        if not self._labels:
-            hidden = found["last_hidden_state"][row]
-            # What is behind a sentence's end is zero in all features.
-            mean = hidden[hidden.any(axis=1)].mean(axis=0)
-            return {"embedding": (mean / np.linalg.norm(mean)).tolist()}
-        power = np.exp(found["logits"][row] - found["logits"][row].max())
-        chances = power / power.sum()
-        best = int(chances.argmax())
-        return {"label": self._labels[best], "score": float(chances[best])}
+
+def answers_of(encoder: SparseEncoder, config: dict[str, Any]) -> tuple[Answer, list]:
+    """Return what makes an answer of a row's outputs, and the labels if there are any.
+
+    ``config`` is that of transformers.
+
+    Raises:
+        SystemExit: If the model is for something else.
+    """
+    names = encoder.outputs[0].names
+    if "sentence_embedding" in names:
+        return lambda found, row: vector(found["sentence_embedding"][row]), []
+    if names == ("logits",) and encoder.outputs[0].first:
+        kind, count = config.get("problem_type"), encoder.width("logits")
+        if kind == "regression" or count == 1:
+            return lambda found, row: {"score": float(found["logits"][row, 0])}, []
+        table = config.get("id2label") or {}
+        labels = [table.get(str(i), f"LABEL_{i}") for i in range(count)]
+        several = kind == "multi_label_classification"
+        make = several_labels if several else one_label
+        return lambda found, row: make(found["logits"][row], labels), labels
+    if "last_hidden_state" in names:
+        return lambda found, row: vector(mean_of(found["last_hidden_state"][row])), []
+    raise SystemExit(f"model gives {names}; expected a classifier or an encoder")
+
+
+def vector(values: np.ndarray) -> dict[str, Any]:
+    """Answer with an embedding."""
+    return {"embedding": values.tolist()}
+
+
+def mean_of(hidden: np.ndarray) -> np.ndarray:
+    """Return the mean of a text's tokens, normalised to length 1."""
+    # What is behind a text's end is zero in all features.
+    mean = hidden[hidden.any(axis=1)].mean(axis=0)
+    return mean / np.linalg.norm(mean)
+
+
+def one_label(logits: np.ndarray, labels: Sequence[str]) -> dict[str, Any]:
+    """Answer with the likeliest class and its probability."""
+    power = np.exp(logits - logits.max())
+    best = int(power.argmax())
+    return {"label": labels[best], "score": float(power[best] / power.sum())}
+
+
+def several_labels(logits: np.ndarray, labels: Sequence[str]) -> dict[str, Any]:
+    """Answer with the probability of each label."""
+    chances = 1.0 / (1.0 + np.exp(-logits.astype(np.float64)))
+    return {"labels": dict(zip(labels, chances.tolist(), strict=True))}
 
 
 def by_length(waiting: Sequence[tuple[str, Future]]) -> list[list[tuple[str, Future]]]:
@@ -102,18 +143,9 @@ def by_length(waiting: Sequence[tuple[str, Future]]) -> list[list[tuple[str, Fut
 def make_server(folder: Path, host: str, port: int, threads: int | None) -> Any:
     """Load a model and return a server that is not started yet."""
     encoder = SparseEncoder.load(folder, threads=threads, tell=print)
-    names = encoder.outputs[0].names
-    if names == ("logits",) and encoder.outputs[0].first:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        table = config.get("id2label") or {}
-        labels = [
-            table.get(str(i), f"LABEL_{i}") for i in range(encoder.width("logits"))
-        ]
-    elif "last_hidden_state" in names:
-        labels = []
-    else:
-        raise SystemExit(f"{folder} gives {names}; expected a classifier or an encoder")
-    batcher = Batcher(encoder, labels)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    answer, labels = answers_of(encoder, config)
+    batcher = Batcher(encoder, answer)
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"

@@ -5,10 +5,11 @@ they are installed, and plain torch otherwise. Triton holds a block on chip: for
 wider than 128, padded to a power of two, torch takes its place.
 
 Names and shapes are those of :mod:`obert_modifiers.core.pruning`: ``sums`` S
-``(num_blocks, B, B)``, float32 or float64, ``scale`` ``1 / m`` and ``damp`` > 0 make up
-the dampened Fisher ``F = damp I + scale S``; ``weights`` ``(num_blocks, B)``; masks of
-that shape are bool; Q is ``group_size``. What is computed is float64. A block that is
-not numerically positive definite raises ``FloatingPointError``.
+``(num_blocks, B, B)``, or in half of the memory as :mod:`.packed` has them, float32 or
+float64, ``scale`` ``1 / m`` and ``damp`` > 0 make up the dampened Fisher
+``F = damp I + scale S``; ``weights`` ``(num_blocks, B)``; masks of that shape are bool;
+Q is ``group_size``. What is computed is float64. A block that is not numerically
+positive definite raises ``FloatingPointError``.
 """
 
 from obert_modifiers.kernels.fisher import (

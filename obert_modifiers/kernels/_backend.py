@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from obert_modifiers.kernels.packed import unpack_blocks
+
 BACKENDS = ("torch", "numba", "triton")
 # Triton 3.5 is the first whose dot takes float64.
 _OLDEST = {"numba": (0, 59), "triton": (3, 5)}
@@ -84,8 +86,8 @@ def block_chunks(num_blocks: int, block_size: int) -> Iterator[slice]:
 
 
 def dampened(sums: Tensor, scale: float, damp: float) -> Tensor:
-    """Return ``F = damp I + scale S`` of ``(n, B, B)`` sums, float64, a new tensor."""
-    fisher = sums.to(torch.float64, copy=True).mul_(scale)
+    """Return ``F = damp I + scale S``, ``(n, B, B)``, float64, a new tensor."""
+    fisher = unpack_blocks(sums).to(torch.float64, copy=True).mul_(scale)
     fisher.diagonal(dim1=1, dim2=2).add_(damp)
     return fisher
 

@@ -12,18 +12,23 @@ All of them are in one file because numba, when it looks whether its cached code
 still good, looks at the file of the function alone and not at those of its callees.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numba
 import numpy as np
 from llvmlite import ir
+from llvmlite.binding import get_host_cpu_features
 from numba import njit, prange
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 LANES = 8  # float64 values of a vector
 PANEL = 4  # pivots that are swept at a time
+# Rows of a triangle, and vectors of each, that are summed in registers at a time: 24 of
+# the 32 vectors of 512 bits, 12 of the 16 of 256.
+ROWS, VECTORS = (4, 6) if get_host_cpu_features().get("avx512f") else (2, 3)
+_CACHED = 3072  # float64 values, 24 KiB, of gradients that are worked on at a time
 _CHUNK = 8  # vectors of a row that are summed in registers at a time
 _VECTOR = ir.VectorType(ir.DoubleType(), LANES)
 _INDICES = ir.VectorType(ir.IntType(64), LANES)
@@ -90,6 +95,40 @@ def _vectors(
     builder.cbranch(builder.icmp_signed("<", after[0], width), loop, done)
     builder.position_at_end(done)
     return after[1:]
+
+
+def _in_chunks(
+    builder: Any, width: Any, most: int, chunk: Callable[[int, Any, Any], None]
+) -> None:
+    """Emit a row's vectors, at most so many at a time.
+
+    ``chunk`` is called with a number of vectors, the element that they begin at, and
+    the block to go to after them.
+    """
+    full = builder.mul(builder.sdiv(width, _INDEX(most * LANES)), _INDEX(most * LANES))
+    entry, head, big, following, rest, end = (
+        builder.block,
+        *(builder.append_basic_block() for _ in range(5)),
+    )
+    builder.branch(head)
+    builder.position_at_end(head)
+    at = builder.phi(_INDEX)
+    at.add_incoming(_INDEX(0), entry)
+    builder.cbranch(builder.icmp_signed("<", at, full), big, rest)
+    builder.position_at_end(big)
+    chunk(most, at, following)
+    builder.position_at_end(following)
+    at.add_incoming(builder.add(at, _INDEX(most * LANES)), following)
+    builder.branch(head)
+    builder.position_at_end(rest)
+    left = builder.sdiv(builder.sub(width, full), _INDEX(LANES))
+    cases = builder.switch(left, end)
+    for count in range(1, most):
+        case = builder.append_basic_block()
+        cases.add_case(_INDEX(count), case)
+        builder.position_at_end(case)
+        chunk(count, full, end)
+    builder.position_at_end(end)
 
 
 @_intrinsic
@@ -173,31 +212,7 @@ def _downdated_row(typing: Any, rows: Any, rank: Any, matrix: Any, column: Any) 
                 _store(builder, one, builder.gep(target, [at]))
             builder.branch(after)
 
-        whole = _CHUNK * LANES
-        full = builder.mul(builder.sdiv(width, _INDEX(whole)), _INDEX(whole))
-        entry, head, big, following, rest, end = (
-            builder.block,
-            *(builder.append_basic_block() for _ in range(5)),
-        )
-        builder.branch(head)
-        builder.position_at_end(head)
-        at = builder.phi(_INDEX)
-        at.add_incoming(_INDEX(0), entry)
-        builder.cbranch(builder.icmp_signed("<", at, full), big, rest)
-        builder.position_at_end(big)
-        chunk(_CHUNK, at, following)
-        builder.position_at_end(following)
-        at.add_incoming(builder.add(at, _INDEX(whole)), following)
-        builder.branch(head)
-        builder.position_at_end(rest)
-        left = builder.sdiv(builder.sub(width, full), _INDEX(LANES))
-        cases = builder.switch(left, end)
-        for count in range(1, _CHUNK):
-            case = builder.append_basic_block()
-            cases.add_case(_INDEX(count), case)
-            builder.position_at_end(case)
-            chunk(count, full, end)
-        builder.position_at_end(end)
+        _in_chunks(builder, width, _CHUNK, chunk)
         return context.get_dummy_value()
 
     return types.void(rows, rank, matrix, column), emit
@@ -260,6 +275,163 @@ def _gather(sums, scale, damp, chosen, count, block):
 
 
 @njit(cache=True)
+def _gather_packed(packed, scale, damp, chosen, count, block):
+    """Copy the chosen rows and columns, ascending, of a packed dampened block."""
+    for i in range(count):
+        start = chosen[i] * (chosen[i] + 1) // 2
+        for j in range(i + 1):
+            value = packed[start + chosen[j]] * scale
+            block[i, j] = value
+            block[j, i] = value
+        block[i, i] += damp
+
+
+@_intrinsic
+def _add_rows(
+    typing: Any, packed: Any, row: Any, width: Any, values: Any, fresh: Any, tails: Any
+) -> Any:
+    """Add ``sum_k values[k, row + r] values[k]`` to a triangle's rows; see ``tails``.
+
+    ``tails[r]`` gets the vector with a row's diagonal, which reaches behind the row.
+
+    Returns:
+        Nothing.
+    """
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        target, _ = _data(context, builder, signature, args, 0)
+        source, (count, padded) = _data(context, builder, signature, args, 3)
+        tails, _ = _data(context, builder, signature, args, 5)
+        row, width, fma = args[1], args[2], _multiply_add(builder)
+        fresh = builder.trunc(args[4], ir.IntType(1))
+        zero = ir.Constant(_VECTOR, [0.0] * LANES)
+        diagonal = builder.mul(builder.sdiv(row, _INDEX(LANES)), _INDEX(LANES))
+
+        def keep(sums: Sequence[Any], places: Sequence[Any], r: int) -> None:
+            number = builder.add(row, _INDEX(r))
+            start = builder.mul(number, builder.add(number, _INDEX(1)))
+            line = builder.gep(target, [builder.ashr(start, _INDEX(1))])
+            with builder.if_then(builder.icmp_signed("<", number, width)):
+                for total, at in zip(sums, places, strict=True):
+                    before = builder.icmp_signed("<", at, diagonal)
+                    with builder.if_else(before) as (whole, tail):
+                        with whole:
+                            place = builder.gep(line, [at])
+                            more = builder.fadd(total, _load(builder, place))
+                            _store(builder, builder.select(fresh, total, more), place)
+                        with tail:
+                            place = builder.gep(tails, [_INDEX(r * LANES)])
+                            _store(builder, total, place)
+
+        def chunk(vectors: int, start: Any, after: Any) -> None:
+            # So many vectors of all rows, kept in registers over all k.
+            places = [builder.add(start, _INDEX(v * LANES)) for v in range(vectors)]
+            entry, loop, body, done = (
+                builder.block,
+                *(builder.append_basic_block() for _ in range(3)),
+            )
+            builder.branch(loop)
+            builder.position_at_end(loop)
+            k = builder.phi(_INDEX)
+            k.add_incoming(_INDEX(0), entry)
+            sums = [[builder.phi(_VECTOR) for _ in places] for _ in range(ROWS)]
+            builder.cbranch(builder.icmp_signed("<", k, count), body, done)
+            builder.position_at_end(body)
+            base = builder.gep(source, [builder.mul(k, padded)])
+            given = [_load(builder, builder.gep(base, [at])) for at in places]
+            for r in range(ROWS):
+                place = builder.gep(base, [builder.add(row, _INDEX(r))])
+                factor = _spread(builder, builder.load(place))
+                for total, value in zip(sums[r], given, strict=True):
+                    total.add_incoming(zero, entry)
+                    found = builder.call(fma, [factor, value, total])
+                    total.add_incoming(found, body)
+            k.add_incoming(builder.add(k, _INDEX(1)), body)
+            builder.branch(loop)
+            builder.position_at_end(done)
+            for r in range(ROWS):
+                keep(sums[r], places, r)
+            builder.branch(after)
+
+        end = builder.add(diagonal, _INDEX(LANES))
+        _in_chunks(builder, end, VECTORS, chunk)
+        return context.get_dummy_value()
+
+    return types.void(packed, row, width, values, fresh, tails), emit
+
+
+@_intrinsic
+def _fetch(typing: Any, grads: Any, k: Any, b: Any) -> Any:
+    """Ask for the row ``grads[k, b]``, whose neighbours are far from it in memory."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data, (_, blocks, width) = _data(context, builder, signature, args, 0)
+        byte, flag = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag])
+        fetch = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
+        row = builder.mul(builder.add(builder.mul(args[1], blocks), args[2]), width)
+        row = builder.gep(data, [row])
+
+        def step(at: Any) -> list[Any]:
+            place = builder.bitcast(builder.gep(row, [at]), byte)
+            builder.call(fetch, [place, flag(0), flag(3), flag(1)])
+            return []
+
+        _vectors(builder, width, step)
+        return context.get_dummy_value()
+
+    return types.void(grads, k, b), emit
+
+
+@njit(parallel=True, cache=True)
+def add_outer_products(packed, grads, fresh):
+    """Add gradients' outer products to packed blocks, which may be fresh."""
+    count, num_blocks, width = grads.shape
+    padded = (width + LANES - 1) // LANES * LANES
+    step = max(LANES, _CACHED // padded)
+    for b in prange(num_blocks):
+        tails = np.empty((ROWS, LANES), np.float64)
+        values = np.zeros((min(step, count), padded), np.float64)
+        for first in range(0, count, step):
+            size, new = min(step, count - first), fresh and first == 0
+            for k in range(size):
+                for j in range(width):
+                    values[k, j] = grads[first + k, b, j]
+            following, whose = first + step, np.int64(b)
+            if following >= count:
+                following, whose = 0, whose + 1
+            waiting = min(step, count - following) if whose < num_blocks else 0
+            for i in range(0, width, ROWS):
+                for k in range(i * waiting // width, (i + ROWS) * waiting // width):
+                    _fetch(grads, following + k, whose)
+                _add_rows(packed[b], i, width, values[:size], new, tails)
+                for r in range(min(ROWS, width - i)):
+                    start = (i + r) * (i + r + 1) // 2
+                    at = i // LANES * LANES
+                    for j in range(at, i + r + 1):
+                        if new:
+                            packed[b, start + j] = tails[r, j - at]
+                        else:
+                            packed[b, start + j] += tails[r, j - at]
+    return 0
+
+
+@njit(parallel=True, cache=True)
+def add_triangles(packed, whole, fresh):
+    """Add the lower triangles of whole blocks to packed ones, which may be fresh."""
+    width = whole.shape[1]
+    for b in prange(len(whole)):
+        for i in range(width):
+            start = i * (i + 1) // 2
+            if fresh:
+                packed[b, start : start + i + 1] = whole[b, i, : i + 1]
+            else:
+                for j in range(i + 1):
+                    packed[b, start + j] += whole[b, i, j]
+    return 0
+
+
+@njit(cache=True)
 def _factor(block, count):
     """Replace the lower triangle by its Cholesky factor; False if there is none."""
     for j in range(count):
@@ -292,17 +464,11 @@ def _solve(block, count, right):
 
 
 @njit(cache=True, error_model="numpy", fastmath=_FAST)
-def _padded(sums, scale, damp, chosen, count):
+def _padded(packed, scale, damp, chosen, count):
     """Return the chosen part of a dampened block, the identity behind it."""
     rows = (count + PANEL - 1) // PANEL * PANEL
     block = np.zeros((rows, (rows + LANES - 1) // LANES * LANES), np.float64)
-    if count == len(sums):
-        for i in range(count):
-            for j in range(count):
-                block[i, j] = sums[i, j] * scale
-            block[i, i] += damp
-    else:
-        _gather(sums, scale, damp, chosen, count, block)
+    _gather_packed(packed, scale, damp, chosen, count, block)
     for i in range(count, rows):
         block[i, i] = 1.0
     return block
@@ -497,13 +663,13 @@ def _eliminate_groups(inverse, weights, groups, size, names, order, saliency):
 
 
 @njit(parallel=True, cache=True)
-def invert_group_blocks(sums, scale, damp, group_size, found):
+def invert_group_blocks(packed, scale, damp, group_size, found):
     """Keep the diagonal group blocks of every inverted block."""
-    num_blocks, width = sums.shape[:2]
+    num_blocks, width = len(found), found.shape[1] * group_size
     failed = np.zeros(num_blocks, np.int64)
     for b in prange(num_blocks):
         everything = np.arange(width)
-        block = _padded(sums[b], scale, damp, everything, width)
+        block = _padded(packed[b], scale, damp, everything, width)
         if not _invert(block):
             failed[b] = 1
             continue
@@ -517,7 +683,7 @@ def invert_group_blocks(sums, scale, damp, group_size, found):
 
 @njit(parallel=True, cache=True)
 def eliminate_blocks(
-    sums, scale, damp, weights, eligible, size, kept, of, order, saliency
+    packed, scale, damp, weights, eligible, size, kept, of, order, saliency
 ):
     """Return how many blocks failed; write the order of elimination of the others.
 
@@ -539,7 +705,7 @@ def eliminate_blocks(
                     chosen[groups * size + q] = g * size + q
                 groups += 1
         count = groups * size
-        block = _padded(sums[b], scale, damp, chosen, count)
+        block = _padded(packed[b], scale, damp, chosen, count)
         living = np.zeros(block.shape[1], np.float64)
         for i in range(count):
             living[i] = weights[b, chosen[i]]
@@ -627,7 +793,7 @@ def find_lowest_subsets(groups, weights, pruned, subsets, saliency, found):
 
 
 @njit(parallel=True, cache=True)
-def solve_joint_blocks(sums, scale, damp, weights, pruned, updated, increases):
+def solve_joint_blocks(packed, scale, damp, weights, pruned, updated, increases):
     """Compute the best weights of every block once its pruned set is zero."""
     num_blocks, width = weights.shape
     failed = np.zeros(num_blocks, np.int64)
@@ -637,10 +803,14 @@ def solve_joint_blocks(sums, scale, damp, weights, pruned, updated, increases):
         block = np.empty((width, width), np.float64)
         removed = np.where(pruned[b], weights[b], 0.0)
         pull = damp * removed
-        for j in range(width):
-            if pruned[b, j]:
-                for i in range(width):
-                    pull[i] += sums[b, j, i] * scale * removed[j]
+        for i in range(width):
+            start, total = i * (i + 1) // 2, pull[i]
+            for j in range(i + 1):
+                total += packed[b, start + j] * scale * removed[j]
+            pull[i] = total
+            if pruned[b, i]:
+                for j in range(i):
+                    pull[j] += packed[b, start + j] * scale * removed[i]
         count, increase = 0, 0.0
         for i in range(width):
             if pruned[b, i]:
@@ -649,7 +819,7 @@ def solve_joint_blocks(sums, scale, damp, weights, pruned, updated, increases):
             else:
                 kept[count], right[count] = i, pull[i]
                 count += 1
-        _gather(sums[b], scale, damp, kept, count, block)
+        _gather_packed(packed[b], scale, damp, kept, count, block)
         if not _factor(block, count):
             failed[b] = 1
             continue

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from obert_modifiers.kernels._backend import check_definite
+from obert_modifiers.kernels.packed import pack_blocks, unpack_blocks
 
 
 def run_blocks(chosen: str, name: str, *arguments: Any) -> None:
@@ -21,6 +22,12 @@ def run_blocks(chosen: str, name: str, *arguments: Any) -> None:
 
     loop = getattr(_triton_fisher, name, None) or getattr(_triton_greedy, name)
     check_definite(loop(*arguments))
+
+
+def run_on_sums(chosen: str, name: str, sums: Tensor, *arguments: Any) -> None:
+    """Run a loop over Fisher blocks: compiled ones read packed blocks, Triton whole."""
+    form = pack_blocks if chosen == "numba" else unpack_blocks
+    run_blocks(chosen, name, form(sums), *arguments)
 
 
 def run_compiled(name: str, *arguments: Any) -> int:

@@ -10,7 +10,10 @@ from obert_modifiers.kernels._backend import (
     dampened,
     padded_width,
 )
-from obert_modifiers.kernels._run import run_blocks
+from obert_modifiers.kernels._run import run_compiled, run_on_sums
+from obert_modifiers.kernels.packed import block_width, is_packed, pack_blocks
+
+_PRODUCT_BYTES = 2**20  # of whole blocks that wait in the cache to be packed
 
 
 def accumulate_blocks_(
@@ -19,23 +22,44 @@ def accumulate_blocks_(
     """Add the outer products of gradients to each block, in place.
 
     ``S_b += sum_k g_kb g_kb^T``, the sum in oBERT equation (2) before it is divided
-    by the number of gradients. In torch one batched matrix product on permuted views,
-    near the machine's matrix-product rate, which copies the gradients only if they are
-    not in the dtype of the sums. Triton converts them on chip, without TF32. ``fresh``
-    sums, which were not written yet, count as zero.
+    by the number of gradients. Numba forms the lower triangles of packed float64 sums,
+    with half of a product's operations. For the rest torch forms batched products on
+    permuted views, for packed sums of some blocks at a time; it copies the gradients
+    if they are not in the dtype of the sums. Triton converts them on chip, without
+    TF32, and needs whole blocks. ``fresh`` sums, which were not written yet, count as
+    zero.
 
     Returns:
         ``sums``, after ``grads`` ``(k, num_blocks, B)``, float32 or of their dtype.
     """
-    if choose_backend(backend, sums, among=("torch", "triton")) == "triton":
+    able = ("torch", "numba") if is_packed(sums) else ("torch", "triton")
+    chosen = choose_backend(backend, sums, among=able)
+    if chosen == "triton":
         from obert_modifiers.kernels import _triton_fisher
 
         _triton_fisher.accumulate(sums.zero_() if fresh else sums, grads)
         return sums
     grads = grads.to(sums.dtype)
     factors = grads.permute(1, 2, 0), grads.permute(1, 0, 2)
-    # With beta=0 what stands in the sums is not read, be it NaN.
-    torch.baddbmm(sums, *factors, beta=0 if fresh else 1, out=sums)
+    # What stands in fresh sums is not read, be it NaN.
+    if not is_packed(sums):
+        return torch.baddbmm(sums, *factors, beta=0 if fresh else 1, out=sums)
+    if chosen == "numba" and sums.dtype == torch.float64:
+        run_compiled("add_outer_products", sums, grads, fresh)
+        return sums
+    width = block_width(sums)
+    step = max(1, _PRODUCT_BYTES // (width * width * sums.element_size()))
+    room = sums.new_empty(min(step, len(sums)), width, width)
+    for start in range(0, len(sums), step):
+        part = sums[start : start + step]
+        left, right = (one[start : start + step] for one in factors)
+        product = torch.bmm(left, right, out=room[: len(part)])
+        if chosen == "numba":
+            run_compiled("add_triangles", part, product, fresh)
+        elif fresh:
+            part.copy_(pack_blocks(product))
+        else:
+            part += pack_blocks(product)
     return sums
 
 
@@ -43,7 +67,7 @@ def inverse_blocks(
     sums: Tensor, scale: float, damp: float, *, backend: str = "auto"
 ) -> Tensor:
     """Return ``(damp I + scale S)^-1``, ``(num_blocks, B, B)``."""
-    width = sums.shape[1]
+    width = block_width(sums)
     whole = inverse_group_blocks(sums, scale, damp, width, backend=backend)
     return whole.squeeze(1)
 
@@ -62,7 +86,7 @@ def inverse_group_blocks(
     Raises:
         ValueError: If the group size does not divide the block size.
     """
-    num_blocks, width = sums.shape[:2]
+    num_blocks, width = len(sums), block_width(sums)
     if width % group_size:
         raise ValueError(
             f"fisher_block_size={width} is not a multiple of group_size={group_size}; "
@@ -73,7 +97,7 @@ def inverse_group_blocks(
     found = torch.empty(shape, dtype=torch.float64, device=sums.device)
     chosen = choose_backend(backend, sums, tile=padded_width(width))
     if chosen != "torch":
-        run_blocks(chosen, "invert_group_blocks", sums, scale, damp, group_size, found)
+        run_on_sums(chosen, "invert_group_blocks", sums, scale, damp, group_size, found)
         return found
     for part in block_chunks(num_blocks, width):
         inverse = torch.cholesky_inverse(cholesky(dampened(sums[part], scale, damp)))
@@ -92,7 +116,7 @@ def diagonal_groups(blocks: Tensor, size: int) -> Tensor:
 def multiply_inverse(sums: Tensor, scale: float, damp: float, vector: Tensor) -> Tensor:
     """Return ``(damp I + scale S)^-1 v`` for ``(num_blocks, B)`` vectors v."""
     solution = torch.empty(vector.shape, dtype=torch.float64, device=sums.device)
-    for part in block_chunks(*sums.shape[:2]):
+    for part in block_chunks(*vector.shape):
         factor = cholesky(dampened(sums[part], scale, damp))
         right = vector[part].to(torch.float64).unsqueeze(2)
         solution[part] = torch.cholesky_solve(right, factor).squeeze(2)
@@ -125,9 +149,9 @@ def solve_joint_update(
     chosen = choose_backend(backend, sums, tile=padded_width(weights.shape[1]))
     if chosen != "torch":
         blocks = (weights.double(), pruned, updated, increases)
-        run_blocks(chosen, "solve_joint_blocks", sums, scale, damp, *blocks)
+        run_on_sums(chosen, "solve_joint_blocks", sums, scale, damp, *blocks)
         return updated, increases
-    for part in block_chunks(*sums.shape[:2]):
+    for part in block_chunks(*weights.shape):
         updated[part], increases[part] = _solve_joint(
             dampened(sums[part], scale, damp), weights[part].double(), pruned[part]
         )

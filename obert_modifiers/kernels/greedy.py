@@ -12,7 +12,7 @@ from obert_modifiers.kernels._backend import (
     dampened,
     padded_width,
 )
-from obert_modifiers.kernels._run import run_blocks
+from obert_modifiers.kernels._run import run_on_sums
 from obert_modifiers.kernels.fisher import diagonal_groups
 
 
@@ -84,7 +84,7 @@ def eliminate_greedily(
     if chosen != "torch":
         structure = (group_size, kept, of)
         blocks = (values, eligible, *structure, order, saliency)
-        run_blocks(chosen, "eliminate_blocks", sums, scale, damp, *blocks)
+        run_on_sums(chosen, "eliminate_blocks", sums, scale, damp, *blocks)
         return GreedyOrder(order, saliency)
     for part in block_chunks(num_blocks, width):
         living = eligible[part].reshape(-1, groups, group_size).any(dim=2)

@@ -199,7 +199,7 @@ def test_the_fisher_is_planned_on_shapes_alone():
     other = planned(pruning(OBERT, first_recomputations=5, **keys), model)
     assert (other.num_grads, other.first_grads) == (300, 500)
     blocks = sum(math.ceil(96 / 20) for _ in ENCODER)
-    assert found.memory.state_bytes == blocks * 20 * 20 * 8
+    assert found.memory.state_bytes == blocks * (20 * 21 // 2) * 8
     first_order = planned(pruning(), model)
     assert first_order.memory is None and first_order.num_grads == 0
     with pytest.raises(ValueError, match="memory_budget=1000 is below"):
@@ -239,7 +239,7 @@ def test_n_m_by_second_order_is_planned():
     keys = "{start_epoch: 1.0, score: obs, fisher_block_size: 8, num_grads: 24}"
     found = planned(f"NMPruningModifier {keys}")
     assert (found.num_grads, found.grad_granularity) == (24, "sample")
-    assert found.memory.state_bytes == 384 * 8 * 8
+    assert found.memory.state_bytes == 48 * (8 * 9 // 2) * 8
     assert [pool.pruned for pool in found.pools] == [48] * 4
 
 

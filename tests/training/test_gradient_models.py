@@ -10,6 +10,7 @@ from obert_modifiers.core.options import SecondOrderConfig
 from obert_modifiers.core.patterns import parse_mask_type
 from obert_modifiers.core.pruning.event import plan_targets
 from obert_modifiers.core.pruning.fisher_state import FisherState
+from obert_modifiers.kernels.packed import unpack_blocks
 from obert_modifiers.modifiers._targets import encoder_weights, find_targets
 from obert_modifiers.training.batches import TaskData, gradient_source
 from tests import reference, tiny
@@ -42,7 +43,7 @@ def _blocks(model, data, size: int = COUNT) -> list[torch.Tensor]:
     plan = plan_targets(targets, config)
     state = FisherState(model, targets, masks, plan, config, source)
     (fishers,) = list(state.sweep())
-    return [fisher.sums for fisher in fishers.values()]
+    return [unpack_blocks(fisher.sums) for fisher in fishers.values()]
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from obert_modifiers.core.pruning.blocks import GroupLayout, count_blocks
 
-PIECE_WEIGHTS = 2**18  # weights of a piece, at most, unless one step has more
+PIECE_WEIGHTS = 2**15  # weights of a piece, at most, unless one step has more
 FOLD_SAMPLES = 128  # gradients added to a piece's blocks at a time, at most
 HELD_BYTES = 2**29  # of layer inputs and output gradients that wait to be added
 _HELD_SHARE = 8  # ... or this part of the float32 state, whichever is more
@@ -103,6 +103,7 @@ def plan_event(
     layouts: Sequence[GroupLayout],
     fisher_block_size: int,
     *,
+    block_values: int | None = None,
     fisher_dtype: torch.dtype = torch.float64,
     ranks: int = 1,
     memory_budget: int | None = None,
@@ -110,8 +111,9 @@ def plan_event(
 ) -> MemoryPlan:
     """Plan the state of a pruning event from the shapes of its parameters.
 
-    Budgets are in bytes for one process: on its device, beside the model, and of host
-    memory for sums, 0 where the device is the host.
+    A block's sums have ``block_values`` values, ``B * B`` if it is not given. Budgets
+    are in bytes for one process: on its device, beside the model, and of host memory
+    for sums, 0 where the device is the host.
 
     Returns:
         The plan with the fewest turns that fits.
@@ -121,10 +123,8 @@ def plan_event(
     """
     pieces = _pieces(layouts, fisher_block_size, ranks)
     size, weights = fisher_dtype.itemsize, sum(piece.numel for piece in pieces)
-    bytes_of = [
-        count_blocks(p.numel, fisher_block_size) * fisher_block_size**2 * size
-        for p in pieces
-    ]
+    block_bytes = size * (block_values or fisher_block_size**2)
+    bytes_of = [count_blocks(p.numel, fisher_block_size) * block_bytes for p in pieces]
     owned, most_state = Counter[int](), _most_at_once(pieces, bytes_of)
     for piece in pieces:
         owned[piece.rank] += piece.numel

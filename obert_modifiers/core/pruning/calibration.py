@@ -23,7 +23,7 @@ from obert_modifiers.core.pruning.sampling import GradientSource
 from obert_modifiers.core.pruning.selection import make_pools
 from obert_modifiers.core.pruning.targets import Target
 
-TIMED_WEIGHTS = PIECE_WEIGHTS // 2
+TIMED_WEIGHTS = 4 * PIECE_WEIGHTS
 _ENOUGH = 2.0  # seconds of forward and backward passes after which no more are made
 _SEED = 0
 

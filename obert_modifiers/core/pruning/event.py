@@ -18,7 +18,7 @@ from obert_modifiers.core.distributed.parallel import (
 from obert_modifiers.core.distributed.sharding import MemoryPlan, plan_event
 from obert_modifiers.core.options import SecondOrderConfig
 from obert_modifiers.core.patterns import check_block_size
-from obert_modifiers.core.pruning.fisher import BlockFisher, resolve_damp
+from obert_modifiers.core.pruning.fisher import BlockFisher, resolve_damp, sums_shape
 from obert_modifiers.core.pruning.fisher_state import FisherState, request_of
 from obert_modifiers.core.pruning.gradients import sum_losses
 from obert_modifiers.core.pruning.saliency import greedy_candidates, obs_candidates
@@ -71,6 +71,7 @@ def plan_targets(
     return plan_event(
         [t.layout(config.pattern) for t in targets],
         config.fisher_block_size,
+        block_values=math.prod(sums_shape(config.fisher_block_size, device)),
         fisher_dtype=torch.promote_types(
             widest_dtype(t.parameter for t in targets),
             getattr(torch, config.fisher_dtype),

@@ -9,6 +9,13 @@ from torch import Tensor
 
 from obert_modifiers.core.pruning.blocks import count_blocks, from_blocks, to_blocks
 from obert_modifiers.kernels import accumulate_blocks_, multiply_inverse
+from obert_modifiers.kernels.packed import packed_diagonals, packed_size
+
+
+def sums_shape(fisher_block_size: int, device: torch.device) -> tuple[int, ...]:
+    """Return the shape of a block's sums: whole for Triton, else packed."""
+    width = fisher_block_size
+    return (width, width) if device.type == "cuda" else (packed_size(width),)
 
 
 class BlockFisher:
@@ -18,8 +25,8 @@ class BlockFisher:
     Fisher of oBERT equation (2) is :math:`F = \lambda I + S / m` with m the number of
     gradients *actually added*, over all processes.
 
-    Memory: ``num_blocks * B * B`` values. Time of :meth:`add_`: ``2 k d B``
-    floating-point operations for k gradients.
+    Memory: what :func:`sums_shape` says for each block. Time of :meth:`add_`:
+    ``2 k d B`` floating-point operations for k gradients.
     """
 
     def __init__(
@@ -36,9 +43,8 @@ class BlockFisher:
         self.numel = numel
         self.fisher_block_size = fisher_block_size
         self.num_grads = 0
-        self.sums = torch.empty(
-            blocks, fisher_block_size, fisher_block_size, device=device, dtype=dtype
-        )
+        shape = sums_shape(fisher_block_size, torch.device(device))
+        self.sums = torch.empty(blocks, *shape, device=device, dtype=dtype)
         self.grad_sum = None
         if with_mean:
             self.grad_sum = torch.zeros(numel, device=device, dtype=torch.float64)
@@ -105,7 +111,7 @@ class BlockFisher:
 
     def diagonal(self) -> Tensor:
         """Return the mean squared gradient of each weight, ``(d,)``, undampened."""
-        diagonal = self.sums.diagonal(dim1=1, dim2=2).reshape(-1)
+        diagonal = packed_diagonals(self.sums).reshape(-1)
         return diagonal[: self.numel] * self.scale
 
     def living_trace(self, kept: Tensor | None) -> tuple[float, int]:

@@ -70,6 +70,9 @@ def test_state_bytes_are_those_of_the_sums() -> None:
     for dtype, size in ((torch.float64, 8), (torch.float32, 4)):
         plan = plan_event(layouts, 48, fisher_dtype=dtype)
         assert plan.state_bytes == 1000 * 48 * 48 * size
+        half = plan_event(layouts, 48, block_values=48 * 49 // 2, fisher_dtype=dtype)
+        assert half.state_bytes == 1000 * 48 * 49 // 2 * size
+        assert half.working_bytes == plan.working_bytes
     assert plan_event(layouts, 48, ranks=1).keeps == "device"
 
 

@@ -18,6 +18,7 @@ from obert_modifiers.core.pruning.gradients import sum_losses
 from obert_modifiers.core.pruning.sampling import GradientSource
 from obert_modifiers.core.pruning.selection import make_pools
 from obert_modifiers.core.pruning.targets import write_parameters_
+from obert_modifiers.kernels.packed import unpack_blocks
 from tests import reference
 from tests.core import models
 from tests.core.models import NAMES, WIDTH, make_batches, make_config, prune
@@ -114,7 +115,8 @@ def test_sums_in_portions_are_the_fisher(small_pieces) -> None:
         for b in range(len(fisher.sums)):
             part = slice(b * WIDTH, min((b + 1) * WIDTH, piece.numel))
             size = part.stop - part.start
-            ours = fisher.sums[b, :size, :size].numpy() * fisher.scale
+            block = unpack_blocks(fisher.sums[b : b + 1])[0]
+            ours = block[:size, :size].numpy() * fisher.scale
             np.testing.assert_allclose(ours, dense[part, part], rtol=1e-10, atol=1e-15)
 
 
@@ -135,11 +137,12 @@ def test_long_and_short_batches_in_one_portion(text: str) -> None:
     )
     grads = models.sample_gradients(model, batches, targets[0].parameter)
     arranged = targets[0].layout(pattern).arrange(grads)
-    for ours, part in zip(fisher.sums, arranged.split(WIDTH, dim=1), strict=True):
+    blocks = unpack_blocks(fisher.sums)
+    for ours, part in zip(blocks, arranged.split(WIDTH, dim=1), strict=True):
         torch.testing.assert_close(ours, part.T @ part, rtol=1e-10, atol=1e-15)
     if pattern.rows > 1:  # control: in the order of the parameter it is another one
         other = grads[:, :WIDTH]
-        assert not torch.allclose(fisher.sums[0], other.T @ other, rtol=1e-3)
+        assert not torch.allclose(blocks[0], other.T @ other, rtol=1e-3)
 
 
 def test_mean_gradient_against_the_oracle() -> None:
