@@ -4,12 +4,12 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import numpy as np
 
 from obert_modifiers.runtime import model, paths
+from obert_modifiers.runtime.forking import fork_safe_lock
 from obert_modifiers.runtime.group import Group
 from obert_modifiers.runtime.jit import YIELD
 from obert_modifiers.runtime.memory import Memory, Store
@@ -68,7 +68,7 @@ class SparseEncoder:
         self._model, self._folder = loaded, folder
         self._prepared = Prepared(loaded, self.path, tell)
         self._store = Store(16 * self.threads)
-        self._lock = Lock()
+        self._lock = fork_safe_lock()
         self._team = Team(self.threads)
         self._tokenizer: Any = None
 

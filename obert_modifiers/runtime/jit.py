@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path as File
 from struct import Struct
-from threading import Lock
 
 import llvmlite
 import numpy as np
 from llvmlite import binding
 
 from obert_modifiers.runtime import arithmetic, attention, code, kernels, meeting, paths
+from obert_modifiers.runtime.forking import fork_safe_lock
 from obert_modifiers.runtime.kernels import Kernel
 from obert_modifiers.runtime.meeting import RECORD
 from obert_modifiers.runtime.paths import Path
@@ -27,7 +27,7 @@ YIELD = (
     if hasattr(os, "sched_yield")
     else None
 )
-_LOCK = Lock()  # LLVM's global state is not made for several threads
+_LOCK = fork_safe_lock(inner=True)  # LLVM's global state is not for several threads
 
 
 def _machine() -> tuple[binding.TargetMachine, str]:
