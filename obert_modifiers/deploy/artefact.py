@@ -37,7 +37,16 @@ class Artefact:
 
     def as_run(self, scratch: Path) -> Path:
         """Return a folder with it as a plain model, written to `scratch` if need be."""
-        return self.folder if self.kind == RUN else restore(self.path, scratch)
+        if self.kind != RUN:
+            return restore(self.path, scratch)
+        there = weight_files(self.folder)
+        if {*self.files} != {*there}:
+            raise ValueError(
+                f"model={self.path} is not what its folder's model is loaded from, "
+                f"{', '.join(one.name for one in there)}; expected that; name the "
+                f"folder, or move the file to one of its own as {there[0].name}"
+            )
+        return self.folder
 
 
 def find_artefact(path: Path) -> Artefact:

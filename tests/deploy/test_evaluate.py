@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForMaskedLM,
     AutoModelForQuestionAnswering,
@@ -197,6 +198,23 @@ def test_data_of_other_classes_is_refused(classifier, tmp_path):
     three[0]["label"] = 2
     data = tiny.write_rows(tmp_path / "three.json", three)
     refused(classifier, "has 3|classes", words=data_words(data, tmp_path))
+
+
+def test_a_file_that_its_folder_is_not_loaded_from_is_refused(classifier, tmp_path):
+    copy_along(classifier.run, tmp_path / "run")
+    for name in ("model.safetensors", "older.safetensors"):
+        shutil.copy(classifier.run / "model.safetensors", tmp_path / "run" / name)
+    with pytest.raises(ValueError, match="older.* is not what .* loaded from, model.s"):
+        evaluate_file(Request(tmp_path / "run" / name, words=classifier.words))
+
+
+def test_a_head_that_was_not_trained_is_refused(classifier, tmp_path):
+    saved = load_file(classifier.run / "model.safetensors")
+    encoder = {name: one for name, one in saved.items() if "classifier" not in name}
+    copy_along(classifier.run, tmp_path / "run")
+    save_file(encoder, tmp_path / "run" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="lacks classifier.bias, classifier.weight"):
+        evaluate_file(Request(tmp_path / "run", words=classifier.words))
 
 
 def test_damaged_and_foreign_files_are_refused(classifier, tmp_path):
