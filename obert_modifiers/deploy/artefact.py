@@ -91,7 +91,8 @@ def names_of(paths: Sequence[Path]) -> list[str]:
     The same path may be there twice, and has one name.
     """
     parts = [path.resolve().parts for path in paths]
-    for depth in range(1, max(map(len, parts)) + 1):
+    names: list[str] = []
+    for depth in range(1, max(map(len, parts), default=0) + 1):
         names = ["/".join(own[-depth:]) for own in parts]
         if len(set(names)) == len(set(parts)):
             break
