@@ -191,12 +191,18 @@ class SparseEncoder:
             As from a call.
 
         Raises:
-            ValueError: If the model has no tokenizer, or a text is not a string.
+            ValueError: If the model has no tokenizer, a text is not a string, or
+                `max_length` is less than 1.
         """
         if isinstance(texts, str):  # whose letters are texts, too
             raise ValueError(
                 f"texts={texts[:80]!r} is one text; expected a list of them; put it in "
                 "brackets"
+            )
+        if max_length is not None and max_length < 1:
+            raise ValueError(
+                f"max_length={max_length} leaves nothing of a text; expected 1 or more;"
+                " leave it out for the model's most"
             )
         tokenizer = self.tokenizer
         length = min(max_length or self.max_length, self.max_length)

@@ -5,6 +5,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path as File
 from struct import Struct
@@ -178,6 +179,7 @@ def optimised(text: str, machine: binding.TargetMachine) -> binding.ModuleRef:
 def _keep(file: File, content: bytes) -> None:
     # Whole or not at all, for processes that start at the same time; a folder that
     # cannot be written costs the time of compiling, and nothing else.
+    name = None
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=file.parent)
@@ -185,4 +187,6 @@ def _keep(file: File, content: bytes) -> None:
             part.write(content)
         os.replace(name, file)
     except OSError:
-        return
+        if name is not None:
+            with suppress(OSError):
+                os.unlink(name)
