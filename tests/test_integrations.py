@@ -11,6 +11,7 @@ from http.client import HTTPConnection
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
@@ -161,6 +162,21 @@ def test_serving_a_classifier(files, tmp_path) -> None:
             assert post(body)[0] == 400
         assert post(5_000_000)[0] == 413
         assert post(None)[1]["labels"] == ["LABEL_0", "LABEL_1"]
+
+
+def test_what_the_logits_stand_for_is_served() -> None:
+    batcher_of = runpy.run_path(str(FOLDER / "serving" / "server.py"))["Batcher"]
+    chance = pytest.approx(1 / (1 + np.exp(-2.5)))
+    for problem, logits, expected in (
+        ("regression", [2.5], {"score": 2.5}),
+        (None, [2.5], {"score": 2.5}),
+        ("multi_label_classification", [2.5, 0.0], {"a": chance, "b": 0.5}),
+        (None, [2.5, 0.0], {"label": "a", "score": chance}),
+    ):
+        batcher = batcher_of(None, ["a", "b"][: len(logits)], problem)
+        found = batcher._answer({"logits": np.array([logits])}, 0)
+        batcher.close()
+        assert found.get("scores", found) == expected, problem
 
 
 def test_serving_embeddings(files, tmp_path) -> None:

@@ -29,9 +29,15 @@ MOST_CHARACTERS = 64_000  # of a batch; about 16,000 tokens
 class Batcher:
     """Computes what several requests ask for together."""
 
-    def __init__(self, encoder: SparseEncoder, labels: Sequence[str]) -> None:
-        """Take a model and its classes, of which one that gives embeddings has none."""
+    def __init__(
+        self, encoder: SparseEncoder, labels: Sequence[str], problem: str | None = None
+    ) -> None:
+        """Take a model and its classes, of which one that gives embeddings has none.
+
+        `problem` is the configuration's `problem_type`: what its logits stand for.
+        """
         self._encoder, self._labels = encoder, labels
+        self._several = problem == "multi_label_classification"
         self._waiting: queue.Queue[tuple[str, Future] | None] = queue.Queue()
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
@@ -80,7 +86,13 @@ class Batcher:
             # What is behind a sentence's end is zero in all features.
             mean = hidden[hidden.any(axis=1)].mean(axis=0)
             return {"embedding": (mean / np.linalg.norm(mean)).tolist()}
-        power = np.exp(found["logits"][row] - found["logits"][row].max())
+        logits = found["logits"][row]
+        if self._several:
+            chances = 1.0 / (1.0 + np.exp(-logits))
+            return {"scores": dict(zip(self._labels, chances.tolist(), strict=True))}
+        if len(logits) == 1:  # a number, not a class
+            return {"score": float(logits[0])}
+        power = np.exp(logits - logits.max())
         chances = power / power.sum()
         best = int(chances.argmax())
         return {"label": self._labels[best], "score": float(chances[best])}
@@ -102,10 +114,10 @@ def by_length(waiting: Sequence[tuple[str, Future]]) -> list[list[tuple[str, Fut
 def make_server(folder: Path, host: str, port: int, threads: int | None) -> Any:
     """Load a model and return a server that is not started yet."""
     encoder = SparseEncoder.load(folder, threads=threads, tell=print)
-    names = encoder.outputs[0].names
+    names, problem = encoder.outputs[0].names, None
     if names == ("logits",) and encoder.outputs[0].first:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        table = config.get("id2label") or {}
+        table, problem = config.get("id2label") or {}, config.get("problem_type")
         labels = [
             table.get(str(i), f"LABEL_{i}") for i in range(encoder.width("logits"))
         ]
@@ -113,7 +125,7 @@ def make_server(folder: Path, host: str, port: int, threads: int | None) -> Any:
         labels = []
     else:
         raise SystemExit(f"{folder} gives {names}; expected a classifier or an encoder")
-    batcher = Batcher(encoder, labels)
+    batcher = Batcher(encoder, labels, problem)
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
