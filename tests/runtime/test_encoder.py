@@ -67,6 +67,26 @@ def test_outputs_are_those_of_pytorch(family, head, scheme, tmp_path) -> None:
         assert median <= (SAME if scheme == "float" else MEDIAN), name
 
 
+@pytest.mark.parametrize(
+    ("family", "head"),
+    [
+        ("Bert", "ForMaskedLM"),
+        ("DistilBert", "ForMaskedLM"),
+        ("Roberta", "ForMaskedLM"),
+        ("Electra", "ForMaskedLM"),
+        ("Electra", "ForSequenceClassification"),
+    ],
+)
+def test_heads_have_activations_of_their_own(family, head, tmp_path) -> None:
+    key = "activation" if family == "DistilBert" else "hidden_act"
+    model = make(family, head, **{key: "relu"})
+    given = batch([9, 5], types=False)
+    encoder = SparseEncoder.load(write(model, tmp_path / "model.safetensors"))
+    found = encoder(**{name: one.numpy() for name, one in given.items()}).logits
+    mask = given["attention_mask"].numpy().astype(bool)
+    assert farthest(found, references(model, given)[0]["logits"], mask)[0] <= SAME
+
+
 @pytest.fixture(scope="module")
 def quantized(tmp_path_factory):
     torch.manual_seed(0)
