@@ -4,10 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from safetensors.torch import load_file
-
 from obert_modifiers.deploy.formats import FORMATS
-from obert_modifiers.deploy.run_folder import write_run
+from obert_modifiers.deploy.run_folder import load_weights, write_run
 from obert_modifiers.deploy.weight import Weight, count_tensors
 from obert_modifiers.sizes import check_there, weight_files
 
@@ -32,7 +30,7 @@ class Artefact:
         """Count its numbers, tensor by tensor."""
         if self.kind != RUN:
             return FORMATS[self.kind].weights(self.files)
-        tensors = (pair for path in self.files for pair in load_file(path).items())
+        tensors = (pair for path in self.files for pair in load_weights(path).items())
         return count_tensors(tensors)
 
     def as_run(self, scratch: Path) -> Path:

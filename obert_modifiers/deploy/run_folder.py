@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -55,8 +56,19 @@ def read_run(path: Path) -> RunFolder:
     check_run(path)
     tensors: dict[str, Tensor] = {}
     for file in weight_files(path):
-        tensors |= load_file(file)
+        tensors |= load_weights(file)
     return RunFolder(path, tensors, _scales(path / FILE_NAME, tensors))
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of a plain safetensors file."""
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(
+            f"model={path} is damaged ({error}); expected a whole safetensors file; "
+            "copy or train it again"
+        ) from error
 
 
 def copy_along(source: Path, out: Path) -> None:

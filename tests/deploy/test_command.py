@@ -145,6 +145,15 @@ def test_folders_that_are_no_runs(file, old, new, why, dense, capsys) -> None:
     assert why in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "words", [["sizes"], ["export", "--format", "safetensors"]], ids=" ".join
+)
+def test_damaged_weights_are_named(words, dense, capsys) -> None:
+    (dense / "model.safetensors").write_text("damaged")
+    assert main([words[0], str(dense), *words[1:]]) == 2
+    assert "model.safetensors is damaged" in capsys.readouterr().err
+
+
 def test_weights_that_were_not_saved_are_not_made_up(dense, capsys) -> None:
     file = dense / "model.safetensors"
     saved = {n: t for n, t in load_file(file).items() if not n.startswith("classifier")}
