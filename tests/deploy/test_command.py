@@ -125,6 +125,18 @@ def test_runs_are_exported_for_each_engine(dense, tmp_path) -> None:
     assert sizes == [[2, 6], [1, 6]]
 
 
+def test_an_engine_that_cannot_take_a_run_is_left_out(dense, tmp_path) -> None:
+    text = (dense / "config.json").read_text()
+    (dense / "config.json").write_text(text.replace('"gelu"', '"silu"'))
+    engines = ["sparse", "onnxruntime"]
+    plan = plan_cases([dense], engines, [(2, 6), (1, 6)], tmp_path)
+    assert [one.engine for one in plan.cases] == ["onnxruntime"] * 2
+    (note,) = plan.notes
+    assert "activation=silu is not computed by the sparse engine" in note
+    with pytest.raises(ValueError, match="runs on none of sparse: .*activation=silu"):
+        plan_cases([dense], ["sparse"], [(2, 6)], tmp_path)
+
+
 @pytest.mark.parametrize(
     ("file", "old", "new", "why"),
     [
