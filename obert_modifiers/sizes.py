@@ -35,7 +35,9 @@ def gzip_bytes(files: Iterable[Path]) -> int:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """List the safetensors files of a saved model."""
+    """List the safetensors files of a saved model, those that transformers reads."""
+    if (folder / "model.safetensors").is_file():  # then it reads no other
+        return [folder / "model.safetensors"]
     files = sorted(folder.glob("model*.safetensors"))
     if not files:
         raise FileNotFoundError(

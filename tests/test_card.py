@@ -169,6 +169,22 @@ def test_the_figures_sizes_and_speeds(tmp_path):
     assert "## Speed" not in (folder / CARD).read_text()
 
 
+def test_evaluated_files_of_one_name_have_a_row_each(tmp_path):
+    folder = run_of(tmp_path / "mine")
+    files = []
+    for name, accuracy in (("mine", 0.5), ("other", 0.625)):
+        exported = folder / "export" / name
+        exported.mkdir(parents=True)
+        model = test_report.with_weights(exported) / "model.safetensors"
+        record = tmp_path / f"{name}.json"
+        files.append(test_report.evaluated(record, model, accuracy=accuracy))
+    write_card(folder, evaluated=files)
+    cells = parts_of(folder, "td")
+    for name, accuracy in (("mine", "0.500"), ("other", "0.625")):
+        row = cells.index(f"{name}/model.safetensors")
+        assert cells[row + 1] == accuracy
+
+
 @pytest.mark.parametrize(("sparsity", "sparse"), [(0.8, True), (1e-4, False)])
 def test_a_run_that_keeps_masks_is_sparse(sparsity, sparse, tmp_path):
     folder = run_of(tmp_path / "mine", sparsity=sparsity)

@@ -4,10 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from safetensors.torch import load_file
-
 from obert_modifiers.deploy.formats import FORMATS
-from obert_modifiers.deploy.run_folder import write_run
+from obert_modifiers.deploy.run_folder import load_weights, write_run
 from obert_modifiers.deploy.weight import Weight, count_tensors
 from obert_modifiers.sizes import check_there, weight_files
 
@@ -32,12 +30,21 @@ class Artefact:
         """Count its numbers, tensor by tensor."""
         if self.kind != RUN:
             return FORMATS[self.kind].weights(self.files)
-        tensors = (pair for path in self.files for pair in load_file(path).items())
+        tensors = (pair for path in self.files for pair in load_weights(path).items())
         return count_tensors(tensors)
 
     def as_run(self, scratch: Path) -> Path:
         """Return a folder with it as a plain model, written to `scratch` if need be."""
-        return self.folder if self.kind == RUN else restore(self.path, scratch)
+        if self.kind != RUN:
+            return restore(self.path, scratch)
+        there = weight_files(self.folder)
+        if {*self.files} != {*there}:
+            raise ValueError(
+                f"model={self.path} is not what its folder's model is loaded from, "
+                f"{', '.join(one.name for one in there)}; expected that; name the "
+                f"folder, or move the file to one of its own as {there[0].name}"
+            )
+        return self.folder
 
 
 def find_artefact(path: Path) -> Artefact:
@@ -82,7 +89,8 @@ def names_of(paths: Sequence[Path]) -> list[str]:
     The same path may be there twice, and has one name.
     """
     parts = [path.resolve().parts for path in paths]
-    for depth in range(1, max(map(len, parts)) + 1):
+    names: list[str] = []
+    for depth in range(1, max(map(len, parts), default=0) + 1):
         names = ["/".join(own[-depth:]) for own in parts]
         if len(set(names)) == len(set(parts)):
             break

@@ -40,7 +40,8 @@ def compare(
         return f"not run: {engine} is not installed"
     graph = open_graph(path, engine)
     samples = [] if graph.sizes[1] else [sample]
-    farthest, sizes = 0.0, []
+    seen: list[tuple[str, list[dict[str, float]]]] = []
+    largest: dict[str, float] = {}  # of all batches: in one, a number may be about 0
     for given in (*samples, *compared_samples(model, sample, graph.sizes)):
         references = _references(model, given, int8)
         if not references:
@@ -53,14 +54,20 @@ def compare(
                 f"out={path} cannot be run by {engine} at {size} ({reason(error)}); "
                 f"expected any size that the file says; {fix}"
             ) from error
-        away = min(_distance(ours, one, given.get(MASK)) for one in references)
-        if not away <= (FEW_STEPS if int8 else SAME):
+        compared = [_distances(ours, one, given.get(MASK)) for one in references]
+        for name, (_, most) in compared[0].items():
+            largest[name] = max(largest.get(name, 0.0), most)
+        away = [{name: off for name, (off, _) in one.items()} for one in compared]
+        seen.append((size, away))
+    farthest, sizes = 0.0, [size for size, _ in seen]
+    for size, distances in seen:
+        share = min(_share(one, largest) for one in distances)
+        if not share <= (FEW_STEPS if int8 else SAME):
             raise ValueError(
-                f"out={path} gives other outputs than the model: {away:.2g} of the "
+                f"out={path} gives other outputs than the model: {share:.2g} of the "
                 f"largest at {size}; expected the same to rounding; {fix}"
             )
-        farthest = max(farthest, away)
-        sizes.append(size)
+        farthest = max(farthest, share)
     return (
         f"outputs on {engine} within {farthest:.1g} of PyTorch's largest, at "
         + ", ".join(dict.fromkeys(sizes))
@@ -85,18 +92,25 @@ def _references(
     return found
 
 
-def _distance(
+def _distances(
     outputs: Mapping[str, Tensor], reference: Mapping[str, Tensor], mask: Tensor | None
-) -> float:
-    """Return how far any output is away, in shares of its largest."""
-    distances = []
+) -> dict[str, tuple[float, float]]:
+    """Return how far each output is away at most, and the reference's largest."""
+    found = {}
     for name, ours in outputs.items():
         expected = reference[name]
         if ours.shape != expected.shape:
-            return math.inf
+            found[name] = math.inf, 0.0
+            continue
         if mask is not None and expected.shape[: mask.ndim] == mask.shape:
             # What stands at padding means nothing.
             expected, ours = expected[mask.bool()], ours[mask.bool()]
-        largest = float(expected.abs().max()) or 1.0
-        distances.append((ours - expected).abs().max() / largest)
-    return float(torch.stack(distances).max())  # NaN if any is
+        away = float((ours - expected).abs().max())  # NaN if any is
+        found[name] = away, float(expected.abs().max())
+    return found
+
+
+def _share(distances: Mapping[str, float], largest: Mapping[str, float]) -> float:
+    """Return the largest distance, in shares of the largest of its output."""
+    shares = [away / (largest[name] or 1.0) for name, away in distances.items()]
+    return float(torch.tensor(shares).max())  # NaN if any is

@@ -11,6 +11,8 @@ from obert_modifiers.deploy.engines import ENGINES
 from obert_modifiers.deploy.engines.engine import Opened
 from obert_modifiers.deploy.samples import IDS, TYPES
 
+_OF_TOKENS = ("start_logits", "end_logits")  # one number for each token
+
 
 class GraphModel(nn.Module):
     """A graph over tokens that an engine computes, on a CPU; has no parameters."""
@@ -60,7 +62,7 @@ class GraphModel(nn.Module):
         found = {}
         for name in self.outputs:
             output = np.concatenate([part[name] for part in parts])[:rows]
-            if fixed_tokens is not None and output.shape[1:2] == (fixed_tokens,):
+            if fixed_tokens is not None and _has_tokens(name, output, fixed_tokens):
                 output = output[:, :tokens]
             found[name] = torch.from_numpy(np.ascontiguousarray(output))
         return {name: one.to(values[IDS].device) for name, one in found.items()}
@@ -75,6 +77,14 @@ class GraphModel(nn.Module):
             f"{', '.join(values)}; expected the tokenizer of this model; give its run "
             "with --run"
         )
+
+
+def _has_tokens(name: str, output: np.ndarray, tokens: int) -> bool:
+    """Tell whether an output's second axis is that of the tokens.
+
+    Classes or the width of an embedding, ``(batch, n)``, may be as many as they are.
+    """
+    return output.shape[1:2] == (tokens,) and (output.ndim > 2 or name in _OF_TOKENS)
 
 
 def open_graph(path: Path, engine: str) -> GraphModel:

@@ -55,7 +55,9 @@ def load_run(path: Path) -> Run:
     bars = hub.is_progress_bar_enabled()
     hub.disable_progress_bar()
     try:
-        model = model_class.from_pretrained(path, dtype=torch.float32).eval()
+        model, report = model_class.from_pretrained(
+            path, dtype=torch.float32, output_loading_info=True
+        )
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(
@@ -65,6 +67,25 @@ def load_run(path: Path) -> Run:
     finally:
         if bars:
             hub.enable_progress_bar()
+    _leave_out_unsaved_(model.eval(), {*report["missing_keys"]}, path)
     if model is model.base_model:
         embed_as_saved_(model, path)
     return Run(path, model, tokenizer, load_quantization_(model, path))
+
+
+def _leave_out_unsaved_(model: PreTrainedModel, missing: set[str], path: Path) -> None:
+    """Take away a pooler that was not saved; any other such weight is an error.
+
+    transformers puts random numbers in their place.
+    """
+    if model is model.base_model:
+        pooler = {name for name in missing if name.startswith("pooler.")}
+        if pooler:
+            model.pooler = None
+            missing = missing - pooler
+    if missing:
+        raise ValueError(
+            f"run={path} lacks {', '.join(sorted(missing)[:5])}, {len(missing)} "
+            f"weights in all that a {type(model).__name__} has; expected every one, "
+            "none of them random; train the model, or save it whole"
+        )

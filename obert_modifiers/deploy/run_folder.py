@@ -7,17 +7,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from obert_modifiers.core.embedding_folder import module_files
+from obert_modifiers.core.embedding_folder import MODULES, module_files
 from obert_modifiers.core.quantization.scales import FILE_NAME
 from obert_modifiers.deploy.formats import container
 from obert_modifiers.sizes import weight_files
 
 # What stays behind: weights in any form, and what was made from the run.
 _LEFT = (".safetensors", ".bin", ".pt", ".pth", ".onnx", ".html", ".png", ".part")
+_LEFT += (".xml", ".h5", ".msgpack", ".ot")  # other engines' and libraries'
 _LEFT += ("model.safetensors.index.json", "README.md")
+# What one run has and another has not, and what is read of a folder depends on.
+_OPTIONAL = (FILE_NAME, MODULES)
+_OPTIONAL += ("tokenizer.json", "added_tokens.json", "special_tokens_map.json")
 _LEFT_STARTS = ("predictions", "nbest_predictions", "null_odds", "eval_metrics")
 
 
@@ -51,12 +56,27 @@ def read_run(path: Path) -> RunFolder:
     check_run(path)
     tensors: dict[str, Tensor] = {}
     for file in weight_files(path):
-        tensors |= load_file(file)
+        tensors |= load_weights(file)
     return RunFolder(path, tensors, _scales(path / FILE_NAME, tensors))
 
 
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of a plain safetensors file."""
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(
+            f"model={path} is damaged ({error}); expected a whole safetensors file; "
+            "copy or train it again"
+        ) from error
+
+
 def copy_along(source: Path, out: Path) -> None:
-    """Copy what a run's folder holds beside weights, checkpoints and pictures."""
+    """Copy what a run's folder holds beside weights, checkpoints and pictures.
+
+    What an earlier export left there, and this run has not, is removed where it would
+    be read: the scales of a model that was quantized, or how it pooled.
+    """
     if out.exists() and (not out.is_dir() or out.samefile(source)):
         what = "the run itself" if out.is_dir() else "a file"
         raise ValueError(
@@ -64,6 +84,9 @@ def copy_along(source: Path, out: Path) -> None:
             f"{source / 'export'}"
         )
     out.mkdir(parents=True, exist_ok=True)
+    for name in _OPTIONAL:
+        if not (source / name).is_file():
+            (out / name).unlink(missing_ok=True)
     for path in sorted(source.iterdir()):
         left = path.name.endswith(_LEFT) or path.name.startswith(_LEFT_STARTS)
         if path.is_file() and not left:
@@ -90,6 +113,7 @@ def _scales(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     if not path.is_file():
         return {}
     entries = json.loads(path.read_text(encoding="utf-8"))["tensors"]
+    config = json.loads(path.with_name("config.json").read_text(encoding="utf-8"))
     scales = {
         name.replace(":", "."): torch.tensor(entry["scale"])
         for name, entry in entries.items()
@@ -97,7 +121,9 @@ def _scales(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     }
     own = {name: scale for name, scale in scales.items() if name in tensors}
     for scale in (scale for name, scale in scales.items() if name not in tensors):
-        twins = [n for n in own if scale.numel() in (1, len(tensors[n]))]
+        # As many rows as the vocabulary has: it is the embedding that is shared.
+        rows = config.get("vocab_size") if scale.numel() == 1 else scale.numel()
+        twins = [n for n in own if rows in (None, len(tensors[n]))]
         if not any(torch.equal(own[twin], scale) for twin in twins):
             own = {name: one for name, one in own.items() if name not in twins}
     return own

@@ -14,6 +14,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from obert_modifiers.core.outputs import MULTI_LABEL, REGRESSION
 from obert_modifiers.core.quantization.scales import FILE_NAME
+from obert_modifiers.deploy.artefact import names_of
 from obert_modifiers.deploy.bench.results import read_bench, read_machine
 from obert_modifiers.report.compare import Measured, engine_title, measure_runs
 from obert_modifiers.report.read import Run, read_run
@@ -262,9 +263,10 @@ def _figures(own: Measured) -> Rows:
     """Collect the task's figures of the run, and of its files that were evaluated."""
     names = list(_measured(own.run))
     rows = [("", *(name.replace("_", " ") for name in names), "loss", "samples")]
-    files = {path.name: found for path, found in own.evaluated.items()}
-    files.pop(own.folder.name, None)  # measured after the training, too
-    for name, found in {"the run": own.run.record, **files}.items():
+    # The run itself was measured after the training, too.
+    paths = [path for path in own.evaluated if path != own.folder]
+    files = zip(names_of(paths), map(own.evaluated.get, paths), strict=True)
+    for name, found in (("the run", own.run.record), *files):
         samples = found.get("samples")
         rows.append((
             name,

@@ -4,12 +4,12 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import numpy as np
 
 from obert_modifiers.runtime import model, paths
+from obert_modifiers.runtime.forking import fork_safe_lock
 from obert_modifiers.runtime.group import Group
 from obert_modifiers.runtime.jit import YIELD
 from obert_modifiers.runtime.memory import Memory, Store
@@ -68,7 +68,7 @@ class SparseEncoder:
         self._model, self._folder = loaded, folder
         self._prepared = Prepared(loaded, self.path, tell)
         self._store = Store(16 * self.threads)
-        self._lock = Lock()
+        self._lock = fork_safe_lock()
         self._team = Team(self.threads)
         self._tokenizer: Any = None
 
@@ -191,12 +191,18 @@ class SparseEncoder:
             As from a call.
 
         Raises:
-            ValueError: If the model has no tokenizer, or a text is not a string.
+            ValueError: If the model has no tokenizer, a text is not a string, or
+                `max_length` is less than 1.
         """
         if isinstance(texts, str):  # whose letters are texts, too
             raise ValueError(
                 f"texts={texts[:80]!r} is one text; expected a list of them; put it in "
                 "brackets"
+            )
+        if max_length is not None and max_length < 1:
+            raise ValueError(
+                f"max_length={max_length} leaves nothing of a text; expected 1 or more;"
+                " leave it out for the model's most"
             )
         tokenizer = self.tokenizer
         length = min(max_length or self.max_length, self.max_length)

@@ -26,7 +26,8 @@ def write(path: Path, spec: Any, arrays: Mapping[str, np.ndarray]) -> None:
         "spec": text,
         "sha256": _digest(text, arrays),
     }
-    unfinished = path.with_name(f"{path.name}.part")
+    # Of its own: another process may write the same file.
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         unfinished.touch()
         mode = unfinished.stat().st_mode  # save_file leaves it to its owner only

@@ -5,16 +5,17 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path as File
 from struct import Struct
-from threading import Lock
 
 import llvmlite
 import numpy as np
 from llvmlite import binding
 
 from obert_modifiers.runtime import arithmetic, attention, code, kernels, meeting, paths
+from obert_modifiers.runtime.forking import fork_safe_lock
 from obert_modifiers.runtime.kernels import Kernel
 from obert_modifiers.runtime.meeting import RECORD
 from obert_modifiers.runtime.paths import Path
@@ -27,7 +28,7 @@ YIELD = (
     if hasattr(os, "sched_yield")
     else None
 )
-_LOCK = Lock()  # LLVM's global state is not made for several threads
+_LOCK = fork_safe_lock(inner=True)  # LLVM's global state is not for several threads
 
 
 def _machine() -> tuple[binding.TargetMachine, str]:
@@ -178,6 +179,7 @@ def optimised(text: str, machine: binding.TargetMachine) -> binding.ModuleRef:
 def _keep(file: File, content: bytes) -> None:
     # Whole or not at all, for processes that start at the same time; a folder that
     # cannot be written costs the time of compiling, and nothing else.
+    name = None
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=file.parent)
@@ -185,4 +187,6 @@ def _keep(file: File, content: bytes) -> None:
             part.write(content)
         os.replace(name, file)
     except OSError:
-        return
+        if name is not None:
+            with suppress(OSError):
+                os.unlink(name)

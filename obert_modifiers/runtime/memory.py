@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Sequence
-from threading import Lock
 from typing import Any
 
 import numpy as np
+
+from obert_modifiers.runtime.forking import fork_safe_lock
 
 _LINE = 64  # bytes of a cache line
 
@@ -44,7 +45,7 @@ class Store:
     """
 
     def __init__(self, most: int) -> None:
-        self._most, self._lock = most, Lock()
+        self._most, self._lock = most, fork_safe_lock(inner=True)
         self._pieces: list[np.ndarray] = []
 
     def take(self, size: int) -> np.ndarray:

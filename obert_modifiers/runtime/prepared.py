@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from threading import Lock
 
 import numpy as np
 
+from obert_modifiers.runtime.forking import fork_safe_lock
 from obert_modifiers.runtime.jit import Library
 from obert_modifiers.runtime.kernels import Kernel, linear
 from obert_modifiers.runtime.model import Layer, Model, Norm
@@ -71,7 +71,7 @@ class Prepared:
         self.embed = Kernel(
             "embed", tuple("int8" if t.dtype == np.int8 else "float" for t in tables)
         )
-        self._tell, self._lock = tell, Lock()
+        self._tell, self._lock = tell, fork_safe_lock()
         self._libraries: dict[int, Library] = {}
         self.library(path.registers)
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,10 +11,11 @@ import pytest
 
 from obert_modifiers.cli import main
 from obert_modifiers.core.quantization.scheme import Scheme
-from obert_modifiers.deploy.bench import rounds, show
+from obert_modifiers.deploy.bench import rounds, show, worker
 from obert_modifiers.deploy.bench.cases import Case, plan_cases
 from obert_modifiers.deploy.bench.rounds import Effort, Measured, measure
 from obert_modifiers.deploy.bench.worker import make_batch
+from obert_modifiers.deploy.engines.engine import Engine, Opened
 from obert_modifiers.deploy.onnx import export_onnx
 from tests.deploy.models import inputs, make, sizes_of
 
@@ -147,6 +149,13 @@ def test_too_little_memory_is_said_before_anything_starts(dense, monkeypatch) ->
         measure([dense], SHORT)
 
 
+def test_the_memory_of_all_sizes_is_looked_at_first(dense) -> None:
+    said: list[str] = []
+    with pytest.raises(ValueError, match="batch=10000000 .* are free"):
+        measure([dense, replace(dense, batch=10_000_000)], SHORT, said.append)
+    assert not said
+
+
 def test_a_process_that_was_killed_for_memory(dense) -> None:
     with rounds._worker(dense, rounds.pick_cores(1), SHORT) as worker:
         worker._process.kill()
@@ -175,6 +184,19 @@ def test_openvino_runs_both_precisions(files, tmp_path) -> None:
         plan = plan_cases(paths, ["openvino"], SIZES, tmp_path, bf16)
         assert {one.bf16 for one in plan.cases} == {bf16}
         assert len(measure(plan.cases, SHORT)) == 2
+
+
+@pytest.mark.parametrize("precision", ["f32", "bf16"])
+def test_float32_is_not_called_bfloat16(precision, tmp_path, monkeypatch) -> None:
+    opened = Opened({}, (), lambda given: given, {"precision": precision})
+    monkeypatch.setattr(Engine, "open", lambda *_: opened)
+    case = Case("m", tmp_path, "openvino", 1, 4, bf16=True)
+    spec = {**asdict(case), "cores": [0], "warm_up": 0.0}
+    if precision == "bf16":
+        assert worker._open(spec)[0]["precision"] == "bf16"
+        return
+    with pytest.raises(ValueError, match="bf16=True of openvino is computed in f32"):
+        worker._open(spec)
 
 
 def test_deepsparse_runs_all_operators(files, tmp_path) -> None:

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import onnx
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import BertModel
 
 from obert_modifiers.cli import main
 from obert_modifiers.cli.models import parse_shape
@@ -13,7 +16,9 @@ from obert_modifiers.core.quantization.scheme import Scheme
 from obert_modifiers.deploy import checks
 from obert_modifiers.deploy.artefact import names_of
 from obert_modifiers.deploy.bench.cases import plan_cases
-from tests.deploy.models import save, sizes_of
+from obert_modifiers.deploy.run import load_run
+from tests import tiny
+from tests.deploy.models import make, save, sizes_of
 from tests.test_readme import blocks, exporting_commands
 
 
@@ -120,6 +125,18 @@ def test_runs_are_exported_for_each_engine(dense, tmp_path) -> None:
     assert sizes == [[2, 6], [1, 6]]
 
 
+def test_an_engine_that_cannot_take_a_run_is_left_out(dense, tmp_path) -> None:
+    text = (dense / "config.json").read_text()
+    (dense / "config.json").write_text(text.replace('"gelu"', '"silu"'))
+    engines = ["sparse", "onnxruntime"]
+    plan = plan_cases([dense], engines, [(2, 6), (1, 6)], tmp_path)
+    assert [one.engine for one in plan.cases] == ["onnxruntime"] * 2
+    (note,) = plan.notes
+    assert "activation=silu is not computed by the sparse engine" in note
+    with pytest.raises(ValueError, match="runs on none of sparse: .*activation=silu"):
+        plan_cases([dense], ["sparse"], [(2, 6)], tmp_path)
+
+
 @pytest.mark.parametrize(
     ("file", "old", "new", "why"),
     [
@@ -138,6 +155,39 @@ def test_folders_that_are_no_runs(file, old, new, why, dense, capsys) -> None:
         path.write_text(re.sub(old, new, text, flags=re.DOTALL), encoding="latin-1")
     assert main(["export", str(dense)]) == 2
     assert why in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words", [["sizes"], ["export", "--format", "safetensors"]], ids=" ".join
+)
+def test_damaged_weights_are_named(words, dense, capsys) -> None:
+    (dense / "model.safetensors").write_text("damaged")
+    assert main([words[0], str(dense), *words[1:]]) == 2
+    assert "model.safetensors is damaged" in capsys.readouterr().err
+
+
+def test_weights_that_were_not_saved_are_not_made_up(dense, capsys) -> None:
+    file = dense / "model.safetensors"
+    saved = {n: t for n, t in load_file(file).items() if not n.startswith("classifier")}
+    save_file(saved, file, {"format": "pt"})
+    assert main(["export", str(dense)]) == 2
+    assert "lacks classifier.bias, classifier.weight" in capsys.readouterr().err
+    assert not (dense / "export").exists()
+
+
+def test_a_pooler_that_was_not_saved_is_left_out(dense) -> None:
+    model = make(BertModel, vocab_size=len(tiny.WORDS))
+    model.pooler = None
+    model.save_pretrained(dense)
+    found = load_run(dense)
+    assert found.model.pooler is None
+    with torch.no_grad():
+        assert found.model(**found.sample()).pooler_output is None
+
+
+def test_a_folder_is_no_name_of_a_file(dense, capsys) -> None:
+    assert main(["export", str(dense), "--out", str(dense)]) == 2
+    assert f"write {dense / 'onnxruntime.onnx'}" in capsys.readouterr().err
 
 
 def test_shapes() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForMaskedLM,
     AutoModelForQuestionAnswering,
@@ -199,6 +200,23 @@ def test_data_of_other_classes_is_refused(classifier, tmp_path):
     refused(classifier, "has 3|classes", words=data_words(data, tmp_path))
 
 
+def test_a_file_that_its_folder_is_not_loaded_from_is_refused(classifier, tmp_path):
+    copy_along(classifier.run, tmp_path / "run")
+    for name in ("model.safetensors", "older.safetensors"):
+        shutil.copy(classifier.run / "model.safetensors", tmp_path / "run" / name)
+    with pytest.raises(ValueError, match="older.* is not what .* loaded from, model.s"):
+        evaluate_file(Request(tmp_path / "run" / name, words=classifier.words))
+
+
+def test_a_head_that_was_not_trained_is_refused(classifier, tmp_path):
+    saved = load_file(classifier.run / "model.safetensors")
+    encoder = {name: one for name, one in saved.items() if "classifier" not in name}
+    copy_along(classifier.run, tmp_path / "run")
+    save_file(encoder, tmp_path / "run" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="lacks classifier.bias, classifier.weight"):
+        evaluate_file(Request(tmp_path / "run", words=classifier.words))
+
+
 def test_damaged_and_foreign_files_are_refused(classifier, tmp_path):
     whole = classifier.file.read_bytes()
     bad = tmp_path / "bad.onnx"
@@ -247,14 +265,14 @@ class _Sums(GraphModel):
 
     def __init__(self, rows: int | None, tokens: int | None) -> None:
         shapes = dict.fromkeys(("input_ids", "token_type_ids"), (rows, tokens))
-        opened = Opened(shapes, ("logits", "sum"), self._sums)
+        opened = Opened(shapes, ("start_logits", "sum"), self._sums)
         super().__init__(Path("g.onnx"), opened)
         self.seen = []
 
     def _sums(self, arrays):
         self.seen.append({name: one.shape for name, one in arrays.items()})
         ids = arrays["input_ids"] + arrays["token_type_ids"]
-        return {"logits": ids.cumsum(1).astype(np.float32), "sum": ids.sum(1)}
+        return {"start_logits": ids.cumsum(1).astype(np.float32), "sum": ids.sum(1)}
 
 
 @pytest.mark.parametrize("rows", [None, 1, 2, 3, 8])
@@ -263,10 +281,20 @@ def test_fixed_shapes_are_filled_and_cut(rows, tokens):
     ids = torch.arange(1, 13).reshape(3, 4)
     model = _Sums(rows, tokens)
     found = model(input_ids=ids, attention_mask=torch.ones_like(ids))
-    assert torch.equal(found["logits"], ids.cumsum(1).float())
+    assert torch.equal(found["start_logits"], ids.cumsum(1).float())
     assert torch.equal(found["sum"], ids.sum(1))
     shapes = {shape for seen in model.seen for shape in seen.values()}
     assert shapes == {(rows or 3, tokens or 4)}
+
+
+@pytest.mark.parametrize("name", ["logits", "sentence_embedding"])
+def test_as_many_features_as_tokens_are_not_cut(name):
+    opened = Opened(
+        {"input_ids": (2, 6)}, (name,), lambda given: {name: np.eye(2, 6, 1)}
+    )
+    ids = torch.ones(2, 4, dtype=torch.int64)
+    found = GraphModel(Path("g.onnx"), opened)(input_ids=ids)[name]
+    assert torch.equal(found, torch.from_numpy(np.eye(2, 6, 1)))
 
 
 def test_a_sample_that_is_too_long_is_an_error():

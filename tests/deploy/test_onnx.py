@@ -61,6 +61,19 @@ def test_outputs_are_named_by_the_task(cls, tmp_path) -> None:
     assert agrees(model, found, inputs(32, 9, 8))
 
 
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch) -> None:
+    def full(model, path):
+        path.write_text("half")
+        raise OSError("no space left")
+
+    path = tmp_path / "model.onnx"
+    path.write_text("an earlier one")
+    monkeypatch.setattr(onnx, "save", full)
+    with pytest.raises(OSError, match="no space"):
+        export(make(), tmp_path)
+    assert path.read_text() == "an earlier one" and list(tmp_path.iterdir()) == [path]
+
+
 def test_two_labels_and_two_tokens_are_told_apart(tmp_path) -> None:
     found = export_onnx(make(), inputs(2, 2), tmp_path / "model.onnx")
     (logits,) = run(found.path, inputs(5, 7))

@@ -26,6 +26,7 @@ from obert_modifiers.deploy.formats.safetensors_packed import (
     pack,
     unpack,
 )
+from obert_modifiers.deploy.run_folder import copy_along
 from tests import tiny
 from tests.deploy.models import (
     SHAPE,
@@ -272,6 +273,53 @@ def test_a_shared_weight_stays_shared(tmp_path, per_channel):
     assert decoder is back.bert.embeddings.word_embeddings.weight
     with torch.no_grad():
         assert torch.equal(model.eval()(ids).logits, back.eval()(ids).logits)
+
+
+def test_a_shared_weight_leaves_the_others_their_grids(tmp_path):
+    model = BertForMaskedLM(BertConfig(**SHAPE, tie_word_embeddings=True))
+    ids = torch.randint(0, 40, (3, 7))
+    quantized_(model, Scheme(embeddings=False), {"input_ids": ids})
+    found = export_packed(save_quantized(model, tmp_path / "mlm"), tmp_path / "out")
+    linear = [one for one in model.modules() if isinstance(one, torch.nn.Linear)]
+    assert found.int8_weights == len(linear) - 1  # the output's is the embedding
+
+
+def test_what_an_earlier_export_left_is_not_read(tmp_path):
+    old, new, out = (tmp_path / name for name in ("old", "new", "out"))
+    for folder in (old, new):
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+    for name in ("quantization.json", "modules.json", "tokenizer.json"):
+        (old / name).write_text("[]")
+    copy_along(old, out)
+    assert len(list(out.iterdir())) == 4
+    for name in ("model.xml", "tf_model.h5"):  # weights that others made of it
+        (new / name).write_text("weights")
+    (out / "notes.txt").write_text("somebody's")
+    copy_along(new, out)
+    assert {path.name for path in out.iterdir()} == {"config.json", "notes.txt"}
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path, one = tmp_path / "model.safetensors", {"a": torch.ones(1)}
+    theirs = tmp_path / "model.safetensors.part"  # of a process that writes it, too
+    theirs.write_text("half")
+    container.write_tensors(one, path, {"format": "pt"})
+    whole = path.read_bytes()
+
+    def full(tensors, path, metadata):
+        path.write_text("half")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(container, "save_file", full)
+    for write in (
+        lambda: container.write_tensors(one, path, {"format": "pt"}),
+        lambda: container.write(path, KIND, VERSION, one, {}),
+    ):
+        with pytest.raises(OSError, match="no space"):
+            write()
+        assert path.read_bytes() == whole and theirs.read_text() == "half"
+        assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_damage_anywhere_is_found(run, tmp_path):

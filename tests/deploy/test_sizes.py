@@ -24,7 +24,18 @@ from obert_modifiers.deploy.onnx import export_onnx
 from obert_modifiers.deploy.weight import in_a_layer
 from obert_modifiers.modifiers._targets import encoder_weights
 from obert_modifiers.report.sizes import measure, measure_all
+from obert_modifiers.sizes import weight_files
 from tests.deploy.models import SHAPE, quantized_, save_pruned, save_quantized
+
+
+def test_weights_that_are_not_read_are_not_counted(tmp_path):
+    names = ("model-00001-of-00002", "model-00002-of-00002", "model.fp16")
+    files = [tmp_path / f"{name}.safetensors" for name in names]
+    for path in files:
+        path.touch()
+    assert weight_files(tmp_path) == files
+    (tmp_path / "model.safetensors").touch()
+    assert weight_files(tmp_path) == [tmp_path / "model.safetensors"]
 
 
 @pytest.fixture(scope="module")

@@ -93,6 +93,10 @@ def test_advice_names_the_fastest_and_how_it_is_written(tmp_path) -> None:
         "onnxruntime, 3.00 times openvino (bf16)"
     )
     assert lines[2] == f"  obert export {source} --format sparse"
+    found[1].rounds[0][0] = 9.0  # a neighbour at work
+    assert advise.advice(found, host_cpu())[1].startswith(
+        "batch 1, sequence 128: run on sparse"
+    )
     lines = advise.advice([found[0]], host_cpu())
     assert lines[2] == f"  obert export {source} --target onnxruntime"
     assert "sparse" in advise.candidates() and "torch" not in advise.candidates()

@@ -1,5 +1,7 @@
 """What each engine's file looks like, and that all of them compute the same."""
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
@@ -8,6 +10,7 @@ from torch import nn
 from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
 from obert_modifiers.core.quantization.scheme import Scheme, quantizers_of
+from obert_modifiers.deploy import checks
 from obert_modifiers.deploy.checks import compare
 from obert_modifiers.deploy.engines.onnxruntime import open_session
 from obert_modifiers.deploy.onnx.graph import Product
@@ -152,6 +155,30 @@ def test_a_wrong_bias_is_found(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(Product, "scale", lambda *args: 1.2 * right(*args))
     with pytest.raises(ValueError, match="gives other outputs than the model"):
         compared()
+
+
+def test_a_number_about_zero_is_held_against_the_largest_of_all(monkeypatch) -> None:
+    class Lengths(nn.Module):
+        def forward(self, input_ids, attention_mask):
+            number = (input_ids.shape[1] - 6) / 10 + 1e-3  # of a batch of one number
+            return {"logits": torch.full((len(input_ids), 1), number)}
+
+    class Off(Lengths):
+        sizes, by = (None, None), 0.0
+
+        def forward(self, **given):
+            return {"logits": super().forward(**given)["logits"] + self.by}
+
+    graph = Off()
+    monkeypatch.setattr(checks, "open_graph", lambda *_: graph)
+
+    def compared(by: float) -> str:
+        graph.by = by
+        return compare(Lengths(), inputs(1, 6), Path("m"), "onnxruntime", True)
+
+    assert "within 0.0002 of PyTorch's largest, at 1x6, " in compared(0.01)
+    with pytest.raises(ValueError, match="0.2 of the largest at 1x6"):
+        compared(10.0)
 
 
 @pytest.mark.parametrize(

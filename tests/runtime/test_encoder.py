@@ -5,7 +5,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from threading import Event
+from threading import Event, Timer
 
 import numpy as np
 import pytest
@@ -65,6 +65,26 @@ def test_outputs_are_those_of_pytorch(family, head, scheme, tmp_path) -> None:
         most, median = min(near)
         assert most <= (SAME if scheme == "float" else FEW_STEPS), name
         assert median <= (SAME if scheme == "float" else MEDIAN), name
+
+
+@pytest.mark.parametrize(
+    ("family", "head"),
+    [
+        ("Bert", "ForMaskedLM"),
+        ("DistilBert", "ForMaskedLM"),
+        ("Roberta", "ForMaskedLM"),
+        ("Electra", "ForMaskedLM"),
+        ("Electra", "ForSequenceClassification"),
+    ],
+)
+def test_heads_have_activations_of_their_own(family, head, tmp_path) -> None:
+    key = "activation" if family == "DistilBert" else "hidden_act"
+    model = make(family, head, **{key: "relu"})
+    given = batch([9, 5], types=False)
+    encoder = SparseEncoder.load(write(model, tmp_path / "model.safetensors"))
+    found = encoder(**{name: one.numpy() for name, one in given.items()}).logits
+    mask = given["attention_mask"].numpy().astype(bool)
+    assert farthest(found, references(model, given)[0]["logits"], mask)[0] <= SAME
 
 
 @pytest.fixture(scope="module")
@@ -231,6 +251,31 @@ def test_a_forked_process_has_threads_of_its_own(quantized, given, shared, singl
         same = np.array_equal(encoder(**given).logits, expected)
         os._exit(0 if same and bool(shared) == single else 1)
     assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_a_fork_waits_for_what_another_thread_does(quantized):
+    encoder = SparseEncoder.load(quantized, threads=1)
+    parts = encoder, encoder._prepared, encoder._store
+    for lock in (*(part._lock for part in parts), jit._LOCK):
+        lock.acquire()
+        timer = Timer(0.2, lock.release)
+        timer.start()
+        child = os.fork()
+        if child == 0:
+            os._exit(not lock.acquire(timeout=5))
+        assert os.waitpid(child, 0)[1] == 0
+        timer.join()
+        assert not lock.locked()
+
+
+def test_what_cannot_be_kept_leaves_nothing(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(jit.os, "replace", full)
+    jit._keep(tmp_path / "cache" / "a.o", b"a kernel")
+    assert list((tmp_path / "cache").iterdir()) == []
 
 
 def test_a_sentence_does_not_depend_on_its_neighbours(quantized, given):
@@ -405,6 +450,8 @@ def test_texts_are_tokenized(tmp_path):
         encoder.texts([3])
     with pytest.raises(ValueError, match="texts=.*one text"):
         encoder.texts("abc")
+    with pytest.raises(ValueError, match="max_length=0 leaves nothing"):
+        encoder.texts(texts, max_length=0)
     (tmp_path / "tokenizer.json").unlink()
     with pytest.raises(ValueError, match=r"tokenizer\.json"):
         SparseEncoder.load(tmp_path).texts(texts)

@@ -20,6 +20,15 @@ def written(tmp_path_factory):
     return write(made, tmp_path_factory.mktemp("file") / file.FILE_NAME)
 
 
+def test_a_file_of_another_process_is_left_alone(tmp_path) -> None:
+    path = tmp_path / file.FILE_NAME
+    theirs = tmp_path / f"{file.FILE_NAME}.part"  # as it writes the same
+    theirs.write_text("half")
+    file.write(path, {}, {"a": np.zeros(3, np.float32)})
+    assert file.read(path)[0] == {} and theirs.read_text() == "half"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_damage_is_noticed(written, tmp_path_factory, data) -> None:

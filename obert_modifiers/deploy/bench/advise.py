@@ -34,7 +34,8 @@ def advice(found: Sequence[Measured], cpu: Cpu) -> list[str]:
     """Say what is fastest at each size, with its figures, and how it is written."""
     lines = [f"on this CPU, {cpu.name}:"]
     for (batch, seq), group_ in itertools.groupby(found, lambda one: one.case.size):
-        group = sorted(group_, key=lambda one: -one.summary()["items_per_second"])
+        # By what the speeds beside it are of: one slow batch changes a mean.
+        group = sorted(group_, key=lambda one: one.summary()["median_ms"])
         best, figures = group[0], group[0].summary()
         line = (
             f"batch {batch}, sequence {seq}: {best.case.label}, "

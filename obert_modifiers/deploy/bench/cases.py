@@ -137,7 +137,10 @@ class _Files:
     def _export(self, run: Path, engine: str, shape: Size | None) -> Path:
         if ENGINES[engine].target is None:
             form = FORMATS[ENGINES[engine].reads[0]]
-            return form.write(run, self._new(form.name), Options()).path
+            try:
+                return form.write(run, self._new(form.name), Options()).path
+            except ValueError as error:  # of a family that it does not compute
+                raise _LeftOut(f"{engine}: {error}") from error
         from obert_modifiers.deploy.onnx.export import export_onnx
         from obert_modifiers.deploy.run import load_run
 

@@ -92,6 +92,8 @@ def measure(
 ) -> list[Measured]:
     """Measure cases, those of one size in turns."""
     cores = pick_cores(effort.cores)
+    for case in cases:  # not after hours with the others
+        _check_memory(case)
     found: list[Measured] = []
     for (batch, seq), group_ in itertools.groupby(cases, lambda case: case.size):
         group = list(group_)

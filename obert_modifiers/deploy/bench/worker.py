@@ -61,6 +61,12 @@ def _open(spec: dict[str, Any]) -> tuple[dict[str, Any], Callable[[], Any]]:
     started = time.perf_counter()
     opened = ENGINES[spec["engine"]].open(Path(spec["path"]), setting)
     loaded = time.perf_counter() - started
+    precision = opened.facts.get("precision")
+    if setting.bf16 and precision != "bf16":  # it does not refuse what the CPU lacks
+        raise ValueError(
+            f"bf16=True of {spec['engine']} is computed in {precision} on this CPU; "
+            "expected a CPU with bfloat16; leave out --bf16"
+        )
     batch = make_batch(opened.inputs, setting.batch, setting.seq, spec.get("lengths"))
 
     def once() -> Any:

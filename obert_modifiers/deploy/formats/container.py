@@ -39,26 +39,27 @@ class ExportedFolder(Exported):
 def write(
     path: Path, kind: str, version: int, tensors: Mapping[str, Tensor], spec: Any
 ) -> None:
-    """Write a file whole or not at all."""
+    """Write a file with its description and checksum, whole or not at all."""
     text = json.dumps(spec, sort_keys=True, separators=(",", ":"))
     digest = _digest(text, tensors)
     metadata = {_FORMAT: kind, _VERSION: str(version), _SPEC: text, _DIGEST: digest}
-    unfinished = path.with_name(f"{path.name}.part")
-    try:
-        write_tensors(tensors, unfinished, metadata)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_tensors(tensors, path, metadata)
 
 
 def write_tensors(
     tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str]
 ) -> None:
-    """Write a file that may be read by whoever may read the files beside it."""
-    path.touch()
-    mode = path.stat().st_mode  # save_file lets only its owner read it
-    save_file(dict(tensors), path, metadata)
-    path.chmod(mode)
+    """Write a file whole or not at all, for whoever may read the files beside it."""
+    # Of its own: another process may write the same file.
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        unfinished.touch()
+        mode = unfinished.stat().st_mode  # save_file lets only its owner read it
+        save_file(dict(tensors), unfinished, metadata)
+        unfinished.chmod(mode)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def read(

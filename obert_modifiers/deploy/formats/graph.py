@@ -28,6 +28,11 @@ class Graph(Format):
     is_graph = True
 
     def write(self, run: Path, out: Path, options: Options) -> Exported:
+        if out.is_dir():
+            raise ValueError(
+                f"out={out} is a folder; expected the name of a file; write "
+                f"{out / self.default_out(run, options).name}"
+            )
         loaded = load_run(run)
         check_int8(options, run, loaded.quantized)
         found = self.export(loaded, out, options)

@@ -1,5 +1,6 @@
 """OpenVINO's own format, with INT8 weights where the model has them."""
 
+import os
 import tempfile
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping, Sequence
@@ -78,8 +79,11 @@ def export_openvino(
                 "expected one that it reads; fix its sizes with --shape, or report "
                 "this model's class"
             ) from error
-        openvino.save_model(graph, str(path), compress_to_fp16=False)
+        whole = Path(folder) / path.name  # a part of it is never at `path`
+        openvino.save_model(graph, str(whole), compress_to_fp16=False)
         del graph, core
+        for ending in (".bin", ".xml"):
+            os.replace(whole.with_suffix(ending), path.with_suffix(ending))
     size = plain_bytes([path, path.with_suffix(".bin")])
     return replace(found, path=path, size_bytes=size)
 

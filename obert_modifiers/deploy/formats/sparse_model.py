@@ -54,7 +54,8 @@ _FAMILIES = {
 }
 # By what follows the family in a class's name: is it computed from the first token,
 # and by which modules: of several names the first that the model has, with the
-# activation behind it ("act" for the configuration's); a layer normalisation has none.
+# activation behind it ("act" for the family's, "head" for that of its classifier); a
+# layer normalisation has none.
 _Steps = tuple[tuple[tuple[str, ...], str], ...]
 _HEADS: dict[str, tuple[bool, tuple[str, ...], _Steps]] = {
     "ForSequenceClassification": (
@@ -107,6 +108,8 @@ _HEADS: dict[str, tuple[bool, tuple[str, ...], _Steps]] = {
         ),
     ),
 }
+# Families whose heads have the configuration's activation; those of others have GELU.
+_OWN_ACT = ("bert", "distilbert")
 _ROBERTA = ("roberta", "xlm-roberta", "camembert")
 
 
@@ -242,7 +245,8 @@ def _outputs(
         found.linear(name, module)
         if activated == "head":
             activated = "act" if model.config.model_type == "electra" else "tanh"
-        activated = activation if activated == "act" else activated
+        if activated == "act":
+            activated = activation if model.config.model_type in _OWN_ACT else "gelu"
         steps.append(["linear", name, activated])
     if names:
         return [{"names": names, "first": first, "steps": steps}]

@@ -1,5 +1,6 @@
 """Export to ONNX, as the engines want it: free sizes and QDQ, or fixed and integers."""
 
+import os
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -103,7 +104,10 @@ def export_onnx(
     written.producer_name = "obert_modifiers"
     written.metadata_props.add(key="target", value=target)
     onnx.checker.check_model(written)
-    onnx.save(written, path)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        whole = Path(folder) / "written.onnx"  # a part of it is never at `path`
+        onnx.save(written, whole)
+        os.replace(whole, path)
     kinds = [node.op_type for node in graph.nodes]
     return OnnxExport(
         path=path,

@@ -169,7 +169,17 @@ def keep_numbers(config: Config) -> None:
 
 def load_saved(folder: Path, model_class: Any) -> Model:
     """Load a model that this package saved, in float32, on its 8-bit grids if any."""
-    model = model_class.from_pretrained(folder, dtype=torch.float32)
+    model, report = model_class.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True
+    )
+    # transformers fills in random numbers; only an encoder's own pooler is not read.
+    lost = sorted(n for n in report["missing_keys"] if not n.startswith("pooler."))
+    if lost:
+        raise ValueError(
+            f"model={folder} lacks {', '.join(lost[:5])}, {len(lost)} weights in all "
+            f"that a {type(model).__name__} has; expected every one, none of them "
+            "random; train the model on this task first"
+        )
     load_quantization_(model, folder)
     return model
 
