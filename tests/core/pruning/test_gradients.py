@@ -156,6 +156,14 @@ def test_tied_and_frozen_weights() -> None:
     _check(model, ("first.weight", "shared.weight"), batches)
 
 
+def test_hooks_of_others_that_change_inputs_and_outputs() -> None:
+    """The gradient of the weight is that of the layer's own output."""
+    model = make_model()
+    model.first.register_forward_pre_hook(lambda layer, args: (2.0 * args[0],))
+    model.first.register_forward_hook(lambda layer, args, output: 3.0 * output)
+    _check(model, NAMES[:2], make_batches())
+
+
 def test_unknown_granularity() -> None:
     with pytest.raises(ValueError, match="grad_granularity=token is unknown"):
         _collect(make_model(), NAMES[:1], make_batches(), "token")
