@@ -88,9 +88,10 @@ class SampleGradients:
         others = [self._parameters[i] for i in self._others]
         with (
             requiring_grad(self._model, others),
-            captured(self._layers, self._copied) as calls,
+            captured(self._layers, self._copied) as seen,
         ):
             sample_losses = losses(self._model, batch)
+            calls = list(seen)  # a checkpoint runs its layers again when it goes back
             size = sample_losses.shape[0]
             wanted = size if left is None else min(size, left)
             finite = torch.isfinite(sample_losses.detach())

@@ -174,15 +174,21 @@ def _classified(model, hidden, labels):
     return nn.functional.cross_entropy(logits, labels, reduction="none")
 
 
+@pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize("reentrant", [True, False])
-def test_gradient_checkpointing_is_right_or_refused(reentrant: bool) -> None:
+def test_gradient_checkpointing_is_right_or_refused(reentrant, together) -> None:
     from torch.utils.checkpoint import checkpoint
 
     model, batches = make_model(), make_batches()
 
     def checkpointed(m, batch):
+        def twice(hidden):
+            return torch.tanh(m.shared(torch.tanh(m.shared(hidden))))
+
         hidden = torch.tanh(m.first(batch[0])).requires_grad_(True)
-        for _ in range(2):
+        if together:
+            hidden = checkpoint(twice, hidden, use_reentrant=reentrant)
+        for _ in range(0 if together else 2):
             hidden = torch.tanh(checkpoint(m.shared, hidden, use_reentrant=reentrant))
         return _classified(m, hidden, batch[1])
 
