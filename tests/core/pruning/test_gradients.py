@@ -156,6 +156,19 @@ def test_tied_and_frozen_weights() -> None:
     _check(model, ("first.weight", "shared.weight"), batches)
 
 
+def test_weights_that_are_used_without_a_call_of_their_layer() -> None:
+    """As MobileBERT's head uses one of its layers."""
+
+    def plain(m, batch):
+        hidden = torch.tanh(batch[0] @ m.first.weight.T + m.first.bias)
+        return _classified(m, torch.tanh(m.shared(hidden)), batch[1])
+
+    _check(make_model(), NAMES, make_batches(), plain)
+    model, batches = make_model(), make_batches()
+    with pytest.raises(ValueError, match="gives single gradients of Linear weights"):
+        _collect(model, NAMES[:1], batches, loss=_mean(batches, plain).sample_losses)
+
+
 def test_hooks_of_others_that_change_inputs_and_outputs() -> None:
     """The gradient of the weight is that of the layer's own output."""
     model = make_model()
