@@ -203,11 +203,12 @@ def output_losses(
         elif ours.ndim == 3:
             told = labels if mask_unlabelled else None
             rows = counted_tokens(rows, attention_mask, told)
-        # Shapes are compared before rows are picked, for the error's sake.
+        # What logits stand for is seen before rows are picked: (n, classes) of tokens
+        # have the shape of a sample's labels by chance. So are shapes compared.
+        kind = None if student.over_positions else problem_of(ours, labels, problem)
         if ours.shape == theirs.shape:
             ours, theirs = ours[rows], theirs[rows]
         kept = None if kept is None else kept[rows]
-        kind = None if student.over_positions else problem_of(ours, labels, problem)
         if kind == REGRESSION:
             values.append(regression_distillation_loss(ours, theirs))
         elif kind == MULTI_LABEL:

@@ -11,6 +11,7 @@ from obert_modifiers.modifiers.rules import FROM_PARAM, read_goals, read_pattern
 from obert_modifiers.modifiers.shared_keys import SharedKeys, starts_before_it_ends
 
 _PATTERN_TOLERANCE = 1e-3  # 1:3 cannot be written exactly in decimals
+_ROUNDING = 1e-9  # 1 - 0.9 is below 0.1
 
 
 class PruningKeys(KeyedModifier):
@@ -95,7 +96,7 @@ class PruningKeys(KeyedModifier):
             broken = f"and mask_type={mask_type} are both given"
             expected, fix = "one of them: N:M prunes all alike", "leave it out"
             yield Fault.of(Rule.BOTH, key, value, broken, expected, fix)
-        elif density > 1.0 - highest:
+        elif density > 1.0 - highest + _ROUNDING:
             broken = f"leaves no room for final_sparsity={highest:g}"
             expected = f"at most {1.0 - highest:g}"
             yield Fault.of(Rule.SPARSITIES, key, value, broken, expected, "lower it")

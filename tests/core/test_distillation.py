@@ -69,6 +69,16 @@ def test_tokens_that_do_not_count_are_left_out(with_mask, with_labels) -> None:
     assert same == counted.all()
 
 
+def test_tokens_are_no_several_labels_where_shapes_agree_by_chance() -> None:
+    """One labelled token of three, and three classes: a text of one word."""
+    student, teacher = _pair(1, 3, 3)
+    labels = torch.tensor([[NONE, 2, NONE]])
+    for told in (None, "multi_label_classification"):
+        found = _compare(student, teacher, labels=labels, problem=told)
+        pair = student[0, 1].numpy(), teacher[0, 1].numpy()
+        _check(found, [[reference.softened_kl(*pair, T)]])
+
+
 def test_positions_of_padding_are_left_out_of_the_softmax() -> None:
     start, end, mask = _pair(3, 6), _pair(3, 6), _mask()
     end = tuple(values.flip(1) for values in end)

@@ -65,6 +65,12 @@ def test_numbers_that_pyyaml_reads_as_strings() -> None:
     assert obert().damp_fraction == 0.01
 
 
+def test_each_parameter_may_keep_just_what_all_keep() -> None:
+    for tenths in range(3, 10):
+        modifier = gmp(final_sparsity=tenths / 10, min_density=(10 - tenths) / 10)
+        assert modifier.min_density == (10 - tenths) / 10
+
+
 def test_params_as_string_list_pattern_and_token(caplog) -> None:
     model = make_model()
 

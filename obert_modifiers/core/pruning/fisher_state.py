@@ -1,6 +1,6 @@
 """The Fisher blocks of an event, collected when they are needed, as planned."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,7 +54,7 @@ class FisherState:
             None if bool(mask.all()) else layout.arrange(mask.reshape(-1))
             for layout, mask in zip(self._layouts, self.masks, strict=True)
         ]
-        self._batches: list[Any] | None = None
+        self._batches: _Remembered | None = None
         self._turns: dict[int, dict[int, BlockFisher]] = {}
         self._last: int | None = None
 
@@ -141,11 +141,27 @@ class FisherState:
             config.num_grads, self.draw, dict(config.options), config.grad_granularity
         )
         limit = None if source.divides else request.share
-        if self.plan.turns == 1:
+        if self.plan.turns == 1 and config.update != "row":
             return source.batches(request), limit
         if self._batches is None:  # a source may give others when asked again
-            self._batches = list(source.batches(request))
+            self._batches = _Remembered(source.batches(request))
         return self._batches, limit
+
+
+class _Remembered:
+    """Batches to go through several times, made as far as somebody has gone.
+
+    A source of which a process takes its share may have no end.
+    """
+
+    def __init__(self, batches: Iterable[Any]) -> None:
+        self._rest, self._seen = iter(batches), list[Any]()
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from tuple(self._seen)
+        for batch in self._rest:
+            self._seen.append(batch)
+            yield batch
 
 
 def collect_blocks(state: FisherState, collector: Collector) -> GradientCount:

@@ -50,8 +50,8 @@ def collect_gradients(
     than Linear their batch mates may go with them. Where samples share the rows of a
     Linear layer, or are not its first dimension, a batch is computed one sample at a
     time. The model is in eval mode meanwhile. ``.grad`` of every parameter, the train
-    or eval mode of every submodule, ``requires_grad`` and the random state are as
-    before when this returns or raises.
+    or eval mode of every submodule, ``requires_grad`` and the random state of Python
+    and torch are as before when this returns or raises.
 
     Args:
         model: The model, not wrapped for distributed training.

@@ -134,7 +134,10 @@ def captured(
 
     named = {"with_kwargs": True}
     handles = [layer.register_forward_pre_hook(begin, **named) for layer in layers]
-    handles += [layer.register_forward_hook(keep, **named) for layer in layers]
+    # Before the hooks of others, which may give another output than the layer's own.
+    handles += [
+        layer.register_forward_hook(keep, prepend=True, **named) for layer in layers
+    ]
     try:
         yield calls
     finally:

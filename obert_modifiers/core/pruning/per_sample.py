@@ -42,6 +42,15 @@ class BatchGradients:
     parts: tuple[Signals | Tensor, ...]
 
 
+class NotCalled(Exception):
+    """Layers are not called, whose weights may be used all the same."""
+
+    def __init__(self, layers: list[nn.Module]) -> None:
+        """Keep the layers."""
+        super().__init__()
+        self.layers = layers
+
+
 # How many samples were asked for, and the gradients of those that are finite.
 Collected = tuple[int, BatchGradients | None]
 
@@ -49,9 +58,10 @@ Collected = tuple[int, BatchGradients | None]
 class SampleGradients:
     """Gradients of the samples of a batch, by parameter.
 
-    Weights of Linear layers get theirs from one backward pass, other parameters from
-    one for each sample. Batches in which samples share a layer's rows are computed one
-    sample at a time, which the first such batch tells.
+    Weights of Linear layers get theirs from one backward pass, other parameters, and
+    weights that a model uses without a call of their layer, from one for each sample.
+    Batches in which samples share a layer's rows are computed one sample at a time,
+    which the first such batch tells.
     """
 
     def __init__(
@@ -65,6 +75,7 @@ class SampleGradients:
         # What batches have told:
         self._apart = False  # rows belong to samples, as far as that was tested
         self._single = False  # samples share rows: one at a time
+        self._called = False  # layers that are not called were looked at
         self._copied: set[nn.Module] = set()  # changed after they have run
 
     def __call__(self, batch: Any, left: int | None) -> Collected:
@@ -78,19 +89,28 @@ class SampleGradients:
         return self._one_at_a_time(batch, left, shared)
 
     def _whole_batch(self, batch: Any, losses: Losses, left: int | None) -> Collected:
-        try:
-            return self._backward(batch, losses, left)
-        except ChangedInPlace as error:
-            self._copied |= error.layers
-        return self._backward(batch, losses, left)
+        while True:
+            try:
+                return self._backward(batch, losses, left)
+            except ChangedInPlace as error:
+                self._copied |= error.layers
+            except NotCalled as error:
+                used = self._used(batch, losses, error.layers)
+                self._others += [self._layers.pop(layer) for layer in used]
+                self._called = True
 
     def _backward(self, batch: Any, losses: Losses, left: int | None) -> Collected:
         others = [self._parameters[i] for i in self._others]
         with (
             requiring_grad(self._model, others),
-            captured(self._layers, self._copied) as calls,
+            captured(self._layers, self._copied) as seen,
         ):
             sample_losses = losses(self._model, batch)
+            calls = list(seen)  # a checkpoint runs its layers again when it goes back
+            called = {call.layer for call in calls}
+            quiet = [layer for layer in self._layers if layer not in called]
+            if quiet and not self._called:
+                raise NotCalled(quiet)
             size = sample_losses.shape[0]
             wanted = size if left is None else min(size, left)
             finite = torch.isfinite(sample_losses.detach())
@@ -118,6 +138,19 @@ class SampleGradients:
             parts[i] = signals_of(self._parameters[i], by_layer[layer], rows)
         ordered = tuple(parts[i] for i in range(len(self._parameters)))
         return wanted, BatchGradients(len(rows), ordered)
+
+    def _used(
+        self, batch: Any, losses: Losses, layers: list[nn.Module]
+    ) -> list[nn.Module]:
+        """Return those of some layers whose weights have a part in the loss."""
+        weights = [self._parameters[self._layers[layer]] for layer in layers]
+        with requiring_grad(self._model, weights):
+            total = losses(self._model, batch).sum()
+            if not total.requires_grad:
+                return []
+            grads = torch.autograd.grad(total, weights, allow_unused=True)
+        pairs = zip(layers, grads, strict=True)
+        return [layer for layer, grad in pairs if grad is not None]
 
     def _one_at_a_time(
         self, batch: Any, left: int | None, shared: SharedRows | None

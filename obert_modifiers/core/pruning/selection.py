@@ -3,6 +3,7 @@
 What is chosen from lies in pieces, on one process or on several. Only counts travel.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -108,7 +109,8 @@ def make_quotas(
 
     What is pruned in the masks ``kept``, ``(d / Q, Q)``, stays pruned and counts; a
     pool whose count is already reached wants nothing. ``by_weight`` says that the
-    candidates of N:M are single weights; each parameter keeps ``min_density`` at least.
+    candidates of N:M are single weights; each parameter keeps ``min_density`` at least,
+    to a candidate where all together can only lose so many.
     """
     single = by_weight and pattern.n_m is not None
     unit = 1 if single else pattern.unit
@@ -118,10 +120,15 @@ def make_quotas(
         wanted = pool.count // unit - sum(gone[i] for i in pool.members)
         most = None
         if min_density > 0.0:
-            most = tuple(
-                max(0, int((1.0 - min_density) * kept[i].numel()) // unit - gone[i])
-                for i in pool.members
-            )
+            able = [(1.0 - min_density) * kept[i].numel() / unit for i in pool.members]
+            # Rounded up only where the count is out of reach otherwise.
+            for rounded in (math.floor, math.ceil):
+                most = tuple(
+                    max(0, rounded(one) - gone[i])
+                    for i, one in zip(pool.members, able, strict=True)
+                )
+                if wanted <= sum(most):
+                    break
         quotas.append(Quota(pool.members, max(0, wanted), most))
     return quotas
 

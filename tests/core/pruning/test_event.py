@@ -1,5 +1,6 @@
 """Events under every plan, with the mean gradient, and with a chosen dampening."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -71,6 +72,32 @@ def test_samples_of_all_turns_are_the_same(small_pieces) -> None:
     _, whole = prune(make_config())
     _, cut = prune(_with_less(make_config()), GradientSource(draw, models.losses))
     assert drawn == [0]
+    assert models.equal(whole, cut)
+    row, drawn[:] = make_config(update="row"), []
+    _, again = prune(row, GradientSource(draw, models.losses))
+    assert drawn == [0]
+    assert models.equal(prune(row)[1], again)
+
+
+def test_a_source_without_an_end_in_several_turns(small_pieces) -> None:
+    """SparseML's training scripts go round and round; random numbers come back."""
+    given = 0
+
+    def draw(request):
+        nonlocal given
+        for batch in itertools.cycle(make_batches()):
+            given += 1
+            assert given < 9, "a process takes no more than its share"
+            torch.rand(1)
+            yield batch
+
+    source = GradientSource(draw, models.losses)
+    _, whole = prune(make_config(), source)
+    given, (model, targets) = 0, _encoder()
+    state = torch.get_rng_state()
+    result, cut = prune(_with_less(make_config()), source, model=model, targets=targets)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert result.plan.turns >= 3 and result.gradients.used == 12
     assert models.equal(whole, cut)
 
 

@@ -156,6 +156,27 @@ def test_tied_and_frozen_weights() -> None:
     _check(model, ("first.weight", "shared.weight"), batches)
 
 
+def test_weights_that_are_used_without_a_call_of_their_layer() -> None:
+    """As MobileBERT's head uses one of its layers."""
+
+    def plain(m, batch):
+        hidden = torch.tanh(batch[0] @ m.first.weight.T + m.first.bias)
+        return _classified(m, torch.tanh(m.shared(hidden)), batch[1])
+
+    _check(make_model(), NAMES, make_batches(), plain)
+    model, batches = make_model(), make_batches()
+    with pytest.raises(ValueError, match="gives single gradients of Linear weights"):
+        _collect(model, NAMES[:1], batches, loss=_mean(batches, plain).sample_losses)
+
+
+def test_hooks_of_others_that_change_inputs_and_outputs() -> None:
+    """The gradient of the weight is that of the layer's own output."""
+    model = make_model()
+    model.first.register_forward_pre_hook(lambda layer, args: (2.0 * args[0],))
+    model.first.register_forward_hook(lambda layer, args, output: 3.0 * output)
+    _check(model, NAMES[:2], make_batches())
+
+
 def test_unknown_granularity() -> None:
     with pytest.raises(ValueError, match="grad_granularity=token is unknown"):
         _collect(make_model(), NAMES[:1], make_batches(), "token")
@@ -166,15 +187,21 @@ def _classified(model, hidden, labels):
     return nn.functional.cross_entropy(logits, labels, reduction="none")
 
 
+@pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize("reentrant", [True, False])
-def test_gradient_checkpointing_is_right_or_refused(reentrant: bool) -> None:
+def test_gradient_checkpointing_is_right_or_refused(reentrant, together) -> None:
     from torch.utils.checkpoint import checkpoint
 
     model, batches = make_model(), make_batches()
 
     def checkpointed(m, batch):
+        def twice(hidden):
+            return torch.tanh(m.shared(torch.tanh(m.shared(hidden))))
+
         hidden = torch.tanh(m.first(batch[0])).requires_grad_(True)
-        for _ in range(2):
+        if together:
+            hidden = checkpoint(twice, hidden, use_reentrant=reentrant)
+        for _ in range(0 if together else 2):
             hidden = torch.tanh(checkpoint(m.shared, hidden, use_reentrant=reentrant))
         return _classified(m, hidden, batch[1])
 

@@ -134,6 +134,19 @@ def test_minimum_density_holds_for_each_parameter(min_density: float) -> None:
             assert saliency[picked].max() <= saliency[~picked & mask].min()
 
 
+@pytest.mark.parametrize(("sparsity", "least"), [(0.7, 0.3), (0.9, 0.1), (0.8, 0.2)])
+def test_minimum_density_of_all_that_stays(sparsity: float, least: float) -> None:
+    """Rounded down, the parameters together could lose fewer than the count."""
+    numels = [101, 57, 33, 33]
+    masks = [torch.ones(numel).bool() for numel in numels]
+    (pool,) = make_pools(numels, [sparsity] * 4, True)
+    quotas = _quotas([pool], masks, min_density=least)
+    chosen = _choose([torch.rand(numel) for numel in numels], masks, quotas)
+    assert sum(int(one.sum()) for one in chosen) == pool.count
+    for one in chosen:
+        assert int((~one).sum()) > least * one.numel() - 1.0
+
+
 def test_minimum_density_that_cannot_be_held_is_an_error() -> None:
     masks = [torch.ones(10).bool()] * 2
     quotas = _quotas([Pool((0, 1), 16)], masks, min_density=0.5)
