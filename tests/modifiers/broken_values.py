@@ -88,6 +88,9 @@ _ROWS = [
     (QAT, {"ignore": ["head", 3]}, Rule.NAMES),
     (QAT, {"ignore": 3}, Rule.NAMES),
     (MASKS, {"end_epoch": 1.0, "start_epoch": 2.0}, Rule.EPOCHS),
+    (MASKS, {"start_epoch": -0.5}, Rule.NOT_NEGATIVE),
+    (PRUNERS, {"start_epoch": -0.5}, Rule.NOT_NEGATIVE),
+    (LOGITS, {"end_epoch": -0.5}, Rule.NOT_NEGATIVE),
     (FROZEN, {"params": 3}, Rule.NAMES),
     (FROZEN, {"end_epoch": 1, "start_epoch": 2}, Rule.EPOCHS),
     (AVERAGE, {"decay": 1.0}, Rule.FRACTION),
@@ -101,7 +104,7 @@ _ROWS = [
 BROKEN = [
     (name, keys, [*keys][-1], rule) for names, keys, rule in _ROWS for name in names
 ]
-assert len(BROKEN) == 93
+assert len(BROKEN) == 97
 
 # The sentences, one of each form.
 SAID = [
