@@ -123,6 +123,8 @@ def _after_the_last_step(
         key, so = "end_epoch", f"final_sparsity={goals} is not reached"
     elif isinstance(modifier, QATModifier) and modifier.start_epoch > last:
         key, so = "start_epoch", "nothing is quantized"
+    elif modifier.start_epoch > last:
+        key, so = "start_epoch", "it never begins"
     else:
         return
     wrong = f"comes after the last optimizer step, at epoch {last:g} with "
