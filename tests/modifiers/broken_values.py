@@ -51,6 +51,13 @@ _ROWS = [
     (NM, {"end_epoch": 2.0}, Rule.EPOCHS),
     (NM, {"gradual": "by_n"}, Rule.EPOCHS),
     (NM, {"end_epoch": 1.0, "gradual": "by_fraction"}, Rule.NEEDS),
+    (NM, {"end_epoch": -1, "gradual": "by_n"}, Rule.EPOCHS),
+    (
+        NM,
+        {"end_epoch": -1, "update_frequency": 0.5, "gradual": "by_fraction"},
+        Rule.EPOCHS,
+    ),
+    (NM, {"start_epoch": -1, "end_epoch": 0, "gradual": "by_n"}, Rule.EPOCHS),
     (NM, {"num_grads": 64}, Rule.NEEDS),
     (NM, {"score": "obs", "fisher_block_size": 50}, Rule.BLOCK_SIZE),
     (NM, {"score": "obs", "damp_fraction": 0.1, "damp": 1e-07}, Rule.BOTH),
@@ -104,7 +111,7 @@ _ROWS = [
 BROKEN = [
     (name, keys, [*keys][-1], rule) for names, keys, rule in _ROWS for name in names
 ]
-assert len(BROKEN) == 97
+assert len(BROKEN) == 100
 
 # The sentences, one of each form.
 SAID = [
