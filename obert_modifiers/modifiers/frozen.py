@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from obert_modifiers.faults import Fault, Rule
 from obert_modifiers.host.bases import ScheduledModifier
 from obert_modifiers.modifiers._targets import match_names, unwrap
 from obert_modifiers.modifiers.keys import KeyedModifier, between, recipe_modifier
@@ -52,6 +53,12 @@ class FrozenParamsModifier(KeyedModifier, ScheduledModifier):
         "start_epoch freezes nothing, so that a recipe's variable may decide."
     )
     _ends = between("start_epoch", "end_epoch")(starts_before_it_ends)
+
+    @between("params")
+    def _named(params: Any) -> Iterator[Fault]:
+        if not params:
+            said = "names nothing", "names or re: patterns", "write one"
+            yield Fault.of(Rule.NAMES, "params", params, *said)
 
     def begin(self) -> None:
         """Hold nothing yet."""

@@ -241,7 +241,7 @@ def names(*more: str) -> Reader:
 
 
 def _params(key: str, value: Any) -> str | list[str]:
-    if not value:
+    if value is None or value in ("", [], ()):
         return [] if value is None else value
     found = listed(key, value)
     return value if isinstance(value, str) else found

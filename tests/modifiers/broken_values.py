@@ -99,6 +99,9 @@ _ROWS = [
     (PRUNERS, {"start_epoch": -0.5}, Rule.NOT_NEGATIVE),
     (LOGITS, {"end_epoch": -0.5}, Rule.NOT_NEGATIVE),
     (FROZEN, {"params": 3}, Rule.NAMES),
+    (FROZEN, {"params": []}, Rule.NAMES),
+    (FROZEN, {"params": None}, Rule.NAMES),
+    (PRUNERS, {"params": False}, Rule.NAMES),
     (FROZEN, {"end_epoch": 1, "start_epoch": 2}, Rule.EPOCHS),
     (AVERAGE, {"decay": 1.0}, Rule.FRACTION),
     (AVERAGE, {"decay": "most"}, Rule.NUMBER),
@@ -111,7 +114,7 @@ _ROWS = [
 BROKEN = [
     (name, keys, [*keys][-1], rule) for names, keys, rule in _ROWS for name in names
 ]
-assert len(BROKEN) == 100
+assert len(BROKEN) == 104
 
 # The sentences, one of each form.
 SAID = [
