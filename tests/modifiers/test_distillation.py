@@ -265,6 +265,12 @@ def test_the_configuration_is_set_back() -> None:
     assert student.config.output_hidden_states
     made.finalize(student)
     assert not student.config.output_hidden_states
+    # Also where two of them have switched it.
+    both = [distiller(student, "self", hidden_weight=1.0) for _ in range(2)]
+    assert student.config.output_hidden_states
+    for one in both:
+        one.finalize(student)
+    assert not student.config.output_hidden_states
     plain = distiller(make_model(), make_model(1), hidden_weight=1.0)
     with pytest.raises(ValueError, match="student gives no hidden_states; expected th"):
         tokens = {"tokens": torch.zeros(2, 3, dtype=torch.long)}
