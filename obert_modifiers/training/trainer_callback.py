@@ -246,6 +246,7 @@ class RecipeCallback(TrainerCallback):
             "step": self._stepper.steps,
             "rates": self._rates,
             "sparsity": self.manager.sparsity(),
+            "trained": [p.requires_grad for p in self._model.parameters()],
             "modifiers": self.manager.state_dict(),
         }
         write_state(folder, STATE, saved)
@@ -269,6 +270,10 @@ class RecipeCallback(TrainerCallback):
             allowed=False,
         )
         model.load_state_dict(weights)
+        for parameter, trained in zip(
+            model.parameters(), saved.get("trained", ()), strict=False
+        ):
+            parameter.requires_grad_(trained)
         self._stepper.steps, self._rates = saved["step"], saved["rates"]
         check_sparsity(self.manager, saved["sparsity"])
 

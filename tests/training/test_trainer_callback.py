@@ -277,6 +277,32 @@ def test_a_run_that_is_resumed_ends_with_the_same_bits(make, tmp_path, at) -> No
     assert tiny.sparsity(found.model) == pytest.approx(0.8, abs=1e-4)
 
 
+def test_a_run_that_is_resumed_with_all_batches_again_stays_finite(make) -> None:
+    options = {"ignore_data_skip": True, **SAVING}
+    trainer, _ = resumed(make, f"{RANGE}2.0\n" + DISTIL, 5, **options)
+    assert trainer.state.global_step == 20
+    assert all(p.isfinite().all() for p in trainer.model.parameters())
+
+
+@pytest.mark.parametrize("span", [(0.0, 1.0), (1.0, -1.0)])
+def test_what_is_trainable_is_so_after_a_resume(make, tmp_path, span) -> None:
+    recipe = f"""{RANGE}2.0
+  - !TrainableParamsModifier
+      params: ["re:.*word_embeddings.*"]
+      trainable: false
+      start_epoch: {span[0]}
+      end_epoch: {span[1]}
+"""
+    whole, _ = make(recipe, out=tmp_path / "a", **SAVING)
+    whole.train()
+    found, _ = resumed(make, recipe, 12, out=tmp_path / "b", **SAVING)
+    models = whole.model, found.model
+    states = (model.state_dict().values() for model in models)
+    assert all_equal(*states)
+    trained = [[p.requires_grad for p in model.parameters()] for model in models]
+    assert trained[0] == trained[1]
+
+
 def test_a_state_that_is_not_restored_is_found(make, monkeypatch) -> None:
     """The negative control of the test above."""
     monkeypatch.setattr(RecipeCallback, "_resume", lambda self, model, checkpoint: None)
