@@ -210,7 +210,8 @@ class RecipeCallback(TrainerCallback):
             for group, rate in zip(groups, self._rates, strict=True):
                 group["lr"] = rate
         self._stepper.before()
-        if self.manager.sets_learning_rate:
+        # Until the recipe sets a rate, it is that of the Trainer's schedule.
+        if any(one.started for one in self.manager.host.learning_rate_modifiers):
             self._rates = [group["lr"] for group in groups]
 
     def on_optimizer_step(self, args, state, control, **kwargs) -> None:

@@ -144,6 +144,27 @@ def test_the_recipes_rate_is_the_one_that_steps(make) -> None:
     assert seen == pytest.approx(expected, abs=5e-3 / 19)
 
 
+def test_the_trainers_rate_steps_until_the_recipe_sets_one(make) -> None:
+    """Not that of the first step throughout, which is 0 where it is warmed up."""
+    recipe = f"""{RANGE}2.0
+  - !SetLearningRateModifier
+      start_epoch: 1.0
+      learning_rate: 0.004
+"""
+    trainer, callback = make(recipe, warmup_steps=5)
+    seen = []
+    inner = callback.on_pre_optimizer_step
+
+    def watch(*args, **kwargs) -> None:
+        inner(*args, **kwargs)
+        seen.append(trainer.optimizer.param_groups[0]["lr"])
+
+    callback.on_pre_optimizer_step = watch
+    trainer.train()
+    assert seen[:6] == pytest.approx([3e-3 * k / 5 for k in range(6)])
+    assert seen[10:] == [0.004] * 10
+
+
 @pytest.mark.parametrize("hardness", [0.0, 1.0])
 def test_distillation_is_in_the_loss(make, hardness) -> None:
     """With hardness 1 and the dense model as teacher nothing pulls before pruning."""
