@@ -191,6 +191,8 @@ class RecipeCallback(TrainerCallback):
 
     def on_epoch_begin(self, args, state, control, **kwargs) -> None:
         made = state.global_step % self._stepper.steps_per_epoch
+        if args.ignore_data_skip:  # each epoch has all its batches
+            made = 0
         before = made * args.gradient_accumulation_steps
         self._batches_left = len(kwargs["train_dataloader"]) - before
 
