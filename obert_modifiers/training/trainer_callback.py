@@ -100,6 +100,7 @@ class RecipeCallback(TrainerCallback):
         self._training = False
         self._evaluated: int | None = None  # the step of the last evaluation
         self._scaled = False  # whether the Trainer leaves it to the model to divide
+        self._sharers = 1  # by how many it multiplies such a loss then
         self._averaged = ExitStack()  # left after an evaluation
         self._mixed = self._used = 0  # losses made in this step, and trained on
 
@@ -161,6 +162,8 @@ class RecipeCallback(TrainerCallback):
         elif args.save_strategy != "no":
             self.manager.check_can_be_saved()
         self._training = True
+        if getattr(args, "average_tokens_across_devices", False):
+            self._sharers = max(args.world_size, args.n_gpu)
         if self.manager.distillation:
             self._hooks = [
                 model.register_forward_pre_hook(self._take_scaling, with_kwargs=True),
@@ -320,8 +323,10 @@ class RecipeCallback(TrainerCallback):
         if mixed is not loss:
             self._mixed += 1
             mixed.register_hook(self._count_use)
-        # The Trainer does not divide a loss that knows its number of items.
-        outputs["loss"] = mixed / self._window if self._scaled else mixed
+        # The Trainer does not divide a loss that knows its number of items, and
+        # multiplies it by the processes among which that number is shared.
+        divisor = self._window * self._sharers
+        outputs["loss"] = mixed / divisor if self._scaled else mixed
         return outputs
 
 

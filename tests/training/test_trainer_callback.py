@@ -18,6 +18,7 @@ from transformers import (
 
 from obert_modifiers.training.trainer_callback import RecipeCallback, sample_losses
 from tests import tiny
+from tests.training.processes import lines_of_ranks
 from tests.training.toy import all_equal
 
 DISTIL = """\
@@ -430,3 +431,59 @@ def test_data_without_a_length_is_refused(make) -> None:
     trainer, callback = make(tiny.RECIPE, max_steps=20)
     trainer.train_dataset = Stream()
     refused((trainer, callback), "train_dataset=Stream has no length")
+
+
+def way_of_a_step(folder: Path, out: Path, batch: int) -> float:
+    """Make one step of plain descent on 8 samples; returns how far the head moves."""
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    rows = datasets.Dataset.from_list(tiny.sentences(8))
+    rows = rows.map(lambda row: tokenizer(row["sentence"]))
+    rows = rows.remove_columns("sentence").rename_column("label", "labels")
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    before = model.classifier.weight.detach().clone()
+    trainer = Trainer(
+        model,
+        TrainingArguments(
+            output_dir=str(out),
+            num_train_epochs=1,
+            per_device_train_batch_size=batch,
+            optim="sgd",
+            learning_rate=0.1,
+            lr_scheduler_type="constant",
+            max_grad_norm=0.0,
+            save_strategy="no",
+            report_to="none",
+            use_cpu=True,
+            disable_tqdm=True,
+        ),
+        train_dataset=rows,
+        data_collator=DataCollatorWithPadding(tokenizer),
+        callbacks=[RecipeCallback(f"{RANGE}1.0\n" + DISTIL, teacher="self")],
+    )
+    trainer.train()
+    return float((model.classifier.weight.detach() - before).norm())
+
+
+TWO = """
+import os
+import sys
+from pathlib import Path
+from tests.training.test_trainer_callback import way_of_a_step
+
+folder, rank = Path(sys.argv[1]), os.environ["RANK"]
+way = way_of_a_step(folder / "model", folder / rank, 4)
+(folder / f"rank{rank}").write_text(str(way))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_distil_as_far_as_one(tmp_path) -> None:
+    """The Trainer multiplies a loss that knows its number of items by the processes."""
+    folder = tiny.save_model(tmp_path / "model")
+    alone = way_of_a_step(folder, tmp_path / "alone", 8)
+    both = [float(line) for (line,) in lines_of_ranks(TWO, tmp_path)]
+    assert alone > 1e-3 and both == pytest.approx([alone] * 2, rel=1e-4)
