@@ -150,6 +150,9 @@ class _Run(Run):
         manager, epoch = self.manager, self.stepper.epoch
         if manager is not None and manager.evaluated(self.model, metrics, epoch):
             stopper = manager.early_stopping
+            best = "was never a number"
+            if stopper.best is not None:
+                best = f"was best ({stopper.best:.4f}) at epoch {stopper.best_epoch:g}"
             self.message(
                 f"The training ends at epoch {epoch:g}: {stopper.metric} was best "
                 f"({stopper.best:.4f}) at epoch {stopper.best_epoch:g}."
