@@ -161,7 +161,10 @@ def resume_(run: Run, folder: Path) -> dict[str, Any]:
     own = read_state(folder, _rank(run))
     _load_modifiers(run, folder, state)
     restore_(run, folder, state)
-    check_sparsity(run.manager, state["sparsity"])
+    before = (folder / RECIPE).read_text(encoding="utf-8")
+    if run.manager is None or before == run.manager.text:
+        # In an edited recipe the share may be of more weights.
+        check_sparsity(run.manager, state["sparsity"])
     if own["losses"] is not None:
         losses = own["losses"].to(run.accelerator.device)
         run.progress.losses = list(losses.unbind())
