@@ -261,6 +261,12 @@ def test_another_run_is_refused(message, changed, copied) -> None:
     assert (copied / "metrics.jsonl").read_text() == before
 
 
+def test_a_recipe_for_a_run_that_had_none_is_another_one(tmp_path) -> None:
+    run(tmp_path, "none")
+    with pytest.raises(ValueError, match="is another one than the checkpoint's"):
+        run(tmp_path, resume_from_checkpoint="last")
+
+
 def test_another_model_is_refused(copied) -> None:
     model = world.make_model()
     model.head = torch.nn.Linear(12, 4)
@@ -343,6 +349,19 @@ def test_no_permission_to_save(tmp_path, finished, monkeypatch, caplog) -> None:
     assert same(model, finished[1])
     assert steps_in(tmp_path) == [12, 4]
     assert "the last one is" in caplog.text and "checkpoint-4" in caplog.text
+
+
+def test_a_recipe_of_one_line_without_a_break_is_resumed(tmp_path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "{modifiers: [!EpochRangeModifier {start_epoch: 0.0, end_epoch: 3.0}]}"
+    )
+    for resume in (None, "last"):
+        manager = RecipeManager.from_recipe(recipe)
+        options = {"save_strategy": "steps", "save_steps": 4}
+        config = world.config_of(tmp_path, resume_from_checkpoint=resume, **options)
+        result = train(world.make_model(), world.make_task(), config, manager)
+    assert result.steps == 15
 
 
 @pytest.mark.parametrize(
