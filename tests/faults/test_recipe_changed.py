@@ -4,8 +4,11 @@ import json
 import logging
 
 import pytest
+import torch
 
 from obert_modifiers.recipe.changes import pair_up
+from obert_modifiers.recipe.manager import RecipeManager
+from obert_modifiers.training import train
 from tests.faults import world
 from tests.faults.test_checkpoint import light, run, steps_in  # noqa: F401
 from tests.hosts import ON_SPARSEML
