@@ -6,6 +6,7 @@ import itertools
 import json
 import logging
 import os
+import re
 import shutil
 import zipfile
 from collections.abc import Iterator
@@ -252,6 +253,13 @@ def test_a_foreign_folder_is_refused(folder, tmp_path) -> None:
         ("weight_decay=0.0 was 0.01", {"weight_decay": 0.0}),
         ("train_samples=37 was 38", {"task": world.make_task(train_samples=37)}),
         ("recipe is missing", {"recipe": "none"}),
+        (
+            "sets no learning rate",
+            {
+                "recipe": re.sub("  - !LearningRate.*\n.*\n", "", world.GMP),
+                "recipe_changed": "allow",
+            },
+        ),
     ],
 )
 def test_another_run_is_refused(message, changed, copied) -> None:
