@@ -150,6 +150,10 @@ def teacher_faults(modifier: Modifier, teacher: Any) -> Iterator[Fault]:
     """Find a distillation modifier without a model, ``"self"`` or ``"disable"``."""
     from torch import nn
 
+    if teacher == "disable" and getattr(modifier, "fisher_loss", "") == "distillation":
+        wrong = "has no teacher with 'disable'; expected one at every pruning event; "
+        wrong += "name a teacher or write fisher_loss: train"
+        yield Fault(Rule.NEEDS, "fisher_loss", "distillation", wrong)
     if KINDS.distillation not in modifier.sparsification_types:
         return
     if not (isinstance(teacher, nn.Module) or teacher in _TEACHER_WORDS):

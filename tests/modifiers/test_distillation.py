@@ -307,6 +307,18 @@ def test_the_recipe_names_the_teacher() -> None:
     given.check_teacher(teacher)
     given.initialize(make("classes"), teacher=teacher)
     assert all(one._teacher_model is teacher for one in given.distillation)
+    pruned = RECIPE.format("self", "self").replace("end_epoch: 1.0", "end_epoch: -1.0")
+    pruned += """\
+  - !OBERTPruningModifier
+      init_sparsity: 0.5
+      final_sparsity: 0.5
+      start_epoch: 0.5
+      end_epoch: 0.5
+      update_frequency: 1.0
+      fisher_loss: distillation
+"""
+    with pytest.raises(RecipeError, match="fisher_loss=distillation has no teacher"):
+        RecipeManager.from_recipe(pruned).check_teacher("disable")
     lost = RecipeManager.from_recipe(RECIPE.format("path/a", "path/a"))
     with pytest.raises(RecipeError, match="teacher=path/a cannot be distilled from"):
         lost.check_teacher(None)
