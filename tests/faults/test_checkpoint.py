@@ -379,6 +379,8 @@ def test_a_recipe_of_one_line_without_a_break_is_resumed(tmp_path) -> None:
         ("recipe_changed", "maybe", "unknown"),
         ("save_steps", 0, "not positive"),
         ("save_total_limit", 0, "not positive"),
+        ("num_train_epochs", -1.0, "outside"),
+        ("warmup_ratio", 3.0, "outside"),
     ],
 )
 def test_bad_settings(tmp_path, name, value, rule) -> None:
