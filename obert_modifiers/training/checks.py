@@ -35,7 +35,7 @@ def check_run(
         return
     if config.save_strategy != "no":
         manager.check_can_be_saved()
-    manager.check_data(len(data.train))
+    manager.check_data(len((data.gradients or data).train))
     manager.check_teacher(teacher)
     evaluates = config.eval_each_epoch and len(data.validation)
     if manager.early_stopping is not None and not evaluates:

@@ -1,6 +1,7 @@
 """The training loop: steps, accumulation, precision, two processes."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -159,6 +160,8 @@ DISTILLED = GMP + "  - !LogitDistillationModifier\n      hardness: 1.0\n"
     ("recipe", "options", "message"),
     [
         (OBERT.replace(": 48", ": 4800"), {}, "num_grads=4800"),
+        # Where the gradients are of other samples, those have to be enough.
+        (OBERT, {"task": replace(make_task(), gradients=make_task(20))}, "the 20 "),
         (OBERT.replace("num_grads: 48", SIZED), {}, "kwargs=.'size'. is unknown"),
         (
             GMP.replace("global_sparsity: true", "params: head.wait"),
