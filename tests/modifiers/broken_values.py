@@ -15,7 +15,7 @@ SOUND = {
     "NMPruningModifier": {"start_epoch": 0.0},
     "FrozenParamsModifier": {"params": "a"},
     "WeightAveragingModifier": {"start_epoch": 1.0},
-    "EarlyStoppingModifier": {"metric": "loss"},
+    "EarlyStoppingModifier": {"metric": "f1"},
 }
 # The broken key comes last.
 _ROWS = [
@@ -106,6 +106,7 @@ _ROWS = [
     (AVERAGE, {"decay": 1.0}, Rule.FRACTION),
     (AVERAGE, {"decay": "most"}, Rule.NUMBER),
     (STOP, {"metric": " "}, Rule.NAMES),
+    (STOP, {"metric": "eval_loss"}, Rule.NEEDS),
     (STOP, {"min_delta": -0.5}, Rule.NOT_NEGATIVE),
     (STOP, {"patience": 0}, Rule.COUNT),
     (STOP, {"mode": "most"}, Rule.CHOICE),
@@ -114,7 +115,7 @@ _ROWS = [
 BROKEN = [
     (name, keys, [*keys][-1], rule) for names, keys, rule in _ROWS for name in names
 ]
-assert len(BROKEN) == 104
+assert len(BROKEN) == 105
 
 # The sentences, one of each form.
 SAID = [
