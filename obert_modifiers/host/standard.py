@@ -196,7 +196,9 @@ class LearningRateFunctionModifier(_LearningRate, ScheduledUpdateModifier):
     def update(self, module, optimizer, epoch, steps_per_epoch) -> None:
         super().update(module, optimizer, epoch, steps_per_epoch)
         at = getattr(self, f"_{self._lr_func}")
-        self._learning_rate = at(epoch, steps_per_epoch)
+        # The step that ends it may come late; SparseML then goes past the last rate,
+        # below zero where that is zero.
+        self._learning_rate = at(min(epoch, self._end_epoch), steps_per_epoch)
         self._set_rate(optimizer, self._learning_rate)
 
     # The order of the operations is SparseML's, for the same bits.

@@ -127,8 +127,9 @@ class GradualPruningModifier(PruningKeys, MaskingModifier, ScheduledUpdateModifi
         self._starts = [
             min(_zero_fraction(t.parameter), self._pattern.limit)
             if self.init_sparsity == FROM_PARAM
-            else self.init_sparsity
-            for t in targets
+            # Of several goals one may lie below: it is reached in the first event.
+            else min(self.init_sparsity, goal)
+            for t, goal in pairs
         ]
         if math.isinf(epoch):
             self._event(epoch, 1)

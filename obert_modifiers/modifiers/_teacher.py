@@ -125,8 +125,10 @@ class TeacherModifier(KeyedModifier, ScheduledModifier):
         config = self._config = getattr(student, "config", None)
         self.compare(getattr(self._teacher_model, "config", None))
         if self._hidden_weight > 0.0 and config is not None:
-            self._switched = (config, getattr(config, _SWITCH, False))
-            setattr(config, _SWITCH, True)
+            before = getattr(config, _SWITCH, False)
+            if not before:  # else another modifier may have switched it, and back
+                self._switched = (config, before)
+                setattr(config, _SWITCH, True)
 
     def compare(self, theirs: Any) -> None:
         """Hold the teacher's configuration against the student's; nothing here."""

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from obert_modifiers import core
-from obert_modifiers.faults import nearest_word
+from obert_modifiers.faults import Fault, Rule, nearest_word
 from obert_modifiers.host.bases import ScheduledModifier
 from obert_modifiers.modifiers import rules
 from obert_modifiers.modifiers._targets import unwrap
-from obert_modifiers.modifiers.keys import Key, KeyedModifier, Values, recipe_modifier
+from obert_modifiers.modifiers.keys import (
+    Key,
+    KeyedModifier,
+    Values,
+    between,
+    recipe_modifier,
+)
 from obert_modifiers.modifiers.shared_keys import SharedKeys
 
 if TYPE_CHECKING:
@@ -75,6 +81,14 @@ class EarlyStoppingModifier(KeyedModifier, ScheduledModifier):
     restore_best = Key(rules.FLAG, True).means(
         "True ends with the weights of the best evaluation, false with the last ones."
     )
+
+    @between("metric", "given")
+    def _which_way(metric: str, given: Mapping[str, Any]) -> Iterator[Fault]:
+        if metric.endswith(("loss", "perplexity")) and "mode" not in given:
+            broken = "comes without mode, of which max keeps the largest"
+            yield Fault.of(
+                Rule.NEEDS, "metric", metric, broken, "one", "write mode: min"
+            )
 
     @classmethod
     def derive(cls, values: Values) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from obert_modifiers.faults import Fault, Rule
 from obert_modifiers.host.bases import ScheduledModifier
 from obert_modifiers.modifiers._targets import match_names, unwrap
 from obert_modifiers.modifiers.keys import KeyedModifier, between, recipe_modifier
@@ -12,7 +14,7 @@ from obert_modifiers.modifiers.rules import listed
 from obert_modifiers.modifiers.shared_keys import SharedKeys, starts_before_it_ends
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 _CLOSE = 1e-9  # of an epoch; far below a step, far above a sum's rounding
 
@@ -53,8 +55,15 @@ class FrozenParamsModifier(KeyedModifier, ScheduledModifier):
     )
     _ends = between("start_epoch", "end_epoch")(starts_before_it_ends)
 
+    @between("params")
+    def _named(params: Any) -> Iterator[Fault]:
+        if not params:
+            said = "names nothing", "names or re: patterns", "write one"
+            yield Fault.of(Rule.NAMES, "params", params, *said)
+
     def begin(self) -> None:
         """Hold nothing yet."""
+        self._model: nn.Module | None = None
         self._kept: list[nn.Parameter] = []
         self._handles: list[Any] = []
         self._next_epoch = 0.0
@@ -69,12 +78,10 @@ class FrozenParamsModifier(KeyedModifier, ScheduledModifier):
 
     def _prepare(self, next_epoch: float) -> None:
         """Hold the gradients at zero if the step at this epoch is in the range."""
-        import torch
-
         self._next_epoch = next_epoch
         if self._in_range(next_epoch) and not self._handles:
             self._handles = [
-                parameter.register_hook(torch.zeros_like)
+                parameter.register_hook(partial(_held, self._model))
                 for parameter in self._kept
                 if parameter.requires_grad
             ]
@@ -89,7 +96,7 @@ class FrozenParamsModifier(KeyedModifier, ScheduledModifier):
     def initialize(self, module, epoch=0, loggers=None, **kwargs) -> None:
         """Find the parameters, and hold them if the training starts in the range."""
         super().initialize(module, epoch, loggers, **kwargs)
-        model = unwrap(module)
+        model = self._model = unwrap(module)
         # Looked up once; it fails now rather than at start_epoch.
         self._kept = [model.get_parameter(n) for n in self.resolve_targets(model)]
         self._prepare(epoch)
@@ -110,7 +117,7 @@ class FrozenParamsModifier(KeyedModifier, ScheduledModifier):
         """Release the parameters and let go of them."""
         super().finalize(module, reset_loggers, **kwargs)
         self._release()
-        self._kept = []
+        self._model, self._kept = None, []
 
     def own_state(self) -> dict[str, Any]:
         """Return the epoch of the step to come."""
@@ -119,3 +126,10 @@ class FrozenParamsModifier(KeyedModifier, ScheduledModifier):
     def load_own_state(self, state: Mapping[str, Any]) -> None:
         """Hold the parameters where the step to come is in the range."""
         self._prepare(state["next_epoch"])
+
+
+def _held(model: nn.Module, grad: Tensor) -> Tensor:
+    import torch
+
+    # A Fisher is of the gradients as they are; it takes them in eval mode.
+    return torch.zeros_like(grad) if model.training else grad

@@ -110,17 +110,17 @@ class NMPruningModifier(SecondOrderKeys, GradualPruningModifier):
     def _ends(
         start: float, end: float | None, gradual: str, often: float | None
     ) -> Iterator[Fault]:
-        end = start if end is None else end
-        if end < max(start, 0.0):
+        end, begin = start if end is None else end, max(start, 0.0)
+        if gradual != ONE_SHOT and (end < 0.0 or end == begin):
+            broken = f"has no time between start_epoch={start:g} and end_epoch={end:g}"
+            said = broken, "a later end_epoch", "raise it or write gradual: one_shot"
+            yield Fault.of(Rule.EPOCHS, "gradual", gradual, *said)
+        elif end < begin:
             yield from starts_before_it_ends(start, end)
         elif gradual == ONE_SHOT and end != start:
             broken = f"is after start_epoch={start:g} with gradual: one_shot"
             said = broken, "one event", "leave end_epoch out or write gradual: by_n"
             yield Fault.of(Rule.EPOCHS, "end_epoch", f"{end:g}", *said)
-        elif gradual != ONE_SHOT and end == start:
-            broken = f"has no time between start_epoch={start:g} and end_epoch={end:g}"
-            said = broken, "a later end_epoch", "raise it or write gradual: one_shot"
-            yield Fault.of(Rule.EPOCHS, "gradual", gradual, *said)
         elif gradual == BY_FRACTION and often is None:
             broken, fix = (
                 "comes without update_frequency",
@@ -135,7 +135,9 @@ class NMPruningModifier(SecondOrderKeys, GradualPruningModifier):
         final = read_pattern("mask_type", values.mask_type)
         if values.end_epoch is None:
             values.end_epoch = values.start_epoch
-        span, often = values.end_epoch - values.start_epoch, values.update_frequency
+        begin = max(values.start_epoch, 0.0)  # -1 is the start of the training
+        span = max(values.end_epoch - begin, 0.0)
+        often = values.update_frequency
         if often is None:
             by_n = values.gradual == BY_N
             often = span / max(final.unit - 1, 1) if by_n else -1.0
@@ -174,7 +176,8 @@ class NMPruningModifier(SecondOrderKeys, GradualPruningModifier):
         final = self._end_pattern
         lost = final.unit
         if epoch < self.end_epoch:
-            share = (epoch - self.start_epoch) / (self.end_epoch - self.start_epoch)
+            begin = max(self.start_epoch, 0.0)
+            share = (epoch - begin) / (self.end_epoch - begin)
             lost = 1 + math.floor((final.unit - 1) * max(share, 0.0) + _ROUNDING)
         kept = final.group_size - lost
         self._pattern = replace(

@@ -85,7 +85,13 @@ def _finite(value: Any) -> float | None:
 
 _NAN, _LOW = "is not a number", "is not positive"
 NUMBER = simple(Rule.NUMBER, _NAN, "a finite number", "write it unquoted")(_finite)
-EPOCH = simple(Rule.NUMBER, _NAN, "an epoch", "write one")(_finite)
+_EPOCH = simple(Rule.NUMBER, _NAN, "an epoch", "write one")(_finite)
+
+
+# The host takes what lies between -1 and 0 for neither: it would never come.
+@simple(Rule.NOT_NEGATIVE, "is negative", "an epoch, or -1", "write 0", _EPOCH)
+def EPOCH(value: float) -> float | None:
+    return value if value >= 0.0 or value == -1.0 else None
 
 
 @simple(Rule.COUNT, "is no count", "a whole number of 1 or more", "write one", NUMBER)
@@ -235,7 +241,7 @@ def names(*more: str) -> Reader:
 
 
 def _params(key: str, value: Any) -> str | list[str]:
-    if not value:
+    if value is None or value in ("", [], ()):
         return [] if value is None else value
     found = listed(key, value)
     return value if isinstance(value, str) else found

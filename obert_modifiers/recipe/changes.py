@@ -149,8 +149,12 @@ def _changed(old: Modifier, new: Modifier, now: Now) -> str | None:
 
 def keeps_state(pair: Pair) -> bool:
     """Tell whether a modifier takes up the state of its partner."""
-    both = pair.old is not None and pair.new is not None
-    return both and (pair.same or _kind(pair.new) not in _BY_EPOCH)
+    old, new = pair.old, pair.new
+    if old is None or new is None or pair.same:
+        return pair.same
+    # What it keeps of a teacher is its hash, to find that it is another one.
+    taught = getattr(old, "teacher", None) == getattr(new, "teacher", None)
+    return taught and _kind(new) not in _BY_EPOCH
 
 
 def resume_schedule_(pair: Pair, now: Now) -> str | None:

@@ -123,6 +123,8 @@ def _after_the_last_step(
         key, so = "end_epoch", f"final_sparsity={goals} is not reached"
     elif isinstance(modifier, QATModifier) and modifier.start_epoch > last:
         key, so = "start_epoch", "nothing is quantized"
+    elif modifier.start_epoch > last:
+        key, so = "start_epoch", "it never begins"
     else:
         return
     wrong = f"comes after the last optimizer step, at epoch {last:g} with "
@@ -148,6 +150,10 @@ def teacher_faults(modifier: Modifier, teacher: Any) -> Iterator[Fault]:
     """Find a distillation modifier without a model, ``"self"`` or ``"disable"``."""
     from torch import nn
 
+    if teacher == "disable" and getattr(modifier, "fisher_loss", "") == "distillation":
+        wrong = "has no teacher with 'disable'; expected one at every pruning event; "
+        wrong += "name a teacher or write fisher_loss: train"
+        yield Fault(Rule.NEEDS, "fisher_loss", "distillation", wrong)
     if KINDS.distillation not in modifier.sparsification_types:
         return
     if not (isinstance(teacher, nn.Module) or teacher in _TEACHER_WORDS):

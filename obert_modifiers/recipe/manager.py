@@ -395,7 +395,10 @@ class RecipeManager:
         steps that are made. Raises ``ValueError`` with what differs where that is not
         safe, or not ``allowed``; other comments make no other recipe.
         """
-        old, new = RecipeManager.from_recipe(before)._named(), self._named()
+        # A line break tells a text from a path; a recipe of one line may have none.
+        # A run without a recipe has an empty one.
+        earlier = before.strip() and RecipeManager.from_recipe(f"{before}\n")
+        old, new = earlier._named() if earlier else {}, self._named()
         if set(old) == set(new):
             self.load_state_dict(state)
             return

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from obert_modifiers.core.pruning.schedule import interpolate_sparsity
 from obert_modifiers.host.bases import ScheduledModifierManager
+from obert_modifiers.modifiers._gradual import GradualPruningModifier
 from obert_modifiers.modifiers.rules import FROM_PARAM
 from obert_modifiers.recipe import clock, counts
 from obert_modifiers.recipe.environment import step_faults
@@ -216,9 +217,11 @@ def _sparsities(modifier: Any, goals: Sequence[float], epoch: float) -> Sparsiti
     init = modifier.init_sparsity
     if init == FROM_PARAM:
         return tuple(goals) if epoch >= end else (None,) * len(goals)
+    ours = isinstance(modifier, GradualPruningModifier)
+    firsts = [min(init, goal) if ours else init for goal in goals]
     return tuple(
-        interpolate_sparsity(epoch, start, end, init, goal, modifier.inter_func)
-        for goal in goals
+        interpolate_sparsity(epoch, start, end, first, goal, modifier.inter_func)
+        for first, goal in zip(firsts, goals, strict=True)
     )
 
 

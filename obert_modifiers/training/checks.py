@@ -35,7 +35,7 @@ def check_run(
         return
     if config.save_strategy != "no":
         manager.check_can_be_saved()
-    manager.check_data(len(data.train))
+    manager.check_data(len((data.gradients or data).train))
     manager.check_teacher(teacher)
     evaluates = config.eval_each_epoch and len(data.validation)
     if manager.early_stopping is not None and not evaluates:
@@ -54,6 +54,13 @@ def _check_config(config: TrainConfig) -> None:
     if config.torch_compile is not None:
         backends = [one.value.lower() for one in DynamoBackend]
         _check_choice("torch_compile", config.torch_compile.lower(), backends)
+    for name, most in (("num_train_epochs", 1e9), ("warmup_ratio", 1.0)):
+        value = getattr(config, name)
+        if not 0.0 <= value <= most:
+            raise ValueError(
+                f"{name}={value} is outside [0, {most:g}]; expected epochs, or a share "
+                "of the steps; correct it"
+            )
     for name in ("save_steps", "save_total_limit"):
         value = getattr(config, name)
         if value is not None and value < 1:

@@ -57,7 +57,9 @@ def evaluate(
     for ending, samples in {"": data.validation, **data.more_validation}.items():
         rows = _rows(model, data, samples, config, accelerator, losses=True)
         losses = rows.pop(_LOSS)
-        own = dict(data.metrics(**rows))
+        found = data.metrics(**rows).items()
+        # A checkpoint takes plain numbers alone.
+        own = {k: v.item() if isinstance(v, np.generic) else v for k, v in found}
         own.setdefault("loss", float(losses.mean()))
         own.setdefault("samples", len(losses))
         joint = "_" if ending else ""

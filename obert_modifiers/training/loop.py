@@ -150,9 +150,11 @@ class _Run(Run):
         manager, epoch = self.manager, self.stepper.epoch
         if manager is not None and manager.evaluated(self.model, metrics, epoch):
             stopper = manager.early_stopping
+            best = "was never a number"
+            if stopper.best is not None:
+                best = f"was best ({stopper.best:.4f}) at epoch {stopper.best_epoch:g}"
             self.message(
-                f"The training ends at epoch {epoch:g}: {stopper.metric} was best "
-                f"({stopper.best:.4f}) at epoch {stopper.best_epoch:g}."
+                f"The training ends at epoch {epoch:g}: {stopper.metric} {best}."
             )
 
     def _run_epoch(self) -> None:
@@ -168,7 +170,6 @@ class _Run(Run):
                     self._log()
                     self.saver.after_step()
                     self._leave_if_asked()
-        self.progress.losses = []
 
     def _batches(self) -> Iterator[Batch]:
         number, done = self.progress.epoch, self.progress.micro_batch

@@ -157,11 +157,19 @@ def resume_(run: Run, folder: Path) -> dict[str, Any]:
     """
     state = read_state(folder, RUN)
     _check_settings(run.settings, state["settings"])
+    if run.manager and run.scheduler is not None and state["scheduler"] is None:
+        raise ValueError(
+            "recipe sets no learning rate, and did so when the checkpoint was written; "
+            "expected a modifier that sets it; put one back"
+        )
     _check_same_model(run.model, read_state(folder, MODEL), folder)
     own = read_state(folder, _rank(run))
     _load_modifiers(run, folder, state)
     restore_(run, folder, state)
-    check_sparsity(run.manager, state["sparsity"])
+    before = (folder / RECIPE).read_text(encoding="utf-8")
+    if run.manager is None or before == run.manager.text:
+        # In an edited recipe the share may be of more weights.
+        check_sparsity(run.manager, state["sparsity"])
     if own["losses"] is not None:
         losses = own["losses"].to(run.accelerator.device)
         run.progress.losses = list(losses.unbind())

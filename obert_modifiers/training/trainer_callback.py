@@ -100,6 +100,7 @@ class RecipeCallback(TrainerCallback):
         self._training = False
         self._evaluated: int | None = None  # the step of the last evaluation
         self._scaled = False  # whether the Trainer leaves it to the model to divide
+        self._sharers = 1  # by how many it multiplies such a loss then
         self._averaged = ExitStack()  # left after an evaluation
         self._mixed = self._used = 0  # losses made in this step, and trained on
 
@@ -161,6 +162,8 @@ class RecipeCallback(TrainerCallback):
         elif args.save_strategy != "no":
             self.manager.check_can_be_saved()
         self._training = True
+        if getattr(args, "average_tokens_across_devices", False):
+            self._sharers = max(args.world_size, args.n_gpu)
         if self.manager.distillation:
             self._hooks = [
                 model.register_forward_pre_hook(self._take_scaling, with_kwargs=True),
@@ -191,6 +194,8 @@ class RecipeCallback(TrainerCallback):
 
     def on_epoch_begin(self, args, state, control, **kwargs) -> None:
         made = state.global_step % self._stepper.steps_per_epoch
+        if args.ignore_data_skip:  # each epoch has all its batches
+            made = 0
         before = made * args.gradient_accumulation_steps
         self._batches_left = len(kwargs["train_dataloader"]) - before
 
@@ -210,7 +215,8 @@ class RecipeCallback(TrainerCallback):
             for group, rate in zip(groups, self._rates, strict=True):
                 group["lr"] = rate
         self._stepper.before()
-        if self.manager.sets_learning_rate:
+        # Until the recipe sets a rate, it is that of the Trainer's schedule.
+        if any(one.started for one in self.manager.host.learning_rate_modifiers):
             self._rates = [group["lr"] for group in groups]
 
     def on_optimizer_step(self, args, state, control, **kwargs) -> None:
@@ -246,6 +252,7 @@ class RecipeCallback(TrainerCallback):
             "step": self._stepper.steps,
             "rates": self._rates,
             "sparsity": self.manager.sparsity(),
+            "trained": [p.requires_grad for p in self._model.parameters()],
             "modifiers": self.manager.state_dict(),
         }
         write_state(folder, STATE, saved)
@@ -269,6 +276,10 @@ class RecipeCallback(TrainerCallback):
             allowed=False,
         )
         model.load_state_dict(weights)
+        for parameter, trained in zip(
+            model.parameters(), saved.get("trained", ()), strict=False
+        ):
+            parameter.requires_grad_(trained)
         self._stepper.steps, self._rates = saved["step"], saved["rates"]
         check_sparsity(self.manager, saved["sparsity"])
 
@@ -312,8 +323,10 @@ class RecipeCallback(TrainerCallback):
         if mixed is not loss:
             self._mixed += 1
             mixed.register_hook(self._count_use)
-        # The Trainer does not divide a loss that knows its number of items.
-        outputs["loss"] = mixed / self._window if self._scaled else mixed
+        # The Trainer does not divide a loss that knows its number of items, and
+        # multiplies it by the processes among which that number is shared.
+        divisor = self._window * self._sharers
+        outputs["loss"] = mixed / divisor if self._scaled else mixed
         return outputs
 
 

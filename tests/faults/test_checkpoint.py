@@ -6,6 +6,7 @@ import itertools
 import json
 import logging
 import os
+import re
 import shutil
 import zipfile
 from collections.abc import Iterator
@@ -252,6 +253,13 @@ def test_a_foreign_folder_is_refused(folder, tmp_path) -> None:
         ("weight_decay=0.0 was 0.01", {"weight_decay": 0.0}),
         ("train_samples=37 was 38", {"task": world.make_task(train_samples=37)}),
         ("recipe is missing", {"recipe": "none"}),
+        (
+            "sets no learning rate",
+            {
+                "recipe": re.sub("  - !LearningRate.*\n.*\n", "", world.GMP),
+                "recipe_changed": "allow",
+            },
+        ),
     ],
 )
 def test_another_run_is_refused(message, changed, copied) -> None:
@@ -259,6 +267,12 @@ def test_another_run_is_refused(message, changed, copied) -> None:
     with pytest.raises(ValueError, match=message):
         run(copied, resume_from_checkpoint="last", **changed)
     assert (copied / "metrics.jsonl").read_text() == before
+
+
+def test_a_recipe_for_a_run_that_had_none_is_another_one(tmp_path) -> None:
+    run(tmp_path, "none")
+    with pytest.raises(ValueError, match="is another one than the checkpoint's"):
+        run(tmp_path, resume_from_checkpoint="last")
 
 
 def test_another_model_is_refused(copied) -> None:
@@ -345,6 +359,19 @@ def test_no_permission_to_save(tmp_path, finished, monkeypatch, caplog) -> None:
     assert "the last one is" in caplog.text and "checkpoint-4" in caplog.text
 
 
+def test_a_recipe_of_one_line_without_a_break_is_resumed(tmp_path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "{modifiers: [!EpochRangeModifier {start_epoch: 0.0, end_epoch: 3.0}]}"
+    )
+    for resume in (None, "last"):
+        manager = RecipeManager.from_recipe(recipe)
+        options = {"save_strategy": "steps", "save_steps": 4}
+        config = world.config_of(tmp_path, resume_from_checkpoint=resume, **options)
+        result = train(world.make_model(), world.make_task(), config, manager)
+    assert result.steps == 15
+
+
 @pytest.mark.parametrize(
     ("name", "value", "rule"),
     [
@@ -352,6 +379,8 @@ def test_no_permission_to_save(tmp_path, finished, monkeypatch, caplog) -> None:
         ("recipe_changed", "maybe", "unknown"),
         ("save_steps", 0, "not positive"),
         ("save_total_limit", 0, "not positive"),
+        ("num_train_epochs", -1.0, "outside"),
+        ("warmup_ratio", 3.0, "outside"),
     ],
 )
 def test_bad_settings(tmp_path, name, value, rule) -> None:

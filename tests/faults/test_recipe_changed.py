@@ -4,8 +4,11 @@ import json
 import logging
 
 import pytest
+import torch
 
 from obert_modifiers.recipe.changes import pair_up
+from obert_modifiers.recipe.manager import RecipeManager
+from obert_modifiers.training import train
 from tests.faults import world
 from tests.faults.test_checkpoint import light, run, steps_in  # noqa: F401
 from tests.hosts import ON_SPARSEML
@@ -92,6 +95,41 @@ def test_what_is_still_to_come_may_change(what, saved, tmp_path, caplog) -> None
         rates = [record["learning_rate"] for record in steps]
         expected = [record["learning_rate"] for record in records(whole, "step")]
         assert rates[STEP // 2 :] == expected[STEP // 2 :]
+
+
+def test_weights_that_are_to_be_pruned_too_may_be_added(saved, tmp_path) -> None:
+    recipe = f"""{GMP}
+  - !GMPStarPruningModifier
+      init_sparsity: 0.1
+      final_sparsity: 0.2
+      start_epoch: 2.2
+      end_epoch: 2.6
+      update_frequency: 0.4
+      params: [head.weight]
+"""
+    model, _ = resume(saved, tmp_path, recipe)
+    assert float((model.head.weight == 0).float().mean()) == pytest.approx(0.2, abs=0.1)
+    steps = records(tmp_path, "step")
+    assert steps[-1]["sparsity"] < 0.7  # of more weights
+
+
+def test_another_teacher_may_teach_from_here_on(tmp_path) -> None:
+    def distil(folder, name, bias, **options):
+        teacher = world.make_model()
+        with torch.no_grad():
+            teacher.head.bias += bias
+        recipe = world.HEAD + world.SELF.replace("teacher: self", f"teacher: {name}")
+        manager = RecipeManager.from_recipe(recipe)
+        config = world.config_of(folder, **options)
+        return train(world.make_model(), world.make_task(), config, manager, teacher)
+
+    saving = {"save_strategy": "steps", "save_steps": STEP}
+    distil(tmp_path / "a", "old", 0.0, **saving)
+    at = {"resume_from_checkpoint": tmp_path / "a" / f"checkpoint-{STEP}"}
+    at |= {"recipe_changed": "allow"}
+    assert distil(tmp_path / "b", "new", 1.0, **at).steps == 15
+    with pytest.raises(ValueError, match="distillation_teacher has the hash"):
+        distil(tmp_path / "c", "old", 1.0, **at)
 
 
 def added(line: str) -> str:

@@ -15,7 +15,7 @@ SOUND = {
     "NMPruningModifier": {"start_epoch": 0.0},
     "FrozenParamsModifier": {"params": "a"},
     "WeightAveragingModifier": {"start_epoch": 1.0},
-    "EarlyStoppingModifier": {"metric": "loss"},
+    "EarlyStoppingModifier": {"metric": "f1"},
 }
 # The broken key comes last.
 _ROWS = [
@@ -51,6 +51,13 @@ _ROWS = [
     (NM, {"end_epoch": 2.0}, Rule.EPOCHS),
     (NM, {"gradual": "by_n"}, Rule.EPOCHS),
     (NM, {"end_epoch": 1.0, "gradual": "by_fraction"}, Rule.NEEDS),
+    (NM, {"end_epoch": -1, "gradual": "by_n"}, Rule.EPOCHS),
+    (
+        NM,
+        {"end_epoch": -1, "update_frequency": 0.5, "gradual": "by_fraction"},
+        Rule.EPOCHS,
+    ),
+    (NM, {"start_epoch": -1, "end_epoch": 0, "gradual": "by_n"}, Rule.EPOCHS),
     (NM, {"num_grads": 64}, Rule.NEEDS),
     (NM, {"score": "obs", "fisher_block_size": 50}, Rule.BLOCK_SIZE),
     (NM, {"score": "obs", "damp_fraction": 0.1, "damp": 1e-07}, Rule.BOTH),
@@ -88,11 +95,18 @@ _ROWS = [
     (QAT, {"ignore": ["head", 3]}, Rule.NAMES),
     (QAT, {"ignore": 3}, Rule.NAMES),
     (MASKS, {"end_epoch": 1.0, "start_epoch": 2.0}, Rule.EPOCHS),
+    (MASKS, {"start_epoch": -0.5}, Rule.NOT_NEGATIVE),
+    (PRUNERS, {"start_epoch": -0.5}, Rule.NOT_NEGATIVE),
+    (LOGITS, {"end_epoch": -0.5}, Rule.NOT_NEGATIVE),
     (FROZEN, {"params": 3}, Rule.NAMES),
+    (FROZEN, {"params": []}, Rule.NAMES),
+    (FROZEN, {"params": None}, Rule.NAMES),
+    (PRUNERS, {"params": False}, Rule.NAMES),
     (FROZEN, {"end_epoch": 1, "start_epoch": 2}, Rule.EPOCHS),
     (AVERAGE, {"decay": 1.0}, Rule.FRACTION),
     (AVERAGE, {"decay": "most"}, Rule.NUMBER),
     (STOP, {"metric": " "}, Rule.NAMES),
+    (STOP, {"metric": "eval_loss"}, Rule.NEEDS),
     (STOP, {"min_delta": -0.5}, Rule.NOT_NEGATIVE),
     (STOP, {"patience": 0}, Rule.COUNT),
     (STOP, {"mode": "most"}, Rule.CHOICE),
@@ -101,7 +115,7 @@ _ROWS = [
 BROKEN = [
     (name, keys, [*keys][-1], rule) for names, keys, rule in _ROWS for name in names
 ]
-assert len(BROKEN) == 93
+assert len(BROKEN) == 105
 
 # The sentences, one of each form.
 SAID = [

@@ -265,6 +265,12 @@ def test_the_configuration_is_set_back() -> None:
     assert student.config.output_hidden_states
     made.finalize(student)
     assert not student.config.output_hidden_states
+    # Also where two of them have switched it.
+    both = [distiller(student, "self", hidden_weight=1.0) for _ in range(2)]
+    assert student.config.output_hidden_states
+    for one in both:
+        one.finalize(student)
+    assert not student.config.output_hidden_states
     plain = distiller(make_model(), make_model(1), hidden_weight=1.0)
     with pytest.raises(ValueError, match="student gives no hidden_states; expected th"):
         tokens = {"tokens": torch.zeros(2, 3, dtype=torch.long)}
@@ -301,6 +307,18 @@ def test_the_recipe_names_the_teacher() -> None:
     given.check_teacher(teacher)
     given.initialize(make("classes"), teacher=teacher)
     assert all(one._teacher_model is teacher for one in given.distillation)
+    pruned = RECIPE.format("self", "self").replace("end_epoch: 1.0", "end_epoch: -1.0")
+    pruned += """\
+  - !OBERTPruningModifier
+      init_sparsity: 0.5
+      final_sparsity: 0.5
+      start_epoch: 0.5
+      end_epoch: 0.5
+      update_frequency: 1.0
+      fisher_loss: distillation
+"""
+    with pytest.raises(RecipeError, match="fisher_loss=distillation has no teacher"):
+        RecipeManager.from_recipe(pruned).check_teacher("disable")
     lost = RecipeManager.from_recipe(RECIPE.format("path/a", "path/a"))
     with pytest.raises(RecipeError, match="teacher=path/a cannot be distilled from"):
         lost.check_teacher(None)

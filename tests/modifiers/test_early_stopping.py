@@ -80,6 +80,13 @@ def test_when_a_run_ends_and_with_which_weights(
         )
 
 
+def test_a_metric_that_is_never_a_number_ends_it_too(tmp_path) -> None:
+    _, result, lines = run(tmp_path, 6.0, "restore_best: true", [math.nan] * 6)
+    assert result.steps == 2 * 8
+    texts = [r["text"] for r in map(json.loads, lines) if r["kind"] == "message"]
+    assert texts[-1] == ("The training ends at epoch 2: accuracy was never a number.")
+
+
 def test_evaluations_before_the_start_do_not_count(tmp_path) -> None:
     keys = "start_epoch: 4.0\n      restore_best: true"
     script = [0.99, 0.9, 0.8, 0.1, 0.2, 0.15, 0.15, 0.2]

@@ -11,7 +11,7 @@ from obert_modifiers.modifiers import FrozenParamsModifier
 from obert_modifiers.recipe.manager import RecipeManager
 from tests.hosts import ROOT, TORCHRUN, environment
 from tests.modifiers.driving import STEPS, adamw, same
-from tests.modifiers.table import make_batch, make_model, sample_loss
+from tests.modifiers.table import make_batch, make_model, make_source, sample_loss
 
 RECIPE = """
 modifiers:
@@ -121,6 +121,35 @@ def test_names_that_the_model_does_not_have() -> None:
     modifier = FrozenParamsModifier("re:.*embeddings")
     with pytest.raises(ValueError, match="nearest: embedding.weight"):
         modifier.initialize(make_model())
+
+
+PRUNED = """modifiers:
+  - !EpochRangeModifier {start_epoch: 0.0, end_epoch: 4.0}
+  - !OBERTPruningModifier
+      init_sparsity: 0.5
+      final_sparsity: 0.5
+      start_epoch: 0.0
+      end_epoch: 0.0
+      update_frequency: 1.0
+      num_grads: 24
+      fisher_block_size: 8
+      params: [embedding.weight, layers.0.0.weight]
+"""
+
+
+def test_the_fisher_is_that_of_gradients_that_are_not_held() -> None:
+    """Before the first step both models are the same, frozen or not."""
+
+    def counts(recipe: str) -> list[int]:
+        manager, model = RecipeManager.from_recipe(recipe), make_model()
+        manager.initialize(model, gradient_source=make_source())
+        manager.update(model, adamw(model), 0.0, 4)
+        sample_loss(model, make_batch()).mean().backward()
+        assert bool(model.embedding.weight.grad.any()) is ("Frozen" not in recipe)
+        return [layer.pruned for layer in manager.events[0].layers]
+
+    frozen = "  - !FrozenParamsModifier\n      params: [embedding.weight]\n"
+    assert counts(PRUNED + frozen) == counts(PRUNED)
 
 
 TWO_RANKS = """

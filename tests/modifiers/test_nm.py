@@ -76,6 +76,21 @@ def test_by_n_is_exact_at_every_step(score, mask_type, kept) -> None:
         assert one.sparsity_after == two.sparsity_before < two.sparsity_after
 
 
+@pytest.mark.parametrize("gradual", ["by_n", "by_fraction"])
+def test_the_start_of_the_training_is_epoch_0(gradual) -> None:
+    keys = {"mask_type": "1:4", "end_epoch": 2.0, "gradual": gradual}
+    keys |= {"update_frequency": 0.5} if gradual == "by_fraction" else {}
+    one, other = (NMPruningModifier(start_epoch=at, **keys) for at in (-1.0, 0.0))
+    assert one.update_frequency == other.update_frequency
+    for epoch in (0.0, 0.5, 1.0, 1.5, 2.0):
+        found = []
+        for modifier in (one, other):
+            modifier.initialize(make_model())
+            found.append(modifier.sparsities_at(epoch))
+            modifier.finalize()
+        assert found[0] == found[1]
+
+
 def test_by_n_of_a_transposed_weight_is_along_its_input() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(Conv1D(8, 6))

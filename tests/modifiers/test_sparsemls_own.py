@@ -17,7 +17,7 @@ from obert_modifiers.recipe.manager import RecipeError, RecipeManager
 from obert_modifiers.recipe.plan import plan_recipe
 from obert_modifiers.training import TrainConfig, train
 from obert_modifiers.training.optimizer import parameter_groups
-from tests.hosts import on_sparseml
+from tests.hosts import ON_SPARSEML, on_sparseml
 from tests.modifiers import driving
 from tests.modifiers.table import make_model
 from tests.training.test_training import make_task
@@ -63,6 +63,13 @@ def test_a_rate_that_falls_and_is_rewound_once() -> None:
         falls = 8e-5 - 6e-5 * epoch / 3.0
         expected = falls if epoch < 3.0 else 5e-5 * (4.0 - epoch)
         assert rate == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.skipif(ON_SPARSEML, reason="SparseML goes past the last rate")
+@pytest.mark.parametrize("func", ["linear", "cosine"])
+def test_a_rate_that_ends_between_two_steps_stays_at_its_last(func) -> None:
+    rates = rates_of((0.0, 2.55, func, 1e-2, 0.0))
+    assert rates[20] > 0.0 and rates[21:] == pytest.approx([0.0] * 11, abs=1e-12)
 
 
 @pytest.mark.parametrize("cycle", [0.5, 2.0])

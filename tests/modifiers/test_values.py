@@ -12,6 +12,8 @@ from obert_modifiers.modifiers import (
     OBERTPruningModifier,
 )
 from obert_modifiers.modifiers.keys import REGISTRY
+from obert_modifiers.recipe.load import load_recipe
+from obert_modifiers.recipe.plan import plan_recipe
 from tests.modifiers.broken_values import BROKEN, SAID, SOUND
 from tests.modifiers.driving import zeros
 from tests.modifiers.table import (
@@ -113,6 +115,21 @@ def test_final_sparsity_by_parameter(global_sparsity: bool) -> None:
         assert found[0] + found[1] == 96 and found[2] + found[3] == 48
     else:
         assert found == [48, 48, 24, 24]
+
+
+def test_a_goal_below_the_first_sparsity_is_reached_at_once() -> None:
+    goals = {0.25: [ENCODER[0]], 0.75: [ENCODER[1]]}
+    model, keys = make_model(), {"init_sparsity": 0.5, "global_sparsity": False}
+    modifier = gmp(final_sparsity=goals, params=[], **keys)
+    modifier.initialize(model)
+    optimizer, found = torch.optim.SGD(model.parameters(), lr=0.1), []
+    for epoch in (1.0, 3.0):
+        modifier.scheduled_update(model, optimizer, epoch, 4)
+        found.append([int(mask.sum()) for mask in zeros(model)][:2])
+    assert found == [[24, 48], [24, 72]]
+    text = f"modifiers:\n  - {modifier}\n".replace("\n    ", "\n      ")
+    (plan,) = plan_recipe(load_recipe(text)).pruning
+    assert plan.events[0].sparsities == (0.25, 0.5)
 
 
 def test_init_sparsity_from_the_parameters() -> None:

@@ -147,6 +147,18 @@ def test_what_comes_after_the_last_step_is_said_when_the_steps_are_known() -> No
     assert refused(20) == refused(1000) == []
 
 
+@pytest.mark.parametrize("tag", ["LogitDistillation", "ConstantMasks", "FrozenParams"])
+def test_what_begins_where_the_recipe_ends_is_said(tag) -> None:
+    """Without EpochRangeModifier the last epoch that is named is the end."""
+    params = ["params: [a]"] if tag == "FrozenParams" else []
+    text = f"modifiers:\n  - !{tag}Modifier\n      start_epoch: 2.0\n" + also(*params)
+    with pytest.raises(RecipeError) as caught:
+        RecipeManager.from_recipe(text).check_steps(10)
+    found = [brief(problem) for problem in caught.value.problems]
+    assert found == [f"3 {tag}Modifier.start_epoch STEPS"]
+    RecipeManager.from_recipe(text + EPOCHS).check_steps(10)
+
+
 @pytest.mark.parametrize("steps", [2, 3, 7, 10, 20])
 @pytest.mark.parametrize("end", [0.5, 1.0, 1.3, 1.5, 1.65, 1.9, 1.95])
 def test_the_steps_are_enough_where_the_plan_reaches_the_goal(steps, end) -> None:

@@ -70,6 +70,14 @@ def test_splits_may_come_in_different_forms(tmp_path) -> None:
     assert set(read(flags, None)[0]) == {"train", "validation"}
 
 
+def test_two_files_of_a_split_are_refused(tmp_path) -> None:
+    """Of both versions of SQuAD in one folder the second would hide the first."""
+    for name in ("dev-v1.1.json", "dev-v2.0.json"):
+        questions.write_document(tmp_path / name, ROWS[:2])
+    with refused("has dev-v1.1.json and dev-v2.0.json for its validation split"):
+        read(TASK.flags(dataset_name=str(tmp_path)), None)
+
+
 def test_answers_may_be_a_list_or_missing() -> None:
     answers = [(3, "film"), (8, "warm")]
     assert answers_of([{"text": t, "answer_start": s} for s, t in answers]) == answers

@@ -83,6 +83,13 @@ def test_a_task_may_have_its_own_loss_and_count(tmp_path) -> None:
     assert evaluate(Echo(), task, config(tmp_path)) == {"loss": 0.25, "samples": 3}
 
 
+def test_figures_are_plain_numbers(tmp_path) -> None:
+    """A checkpoint takes no others."""
+    task = replace(toy.make_task(), metrics=lambda **_: {"accuracy": np.float64(0.5)})
+    found = evaluate(toy.make_model(), task, toy.steady(tmp_path))
+    assert found["accuracy"] == 0.5 and type(found["accuracy"]) is float
+
+
 def test_further_sets_have_figures_of_their_own(tmp_path) -> None:
     task = replace(TASK, more_validation={"mm": samples(3)})
     found = evaluate(Echo(), task, config(tmp_path))

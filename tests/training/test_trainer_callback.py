@@ -18,6 +18,7 @@ from transformers import (
 
 from obert_modifiers.training.trainer_callback import RecipeCallback, sample_losses
 from tests import tiny
+from tests.training.processes import lines_of_ranks
 from tests.training.toy import all_equal
 
 DISTIL = """\
@@ -142,6 +143,27 @@ def test_the_recipes_rate_is_the_one_that_steps(make) -> None:
     expected = [5e-3 * (1 - step / 20) for step in range(20)]
     # SparseML's function ends a step early.
     assert seen == pytest.approx(expected, abs=5e-3 / 19)
+
+
+def test_the_trainers_rate_steps_until_the_recipe_sets_one(make) -> None:
+    """Not that of the first step throughout, which is 0 where it is warmed up."""
+    recipe = f"""{RANGE}2.0
+  - !SetLearningRateModifier
+      start_epoch: 1.0
+      learning_rate: 0.004
+"""
+    trainer, callback = make(recipe, warmup_steps=5)
+    seen = []
+    inner = callback.on_pre_optimizer_step
+
+    def watch(*args, **kwargs) -> None:
+        inner(*args, **kwargs)
+        seen.append(trainer.optimizer.param_groups[0]["lr"])
+
+    callback.on_pre_optimizer_step = watch
+    trainer.train()
+    assert seen[:6] == pytest.approx([3e-3 * k / 5 for k in range(6)])
+    assert seen[10:] == [0.004] * 10
 
 
 @pytest.mark.parametrize("hardness", [0.0, 1.0])
@@ -277,6 +299,32 @@ def test_a_run_that_is_resumed_ends_with_the_same_bits(make, tmp_path, at) -> No
     assert tiny.sparsity(found.model) == pytest.approx(0.8, abs=1e-4)
 
 
+def test_a_run_that_is_resumed_with_all_batches_again_stays_finite(make) -> None:
+    options = {"ignore_data_skip": True, **SAVING}
+    trainer, _ = resumed(make, f"{RANGE}2.0\n" + DISTIL, 5, **options)
+    assert trainer.state.global_step == 20
+    assert all(p.isfinite().all() for p in trainer.model.parameters())
+
+
+@pytest.mark.parametrize("span", [(0.0, 1.0), (1.0, -1.0)])
+def test_what_is_trainable_is_so_after_a_resume(make, tmp_path, span) -> None:
+    recipe = f"""{RANGE}2.0
+  - !TrainableParamsModifier
+      params: ["re:.*word_embeddings.*"]
+      trainable: false
+      start_epoch: {span[0]}
+      end_epoch: {span[1]}
+"""
+    whole, _ = make(recipe, out=tmp_path / "a", **SAVING)
+    whole.train()
+    found, _ = resumed(make, recipe, 12, out=tmp_path / "b", **SAVING)
+    models = whole.model, found.model
+    states = (model.state_dict().values() for model in models)
+    assert all_equal(*states)
+    trained = [[p.requires_grad for p in model.parameters()] for model in models]
+    assert trained[0] == trained[1]
+
+
 def test_a_state_that_is_not_restored_is_found(make, monkeypatch) -> None:
     """The negative control of the test above."""
     monkeypatch.setattr(RecipeCallback, "_resume", lambda self, model, checkpoint: None)
@@ -383,3 +431,59 @@ def test_data_without_a_length_is_refused(make) -> None:
     trainer, callback = make(tiny.RECIPE, max_steps=20)
     trainer.train_dataset = Stream()
     refused((trainer, callback), "train_dataset=Stream has no length")
+
+
+def way_of_a_step(folder: Path, out: Path, batch: int) -> float:
+    """Make one step of plain descent on 8 samples; returns how far the head moves."""
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    rows = datasets.Dataset.from_list(tiny.sentences(8))
+    rows = rows.map(lambda row: tokenizer(row["sentence"]))
+    rows = rows.remove_columns("sentence").rename_column("label", "labels")
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    before = model.classifier.weight.detach().clone()
+    trainer = Trainer(
+        model,
+        TrainingArguments(
+            output_dir=str(out),
+            num_train_epochs=1,
+            per_device_train_batch_size=batch,
+            optim="sgd",
+            learning_rate=0.1,
+            lr_scheduler_type="constant",
+            max_grad_norm=0.0,
+            save_strategy="no",
+            report_to="none",
+            use_cpu=True,
+            disable_tqdm=True,
+        ),
+        train_dataset=rows,
+        data_collator=DataCollatorWithPadding(tokenizer),
+        callbacks=[RecipeCallback(f"{RANGE}1.0\n" + DISTIL, teacher="self")],
+    )
+    trainer.train()
+    return float((model.classifier.weight.detach() - before).norm())
+
+
+TWO = """
+import os
+import sys
+from pathlib import Path
+from tests.training.test_trainer_callback import way_of_a_step
+
+folder, rank = Path(sys.argv[1]), os.environ["RANK"]
+way = way_of_a_step(folder / "model", folder / rank, 4)
+(folder / f"rank{rank}").write_text(str(way))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_distil_as_far_as_one(tmp_path) -> None:
+    """The Trainer multiplies a loss that knows its number of items by the processes."""
+    folder = tiny.save_model(tmp_path / "model")
+    alone = way_of_a_step(folder, tmp_path / "alone", 8)
+    both = [float(line) for (line,) in lines_of_ranks(TWO, tmp_path)]
+    assert alone > 1e-3 and both == pytest.approx([alone] * 2, rel=1e-4)

@@ -1,6 +1,7 @@
 """The training loop: steps, accumulation, precision, two processes."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -103,6 +104,17 @@ def test_nothing_is_written_outside_the_output_folder(tmp_path, monkeypatch) -> 
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_a_record_has_the_mean_loss_since_the_one_before(tmp_path) -> None:
+    """Also where an epoch ended in between, here after 8 and 16 steps."""
+    run(tmp_path / "each", GMP)
+    run(tmp_path / "some", GMP, logging_steps=6)
+    each = [record["loss"] for record in records(tmp_path / "each", "step")]
+    some = {r["step"]: r["loss"] for r in records(tmp_path / "some", "step")}
+    assert some == pytest.approx({
+        step: sum(each[step - 6 : step]) / 6 for step in (6, 12, 18, 24)
+    })
+
+
 def test_without_a_recipe(tmp_path) -> None:
     before = make_model().double()
     model, result = run(tmp_path, num_train_epochs=1.5, learning_rate=1e-2)
@@ -148,6 +160,8 @@ DISTILLED = GMP + "  - !LogitDistillationModifier\n      hardness: 1.0\n"
     ("recipe", "options", "message"),
     [
         (OBERT.replace(": 48", ": 4800"), {}, "num_grads=4800"),
+        # Where the gradients are of other samples, those have to be enough.
+        (OBERT, {"task": replace(make_task(), gradients=make_task(20))}, "the 20 "),
         (OBERT.replace("num_grads: 48", SIZED), {}, "kwargs=.'size'. is unknown"),
         (
             GMP.replace("global_sparsity: true", "params: head.wait"),

@@ -152,7 +152,7 @@ def prepare(
         longest = max(*lengths_of(train), *lengths_of(every))
         teacher.check_length(teaches, longest)
     if manager is not None and arguments.train.do_train:
-        manager.check_data(len(train))
+        manager.check_data(len((samples.data.gradients or samples.data).train))
     prunable = models.prunable_names(model, manager)
     return Plan(
         task, arguments, manager, inputs, model, teaches, samples, config, prunable

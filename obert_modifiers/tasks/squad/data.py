@@ -21,11 +21,18 @@ _PLACES = ("question", "starts", "ends", "null")
 def read(flags: Any, cache_dir: str | None) -> tuple[dict[str, Dataset], str]:
     """Find the splits of a data set: SQuAD's own files, or rows with its columns."""
     splits: dict[str, Dataset] = {}
+    names: dict[str, str] = {}
     if flags.dataset_name is not None:
         for path in sorted(Path(flags.dataset_name).glob("*.json")):
             split = next((_STARTS[s] for s in _STARTS if path.name.startswith(s)), None)
             if split and (rows := read_document("file", path)) is not None:
-                splits[split] = rows
+                if split in splits:
+                    raise ValueError(
+                        f"--dataset_name={flags.dataset_name} has {names[split]} and "
+                        f"{path.name} for its {split} split; expected one file; give "
+                        f"it with --{split}_file"
+                    )
+                splits[split], names[split] = rows, path.name
     if splits:
         return splits, flags.dataset_name
     return sources.read(flags, cache_dir, read_document)
