@@ -183,9 +183,12 @@ class SparseEncoder:
     ) -> Outputs:
         """Tokenize sentences, or pairs of them, and compute the outputs.
 
+        An embedder gets texts as sentence-transformers gives them to it: after its
+        default prompt, in lower case if it says so, and cut at its length.
+
         Args:
             texts: The sentences.
-            max_length: Tokens after which one is cut; None for the model's most.
+            max_length: Tokens after which one is cut; None for the model's own.
 
         Returns:
             As from a call.
@@ -204,13 +207,14 @@ class SparseEncoder:
                 f"max_length={max_length} leaves nothing of a text; expected 1 or more;"
                 " leave it out for the model's most"
             )
-        tokenizer = self.tokenizer
-        length = min(max_length or self.max_length, self.max_length)
+        tokenizer, told = self.tokenizer, self._model.texts
+        wanted = max_length or told["length"] or self.max_length
+        length = min(wanted, self.max_length)
         with self._lock:  # its settings are its own
             tokenizer.enable_truncation(length)
             tokenizer.no_padding()
             try:
-                encoded = tokenizer.encode_batch(list(texts))
+                encoded = tokenizer.encode_batch([self._given(one) for one in texts])
             except TypeError as error:
                 raise ValueError(
                     f"texts={str(texts)[:80]} are not texts; expected strings or pairs "
@@ -224,6 +228,13 @@ class SparseEncoder:
             mask[row, : len(one)] = 1
             types[row, : len(one)] = one.type_ids
         return self(ids, mask, types if self.about["types"] > 1 else None)
+
+    def _given(self, text: Any) -> Any:
+        if not isinstance(text, str):
+            return text
+        told = self._model.texts
+        text = (told["prompt"] or "") + text
+        return text.lower() if told["lower"] else text
 
     @property
     def tokenizer(self) -> Any:

@@ -83,6 +83,7 @@ class Model:
     linears: Mapping[str, Linear]  # of the outputs
     norms: Mapping[str, Norm]
     outputs: tuple[Output, ...]
+    texts: Mapping[str, Any]  # of an embedder: length, lower and prompt, if it has them
 
     def all_linears(self) -> list[Linear]:
         """List every linear layer."""
@@ -201,7 +202,16 @@ def _model(spec: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Model:
         linears,
         norms,
         tuple(outputs),
+        _texts(spec.get("texts") or {}),
     )
+
+
+def _texts(told: Mapping[str, Any]) -> Mapping[str, Any]:
+    length, prompt = told.get("length"), told.get("prompt")
+    fits = length is None or (isinstance(length, int) and length > 0)
+    _check(fits, "texts.length", length)
+    _check(prompt is None or isinstance(prompt, str), "texts.prompt", prompt)
+    return {"length": length, "prompt": prompt, "lower": bool(told.get("lower"))}
 
 
 def _check(fits: bool, name: str, value: Any) -> None:

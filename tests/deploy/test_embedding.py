@@ -1,6 +1,7 @@
 """Embeddings in exported files: pooled as the run says, where others look for them."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -108,3 +109,25 @@ def test_pooling_that_the_sparse_engine_does_not_compute(tmp_path) -> None:
     run = make_run(tmp_path, Pooling(("max",)))
     with pytest.raises(ValueError, match="pooling=max .*mean or cls"):
         export_run(run, "sparse", tmp_path / "out")
+
+
+def test_the_sparse_engine_reads_texts_as_sentence_transformers_does(tmp_path) -> None:
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    run = make_run(tmp_path, Pooling())
+    whole = read_folder(tmp_path, 32).embeds.files["1_Pooling/config.json"]
+    (run / "1_Pooling" / "config.json").write_bytes(whole)
+    texts = {"max_seq_length": 6, "do_lower_case": True}
+    (run / "sentence_bert_config.json").write_text(json.dumps(texts))
+    about = {"prompts": {"own": "Bad film "}, "default_prompt_name": "own"}
+    (run / "config_sentence_transformers.json").write_text(json.dumps(about))
+    given = ["A GOOD film", "word1 word2 word3 word4 word5 word6 word7 word8"]
+    theirs = sentence_transformers.SentenceTransformer(str(run), device="cpu")
+    export_run(run, "sparse", tmp_path / "out")
+    encoder = SparseEncoder.load(tmp_path / "out", threads=1)
+    found = encoder.texts(given).sentence_embedding
+    np.testing.assert_allclose(found, theirs.encode(given), atol=1e-5)
+    # Controls: texts that are read in another way have other embeddings.
+    encoder._model = replace(encoder._model, texts=dict.fromkeys(encoder._model.texts))
+    for text in given:
+        other = encoder.texts([text]).sentence_embedding
+        assert not np.allclose(other, theirs.encode([text]), atol=1e-4)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from obert_modifiers.core.embedding_folder import is_sentence_folder, read_folder
 from obert_modifiers.deploy.checks import compare
 from obert_modifiers.deploy.formats.format import (
     Exported,
@@ -32,6 +33,7 @@ class Sparse(Format):
         loaded = load_run(run)
         check_int8(options, run, loaded.quantized)
         spec, arrays = describe(loaded.model)
+        spec["texts"] = _texts(run, loaded.model.config.hidden_size)
         copy_along(run, out)
         loaded.tokenizer.save_pretrained(out)  # tokenizer.json, also of slow ones
         path = out / file.FILE_NAME
@@ -60,6 +62,14 @@ class Sparse(Format):
                 count, prunable = layer.rows * layer.columns, name.startswith("layers.")
             found.append(Weight(name, count, int(np.count_nonzero(array)), prunable))
         return found
+
+
+def _texts(run: Path, width: int) -> dict[str, Any]:
+    """Say what sentence-transformers does to texts before their embeddings."""
+    if not is_sentence_folder(run):
+        return {}
+    told = read_folder(run, width)
+    return {"length": told.max_length, "lower": told.lower, "prompt": told.prompt()}
 
 
 def _facts(spec: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> list[str]:
