@@ -194,8 +194,15 @@ def test_an_unused_teacher_is_mentioned(run, pruned):
 
 def test_an_output_folder_is_written_over_completely(small, run, tmp_path):
     run(recipe=small.recipe)
+    folder = tmp_path / "out"
+    exported = ("export/sparse/a", "export/openvino.xml", "onnx/model.onnx")
+    for name in (*exported, "onnx/other.onnx"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("of the earlier model")
     run("--overwrite_output_dir", max_train_samples=8)
-    assert not (tmp_path / "out" / "recipe.yaml").exists()
+    gone = ("recipe.yaml", "export/sparse", *exported)
+    assert not any((folder / name).exists() for name in gone)
+    assert (folder / "onnx" / "other.onnx").exists()
 
 
 @pytest.mark.parametrize(

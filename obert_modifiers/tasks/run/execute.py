@@ -1,5 +1,6 @@
 """From the flags to a saved, measured model."""
 
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ EVAL_RECORD = "eval_metrics.json"
 # What a run writes beside the model; removed when a folder is written over.
 WRITTEN = (TRAIN_RECORD, EVAL_RECORD, "metrics.jsonl", scales.FILE_NAME, "recipe.yaml")
 WRITTEN += ("report.html", "report.png", "README.md")
+EXPORTED = ("export/*", "onnx/model*.onnx*", "openvino/openvino_model.*")
 
 
 def run(task: Task, arguments: Arguments, reporter: Any = None) -> dict[str, Any]:
@@ -106,9 +108,12 @@ def _execute(plan: Plan, state: PartialState, reporter: Any) -> dict[str, Any]:
 def _clear(folder: Path, training: bool, task: Task) -> None:
     """Make the output folder and remove what an earlier run of this kind wrote."""
     folder.mkdir(parents=True, exist_ok=True)
-    stale = list(folder.glob("model*.safetensors*")) if training else []
+    patterns = ("model*.safetensors*", *EXPORTED) if training else ()
+    stale = [path for pattern in patterns for path in folder.glob(pattern)]
     names = (WRITTEN if training else (EVAL_RECORD,)) + task.prediction_files
     for path in (*stale, *(folder / name for name in names)):
+        if path.is_dir():
+            shutil.rmtree(path)
         path.unlink(missing_ok=True)
     if training:
         checkpoint.remove_all(folder)
