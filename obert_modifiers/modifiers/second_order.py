@@ -40,8 +40,8 @@ class SecondOrderKeys(KeyedModifier):
     )
     damp = Key(rules.either(AUTO, rules.POSITIVE), None, later=True).means(
         "Absolute dampening as in oBERT equation (2), or auto for the fraction of the "
-        "mean diagonal that leaves the lowest loss on 256 training samples drawn for it, at "
-        "each event."
+        "mean diagonal that leaves the lowest loss on 256 training samples drawn for "
+        "it, at each event."
     )
     damp_fraction = Key(rules.POSITIVE, None, later=True).means(
         "Dampening as a fraction of the mean Fisher diagonal over the unpruned "
