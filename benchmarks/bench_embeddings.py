@@ -231,7 +231,8 @@ def measure(
         kept = {k: v for k, v in figures.items() if isinstance(v, float)}
         row |= {f"{name}_{k}": v for k, v in kept.items() if k != "seconds"}
     row |= {"mb": file.stat().st_size / 1e6, "gzip_mb": gzip_bytes([file]) / 1e6}
-    row |= {"file": str(file), "seconds": time.perf_counter() - started}
+    row["file"] = str(file.relative_to(out.parent))
+    row["seconds"] = time.perf_counter() - started
     return row | {"cpu_seconds": common.cpu_seconds() - cpu} | common.environment()
 
 
