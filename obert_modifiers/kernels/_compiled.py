@@ -416,21 +416,6 @@ def add_outer_products(packed, grads, fresh):
     return 0
 
 
-@njit(parallel=True, cache=True)
-def add_triangles(packed, whole, fresh):
-    """Add the lower triangles of whole blocks to packed ones, which may be fresh."""
-    width = whole.shape[1]
-    for b in prange(len(whole)):
-        for i in range(width):
-            start = i * (i + 1) // 2
-            if fresh:
-                packed[b, start : start + i + 1] = whole[b, i, : i + 1]
-            else:
-                for j in range(i + 1):
-                    packed[b, start + j] += whole[b, i, j]
-    return 0
-
-
 @njit(cache=True)
 def _factor(block, count):
     """Replace the lower triangle by its Cholesky factor; False if there is none."""

@@ -23,11 +23,10 @@ def accumulate_blocks_(
 
     ``S_b += sum_k g_kb g_kb^T``, the sum in oBERT equation (2) before it is divided
     by the number of gradients. Numba forms the lower triangles of packed float64 sums,
-    with half of a product's operations. For the rest torch forms batched products on
-    permuted views, for packed sums of some blocks at a time; it copies the gradients
-    if they are not in the dtype of the sums. Triton converts them on chip, without
-    TF32, and needs whole blocks. ``fresh`` sums, which were not written yet, count as
-    zero.
+    with half of a product's operations; torch forms batched products on permuted
+    views, for packed sums of some blocks at a time, and copies the gradients if they
+    are not in the dtype of the sums. Triton converts them on chip, without TF32, and
+    needs whole blocks. ``fresh`` sums, which were not written yet, count as zero.
 
     Returns:
         ``sums``, after ``grads`` ``(k, num_blocks, B)``, float32 or of their dtype.
@@ -54,9 +53,7 @@ def accumulate_blocks_(
         part = sums[start : start + step]
         left, right = (one[start : start + step] for one in factors)
         product = torch.bmm(left, right, out=room[: len(part)])
-        if chosen == "numba":
-            run_compiled("add_triangles", part, product, fresh)
-        elif fresh:
+        if fresh:
             part.copy_(pack_blocks(product))
         else:
             part += pack_blocks(product)

@@ -1,6 +1,6 @@
 """Symmetric blocks in LAPACK's packed storage: their lower triangles, row by row.
 
-On a CPU sums are kept so, in half of the memory. A block of width B has
+On a CPU float64 sums are kept so, in half of the memory. A block of width B has
 ``B (B + 1) / 2`` values, the element (i, j) of its lower triangle at
 ``i (i + 1) / 2 + j``.
 """

@@ -68,14 +68,14 @@ def plan_targets(
         budget, host = all_reduce_(limits.to(device), least=True).tolist()
         budget = None if budget == _NO_LIMIT else budget
         ranks = world()[1]
+    dtype = torch.promote_types(
+        widest_dtype(t.parameter for t in targets), getattr(torch, config.fisher_dtype)
+    )
     return plan_event(
         [t.layout(config.pattern) for t in targets],
         config.fisher_block_size,
-        block_values=math.prod(sums_shape(config.fisher_block_size, device)),
-        fisher_dtype=torch.promote_types(
-            widest_dtype(t.parameter for t in targets),
-            getattr(torch, config.fisher_dtype),
-        ),
+        block_values=math.prod(sums_shape(config.fisher_block_size, device, dtype)),
+        fisher_dtype=dtype,
         ranks=ranks,
         memory_budget=budget,
         host_budget=host,

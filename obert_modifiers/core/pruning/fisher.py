@@ -12,10 +12,14 @@ from obert_modifiers.kernels import accumulate_blocks_, multiply_inverse
 from obert_modifiers.kernels.packed import packed_diagonals, packed_size
 
 
-def sums_shape(fisher_block_size: int, device: torch.device) -> tuple[int, ...]:
-    """Return the shape of a block's sums: whole for Triton, else packed."""
+def sums_shape(
+    fisher_block_size: int, device: torch.device, dtype: torch.dtype
+) -> tuple[int, ...]:
+    """Return the shape of a block's sums: packed in float64, but not on a GPU."""
     width = fisher_block_size
-    return (width, width) if device.type == "cuda" else (packed_size(width),)
+    if device.type == "cuda" or dtype != torch.float64:
+        return (width, width)
+    return (packed_size(width),)
 
 
 class BlockFisher:
@@ -43,7 +47,7 @@ class BlockFisher:
         self.numel = numel
         self.fisher_block_size = fisher_block_size
         self.num_grads = 0
-        shape = sums_shape(fisher_block_size, torch.device(device))
+        shape = sums_shape(fisher_block_size, torch.device(device), dtype)
         self.sums = torch.empty(blocks, *shape, device=device, dtype=dtype)
         self.grad_sum = None
         if with_mean:
