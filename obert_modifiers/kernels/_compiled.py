@@ -74,27 +74,34 @@ def _multiply_add(builder: Any) -> Any:
     return cgutils.get_or_insert_function(builder.module, kind, "llvm.fma.v8f64")
 
 
-def _vectors(
-    builder: Any, width: Any, body: Callable[..., list[Any]], *state: Any
-) -> Any:
-    """Emit a loop over the vectors of a row; what ``body`` returns is its state."""
-    entry, loop, done = (
+def _loop(
+    builder: Any, end: Any, step: int, body: Callable[..., list[Any]], *state: Any
+) -> list[Any]:
+    """Emit a loop from 0 to before ``end``.
+
+    ``body`` gets the place and the state, and returns the next state.
+
+    Returns:
+        The state behind the loop.
+    """
+    entry, loop, inside, done = (
         builder.block,
-        builder.append_basic_block(),
-        builder.append_basic_block(),
+        *(builder.append_basic_block() for _ in range(3)),
     )
     builder.branch(loop)
     builder.position_at_end(loop)
-    values = [builder.phi(value.type) for value in (_INDEX(0), *state)]
-    after = body(*values)
+    begin = (_INDEX(0), *state)
+    values = [builder.phi(value.type) for value in begin]
+    builder.cbranch(builder.icmp_signed("<", values[0], end), inside, done)
+    builder.position_at_end(inside)
+    after = [builder.add(values[0], _INDEX(step)), *body(*values)]
     last = builder.block
-    after = [builder.add(values[0], _INDEX(LANES)), *after]
-    for value, first, later in zip(values, (_INDEX(0), *state), after, strict=True):
+    for value, first, later in zip(values, begin, after, strict=True):
         value.add_incoming(first, entry)
         value.add_incoming(later, last)
-    builder.cbranch(builder.icmp_signed("<", after[0], width), loop, done)
+    builder.branch(loop)
     builder.position_at_end(done)
-    return after[1:]
+    return values[1:]
 
 
 def _in_chunks(
@@ -164,7 +171,7 @@ def _subtract_panel(
                 _store(builder, value, pointer)
             return []
 
-        _vectors(builder, width, step)
+        _loop(builder, width, LANES, step)
         return context.get_dummy_value()
 
     return types.void(rows, place, panel, factors), emit
@@ -185,29 +192,17 @@ def _downdated_row(typing: Any, rows: Any, rank: Any, matrix: Any, column: Any) 
         def chunk(count: int, start: Any, after: Any) -> None:
             # So many vectors, from an element on, kept in registers over all rows.
             places = [builder.add(start, _INDEX(v * LANES)) for v in range(count)]
+
+            def take(s: Any, *sums: Any) -> list[Any]:
+                row = builder.gep(base, [builder.mul(s, width)])
+                factor = builder.fneg(builder.load(builder.gep(row, [column])))
+                factor = _spread(builder, factor)
+                found = [_load(builder, builder.gep(row, [at])) for at in places]
+                pairs = zip(sums, found, strict=True)
+                return [builder.call(fma, [factor, value, one]) for one, value in pairs]
+
             values = [_load(builder, builder.gep(source, [at])) for at in places]
-            entry, loop, body, done = (
-                builder.block,
-                *(builder.append_basic_block() for _ in range(3)),
-            )
-            builder.branch(loop)
-            builder.position_at_end(loop)
-            s = builder.phi(_INDEX)
-            s.add_incoming(_INDEX(0), entry)
-            sums = [builder.phi(_VECTOR) for _ in places]
-            for one, value in zip(sums, values, strict=True):
-                one.add_incoming(value, entry)
-            builder.cbranch(builder.icmp_signed("<", s, rank), body, done)
-            builder.position_at_end(body)
-            row = builder.gep(base, [builder.mul(s, width)])
-            factor = builder.fneg(builder.load(builder.gep(row, [column])))
-            factor = _spread(builder, factor)
-            for one, at in zip(sums, places, strict=True):
-                found = _load(builder, builder.gep(row, [at]))
-                one.add_incoming(builder.call(fma, [factor, found, one]), body)
-            s.add_incoming(builder.add(s, _INDEX(1)), body)
-            builder.branch(loop)
-            builder.position_at_end(done)
+            sums = _loop(builder, rank, 1, take, *values)
             for one, at in zip(sums, places, strict=True):
                 _store(builder, one, builder.gep(target, [at]))
             builder.branch(after)
@@ -241,9 +236,10 @@ def _lowest(typing: Any, weights: Any, diagonal: Any, barred: Any, doubled: Any)
                 builder.select(less, here, where),
             ]
 
-        least, where = _vectors(
+        least, where = _loop(
             builder,
             width,
+            LANES,
             step,
             ir.Constant(_VECTOR, [float("inf")] * LANES),
             ir.Constant(_INDICES, None),
@@ -326,31 +322,22 @@ def _add_rows(
         def chunk(vectors: int, start: Any, after: Any) -> None:
             # So many vectors of all rows, kept in registers over all k.
             places = [builder.add(start, _INDEX(v * LANES)) for v in range(vectors)]
-            entry, loop, body, done = (
-                builder.block,
-                *(builder.append_basic_block() for _ in range(3)),
-            )
-            builder.branch(loop)
-            builder.position_at_end(loop)
-            k = builder.phi(_INDEX)
-            k.add_incoming(_INDEX(0), entry)
-            sums = [[builder.phi(_VECTOR) for _ in places] for _ in range(ROWS)]
-            builder.cbranch(builder.icmp_signed("<", k, count), body, done)
-            builder.position_at_end(body)
-            base = builder.gep(source, [builder.mul(k, padded)])
-            given = [_load(builder, builder.gep(base, [at])) for at in places]
+
+            def add(k: Any, *sums: Any) -> list[Any]:
+                base = builder.gep(source, [builder.mul(k, padded)])
+                given = [_load(builder, builder.gep(base, [at])) for at in places]
+                found = []
+                for r in range(ROWS):
+                    place = builder.gep(base, [builder.add(row, _INDEX(r))])
+                    factor = _spread(builder, builder.load(place))
+                    own = sums[r * vectors : (r + 1) * vectors]
+                    pairs = zip(own, given, strict=True)
+                    found += [builder.call(fma, [factor, v, one]) for one, v in pairs]
+                return found
+
+            sums = _loop(builder, count, 1, add, *[zero] * (ROWS * vectors))
             for r in range(ROWS):
-                place = builder.gep(base, [builder.add(row, _INDEX(r))])
-                factor = _spread(builder, builder.load(place))
-                for total, value in zip(sums[r], given, strict=True):
-                    total.add_incoming(zero, entry)
-                    found = builder.call(fma, [factor, value, total])
-                    total.add_incoming(found, body)
-            k.add_incoming(builder.add(k, _INDEX(1)), body)
-            builder.branch(loop)
-            builder.position_at_end(done)
-            for r in range(ROWS):
-                keep(sums[r], places, r)
+                keep(sums[r * vectors : (r + 1) * vectors], places, r)
             builder.branch(after)
 
         end = builder.add(diagonal, _INDEX(LANES))
@@ -377,7 +364,7 @@ def _fetch(typing: Any, grads: Any, k: Any, b: Any) -> Any:
             builder.call(fetch, [place, flag(0), flag(3), flag(1)])
             return []
 
-        _vectors(builder, width, step)
+        _loop(builder, width, LANES, step)
         return context.get_dummy_value()
 
     return types.void(grads, k, b), emit

@@ -13,8 +13,6 @@ from obert_modifiers.kernels._backend import (
 from obert_modifiers.kernels._run import run_compiled, run_on_sums
 from obert_modifiers.kernels.packed import block_width, is_packed, pack_blocks
 
-_PRODUCT_BYTES = 2**20  # of whole blocks that wait in the cache to be packed
-
 
 def accumulate_blocks_(
     sums: Tensor, grads: Tensor, *, fresh: bool = False, backend: str = "auto"
@@ -46,13 +44,8 @@ def accumulate_blocks_(
     if chosen == "numba" and sums.dtype == torch.float64:
         run_compiled("add_outer_products", sums, grads, fresh)
         return sums
-    width = block_width(sums)
-    step = max(1, _PRODUCT_BYTES // (width * width * sums.element_size()))
-    room = sums.new_empty(min(step, len(sums)), width, width)
-    for start in range(0, len(sums), step):
-        part = sums[start : start + step]
-        left, right = (one[start : start + step] for one in factors)
-        product = torch.bmm(left, right, out=room[: len(part)])
+    for blocks in block_chunks(len(sums), block_width(sums)):
+        part, product = sums[blocks], torch.bmm(*(one[blocks] for one in factors))
         if fresh:
             part.copy_(pack_blocks(product))
         else:

@@ -3,7 +3,8 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,23 @@ def write(path: Path, spec: Any, arrays: Mapping[str, np.ndarray]) -> None:
         "spec": text,
         "sha256": _digest(text, arrays),
     }
+    with whole(path) as unfinished:
+        save_file(arrays, unfinished, metadata)
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Give a file to write, which becomes that of a path when all of it is there.
+
+    Whoever may read the files beside it may read it: safetensors would leave that to
+    its owner only.
+    """
     # Of its own: another process may write the same file.
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         unfinished.touch()
-        mode = unfinished.stat().st_mode  # save_file leaves it to its owner only
-        save_file(arrays, unfinished, metadata)
+        mode = unfinished.stat().st_mode
+        yield unfinished
         unfinished.chmod(mode)
         os.replace(unfinished, path)
     finally:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from obert_modifiers.kernels import _backend, packed
 from obert_modifiers.kernels import fisher as module
-from obert_modifiers.kernels import packed
 from tests import reference
 from tests.kernels.backends import (
     DAMP,
@@ -42,7 +42,7 @@ def test_what_is_packed_comes_back(width: int) -> None:
 @pytest.mark.parametrize("backend", ["torch", "numba"])
 def test_packed_sums_are_the_fisher(backend, width, dtype, monkeypatch) -> None:
     """In products of two blocks at a time, into memory that is full of NaN."""
-    monkeypatch.setattr(module, "_PRODUCT_BYTES", 2 * width * width * dtype.itemsize)
+    monkeypatch.setattr(_backend, "_CHUNK_BYTES", 2 * 8 * width * width)
     generator = torch.Generator().manual_seed(0)
     grads = torch.randn(NUM_GRADS, 5, width, generator=generator).to(dtype)
     sums = torch.full((5, packed.packed_size(width)), torch.nan, dtype=dtype)

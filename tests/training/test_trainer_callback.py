@@ -129,8 +129,8 @@ def test_layers_are_dropped_before_there_is_an_optimizer(make) -> None:
     assert held == {id(p) for p in trainer.model.parameters()}
 
 
-def test_the_recipes_rate_is_the_one_that_steps(make) -> None:
-    trainer, callback = make(tiny.RECIPE)
+def rates_of(trainer, callback) -> list[float]:
+    """Train, and return the rate of each step."""
     seen = []
     inner = callback.on_pre_optimizer_step
 
@@ -140,6 +140,12 @@ def test_the_recipes_rate_is_the_one_that_steps(make) -> None:
 
     callback.on_pre_optimizer_step = watch
     trainer.train()
+    return seen
+
+
+def test_the_recipes_rate_is_the_one_that_steps(make) -> None:
+    trainer, callback = make(tiny.RECIPE)
+    seen = rates_of(trainer, callback)
     expected = [5e-3 * (1 - step / 20) for step in range(20)]
     # SparseML's function ends a step early.
     assert seen == pytest.approx(expected, abs=5e-3 / 19)
@@ -153,15 +159,7 @@ def test_the_trainers_rate_steps_until_the_recipe_sets_one(make) -> None:
       learning_rate: 0.004
 """
     trainer, callback = make(recipe, warmup_steps=5)
-    seen = []
-    inner = callback.on_pre_optimizer_step
-
-    def watch(*args, **kwargs) -> None:
-        inner(*args, **kwargs)
-        seen.append(trainer.optimizer.param_groups[0]["lr"])
-
-    callback.on_pre_optimizer_step = watch
-    trainer.train()
+    seen = rates_of(trainer, callback)
     assert seen[:6] == pytest.approx([3e-3 * k / 5 for k in range(6)])
     assert seen[10:] == [0.004] * 10
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from obert_modifiers.deploy.formats.format import Exported, Format
+from obert_modifiers.runtime.file import whole
 
 _FORMAT, _VERSION, _SPEC, _DIGEST = "obert_format", "version", "spec", "sha256"
 
@@ -50,16 +50,8 @@ def write_tensors(
     tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str]
 ) -> None:
     """Write a file whole or not at all, for whoever may read the files beside it."""
-    # Of its own: another process may write the same file.
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        unfinished.touch()
-        mode = unfinished.stat().st_mode  # save_file lets only its owner read it
+    with whole(path) as unfinished:
         save_file(dict(tensors), unfinished, metadata)
-        unfinished.chmod(mode)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def read(

@@ -1,6 +1,5 @@
 """Export to ONNX, as the engines want it: free sizes and QDQ, or fixed and integers."""
 
-import os
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ from obert_modifiers.deploy.onnx.shapes import copy_sizes, fold_constants
 from obert_modifiers.deploy.onnx.trace import trace
 from obert_modifiers.deploy.registry import check_known
 from obert_modifiers.deploy.samples import longest_sample, repeated
+from obert_modifiers.runtime.file import whole
 
 _ROWS = 2  # a trace of one row takes its size for a constant here and there
 # What becomes of weights whose sums a CPU without VNNI cannot hold.
@@ -104,10 +104,8 @@ def export_onnx(
     written.producer_name = "obert_modifiers"
     written.metadata_props.add(key="target", value=target)
     onnx.checker.check_model(written)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        whole = Path(folder) / "written.onnx"  # a part of it is never at `path`
-        onnx.save(written, whole)
-        os.replace(whole, path)
+    with whole(path) as unfinished:
+        onnx.save(written, unfinished)
     kinds = [node.op_type for node in graph.nodes]
     return OnnxExport(
         path=path,
