@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from obert_modifiers.core.embedding_folder import embed_as_saved_
 from obert_modifiers.core.quantization.scales import load_quantization_
+from obert_modifiers.core.saved import check_all_saved
 from obert_modifiers.deploy.engines.engine import reason
 from obert_modifiers.deploy.run_folder import check_run
 
@@ -74,18 +75,11 @@ def load_run(path: Path) -> Run:
 
 
 def _leave_out_unsaved_(model: PreTrainedModel, missing: set[str], path: Path) -> None:
-    """Take away a pooler that was not saved; any other such weight is an error.
-
-    transformers puts random numbers in their place.
-    """
+    """Take away a pooler that was not saved; any other such weight is an error."""
     if model is model.base_model:
         pooler = {name for name in missing if name.startswith("pooler.")}
         if pooler:
             model.pooler = None
             missing = missing - pooler
-    if missing:
-        raise ValueError(
-            f"run={path} lacks {', '.join(sorted(missing)[:5])}, {len(missing)} "
-            f"weights in all that a {type(model).__name__} has; expected every one, "
-            "none of them random; train the model, or save it whole"
-        )
+    fix = "train the model, or save it whole"
+    check_all_saved(model, missing, f"run={path}", fix)

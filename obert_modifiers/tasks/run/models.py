@@ -20,6 +20,7 @@ from obert_modifiers import embedded
 from obert_modifiers.core.outputs import MULTI_LABEL
 from obert_modifiers.core.positions import usable_length
 from obert_modifiers.core.quantization.scales import load_quantization_
+from obert_modifiers.core.saved import check_all_saved
 from obert_modifiers.modifiers._targets import encoder_weights, match_names
 from obert_modifiers.recipe.manager import RecipeManager
 from obert_modifiers.tasks.data.labels import Labels
@@ -172,14 +173,10 @@ def load_saved(folder: Path, model_class: Any) -> Model:
     model, report = model_class.from_pretrained(
         folder, dtype=torch.float32, output_loading_info=True
     )
-    # transformers fills in random numbers; only an encoder's own pooler is not read.
-    lost = sorted(n for n in report["missing_keys"] if not n.startswith("pooler."))
-    if lost:
-        raise ValueError(
-            f"model={folder} lacks {', '.join(lost[:5])}, {len(lost)} weights in all "
-            f"that a {type(model).__name__} has; expected every one, none of them "
-            "random; train the model on this task first"
-        )
+    # An encoder's own pooler is not read.
+    lost = [name for name in report["missing_keys"] if not name.startswith("pooler.")]
+    fix = "train the model on this task first"
+    check_all_saved(model, lost, f"model={folder}", fix)
     load_quantization_(model, folder)
     return model
 
